@@ -1,0 +1,104 @@
+"""Training configs: ESPnet's YAML keys, shared fragments by ``include:``, one section of ours.
+
+``recipe:`` is the only key that ESPnet does not know; it holds what the other stages need.
+Reading a config imports neither torch nor ESPnet.
+"""
+
+import copy
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from espnet_ext.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The ``recipe:`` section: what stages other than training read."""
+
+    train_set: str = "train"
+    dev_set: str = "dev"
+    features: str = "raw"  # raw: the frontend computes them; ark: written by stage 2
+    vocabulary: int = 200  # SentencePiece pieces; not used with token_type char
+    average: int = 5  # checkpoints averaged
+    average_by: str = "valid.loss"  # criterion, as ESPnet names it
+    variant: str = "merged"  # form that stage 5 writes
+    decode: dict = field(default_factory=lambda: {"ctc_greedy": {}})
+    baseline: str | None = None  # tag of the run that score compares with
+    max_frames: int | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved training config."""
+
+    path: Path
+    tag: str
+    recipe: Recipe
+    espnet: dict[str, Any]  # what ESPnet's trainer gets
+
+    @property
+    def exp(self) -> Path:
+        """Folder of the experiment, relative to the recipe folder."""
+        return Path("exp") / self.tag
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole config as plain containers, for records."""
+        section = {f.name: getattr(self.recipe, f.name) for f in fields(Recipe)}
+        return {"recipe": copy.deepcopy(section), **copy.deepcopy(self.espnet)}
+
+
+def load_config(path: str | Path, tag: str | None = None) -> Config:
+    """Read a training config, its includes resolved.
+
+    Raises:
+        UserError: a file is missing, is not a mapping, includes itself, or has an unknown
+            key in ``recipe:``.
+    """
+    path = Path(path)
+    merged = resolve_includes(path)
+    section = merged.pop("recipe", None) or {}
+    known = {f.name for f in fields(Recipe)}
+    for key in section:
+        if key not in known:
+            raise UserError(f"{path}: unknown key in recipe: {nearest(key, known)}")
+    if tag is None:
+        tag = path.stem.removeprefix("train_")
+    return Config(path=path, tag=tag, recipe=Recipe(**section), espnet=merged)
+
+
+def resolve_includes(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the mapping in ``path`` merged over those that its ``include:`` names.
+
+    Later includes win over earlier ones and the file itself wins over all; mappings merge
+    key by key, anything else is replaced. Included paths are relative to the including file.
+    """
+    path = path.resolve()
+    if path in seen:
+        raise UserError(f"{path}: includes itself through {seen[-1]}")
+    if not path.is_file():
+        by = f" (included by {seen[-1]})" if seen else ""
+        raise UserError(f"no config {path}{by}; look in conf/ for train_*.yaml")
+    try:
+        own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(own, dict):
+        raise UserError(f"{path}: expected keys and values at the top level")
+    merged: dict[str, Any] = {}
+    includes = own.pop("include", [])
+    for name in [includes] if isinstance(includes, str) else includes:
+        merged = _merge(merged, resolve_includes(path.parent / name, (*seen, path)))
+    return _merge(merged, own)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = copy.deepcopy(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = _merge(result[key], value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result

@@ -1,0 +1,102 @@
+"""Files that are either whole or absent, and stamps that tell whether work is up to date."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file as hex digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; rename it to ``path`` only if the block succeeds.
+
+    The temporary name keeps the suffix, since many writers choose their format by it.
+    Works for a file and for a folder (an existing folder at ``path`` is replaced).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp{os.getpid()}.{path.name}")
+    _remove(temporary)
+    try:
+        yield temporary
+        if temporary.is_file():
+            with open(temporary, "rb") as stream:
+                os.fsync(stream.fileno())
+        elif path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file atomically, UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write JSON atomically, keys in the order given."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+class Stamp:
+    """Says whether a stage's outputs were made, whole, from the inputs it has now.
+
+    The stamp is written last. It holds a digest of ``settings`` and of the input files
+    (by content up to 16 MiB, by size and time beyond), and the sizes of the outputs.
+    """
+
+    def __init__(self, path: str | os.PathLike, settings: Any, inputs: Iterable[str | os.PathLike]):
+        self.path = Path(path)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name in inputs:
+            digest.update(f"{name}:{_content_key(Path(name))}".encode())
+        self.digest = digest.hexdigest()
+
+    def is_current(self) -> bool:
+        """True if the stamp was written for the same inputs and no output changed since."""
+        try:
+            stored = read_json(self.path)
+        except (OSError, ValueError):
+            return False
+        return stored["digest"] == self.digest and all(
+            os.path.exists(name) and os.path.getsize(name) == size
+            for name, size in stored["outputs"].items()
+        )
+
+    def write(self, outputs: Iterable[str | os.PathLike]) -> None:
+        """Record that ``outputs`` (files) are whole and belong to the inputs."""
+        sizes = {str(name): os.path.getsize(name) for name in outputs}
+        write_json(self.path, {"digest": self.digest, "outputs": sizes})
+
+
+def _content_key(path: Path) -> str:
+    if not path.exists():
+        return "absent"
+    status = path.stat()
+    if status.st_size <= 16 << 20:
+        return sha256_file(path)
+    return f"{status.st_size}:{status.st_mtime_ns}"
