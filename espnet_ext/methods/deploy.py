@@ -1,0 +1,107 @@
+"""From the training form of a model to a plain one: ``deploy``, and what a model weighs.
+
+Every method is a parametrization of a layer's weight (see ``methods.registry``). Deploying
+builds new plain layers from the effective weights. It never calls torch's
+``remove_parametrizations``: on a deep copy that would also break the original, since a
+copy shares its generated class.
+"""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from espnet_ext.errors import UserError, nearest
+
+PLAIN = "plain"  # a model that no method has touched
+
+
+def variants(model: nn.Module) -> tuple[str, ...]:
+    """Names that ``deploy(model, name)`` takes."""
+    return ("merged",) if _has_method(model) else (PLAIN, "merged")
+
+
+def deploy(model: nn.Module, variant: str = "merged") -> nn.Module:
+    """Return a new, plain module with the same output as ``model`` in evaluation mode.
+
+    The argument is not changed. A layer or tensor used in several places is still one.
+    Products are formed in float64 and rounded once.
+
+    Raises:
+        UserError: unknown variant, ``model`` in training mode, or weights that are not finite.
+    """
+    known = variants(model)
+    if variant not in known:
+        raise UserError(f"unknown variant {nearest(variant, known)}")
+    if model.training:
+        raise UserError("deploy needs evaluation mode: call model.eval() first")
+    check_finite(model)
+    plain: dict[int, nn.Module] = {
+        id(m): _plain_layer(m) for m in model.modules() if parametrize.is_parametrized(m)
+    }
+    # deepcopy takes what the memo holds in place of the original, so each replaced layer
+    # stays one module however often it is used.
+    return copy.deepcopy(model, plain)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise UserError naming the first tensor of ``model`` with NaN or infinite entries."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"{name} holds NaN or infinite values; train again or take another epoch")
+
+
+def parameter_count(modules: Iterable[nn.Module]) -> int:
+    """Number of distinct parameters in ``modules``, each counted once however often used."""
+    unique = {id(p): p for module in modules for p in module.parameters()}
+    return sum(p.numel() for p in unique.values())
+
+
+def footprint(model: nn.Module) -> dict[str, int]:
+    """Parameters by part: ``encoder_blocks``, ``encoder``, ``decoder``, ``ctc``, ``total``.
+
+    Parts that the model lacks are 0; parameters shared by two parts count in both but once
+    in the total.
+    """
+
+    def count(name: str) -> int:
+        part = model.get_submodule(name) if _has(model, name) else None
+        return 0 if part is None else parameter_count([part])
+
+    blocks = next((n for n in ("encoder.encoders", "encoder.layers") if _has(model, n)), "")
+    parts = {"frontend": count("frontend"), "encoder_blocks": count(blocks) if blocks else 0}
+    parts |= {name: count(name) for name in ("encoder", "decoder", "ctc")}
+    return {**parts, "total": parameter_count([model])}
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    try:
+        return isinstance(model.get_submodule(name), nn.Module)
+    except AttributeError:
+        return False
+
+
+def _has_method(model: nn.Module) -> bool:
+    return any(parametrize.is_parametrized(m) for m in model.modules())
+
+
+def _plain_layer(layer: nn.Module) -> nn.Module:
+    """Build the plain layer with the effective weight and bias of a parametrized one."""
+    exact = copy.deepcopy(layer).double()
+    bias = layer.bias is not None
+    kind = {"bias": bias, "dtype": layer.weight.dtype, "device": layer.weight.device}
+    plain: nn.Module
+    if isinstance(layer, nn.Linear):
+        plain = nn.Linear(layer.in_features, layer.out_features, **kind)
+    elif isinstance(layer, nn.Conv1d):
+        plain = nn.Conv1d(layer.in_channels, layer.out_channels, 1, **kind)
+    else:
+        raise UserError(f"cannot deploy a {type(layer).__name__}; known: Linear, Conv1d of width 1")
+    with torch.no_grad():
+        plain.weight.copy_(exact.weight)
+        if bias:
+            plain.bias.copy_(exact.bias)
+    plain.requires_grad_(any(p.requires_grad for p in layer.parameters()))
+    return plain.eval()

@@ -1,0 +1,166 @@
+"""HRF: linear layers trained as products of linear factors (arXiv 2411.09339).
+
+Training: W = W_n ... W_1 and b = b_n + W_n b_(n-1) + W_n W_(n-1) b_(n-2) + ...; inference
+uses W and b, so the deployed layer is the plain one. With o outputs and i inputs the inner
+width is h = r o: W_1 is (h, i), W_n is (o, h), those between are (h, h).
+
+The factors are multiplied once per forward pass (cost o h i) and the frames then see the
+plain layer. That is the same function with the same gradients as pushing every frame
+through the factors one after another (cost frames h (i + o)), which ``factorwise_forward``
+does for tests and benchmarks.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from espnet_ext.errors import UserError
+from espnet_ext.methods.sites import check_sites, find_layers
+
+
+@dataclass(frozen=True)
+class HRFOptions:
+    """Options of HRF, as written under ``encoder_conf: {hrf: ...}``.
+
+    Attributes:
+        sites: where factors go; see ``methods.sites.SITES``. The paper's headline is ffn.
+        ratio: r >= 1, inner width over output width. The paper uses 2, 4, 8.
+        factors: n, 2 (the abstract) or 3 (a review of the paper); reference default 2.
+    """
+
+    sites: Sequence[str] = ("ffn",)
+    ratio: float = 4
+    factors: int = 2
+
+    def __post_init__(self) -> None:
+        check_sites(self.sites)
+        if self.factors not in (2, 3):
+            raise UserError(f"hrf: factors must be 2 or 3, not {self.factors}")
+        if not self.ratio >= 1:
+            raise UserError(f"hrf: ratio must be at least 1, not {self.ratio}")
+
+
+class HRFWeight(nn.Module):
+    """Parametrization of a weight as a product of factors.
+
+    Weights are (o, i), or (o, i, 1) for a pointwise convolution; factors are matrices.
+    """
+
+    def __init__(self, ratio: float, factors: int):
+        super().__init__()
+        self.ratio = ratio
+        self.factors = factors
+        self.trailing: tuple[int, ...] = ()
+
+    def forward(self, *factors: Tensor) -> Tensor:
+        """Return W_n ... W_1, given W_1, ..., W_n."""
+        product = factors[0]
+        if len(factors) == 3:
+            # The inner factors are square: start from the smaller side.
+            if factors[0].shape[1] <= factors[2].shape[0]:
+                product = factors[2] @ (factors[1] @ factors[0])
+            else:
+                product = (factors[2] @ factors[1]) @ factors[0]
+        else:
+            product = factors[1] @ factors[0]
+        return product.reshape(*product.shape, *self.trailing)
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Return factors whose product is distributed like ``weight``, not equal to it.
+
+        Each factor is Gaussian with the same deviation s; an entry of the product of n
+        factors with inner width h has variance s^(2n) h^(n-1), which is set to the mean
+        square of ``weight``. (Framework defaults per factor would shrink the product.)
+        """
+        self.trailing = tuple(weight.shape[2:])
+        outputs, inputs = weight.shape[:2]
+        inner = round(self.ratio * outputs)
+        variance = weight.detach().double().square().mean().item()
+        deviation = (variance / inner ** (self.factors - 1)) ** (1 / (2 * self.factors))
+        widths = [inputs, *[inner] * (self.factors - 1), outputs]
+        return tuple(
+            weight.new_empty(after, before).normal_(std=deviation)
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
+
+
+class HRFBias(nn.Module):
+    """Parametrization of a bias folded from the biases b_1, ..., b_n of the factors."""
+
+    def __init__(self, weights: parametrize.ParametrizationList):
+        super().__init__()
+        # In a list, so that the factors are not registered a second time here.
+        self._weights = [weights]
+
+    def forward(self, *biases: Tensor) -> Tensor:
+        """Return b_n + W_n b_(n-1) + ... (shape (o,)): Horner's rule from the first factor."""
+        factors = hrf_factors(self._weights[0])
+        folded = biases[0]
+        for factor, bias in zip(factors[1:], biases[1:], strict=True):
+            folded = factor @ folded + bias
+        return folded
+
+    def right_inverse(self, bias: Tensor) -> tuple[Tensor, ...]:
+        """Return zero inner biases and ``bias`` itself for the last factor."""
+        inner = [bias.new_zeros(len(factor)) for factor in hrf_factors(self._weights[0])[:-1]]
+        return (*inner, bias.detach().clone())
+
+
+def hrf_factors(weights: parametrize.ParametrizationList) -> list[Tensor]:
+    """Return W_1, ..., W_n of a parametrized weight."""
+    return [getattr(weights, f"original{k}") for k in range(weights.ntensors)]
+
+
+def factorize(layer: nn.Module, options: HRFOptions) -> None:
+    """Turn ``layer`` (linear, or pointwise convolution) into its HRF form, in place."""
+    if parametrize.is_parametrized(layer):
+        raise UserError("hrf: this layer already has a method; one method a layer")
+    # unsafe: initialisation keeps the variance of the weight, not the weight itself, and
+    # torch's check would compute the product once more for every layer.
+    parametrize.register_parametrization(
+        layer, "weight", HRFWeight(options.ratio, options.factors), unsafe=True
+    )
+    if layer.bias is not None:
+        bias = HRFBias(layer.parametrizations["weight"])  # type: ignore[index]
+        parametrize.register_parametrization(layer, "bias", bias, unsafe=True)
+
+
+def apply_hrf(module: nn.Module, options: HRFOptions) -> nn.Module:
+    """Factorize every layer of ``module`` at ``options.sites``, in place; return ``module``."""
+    for layer in find_layers(module, options.sites):
+        factorize(layer.module, options)
+    return module
+
+
+def factorwise_forward(layer: nn.Module, x: Tensor) -> Tensor:
+    """Push frames through the factors one after another; the reference for ``layer(x)``.
+
+    Args:
+        layer: a linear layer in HRF form.
+        x: (..., inputs).
+
+    Returns:
+        (..., outputs), equal to ``layer(x)`` up to rounding.
+    """
+    parametrizations = layer.parametrizations
+    factors = hrf_factors(parametrizations["weight"])  # type: ignore[index,arg-type]
+    biases: list[Tensor | None] = [None] * len(factors)
+    if "bias" in parametrizations:  # type: ignore[operator]
+        biases = list(hrf_factors(parametrizations["bias"]))  # type: ignore[index,arg-type]
+    for factor, bias in zip(factors, biases, strict=True):
+        x = F.linear(x, factor, bias)
+    return x
+
+
+def product_cost(outputs: int, inputs: int, options: HRFOptions) -> int:
+    """Multiply-accumulates of forming one (outputs, inputs) weight from its factors."""
+    inner = round(options.ratio * outputs)
+    cost = outputs * inner * inputs
+    if options.factors == 3:
+        cost += math.prod((inner, inner, min(inputs, outputs)))
+    return cost

@@ -1,0 +1,66 @@
+"""The compression methods by name. A new method is one ``register`` call.
+
+What a method must provide: a frozen dataclass of options that checks itself, and a function
+that applies it to a module in place by registering parametrizations on weights. The
+contract tests run over ``METHODS``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import nn
+
+from espnet_ext.errors import UserError, nearest
+from espnet_ext.methods.hrf import HRFOptions, apply_hrf, factorize
+
+
+@dataclass(frozen=True)
+class Method:
+    """A compression method."""
+
+    name: str
+    options: type
+    apply: Callable[[nn.Module, Any], nn.Module]  # to the layers at the options' sites
+    apply_layer: Callable[[nn.Module, Any], None]  # to one layer (the head is outside)
+    paper: str
+    trials: tuple[dict, ...] = field(default=({},))  # options that the contract tests use
+
+    def parse(self, options: dict | None) -> Any:
+        """Build the options dataclass from a config mapping.
+
+        Raises:
+            UserError: an option is unknown or has a wrong value.
+        """
+        known = {f.name for f in fields(self.options)}
+        for key in options or {}:
+            if key not in known:
+                raise UserError(f"unknown option of {self.name}: {nearest(key, known)}")
+        return self.options(**(options or {}))
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> None:
+    """Add a method; its name must be new and lower case (ESPnet lower-cases choices)."""
+    if method.name != method.name.lower() or method.name in METHODS:
+        raise ValueError(f"method name {method.name!r} is taken or not lower case")
+    METHODS[method.name] = method
+
+
+register(
+    Method(
+        name="hrf",
+        options=HRFOptions,
+        apply=apply_hrf,
+        apply_layer=factorize,
+        paper="arXiv 2411.09339",
+        trials=(
+            {},
+            {"sites": ["ffn"], "ratio": 2, "factors": 3},
+            {"sites": ["qkv", "project"], "ratio": 1.5},
+            {"sites": ["all"], "ratio": 2},
+        ),
+    )
+)

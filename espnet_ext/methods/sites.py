@@ -1,0 +1,80 @@
+"""Which sub-layers of an encoder a method touches.
+
+A layer belongs to a site by the name that its parent gives it. The names are those of
+ESPnet (``feed_forward.w_1``, ``self_attn.linear_q``), Fairseq/Transformers (``q_proj``,
+``fc1``, ``intermediate_dense``) and torch (``linear1``).
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from espnet_ext.errors import UserError, nearest
+
+# The five sites compared by HRF (arXiv 2411.09339), plus the pointwise convolutions.
+_PATTERNS = {
+    "ffn": r"(^|\.)(w_1|w_2|fc1|fc2|linear1|linear2|intermediate_dense|output_dense)$",
+    "qkv": r"(^|\.)(linear_[qkv]|[qkv]_proj|query|key|value)$",
+    "project": r"(^|\.)(linear_out|out_proj)$",
+    "conv": r"(^|\.)pointwise_conv\d*$",
+}
+SITES = (*_PATTERNS, "cls", "all")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer or pointwise convolution found in a module."""
+
+    name: str  # dotted name inside the module that was searched
+    module: nn.Module
+    site: str  # one of SITES, or "other" (taken by "all" only)
+
+
+def check_sites(sites: Iterable[str]) -> tuple[str, ...]:
+    """Return ``sites`` as a tuple.
+
+    Raises:
+        UserError: a name is not one of SITES, or none is given.
+    """
+    chosen = (sites,) if isinstance(sites, str) else tuple(sites)
+    if not chosen:
+        raise UserError(f"no site chosen; known are: {', '.join(SITES)}")
+    for site in chosen:
+        if site not in SITES:
+            raise UserError(f"unknown site {nearest(site, SITES)}")
+    return chosen
+
+
+def is_linear(module: nn.Module) -> bool:
+    """True for a linear layer and for a convolution that is one (width 1, one group)."""
+    if isinstance(module, nn.Linear):
+        return True
+    return (
+        isinstance(module, nn.Conv1d)
+        and module.kernel_size == (1,)
+        and module.groups == 1
+        and module.stride == (1,)
+        and module.padding in ((0,), "valid")
+    )
+
+
+def find_layers(module: nn.Module, sites: Iterable[str]) -> list[Layer]:
+    """List the layers of ``module`` at ``sites``, each once however often it is used.
+
+    Raises:
+        UserError: a site is unknown, or none of the sites but ``cls`` has a layer here
+            (``cls`` is the head, outside the encoder).
+    """
+    chosen = check_sites(sites)
+    found = []
+    for name, child in module.named_modules():
+        if is_linear(child):
+            site = next((s for s, p in _PATTERNS.items() if re.search(p, name)), "other")
+            if site in chosen or "all" in chosen:
+                found.append(Layer(name, child, site))
+    for site in set(chosen) - {"cls", "all"}:
+        if not any(layer.site == site for layer in found):
+            raise UserError(f"{type(module).__name__} has no layer at site '{site}'")
+    return found

@@ -1,0 +1,41 @@
+"""Puts our classes into ESPnet's choices. The only module that knows how ESPnet stores them.
+
+ESPnet's ``build_model`` reads module-global ``*_choices``; training processes re-import
+their main module (spawn), so entry points call ``install()`` at import time.
+"""
+
+import functools
+
+from espnet2.tasks import asr
+
+from espnet_ext.encoders.compressed import compressed_choices
+from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+from espnet_ext.models.asr import ASRModel
+
+# ESPnet encoders that are built of linear layers and pointwise convolutions, and are built
+# from their options alone (no file of a pretrained model).
+BASES = (
+    "conformer",
+    "transformer",
+    "branchformer",
+    "e_branchformer",
+    "contextual_block_transformer",
+    "contextual_block_conformer",
+)
+
+
+@functools.cache
+def install() -> None:
+    """Register encoders, the frontend and the model with ESPnet's ASR task. Idempotent."""
+    stock = asr.encoder_choices.classes
+    asr.encoder_choices.classes.update(compressed_choices({name: stock[name] for name in BASES}))
+    asr.frontend_choices.classes["kaldi_fbank"] = KaldiFbank
+    asr.model_choices.classes["espnet"] = ASRModel
+
+
+def stock_encoder(name: str) -> str:
+    """Return the ESPnet encoder under ``name``: hrf_conformer gives conformer."""
+    for base in BASES:
+        if name.endswith("_" + base) and base != name and name not in BASES:
+            return base
+    return name
