@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# Make tools/venv (or $ESPNET_EXT_VENV) and install this repository into it, in pinned versions.
+# Run it as often as you like: it does nothing when all is in place, and goes on after a kill.
+# With --if_needed it is silent when all is in place and leaves an environment alone that you
+# made yourself (one with espnet-ext in it that this script did not make).
+# Example: tools/install.sh
+#          ESPNET_EXT_VENV=~/venvs/espnet-ext tools/install.sh
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+venv=${ESPNET_EXT_VENV:-$root/tools/venv}
+constraints=$root/tools/constraints.txt
+stamp_file=$venv/.espnet_ext_installed
+need_gb=8 # torch brings its CUDA libraries: about 6 GB, and room to unpack them
+
+fail() {
+  echo "install.sh: error: $*" >&2
+  exit 1
+}
+
+is_good_python() {
+  "$1" -c 'import sys; sys.exit(not (3, 12) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+}
+
+# Each candidate is run, not only looked up: pyenv puts names on PATH that do not work.
+find_python() {
+  local candidate
+  for candidate in python3.12 python3.13 python3 \
+    "${PYENV_ROOT:-${HOME:-/}/.pyenv}"/versions/3.1[23].*/bin/python; do
+    if is_good_python "$candidate"; then
+      type -P "$candidate"
+      return
+    fi
+  done
+  if candidate=$(uv python find '>=3.12,<3.14' 2>/dev/null) && is_good_python "$candidate"; then
+    echo "$candidate"
+    return
+  fi
+  fail "no Python 3.12 or 3.13 on PATH, in ~/.pyenv/versions or known to uv;" \
+    "install one ('apt-get install python3.12 python3.12-venv', 'pyenv install 3.12' or" \
+    "'uv python install 3.12') and run tools/install.sh again"
+}
+
+# What the environment was made from; a change of any of it makes it stale.
+fingerprint() {
+  {
+    echo "$root"
+    cat "$root/setup.py" "$constraints"
+  } | sha256sum | cut -d' ' -f1
+}
+
+is_current() {
+  [ -f "$stamp_file" ] && [ "$(<"$stamp_file")" = "$(fingerprint)" ] &&
+    [ -x "$venv/bin/espnet-ext" ] && is_good_python "$venv/bin/python"
+}
+
+check_folder() {
+  if [ -d "$venv" ] && [ ! -f "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv")" ]; then
+    fail "$venv holds other files; empty it, or set ESPNET_EXT_VENV to another folder"
+  fi
+  mkdir -p "$venv" 2>/dev/null || fail "cannot write $venv; set ESPNET_EXT_VENV to a folder of yours"
+}
+
+# What is there already counts: an install that was killed needs only the rest.
+check_disk() {
+  local free_kb used_kb
+  free_kb=$(df -Pk "$venv" | awk 'NR == 2 { print $4 }')
+  used_kb=$(du -sk "$venv" | cut -f1)
+  if [ $((free_kb + used_kb)) -lt $((need_gb * 1024 * 1024)) ]; then
+    fail "about $need_gb GB are needed and the disk of $venv has $((free_kb / 1024 / 1024)) GB" \
+      "free; free some, or set ESPNET_EXT_VENV to a folder on another disk"
+  fi
+}
+
+# step TITLE COMMAND...: the command's own words go to a log, one line of ours to the user.
+step() {
+  local title=$1
+  shift
+  echo "install.sh: $title"
+  "$@" >>"$log" 2>&1 || fail "the step '$title' failed (details: $log);" \
+    "check the network and the proxy settings, then run tools/install.sh again to go on"
+}
+
+set_uv() {
+  local candidate
+  for candidate in "$venv/bin/uv" uv; do
+    if "$candidate" --version >/dev/null 2>&1; then
+      uv=$(type -P "$candidate")
+      return
+    fi
+  done
+  return 1
+}
+
+make_environment() {
+  local python
+  python=$(find_python)
+  if set_uv; then
+    is_good_python "$venv/bin/python" ||
+      step "make $venv with $("$python" -V)" "$python" -m venv --without-pip --clear "$venv"
+  else
+    # uv is the first package of all, so nothing is lost by starting afresh.
+    "$python" -c 'import ensurepip' 2>/dev/null ||
+      fail "$python has no ensurepip; install uv or the package python3.12-venv and run again"
+    step "make $venv with $("$python" -V)" "$python" -m venv --clear "$venv"
+    step "fetch uv" "$venv/bin/python" -m pip install -q -c "$constraints" uv
+    set_uv || fail "uv does not run after its installation; see $log"
+  fi
+}
+
+main() {
+  if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    exit 0
+  fi
+  [ "${1:---if_needed}" = --if_needed ] || fail "unknown option '$1'; see tools/install.sh --help"
+  if is_current; then
+    [ -n "${1:-}" ] || echo "install.sh: $venv is up to date"
+    exit 0
+  fi
+  if [ -n "${1:-}" ] && [ -x "$venv/bin/espnet-ext" ] && [ ! -f "$stamp_file" ]; then
+    exit 0
+  fi
+  check_folder
+  if type -P flock >/dev/null; then
+    exec 9>"$venv.lock"
+    flock -n 9 || {
+      echo "install.sh: waiting for another install into $venv to end"
+      flock 9
+      ! is_current || exit 0
+    }
+  fi
+  check_disk
+  log=$venv.install.log
+  : >"$log"
+  make_environment
+  echo unfinished >"$stamp_file"
+  step "install espnet-ext and what it needs (several GB; minutes)" \
+    "$uv" pip install --python "$venv/bin/python" --constraints "$constraints" \
+    --build-constraints "$constraints" -e "$root[dev]"
+  fingerprint >"$stamp_file.tmp"
+  mv "$stamp_file.tmp" "$stamp_file"
+  echo "install.sh: $venv is ready"
+}
+
+main "$@"

@@ -1,0 +1,181 @@
+#!/usr/bin/env bash
+# Options, stages and logs of every recipe. A run.sh sources this file, assigns its options
+# (the comment after each is its help), calls parse_options "$@", then stage N "title" command...
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+recipe_script=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd -P)/$(basename "${BASH_SOURCE[1]}")
+caller_dir=$PWD
+cd "$(dirname "$recipe_script")"
+
+stage=1       # first stage to run
+stop_stage=99 # last stage to run
+ngpu=0        # GPUs to train on
+nj=$(nproc)   # processes for work that splits
+dry_run=false # only print what would run
+
+# One thread a process is fastest on small shared machines; big blocks of memory are kept
+# instead of given back, which saves half the time of allocation-heavy training on a CPU.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-1073741824}
+export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-1073741824}
+export PYTHONUNBUFFERED=1
+export PATH="${ESPNET_EXT_VENV:-$root/tools/venv}/bin:$PATH"
+
+extra=()    # what stands after --, for ESPnet
+given=()    # the user's options that a resumed run needs as well
+exp=exp     # folder of the experiment, from the name of the config
+ran=0       # stages done
+left_out=() # numbers of the stages after --stop_stage
+
+fail() { # fail CODE MESSAGE...
+  local code=$1
+  shift
+  echo "${recipe_script#"$root"/}: error: $*" >&2
+  exit "$code"
+}
+
+_option_table() { # lines "name<TAB>help": what the recipe assigns, then what this file does
+  local pattern='s/^\([a-z_]\{1,\}\)=[^#]*\(# *\(.*\)\)\{0,1\}$/\1\t\3/p'
+  sed -n "/^parse_options /q; $pattern" "$recipe_script"
+  sed -n "/^stage=/,/^dry_run=/$pattern" "$root/utils/recipe.sh"
+}
+
+_nearest() { # the known option with the least edit distance to $1
+  { _option_table | cut -f1 && echo help; } | awk -v s="$1" '
+    function min(a, b) { return a < b ? a : b }
+    { n = length(s); m = length($1)
+      for (j = 0; j <= m; j++) row[j] = j
+      for (i = 1; i <= n; i++) {
+        diagonal = row[0]; row[0] = i
+        for (j = 1; j <= m; j++) {
+          substitute = diagonal + (substr(s, i, 1) != substr($1, j, 1))
+          diagonal = row[j]
+          row[j] = min(substitute, 1 + min(row[j], row[j - 1]))
+        }
+      }
+      if (NR == 1 || row[m] < best) { best = row[m]; name = $1 } }
+    END { print name }'
+}
+
+_help() {
+  local me=${recipe_script#"$root"/} name text
+  sed -n '2s/^# //p' "$recipe_script"
+  printf '\nusage: %s [options] [-- options of ESPnet]\n\n' "$me"
+  while IFS=$'\t' read -r name text; do
+    printf '  --%-12s %s (default: %s)\n' "$name" "$text" "${!name:-none}"
+  done < <(_option_table)
+  printf '  --%-12s %s\n\nexample: %s --stage 4 --ngpu 1 -- --max_epoch 10\n' help "print this" "$me"
+}
+
+_set_option() { # _set_option NAME VALUE
+  case $1 in
+    stage | stop_stage | ngpu | nj)
+      [[ $2 =~ ^[0-9]+$ ]] || fail 2 "--$1 needs a whole number, not '$2'"
+      ;;
+  esac
+  local value=$2
+  # A file is named from where the user stands; the recipe runs in its own folder.
+  [ -e "$value" ] || [ ! -f "$caller_dir/$value" ] || value=$caller_dir/$value
+  printf -v "$1" %s "$value"
+  [[ $1 =~ ^(stage|stop_stage|dry_run)$ ]] || given+=("--$1" "$value")
+}
+
+parse_options() {
+  local known name value
+  known=" $(_option_table | cut -f1 | tr '\n' ' ')"
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    [[ $1 != -h && $1 != --help ]] || { _help && exit 0; }
+    [[ $1 == --* ]] || fail 2 "unexpected '$1'; options start with --, ESPnet's go after a lone --"
+    name=${1#--}
+    name=${name%%=*}
+    [[ $known == *" ${name//-/_} "* ]] ||
+      fail 2 "unknown option '--$name'; did you mean '--$(_nearest "$name")'? --help lists all"
+    name=${name//-/_}
+    if [[ $1 == *=* ]]; then
+      value=${1#*=}
+    elif [[ ${!name} =~ ^(true|false)$ && ! ${2:-} =~ ^(true|false)$ ]]; then
+      value=true
+    else
+      [[ $# -ge 2 && $2 != --* ]] || fail 2 "--$name needs a value; --help shows an example"
+      value=$2
+      shift
+    fi
+    shift
+    _set_option "$name" "$value"
+  done
+  [ $# -eq 0 ] || extra=("${@:2}")
+  _prepare
+}
+
+_prepare() {
+  if [ -n "${config:-}" ]; then
+    [ -f "$config" ] || fail 2 "no config '$config'; this recipe has: $(echo conf/train_*.yaml)"
+    exp=${config##*/}
+    exp=${exp%.*}
+    exp=exp/${exp#train_}
+  fi
+  trap _finish EXIT
+  [ "$dry_run" = false ] || return 0
+  "$root/tools/install.sh" --if_needed || exit 1
+  mkdir -p "$exp/log"
+  # Held by this shell alone, so that it is free as soon as the shell is gone, however it ended.
+  exec 8>>"$exp/.lock"
+  flock -n 8 || fail 1 "process $(tail -n 1 "$exp/.lock") runs in $exp; wait for it or end it"
+  echo $$ >"$exp/.lock"
+}
+
+_command_line() { # how to call this recipe with the user's options and those in "$@"
+  printf '%s' "${recipe_script#"$root"/}"
+  [ $# -eq 0 ] || printf ' %q' "$@"
+  [ ${#given[@]} -eq 0 ] || printf ' %q' "${given[@]}"
+  [ ${#extra[@]} -eq 0 ] || printf ' %q' -- "${extra[@]}"
+}
+
+# stage N "title" command...: never call it inside if, && or ||, where bash ignores set -e.
+stage() {
+  local number=$1 title=$2 start=$SECONDS codes guard=(_strict)
+  shift 2
+  [ "$number" -ge "$stage" ] || return 0
+  if [ "$number" -gt "$stop_stage" ]; then
+    left_out+=("$number")
+    return 0
+  fi
+  ran=$((ran + 1))
+  echo "== stage $number: $title"
+  if [ "$dry_run" != false ]; then
+    printf '  %s\n' "$(printf '%q ' "$@")"
+    return 0
+  fi
+  local log=$exp/log/stage$number.log
+  printf '# %s: %s\n' "$(date -Is)" "$(printf '%q ' "$@")" >>"$log" || fail 1 "cannot write $log"
+  # If this shell is killed, so is the command: two at work on one folder would spoil it.
+  [ "$(type -t "$1")" != file ] || ! type -P setpriv >/dev/null || guard=(setpriv --pdeathsig KILL)
+  set +e
+  "${guard[@]}" "$@" 8>&- 2>&1 | tee -ai "$log" 8>&-
+  codes=("${PIPESTATUS[@]}")
+  set -e
+  [ "${codes[0]}" -eq 0 ] ||
+    fail "${codes[0]}" "stage $number ($title) ended with exit code ${codes[0]}; log: $PWD/$log;" \
+      "to resume: $(_command_line --stage "$number")"
+  [ "${codes[1]}" -eq 0 ] || fail 1 "stage $number ($title): its log $PWD/$log cannot be written"
+  echo "== stage $number: done in $((SECONDS - start)) s"
+}
+
+_strict() { # the guard of a shell function: it runs in a subshell, which has lost set -e
+  set -e
+  "$@"
+}
+
+_finish() {
+  local code=$?
+  [ "$code" -eq 0 ] || exit "$code"
+  [ "$ran" -gt 0 ] || fail 2 "no stage from $stage to $stop_stage; see --dry_run for the stages"
+  if [ "$dry_run" != false ]; then
+    echo "dry run: nothing was done; leave --dry_run out to run this"
+  elif [ ${#left_out[@]} -gt 0 ]; then
+    echo "next: $(_command_line --stage "${left_out[0]}")"
+  else
+    echo "all done: see $exp and RESULTS.md; try another config: --config conf/train_NAME.yaml"
+  fi
+}
