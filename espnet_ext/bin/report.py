@@ -1,0 +1,160 @@
+"""Collect a run into one validated JSON; print the table; make plots and RESULTS.md.
+
+Stage 8. Reads what stages 4 to 7 wrote for CONFIG, writes exp/<tag>/result.json and the plots
+in exp/<tag>/images/, and prints the run beside the committed ones. --publish also copies the
+result into results/<dataset>_<task>/ and regenerates RESULTS.md; --all only regenerates it.
+
+Example:
+    espnet-ext report conf/train_hrf_conformer_xs.yaml
+    espnet-ext report conf/train_hrf_conformer_xs.yaml --publish
+    espnet-ext report --all
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.config import load_config
+from espnet_ext.errors import UserError
+from espnet_ext.files import Stamp, read_json, write_json, write_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("config", nargs="?", help="training config, run in the recipe's folder")
+    parser.add_argument("--variant", help="deployed form (default: the config's)")
+    parser.add_argument("--publish", action="store_true", help="copy into results/, RESULTS.md")
+    parser.add_argument("--all", action="store_true", help="regenerate RESULTS.md and its plots")
+    parser.add_argument(
+        "--results",
+        metavar="DIR",
+        help="folder of the committed results (default: results/ of the repository); "
+        "RESULTS.md is beside it",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Report one run, or all.
+
+    Raises:
+        UserError: options that do not go together, a stage that has not run, or a result that
+            does not fit the schema.
+    """
+    if args.all:
+        if args.config is not None or args.publish or args.variant:
+            raise UserError("--all takes no CONFIG, --variant or --publish: it reads results/")
+        _regenerate(_results_folder(args, for_all=True))
+        return
+    if args.config is None:
+        raise UserError("give a CONFIG (as in conf/train_*.yaml), or --all")
+    folder = _results_folder(args, for_all=False)
+    if args.publish and folder is None:
+        raise UserError("this recipe is in no repository (no folder egs/ above): give --results")
+    result = _one(args)
+    committed = _print_beside(result, folder)
+    if args.publish:
+        assert folder is not None  # refused above
+        _publish(result, committed, folder)
+
+
+def _results_folder(args: argparse.Namespace, for_all: bool) -> Path | None:
+    from espnet_ext.report.result import package_root, repository_root
+
+    if args.results is not None:
+        return Path(args.results)
+    # A recipe that lies elsewhere must not publish into the repository of the package.
+    root = repository_root(Path.cwd()) or (package_root() if for_all else None)
+    return None if root is None else root / "results"
+
+
+def _one(args: argparse.Namespace) -> dict[str, Any]:
+    from espnet_ext.report.plots import plot_training, read_curves, training_logs
+    from espnet_ext.report.result import collect, stage_files
+    from espnet_ext.report.schema import RESULT, SCHEMA_VERSION, validate
+
+    config = load_config(args.config)
+    variant = args.variant or config.recipe.variant
+    suffix = "" if variant == config.recipe.variant else f"_{variant}"
+    output = config.exp / f"result{suffix}.json"
+    image = config.exp / "images" / "training_curves.png"
+    logs = training_logs(config.exp)
+    inputs = [config.path, *stage_files(config, variant), *logs]
+    settings = [SCHEMA_VERSION, variant, sorted(config.recipe.decode), str(Path.cwd())]
+    stamp = Stamp(config.exp / f".result{suffix}.stamp", settings, inputs)
+    if stamp.is_current():
+        print(f"{output}: up to date")
+        result = read_json(output)
+        validate(result, RESULT, str(output))
+        return result
+    result = collect(config, variant, Path.cwd())
+    outputs = [output]
+    curves = read_curves(logs)
+    if curves:
+        plot_training(curves, image)
+        outputs.append(image)
+    else:
+        print(f"no finished epoch in a log {config.exp}/train*.log: no training curves drawn")
+    write_json(output, result)
+    stamp.write(outputs)
+    for path in outputs:
+        print(f"wrote {path}")
+    return result
+
+
+def _print_beside(result: dict[str, Any], folder: Path | None) -> list[dict[str, Any]]:
+    """Print the run and the committed runs of its recipe; return all committed results."""
+    from espnet_ext.report.plots import plot_wer_bytes
+    from espnet_ext.report.result import read_results
+    from espnet_ext.report.table import comparison, print_table, summary_table
+
+    committed = [] if folder is None else read_results(folder)
+    here = [
+        r for r in committed if (r["dataset"], r["task"]) == (result["dataset"], result["task"])
+    ]
+    others = [{**r, "tag": f"{r['tag']} (committed)"} for r in here if r != result]
+    print_table(*summary_table([result, *others]))
+    for score in result["scores"]:
+        if score["baseline"]:
+            sentences = "; ".join(comparison(score, metric) for metric in ("wer", "cer"))
+            print(f"{score['set']}, {score['method']}: {sentences}")
+    image = Path("exp", result["tag"], "images", "wer_bytes.png")
+    if plot_wer_bytes([result, *others], image):
+        print(f"wrote {image}")
+    return committed
+
+
+def _publish(result: dict[str, Any], committed: list[dict[str, Any]], folder: Path) -> None:
+    from espnet_ext.report.result import published_path
+
+    path = published_path(folder, result)
+    if result in committed:
+        print(f"{path}: up to date")
+    else:
+        write_json(path, result)
+        print(f"wrote {path}")
+    _regenerate(folder)
+
+
+def _regenerate(folder: Path | None) -> None:
+    from espnet_ext.report.page import results_page
+    from espnet_ext.report.plots import plot_wer_bytes
+    from espnet_ext.report.result import read_results
+
+    if folder is None:
+        raise UserError("no repository here (no folder egs/ above): give --results DIR")
+    results = read_results(folder)
+    if not results:
+        raise UserError(f"no results in {folder}; publish one: espnet-ext report CONFIG --publish")
+    drawn = set()
+    for name in sorted({(r["dataset"], r["task"]) for r in results}):
+        group = [r for r in results if (r["dataset"], r["task"]) == name]
+        image = folder / "_".join(name) / "wer_bytes.svg"
+        if plot_wer_bytes(group, image):
+            drawn.add("_".join(name))
+    page = folder.resolve().parent / "RESULTS.md"
+    text = results_page(results, folder.resolve().name, drawn)
+    if page.is_file() and page.read_text(encoding="utf-8") == text:
+        print(f"{page}: up to date")
+        return
+    write_text(page, text)
+    print(f"wrote {page}")

@@ -1,0 +1,176 @@
+"""Score hypotheses: WER and CER with 95 % intervals, error counts, a paired test.
+
+Stage 7. Reads exp/<tag>/decode/<variant>/<method>/<set>/text and data/<set>/text, writes
+exp/<tag>/score/<variant>/<method>/<set>.json and, beside it, the alignment of every utterance
+(<set>.ali.txt). Or scores two plain files of lines "id words".
+
+Example:
+    espnet-ext score conf/train_hrf_conformer_xs.yaml --sets "test unseen" --baseline conformer_xs
+    espnet-ext score --ref data/test/text --hyp other/text --out scores/other
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.config import Config, load_config
+from espnet_ext.errors import UserError, nearest
+from espnet_ext.files import Stamp, read_json, write_json, write_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("config", nargs="?", help="training config, run in the recipe's folder")
+    parser.add_argument("--sets", help="names of sets (default: all that stage 6 decoded)")
+    parser.add_argument("--variant", help="deployed form (default: the config's)")
+    parser.add_argument("--baseline", metavar="TAG", help="run to compare with (default: config's)")
+    plain = parser.add_argument_group("plain files instead of a config")
+    plain.add_argument("--ref", metavar="FILE", help="references, one 'id words' a line")
+    plain.add_argument("--hyp", metavar="FILE", help="hypotheses, one 'id words' a line")
+    plain.add_argument("--utt2spk", metavar="FILE", help="speakers, one 'id speaker' a line")
+    plain.add_argument("--baseline-hyp", metavar="FILE", help="hypotheses to compare with")
+    plain.add_argument("--out", metavar="DIR", help="folder for score.json and score.ali.txt")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Score what the options name.
+
+    Raises:
+        UserError: options that do not go together, a missing file or stage output, or texts
+            that do not pair.
+    """
+    plain = {"--ref": args.ref, "--hyp": args.hyp, "--out": args.out}
+    if args.config is None:
+        missing = [option for option, value in plain.items() if value is None]
+        if missing:
+            raise UserError(f"give a CONFIG, or --ref, --hyp and --out ({missing[0]} is missing)")
+        for option, value in (("--sets", args.sets), ("--baseline", args.baseline)):
+            if value is not None:
+                raise UserError(f"{option} needs a CONFIG; plain files have --baseline-hyp")
+        _score_files(args)
+        return
+    plain |= {"--utt2spk": args.utt2spk, "--baseline-hyp": args.baseline_hyp}
+    for option, value in plain.items():
+        if value is not None:
+            raise UserError(f"{option} is for plain files: leave out CONFIG, or {option}")
+    config = load_config(args.config)
+    variant = args.variant or config.recipe.variant
+    if not config.recipe.decode:
+        raise UserError(
+            f"{config.path}: recipe.decode names no method, so there is nothing to score"
+        )
+    for method in config.recipe.decode:
+        folder = config.exp / "decode" / variant / method
+        for name in _sets(args, config, folder):
+            _score_one(args, config, variant, method, name)
+
+
+def _sets(args: argparse.Namespace, config: Config, folder: Path) -> list[str]:
+    stage = f"run stage 6: espnet-ext decode {args.config} --variant {folder.parent.name}"
+    if args.sets is not None:
+        names = args.sets.split()
+        if not names:
+            raise UserError("--sets is empty; name sets as in --sets 'test unseen'")
+        for name in names:
+            if not Path("data", name, "text").is_file():
+                known = [path.parent.name for path in Path("data").glob("*/text")]
+                raise UserError(
+                    f"no data/{name}/text: no set {nearest(name, known)} (stage 1 makes the sets)"
+                )
+            if not (folder / name / "text").is_file():
+                raise UserError(f"no hypotheses {folder / name / 'text'}; {stage} --sets {name}")
+        return names
+    names = sorted(path.parent.name for path in folder.glob("*/text"))
+    if not names:
+        raise UserError(f"no hypotheses in {folder}; {stage}")
+    return names
+
+
+def _score_one(
+    args: argparse.Namespace, config: Config, variant: str, method: str, name: str
+) -> None:
+    tag = args.baseline or config.recipe.baseline
+    baseline = None
+    if tag is not None and tag != config.tag:
+        baseline = _baseline_text(tag, variant, method, name, required=args.baseline is not None)
+    _score_and_write(
+        reference=Path("data", name, "text"),
+        hypothesis=config.exp / "decode" / variant / method / name / "text",
+        utt2spk=Path("data", name, "utt2spk"),
+        baseline=baseline,
+        names=(name, method, tag if baseline else None),
+        stem=config.exp / "score" / variant / method / name,
+    )
+
+
+def _baseline_text(tag: str, variant: str, method: str, name: str, required: bool) -> Path | None:
+    """Find the baseline's hypotheses: of the same variant, or of the only one that it has."""
+    root = Path("exp", tag)
+    if not root.is_dir() and required:
+        known = [path.name for path in Path("exp").glob("*") if (path / "decode").is_dir()]
+        raise UserError(f"no baseline run {nearest(tag, known)} in exp/")
+    found = sorted(root.glob(f"decode/*/{method}/{name}/text"))
+    same = [path for path in found if path.parts[-4] == variant]
+    if same or len(found) == 1:
+        return (same or found)[0]
+    if found:
+        forms = ", ".join(path.parts[-4] for path in found)
+        raise UserError(f"baseline {tag} was decoded as {forms} but not as {variant}; decode that")
+    problem = f"baseline {tag} has no hypotheses {root}/decode/*/{method}/{name}/text"
+    if required:
+        raise UserError(f"{problem}; run stages 1 to 6 with its config first")
+    print(f"{problem}: no paired test; run stages 1 to 6 with its config, then this again")
+    return None
+
+
+def _score_files(args: argparse.Namespace) -> None:
+    reference = Path(args.ref)
+    name = reference.parent.name if reference.name == "text" else reference.stem
+    _score_and_write(
+        reference=reference,
+        hypothesis=Path(args.hyp),
+        utt2spk=None if args.utt2spk is None else Path(args.utt2spk),
+        baseline=None if args.baseline_hyp is None else Path(args.baseline_hyp),
+        names=(name or "text", "files", args.baseline_hyp),
+        stem=Path(args.out, "score"),
+    )
+
+
+def _score_and_write(
+    reference: Path,
+    hypothesis: Path,
+    utt2spk: Path | None,
+    baseline: Path | None,
+    names: tuple[str, str, str | None],
+    stem: Path,
+) -> None:
+    from espnet_ext.data.text import NORMALISATION
+    from espnet_ext.report.schema import SCHEMA_VERSION, SCORE, validate
+    from espnet_ext.report.table import score_line
+    from espnet_ext.score.pairs import read_pairs
+    from espnet_ext.score.scoring import score_set
+    from espnet_ext.score.significance import RESAMPLES, SEED
+    from espnet_ext.score.wer import alignment_lines
+
+    output, alignment = Path(f"{stem}.json"), Path(f"{stem}.ali.txt")
+    inputs = [path for path in (reference, hypothesis, utt2spk, baseline) if path is not None]
+    settings: list[Any] = [
+        SCHEMA_VERSION,
+        NORMALISATION,
+        RESAMPLES,
+        SEED,
+        *names,
+        str(utt2spk),
+        str(baseline),
+    ]
+    stamp = Stamp(stem.with_name(f".{stem.name}.stamp"), settings, inputs)
+    if stamp.is_current():
+        print(f"{output}: up to date")
+    else:
+        pairs = read_pairs(reference, hypothesis, utt2spk, baseline)
+        score, words = score_set(pairs, *names)
+        validate(score, SCORE, str(output))
+        write_text(alignment, "\n".join(alignment_lines(pairs.ids, words)) + "\n")
+        write_json(output, score)
+        stamp.write([output, alignment])
+    print(score_line(read_json(output)))

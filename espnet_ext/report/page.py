@@ -1,0 +1,118 @@
+"""RESULTS.md: a page that is a function of the committed result files and of nothing else."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.report.result import published_path, run_name
+from espnet_ext.report.schema import NOT_MEASURED
+from espnet_ext.report.table import (
+    comparison,
+    decoding_rtf,
+    duration,
+    edits,
+    markdown,
+    rate,
+    summary_table,
+)
+
+COMMAND = "espnet-ext report --all"
+
+
+def results_page(
+    results: Sequence[Mapping[str, Any]], folder: str = "results", plotted: Collection[str] = ()
+) -> str:
+    """Return the text of RESULTS.md.
+
+    Args:
+        results: validated results in the order of the page.
+        folder: where their files and plots are, relative to the page.
+        plotted: names ``<dataset>_<task>`` that have a plot of WER against bytes.
+    """
+    lines = [
+        "```bash",
+        f"{COMMAND}   # regenerates this page and its plots from {folder}/*/*.json",
+        "```",
+        "",
+        "# Results",
+        "",
+        "WER and CER are pooled over a set; CER counts the blanks between words. Intervals are "
+        "95 % bootstrap intervals by utterance, and by speaker too where a set has few "
+        "speakers. A run is called better or worse only where the paired bootstrap test says "
+        "p < 0.05 and, with few speakers, the interval by speaker excludes 0. A number that "
+        "was not measured is written so. Parameters and bytes are those of the deployed model; "
+        "1 MB is 10^6 bytes; MACs/s are multiply-accumulates per second of audio.",
+    ]
+    for name in dict.fromkeys(_corpus(result) for result in results):
+        group = [result for result in results if _corpus(result) == name]
+        lines += ["", f"## {name}", "", markdown(*summary_table(group))]
+        if name in plotted:
+            lines += ["", f"![WER against bytes]({folder}/{name}/wer_bytes.svg)"]
+        lines += ["", "### Against the baselines", "", *_comparisons(group)]
+        for result in group:
+            lines += ["", *_block(result, folder)]
+    return "\n".join(lines) + "\n"
+
+
+def _corpus(result: Mapping[str, Any]) -> str:
+    return f"{result['dataset']}_{result['task']}"
+
+
+def _comparisons(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        f"- {run_name(result)}, {score['set']}, {score['method']}: "
+        f"{comparison(score, 'wer')}; {comparison(score, 'cer')}."
+        for result in results
+        for score in result["scores"]
+        if score["baseline"]
+    ]
+    return lines or ["No run here names a baseline."]
+
+
+def _block(result: Mapping[str, Any], folder: str) -> list[str]:
+    training = result["training"]
+    header = ["set", "method", "utterances", "words", "WER % (95 % CI)", "word errors"]
+    header += ["CER % (95 % CI)", "character errors", "RTF 1-thread", "peak RSS MB"]
+    rows = []
+    logs = {(log["set"], log["method"]): log for log in result["decoding"]}
+    for score in result["scores"]:
+        log = logs.get((score["set"], score["method"]))
+        row = [score["set"], score["method"], str(score["utterances"]), str(score["words"])]
+        for metric in ("wer", "cer"):
+            row += [rate(score, metric), edits(score[metric])]
+        speed = [NOT_MEASURED] * 2
+        if log:
+            speed = [decoding_rtf(log), _number(log["peak_rss_mb"])]
+        rows.append(row + speed)
+    path = published_path(Path(folder), result).as_posix()
+    facts = {
+        "command": f"`{result['command']}`",
+        "config": f"`{result['config_path']}`, resolved in [{Path(path).name}]({path})",
+        "encoder, variant": f"{result['encoder']}, {result['variant']}",
+        "commit": result["commit"],
+        "seed": str(result["seed"]),
+        "parameters": _parts(result["parameters"]),
+        "parameters in training": _parts(training["parameters"]),
+        "file": f"{_number(result['bytes'])} bytes",
+        "training": f"{duration(training['seconds'])}, {training['epochs']} epochs, "
+        f"peak {_number(training['peak_rss_mb'])} MB",
+        "versions": _parts(result["versions"]),
+        "machine": _parts(result["machine"]),
+        "text normalisation": "; ".join(
+            dict.fromkeys(score["normalisation"] for score in result["scores"])
+        ).replace("*", "\\*"),
+    }
+    lines = [f"### {run_name(result)}", "", markdown(header, rows), ""]
+    return lines + [f"- {label}: {fact}" for label, fact in facts.items()]
+
+
+def _parts(value: Any) -> str:
+    if value == NOT_MEASURED:
+        return NOT_MEASURED
+    return ", ".join(f"{key} {_number(item)}" for key, item in value.items())
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

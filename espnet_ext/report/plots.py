@@ -1,0 +1,122 @@
+"""Plots of one run's training, and of error rate against size over all runs."""
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.files import atomic_path
+from espnet_ext.report.result import run_name
+from espnet_ext.report.schema import NOT_MEASURED
+
+# metric -> part ("train" or "valid") -> epoch -> value
+Curves = dict[str, dict[str, dict[int, float]]]
+
+_EPOCH = re.compile(r"(\d+)epoch results: (.*)")
+_PART = re.compile(r"\[(\w+)\] ([^\[]*)")
+_VALUE = re.compile(r"(\w+)=([^,\s]+)")
+_SHOWN = ("loss", "loss_ctc", "loss_att", "acc", "cer_ctc", "cer", "wer")
+
+
+def training_logs(exp: Path) -> list[Path]:
+    """Return the training logs of an experiment, oldest first."""
+    found = {*exp.glob("train*.log"), *exp.glob("log/train*.log")}
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path))
+
+
+def read_curves(logs: Iterable[str | os.PathLike]) -> Curves:
+    """Read the lines that ESPnet logs after each epoch (espnet2.train.reporter, log_message).
+
+    A later log wins where a run was killed and an epoch was trained again; values that are not
+    finite numbers are left out.
+    """
+    curves: Curves = {}
+    for log in logs:
+        with open(log, encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                found = _EPOCH.search(line)
+                if found:
+                    _add_epoch(curves, int(found[1]), found[2])
+    return curves
+
+
+def _add_epoch(curves: Curves, epoch: int, message: str) -> None:
+    for part, values in _PART.findall(message):
+        for metric, value in _VALUE.findall(values):
+            if part not in ("train", "valid") or metric not in _SHOWN:
+                continue
+            try:
+                measured = float(value)
+            except ValueError:
+                continue
+            if math.isfinite(measured):
+                curves.setdefault(metric, {}).setdefault(part, {})[epoch] = measured
+
+
+def plot_training(curves: Curves, path: str | os.PathLike) -> None:
+    """Draw each metric of ``curves`` (not empty) over the epochs into an image file."""
+    shown = [metric for metric in _SHOWN if metric in curves]
+    figure, axes = _figure(len(shown))
+    for axis, metric in zip(axes, shown, strict=True):
+        for part, values in sorted(curves[metric].items()):
+            epochs = sorted(values)
+            axis.plot(epochs, [values[e] for e in epochs], marker=".", label=part)
+        axis.set(xlabel="epoch", title=metric)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    _save(figure, path)
+
+
+def plot_wer_bytes(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> bool:
+    """Draw WER with its interval against the deployed file's size, a panel for each set.
+
+    Returns:
+        False, and no file, if the size of no run was measured.
+    """
+    sized = [result for result in results if result["bytes"] != NOT_MEASURED]
+    if not sized:
+        return False
+    sets = list(dict.fromkeys(score["set"] for result in sized for score in result["scores"]))
+    figure, axes = _figure(len(sets))
+    for axis, name in zip(axes, sets, strict=True):
+        points = [(r, s) for r in sized for s in r["scores"] if s["set"] == name]
+        for index, (result, score) in enumerate(points):
+            wer = score["wer"]
+            low, high = wer["interval"] or (wer["value"], wer["value"])
+            # A percentile interval need not hold the value; an error bar cannot be negative.
+            below, above = max(0.0, wer["value"] - low), max(0.0, high - wer["value"])
+            axis.errorbar(
+                result["bytes"] / 1e6,
+                100 * wer["value"],
+                yerr=[[100 * below], [100 * above]],
+                fmt="os^vD"[index % 5],
+                capsize=3,
+                label=f"{run_name(result)}, {score['method']}",
+            )
+        axis.set(xlabel="deployed file, MB", ylabel="WER, % (95 % interval)", title=name)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    _save(figure, path)
+    return True
+
+
+def _figure(panels: int) -> tuple[Any, list[Any]]:
+    from matplotlib.figure import Figure  # drawn without pyplot: no display, no global state
+
+    columns = min(panels, 3)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(4.8 * columns, 3.6 * rows), layout="constrained")
+    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
+    return figure, axes
+
+
+def _save(figure: Any, path: str | os.PathLike) -> None:
+    import matplotlib
+
+    # Fixed ids and no date: the same results give the same file.
+    with atomic_path(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "espnet-ext"}):
+        metadata = {"Date": None} if temporary.suffix == ".svg" else None
+        figure.savefig(temporary, metadata=metadata, dpi=120)

@@ -1,0 +1,222 @@
+"""What a score file and a result file hold, and a strict check of it.
+
+A key that is missing or unknown is an error that names it. A number that was not measured is
+the string ``not measured``, never a guess, null or 0.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from espnet_ext.errors import UserError, nearest
+
+NOT_MEASURED = "not measured"
+SCHEMA_VERSION = 1
+
+Check = Callable[[Any, str], None]
+
+
+class _SchemaError(Exception):
+    """A value does not fit; the text names where and why."""
+
+
+def validate(value: Any, check: Check, source: str) -> None:
+    """Check ``value``, read from or meant for ``source``.
+
+    Raises:
+        UserError: one line that names the first key that does not fit.
+    """
+    try:
+        check(value, "")
+    except _SchemaError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def number(value: Any, where: str) -> None:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _SchemaError(f"{where} must be a finite number, not {value!r}")
+
+
+def count(value: Any, where: str) -> None:
+    """A whole number, 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _SchemaError(f"{where} must be a whole number, 0 or more, not {value!r}")
+
+
+def text(value: Any, where: str) -> None:
+    """A string with something in it."""
+    if not isinstance(value, str) or not value.strip():
+        raise _SchemaError(f"{where} must be a text that is not empty, not {value!r}")
+
+
+def interval(value: Any, where: str) -> None:
+    """Two numbers in order."""
+    if not isinstance(value, list) or len(value) != 2:
+        raise _SchemaError(f"{where} must be [low, high], not {value!r}")
+    for item in value:
+        number(item, where)
+    if value[0] > value[1]:
+        raise _SchemaError(f"{where} must have its low end first, not {value!r}")
+
+
+def plain(value: Any, where: str) -> None:
+    """Anything that JSON holds, with finite numbers: a config or a machine's description."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise _SchemaError(f"{where} has the key {key!r}, which is not a string")
+            plain(item, f"{where}.{key}")
+    elif isinstance(value, list):
+        for item in value:
+            plain(item, where)
+    elif isinstance(value, float):
+        number(value, where)
+    elif not isinstance(value, str | int | None):
+        raise _SchemaError(f"{where} holds {value!r}, which JSON cannot")
+
+
+def measured(check: Check) -> Check:
+    """What ``check`` allows, or NOT_MEASURED."""
+
+    def inner(value: Any, where: str) -> None:
+        if value == NOT_MEASURED:
+            return
+        try:
+            check(value, where)
+        except _SchemaError as error:
+            raise _SchemaError(f"{error} (or '{NOT_MEASURED}')") from None
+
+    return inner
+
+
+def optional(check: Check) -> Check:
+    """What ``check`` allows, or null where the value has no meaning."""
+
+    def inner(value: Any, where: str) -> None:
+        if value is not None:
+            check(value, where)
+
+    return inner
+
+
+def mapping(**keys: Check) -> Check:
+    """A mapping with exactly these keys."""
+
+    def inner(value: Any, where: str) -> None:
+        _require_mapping(value, where)
+        for key in value:
+            if key not in keys:
+                raise _SchemaError(f"unknown key {nearest(str(key), keys)} in {where or 'it'}")
+        for key, check in keys.items():
+            path = f"{where}.{key}" if where else key
+            if key not in value:
+                raise _SchemaError(f"missing key {path}")
+            check(value[key], path)
+
+    return inner
+
+
+def named(check: Check) -> Check:
+    """A mapping with at least one key, all values of one kind."""
+
+    def inner(value: Any, where: str) -> None:
+        _require_mapping(value, where)
+        if not value:
+            raise _SchemaError(f"{where} is empty")
+        for key, item in value.items():
+            check(item, f"{where}.{key}")
+
+    return inner
+
+
+def items(check: Check) -> Check:
+    """A list with at least one item, all of one kind."""
+
+    def inner(value: Any, where: str) -> None:
+        if not isinstance(value, list) or not value:
+            raise _SchemaError(f"{where} must be a list with something in it, not {value!r}")
+        for index, item in enumerate(value):
+            check(item, f"{where}[{index}]")
+
+    return inner
+
+
+def _require_mapping(value: Any, where: str) -> None:
+    if not isinstance(value, Mapping):
+        raise _SchemaError(f"{where or 'it'} must be keys and values, not {value!r}")
+
+
+_RATE = mapping(
+    value=number,
+    interval=optional(interval),  # null: one utterance, nothing to draw from
+    interval_by_speaker=optional(interval),  # null: one speaker, or none known
+    substitutions=count,
+    insertions=count,
+    deletions=count,
+)
+
+SCORE = mapping(
+    set=text,
+    method=text,
+    normalisation=text,
+    utterances=count,
+    speakers=optional(count),
+    words=count,
+    characters=count,
+    bootstrap=mapping(resamples=count, seed=count, confidence=number),
+    wer=_RATE,
+    cer=_RATE,
+    baseline=optional(
+        mapping(
+            tag=text,
+            wer_difference=number,  # this run minus the baseline: negative is better
+            interval=optional(interval),
+            interval_by_speaker=optional(interval),
+            p=optional(number),
+            cer_difference=number,
+            cer_interval=optional(interval),
+            cer_interval_by_speaker=optional(interval),
+            cer_p=optional(number),
+        )
+    ),
+)
+
+RESULT = mapping(
+    schema=count,
+    dataset=text,
+    task=text,
+    tag=text,
+    variant=text,
+    encoder=text,
+    config_path=text,
+    command=text,
+    commit=text,
+    seed=measured(count),
+    versions=named(text),
+    machine=named(plain),
+    parameters=measured(named(count)),  # of the deployed model, by part
+    bytes=measured(count),  # of the deployed model's file
+    macs_per_second=measured(number),  # multiply-accumulates per second of audio
+    training=mapping(
+        seconds=measured(number),
+        epochs=measured(count),
+        peak_rss_mb=measured(number),
+        parameters=measured(named(count)),  # of the training form
+    ),
+    decoding=items(
+        mapping(
+            method=text,
+            set=text,
+            rtf=measured(number),  # seconds of work per second of audio
+            audio_seconds=measured(number),
+            seconds=measured(number),
+            utterances=measured(count),
+            peak_rss_mb=measured(number),
+            threads=measured(count),
+            device=measured(text),
+        )
+    ),
+    scores=items(SCORE),
+    config=named(plain),
+)

@@ -1,0 +1,113 @@
+"""References and hypotheses of one set, read from Kaldi tables and paired by utterance id."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet_ext.data.text import normalise_text
+from espnet_ext.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Normalised texts of one set; all lists have one item per utterance, sorted by id."""
+
+    ids: list[str]
+    references: list[str]
+    hypotheses: list[str]
+    speakers: list[str] | None = None
+    baseline: list[str] | None = None  # hypotheses of the run that is compared with
+
+
+def read_table(path: str | os.PathLike) -> dict[str, str]:
+    """Read a Kaldi table: an id, blanks, and a value that may be empty, on each line.
+
+    Raises:
+        UserError: the file is not there, is not UTF-8, has an empty line or an id twice.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UserError(f"no file {path}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from None
+    if lines[-1] == "":
+        lines.pop()
+    table: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        name, _, value = line.strip().replace("\t", " ", 1).partition(" ")
+        if not name:
+            raise UserError(f"{path}: line {number} is empty; remove it")
+        if name in table:
+            raise UserError(f"{path}: line {number}: utterance {name} is there twice; keep one")
+        table[name] = value.strip()
+    return table
+
+
+def read_pairs(
+    reference: str | os.PathLike,
+    hypothesis: str | os.PathLike,
+    utt2spk: str | os.PathLike | None = None,
+    baseline: str | os.PathLike | None = None,
+) -> Pairs:
+    """Read, check and normalise what one set is scored from.
+
+    Every reference needs exactly one hypothesis, a speaker if ``utt2spk`` is given, and a
+    hypothesis of the baseline if ``baseline`` is given. A hypothesis may be empty.
+
+    Raises:
+        UserError: a file or an utterance is missing, too many or double, or a reference is
+            empty once normalised.
+    """
+    table = read_table(reference)
+    if not table:
+        raise UserError(f"{reference}: no utterance in it; make it again (stage 1)")
+    ids = sorted(table)
+    references = [normalise_text(table[name]) for name in ids]
+    empty = [name for name, text in zip(ids, references, strict=True) if not text]
+    if empty:
+        raise UserError(
+            f"{reference}: {_some(empty)} without words once normalised; "
+            "an error rate needs words, so drop such utterances (stage 1 does)"
+        )
+    speakers = None
+    if utt2spk is not None:
+        of_speaker = read_table(utt2spk)
+        missing = [name for name in ids if not of_speaker.get(name)]
+        if missing:
+            raise UserError(f"{utt2spk}: no speaker for {_some(missing)} of {reference}")
+        speakers = [of_speaker[name] for name in ids]
+    return Pairs(
+        ids=ids,
+        references=references,
+        hypotheses=_hypotheses(hypothesis, reference, ids),
+        speakers=speakers,
+        baseline=None if baseline is None else _hypotheses(baseline, reference, ids),
+    )
+
+
+def _hypotheses(
+    path: str | os.PathLike, reference: str | os.PathLike, ids: Iterable[str]
+) -> list[str]:
+    table = read_table(path)
+    missing = [name for name in ids if name not in table]
+    if missing:
+        raise UserError(
+            f"{path}: no hypothesis for {_some(missing)} of {reference}; "
+            "decode that set again (stage 6)"
+        )
+    extra = sorted(set(table).difference(ids))
+    if extra:
+        raise UserError(
+            f"{path}: {_some(extra)} not in {reference}; "
+            "both must be of the same set: decode it again (stage 6)"
+        )
+    return [normalise_text(table[name]) for name in ids]
+
+
+def _some(names: list[str]) -> str:
+    if len(names) == 1:
+        return f"utterance {names[0]}"
+    return f"{len(names)} utterances ({names[0]} is the first)"

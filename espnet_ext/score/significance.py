@@ -1,0 +1,117 @@
+"""How sure an error rate is, and a difference of two: the bootstrap of Bisani and Ney (2004).
+
+Bisani, Ney: "Bootstrap estimates for confidence intervals in ASR performance evaluation",
+ICASSP 2004. Utterances (or whole speakers) are drawn with replacement and the pooled error
+rate is computed anew on each draw; scipy does the drawing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 10_000
+SEED = 0
+CONFIDENCE = 0.95
+_BATCH_ITEMS = 2_000_000  # bounds the memory of one batch of draws to some tens of MB
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Second system minus first, on the same references; negative if the second is better."""
+
+    value: float
+    interval: tuple[float, float]
+    p: float  # two-sided
+
+
+def bootstrap_interval(
+    errors: np.ndarray,
+    lengths: np.ndarray,
+    groups: Sequence[str] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> tuple[float, float] | None:
+    """Return the 95 % percentile interval of ``errors.sum() / lengths.sum()``.
+
+    Args:
+        errors: errors per utterance, shape (utterances,).
+        lengths: reference tokens per utterance, shape (utterances,), all above 0.
+        groups: speaker of each utterance; whole speakers are then drawn, which is the honest
+            interval where speakers are few, since their utterances are not independent.
+        resamples: number of draws.
+        seed: of the draws.
+
+    Returns:
+        (low, high), or None if there is one utterance (speaker) only and nothing to draw.
+    """
+    result = _draw(errors, lengths, groups, resamples, seed)
+    return None if result is None else _interval(result)
+
+
+def paired_difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    lengths: np.ndarray,
+    groups: Sequence[str] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Difference | None:
+    """Compare two systems' errors on the same utterances.
+
+    Args:
+        first: errors of the system compared with (the baseline), shape (utterances,).
+        second: errors of the system in question, shape (utterances,).
+        lengths: reference tokens per utterance, shape (utterances,).
+        groups: speaker of each utterance, to draw whole speakers.
+        resamples: number of draws.
+        seed: of the draws.
+
+    Returns:
+        The difference of the rates, its 95 % interval, and a two-sided p: twice the share of
+        draws in which the sign is not the likelier one (at least 2 / (resamples + 1), at most
+        1). None if there is one utterance (speaker) only.
+    """
+    result = _draw(second - first, lengths, groups, resamples, seed)
+    if result is None:
+        return None
+    drawn = result.bootstrap_distribution
+    tail = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
+    return Difference(
+        value=float((second - first).sum() / lengths.sum()),
+        interval=_interval(result),
+        p=float(min(1.0, 2 * (tail + 1) / (resamples + 1))),
+    )
+
+
+def _draw(
+    errors: np.ndarray,
+    lengths: np.ndarray,
+    groups: Sequence[str] | None,
+    resamples: int,
+    seed: int,
+) -> Any:
+    from scipy import stats  # half a second to import: only where numbers are computed
+
+    if groups is not None:
+        names, index = np.unique(np.asarray(groups), return_inverse=True)
+        errors = np.bincount(index, weights=errors, minlength=len(names))
+        lengths = np.bincount(index, weights=lengths, minlength=len(names))
+    if len(errors) < 2:
+        return None
+    return stats.bootstrap(
+        (errors, lengths),
+        lambda e, n, axis: e.sum(axis=axis) / n.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, _BATCH_ITEMS // len(errors)),
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+
+
+def _interval(result: Any) -> tuple[float, float]:
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
