@@ -137,7 +137,7 @@ main() {
   echo unfinished >"$stamp_file"
   step "install espnet-ext and what it needs (several GB; minutes)" \
     "$uv" pip install --python "$venv/bin/python" --constraints "$constraints" \
-    --build-constraints "$constraints" -e "$root[dev]"
+    --build-constraints "$constraints" -e "${root}[dev]"
   fingerprint >"$stamp_file.tmp"
   mv "$stamp_file.tmp" "$stamp_file"
   echo "install.sh: $venv is ready"

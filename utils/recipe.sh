@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Options, stages and logs of every recipe. A run.sh sources this file, assigns its options
 # (the comment after each is its help), calls parse_options "$@", then stage N "title" command...
+# shellcheck disable=SC2034 # run.sh uses what seems unused here
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -126,7 +127,9 @@ _prepare() {
 }
 
 _command_line() { # how to call this recipe with the user's options and those in "$@"
-  printf '%s' "${recipe_script#"$root"/}"
+  local me=$recipe_script
+  [ "$caller_dir" != "$root" ] || me=${recipe_script#"$root"/}
+  printf '%q' "$me"
   [ $# -eq 0 ] || printf ' %q' "$@"
   [ ${#given[@]} -eq 0 ] || printf ' %q' "${given[@]}"
   [ ${#extra[@]} -eq 0 ] || printf ' %q' -- "${extra[@]}"

@@ -1,0 +1,287 @@
+"""utils/recipe.sh, driven through small recipes made on the spot."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+RUN_SH = """#!/usr/bin/env bash
+# A recipe for tests.
+. "{root}/utils/recipe.sh"
+
+config=conf/train_tiny.yaml # training config
+sets="test unseen"          # sets to score
+fast=false                  # skip something
+note=                       # free text
+parse_options "$@"
+
+{stages}
+"""
+
+STAGES = """
+stage 1 "Data" bash -c 'echo "config=$0 sets=$1 note=$2 fast=$3 nj=$4"' \\
+  "$config" "$sets" "$note" "$fast" "$nj"
+stage 2 "Work" bash work.sh "${extra[@]}"
+stage 4 "Last" echo "the end"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path):
+    """A recipe in a folder of its own and an environment that seems to be installed."""
+    venv = tmp_path / "venv" / "bin"
+    venv.mkdir(parents=True)
+    stub = venv / "espnet-ext"
+    stub.write_text("#!/bin/sh\nexit 0\n")
+    stub.chmod(0o755)
+    return Recipe(tmp_path)
+
+
+class Recipe:
+    def __init__(self, tmp_path: Path):
+        self.folder = tmp_path / "egs" / "tiny" / "asr1"
+        (self.folder / "conf").mkdir(parents=True)
+        (self.folder / "conf" / "train_tiny.yaml").write_text("{}\n")
+        self.work("echo work: $#: $*")
+        self.stages(STAGES)
+        self.env = os.environ | {"ESPNET_EXT_VENV": str(tmp_path / "venv")}
+
+    def work(self, text: str) -> None:
+        (self.folder / "work.sh").write_text(text + "\n")
+
+    def stages(self, text: str) -> None:
+        (self.folder / "run.sh").write_text(RUN_SH.format(root=ROOT, stages=text))
+        (self.folder / "run.sh").chmod(0o755)
+
+    def command(self, *options: str) -> list[str]:
+        return ["bash", str(self.folder / "run.sh"), *options]
+
+    def run(self, *options: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            self.command(*options),
+            cwd=cwd or "/",
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def log(self, stage: int) -> str:
+        return (self.folder / "exp" / "tiny" / "log" / f"stage{stage}.log").read_text()
+
+
+def one_line(text: str) -> str:
+    assert len(text.splitlines()) == 1, text
+    return text
+
+
+def test_all_stages_run_in_the_recipe_folder_and_are_logged(recipe):
+    result = recipe.run()
+    assert result.returncode == 0, result.stderr
+    assert "config=conf/train_tiny.yaml sets=test unseen note= fast=false" in result.stdout
+    assert result.stdout.index("work: 0:") < result.stdout.index("the end")
+    assert "the end" in recipe.log(4)
+    assert "RESULTS.md" in result.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--sets", "dev", "--nj", "3"], "sets=dev note= fast=false nj=3"),
+        (["--sets=a b", "--nj=3"], "sets=a b note= fast=false nj=3"),
+        (["--fast", "--nj=3"], "sets=test unseen note= fast=true nj=3"),
+        (["--fast", "false", "--nj", "3"], "sets=test unseen note= fast=false nj=3"),
+        (["--note", "it's $HOME; `x`", "--nj=3"], "note=it's $HOME; `x` fast=false nj=3"),
+        (["--note=--x=1", "--nj=3"], "note=--x=1 fast=false nj=3"),
+        (["--note", "", "--nj=3"], "note= fast=false nj=3"),
+    ],
+)
+def test_options_reach_the_commands(recipe, options, expected):
+    result = recipe.run(*options, "--stop-stage", "1")
+    assert result.returncode == 0, result.stderr
+    assert expected in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--stge", "2"], "'--stage'"),
+        (["--set", "dev"], "'--sets'"),
+        (["--confg=x"], "'--config'"),
+        (["--hlp"], "'--help'"),
+        (["--stop_stag", "3"], "'--stop_stage'"),
+        (["dev"], "'dev'"),
+        (["--sets"], "--sets needs a value"),
+        (["--sets", "--fast"], "--sets needs a value"),
+        (["--stage", "two"], "whole number"),
+        (["--config", "conf/absent.yaml"], "conf/train_tiny.yaml"),
+        (["--stage", "9"], "no stage"),
+        (["--stage", "3", "--stop_stage", "2"], "no stage"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_runs_nothing(recipe, options, named):
+    result = recipe.run(*options)
+    assert result.returncode == 2
+    assert named in one_line(result.stderr)
+    assert "== stage" not in result.stdout
+
+
+def test_a_config_is_found_from_where_the_user_stands(recipe, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train_other.yaml").write_text("{}\n")
+    result = recipe.run("--config", "mine/train_other.yaml", "--stop_stage", "1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"config={tmp_path}/mine/train_other.yaml" in result.stdout
+    assert (recipe.folder / "exp" / "other" / "log" / "stage1.log").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        ([], [1, 2, 4]),
+        (["--stage", "2"], [2, 4]),
+        (["--stop_stage", "2"], [1, 2]),
+        (["--stage", "2", "--stop_stage", "3"], [2]),
+    ],
+)
+def test_stage_range(recipe, options, stages):
+    result = recipe.run(*options)
+    assert result.returncode == 0, result.stderr
+    logs = recipe.folder / "exp" / "tiny" / "log"
+    assert sorted(path.name for path in logs.iterdir()) == [f"stage{n}.log" for n in stages]
+
+
+def test_last_line_says_what_to_run_next(recipe):
+    result = recipe.run("--stop_stage", "2", "--sets", "dev", "--", "--max_epoch", "3")
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("next: ")
+    # What it says works when pasted.
+    command = last.removeprefix("next: ")
+    again = subprocess.run(
+        ["bash", "-c", command], env=recipe.env, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "the end" in again.stdout
+    assert "work:" not in again.stdout
+
+
+def test_what_follows_the_dashes_passes_through_unchanged(recipe):
+    result = recipe.run("--stage", "2", "--", "--max_epoch", "3", "--sets", "a b", "")
+    assert "work: 5: --max_epoch 3 --sets a b" in result.stdout
+
+
+@pytest.mark.parametrize("code", [1, 3, 137])
+def test_exit_code_survives_the_log_and_the_line_resumes(recipe, code):
+    recipe.work(f"echo before; echo trouble >&2; exit {code}")
+    result = recipe.run("--sets", "dev set")
+    assert result.returncode == code
+    assert "trouble" in result.stdout
+    assert "trouble" in recipe.log(2)
+    assert "the end" not in result.stdout
+    line = one_line(result.stderr)
+    assert "stage 2 (Work)" in line
+    assert str(recipe.folder / "exp/tiny/log/stage2.log") in line
+    recipe.work("echo mended")
+    command = line.split("to resume: ")[1]
+    again = subprocess.run(
+        ["bash", "-c", command], env=recipe.env, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "mended" in again.stdout
+    assert "config=" not in again.stdout
+
+
+def test_an_error_inside_a_shell_function_stops_it(recipe):
+    recipe.stages('two() { false; echo "went on"; }\nstage 1 "Two steps" two\n')
+    result = recipe.run()
+    assert result.returncode == 1
+    assert "went on" not in result.stdout
+
+
+def test_an_unknown_command_is_told(recipe):
+    recipe.stages('stage 1 "Nothing" no-such-command-here\n')
+    result = recipe.run()
+    assert result.returncode == 127
+    assert "stage 1 (Nothing)" in one_line(result.stderr)
+
+
+def test_dry_run_changes_nothing(recipe):
+    recipe.env["ESPNET_EXT_VENV"] = str(recipe.folder / "absent")
+    result = recipe.run("--dry_run", "--sets", "a b", "--", "--max_epoch", "3")
+    assert result.returncode == 0, result.stderr
+    assert "bash work.sh --max_epoch 3" in result.stdout
+    assert "work: " not in result.stdout
+    assert sorted(p.name for p in recipe.folder.iterdir()) == ["conf", "run.sh", "work.sh"]
+
+
+def test_help_names_every_option_with_its_comment(recipe):
+    recipe.env["ESPNET_EXT_VENV"] = str(recipe.folder / "absent")
+    result = recipe.run("--help")
+    assert result.returncode == 0, result.stderr
+    for name in "config sets fast note stage stop_stage ngpu nj dry_run help".split():
+        assert f"--{name} " in result.stdout
+    assert "skip something" in result.stdout
+    assert "A recipe for tests." in result.stdout
+    assert "example: " in result.stdout
+    assert not (recipe.folder / "exp").exists()
+
+
+def wait_for(condition, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.fixture
+def busy(recipe):
+    """The recipe at work in stage 2, and the process id of its command."""
+    recipe.work("echo $$ >pid.tmp; mv pid.tmp pid; exec sleep 600")
+    with subprocess.Popen(
+        recipe.command(),
+        env=recipe.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        wait_for((recipe.folder / "pid").exists)
+        yield process, int((recipe.folder / "pid").read_text())
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_two_runs_of_one_experiment_are_refused(recipe, busy):
+    process, _ = busy
+    result = recipe.run()
+    assert result.returncode == 1
+    assert f"process {process.pid} " in one_line(result.stderr)
+    (recipe.folder / "conf" / "train_other.yaml").write_text("{}\n")
+    other = recipe.run("--config", "conf/train_other.yaml", "--stage", "4")
+    assert other.returncode == 0, other.stderr
+
+
+def test_a_killed_run_leaves_nothing_locked_or_running(recipe, busy):
+    process, command = busy
+    assert is_running(command)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not is_running(command))
+    recipe.work("echo resumed")
+    result = recipe.run("--stage", "2")
+    assert result.returncode == 0, result.stderr
+    assert "resumed" in result.stdout
