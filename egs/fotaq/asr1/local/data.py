@@ -1,0 +1,269 @@
+#!/usr/bin/env python3
+"""Prepare the speech of the game "Flight of the Amazon Queen" as Kaldi data directories.
+
+Example:
+  python local/data.py --out data --downloads downloads
+  python local/data.py --package flight-of-the-amazon-queen_1.0.0-9_all.deb
+
+Writes 16 kHz mono FLAC to data/audio and the sets data/{train,dev,test,unseen}. A run that was
+cut short goes on where it stopped; one that is up to date does nothing.
+
+Rules, in this order (espnet_ext/data/splits.py has the limits):
+  1. Clips without text are left out (158), and those whose text is nothing but an aside such as
+     "(sigh)" (14).
+  2. Speakers lou, henry, naomi, chef and lola form the set unseen; the others fall into train,
+     dev or test by a hash of the normalised text, so no text is in two of them.
+  3. Too short or long for the text, or in itself: left out (7).
+  4. Of unseen, texts that train has too are left out (72 of 393).
+  5. Of train, clips that are byte for byte a clip of dev, test or unseen are left out (1, whose
+     two texts differ by a typing error). Copies within one set stay.
+The text written is normalised: lower case, letters and apostrophes; digits are spelt out by the
+table SPOKEN, after the hash; a line with a digit that is not in the table is left out.
+This leaves train 5,249, dev 345, test 578, unseen 321. Before rules 4 and 5 the counts are
+5,250, 345, 578 and 393, as others have counted these sets (218.0, 13.2, 24.9 and 16.3 minutes;
+here 217.0, 13.2, 24.8 and 16.2, since libsndfile cuts off the MP3 coder's delay).
+"""
+
+import argparse
+import hashlib
+import shutil
+import sys
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from espnet_ext.data import kaldi_dir, queen, splits
+from espnet_ext.data.package import Package, fetch, unpack_member
+from espnet_ext.errors import UserError, run_cli
+from espnet_ext.files import Stamp, write_text
+
+PACKAGE = Package(
+    name="flight-of-the-amazon-queen",
+    version="1.0.0-9",
+    sha256="40c08fd258d6fe95c46c1eaf5e9137f84ba330657995a281bd887c94a560a0f1",
+)
+MEMBER = "usr/share/scummvm/flight-of-the-amazon-queen/queen.1c"
+CORPUS = "fotaq"  # seeds the hash of the splits
+SETS = ("train", "dev", "test", "unseen")
+UNSEEN = frozenset(("lou", "henry", "naomi", "chef", "lola"))
+
+# What the pinned package holds; anything else means that a reader or a rule was changed.
+CONTENTS = {"files": 7671, "clips": 6745, "cut scenes": 301, "with text": 6587}
+BY_RULES = {"train": 5250, "dev": 345, "test": 578, "unseen": 393}
+WRITTEN = {"train": 5249, "dev": 345, "test": 578, "unseen": 321}
+
+SPOKEN = {
+    "00": "hundred",
+    "100": "a hundred",
+    "13th": "thirteenth",
+    "1844": "eighteen forty four",
+    "19": "nineteen",
+    "1922": "nineteen twenty two",
+    "1940's": "nineteen forties",
+    "1948": "nineteen forty eight",
+    "24": "twenty four",
+    "26": "twenty six",
+    "2b": "two b",
+    "50": "fifty",
+    "x7": "x seven",
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A clip that rules 1 and 2 keep: its id, speaker, hash key, text, set, and name."""
+
+    id: str
+    speaker: str
+    key: str
+    text: str
+    part: str
+    clip: str
+
+
+def spell_out(key: str) -> str | None:
+    """Return a normalised text with its digits spelt out; None if SPOKEN does not have them."""
+    words = [SPOKEN.get(word, word) for word in key.split()]
+    if any(char.isdigit() for word in words for char in word):
+        return None
+    return " ".join(words)
+
+
+def choose(clips: list[queen.Clip], limit: int | None) -> list[Candidate]:
+    """Apply rules 1, 2 and ``--limit`` (at most so many a set, chosen by a hash)."""
+    candidates = []
+    for clip in clips:
+        key = splits.normalise(clip.text)
+        text = spell_out(key)
+        if not text:
+            continue
+        part = "unseen" if clip.voice in UNSEEN else splits.split_of(CORPUS, key)
+        name = f"{clip.voice}-{clip.name}"
+        candidates.append(Candidate(name, clip.voice, key, text, part, clip.name))
+    if limit is None:
+        return candidates
+    candidates.sort(key=lambda item: hashlib.sha256(item.id.encode()).hexdigest())
+    count: Counter[str] = Counter()
+    chosen = []
+    for item in candidates:
+        count[item.part] += 1
+        if count[item.part] <= limit:
+            chosen.append(item)
+    return sorted(chosen, key=lambda item: item.id)
+
+
+def convert(task: tuple[Candidate, Path, tuple[int, int], Path]) -> tuple[float, str]:
+    """Write one clip's FLAC unless it is there, whole; return its seconds and its source's hash."""
+    from espnet_ext.data import audio
+
+    item, container, span, path = task
+    data = queen.read_span(container, *span)
+    digest = hashlib.sha256(data).hexdigest()
+    seconds = audio.flac_seconds(path) if path.exists() else None
+    if seconds is None:
+        samples, rate = audio.decode(data, f"{container}: {item.clip}.SB", queen.SAMPLE_RATE)
+        seconds = audio.write_flac(path, samples, rate)
+    return seconds, digest
+
+
+def convert_all(
+    candidates: list[Candidate], container: queen.Container, folder: Path, jobs: int
+) -> list[tuple[float, str]]:
+    """Convert every clip on ``jobs`` processes, with a progress bar; results in their order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".tmp*"):
+        leftover.unlink()
+    tasks = [
+        (item, container.path, container.entries[f"{item.clip}.SB"], folder / f"{item.id}.flac")
+        for item in candidates
+    ]
+    bar = {"total": len(tasks), "desc": "audio", "unit": "clip", "mininterval": 1.0}
+    if jobs <= 1:
+        return list(tqdm(map(convert, tasks), **bar))
+    with ProcessPoolExecutor(jobs) as pool:
+        return list(tqdm(pool.map(convert, tasks, chunksize=16), **bar))
+
+
+def assemble(
+    candidates: list[Candidate], sounds: list[tuple[float, str]], folder: Path
+) -> tuple[dict[str, list[kaldi_dir.Utterance]], Counter[str]]:
+    """Apply rules 3 to 5; return the utterances of each set and the counts before rules 4, 5."""
+    kept = [
+        (item, seconds, digest)
+        for item, (seconds, digest) in zip(candidates, sounds, strict=True)
+        if splits.implausible(item.key, seconds) is None
+    ]
+    by_rules = Counter(item.part for item, _, _ in kept)
+    trained = {item.text for item in candidates if item.part == "train"}
+    held_out = {digest for item, _, digest in kept if item.part != "train"}
+    sets: dict[str, list[kaldi_dir.Utterance]] = {name: [] for name in SETS}
+    for item, seconds, digest in kept:
+        if item.part == "unseen" and item.text in trained:
+            continue
+        if item.part == "train" and digest in held_out:
+            continue
+        path = str(folder / f"{item.id}.flac")
+        sets[item.part].append(
+            kaldi_dir.Utterance(item.id, item.speaker, item.text, path, seconds)
+        )
+    return sets, by_rules
+
+
+def expect(what: str, expected: dict[str, int], found: dict[str, int]) -> None:
+    """Raise UserError where a count is not the one that the pinned package gives."""
+    for name, count in expected.items():
+        if found.get(name, 0) != count:
+            raise UserError(
+                f"{what}: {name} has {found.get(name, 0)}, expected {count}; "
+                "the reader or a rule was changed, or the package is another one"
+            )
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Make the data directories, unless they are up to date."""
+    out = Path(args.out)
+    package = Package(PACKAGE.name, PACKAGE.version, args.sha256 or PACKAGE.sha256)
+    counted = args.sha256 is None
+    code = [__file__, queen.__file__, splits.__file__, kaldi_dir.__file__]
+    stamp = Stamp(out / ".stamp.json", [package.sha256, args.limit, str(out)], code)
+    if stamp.is_current():
+        print(f"{out}: up to date")
+        return
+    deb = fetch(package, args.downloads, args.package)
+    container = queen.Container(
+        unpack_member(deb, MEMBER, Path(args.downloads) / Path(MEMBER).name)
+    )
+    clips = queen.read_clips(container)
+    if counted:
+        contents = {
+            "files": len(container.entries),
+            "clips": len(container.names(".SB")),
+            "cut scenes": len(container.names(".CUT")),
+            "with text": len(clips),
+        }
+        expect(str(container.path), CONTENTS, contents)
+    folder = out / "audio"
+    # Audio of another package must not be taken for this one's.
+    source = out / ".source"
+    if not source.exists() or source.read_text() != package.sha256:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_text(source, package.sha256)
+    candidates = choose(clips, args.limit)
+    sounds = convert_all(candidates, container, folder, args.nj)
+    sets, by_rules = assemble(candidates, sounds, folder)
+    if counted and args.limit is None:
+        expect("before rules 4 and 5", BY_RULES, by_rules)
+        expect(str(out), WRITTEN, {name: len(items) for name, items in sets.items()})
+    write_sets(out, sets, args.nj)
+    listed = {Path(item.audio) for items in sets.values() for item in items}
+    for path in set(folder.iterdir()) - listed:
+        path.unlink()
+    outputs = [out / name / file for name in SETS for file in kaldi_dir.FILES]
+    stamp.write([*outputs, *sorted(listed)])
+
+
+def write_sets(out: Path, sets: dict[str, list[kaldi_dir.Utterance]], jobs: int) -> None:
+    """Write, check and describe the data directories."""
+    for name, utterances in sets.items():
+        kaldi_dir.write_data_dir(out / name, utterances)
+        kaldi_dir.validate_data_dir(out / name, jobs=jobs)
+        minutes = sum(item.seconds for item in utterances) / 60
+        speakers = len({item.speaker for item in utterances})
+        print(
+            f"{out / name}: {len(utterances)} utterances, {minutes:.1f} min, {speakers} speakers"
+        )
+    kaldi_dir.check_no_text_overlap(
+        out / "train", [out / name for name in SETS if name != "train"]
+    )
+
+
+def positive(text: str) -> int:
+    """Parse a whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def main() -> None:
+    """Read the command line and prepare the data."""
+    summary, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=f"{summary}\n{rest}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", default="data", help="folder of the data directories")
+    parser.add_argument("--downloads", default="downloads", help="folder of what is fetched")
+    parser.add_argument("--package", metavar="FILE", help="the .deb, if you have it already")
+    parser.add_argument("--nj", type=positive, default=2, help="processes (default 2)")
+    parser.add_argument("--limit", type=positive, help="at most so many utterances a set: a trial")
+    # For tests with a package of their own; the counts are then not compared.
+    parser.add_argument("--sha256", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    sys.exit(run_cli("local/data.py", lambda: prepare(args)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Audio into 16 kHz mono FLAC, the same bytes every time, each file whole or absent."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from espnet_ext.errors import UserError
+
+
+def decode(data: bytes, name: str, sample_rate: int | None = None) -> tuple[np.ndarray, int]:
+    """Decode an audio file held in memory.
+
+    Args:
+        data: the bytes of a file in any format that libsndfile knows.
+        name: what to call it in an error.
+        sample_rate: what it must have, Hz; None takes any.
+
+    Returns:
+        Samples (frames,), float32 in [-1, 1], and the sample rate in Hz.
+
+    Raises:
+        UserError: undecodable, empty, not mono, or of another sample rate.
+    """
+    if not data:
+        raise UserError(f"{name}: empty audio file")
+    try:
+        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except (RuntimeError, OSError):
+        raise UserError(f"{name}: cannot decode this audio file ({len(data)} bytes)") from None
+    if len(samples) == 0:
+        raise UserError(f"{name}: audio file without samples")
+    if samples.shape[1] != 1:
+        raise UserError(f"{name}: {samples.shape[1]} channels, expected 1")
+    if sample_rate is not None and rate != sample_rate:
+        raise UserError(f"{name}: {rate} Hz, expected {sample_rate} Hz")
+    return samples[:, 0], rate
+
+
+def write_flac(path: str | Path, samples: np.ndarray, rate: int, target_rate: int = 16000) -> float:
+    """Resample to ``target_rate`` Hz, write 16-bit mono FLAC to ``path``; return its seconds."""
+    if rate != target_rate:
+        samples = soxr.resample(samples, rate, target_rate, quality="HQ")
+    integers = np.round(np.clip(samples, -1.0, 1.0) * 32767).astype(np.int16)
+    # Encoded in memory: a full disk is then an OSError of ours, not a message of the codec.
+    stream = io.BytesIO()
+    soundfile.write(stream, integers, target_rate, format="FLAC", subtype="PCM_16")
+    path = Path(path)
+    temporary = path.with_name(f".tmp{os.getpid()}.{path.name}")
+    try:
+        temporary.write_bytes(stream.getvalue())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(integers) / target_rate
+
+
+def flac_seconds(path: str | Path, sample_rate: int = 16000) -> float | None:
+    """Return the duration of a whole, decodable mono file of that rate; None for any other."""
+    try:
+        samples, rate = soundfile.read(path, dtype="int16", always_2d=True)
+    except (RuntimeError, OSError):
+        return None
+    if rate != sample_rate or samples.shape[1] != 1 or len(samples) == 0:
+        return None
+    return len(samples) / rate

@@ -1,0 +1,222 @@
+"""Kaldi data directories: written as a whole, read, and checked.
+
+A directory holds ``wav.scp text utt2spk spk2utt utt2dur``, each sorted by its first column in
+C order (``LC_ALL=C sort``). Relative paths in ``wav.scp`` start from the recipe folder, where
+ESPnet runs. Nothing here imports torch.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet_ext.errors import UserError
+from espnet_ext.files import atomic_path
+
+FILES = ("wav.scp", "text", "utt2spk", "spk2utt", "utt2dur")
+_TOLERANCE = 0.01  # seconds between utt2dur and the audio
+
+
+@dataclass(frozen=True, order=True)
+class Utterance:
+    """One utterance: id, speaker id, transcript, path of its audio, duration in seconds."""
+
+    id: str
+    speaker: str
+    text: str
+    audio: str
+    seconds: float
+
+
+def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> None:
+    """Write a data directory, sorted; an old one is replaced only when the new one is whole.
+
+    Raises:
+        UserError: no utterance, an id twice, an empty transcript, or a blank in an id.
+    """
+    path = Path(path)
+    ordered = sorted(utterances)
+    if not ordered:
+        raise UserError(f"{path}: no utterance to write")
+    for before, item in zip([None, *ordered[:-1]], ordered, strict=True):
+        if before is not None and before.id == item.id:
+            raise UserError(f"{path}: utterance id {item.id} occurs twice")
+        if not item.text.strip():
+            raise UserError(f"{path}: {item.id} has an empty transcript")
+        if len(item.id.split()) != 1 or len(item.speaker.split()) != 1:
+            raise UserError(f"{path}: blank in the id '{item.id}' or speaker '{item.speaker}'")
+    members = defaultdict(list)
+    for item in ordered:
+        members[item.speaker].append(item.id)
+    contents = {
+        "wav.scp": [f"{item.id} {item.audio}" for item in ordered],
+        "text": [f"{item.id} {' '.join(item.text.split())}" for item in ordered],
+        "utt2spk": [f"{item.id} {item.speaker}" for item in ordered],
+        "spk2utt": [f"{name} {' '.join(members[name])}" for name in sorted(members)],
+        "utt2dur": [f"{item.id} {item.seconds:.4f}" for item in ordered],
+    }
+    with atomic_path(path) as folder:
+        folder.mkdir()
+        for name, lines in contents.items():
+            (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_table(path: str | Path) -> dict[str, str]:
+    """Read a file of ``key value`` lines, in its order; a key alone has the value "".
+
+    Raises:
+        UserError: the file is missing, is not UTF-8, has an empty line, or a key twice.
+    """
+    path = Path(path)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; run the recipe's data stage (--stage 1)") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8") from None
+    table: dict[str, str] = {}
+    for number, line in enumerate(content.split("\n")[:-1], 1):
+        key, _, value = line.strip(" \t\r").partition(" ")
+        if not key:
+            raise UserError(f"{path}: line {number} is empty")
+        if key in table:
+            raise UserError(f"{path}: {key} occurs twice (line {number})")
+        table[key] = value.strip()
+    if content and not content.endswith("\n"):
+        raise UserError(f"{path}: cut short, its last line does not end")
+    return table
+
+
+def read_data_dir(path: str | Path) -> list[Utterance]:
+    """Read and check a data directory without opening its audio; utterances sorted by id.
+
+    ``utt2dur`` may be absent; the duration is then ``nan``.
+
+    Raises:
+        UserError: a file is missing, unsorted, has an id twice, or disagrees with the others; a
+            transcript is empty.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such data directory; run the recipe's data stage (--stage 1)")
+    tables = {name: read_table(path / name) for name in FILES[:4]}
+    if (path / "utt2dur").exists():
+        tables["utt2dur"] = read_table(path / "utt2dur")
+    _check_tables(path, tables)
+    durations = tables.get("utt2dur", {})
+    result = []
+    for key, audio in tables["wav.scp"].items():
+        try:
+            seconds = float(durations.get(key, "nan"))
+        except ValueError:
+            raise UserError(f"{path}/utt2dur: {key}: not a number: {durations[key]}") from None
+        result.append(Utterance(key, tables["utt2spk"][key], tables["text"][key], audio, seconds))
+    return result
+
+
+def _check_tables(path: Path, tables: Mapping[str, Mapping[str, str]]) -> None:
+    known = tables["wav.scp"]
+    if not known:
+        raise UserError(f"{path}/wav.scp: no utterance in it")
+    for name, table in tables.items():
+        keys = list(table)
+        for before, key in zip(keys, keys[1:], strict=False):
+            # Kaldi and ESPnet walk these files side by side, in C order.
+            if before.encode() > key.encode():
+                raise UserError(f"{path}/{name}: not sorted, {key} comes after {before}")
+        for key, value in table.items():
+            if not value:
+                what = "transcript" if name == "text" else "value"
+                raise UserError(f"{path}/{name}: {key} has an empty {what}")
+        if name != "spk2utt":
+            _check_same_keys(path, name, table, known)
+    inverse: dict[str, list[str]] = defaultdict(list)
+    for key, speaker in tables["utt2spk"].items():
+        inverse[speaker].append(key)
+    listed = {speaker: value.split() for speaker, value in tables["spk2utt"].items()}
+    for speaker in sorted(inverse.keys() | listed.keys()):
+        if sorted(inverse.get(speaker, [])) != sorted(listed.get(speaker, [])):
+            raise UserError(f"{path}/spk2utt: speaker {speaker} does not agree with utt2spk")
+
+
+def _check_same_keys(
+    path: Path, name: str, table: Mapping[str, str], known: Mapping[str, str]
+) -> None:
+    for key in known:
+        if key not in table:
+            raise UserError(f"{path}/{name}: {key} is missing, it is in wav.scp")
+    for key in table:
+        if key not in known:
+            raise UserError(f"{path}/{name}: {key} is not in wav.scp")
+
+
+def validate_data_dir(
+    path: str | Path,
+    sample_rate: int = 16000,
+    root: str | Path = ".",
+    audio: bool = True,
+    jobs: int = 1,
+) -> list[Utterance]:
+    """Check a data directory thoroughly and return its utterances.
+
+    Args:
+        path: the directory.
+        sample_rate: what every audio file must have, Hz.
+        root: folder that relative paths in ``wav.scp`` start from.
+        audio: decode every audio file and compare its length with ``utt2dur``.
+        jobs: processes that decode.
+
+    Raises:
+        UserError: the first fault found; names the file and the utterance.
+    """
+    utterances = read_data_dir(path)
+    if audio:
+        tasks = [(item, str(path), str(root), sample_rate) for item in utterances]
+        if jobs > 1 and len(tasks) > 100:
+            with ProcessPoolExecutor(jobs) as pool:
+                faults = list(pool.map(_audio_fault, tasks, chunksize=100))
+        else:
+            faults = [_audio_fault(task) for task in tasks]
+        for fault in filter(None, faults):
+            raise UserError(fault)
+    return utterances
+
+
+def _audio_fault(task: tuple[Utterance, str, str, int]) -> str | None:
+    """Say what is wrong with the audio of an utterance; None if nothing is."""
+    import soundfile
+
+    item, directory, root, sample_rate = task
+    where = f"{directory}/wav.scp: {item.id}"
+    if item.audio.endswith("|"):
+        return f"{where}: commands are not run, write the audio to a file: {item.audio}"
+    path = os.path.join(root, item.audio)
+    if not os.path.exists(path):
+        return f"{where}: no audio file {path}"
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (RuntimeError, OSError):
+        return f"{where}: cannot decode {path}"
+    if rate != sample_rate:
+        return f"{where}: {path} has {rate} Hz, expected {sample_rate} Hz"
+    if samples.shape[1] != 1:
+        return f"{where}: {path} has {samples.shape[1]} channels, expected 1"
+    if len(samples) == 0:
+        return f"{where}: {path} is empty"
+    seconds = len(samples) / rate
+    if abs(seconds - item.seconds) > _TOLERANCE:
+        return f"{directory}/utt2dur: {item.id}: {item.seconds} s, but {path} has {seconds:.4f} s"
+    return None
+
+
+def check_no_text_overlap(train: str | Path, others: Iterable[str | Path]) -> None:
+    """Raise UserError if a transcript of one of ``others`` is also one of ``train``."""
+    seen = {item.text: item.id for item in read_data_dir(train)}
+    for other in others:
+        for item in read_data_dir(other):
+            if item.text in seen:
+                raise UserError(
+                    f"{other}/text: {item.id} has the transcript of {seen[item.text]} in {train}"
+                )

@@ -1,0 +1,226 @@
+"""Gets a Debian package without root, checks it, and takes single files out of it.
+
+The package comes from the system's own ``apt-get``, or from a file that the user names. It is
+pinned by SHA-256, so that nothing else can be taken for it. Where the system's package lists
+are empty or too old, they are fetched into a folder of our own; the system is never changed.
+"""
+
+import bz2
+import contextlib
+import gzip
+import lzma
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from espnet_ext.errors import UserError
+from espnet_ext.files import atomic_path, sha256_file
+
+_AR_MAGIC = b"!<arch>\n"
+_BLOCK = 1 << 20
+_OPENERS: dict[str, Any] = {
+    "data.tar.xz": lzma.open,
+    "data.tar.gz": gzip.open,
+    "data.tar.bz2": bz2.open,
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A Debian package, pinned: name, version and SHA-256 of its ``.deb``."""
+
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file that ``apt-get download`` writes, for all architectures."""
+        return f"{self.name}_{self.version.replace(':', '%3a')}_all.deb"
+
+
+def fetch(package: Package, folder: str | Path, given: str | Path | None = None) -> Path:
+    """Return the path of the package's ``.deb``, checked; download it into ``folder`` if need be.
+
+    Args:
+        package: what is wanted.
+        folder: where a download is kept; nothing is written there if ``given`` is.
+        given: a file that the user already has; it is checked and used where it lies.
+
+    Raises:
+        UserError: the file is missing or another one, there is no apt-get, no network, or the
+            version is not offered.
+    """
+    if given is not None:
+        path = Path(given)
+        if not path.is_file():
+            raise UserError(f"--package {path}: no such file")
+        check_sum(path, package)
+        return path
+    path = Path(folder) / package.file_name
+    if path.is_file() and sha256_file(path) == package.sha256:
+        return path
+    with atomic_path(path) as temporary:
+        _download(package, temporary)
+        check_sum(temporary, package)
+    return path
+
+
+def check_sum(path: str | Path, package: Package) -> None:
+    """Raise UserError unless the file at ``path`` is ``package``."""
+    found = sha256_file(path)
+    if found != package.sha256:
+        size = Path(path).stat().st_size
+        raise UserError(
+            f"{path} ({size} bytes) is not {package.name} {package.version}: its SHA-256 is "
+            f"{found}, expected {package.sha256}; it is cut short or another version, get it again"
+        )
+
+
+def unpack_member(deb: str | Path, member: str, target: str | Path) -> Path:
+    """Copy one regular file out of a ``.deb`` to ``target``, atomically.
+
+    Only the contents are copied, to the name given here, so nothing in the archive can choose
+    where it lands. An archive with a name that leads out of its folder is refused as a whole.
+
+    Raises:
+        UserError: not a Debian package, damaged, hostile, or without that file.
+    """
+    wanted = member.lstrip("./")
+    with contextlib.ExitStack() as stack:
+        try:
+            tar = stack.enter_context(_open_data(Path(deb)))
+            for entry in tar:
+                if not _is_safe(entry):
+                    raise UserError(f"{deb}: refused, its entry '{entry.name}' leaves its folder")
+                if entry.name.removeprefix("./") != wanted:
+                    continue
+                source = tar.extractfile(entry) if entry.isreg() else None
+                if source is None:
+                    raise UserError(f"{deb}: refused, {wanted} is not a regular file in it")
+                with atomic_path(target) as temporary, open(temporary, "wb") as sink:
+                    shutil.copyfileobj(source, sink, _BLOCK)
+                return Path(target)
+        except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{deb}: damaged archive ({reason}); get the package again") from None
+    raise UserError(f"{deb}: holds no {wanted}")
+
+
+def _is_safe(entry: tarfile.TarInfo) -> bool:
+    parts = Path(entry.name).parts
+    return not entry.name.startswith("/") and ".." not in parts
+
+
+@contextlib.contextmanager
+def _open_data(deb: Path) -> Iterator[tarfile.TarFile]:
+    """Open the ``data.tar`` of a ``.deb`` as a stream."""
+    with open(deb, "rb") as stream:
+        name, size = _find_data(stream, deb)
+        if name in _OPENERS or name == "data.tar":
+            part = _Part(stream, size)
+            plain = _OPENERS[name](part) if name in _OPENERS else part
+            with tarfile.open(fileobj=plain, mode="r|") as tar:
+                yield tar
+            return
+    # Python 3.12 reads no zstandard; dpkg does.
+    if shutil.which("dpkg-deb") is None:
+        raise UserError(f"{deb}: {name} needs dpkg-deb to be unpacked, which is not installed")
+    with subprocess.Popen(
+        ["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
+                yield tar
+        finally:
+            process.kill()
+
+
+def _find_data(stream: IO[bytes], deb: Path) -> tuple[str, int]:
+    """Leave ``stream`` at the contents of the ``data.tar*`` member; return its name and size."""
+    if stream.read(8) != _AR_MAGIC:
+        raise UserError(f"{deb}: not a Debian package")
+    while len(header := stream.read(60)) == 60:
+        name = header[:16].decode("ascii", "replace").strip().rstrip("/")
+        try:
+            size = int(header[48:58])
+        except ValueError:
+            break
+        if name.startswith("data.tar"):
+            return name, size
+        stream.seek(size + size % 2, os.SEEK_CUR)
+    raise UserError(f"{deb}: damaged or no Debian package, it has no data.tar")
+
+
+class _Part:
+    """The next ``size`` bytes of a stream, as a file of their own."""
+
+    def __init__(self, stream: IO[bytes], size: int):
+        self.stream = stream
+        self.left = size
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(self.left if size < 0 else min(size, self.left))
+        self.left -= len(data)
+        return data
+
+
+def _download(package: Package, target: Path) -> None:
+    """Download with apt-get: by the system's lists first, else by lists of our own."""
+    if shutil.which("apt-get") is None:
+        raise UserError(
+            f"no apt-get here to fetch {package.name} {package.version} with; "
+            f"download {package.file_name} from a Debian mirror and pass it with --package FILE"
+        )
+    with tempfile.TemporaryDirectory(prefix=".apt-", dir=target.parent) as name:
+        folder = Path(name)
+        result = None
+        if any(Path("/var/lib/apt/lists").glob("*_Packages*")):
+            result = _apt(folder, ["download", f"{package.name}={package.version}"], own=False)
+        if result is None or result.returncode:
+            result = _apt(folder, ["-o", "APT::Update::Error-Mode=any", "update"], own=True)
+            if result.returncode == 0:
+                result = _apt(folder, ["download", f"{package.name}={package.version}"], own=True)
+        found = sorted((folder / "get").glob("*.deb"))
+        if result.returncode or not found:
+            raise UserError(_explain(package, result.stderr + result.stdout))
+        os.replace(found[0], target)
+
+
+def _apt(folder: Path, arguments: list[str], own: bool) -> subprocess.CompletedProcess[str]:
+    """Run apt-get with its cache, and with ``own`` its lists too, inside ``folder``."""
+    for part in ("get", "lists/partial", "cache/archives/partial"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    settings = [f"Dir::Cache={folder}/cache", "APT::Sandbox::User=", "Acquire::Retries=2"]
+    if own:
+        settings += [f"Dir::State::Lists={folder}/lists", "Acquire::Languages=none"]
+    options = [word for setting in settings for word in ("-o", setting)]
+    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    return subprocess.run(
+        ["apt-get", "-q", *options, *arguments],
+        cwd=folder / "get",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _explain(package: Package, output: str) -> str:
+    """Turn apt-get's output into one line that says what to do."""
+    way_out = f"get {package.file_name} elsewhere and pass it with --package FILE"
+    what = f"{package.name} {package.version}"
+    if "was not found" in output or "Unable to locate" in output:
+        return f"this system's package sources do not offer {what}; {way_out}"
+    network = ("Could not resolve", "Could not connect", "Failed to fetch", "Temporary failure")
+    if any(sign in output for sign in network):
+        return f"cannot fetch {what}: no network; run the same command again when it is back"
+    errors = [line for line in output.splitlines() if line.startswith("E:")] or ["no reason given"]
+    return f"apt-get cannot fetch {what} ({errors[0].removeprefix('E:').strip()}); {way_out}"
