@@ -22,12 +22,13 @@ class Recipe:
     dev_set: str = "dev"
     features: str = "raw"  # raw: the frontend computes them; ark: written by stage 2
     vocabulary: int = 200  # SentencePiece pieces; not used with token_type char
+    sentencepiece: str = "unigram"  # or bpe; not used with token_type char
     average: int = 5  # checkpoints averaged
     average_by: str = "valid.loss"  # criterion, as ESPnet names it
     variant: str = "merged"  # form that stage 5 writes
     decode: dict = field(default_factory=lambda: {"ctc_greedy": {}})
     baseline: str | None = None  # tag of the run that score compares with
-    max_frames: int | None = None
+    cpu_dtype: str = "float32"  # bfloat16: forward passes on a CPU that computes in it
 
 
 @dataclass(frozen=True)

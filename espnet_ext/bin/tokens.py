@@ -1,0 +1,95 @@
+"""Stage 3: make the token list: characters, or SentencePiece (BPE or unigram).
+
+Reads the transcripts of the training set only. Writes data/token_list/<kind>/tokens.txt,
+and bpe.model for SentencePiece.
+
+Example:
+  espnet-ext tokens conf/train_hrf_conformer_xs.yaml
+"""
+
+import argparse
+import io
+from collections import Counter
+from pathlib import Path
+
+from espnet_ext.config import Config, load_config
+from espnet_ext.errors import UserError
+from espnet_ext.files import Stamp, atomic_path, write_text
+
+SPACE = "<space>"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("config", help="training config")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train the tokenizer and write the token list."""
+    config = load_config(args.config)
+    text = Path("data") / config.recipe.train_set / "text"
+    if not text.is_file():
+        raise UserError(f"no {text}; run stage 1")
+    out = token_dir(config)
+    stamp = Stamp(out / ".done.json", {"kind": out.name}, [text])
+    if stamp.is_current():
+        print(f"tokens: {out} is up to date")
+        return
+    lines = text.read_text(encoding="utf-8").splitlines()
+    sentences = [line.split(maxsplit=1)[1] for line in lines]
+    if config.espnet["token_type"] == "char":
+        tokens = character_tokens(sentences)
+        outputs = [out / "tokens.txt"]
+    else:
+        tokens = train_sentencepiece(sentences, config, out / "bpe.model")
+        outputs = [out / "tokens.txt", out / "bpe.model"]
+    # ESPnet's convention: blank first, sos/eos last.
+    listed = ["<blank>", "<unk>", *tokens, "<sos/eos>"]
+    write_text(out / "tokens.txt", "".join(f"{token}\n" for token in listed))
+    stamp.write(outputs)
+    print(f"tokens: {len(listed)} tokens in {out}")
+
+
+def token_dir(config: Config) -> Path:
+    """Folder of the token list that the config uses."""
+    kind = config.espnet.get("token_type", "bpe")
+    if kind == "char":
+        return Path("data/token_list/char")
+    if kind != "bpe":
+        raise UserError(f"{config.path}: token_type must be char or bpe, not {kind}")
+    recipe = config.recipe
+    return Path(f"data/token_list/{recipe.sentencepiece}{recipe.vocabulary}")
+
+
+def character_tokens(sentences: list[str]) -> list[str]:
+    """Characters by falling frequency, blank written as ESPnet writes it."""
+    counts = Counter(character for sentence in sentences for character in sentence)
+    ranked = sorted(counts, key=lambda c: (-counts[c], c))
+    return [SPACE if c == " " else c for c in ranked]
+
+
+def train_sentencepiece(sentences: list[str], config: Config, model: Path) -> list[str]:
+    """Train SentencePiece, write ``model``, return its pieces without control symbols."""
+    import sentencepiece
+
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=written,
+            model_type=config.recipe.sentencepiece,
+            vocab_size=config.recipe.vocabulary,
+            character_coverage=1.0,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1]
+        raise UserError(
+            f"{config.path}: SentencePiece cannot make recipe: vocabulary: "
+            f"{config.recipe.vocabulary} pieces from this text: {reason}"
+        ) from None
+    with atomic_path(model) as temporary:
+        temporary.write_bytes(written.getvalue())
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    all_pieces = [pieces.id_to_piece(i) for i in range(len(pieces))]
+    return [p for p in all_pieces if p not in ("<unk>", "<s>", "</s>")]

@@ -1,0 +1,230 @@
+"""Stage 4: collect statistics and train with ESPnet's trainer; a killed run goes on.
+
+Writes exp/stats_<digest>/ (shared by configs with the same features and tokens) and
+exp/<tag>/: ESPnet's config.yaml, checkpoints and train.log, and train.json for the report.
+Options after ``--`` go to ESPnet as they are.
+
+Example:
+  espnet-ext train conf/train_hrf_conformer_xs.yaml --ngpu 0 -- --max_epoch 5
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from espnet_ext.bin.features import ark_definition, ark_dir
+from espnet_ext.bin.tokens import token_dir
+from espnet_ext.config import Config, load_config
+from espnet_ext.errors import UserError
+from espnet_ext.files import Stamp, write_json, write_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("config", help="training config")
+    parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
+    parser.add_argument("--ngpu", type=int, default=0, help="GPUs")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=min(4, len(os.sched_getaffinity(0))),
+        help="CPU threads when there is no GPU",
+    )
+    parser.add_argument("espnet", nargs="*", help="after --: options of ESPnet's trainer")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Collect statistics if they are missing, then train or go on training."""
+    config = load_config(args.config, args.tag)
+    data = data_options(config)
+    settings = {"config": config.as_dict(), "espnet": args.espnet}
+    stamp = Stamp(config.exp / ".train.done.json", settings, data_files(config))
+    if stamp.is_current():
+        print(f"train: {config.exp} is up to date")
+        return
+    refuse_other_config(config, settings)
+    command = espnet_options(config, data, args)
+
+    import torch
+
+    from espnet_ext.tasks import training
+
+    if args.ngpu == 0:
+        torch.set_num_threads(args.threads)
+    elif not torch.cuda.is_available():
+        raise UserError(f"--ngpu {args.ngpu}: torch sees no GPU here; use --ngpu 0")
+    training.Trainer.cpu_dtype = None
+    if args.ngpu == 0:
+        training.Trainer.cpu_dtype = training.supported_cpu_dtype(config.recipe.cpu_dtype)
+        print(f"train: {args.threads} threads, {training.Trainer.cpu_dtype or 'float32'}")
+    log_to(config.exp / "train.log")
+    statistics = collect_statistics(config, command, data)
+    training.repair(config.exp)
+    training.run_task([*command, *train_options(config, statistics), *args.espnet])
+    write_json(config.exp / "train.json", record(config, args, training))
+    averaged = averaged_model(config)
+    stamp.write([averaged, config.exp / "config.yaml", config.exp / "train.json"])
+    print(f"train: averaged model is {averaged}")
+
+
+def data_files(config: Config) -> list[Path]:
+    """Files whose content decides the training, besides the config."""
+    tokens = token_dir(config)
+    sets = (config.recipe.train_set, config.recipe.dev_set)
+    files = [audio_scp(config, name) for name in sets] + [Path("data") / s / "text" for s in sets]
+    return [*files, tokens / "tokens.txt"]
+
+
+def audio_scp(config: Config, name: str) -> Path:
+    """The list of waves or feature matrices of a data set."""
+    if config.recipe.features == "ark":
+        return ark_dir(config, name) / "feats.scp"
+    return Path("data") / name / "wav.scp"
+
+
+def data_options(config: Config) -> dict[str, list[str]]:
+    """ESPnet's data options by role (train, valid).
+
+    Raises:
+        UserError: the output of an earlier stage is missing.
+    """
+    kind = "kaldi_ark" if config.recipe.features == "ark" else "sound"
+    roles = {"train": config.recipe.train_set, "valid": config.recipe.dev_set}
+    stages = {"wav.scp": 1, "text": 1, "feats.scp": 2, "tokens.txt": 3}
+    for path in data_files(config):
+        if not path.is_file():
+            raise UserError(f"no {path}; run stage {stages[path.name]}")
+    return {
+        role: [f"{audio_scp(config, name)},speech,{kind}", f"data/{name}/text,text,text"]
+        for role, name in roles.items()
+    }
+
+
+def refuse_other_config(config: Config, settings: dict) -> None:
+    """Refuse to go on with a checkpoint of another config; record this one otherwise."""
+    path = config.exp / "resolved.json"
+    if (config.exp / "checkpoint.pth").exists() and path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored != json.loads(json.dumps(settings)):
+            raise UserError(
+                f"{config.exp} holds a run of other settings ({path}); "
+                f"give another --tag or remove {config.exp}"
+            )
+    write_json(path, settings)
+
+
+def espnet_options(config: Config, data: dict[str, list[str]], args: argparse.Namespace) -> list:
+    """Options that statistics and training share; also writes exp/<tag>/espnet.yaml."""
+    espnet = dict(config.espnet)
+    if config.recipe.features == "ark":
+        espnet["input_size"] = ark_definition(config)[0]
+        espnet.pop("frontend"), espnet.pop("frontend_conf", None)
+    path = config.exp / "espnet.yaml"
+    write_text(path, yaml.safe_dump(espnet, sort_keys=False))
+    tokens = token_dir(config)
+    command = ["--config", str(path), "--ngpu", str(args.ngpu)]
+    command += ["--token_list", str(tokens / "tokens.txt")]
+    if (tokens / "bpe.model").exists() and config.espnet.get("token_type") != "char":
+        command += ["--bpemodel", str(tokens / "bpe.model")]
+    for role, triples in data.items():
+        for triple in triples:
+            command += [f"--{role}_data_path_and_name_and_type", triple]
+    return command
+
+
+def collect_statistics(config: Config, command: list[str], data: dict) -> Path:
+    """Run ESPnet's collect_stats once for these features and tokens; return its folder."""
+    from espnet_ext.tasks import training
+
+    settings = {
+        "data": data,
+        "frontend": config.espnet.get("frontend_conf"),
+        "tokens": str(token_dir(config)),
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    folder = Path("exp") / f"stats_{digest}"
+    stamp = Stamp(folder / ".done.json", settings, data_files(config))
+    if not stamp.is_current():
+        print(f"train: collecting statistics into {folder}")
+        # Statistics do not depend on batches of the training's own size, nor on its model.
+        own = ["--collect_stats", "true", "--output_dir", str(folder), "--normalize", "none"]
+        own += ["--batch_type", "unsorted", "--batch_size", "32", "--ngpu", "0"]
+        training.run_task([*command, *own])
+        stamp.write(folder / role / "feats_stats.npz" for role in ("train", "valid"))
+    return folder
+
+
+def train_options(config: Config, statistics: Path) -> list[str]:
+    """Options of the training proper."""
+    options = ["--output_dir", str(config.exp), "--resume", "true"]
+    kind = config.espnet.get("token_type", "bpe")
+    for role in ("train", "valid"):
+        text = statistics / role / "text_shape"
+        lengths = [statistics / role / "speech_shape", _token_shape(text, kind)]
+        for path in lengths:
+            options += [f"--{role}_shape_file", str(path)]
+    if config.espnet.get("normalize") == "global_mvn":
+        options += ["--normalize_conf", f"stats_file={statistics}/train/feats_stats.npz"]
+    options += ["--keep_nbest_models", str(config.recipe.average)]
+    return options
+
+
+def _token_shape(text: Path, kind: str) -> Path:
+    """ESPnet writes lengths only; batch sizes by bins want ``length,width`` for text too."""
+    if not text.is_file():
+        raise UserError(f"no {text}; remove {text.parent.parent} and run stage 4 again")
+    return text
+
+
+def averaged_model(config: Config) -> Path:
+    """The n-best average of the training's checkpoints (fewer if it had fewer epochs)."""
+    criterion = config.recipe.average_by
+    found = config.exp / f"{criterion}.ave.pth"
+    if not found.exists():
+        raise UserError(f"no {found}; run stage 4")
+    return found.resolve().relative_to(Path.cwd())
+
+
+def log_to(path: Path) -> None:
+    """Send ESPnet's log to a file whole, and its progress to the terminal."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger()
+    root.handlers.clear()
+    whole = logging.FileHandler(path)
+    form = f"[{os.uname().nodename.split('.')[0]}] %(asctime)s (%(module)s:%(lineno)d) "
+    whole.setFormatter(logging.Formatter(form + "%(levelname)s: %(message)s"))
+    progress = logging.StreamHandler(sys.stdout)
+    progress.setFormatter(logging.Formatter("%(asctime)s %(message).110s", "%H:%M:%S"))
+    progress.addFilter(lambda r: r.module in ("trainer", "reporter") and "epoch" in r.getMessage())
+    root.addHandler(whole)
+    root.addHandler(progress)
+    root.setLevel(logging.INFO)
+
+
+def record(config: Config, args: argparse.Namespace, training: Any) -> dict:
+    """What the report needs of the training."""
+    import resource
+
+    from espnet_ext.report.environment import environment
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "seconds": round(training.training_seconds(config.exp), 1),
+        "peak_rss_mb": round(peak, 1),
+        "epochs": training.repair(config.exp),
+        "seed": config.espnet.get("seed", 0),
+        "command": shlex.join(["espnet-ext", *sys.argv[1:]]),
+        "threads": args.threads if args.ngpu == 0 else "not measured",
+        "device": f"{args.ngpu} GPU" if args.ngpu else "cpu",
+        "dtype": str(training.Trainer.cpu_dtype or "float32"),
+        "config": config.as_dict(),
+        **environment(),
+    }

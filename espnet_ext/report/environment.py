@@ -1,0 +1,50 @@
+"""What ran where: commit, package versions, machine. Light: no torch import."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_PACKAGES = ("espnet", "torch", "torchaudio", "numpy", "sentencepiece", "kaldiio", "jiwer")
+
+
+def environment() -> dict:
+    """Return ``commit``, ``versions`` and ``machine`` of this process."""
+    return {"commit": commit(), "versions": _versions(), "machine": _machine()}
+
+
+def commit() -> str:
+    """The repository's commit, ``+dirty`` if the tree differs from it, or "unknown"."""
+    root = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        dirty = "+dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return git("rev-parse", "HEAD") + dirty
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _machine() -> dict[str, str | int]:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        model = next((x.split(":", 1)[1].strip() for x in lines if "model name" in x), model)
+    return {"cpu": model, "cores": os.cpu_count() or 1, "system": platform.system()}
