@@ -1,0 +1,146 @@
+"""What holds for every recipe of the repository, found by looking, not by a list."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from espnet_ext.bin.main import VERBS
+from espnet_ext.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+EGS = ROOT / "egs"
+MADE_BY_RUNS = {"exp", "data", "dump", "downloads"}
+
+
+def _committed(pattern: str) -> list[Path]:
+    return sorted(
+        path for path in EGS.rglob(pattern) if not MADE_BY_RUNS & set(path.relative_to(EGS).parts)
+    )
+
+
+RECIPES = _committed("run.sh")
+CONFIGS = _committed("train_*.yaml")
+FRAGMENTS = _committed("*.yaml")
+
+# The same number is the same stage everywhere; numbers from 9 on are a recipe's own.
+STAGES = {
+    1: "Prepare data",
+    2: "Features",
+    3: "Tokens",
+    4: "Train",
+    5: "Average and deploy",
+    6: "Decode",
+    7: "Score",
+    8: "Report",
+}
+VERB_OF_STAGE = {2: "features", 3: "tokens", 4: "train", 5: "deploy", 7: "score", 8: "report"}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(EGS))
+
+
+def run(recipe: Path, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [recipe, *options],
+        cwd="/",
+        env=os.environ | {"ESPNET_EXT_VENV": "/nonexistent"},  # neither needs an environment
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_there_are_recipes_and_configs():
+    assert EGS / "fotaq" / "asr1" / "run.sh" in RECIPES
+    assert len(CONFIGS) > 1
+    assert all(path.parent.name == "conf" for path in CONFIGS)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_dry_run_prints_the_standard_stages(recipe):
+    result = run(recipe, "--dry_run", "--", "--max_epoch", "1")
+    assert result.returncode == 0, result.stderr
+    stages = dict(re.findall(r"^== stage (\d+): (.*)$", result.stdout, re.MULTILINE))
+    assert {int(n): t for n, t in stages.items() if int(n) <= 8} == STAGES
+    commands = [shlex.split(line) for line in result.stdout.splitlines() if line.startswith("  ")]
+    assert len(commands) == len(stages)
+    assert commands[3][-3:] == ["--", "--max_epoch", "1"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_stages_call_verbs_and_scripts_that_exist(recipe):
+    result = run(recipe, "--dry_run")
+    commands = [shlex.split(line) for line in result.stdout.splitlines() if line.startswith("  ")]
+    assert len(commands) >= len(STAGES)
+    for number, command in enumerate(commands[:8], start=1):
+        if command[0] == "espnet-ext":
+            assert command[1] in VERBS
+            assert command[1] == VERB_OF_STAGE.get(number, command[1])
+        else:
+            assert command[0] == "python"
+            assert (recipe.parent / command[1]).is_file()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_help_has_an_example_and_explains_every_option(recipe):
+    result = run(recipe, "--help")
+    assert result.returncode == 0, result.stderr
+    assert "example: egs/" in result.stdout
+    options = re.findall(r"^  --(\w+) +(.*?)(?: \(default: .*\))?$", result.stdout, re.MULTILINE)
+    names = {name for name, _ in options}
+    assert names >= {"stage", "stop_stage", "config", "ngpu", "nj", "dry_run", "help"}
+    assert all(text.strip() for _, text in options), options
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_a_recipe_is_short_executable_and_has_a_readme(recipe):
+    assert len(recipe.read_text().splitlines()) <= 60
+    assert os.access(recipe, os.X_OK)
+    readme = (recipe.parent / "README.md").read_text()
+    assert "licence" in readme.lower()
+    assert name_of(recipe) in readme
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_a_training_config_states_only_its_difference(config):
+    lines = [line for line in config.read_text().splitlines() if line.strip()]
+    assert len(lines) <= 25
+    assert "include" in yaml.safe_load("\n".join(lines))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_a_training_config_resolves(config):
+    resolved = load_config(config)
+    assert resolved.espnet["encoder"]
+    assert "include" not in resolved.espnet
+    # <encoder>_<size>[_<difference>]
+    assert re.search(r"_(xs|s|m|l)(_|$)", resolved.tag), resolved.tag
+    if resolved.recipe.baseline:
+        assert (config.parent / f"train_{resolved.recipe.baseline}.yaml").is_file()
+
+
+def test_every_fragment_is_used():
+    used = set()
+    for path in FRAGMENTS:
+        includes = (yaml.safe_load(path.read_text()) or {}).get("include", [])
+        for name in [includes] if isinstance(includes, str) else includes:
+            used.add((path.parent / name).resolve())
+    fragments = {path.resolve() for path in FRAGMENTS if not path.name.startswith("train_")}
+    assert fragments, "no shared fragments found"
+    assert fragments <= used
+
+
+def test_no_symbolic_links():
+    listing = subprocess.run(
+        ["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    assert not [line for line in listing.stdout.splitlines() if line.startswith("120000")]
