@@ -22,6 +22,7 @@ from espnet_ext.files import Stamp, read_json, write_json, write_text
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("config", nargs="?", help="training config, run in the recipe's folder")
+    parser.add_argument("--tag", help="name of the experiment (default: from the config's name)")
     parser.add_argument("--variant", help="deployed form (default: the config's)")
     parser.add_argument("--publish", action="store_true", help="copy into results/, RESULTS.md")
     parser.add_argument("--all", action="store_true", help="regenerate RESULTS.md and its plots")
@@ -41,8 +42,10 @@ def run(args: argparse.Namespace) -> None:
             does not fit the schema.
     """
     if args.all:
-        if args.config is not None or args.publish or args.variant:
-            raise UserError("--all takes no CONFIG, --variant or --publish: it reads results/")
+        if args.config or args.publish or args.variant or args.tag:
+            raise UserError(
+                "--all takes no CONFIG, --tag, --variant or --publish: it reads results/"
+            )
         _regenerate(_results_folder(args, for_all=True))
         return
     if args.config is None:
@@ -72,7 +75,7 @@ def _one(args: argparse.Namespace) -> dict[str, Any]:
     from espnet_ext.report.result import collect, stage_files
     from espnet_ext.report.schema import RESULT, SCHEMA_VERSION, validate
 
-    config = load_config(args.config)
+    config = load_config(args.config, args.tag)
     variant = args.variant or config.recipe.variant
     suffix = "" if variant == config.recipe.variant else f"_{variant}"
     output = config.exp / f"result{suffix}.json"

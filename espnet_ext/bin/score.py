@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("config", nargs="?", help="training config, run in the recipe's folder")
     parser.add_argument("--sets", help="names of sets (default: all that stage 6 decoded)")
+    parser.add_argument("--tag", help="name of the experiment (default: from the config's name)")
     parser.add_argument("--variant", help="deployed form (default: the config's)")
     parser.add_argument("--baseline", metavar="TAG", help="run to compare with (default: config's)")
     plain = parser.add_argument_group("plain files instead of a config")
@@ -44,16 +45,16 @@ def run(args: argparse.Namespace) -> None:
         missing = [option for option, value in plain.items() if value is None]
         if missing:
             raise UserError(f"give a CONFIG, or --ref, --hyp and --out ({missing[0]} is missing)")
-        for option, value in (("--sets", args.sets), ("--baseline", args.baseline)):
-            if value is not None:
-                raise UserError(f"{option} needs a CONFIG; plain files have --baseline-hyp")
+        for option in ("sets", "variant", "tag", "baseline"):
+            if getattr(args, option) is not None:
+                raise UserError(f"--{option} needs a CONFIG; plain files have --baseline-hyp")
         _score_files(args)
         return
     plain |= {"--utt2spk": args.utt2spk, "--baseline-hyp": args.baseline_hyp}
     for option, value in plain.items():
         if value is not None:
             raise UserError(f"{option} is for plain files: leave out CONFIG, or {option}")
-    config = load_config(args.config)
+    config = load_config(args.config, args.tag)
     variant = args.variant or config.recipe.variant
     if not config.recipe.decode:
         raise UserError(
@@ -66,7 +67,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _sets(args: argparse.Namespace, config: Config, folder: Path) -> list[str]:
-    stage = f"run stage 6: espnet-ext decode {args.config} --variant {folder.parent.name}"
+    tag = "" if args.tag is None else f" --tag {args.tag}"
+    stage = f"run stage 6: espnet-ext decode {args.config}{tag} --variant {folder.parent.name}"
     if args.sets is not None:
         names = args.sets.split()
         if not names:

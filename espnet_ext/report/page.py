@@ -95,7 +95,8 @@ def _block(result: Mapping[str, Any], folder: str) -> list[str]:
         "parameters in training": _parts(training["parameters"]),
         "file": f"{_number(result['bytes'])} bytes",
         "training": f"{duration(training['seconds'])}, {training['epochs']} epochs, "
-        f"peak {_number(training['peak_rss_mb'])} MB",
+        f"peak {_number(training['peak_rss_mb'])} MB; device {training['device']}, "
+        f"threads {training['threads']}, {training['dtype']}",
         "versions": _parts(result["versions"]),
         "machine": _parts(result["machine"]),
         "text normalisation": "; ".join(

@@ -64,7 +64,7 @@ def plot_training(curves: Curves, path: str | os.PathLike) -> None:
             epochs = sorted(values)
             axis.plot(epochs, [values[e] for e in epochs], marker=".", label=part)
         axis.set(xlabel="epoch", title=metric)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
         axis.legend()
     _save(figure, path)
@@ -72,6 +72,8 @@ def plot_training(curves: Curves, path: str | os.PathLike) -> None:
 
 def plot_wer_bytes(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> bool:
     """Draw WER with its interval against the deployed file's size, a panel for each set.
+
+    Points of the same size (a merged model has its baseline's) are moved apart sideways.
 
     Returns:
         False, and no file, if the size of no run was measured.
@@ -81,26 +83,54 @@ def plot_wer_bytes(results: Sequence[Mapping[str, Any]], path: str | os.PathLike
         return False
     sets = list(dict.fromkeys(score["set"] for result in sized for score in result["scores"]))
     figure, axes = _figure(len(sets))
+    styles: dict[str, int] = {}
     for axis, name in zip(axes, sets, strict=True):
-        points = [(r, s) for r in sized for s in r["scores"] if s["set"] == name]
-        for index, (result, score) in enumerate(points):
-            wer = score["wer"]
-            low, high = wer["interval"] or (wer["value"], wer["value"])
-            # A percentile interval need not hold the value; an error bar cannot be negative.
-            below, above = max(0.0, wer["value"] - low), max(0.0, high - wer["value"])
-            axis.errorbar(
-                result["bytes"] / 1e6,
-                100 * wer["value"],
-                yerr=[[100 * below], [100 * above]],
-                fmt="os^vD"[index % 5],
-                capsize=3,
-                label=f"{run_name(result)}, {score['method']}",
-            )
+        drawn: list[int] = []
+        for result in sized:
+            for score in result["scores"]:
+                if score["set"] != name:
+                    continue
+                label = f"{run_name(result)}, {score['method']}"
+                style = styles.setdefault(label, len(styles))
+                near = sum(abs(size / result["bytes"] - 1) < 0.02 for size in drawn)
+                _point(axis, result["bytes"] / 1e6, score["wer"], near, style, label)
+                drawn.append(result["bytes"])
         axis.set(xlabel="deployed file, MB", ylabel="WER, % (95 % interval)", title=name)
+        axis.margins(x=0.15)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     _save(figure, path)
     return True
+
+
+def _point(
+    axis: Any, size: float, wer: Mapping[str, Any], steps: int, style: int, label: str
+) -> None:
+    from matplotlib.transforms import ScaledTranslation
+
+    low, high = wer["interval"] or (wer["value"], wer["value"])
+    # A percentile interval need not hold the value, and an error bar cannot be negative.
+    below, above = max(0.0, wer["value"] - low), max(0.0, high - wer["value"])
+    aside = ScaledTranslation(0.12 * steps, 0, axis.figure.dpi_scale_trans)
+    axis.errorbar(
+        size,
+        100 * wer["value"],
+        yerr=[[100 * below], [100 * above]],
+        fmt="os^vD"[style % 5],
+        color=f"C{style % 10}",
+        capsize=3,
+        label=label,
+        transform=axis.transData + aside,
+    )
+    # With a transform of their own the points do not count for the limits of the axes.
+    axis.update_datalim(
+        [(size, 100 * min(low, wer["value"])), (size, 100 * (wer["value"] + above))]
+    )
+    axis.autoscale_view()
 
 
 def _figure(panels: int) -> tuple[Any, list[Any]]:

@@ -16,6 +16,7 @@ from espnet_ext.report.schema import (
     validate,
 )
 
+_TRAINING = ("seconds", "epochs", "peak_rss_mb", "device", "threads", "dtype", "parameters")
 _DECODING = (
     "rtf",
     "audio_seconds",
@@ -96,10 +97,8 @@ def collect(config: Config, variant: str, recipe: Path) -> dict[str, Any]:
         "machine": train["machine"],
         "parameters": _measured(deploy, "parameters"),
         "bytes": _measured(deploy, "bytes"),
-        "macs_per_second": _measured(train, "macs_per_second"),
-        "training": {
-            key: _measured(train, key) for key in ("seconds", "epochs", "peak_rss_mb", "parameters")
-        },
+        "macs_per_second": _measured(train | deploy, "macs_per_second"),
+        "training": {key: _measured(train, key) for key in _TRAINING},
         "decoding": decoding,
         "scores": scores,
         "config": train["config"],

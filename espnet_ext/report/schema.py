@@ -202,6 +202,9 @@ RESULT = mapping(
         seconds=measured(number),
         epochs=measured(count),
         peak_rss_mb=measured(number),
+        device=measured(text),
+        threads=measured(count),
+        dtype=measured(text),
         parameters=measured(named(count)),  # of the training form
     ),
     decoding=items(

@@ -27,7 +27,7 @@ def summary_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
             for name in sets:
                 for metric in ("wer", "cer"):
                     row.append(rate(scores[name], metric) if name in scores else NOT_MEASURED)
-            row += [_versus(list(scores.values())), duration(result["training"]["seconds"])]
+            row += [_versus(result, list(scores.values())), duration(result["training"]["seconds"])]
             rows.append([*row, result["config_path"]])
     return header, rows
 
@@ -184,7 +184,7 @@ def _rtf(result: Mapping[str, Any], method: str) -> str:
     return cells[0] if cells else NOT_MEASURED
 
 
-def _versus(scores: Sequence[Mapping[str, Any]]) -> str:
+def _versus(result: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) -> str:
     cells = []
     for score in scores:
         versus = score["baseline"]
@@ -192,7 +192,9 @@ def _versus(scores: Sequence[Mapping[str, Any]]) -> str:
             p = "no test" if versus["p"] is None else f"p {_p(versus['p'])}"
             points = f"{100 * versus['wer_difference']:+.1f}"
             cells.append(f"{score['set']} {points} ({p}, {verdict(score, 'wer')})")
-    return "; ".join(cells) or NOT_MEASURED
+    named = (result["config"].get("recipe") or {}).get("baseline")
+    nothing = NOT_MEASURED if named not in (None, result["tag"]) else "no baseline named"
+    return "; ".join(cells) or nothing
 
 
 def _few(score: Mapping[str, Any]) -> bool:

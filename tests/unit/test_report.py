@@ -276,6 +276,12 @@ def test_row_of_the_summary(result):
     assert row["RTF 1-thread"] == "0.0812" and row["training time"] == "12 min 34 s"
     assert row["test WER % (95 % CI)"] == "40.0 (38.0-42.0)"
     assert row["unseen WER % (95 % CI)"] == "40.0 (38.0-42.0; by speaker 30.0-50.0)"
+    recipe = {"baseline": "gone_xs"}
+    for score in result["scores"]:
+        score["baseline"] = None
+    assert summary_table([result])[1][0][header.index("WER vs baseline")] == "no baseline named"
+    result["config"]["recipe"] = recipe
+    assert summary_table([result])[1][0][header.index("WER vs baseline")] == NOT_MEASURED
     assert row["WER vs baseline"].startswith("test -3.0 (p 0.010, better); unseen -3.0")
 
 
@@ -424,6 +430,12 @@ def test_another_variant_has_files_of_its_own(recipe):
     assert (recipe.parents[2] / "results/toy_asr1/hrf_xs_shared.json").is_file()
 
 
+def test_tag_names_the_experiment(recipe):
+    Path("exp/hrf_xs").rename("exp/again")
+    run_verb("conf/train_hrf_xs.yaml", "--tag", "again")
+    assert json.loads(Path("exp/again/result.json").read_text())["tag"] == "again"
+
+
 def test_results_option_names_the_folder(recipe, tmp_path):
     run_verb("conf/train_hrf_xs.yaml", "--publish", "--results", str(tmp_path / "else/where"))
     assert (tmp_path / "else/where/toy_asr1/hrf_xs.json").is_file()
@@ -437,6 +449,7 @@ def test_results_option_names_the_folder(recipe, tmp_path):
         ([], "give a CONFIG"),
         (["--all", "conf/train_hrf_xs.yaml"], "--all takes no CONFIG"),
         (["--all", "--publish"], "--all takes no CONFIG"),
+        (["--all", "--tag", "x"], "--all takes no CONFIG"),
         (["--all", "--results", "none"], "no results in none"),
         (["conf/none.yaml"], "no config"),
         (["conf/train_hrf_xs.yaml", "--variant", "shared"], "run stage 5"),
