@@ -8,12 +8,14 @@ copy shares its generated class.
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, skip_init
 
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.methods.sites import is_linear
 
 PLAIN = "plain"  # a model that no method has touched
 
@@ -38,19 +40,29 @@ def deploy(model: nn.Module, variant: str = "merged") -> nn.Module:
     if model.training:
         raise UserError("deploy needs evaluation mode: call model.eval() first")
     check_finite(model)
-    plain: dict[int, nn.Module] = {
-        id(m): _plain_layer(m) for m in model.modules() if parametrize.is_parametrized(m)
-    }
-    # deepcopy takes what the memo holds in place of the original, so each replaced layer
-    # stays one module however often it is used.
-    return copy.deepcopy(model, plain)
+    # deepcopy takes what the memo holds in place of the original, so each replaced layer or
+    # tensor stays one however often it is used.
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            memo[id(module)] = _plain_layer(module, memo)
+        for value in vars(module).values():
+            # ESPnet's attention keeps its last weights, and deepcopy refuses a tensor with
+            # a graph behind it.
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()
+    plain = copy.deepcopy(model, memo)
+    check_finite(plain)  # finite factors may have a product that is not
+    return plain
 
 
 def check_finite(model: nn.Module) -> None:
     """Raise UserError naming the first tensor of ``model`` with NaN or infinite entries."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"{name} holds NaN or infinite values; train again or take another epoch")
+            raise UserError(
+                f"{name} holds NaN or infinite values; train again or take another epoch"
+            )
 
 
 def parameter_count(modules: Iterable[nn.Module]) -> int:
@@ -87,21 +99,29 @@ def _has_method(model: nn.Module) -> bool:
     return any(parametrize.is_parametrized(m) for m in model.modules())
 
 
-def _plain_layer(layer: nn.Module) -> nn.Module:
-    """Build the plain layer with the effective weight and bias of a parametrized one."""
+def _plain_layer(layer: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Build the plain layer with the effective weight and bias of a parametrized one.
+
+    ``memo`` maps the id of a parametrization or parameter to the tensor that replaces it.
+    """
+    if not is_linear(layer):
+        # A normalised wide convolution, say, whose parametrization is not one of ours.
+        raise UserError(f"cannot deploy a {type(layer).__name__}; known: Linear, Conv1d of width 1")
     exact = copy.deepcopy(layer).double()
     bias = layer.bias is not None
-    kind = {"bias": bias, "dtype": layer.weight.dtype, "device": layer.weight.device}
-    plain: nn.Module
+    factor = next(layer.parameters())
+    kind = {"bias": bias, "dtype": factor.dtype, "device": factor.device}
+    plain: nn.Module  # skip_init: deploying in the middle of training draws no random number
     if isinstance(layer, nn.Linear):
-        plain = nn.Linear(layer.in_features, layer.out_features, **kind)
-    elif isinstance(layer, nn.Conv1d):
-        plain = nn.Conv1d(layer.in_channels, layer.out_channels, 1, **kind)
+        plain = skip_init(nn.Linear, layer.in_features, layer.out_features, **kind)
     else:
-        raise UserError(f"cannot deploy a {type(layer).__name__}; known: Linear, Conv1d of width 1")
+        plain = skip_init(nn.Conv1d, layer.in_channels, layer.out_channels, 1, **kind)
     with torch.no_grad():
         plain.weight.copy_(exact.weight)
         if bias:
             plain.bias.copy_(exact.bias)
     plain.requires_grad_(any(p.requires_grad for p in layer.parameters()))
+    for name in ["weight", *["bias"] * bias]:
+        tied = layer.parametrizations if name in layer.parametrizations else layer._parameters
+        setattr(plain, name, memo.setdefault(id(tied[name]), getattr(plain, name)))
     return plain.eval()

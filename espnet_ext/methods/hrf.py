@@ -14,13 +14,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
-from espnet_ext.methods.sites import check_sites, find_layers
+from espnet_ext.methods.sites import check_sites, find_layers, tied_groups
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,11 @@ class HRFOptions:
     factors: int = 2
 
     def __post_init__(self) -> None:
-        check_sites(self.sites)
-        if self.factors not in (2, 3):
-            raise UserError(f"hrf: factors must be 2 or 3, not {self.factors}")
-        if not self.ratio >= 1:
-            raise UserError(f"hrf: ratio must be at least 1, not {self.ratio}")
+        object.__setattr__(self, "sites", check_sites(self.sites))  # YAML may give one name
+        if type(self.factors) is not int or self.factors not in (2, 3):
+            raise UserError(f"hrf: factors must be 2 or 3, not {self.factors!r}")
+        if type(self.ratio) not in (int, float) or not 1 <= self.ratio < math.inf:
+            raise UserError(f"hrf: ratio must be a number of at least 1, not {self.ratio!r}")
 
 
 class HRFWeight(nn.Module):
@@ -126,14 +125,21 @@ def factorize(layer: nn.Module, options: HRFOptions) -> None:
         layer, "weight", HRFWeight(options.ratio, options.factors), unsafe=True
     )
     if layer.bias is not None:
-        bias = HRFBias(layer.parametrizations["weight"])  # type: ignore[index]
+        bias = HRFBias(layer.parametrizations["weight"])
         parametrize.register_parametrization(layer, "bias", bias, unsafe=True)
 
 
 def apply_hrf(module: nn.Module, options: HRFOptions) -> nn.Module:
-    """Factorize every layer of ``module`` at ``options.sites``, in place; return ``module``."""
-    for layer in find_layers(module, options.sites):
-        factorize(layer.module, options)
+    """Factorize every layer of ``module`` at ``options.sites``, in place; return ``module``.
+
+    Layers that are tied stay tied: they share their factors.
+    """
+    for group in tied_groups(module, find_layers(module, options.sites)):
+        first, *others = (layer.module for layer in group)
+        factorize(first, options)
+        for other in others:
+            factorize(other, options)
+            other.parametrizations.update(first.parametrizations.items())
     return module
 
 
@@ -148,10 +154,10 @@ def factorwise_forward(layer: nn.Module, x: Tensor) -> Tensor:
         (..., outputs), equal to ``layer(x)`` up to rounding.
     """
     parametrizations = layer.parametrizations
-    factors = hrf_factors(parametrizations["weight"])  # type: ignore[index,arg-type]
+    factors = hrf_factors(parametrizations["weight"])
     biases: list[Tensor | None] = [None] * len(factors)
-    if "bias" in parametrizations:  # type: ignore[operator]
-        biases = list(hrf_factors(parametrizations["bias"]))  # type: ignore[index,arg-type]
+    if "bias" in parametrizations:
+        biases = list(hrf_factors(parametrizations["bias"]))
     for factor, bias in zip(factors, biases, strict=True):
         x = F.linear(x, factor, bias)
     return x

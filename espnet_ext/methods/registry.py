@@ -5,7 +5,7 @@ that applies it to a module in place by registering parametrizations on weights.
 contract tests run over ``METHODS``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -32,10 +32,12 @@ class Method:
         Raises:
             UserError: an option is unknown or has a wrong value.
         """
+        if options is not None and not isinstance(options, Mapping):
+            raise UserError(f"{self.name}: expected options as keys and values, not {options!r}")
         known = {f.name for f in fields(self.options)}
         for key in options or {}:
             if key not in known:
-                raise UserError(f"unknown option of {self.name}: {nearest(key, known)}")
+                raise UserError(f"unknown option of {self.name}: {nearest(str(key), known)}")
         return self.options(**(options or {}))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError, nearest
 
@@ -38,12 +39,14 @@ def check_sites(sites: Iterable[str]) -> tuple[str, ...]:
     Raises:
         UserError: a name is not one of SITES, or none is given.
     """
+    if not isinstance(sites, str | list | tuple | set | frozenset):
+        raise UserError(f"sites must be a list of names, not {sites!r}")
     chosen = (sites,) if isinstance(sites, str) else tuple(sites)
     if not chosen:
         raise UserError(f"no site chosen; known are: {', '.join(SITES)}")
     for site in chosen:
         if site not in SITES:
-            raise UserError(f"unknown site {nearest(site, SITES)}")
+            raise UserError(f"unknown site {nearest(str(site), SITES)}")
     return chosen
 
 
@@ -78,3 +81,35 @@ def find_layers(module: nn.Module, sites: Iterable[str]) -> list[Layer]:
         if not any(layer.site == site for layer in found):
             raise UserError(f"{type(module).__name__} has no layer at site '{site}'")
     return found
+
+
+def tied_groups(module: nn.Module, layers: Iterable[Layer]) -> list[list[Layer]]:
+    """Group ``layers`` of ``module`` by weight: tied layers together, any other alone.
+
+    A method gives the layers of one group the same trained tensors, so that they stay tied.
+
+    Raises:
+        UserError: a layer has a method already, or shares a tensor with a part of ``module``
+            that is not in its group; a method would break that tie without a word.
+    """
+    groups: dict[tuple[int, int], list[Layer]] = {}
+    for layer in layers:
+        if parametrize.is_parametrized(layer.module):
+            raise UserError(
+                f"{layer.name or 'this layer'} already has a method; one method a layer"
+            )
+        key = (id(layer.module.weight), id(layer.module.bias))
+        groups.setdefault(key, []).append(layer)
+    owners: dict[int, set[str]] = {}
+    for name, child in module.named_modules():
+        for parameter in child.parameters(recurse=False):
+            owners.setdefault(id(parameter), set()).add(name)
+    for group in groups.values():
+        members = {layer.name for layer in group}
+        for parameter in group[0].module.parameters(recurse=False):
+            for other in sorted(owners[id(parameter)] - members):
+                raise UserError(
+                    f"{group[0].name} and {other} share a tensor but not weight and bias both, "
+                    "or only one is at the chosen sites; choose sites that take neither"
+                )
+    return list(groups.values())
