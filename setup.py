@@ -24,6 +24,7 @@ REQUIRES = [
     "scikit-learn",
     "scipy",
     "soundfile>=0.13",
+    "soxr",
     "tensorboard",
     "tqdm",
 ]
