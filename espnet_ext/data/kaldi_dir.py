@@ -8,10 +8,10 @@ ESPnet runs. Nothing here imports torch.
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path
 
@@ -174,13 +174,9 @@ def validate_data_dir(
     utterances = read_data_dir(path)
     if audio:
         tasks = [(item, str(path), str(root), sample_rate) for item in utterances]
-        if jobs > 1 and len(tasks) > 100:
-            with ProcessPoolExecutor(jobs) as pool:
-                faults = list(pool.map(_audio_fault, tasks, chunksize=100))
-        else:
-            faults = [_audio_fault(task) for task in tasks]
-        for fault in filter(None, faults):
-            raise UserError(fault)
+        for fault in map_processes(_audio_fault, tasks, jobs, chunk=64):
+            if fault:
+                raise UserError(fault)
     return utterances
 
 

@@ -126,7 +126,7 @@ def _open_data(deb: Path) -> Iterator[tarfile.TarFile]:
         name, size = _find_data(stream, deb)
         if name in _OPENERS or name == "data.tar":
             part = _Part(stream, size)
-            plain = _OPENERS[name](part) if name in _OPENERS else part
+            plain: Any = _OPENERS[name](part) if name in _OPENERS else part
             with tarfile.open(fileobj=plain, mode="r|") as tar:
                 yield tar
             return
@@ -180,7 +180,7 @@ def _download(package: Package, target: Path) -> None:
             f"download {package.file_name} from a Debian mirror and pass it with --package FILE"
         )
     with tempfile.TemporaryDirectory(prefix=".apt-", dir=target.parent) as name:
-        folder = Path(name)
+        folder = Path(name).resolve()  # apt reads relative folders as relative to /
         result = None
         if any(Path("/var/lib/apt/lists").glob("*_Packages*")):
             result = _apt(folder, ["download", f"{package.name}={package.version}"], own=False)

@@ -1,26 +1,6 @@
-"""Text normalisation and splits that depend only on the text, shared by the recipes."""
+"""Which set a text belongs to, and which clips cannot hold their text; shared by the recipes."""
 
 import hashlib
-import re
-import unicodedata
-
-_ASIDES = re.compile(r"\[[^\]]*\]|\([^)]*\)|<[^>]*>|\*[^*]*\*")
-
-
-def normalise(text: str) -> str:
-    """Return ``text`` in NFKC and lower case, reduced to words.
-
-    Asides in brackets or stars are dropped; letters, marks, decimal digits and apostrophes are
-    kept, everything else separates words; single blanks between words, none at the ends.
-    """
-    text = _ASIDES.sub(" ", unicodedata.normalize("NFKC", text).lower())
-    kept = "".join(char if _is_kept(char) else " " for char in text)
-    return " ".join(word for word in kept.split() if word.strip("'"))
-
-
-def _is_kept(char: str) -> bool:
-    category = unicodedata.category(char)
-    return char == "'" or category[0] in "LM" or category == "Nd"
 
 
 def split_of(corpus: str, key: str, test: float = 0.10, dev: float = 0.05) -> str:
