@@ -1,0 +1,65 @@
+"""Stage 6: decode test sets with the deployed model by ESPnet's own inference classes.
+
+Methods stand in the config, ``recipe: {decode: {ctc_greedy: {}, ctc_att_beam: {...}}}``.
+Writes exp/<tag>/decode/<variant>/<method>/<set>/{text,decode.json}; the real-time factor is
+of one thread a process, features left out.
+
+Example:
+  espnet-ext decode conf/train_hrf_conformer_xs.yaml --sets "test unseen" --nj 2
+"""
+
+import argparse
+from pathlib import Path
+
+from espnet_ext.bin.train import audio_scp
+from espnet_ext.config import Config, load_config
+from espnet_ext.errors import UserError, nearest
+from espnet_ext.files import Stamp, write_json, write_text
+
+METHODS = ("ctc_greedy", "ctc_att_beam")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("config", help="training config")
+    parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
+    parser.add_argument("--variant", help="deployed form; default: the config's recipe: variant")
+    parser.add_argument("--sets", default="test", help="data sets, blanks between")
+    parser.add_argument("--nj", type=int, default=2, help="processes")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Decode every set with every method that is not up to date."""
+    config = load_config(args.config, args.tag)
+    variant = args.variant or config.recipe.variant
+    model = config.exp / "deploy" / variant
+    if not (model / "model.pth").is_file():
+        raise UserError(f"no {model}/model.pth; run stage 5")
+    todo = []
+    for method, options in config.recipe.decode.items():
+        if method not in METHODS:
+            raise UserError(f"{config.path}: unknown decode method {nearest(method, METHODS)}")
+        for name in args.sets.split():
+            scp = audio_scp(config, name)
+            if not scp.is_file():
+                raise UserError(f"no {scp}; run stages 1 and 2")
+            out = config.exp / "decode" / variant / method / name
+            inputs = [scp, model / "model.pth", model / "config.yaml"]
+            stamp = Stamp(out / ".done.json", {"method": method, "options": options}, inputs)
+            if stamp.is_current():
+                print(f"decode: {out} is up to date")
+            else:
+                todo.append((method, options or {}, scp, out, stamp))
+    if todo:
+        _decode(config, model, todo, args.nj)
+
+
+def _decode(config: Config, model: Path, todo: list, nj: int) -> None:
+    from espnet_ext.tasks.decoding import decode_set
+
+    for method, options, scp, out, stamp in todo:
+        rows, summary = decode_set(model, method, options, scp, config.recipe.features, nj)
+        write_text(out / "text", "".join(f"{utt} {text}\n" for utt, text in rows))
+        write_json(out / "decode.json", summary)
+        stamp.write([out / "text", out / "decode.json"])
+        print(f"decode: {out}: {len(rows)} utterances, RTF {summary['rtf']:.4f}")

@@ -1,0 +1,66 @@
+"""Stage 5: turn the averaged model into its deployed form (merged, ...), verified.
+
+Writes exp/<tag>/deploy/<variant>/{model.pth,config.yaml,feats_stats.npz,deploy.json}, which
+stock ESPnet loads. Fails and writes nothing if its output on real speech differs from that
+of the training form by more than 1e-5, or if a key or shape differs from stock ESPnet's.
+
+Example:
+  espnet-ext deploy conf/train_hrf_conformer_xs.yaml --variant merged
+"""
+
+import argparse
+from pathlib import Path
+
+from espnet_ext.bin.train import averaged_model
+from espnet_ext.config import Config, load_config
+from espnet_ext.errors import UserError
+from espnet_ext.files import Stamp
+
+_UTTERANCES = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("config", help="training config")
+    parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
+    parser.add_argument("--variant", help="deployed form; default: the config's recipe: variant")
+    parser.add_argument("--checkpoint", type=Path, help="instead of the averaged model")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Deploy one variant."""
+    config = load_config(args.config, args.tag)
+    variant = args.variant or config.recipe.variant
+    checkpoint = args.checkpoint or averaged_model(config)
+    folder = config.exp / "deploy" / variant
+    # The stamp stands beside the folder, which is replaced as a whole.
+    inputs = [checkpoint, config.exp / "config.yaml"]
+    stamp = Stamp(folder.with_name(f".{variant}.done.json"), {"variant": variant}, inputs)
+    if stamp.is_current():
+        print(f"deploy: {folder} is up to date")
+        return
+    waves = dev_waves(config)
+
+    from espnet_ext.tasks.deployment import deploy_checkpoint
+
+    made = deploy_checkpoint(config.exp / "config.yaml", checkpoint, variant, waves, folder)
+    stamp.write(sorted(p for p in folder.iterdir() if p.is_file()))
+    print(
+        f"deploy: {folder / 'model.pth'}: {made['parameters']['total']:,} parameters "
+        f"(training form {made['training_parameters']['total']:,}), {made['bytes']:,} bytes, "
+        f"largest difference {made['verified']['max_difference']:.1e} "
+        f"on {made['verified']['utterances']} utterances"
+    )
+
+
+def dev_waves(config: Config) -> list:
+    """The first utterances of the development set as tensors (samples,) in [-1, 1]."""
+    import soundfile
+    import torch
+
+    scp = Path("data") / config.recipe.dev_set / "wav.scp"
+    if not scp.is_file():
+        raise UserError(f"no {scp}; run stage 1")
+    lines = scp.read_text(encoding="utf-8").splitlines()[:_UTTERANCES]
+    waves = [soundfile.read(line.split(maxsplit=1)[1], dtype="float32")[0] for line in lines]
+    return [torch.from_numpy(wave) for wave in waves]

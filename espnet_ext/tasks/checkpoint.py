@@ -1,0 +1,79 @@
+"""Loading checkpoints so that a wrong one is refused, and writing deployed models.
+
+ESPnet's own loader takes any file (``strict=False``): a checkpoint of another architecture
+gives random weights without a word.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from espnet_ext.errors import UserError
+from espnet_ext.tasks.registry import install
+
+install()
+
+
+def load_state(path: Path) -> dict[str, torch.Tensor]:
+    """Read a state dict without executing code.
+
+    Raises:
+        UserError: no such file, or not a whole checkpoint of tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged file
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"{path} is not a readable checkpoint: {reason}") from None
+    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+        raise UserError(f"{path} holds no model: give an averaged model or <n>epoch.pth")
+    return state
+
+
+def compare_state(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Raise UserError naming the first key or shape in which ``state`` is not ``model``'s."""
+    own = model.state_dict()
+    for key in own:
+        if key not in state:
+            raise UserError(f"{path} is of another architecture: it lacks {key}")
+        if own[key].shape != state[key].shape:
+            raise UserError(
+                f"{path} is of another architecture: {key} has shape "
+                f"{tuple(state[key].shape)}, the config makes {tuple(own[key].shape)}"
+            )
+    for key in state:
+        if key not in own:
+            raise UserError(f"{path} is of another architecture: it holds {key}, the config not")
+
+
+def build(arguments: dict[str, Any]) -> nn.Module:
+    """Build ESPnet's ASR model from the contents of its config.yaml."""
+    from espnet2.tasks.asr import ASRTask
+
+    return ASRTask.build_model(argparse.Namespace(**arguments))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read an experiment's config.yaml."""
+    if not path.is_file():
+        raise UserError(f"no {path}; run stage 4")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def load_model(config: Path, checkpoint: Path) -> nn.Module:
+    """Build the model of an ESPnet config.yaml and load a checkpoint into it, strictly.
+
+    Raises:
+        UserError: another architecture, unreadable file.
+    """
+    model = build(read_config(config))
+    state = load_state(checkpoint)
+    compare_state(model, state, checkpoint)
+    model.load_state_dict(state)
+    return model.eval()

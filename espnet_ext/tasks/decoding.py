@@ -1,0 +1,118 @@
+"""Decoding with ESPnet's ``Speech2Text``, over processes that share one loaded model."""
+
+import multiprocessing
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from espnet2.bin.asr_inference import Speech2Text
+from tqdm import tqdm
+
+from espnet_ext.data.fbank import kaldi_fbank
+from espnet_ext.errors import UserError
+from espnet_ext.tasks.checkpoint import load_model
+
+_FRAMES_PER_SECOND = 100
+# What forked processes use: set before they start, so that the model is loaded once.
+_shared: dict[str, Any] = {}
+
+
+def decode_set(
+    model: Path, method: str, options: dict, scp: Path, features: str, nj: int
+) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Decode the utterances of a wav.scp (``features`` raw) or feats.scp (ark).
+
+    Returns:
+        (utterance, text) in the order of the list, and what decode.json holds. ``rtf`` is
+        processing time over audio time, one thread a process, reading and features left out.
+    """
+    # Speech2Text loads whatever fits; this refuses what does not.
+    load_model(model / "config.yaml", model / "model.pth")
+    _shared.update(speech2text=load_speech2text(model, method, options), method=method)
+    _shared["features"] = features
+    lines = scp.read_text(encoding="utf-8").splitlines()
+    # torch's thread pool does not survive a fork: one thread before and after.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    context = multiprocessing.get_context("fork")
+    with context.Pool(nj, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        done = pool.imap(_decode_line, lines, chunksize=8)
+        results = list(tqdm(done, total=len(lines), desc=f"{method} {scp.parent.name}"))
+    torch.set_num_threads(threads)
+    seconds = sum(r[2] for r in results)
+    audio = sum(r[3] for r in results)
+    summary = {
+        "rtf": seconds / audio,
+        "audio_seconds": round(audio, 2),
+        "seconds": round(seconds, 3),
+        "utterances": len(results),
+        "peak_rss_mb": round(max(r[4] for r in results), 1),
+        "threads": 1,
+        "device": "cpu",
+    }
+    return [(r[0], r[1]) for r in results], summary
+
+
+def load_speech2text(model: Path, method: str, options: dict) -> Speech2Text:
+    """ESPnet's inference class on a deployed model.
+
+    Raises:
+        UserError: an option that it does not know.
+    """
+    conf = {"ctc_weight": 1.0, "beam_size": 1, "lm_weight": 0.0}
+    if method == "ctc_att_beam":
+        conf = {"ctc_weight": 0.3, "beam_size": 10, "lm_weight": 0.0, **options}
+    try:
+        return Speech2Text(
+            asr_train_config=str(model / "config.yaml"),
+            asr_model_file=str(model / "model.pth"),
+            device="cpu",
+            **conf,
+        )
+    except TypeError as error:
+        raise UserError(f"decode method {method}: {error}") from None
+
+
+def _decode_line(line: str) -> tuple[str, str, float, float, float]:
+    utterance, where = line.split(maxsplit=1)
+    feats, seconds = read_input(where, _shared["speech2text"], _shared["features"])
+    start = time.perf_counter()
+    text = decode(_shared["speech2text"], feats, _shared["method"])
+    spent = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return utterance, text, spent, seconds, peak
+
+
+def read_input(where: str, speech2text: Speech2Text, features: str) -> tuple[np.ndarray, float]:
+    """Read what the model takes, features (frames, bins) or a wave, and its length in seconds."""
+    if features == "ark":
+        import kaldiio
+
+        feats = kaldiio.load_mat(where)
+        return feats, len(feats) / _FRAMES_PER_SECOND
+    import soundfile
+
+    wave, rate = soundfile.read(where, dtype="float32")
+    if speech2text.asr_model.frontend is None:
+        bins = speech2text.asr_train_args.input_size
+        return kaldi_fbank(torch.from_numpy(wave), rate, bins).numpy(), len(wave) / rate
+    return wave, len(wave) / rate
+
+
+@torch.no_grad()
+def decode(speech2text: Speech2Text, speech: np.ndarray, method: str) -> str:
+    """Return the best text for one utterance; empty if nothing was recognised."""
+    if method == "ctc_att_beam":
+        found = speech2text(speech)
+        return (found[0][0] or "") if found else ""
+    model = speech2text.asr_model
+    batch = torch.from_numpy(speech).unsqueeze(0)
+    encoded, _ = model.encode(batch, torch.tensor([batch.shape[1]]))
+    if isinstance(encoded, tuple):  # intermediate CTC outputs come beside
+        encoded = encoded[0]
+    best = torch.unique_consecutive(model.ctc.argmax(encoded)[0])
+    tokens = speech2text.converter.ids2tokens([i for i in best.tolist() if i != model.blank_id])
+    return speech2text.tokenizer.tokens2text(tokens)

@@ -1,0 +1,127 @@
+"""Stage 5's work: training form to a stock ESPnet model on disk, verified on real speech."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+from espnet_ext.errors import UserError
+from espnet_ext.files import atomic_path, write_json
+from espnet_ext.methods.deploy import deploy, footprint
+from espnet_ext.methods.registry import METHODS
+from espnet_ext.tasks.checkpoint import build, compare_state, load_model, load_state, read_config
+from espnet_ext.tasks.footprint import macs_per_second
+from espnet_ext.tasks.registry import stock_encoder
+
+TOLERANCE = 1e-5  # float32, absolute, on the encoder's normalised outputs
+
+
+def deploy_checkpoint(
+    config: Path, checkpoint: Path, variant: str, waves: list[Tensor], folder: Path
+) -> dict[str, Any]:
+    """Write ``folder`` with model.pth, config.yaml, feats_stats.npz and deploy.json.
+
+    The folder appears only if everything holds: the deployed model read back from disk has
+    the keys and shapes that stock ESPnet builds, and the output of the training form.
+
+    Args:
+        config: the experiment's config.yaml.
+        checkpoint: the averaged model.
+        variant: name of the deployed form.
+        waves: real utterances, each (samples,) in [-1, 1], for the verification.
+        folder: where to write.
+
+    Returns:
+        The contents of deploy.json.
+    """
+    trained = load_model(config, checkpoint)
+    deployed = deploy(trained, variant)
+    arguments = stock_arguments(read_config(config))
+    with atomic_path(folder) as temporary:
+        temporary.mkdir(parents=True)
+        torch.save(deployed.state_dict(), temporary / "model.pth")
+        # The config names the statistics where they will be, and is built from where they are.
+        statistics = (arguments.get("normalize_conf") or {}).get("stats_file")
+        if statistics is not None:
+            shutil.copyfile(statistics, temporary / "feats_stats.npz")
+            arguments["normalize_conf"]["stats_file"] = str(folder / "feats_stats.npz")
+        text = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
+        (temporary / "config.yaml").write_text(text, encoding="utf-8")
+        verified = verify(trained, temporary, arguments, waves)
+        summary = {
+            "variant": variant,
+            "checkpoint": str(checkpoint),
+            "parameters": footprint(deployed),
+            "training_parameters": footprint(trained),
+            "bytes": (temporary / "model.pth").stat().st_size,
+            "macs_per_second": macs_per_second(
+                deployed, getattr(trained.frontend, "fs", 16000), arguments.get("input_size")
+            ),
+            "verified": verified,
+        }
+        write_json(temporary / "deploy.json", summary)
+    return summary
+
+
+def stock_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Turn a training config into one that stock ESPnet builds: its own encoder and keys.
+
+    The Kaldi frontend is ours and has no weights: the stock model takes its features.
+    """
+    arguments = dict(arguments)
+    arguments["encoder"] = stock_encoder(arguments["encoder"])
+    conf = dict(arguments.get("encoder_conf") or {})
+    for method in METHODS:
+        conf.pop(method, None)
+    arguments["encoder_conf"] = conf
+    if arguments.get("frontend") == "kaldi_fbank":
+        arguments["input_size"] = (arguments.get("frontend_conf") or {}).get("n_mels", 80)
+        arguments["frontend"] = None
+        arguments["frontend_conf"] = {}
+    arguments["init"] = None
+    return arguments
+
+
+@torch.no_grad()
+def verify(
+    trained: nn.Module, folder: Path, arguments: dict[str, Any], waves: list[Tensor]
+) -> dict[str, Any]:
+    """Compare the files in ``folder`` with the training form on real speech.
+
+    Raises:
+        UserError: another architecture than stock ESPnet's, or outputs further apart than
+            TOLERANCE.
+    """
+    local = dict(arguments)
+    if (folder / "feats_stats.npz").exists():
+        conf = dict(arguments["normalize_conf"], stats_file=str(folder / "feats_stats.npz"))
+        local["normalize_conf"] = conf
+    stock = build(local).eval()
+    state = load_state(folder / "model.pth")
+    compare_state(stock, state, folder / "model.pth")
+    stock.load_state_dict(state)
+    difference = 0.0
+    for wave in waves:
+        outputs = [encode(model, wave) for model in (trained, stock)]
+        difference = max(difference, (outputs[0] - outputs[1]).abs().max().item())
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"the deployed model differs from the training form by {difference:.1e} "
+            f"(limit {TOLERANCE:.0e}); nothing was written"
+        )
+    return {"utterances": len(waves), "max_difference": difference, "tolerance": TOLERANCE}
+
+
+def encode(model: nn.Module, wave: Tensor) -> Tensor:
+    """Encoder output (1, frames, width) for one wave, through the model's own features."""
+    speech = wave.unsqueeze(0)
+    # A model without a frontend takes features: ours, whatever made the training's arks.
+    if model.frontend is None:
+        bins = len(model.normalize.mean) if hasattr(model.normalize, "mean") else 80
+        speech, _ = KaldiFbank(n_mels=bins)(speech, torch.tensor([wave.numel()]))
+    output, _ = model.encode(speech, torch.tensor([speech.shape[1]]))
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,111 @@
+"""What a config's model weighs and costs, without training it."""
+
+import io
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from espnet_ext.config import Config
+from espnet_ext.methods.deploy import deploy, footprint
+from espnet_ext.tasks.build import build_model, feature_width
+
+NOT_MEASURED = "not measured"
+_SECONDS = 10.0
+_FRAMES_PER_SECOND = 100  # of the features in arks
+
+
+def measure(config: Config, variant: str | None = None, vocabulary: int | None = None) -> dict:
+    """Build and deploy the model of ``config`` with random weights and measure it.
+
+    Args:
+        config: training config.
+        variant: deployed form; default: the one the config names.
+        vocabulary: size of the token list; default: ``build.token_count``.
+
+    Returns:
+        ``parameters`` of the deployed form and ``training_parameters``, by part; ``bytes`` of
+        the deployed file; ``macs_per_second``, see there.
+
+    Raises:
+        UserError: the model does not build or has no such variant.
+    """
+    model = build_model(config, vocabulary)
+    deployed = deploy(model, variant or config.recipe.variant)
+    return {
+        "parameters": footprint(deployed),
+        "training_parameters": footprint(model),
+        "bytes": file_bytes(deployed),
+        "macs_per_second": macs_per_second(deployed, sampling_rate(config), feature_width(config)),
+    }
+
+
+def file_bytes(model: nn.Module) -> int:
+    """Size of the file that ``torch.save`` makes of the model's state."""
+    stream = io.BytesIO()
+    torch.save(model.state_dict(), stream)
+    return stream.tell()
+
+
+def sampling_rate(config: Config) -> int:
+    """Samples per second that the frontend expects."""
+    import humanfriendly
+
+    rate = (config.espnet.get("frontend_conf") or {}).get("fs", 16000)
+    return humanfriendly.parse_size(rate) if isinstance(rate, str) else int(rate)
+
+
+@torch.no_grad()
+def macs_per_second(model: nn.Module, rate: int = 16000, width: int | None = None) -> int | str:
+    """Multiply-accumulates of encoder and CTC output per second of audio, on 10 s of it.
+
+    Matrix products, convolutions and attention are counted, elementwise work, the frontend
+    and the decoder are not. "not measured" for a model with a recurrent encoder, whose kernels
+    torch does not count.
+
+    Args:
+        model: an ESPnet ASR model in evaluation mode.
+        rate: samples per second of audio.
+        width: features per frame, for a model without a frontend.
+    """
+    parts: dict[str, Any] = {name: getattr(model, name, None) for name in _PARTS}
+    encoder = parts["encoder"]
+    if encoder is None or any(isinstance(m, nn.RNNBase) for m in encoder.modules()):
+        return NOT_MEASURED
+    x, lengths = _ten_seconds(parts, rate, width)
+    with FlopCounterMode(display=False) as counter:
+        if parts["preencoder"] is not None:
+            x, lengths = parts["preencoder"](x, lengths)
+        conditioned = getattr(encoder, "interctc_use_conditioning", False)
+        extra = {"ctc": parts["ctc"]} if conditioned else {}
+        x, lengths, _ = encoder(x, lengths, **extra)
+        x = x[0] if isinstance(x, tuple) else x
+        if parts["postencoder"] is not None:
+            x, lengths = parts["postencoder"](x, lengths)
+        if parts["ctc"] is not None:
+            parts["ctc"].log_softmax(x)
+    return round(counter.get_total_flops() / 2 / _SECONDS)
+
+
+_PARTS = ("frontend", "normalize", "preencoder", "encoder", "postencoder", "ctc")
+
+
+def _ten_seconds(
+    parts: dict[str, Any], rate: int, width: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (1, frames, width) of noise, and their length, before the pre-encoder."""
+    # A generator of its own: measuring must not change the numbers of what follows.
+    noise = torch.Generator().manual_seed(0)
+    if parts["frontend"] is not None:
+        wave = torch.randn(1, int(_SECONDS * rate), generator=noise) * 0.1
+        x, lengths = parts["frontend"](wave, torch.tensor([wave.shape[1]]))
+    elif width is None:
+        raise ValueError("a model without a frontend needs the width of its features")
+    else:
+        frames = int(_SECONDS * _FRAMES_PER_SECOND)
+        x = torch.randn(1, frames, width, generator=noise)
+        lengths = torch.tensor([frames])
+    if parts["normalize"] is not None:
+        x, lengths = parts["normalize"](x, lengths)
+    return x.float(), lengths

@@ -1,0 +1,25 @@
+"""Keeps what ESPnet says while it is imported and builds models out of a verb's output."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drop standard error, warnings and log lines below ERROR; exceptions pass as ever.
+
+    ESPnet reports absent optional packages and its own choices that way, several lines for
+    every model. Import ESPnet inside the block.
+    """
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)
