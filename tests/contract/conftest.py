@@ -1,0 +1,198 @@
+"""The cases of the contract suite: every registered method x its trial options x modules.
+
+A method joins by ``methods.registry.register``; nothing here names one.
+"""
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from espnet_ext.encoders.compressed import compressed_encoder
+from espnet_ext.methods.registry import METHODS
+from espnet_ext.methods.sites import SITES
+
+FEATURES = 20
+
+
+class Block(nn.Module):
+    """Layers of every site around a batch normalisation, (batch, frames, 20) to the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear_q = nn.Linear(FEATURES, 12)
+        self.linear_out = nn.Linear(12, FEATURES)
+        self.w_1 = nn.Linear(FEATURES, 24)
+        self.w_2 = nn.Linear(24, FEATURES, bias=False)
+        self.norm = nn.BatchNorm1d(FEATURES)
+        self.pointwise_conv1 = nn.Conv1d(FEATURES, FEATURES, 1)
+        self.scale = nn.Parameter(torch.ones(FEATURES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.linear_out(torch.tanh(self.linear_q(x)))
+        x = x + self.w_2(torch.relu(self.w_1(x)))
+        y = self.pointwise_conv1(self.norm(x.transpose(1, 2))).transpose(1, 2)
+        return x + self.scale * torch.tanh(y)
+
+
+class Stack(nn.Module):
+    """Two separate blocks."""
+
+    def __init__(self, input_size: int):
+        super().__init__()
+        self.encoders = nn.ModuleList([Block(), Block()])
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, None]:
+        for block in self.encoders:
+            x = block(x)
+        return x, lengths, None
+
+
+class Tied(Stack):
+    """Blocks of which one is used twice, and one has layers tied to those of another."""
+
+    def __init__(self, input_size: int):
+        super().__init__(input_size)
+        first, second = self.encoders
+        for name in ("linear_q", "w_1", "w_2", "pointwise_conv1"):
+            one, other = getattr(first, name), getattr(second, name)
+            other.weight, other.bias = one.weight, one.bias
+        second.scale = first.scale
+        self.encoders.append(first)
+
+
+# ESPnet's encoders as module, class, tiny options. Dropout is on, so that training draws.
+_TINY = {"output_size": 16, "attention_heads": 2, "num_blocks": 2, "dropout_rate": 0.1}
+_REL = {"rel_pos_type": "latest", "pos_enc_layer_type": "rel_pos"}
+_CGMLP = {
+    "cgmlp_linear_units": 32,
+    "cgmlp_conv_kernel": 7,
+    "rel_pos_type": "latest",
+    "pos_enc_layer_type": "rel_pos",
+    "attention_layer_type": "rel_selfattn",
+}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "conformer": {
+        "linear_units": 24,
+        "cnn_module_kernel": 7,
+        "macaron_style": True,
+        "selfattention_layer_type": "rel_selfattn",
+        **_REL,
+        **_TINY,
+    },
+    "transformer": {"linear_units": 24, **_TINY},
+    "e_branchformer": {"linear_units": 24, "use_ffn": True, "macaron_ffn": True, **_CGMLP, **_TINY},
+    "branchformer": {**_CGMLP, **_TINY},
+}
+SMALL = {"stack": Stack, "tied": Tied}
+LACKS = {"branchformer": {"ffn", "conv"}, "transformer": {"conv"}, "e_branchformer": {"conv"}}
+
+
+def espnet_class(name: str) -> type[nn.Module]:
+    """ESPnet's own encoder class, without importing all of its ASR task."""
+    parts = name.split("_")
+    camel = "".join("E" if p == "e" else p.capitalize() for p in parts) + "Encoder"
+    return getattr(importlib.import_module(f"espnet2.asr.encoder.{name}_encoder"), camel)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method with one set of options on one module."""
+
+    method: str
+    options: dict = field(hash=False)
+    target: str
+
+    def __str__(self) -> str:
+        options = "-".join(
+            f"{k}={'+'.join(v) if isinstance(v, list) else v}" for k, v in self.options.items()
+        )
+        return f"{self.method}-{options or 'defaults'}-{self.target}"
+
+    def plain(self) -> nn.Module:
+        """The untouched module, freshly built."""
+        if self.target in SMALL:
+            return SMALL[self.target](FEATURES)
+        return espnet_class(self.target)(FEATURES, **ENCODERS[self.target])
+
+    def build(self) -> nn.Module:
+        """The training form, freshly built, in training mode."""
+        method = METHODS[self.method]
+        if self.target in SMALL:
+            return method.apply(self.plain(), method.parse(self.options))
+        return compressed_encoder(espnet_class(self.target), method)(FEATURES, **self.conf())
+
+    def conf(self) -> dict[str, Any]:
+        """The encoder's options, ``encoder_conf`` of a training config."""
+        return {**ENCODERS[self.target], self.method: self.options}
+
+    def model(self) -> nn.Module:
+        """The training form with random parameters and statistics, in evaluation mode."""
+        return randomise(self.build()).eval()
+
+    def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The method's own parameters."""
+        return {n: p for n, p in model.named_parameters() if ".parametrizations." in n}
+
+
+def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
+    """Give ``model`` parameters and batch statistics that no initialisation would: in place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            # Relative noise keeps the spread that initialisation chose, where it chose any.
+            spread = parameter.std() if parameter.numel() > 1 else parameter.abs()
+            parameter.add_(noise * (0.1 if spread == 0 else 0.5 * spread.item()))
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
+            if name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+    return model
+
+
+def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Random features (2, 61, 20) of lengths 61 and 43."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(2, 61, FEATURES, generator=generator, dtype=dtype), torch.tensor([61, 43])
+
+
+def cases() -> list[Case]:
+    """All cases whose module has the sites that the options ask for."""
+    found = []
+    for method in METHODS.values():
+        for options in method.trials:
+            sites = set(getattr(method.parse(options), "sites", SITES))
+            for target in [*SMALL, *ENCODERS]:
+                if not sites & LACKS.get(target, set()):
+                    found.append(Case(method.name, options, target))
+    return found
+
+
+@pytest.fixture(params=cases(), ids=str)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+@pytest.fixture(params=[c for c in cases() if c.target in ENCODERS], ids=str)
+def encoder_case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tools() -> Any:
+    """The functions above, for test modules (which pytest does not let import this file)."""
+    names = {"randomise": randomise, "batch": batch, "cases": cases, "espnet_class": espnet_class}
+    return type("Tools", (), {k: staticmethod(f) for k, f in names.items()})
+
+
+@pytest.fixture(scope="session")
+def registered() -> None:
+    """ESPnet's choices hold ours."""
+    from espnet_ext.tasks.registry import install
+
+    install()

@@ -1,0 +1,287 @@
+"""What every method promises, on every module. New methods join by being registered."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from espnet_ext.errors import UserError
+from espnet_ext.methods.deploy import PLAIN, deploy, footprint, variants
+
+ROOT = Path(__file__).resolve().parents[2]
+# An encoder's output is of order 1 to 10 after its last normalisation.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+def output(model: nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(x, lengths)[0]
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return (one - other).abs().max().item()
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
+
+
+def storages(model: nn.Module) -> int:
+    return len({p.untyped_storage().data_ptr() for p in model.state_dict().values()})
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
+def test_output_is_the_same(case, tools, dtype):
+    model = case.model().to(dtype)
+    x, lengths = tools.batch(dtype)
+    expected = output(model, x, lengths)
+    for variant in variants(model):
+        assert difference(output(deploy(model, variant), x, lengths), expected) < TOLERANCE[dtype]
+    assert expected.std() > 0.1  # an output of zeros would be "the same" too
+
+
+def test_method_matters(case, tools):
+    """Without the method's parameters, and without training, the output is another one."""
+    model = case.model()
+    x, lengths = tools.batch()
+    expected = output(deploy(model), x, lengths)
+    fresh = tools.randomise(case.plain(), seed=3).eval()
+    assert difference(output(fresh, x, lengths), expected) > 1e-2
+    own = case.parameters(model)
+    assert own
+    with torch.no_grad():
+        for parameter in own.values():
+            parameter.zero_()
+    assert difference(output(deploy(model), x, lengths), expected) > 1e-2
+
+
+def test_deploy_changes_nothing(case, tools):
+    model = case.model()
+    x, lengths = tools.batch()
+    model(x, lengths)  # with a graph: some modules keep tensors of the last pass
+    before = copy.deepcopy(model.state_dict())
+    expected = output(model, x, lengths)
+    random_state = torch.get_rng_state()
+    deployed = deploy(model)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not ({id(t) for t in deployed.parameters()} & {id(t) for t in model.parameters()})
+    with torch.no_grad():
+        for parameter in deployed.parameters():
+            parameter.zero_()  # nothing is shared with the source
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert torch.equal(output(model, x, lengths), expected)
+
+
+def test_source_still_trains(case, tools):
+    """A deep copy shares its generated class: deploying one must not break the other."""
+    model = case.model()
+    twin = copy.deepcopy(model)
+    deploy(twin)
+    deploy(model)
+    x, lengths = tools.batch()
+    for form in (model, twin):
+        form.train()
+        before = copy.deepcopy(form.state_dict())
+        optimiser = torch.optim.SGD(form.parameters(), lr=0.1)
+        form(x, lengths)[0].square().mean().backward()
+        optimiser.step()
+        changed = [
+            n for n in case.parameters(form) if not torch.equal(before[n], form.state_dict()[n])
+        ]
+        assert changed
+        deploy(form.eval())
+
+
+def test_nothing_is_left_to_deploy(case, tools):
+    deployed = deploy(case.model())
+    assert not any(parametrize.is_parametrized(m) for m in deployed.modules())
+    assert not deployed.training
+    assert PLAIN in variants(deployed)
+    again = deploy(deployed)
+    assert shapes(again) == shapes(deployed)
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(
+            again.state_dict().values(), deployed.state_dict().values(), strict=True
+        )
+    )
+    x, lengths = tools.batch()
+    assert torch.equal(output(again, x, lengths), output(deployed, x, lengths))
+
+
+def test_deployed_is_the_plain_model(case, tools):
+    """Same parameters and shapes; the untouched encoder takes the weights and agrees."""
+    model = case.model()
+    deployed, plain = deploy(model), case.plain().eval()
+    assert shapes(deployed) == shapes(plain)
+    assert footprint(deployed) == footprint(plain)
+    plain.load_state_dict(deployed.state_dict(), strict=True)
+    x, lengths = tools.batch()
+    assert difference(output(plain, x, lengths), output(model, x, lengths)) < 1e-5
+
+
+def test_sharing_survives(case):
+    """What was one tensor or one module in the plain model is one in the deployed one."""
+    plain, model = case.plain(), case.model()
+    deployed = deploy(model)
+    assert storages(deployed) == storages(plain)
+    assert len(list(deployed.modules())) == len(list(plain.modules()))
+    assert len(list(deployed.parameters())) == len(list(plain.parameters()))
+    if case.target == "tied":
+        first, second, third = deployed.encoders
+        assert first is third
+        assert first is not second
+        assert first.w_1.weight is second.w_1.weight
+        assert first.linear_q.bias is second.linear_q.bias
+        assert first.scale is second.scale
+    # Deploying a copy keeps it too: averaging loads into a copy.
+    assert storages(deploy(copy.deepcopy(model))) == storages(plain)
+
+
+def test_average_deploys(case, tools):
+    one, other = (tools.randomise(case.build(), seed).eval() for seed in (1, 2))
+    states = [one.state_dict(), other.state_dict()]
+    average = {
+        name: (states[0][name] + states[1][name]) / 2 if states[0][name].is_floating_point() else t
+        for name, t in states[0].items()
+    }
+    model = case.build().eval()
+    model.load_state_dict(average, strict=True)
+    x, lengths = tools.batch()
+    expected = output(model, x, lengths)
+    assert difference(output(deploy(model), x, lengths), expected) < 1e-5
+    assert difference(output(deploy(one), x, lengths), expected) > 1e-2
+
+
+def test_batch_equals_each_alone(case, tools):
+    """Padding is not seen: neither by the training form nor by the deployed one."""
+    model = case.model()
+    x, lengths = tools.batch()
+    x[1, lengths[1] :] = 7.0  # what stands in the padding must not matter
+    for form in (model, deploy(model)):
+        with torch.no_grad():
+            together, out_lengths, _ = form(x, lengths)
+            for row, length in enumerate(lengths):
+                alone, alone_lengths, _ = form(x[row : row + 1, :length], length[None])
+                assert out_lengths[row] == alone_lengths[0]
+                kept = together[row, : out_lengths[row]]
+                assert difference(kept, alone[0, : out_lengths[row]]) < 1e-5
+
+
+def test_gradients_reach_every_parameter(case, tools):
+    model = case.model().train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.Dropout):
+            module.eval()  # a batch's own mean would cancel the bias before it
+    x, lengths = tools.batch()
+    y, _, _ = model(x, lengths)
+    (y * torch.randn(y.shape)).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        # Softmax cancels a bias of the keys exactly; only rounding is left of its gradient.
+        if "linear_k.bias" not in name and "linear_k.parametrizations.bias" not in name:
+            assert parameter.grad.abs().max() > 1e-6, name
+
+
+def losses(case, tools, seed: int) -> list[float]:
+    torch.manual_seed(seed)
+    model = case.build()
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    x, lengths = tools.batch()
+    found = []
+    for _ in range(5):
+        optimiser.zero_grad()
+        loss = (model(x, lengths)[0] - 1).square().mean()
+        loss.backward()
+        optimiser.step()
+        found.append(loss.item())
+    return found
+
+
+def test_same_seed_same_losses(case, tools):
+    first = losses(case, tools, seed=5)
+    assert losses(case, tools, seed=5) == first
+    assert losses(case, tools, seed=6) != first
+    assert first[-1] < first[0]
+
+
+def test_refusals(case):
+    model = case.model()
+
+    def refused(*arguments) -> None:
+        with pytest.raises(UserError) as caught:
+            deploy(*arguments)
+        assert "\n" not in str(caught.value)
+
+    refused(model, "no such variant")
+    refused(model.train())
+    model.eval()
+    deploy(model)
+    parameter = next(iter(case.parameters(model).values()))
+    for value in (float("nan"), float("inf")):
+        with torch.no_grad():
+            parameter.flatten()[0] = value
+        refused(model)
+
+
+def test_encoders_are_in_the_choices(encoder_case, registered):
+    """ESPnet builds the same encoder under ``<method>_<encoder>``."""
+    case = encoder_case
+    from espnet2.tasks import asr
+
+    chosen = asr.encoder_choices.get_class(f"{case.method}_{case.target}")
+    assert issubclass(chosen, type(case.plain()))
+    model = chosen(input_size=20, **case.conf())
+    assert shapes(model) == shapes(case.build())
+
+
+_FRESH = """
+import sys, torch
+torch.set_num_threads(1)
+path, conftest = sys.argv[1:]
+import importlib.util
+spec = importlib.util.spec_from_file_location("contract_cases", conftest)
+module = importlib.util.module_from_spec(spec)
+sys.modules["contract_cases"] = module
+spec.loader.exec_module(module)
+saved = torch.load(path, weights_only=True)
+x, lengths = saved["input"]
+known = {str(c): c for c in module.cases()}
+assert set(known) == set(saved["cases"])
+for name, (trained, deployed, expected) in saved["cases"].items():
+    for model, state in ((known[name].build(), trained), (known[name].plain(), deployed)):
+        model.load_state_dict(state, strict=True)
+        with torch.no_grad():
+            error = (model.eval()(x, lengths)[0] - expected).abs().max().item()
+        print(name, error)
+"""
+
+
+def test_round_trip_in_a_fresh_process(tools, tmp_path):
+    """Save, load elsewhere, same output: all cases at once, for starting torch takes long."""
+    x, lengths = tools.batch()
+    saved = {}
+    for case in tools.cases():
+        model = case.model()
+        expected = output(model, x, lengths)
+        saved[str(case)] = (model.state_dict(), deploy(model).state_dict(), expected)
+    torch.save({"input": (x, lengths), "cases": saved}, tmp_path / "saved.pth")
+    conftest = Path(__file__).with_name("conftest.py")
+    done = subprocess.run(
+        [sys.executable, "-c", _FRESH, tmp_path / "saved.pth", conftest],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    errors = [float(line.split()[-1]) for line in done.stdout.splitlines() if line]
+    assert len(errors) == 2 * len(saved) > 0
+    assert max(errors) < 1e-5
