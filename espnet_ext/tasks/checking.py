@@ -36,7 +36,15 @@ _GIVEN = {
     *("decoder", "ctc", "joint_network", "params", "optimizer", "model"),
 }
 _GIVEN_TO_PREPROCESSOR = {"train", "token_type", "bpemodel", "text_cleaner", "g2p_type"}
-_NAMED = ("frontend", "specaug", "normalize", "model", "preencoder", "encoder", "postencoder")
+_NAMED: tuple[str, ...] = (
+    "frontend",
+    "specaug",
+    "normalize",
+    "model",
+    "preencoder",
+    "encoder",
+    "postencoder",
+)
 _NAMED += ("decoder", "preprocessor")
 
 
