@@ -1,0 +1,219 @@
+"""Kaldi data directories: what is written is read back, and every fault is named."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from espnet_ext.data import audio, kaldi_dir
+from espnet_ext.data.kaldi_dir import Utterance, validate_data_dir, write_data_dir
+from espnet_ext.errors import UserError
+
+
+def tone(path, seconds=0.5, rate=16000, channels=1):
+    samples = 0.1 * np.sin(np.arange(round(seconds * rate)) / 9.0)
+    soundfile.write(path, np.repeat(samples[:, None], channels, axis=1), rate)
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A valid directory of three utterances of two speakers; returns its folder."""
+    items = []
+    for key, speaker, text in (("b-2", "b", "two"), ("a-1", "a", "one"), ("b-10", "b", "ten")):
+        tone(tmp_path / f"{key}.flac")
+        items.append(Utterance(key, speaker, text, f"{key}.flac", 0.5))
+    write_data_dir(tmp_path / "train", items)
+    return tmp_path
+
+
+def edit(corpus, name, old, new):
+    path = corpus / "train" / name
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new))
+
+
+def check(corpus, **options):
+    return validate_data_dir(corpus / "train", root=corpus, **options)
+
+
+def test_files_are_kaldis(corpus):
+    expected = {
+        "wav.scp": "a-1 a-1.flac\nb-10 b-10.flac\nb-2 b-2.flac\n",
+        "text": "a-1 one\nb-10 ten\nb-2 two\n",
+        "utt2spk": "a-1 a\nb-10 b\nb-2 b\n",
+        "spk2utt": "a a-1\nb b-10 b-2\n",
+        "utt2dur": "a-1 0.5000\nb-10 0.5000\nb-2 0.5000\n",
+    }
+    found = {path.name: path.read_text() for path in (corpus / "train").iterdir()}
+    assert found == expected
+
+
+def test_valid_directory_is_read_back(corpus):
+    items = check(corpus)
+    assert [item.id for item in items] == ["a-1", "b-10", "b-2"]
+    assert items[1] == Utterance("b-10", "b", "ten", "b-10.flac", 0.5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.dictionaries(
+        st.text("abAB01-_é", min_size=1, max_size=6),
+        st.text("ab é'", min_size=1).filter(str.strip),
+        min_size=1,
+    )
+)
+def test_any_ids_and_texts_come_back(tmp_path_factory, table):
+    folder = tmp_path_factory.mktemp("any")
+    items = [Utterance(key, key[0], text, "x.flac", 1.0) for key, text in table.items()]
+    write_data_dir(folder / "set", items)
+    found = {item.id: item.text for item in kaldi_dir.read_data_dir(folder / "set")}
+    assert found == {key: " ".join(text.split()) for key, text in table.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "a-1"}, "a-1 occurs twice"),
+        ({"text": " "}, "b-2 has an empty transcript"),
+        ({"id": "b 2"}, "blank in the id"),
+        ({"speaker": ""}, "blank in the id"),
+    ],
+)
+def test_bad_utterances_are_not_written_and_the_old_stay(corpus, change, message):
+    items = kaldi_dir.read_data_dir(corpus / "train")
+    before = {path.name: path.read_bytes() for path in (corpus / "train").iterdir()}
+    with pytest.raises(UserError, match=message):
+        write_data_dir(corpus / "train", [*items[:2], replace(items[2], **change)])
+    assert {path.name: path.read_bytes() for path in (corpus / "train").iterdir()} == before
+
+
+def test_nothing_to_write(tmp_path):
+    with pytest.raises(UserError, match="no utterance"):
+        write_data_dir(tmp_path / "train", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("text", "b-10 ten\n", "a-1 ten\n", "text: a-1 occurs twice"),
+        ("wav.scp", "b-10 b-10.flac\n", "a-1 x\n", r"wav\.scp: a-1 occurs twice"),
+        ("text", "b-10 ten", "b-10 ", "text: b-10 has an empty transcript"),
+        ("text", "b-10 ten", "b-10", "text: b-10 has an empty transcript"),
+        ("text", "b-10 ten\n", "", "text: b-10 is missing"),
+        ("text", "b-2 two\n", "b-2 two\nb-3 three\n", r"text: b-3 is not in wav\.scp"),
+        ("text", "b-10 ten\nb-2 two\n", "b-2 two\nb-10 ten\n", "text: not sorted, b-10"),
+        ("text", "b-2 two\n", "\nb-2 two\n", "text: line 3 is empty"),
+        ("text", "b-2 two\n", "b-2 tw", "text: cut short"),
+        ("utt2spk", "b-10 b", "b-10 a", "spk2utt: speaker a does not agree"),
+        ("spk2utt", "b b-10 b-2\n", "b b-10\n", "spk2utt: speaker b does not agree"),
+        ("spk2utt", "b b-10 b-2\n", "", "spk2utt: speaker b does not agree"),
+        ("utt2dur", "b-2 0.5000", "b-2 half", "utt2dur: b-2: not a number"),
+        ("utt2dur", "b-2 0.5000", "b-2 0.7", r"utt2dur: b-2: 0\.7 s, but .* has 0\.5000 s"),
+        ("wav.scp", "b-2.flac", "no.flac", r"wav\.scp: b-2: no audio file .*no\.flac"),
+        ("wav.scp", "b-2.flac", "sox x |", r"wav\.scp: b-2: commands are not run"),
+    ],
+)
+def test_a_fault_names_the_file_and_the_utterance(corpus, name, old, new, message):
+    edit(corpus, name, old, new)
+    with pytest.raises(UserError, match=message) as error:
+        check(corpus)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", kaldi_dir.FILES[:4])
+def test_missing_file(corpus, name):
+    (corpus / "train" / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: missing; run the recipe's data stage"):
+        check(corpus)
+
+
+def test_missing_directory(tmp_path):
+    with pytest.raises(UserError, match="no such data directory"):
+        validate_data_dir(tmp_path / "absent")
+
+
+def test_empty_directory(corpus):
+    for name in kaldi_dir.FILES:
+        (corpus / "train" / name).write_text("")
+    with pytest.raises(UserError, match="no utterance in it"):
+        check(corpus)
+
+
+def test_text_that_is_not_utf8(corpus):
+    (corpus / "train/text").write_bytes(b"a-1 caf\xe9\n")
+    with pytest.raises(UserError, match="text: not UTF-8"):
+        check(corpus)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "b-2: cannot decode"),
+        (lambda path: path.write_bytes(b"no audio at all" * 9), "b-2: cannot decode"),
+        (lambda path: os.truncate(path, path.stat().st_size // 2), "b-2"),
+        (lambda path: soundfile.write(path, np.zeros(0), 16000, format="WAV"), "b-2: .* is empty"),
+        (lambda path: tone(path, rate=8000), "b-2: .* has 8000 Hz, expected 16000 Hz"),
+        (lambda path: tone(path, channels=2), "b-2: .* has 2 channels"),
+        (lambda path: tone(path, seconds=0.6), "utt2dur: b-2"),
+    ],
+)
+def test_bad_audio(corpus, spoil, message):
+    spoil(corpus / "b-2.flac")
+    with pytest.raises(UserError, match=message):
+        check(corpus)
+    assert len(check(corpus, audio=False)) == 3
+
+
+def test_audio_is_checked_by_several_processes_too(tmp_path):
+    items = []
+    for number in range(130):
+        path = tone(tmp_path / f"{number:03}.flac", seconds=0.05)
+        items.append(Utterance(f"s-{number:03}", "s", "word", str(path), 0.05))
+    write_data_dir(tmp_path / "set", items)
+    assert len(validate_data_dir(tmp_path / "set", jobs=2)) == 130
+    (tmp_path / "099.flac").write_bytes(b"")
+    with pytest.raises(UserError, match="s-099: cannot decode"):
+        validate_data_dir(tmp_path / "set", jobs=2)
+
+
+def test_text_in_two_sets(corpus):
+    items = kaldi_dir.read_data_dir(corpus / "train")
+    write_data_dir(corpus / "dev", [replace(items[0], id="c-1", text="new")])
+    write_data_dir(corpus / "test", [replace(items[0], id="c-2", text="ten")])
+    kaldi_dir.check_no_text_overlap(corpus / "train", [corpus / "dev"])
+    with pytest.raises(UserError, match=r"test/text: c-2 has the transcript of b-10 in .*train"):
+        kaldi_dir.check_no_text_overlap(corpus / "train", [corpus / "dev", corpus / "test"])
+
+
+def test_flac_is_the_same_every_time_and_keeps_the_tone(tmp_path):
+    time = np.arange(11025) / 11025
+    samples = (0.5 * np.sin(2 * np.pi * 1000 * time)).astype(np.float32)
+    seconds = audio.write_flac(tmp_path / "a.flac", samples, 11025)
+    audio.write_flac(tmp_path / "b.flac", samples, 11025)
+    assert (tmp_path / "a.flac").read_bytes() == (tmp_path / "b.flac").read_bytes()
+    found, rate = soundfile.read(tmp_path / "a.flac")
+    assert (rate, seconds) == (16000, 1.0)
+    expected = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000)
+    assert np.abs(found - expected)[800:-800].max() < 2e-3
+    assert audio.flac_seconds(tmp_path / "a.flac") == 1.0
+
+
+def test_half_a_flac_is_not_taken_for_whole(tmp_path):
+    rng = np.random.default_rng(0)
+    audio.write_flac(tmp_path / "a.flac", rng.normal(0, 0.1, 32000).astype(np.float32), 16000)
+    os.truncate(tmp_path / "a.flac", (tmp_path / "a.flac").stat().st_size // 2)
+    assert audio.flac_seconds(tmp_path / "a.flac") is None
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [(b"", "empty audio file"), (b"\0" * 99, "cannot decode")]
+)
+def test_undecodable_clip(data, message):
+    with pytest.raises(UserError, match=f"CLIP: {message}"):
+        audio.decode(data, "CLIP")
