@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> None:
             forms = ", ".join(found.variants)
             print(f"{path}: ok, {found.parameters:,} parameters in training; variants: {forms}")
     if problems:
-        raise UserError(f"{problems} problems in {wrong} of {len(configs)} configs")
+        count = "1 problem" if problems == 1 else f"{problems} problems"
+        raise UserError(f"{count} in {wrong} of {len(configs)} configs, told above")
 
 
 def find_configs(paths: list[str]) -> list[Path]:

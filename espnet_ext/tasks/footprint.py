@@ -1,6 +1,7 @@
 """What a config's model weighs and costs, without training it."""
 
-import io
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,10 +43,12 @@ def measure(config: Config, variant: str | None = None, vocabulary: int | None =
 
 
 def file_bytes(model: nn.Module) -> int:
-    """Size of the file that ``torch.save`` makes of the model's state."""
-    stream = io.BytesIO()
-    torch.save(model.state_dict(), stream)
-    return stream.tell()
+    """Size of the model.pth that ``deploy`` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        # The same name as there: the archive holds it once for every tensor.
+        path = Path(folder) / "model.pth"
+        torch.save(model.state_dict(), path)
+        return path.stat().st_size
 
 
 def sampling_rate(config: Config) -> int:
