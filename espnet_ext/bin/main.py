@@ -43,8 +43,22 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    args = parser.parse_args(arguments[1:])
+    args = parse(parser, arguments[1:])
     sys.exit(run_cli(f"espnet-ext {verb}", lambda: module.run(args)))
+
+
+def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Parse a verb's words; those after ``--`` go as they are to ``espnet``, if it has that.
+
+    argparse alone gives a list that follows a positional only what stands right behind it.
+    """
+    cut = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:cut])
+    if hasattr(args, "espnet"):
+        args.espnet = words[cut + 1 :]
+    elif cut < len(words):
+        parser.error("this verb takes no options after --")
+    return args
 
 
 def _overview() -> str:

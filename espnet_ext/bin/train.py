@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=min(4, len(os.sched_getaffinity(0))),
         help="CPU threads when there is no GPU",
     )
-    parser.add_argument("espnet", nargs="*", help="after --: options of ESPnet's trainer")
+    parser.set_defaults(espnet=[])  # what stands after --
+    parser.usage = "%(prog)s [-h] [--tag TAG] [--ngpu N] [--threads N] config [-- OPTIONS]"
 
 
 def run(args: argparse.Namespace) -> None:
