@@ -2,7 +2,8 @@
 
 Stage 8. Reads what stages 4 to 7 wrote for CONFIG, writes exp/<tag>/result.json and the plots
 in exp/<tag>/images/, and prints the run beside the committed ones. --publish also copies the
-result into results/<dataset>_<task>/ and regenerates RESULTS.md; --all only regenerates it.
+result into results/<dataset>_<task>/ and regenerates RESULTS.md and the README's table; --all
+only regenerates these.
 
 Example:
     espnet-ext report conf/train_hrf_conformer_xs.yaml
@@ -139,7 +140,7 @@ def _publish(result: dict[str, Any], committed: list[dict[str, Any]], folder: Pa
 
 
 def _regenerate(folder: Path | None) -> None:
-    from espnet_ext.report.page import results_page
+    from espnet_ext.report.page import readme_with_results, results_page
     from espnet_ext.report.plots import plot_wer_bytes
     from espnet_ext.report.result import read_results
 
@@ -154,8 +155,14 @@ def _regenerate(folder: Path | None) -> None:
         image = folder / "_".join(name) / "wer_bytes.svg"
         if plot_wer_bytes(group, image):
             drawn.add("_".join(name))
-    page = folder.resolve().parent / "RESULTS.md"
-    text = results_page(results, folder.resolve().name, drawn)
+    root = folder.resolve().parent
+    _rewrite(root / "RESULTS.md", results_page(results, folder.resolve().name, drawn))
+    readme = root / "README.md"
+    if readme.is_file():
+        _rewrite(readme, readme_with_results(readme.read_text(encoding="utf-8"), results))
+
+
+def _rewrite(page: Path, text: str) -> None:
     if page.is_file() and page.read_text(encoding="utf-8") == text:
         print(f"{page}: up to date")
         return

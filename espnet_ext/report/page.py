@@ -17,6 +17,21 @@ from espnet_ext.report.table import (
 )
 
 COMMAND = "espnet-ext report --all"
+README_MARKERS = ("<!-- results:begin -->", "<!-- results:end -->")
+
+
+def readme_with_results(readme: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """Return ``readme`` with the summary tables between its markers, or as it is without them."""
+    begin, end = README_MARKERS
+    before, found, rest = readme.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        return readme
+    tables = []
+    for name in dict.fromkeys(_corpus(result) for result in results):
+        group = [result for result in results if _corpus(result) == name]
+        tables += ["", markdown(*summary_table(group)), ""]
+    return before + "\n".join([begin, *tables, end]) + after
 
 
 def results_page(

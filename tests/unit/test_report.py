@@ -14,7 +14,7 @@ from espnet_ext.bin import report as verb
 from espnet_ext.config import load_config
 from espnet_ext.errors import UserError
 from espnet_ext.files import write_json
-from espnet_ext.report.page import results_page
+from espnet_ext.report.page import README_MARKERS, results_page
 from espnet_ext.report.plots import plot_wer_bytes, read_curves
 from espnet_ext.report.result import collect, read_results
 from espnet_ext.report.schema import NOT_MEASURED, RESULT, SCORE, plain, validate
@@ -390,6 +390,19 @@ def test_publish_then_all_gives_the_same_page(recipe, capsys):
     capsys.readouterr()
     run_verb("--all")
     assert "up to date" in capsys.readouterr().out and page.read_text() == text
+
+
+def test_readme_gets_the_table_between_its_markers_and_nothing_else(recipe):
+    readme = recipe.parents[2] / "README.md"
+    begin, end = README_MARKERS
+    readme.write_text(f"before\n{begin}\nold table\n{end}\nafter\n")
+    run_verb("conf/train_hrf_xs.yaml", "--publish")
+    text = readme.read_text()
+    assert text.startswith(f"before\n{begin}\n") and text.endswith(f"\n{end}\nafter\n")
+    assert "old table" not in text and "| hrf_xs " in text
+    readme.write_text("no markers\n")
+    run_verb("--all")
+    assert readme.read_text() == "no markers\n"
 
 
 def test_page_begins_with_its_command_and_tells_each_run(recipe):
