@@ -190,6 +190,20 @@ def test_gradients_reach_every_parameter(case, tools):
             assert parameter.grad.abs().max() > 1e-6, name
 
 
+def test_training_moves_every_parameter(case, tools):
+    """From the method's own initialisation: no saddle point, where all gradients are zero."""
+    model = case.build()
+    before = copy.deepcopy(model.state_dict())
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    x, lengths = tools.batch()
+    for _ in range(3):
+        optimiser.zero_grad()
+        (model(x, lengths)[0] - x.mean()).square().mean().backward()
+        optimiser.step()
+    for name, parameter in model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
 def losses(case, tools, seed: int) -> list[float]:
     torch.manual_seed(seed)
     model = case.build()
