@@ -74,7 +74,9 @@ def write_arks(data: Path, folder: Path, final: Path, bins: int, rate: int, nj: 
     with multiprocessing.get_context("spawn").Pool(len(jobs)) as pool:
         parts = pool.imap_unordered(_write_shard, jobs)
         rows = sorted(
-            row for part in tqdm(parts, total=len(jobs), desc=f"features {data.name}") for row in part
+            row
+            for part in tqdm(parts, total=len(jobs), desc=f"features {data.name}")
+            for row in part
         )
     (folder / "feats.scp").write_text("".join(f"{u} {where}\n" for u, where, _ in rows))
     (folder / "utt2num_frames").write_text("".join(f"{u} {n}\n" for u, _, n in rows))

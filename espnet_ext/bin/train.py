@@ -166,23 +166,13 @@ def collect_statistics(config: Config, command: list[str], data: dict) -> Path:
 def train_options(config: Config, statistics: Path) -> list[str]:
     """Options of the training proper."""
     options = ["--output_dir", str(config.exp), "--resume", "true"]
-    kind = config.espnet.get("token_type", "bpe")
     for role in ("train", "valid"):
-        text = statistics / role / "text_shape"
-        lengths = [statistics / role / "speech_shape", _token_shape(text, kind)]
-        for path in lengths:
-            options += [f"--{role}_shape_file", str(path)]
+        for kind in ("speech_shape", "text_shape"):
+            options += [f"--{role}_shape_file", str(statistics / role / kind)]
     if config.espnet.get("normalize") == "global_mvn":
         options += ["--normalize_conf", f"stats_file={statistics}/train/feats_stats.npz"]
     options += ["--keep_nbest_models", str(config.recipe.average)]
     return options
-
-
-def _token_shape(text: Path, kind: str) -> Path:
-    """ESPnet writes lengths only; batch sizes by bins want ``length,width`` for text too."""
-    if not text.is_file():
-        raise UserError(f"no {text}; remove {text.parent.parent} and run stage 4 again")
-    return text
 
 
 def averaged_model(config: Config) -> Path:
@@ -217,10 +207,11 @@ def record(config: Config, args: argparse.Namespace, training: Any) -> dict:
     from espnet_ext.report.environment import environment
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    epochs, seconds = training.history(config.exp)
     return {
-        "seconds": round(training.training_seconds(config.exp), 1),
+        "seconds": round(seconds, 1),
         "peak_rss_mb": round(peak, 1),
-        "epochs": training.repair(config.exp),
+        "epochs": epochs,
         "seed": config.espnet.get("seed", 0),
         "command": shlex.join(["espnet-ext", *sys.argv[1:]]),
         "threads": args.threads if args.ngpu == 0 else "not measured",

@@ -79,32 +79,28 @@ def atomic_checkpoints() -> Iterator[None]:
         torch.save = plain
 
 
-def repair(exp: Path) -> int:
-    """Bring a killed run to the state after its last whole epoch; return that epoch.
+def repair(exp: Path) -> None:
+    """Bring a killed run to the state after its last whole epoch.
 
     ESPnet writes checkpoint.pth, then <epoch>epoch.pth; a kill in between leaves the second
     out, and averaging would miss it.
     """
     checkpoint = exp / "checkpoint.pth"
     if not checkpoint.exists():
-        return 0
+        return
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    epoch = state["reporter"]["epoch"]
-    model = exp / f"{epoch}epoch.pth"
+    model = exp / f"{state['reporter']['epoch']}epoch.pth"
     if not model.exists():
         with atomic_checkpoints():
             torch.save(state["model"], model)
-    return epoch
 
 
-def training_seconds(exp: Path) -> float:
-    """Seconds spent in training and validation over all whole epochs."""
+def history(exp: Path) -> tuple[int, float]:
+    """Return the whole epochs of a run and the seconds of their training and validation."""
     state = torch.load(exp / "checkpoint.pth", map_location="cpu", weights_only=True)
-    return sum(
-        phase["time"]["__timedelta_seconds__"]
-        for epoch in state["reporter"]["stats"].values()
-        for phase in epoch.values()
-    )
+    epochs = state["reporter"]["stats"]
+    phases = [phase for epoch in epochs.values() for phase in epoch.values()]
+    return len(epochs), sum(phase["time"]["__timedelta_seconds__"] for phase in phases)
 
 
 def run_task(command: list[str]) -> None:
