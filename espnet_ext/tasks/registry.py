@@ -10,6 +10,7 @@ from espnet2.tasks import asr
 
 from espnet_ext.encoders.compressed import compressed_choices
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+from espnet_ext.methods.registry import METHODS
 from espnet_ext.models.asr import ASRModel
 
 # ESPnet encoders that are built of linear layers and pointwise convolutions, and are built
@@ -35,7 +36,5 @@ def install() -> None:
 
 def stock_encoder(name: str) -> str:
     """Return the ESPnet encoder under ``name``: hrf_conformer gives conformer."""
-    for base in BASES:
-        if name.endswith("_" + base) and base != name and name not in BASES:
-            return base
-    return name
+    method, _, base = name.partition("_")
+    return base if method in METHODS and base in BASES else name

@@ -1,0 +1,29 @@
+"""The names that ESPnet's choices get, and the way back from them."""
+
+import pytest
+
+
+@pytest.mark.parametrize("base", ["conformer", "e_branchformer", "contextual_block_conformer"])
+def test_stock_encoder_is_the_base_of_a_compressed_one(base):
+    from espnet2.tasks import asr
+
+    from espnet_ext.tasks.registry import install, stock_encoder
+
+    install()
+    choices = asr.encoder_choices.classes
+    assert stock_encoder(f"hrf_{base}") == base == stock_encoder(base)
+    assert issubclass(choices[f"hrf_{base}"], choices[base])
+
+
+def test_every_compressed_encoder_leads_back_to_the_class_it_extends():
+    from espnet2.tasks import asr
+
+    from espnet_ext.methods.registry import METHODS
+    from espnet_ext.tasks.registry import BASES, install, stock_encoder
+
+    install()
+    choices = asr.encoder_choices.classes
+    for method in METHODS:
+        for base in BASES:
+            assert stock_encoder(f"{method}_{base}") == base
+            assert issubclass(choices[f"{method}_{base}"], choices[base])
