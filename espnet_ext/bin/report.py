@@ -140,7 +140,7 @@ def _publish(result: dict[str, Any], committed: list[dict[str, Any]], folder: Pa
 
 
 def _regenerate(folder: Path | None) -> None:
-    from espnet_ext.report.page import readme_with_results, results_page
+    from espnet_ext.report.page import WHOLE_JOB, readme_with_results, results_page
     from espnet_ext.report.plots import plot_wer_bytes
     from espnet_ext.report.result import read_results
 
@@ -156,7 +156,10 @@ def _regenerate(folder: Path | None) -> None:
         if plot_wer_bytes(group, image):
             drawn.add("_".join(name))
     root = folder.resolve().parent
-    _rewrite(root / "RESULTS.md", results_page(results, folder.resolve().name, drawn))
+    measured = folder / WHOLE_JOB
+    whole_job = read_json(measured) if measured.is_file() else None
+    page = results_page(results, folder.resolve().name, drawn, whole_job)
+    _rewrite(root / "RESULTS.md", page)
     readme = root / "README.md"
     if readme.is_file():
         _rewrite(readme, readme_with_results(readme.read_text(encoding="utf-8"), results))

@@ -14,7 +14,7 @@ from espnet_ext.bin import report as verb
 from espnet_ext.config import load_config
 from espnet_ext.errors import UserError
 from espnet_ext.files import write_json
-from espnet_ext.report.page import README_MARKERS, results_page
+from espnet_ext.report.page import README_MARKERS, WHOLE_JOB, results_page
 from espnet_ext.report.plots import plot_wer_bytes, read_curves
 from espnet_ext.report.result import collect, read_results
 from espnet_ext.report.schema import NOT_MEASURED, RESULT, SCORE, plain, validate
@@ -27,6 +27,8 @@ from espnet_ext.report.table import (
     summary_table,
     verdict,
 )
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "whole_job.py"
 
 # The form of espnet2.train.reporter's log_message, with an epoch trained again after a kill.
 LOG = """\
@@ -405,6 +407,21 @@ def test_readme_gets_the_table_between_its_markers_and_nothing_else(recipe):
     assert readme.read_text() == "no markers\n"
 
 
+def test_the_whole_job_is_told_where_it_was_measured(recipe):
+    command = [sys.executable, str(BENCHMARK), "--json", "results/whole_job.json", "--", "true"]
+    run_verb("conf/train_hrf_xs.yaml", "--publish")
+    root = recipe.parents[2]
+    assert "The main job whole" not in (root / "RESULTS.md").read_text()
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    run_verb("--all")
+    measured = json.loads((root / "results/whole_job.json").read_text())
+    text = (root / "RESULTS.md").read_text()
+    assert f"{measured['disk_mb']:,} MB of disk; commit {measured['commit']}" in text
+    failed = subprocess.run([*command[:-1], "false"], cwd=root, capture_output=True)
+    assert failed.returncode == 1
+    assert json.loads((root / "results/whole_job.json").read_text()) == measured
+
+
 def test_page_begins_with_its_command_and_tells_each_run(recipe):
     run_verb("conf/train_hrf_xs.yaml", "--publish")
     text = (recipe.parents[2] / "RESULTS.md").read_text()
@@ -509,7 +526,9 @@ def test_this_repositorys_results_are_valid():
     if results:
         committed = (root / "RESULTS.md").read_text(encoding="utf-8")
         plotted = {p.parent.name for p in (root / "results").glob("*/wer_bytes.svg")}
-        assert committed == results_page(results, plotted=plotted)
+        measured = root / "results" / WHOLE_JOB
+        whole_job = json.loads(measured.read_text()) if measured.is_file() else None
+        assert committed == results_page(results, plotted=plotted, whole_job=whole_job)
     for result in results:
         for score in result["scores"]:
             validate(score, SCORE, result["tag"])
