@@ -36,5 +36,5 @@ def install() -> None:
 
 def stock_encoder(name: str) -> str:
     """Return the ESPnet encoder under ``name``: hrf_conformer gives conformer."""
-    method, _, base = name.partition("_")
-    return base if method in METHODS and base in BASES else name
+    # Both parts may hold underscores: the names are made again, not cut in two.
+    return {f"{method}_{base}": base for method in METHODS for base in BASES}.get(name, name)

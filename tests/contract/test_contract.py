@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
 from espnet_ext.methods.deploy import PLAIN, deploy, footprint, variants
+from espnet_ext.methods.registry import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 # An encoder's output is of order 1 to 10 after its last normalisation.
@@ -188,6 +189,39 @@ def test_gradients_reach_every_parameter(case, tools):
         # Softmax cancels a bias of the keys exactly; only rounding is left of its gradient.
         if "linear_k.bias" not in name and "linear_k.parametrizations.bias" not in name:
             assert parameter.grad.abs().max() > 1e-6, name
+
+
+def test_trains_in_bfloat16(case, tools):
+    """Under autocast, as ``cpu_dtype: bfloat16`` and GPUs train: products come in bfloat16."""
+    model = case.build()
+    x, lengths = tools.batch()
+    exact = output(model.eval(), x, lengths)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(x, lengths)[0]
+    assert 0 < difference(rounded.detach().float(), exact) < 0.2 * exact.abs().max()
+    model.zero_grad()
+    rounded.float().square().mean().backward()
+    for name, parameter in case.parameters(model).items():
+        assert parameter.grad.dtype == torch.float32, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_one_layer_alone(case, tools):
+    """``apply_layer`` is how the CTC output, which is outside the encoder, gets the method."""
+    method = METHODS[case.method]
+    options = method.parse(case.options)
+    x, _ = tools.batch()
+    for layer in (nn.Linear(20, 7), nn.Linear(20, 7, bias=False)):
+        plain = shapes(layer)
+        method.apply_layer(layer, options)
+        tools.randomise(layer).eval()
+        deployed = deploy(layer)
+        assert type(deployed) is nn.Linear
+        assert shapes(deployed) == plain
+        with torch.no_grad():
+            assert difference(deployed(x), layer(x)) < 1e-5
+        with pytest.raises(UserError):
+            method.apply_layer(layer, options)  # one method a layer
 
 
 def test_training_moves_every_parameter(case, tools):

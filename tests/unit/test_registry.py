@@ -27,3 +27,12 @@ def test_every_compressed_encoder_leads_back_to_the_class_it_extends():
         for base in BASES:
             assert stock_encoder(f"{method}_{base}") == base
             assert issubclass(choices[f"{method}_{base}"], choices[base])
+
+
+def test_a_method_may_have_underscores_in_its_name(monkeypatch):
+    from espnet_ext.methods.registry import METHODS
+    from espnet_ext.tasks.registry import stock_encoder
+
+    monkeypatch.setitem(METHODS, "low_rank", METHODS["hrf"])
+    assert stock_encoder("low_rank_e_branchformer") == "e_branchformer"
+    assert stock_encoder("low_conformer") == "low_conformer"
