@@ -44,5 +44,6 @@ code=0
 echo "checks: $((6 - ${#failed[@]})) of 6 passed${failed[*]:+; failed: ${failed[*]}}"
 
 # pytest closes the run: its last line counts the tests.
-pytest -q -n 2 "$@" || code=$?
+# Tests that share a trained recipe stay in one process (xdist_group).
+pytest -q -n 2 --dist loadgroup "$@" || code=$?
 exit "$code"
