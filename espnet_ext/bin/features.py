@@ -9,9 +9,12 @@ Example:
 """
 
 import argparse
+import multiprocessing
 from pathlib import Path
+from typing import Any
 
 from espnet_ext.config import Config, load_config
+from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError
 from espnet_ext.files import Stamp, atomic_path
 
@@ -24,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the arks of every data directory that lacks them."""
+    """Write the arks of every data directory that lacks them.
+
+    Raises:
+        UserError: no data directory, or audio that is missing, undecodable, or of another
+            sampling rate.
+    """
     config = load_config(args.config)
     if config.recipe.features == "raw":
         print("features: computed by the frontend while training; nothing to do")
@@ -33,15 +41,21 @@ def run(args: argparse.Namespace) -> None:
     sets = sorted(p.parent for p in Path(args.data).glob("*/wav.scp"))
     if not sets:
         raise UserError(f"no data directory with wav.scp under {args.data}/; run stage 1")
+    todo = []
     for data in sets:
         out = ark_dir(config, data.name)
         stamp = Stamp(out / ".done.json", {"bins": bins, "fs": rate}, [data / "wav.scp"])
         if stamp.is_current():
             print(f"features: {out} is up to date")
-            continue
-        with atomic_path(out) as temporary:
-            write_arks(data, temporary, out, bins, rate, args.nj)
-        stamp.write(sorted(p for p in out.iterdir() if p.suffix in (".ark", ".scp")))
+        else:
+            todo.append((data, out, stamp))
+    if not todo:
+        return
+    with multiprocessing.get_context("spawn").Pool(args.nj) as pool:
+        for data, out, stamp in todo:
+            with atomic_path(out) as temporary:
+                write_arks(data, temporary, out, (bins, rate), pool, args.nj)
+            stamp.write(sorted(p for p in out.iterdir() if p.suffix in (".ark", ".scp")))
 
 
 def ark_definition(config: Config) -> tuple[int, int]:
@@ -57,48 +71,52 @@ def ark_dir(config: Config, name: str) -> Path:
     return Path("dump") / f"fbank{ark_definition(config)[0]}" / name
 
 
-def write_arks(data: Path, folder: Path, final: Path, bins: int, rate: int, nj: int) -> None:
-    """Write feats.<job>.ark, feats.scp and utt2num_frames of one data directory."""
-    import multiprocessing
+def write_arks(
+    data: Path, folder: Path, final: Path, definition: tuple[int, int], pool: Any, shards: int
+) -> None:
+    """Write feats.<shard>.ark, feats.scp and utt2num_frames of one data directory.
 
+    Args:
+        data: the data directory.
+        folder: where to write; made here.
+        final: what the folder will be called when it is whole: feats.scp names it.
+        definition: mel bins, sampling rate.
+        pool: processes, one for each shard.
+        shards: number of arks at most.
+    """
     from tqdm import tqdm
 
     folder.mkdir(parents=True)
-    lines = (data / "wav.scp").read_text(encoding="utf-8").splitlines()
-    shards = [lines[k::nj] for k in range(nj)]
+    rows = list(read_table(data / "wav.scp").items())
+    if not rows:
+        raise UserError(f"{data}/wav.scp: no utterance in it; run stage 1")
     jobs = [
-        (shard, folder / f"feats.{k}.ark", final / f"feats.{k}.ark", bins, rate)
-        for k, shard in enumerate(shards)
-        if shard
+        (rows[k::shards], folder / f"feats.{k}.ark", final / f"feats.{k}.ark", definition)
+        for k in range(min(shards, len(rows)))
     ]
-    with multiprocessing.get_context("spawn").Pool(len(jobs)) as pool:
-        parts = pool.imap_unordered(_write_shard, jobs)
-        rows = sorted(
-            row
-            for part in tqdm(parts, total=len(jobs), desc=f"features {data.name}")
-            for row in part
-        )
-    (folder / "feats.scp").write_text("".join(f"{u} {where}\n" for u, where, _ in rows))
-    (folder / "utt2num_frames").write_text("".join(f"{u} {n}\n" for u, _, n in rows))
+    parts = pool.imap_unordered(_write_shard, jobs)
+    bar = {"total": len(jobs), "desc": f"features {data.name}"}
+    found = sorted(row for part in tqdm(parts, **bar) for row in part)
+    (folder / "feats.scp").write_text("".join(f"{u} {where}\n" for u, where, _ in found))
+    (folder / "utt2num_frames").write_text("".join(f"{u} {n}\n" for u, _, n in found))
 
 
-def _write_shard(job: tuple[list[str], Path, Path, int, int]) -> list[tuple[str, str, int]]:
+def _write_shard(
+    job: tuple[list[tuple[str, str]], Path, Path, tuple[int, int]],
+) -> list[tuple[str, str, int]]:
     """Write one ark; return (utterance, "ark:offset" as it will be named, frames)."""
     import kaldiio
-    import soundfile
     import torch
 
+    from espnet_ext.data.audio import read_wave
     from espnet_ext.data.fbank import kaldi_fbank
 
-    lines, path, final, bins, rate = job
+    lines, path, final, (bins, rate) = job
     torch.set_num_threads(1)
     rows = []
     with open(path, "wb") as stream:
-        for line in lines:
-            utterance, audio = line.split(maxsplit=1)
-            wave, fs = soundfile.read(audio, dtype="float32")
-            if fs != rate:
-                raise UserError(f"{utterance}: {audio} has {fs} Hz, the config says {rate}")
+        for utterance, audio in lines:
+            wave = read_wave(audio, utterance, rate)
             feats = kaldi_fbank(torch.from_numpy(wave), rate, bins).numpy()
             offset = stream.tell() + len(utterance.encode()) + 1
             kaldiio.save_ark(stream, {utterance: feats})

@@ -40,6 +40,19 @@ def decode(data: bytes, name: str, sample_rate: int | None = None) -> tuple[np.n
     return samples[:, 0], rate
 
 
+def read_wave(path: str | Path, name: str, sample_rate: int) -> np.ndarray:
+    """Read a mono audio file of a data directory; samples (frames,), float32 in [-1, 1].
+
+    Raises:
+        UserError: missing, or what ``decode`` refuses; names the utterance ``name``.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{name}: cannot read {path}: {error.strerror}") from None
+    return decode(data, f"{name}: {path}", sample_rate)[0]
+
+
 def write_flac(path: str | Path, samples: np.ndarray, rate: int, target_rate: int = 16000) -> float:
     """Resample to ``target_rate`` Hz, write 16-bit mono FLAC to ``path``; return its seconds."""
     if rate != target_rate:

@@ -1,5 +1,6 @@
 """Plots of one run's training, and of error rate against size over all runs."""
 
+import io
 import math
 import os
 import re
@@ -146,7 +147,12 @@ def _figure(panels: int) -> tuple[Any, list[Any]]:
 def _save(figure: Any, path: str | os.PathLike) -> None:
     import matplotlib
 
-    # Fixed ids and no date: the same results give the same file.
-    with atomic_path(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "espnet-ext"}):
-        metadata = {"Date": None} if temporary.suffix == ".svg" else None
-        figure.savefig(temporary, metadata=metadata, dpi=120)
+    # Fixed ids and no date: the same results give the same file, which is then left alone.
+    drawn = io.BytesIO()
+    kind = Path(path).suffix[1:]
+    with matplotlib.rc_context({"svg.hashsalt": "espnet-ext"}):
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(drawn, format=kind, metadata=metadata, dpi=120)
+    if not Path(path).is_file() or Path(path).read_bytes() != drawn.getvalue():
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(drawn.getvalue())
