@@ -13,6 +13,9 @@ import yaml
 
 from espnet_ext.errors import UserError, nearest
 
+# Keys of ``recipe:`` that only stages 5 to 8 read: they may change after a training.
+READ_LATER = ("variant", "decode", "baseline")
+
 
 @dataclass(frozen=True)
 class Recipe:

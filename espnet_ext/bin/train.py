@@ -22,7 +22,7 @@ import yaml
 
 from espnet_ext.bin.features import ark_definition, ark_dir
 from espnet_ext.bin.tokens import token_dir
-from espnet_ext.config import Config, load_config
+from espnet_ext.config import READ_LATER, Config, load_config
 from espnet_ext.errors import UserError
 from espnet_ext.files import Stamp, write_json, write_text
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     """Collect statistics if they are missing, then train or go on training."""
     config = load_config(args.config, args.tag)
     data = data_options(config)
-    settings = {"config": config.as_dict(), "espnet": args.espnet}
+    settings = {"config": decisive(config.as_dict()), "espnet": args.espnet}
     stamp = Stamp(config.exp / ".train.done.json", settings, data_files(config))
     if stamp.is_current():
         print(f"train: {config.exp} is up to date")
@@ -69,10 +69,14 @@ def run(args: argparse.Namespace) -> None:
     log_to(config.exp / "train.log")
     statistics = collect_statistics(config, command, data)
     training.repair(config.exp)
+    before = training.history(config.exp)[0]
     training.run_task([*command, *train_options(config, statistics), *args.espnet])
-    write_json(config.exp / "train.json", record(config, args, training))
+    made = config.exp / "train.json"
+    # A call that found nothing left to train has no peak memory or commit of a training.
+    if not made.exists() or training.history(config.exp)[0] != before:
+        write_json(made, record(config, args, training))
     averaged = averaged_model(config)
-    stamp.write([averaged, config.exp / "config.yaml", config.exp / "train.json"])
+    stamp.write([averaged, config.exp / "config.yaml", made])
     print(f"train: averaged model is {averaged}")
 
 
@@ -114,12 +118,19 @@ def refuse_other_config(config: Config, settings: dict) -> None:
     path = config.exp / "resolved.json"
     if (config.exp / "checkpoint.pth").exists() and path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))
+        stored["config"] = decisive(stored["config"])
         if stored != json.loads(json.dumps(settings)):
             raise UserError(
                 f"{config.exp} holds a run of other settings ({path}); "
-                f"give another --tag or remove {config.exp}"
+                f"give the config another name or remove {config.exp}"
             )
     write_json(path, settings)
+
+
+def decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """A resolved config without what later stages read, which may change after a training."""
+    recipe = {k: v for k, v in config["recipe"].items() if k not in READ_LATER}
+    return {**config, "recipe": recipe}
 
 
 def espnet_options(config: Config, data: dict[str, list[str]], args: argparse.Namespace) -> list:

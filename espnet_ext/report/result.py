@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import espnet_ext
-from espnet_ext.config import Config
+from espnet_ext.config import READ_LATER, Config
 from espnet_ext.errors import UserError
 from espnet_ext.files import read_json
 from espnet_ext.report.schema import (
@@ -16,7 +16,7 @@ from espnet_ext.report.schema import (
     validate,
 )
 
-_TRAINING = ("seconds", "epochs", "peak_rss_mb", "device", "threads", "dtype", "parameters")
+_TRAINING = ("seconds", "epochs", "peak_rss_mb", "device", "threads", "dtype")
 _DECODING = (
     "rtf",
     "audio_seconds",
@@ -97,11 +97,14 @@ def collect(config: Config, variant: str, recipe: Path) -> dict[str, Any]:
         "machine": train["machine"],
         "parameters": _measured(deploy, "parameters"),
         "bytes": _measured(deploy, "bytes"),
-        "macs_per_second": _measured(train | deploy, "macs_per_second"),
-        "training": {key: _measured(train, key) for key in _TRAINING},
+        "macs_per_second": _measured(deploy, "macs_per_second"),
+        "training": {
+            **{key: _measured(train, key) for key in _TRAINING},
+            "parameters": _measured(deploy, "training_parameters"),
+        },
         "decoding": decoding,
         "scores": scores,
-        "config": train["config"],
+        "config": _as_run(train["config"], config),
     }
     # A committed file must not depend on where this clone or this user's home lies.
     root = repository_root(recipe)
@@ -109,6 +112,15 @@ def collect(config: Config, variant: str, recipe: Path) -> dict[str, Any]:
     result = _portable(result, prefixes | {f"{Path.home()}/": "~/"})
     validate(result, RESULT, f"result of {config.tag}")
     return result
+
+
+def _as_run(trained: Any, config: Config) -> Any:
+    """The config that was trained, with what later stages read as they read it now."""
+    recipe = trained.get("recipe") if isinstance(trained, dict) else None
+    if not isinstance(recipe, dict):
+        return trained  # the schema names what is wrong
+    now = config.as_dict()["recipe"]
+    return {**trained, "recipe": {**recipe, **{key: now[key] for key in READ_LATER}}}
 
 
 def _decoded_and_scored(

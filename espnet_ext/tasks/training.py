@@ -97,6 +97,8 @@ def repair(exp: Path) -> None:
 
 def history(exp: Path) -> tuple[int, float]:
     """Return the whole epochs of a run and the seconds of their training and validation."""
+    if not (exp / "checkpoint.pth").exists():
+        return 0, 0.0
     state = torch.load(exp / "checkpoint.pth", map_location="cpu", weights_only=True)
     epochs = state["reporter"]["stats"]
     phases = [phase for epoch in epochs.values() for phase in epoch.values()]

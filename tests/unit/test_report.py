@@ -90,9 +90,11 @@ def train_record() -> dict:
         "commit": "abc1234",
         "versions": {"torch": "2.14.1", "espnet": "202611"},
         "machine": {"cpu": "some CPU", "cores": 2},
-        "config": {"encoder": "hrf_conformer", "encoder_conf": {"ratio": 4.0}},
-        "parameters": {"total": 9000000},
-        "macs_per_second": 61000000,
+        "config": {
+            "encoder": "hrf_conformer",
+            "encoder_conf": {"ratio": 4.0},
+            "recipe": {"average": 3, "decode": {"ctc_att_beam": {}}},
+        },
     }
 
 
@@ -105,6 +107,7 @@ def make_run(recipe: Path, tag: str, sets: tuple[str, ...] = ("test", "unseen"))
     write_json(exp / "train.json", train_record())
     (exp / "train.log").write_text(LOG)
     deploy = {"variant": "merged", "parameters": {"encoder_blocks": 1000000, "total": 1500000}}
+    deploy |= {"training_parameters": {"total": 9000000}, "macs_per_second": 61000000}
     write_json(exp / "deploy/merged/deploy.json", {**deploy, "bytes": 6100000, "verified": {}})
     for name in sets:
         decode = {"rtf": 0.0812, "audio_seconds": 900.0, "seconds": 73.1, "utterances": 20}
@@ -202,6 +205,9 @@ def test_result_holds_what_the_stages_measured(result):
     assert result["decoding"][0]["rtf"] == 0.0812
     assert result["encoder"] == "hrf_conformer"
     assert result["command"] == "espnet-ext train conf/train_hrf_xs.yaml"
+    # How it was trained, and what was done with it since.
+    recipe = result["config"]["recipe"]
+    assert (recipe["average"], recipe["decode"]) == (3, {"ctc_greedy": {}})
 
 
 def test_result_names_no_folder_of_this_machine(recipe):
@@ -213,9 +219,10 @@ def test_result_names_no_folder_of_this_machine(recipe):
 
 
 def test_numbers_that_were_not_measured_are_written_so(recipe, capsys):
-    for key in ("macs_per_second", "seconds", "parameters", "seed"):
+    for key in ("seconds", "seed"):
         edit("exp/hrf_xs/train.json", lambda t, key=key: t.pop(key))
-    edit("exp/hrf_xs/deploy/merged/deploy.json", lambda d: d.update(bytes=None))
+    none = {"bytes": None, "macs_per_second": None, "training_parameters": {}}
+    edit("exp/hrf_xs/deploy/merged/deploy.json", lambda d: d.update(none))
     edit("exp/hrf_xs/decode/merged/ctc_greedy/test/decode.json", lambda d: d.pop("rtf"))
     run_verb("conf/train_hrf_xs.yaml")
     result = json.loads(Path("exp/hrf_xs/result.json").read_text())
@@ -224,6 +231,7 @@ def test_numbers_that_were_not_measured_are_written_so(recipe, capsys):
     for column in ("file MB", "MACs/s", "RTF 1-thread", "training time"):
         assert row[column] == NOT_MEASURED
     assert row["params"] == "1.50 M"
+    assert result["training"]["parameters"] == NOT_MEASURED
     assert "seed: not measured" in results_page([result])
     assert not Path("exp/hrf_xs/images/wer_bytes.png").exists()
 
