@@ -107,11 +107,13 @@ def decode(speech2text: Speech2Text, speech: np.ndarray, method: str) -> str:
     """Return the best text for one utterance; empty if nothing was recognised."""
     if method == "ctc_att_beam":
         found = speech2text(speech)
+        if isinstance(found, tuple):  # intermediate CTC outputs come beside
+            found = found[0]
         return (found[0][0] or "") if found else ""
     model = speech2text.asr_model
     batch = torch.from_numpy(speech).unsqueeze(0)
     encoded, _ = model.encode(batch, torch.tensor([batch.shape[1]]))
-    if isinstance(encoded, tuple):  # intermediate CTC outputs come beside
+    if isinstance(encoded, tuple):  # as above
         encoded = encoded[0]
     best = torch.unique_consecutive(model.ctc.argmax(encoded)[0])
     tokens = speech2text.converter.ids2tokens([i for i in best.tolist() if i != model.blank_id])
