@@ -1,6 +1,7 @@
 """Files that are either whole or absent, and stamps that tell whether work is up to date."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -8,6 +9,16 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+
+@contextlib.contextmanager
+def lock(path: str | os.PathLike) -> Iterator[None]:
+    """Hold a lock that others of this machine wait for; it ends with its process at the latest."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def sha256_file(path: str | os.PathLike) -> str:
@@ -26,7 +37,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp{os.getpid()}.{path.name}")
-    _remove(temporary)
+    _remove_leftovers(path)
     try:
         yield temporary
         if temporary.is_file():
@@ -37,6 +48,24 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         _remove(temporary)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary forms of ``path`` whose writer was killed, or was this process."""
+    for old in path.parent.glob(f".tmp*.{glob.escape(path.name)}"):
+        writer = old.name[len(".tmp") : -len(path.name) - 1]
+        if writer.isdecimal() and (int(writer) == os.getpid() or not _runs(int(writer))):
+            _remove(old)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _remove(path: Path) -> None:
@@ -73,7 +102,7 @@ class Stamp:
         self.path = Path(path)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
         for name in inputs:
-            digest.update(f"{name}:{_content_key(Path(name))}".encode())
+            digest.update(f"{name}:{content_key(Path(name))}".encode())
         self.digest = digest.hexdigest()
 
     def is_current(self) -> bool:
@@ -93,7 +122,8 @@ class Stamp:
         write_json(self.path, {"digest": self.digest, "outputs": sizes})
 
 
-def _content_key(path: Path) -> str:
+def content_key(path: Path) -> str:
+    """Return what changes when the file does: SHA-256 up to 16 MiB, size and time beyond."""
     if not path.exists():
         return "absent"
     status = path.stat()
