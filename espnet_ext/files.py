@@ -1,6 +1,7 @@
 """Files that are either whole or absent, and stamps that tell whether work is up to date."""
 
 import contextlib
+import fcntl
 import glob
 import hashlib
 import json

@@ -179,6 +179,7 @@ _finish() {
   elif [ ${#left_out[@]} -gt 0 ]; then
     echo "next: $(_command_line --stage "${left_out[0]}")"
   else
-    echo "all done: see $exp and RESULTS.md; try another config: --config conf/train_NAME.yaml"
+    echo "all done: see $exp; RESULTS.md has the published runs;" \
+      "try another config: --config conf/train_NAME.yaml"
   fi
 }

@@ -24,7 +24,7 @@ from espnet_ext.bin.features import ark_definition, ark_dir
 from espnet_ext.bin.tokens import token_dir
 from espnet_ext.config import READ_LATER, Config, load_config
 from espnet_ext.errors import UserError
-from espnet_ext.files import Stamp, write_json, write_text
+from espnet_ext.files import Stamp, content_key, lock, write_json, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,12 +46,13 @@ def run(args: argparse.Namespace) -> None:
     """Collect statistics if they are missing, then train or go on training."""
     config = load_config(args.config, args.tag)
     data = data_options(config)
+    files = data_files(config)
     settings = {"config": decisive(config.as_dict()), "espnet": args.espnet}
-    stamp = Stamp(config.exp / ".train.done.json", settings, data_files(config))
+    stamp = Stamp(config.exp / ".train.done.json", settings, files)
     if stamp.is_current():
         print(f"train: {config.exp} is up to date")
         return
-    refuse_other_config(config, settings)
+    refuse_other_run(config, settings | {"data": {str(f): content_key(f) for f in files}})
     command = espnet_options(config, data, args)
 
     import torch
@@ -113,17 +114,19 @@ def data_options(config: Config) -> dict[str, list[str]]:
     }
 
 
-def refuse_other_config(config: Config, settings: dict) -> None:
-    """Refuse to go on with a checkpoint of another config; record this one otherwise."""
+def refuse_other_run(config: Config, settings: dict) -> None:
+    """Refuse to go on with a checkpoint of another config or other data; record these otherwise."""
     path = config.exp / "resolved.json"
     if (config.exp / "checkpoint.pth").exists() and path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))
         stored["config"] = decisive(stored["config"])
-        if stored != json.loads(json.dumps(settings)):
-            raise UserError(
-                f"{config.exp} holds a run of other settings ({path}); "
-                f"give the config another name or remove {config.exp}"
-            )
+        way_out = f"give the config another name or remove {config.exp}"
+        for key in ("config", "espnet"):
+            if stored[key] != json.loads(json.dumps(settings[key])):
+                raise UserError(f"{config.exp} holds a run of other settings ({path}); {way_out}")
+        for name, content in settings["data"].items():
+            if stored.get("data", {}).get(name, content) != content:
+                raise UserError(f"{config.exp} was trained before {name} changed; {way_out}")
     write_json(path, settings)
 
 
@@ -156,21 +159,24 @@ def collect_statistics(config: Config, command: list[str], data: dict) -> Path:
     """Run ESPnet's collect_stats once for these features and tokens; return its folder."""
     from espnet_ext.tasks import training
 
+    keys = ("frontend", "frontend_conf", "speech_volume_normalize")
     settings = {
         "data": data,
-        "frontend": config.espnet.get("frontend_conf"),
+        "features": {key: config.espnet.get(key) for key in keys},
         "tokens": str(token_dir(config)),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     folder = Path("exp") / f"stats_{digest}"
-    stamp = Stamp(folder / ".done.json", settings, data_files(config))
-    if not stamp.is_current():
-        print(f"train: collecting statistics into {folder}")
-        # Statistics do not depend on batches of the training's own size, nor on its model.
-        own = ["--collect_stats", "true", "--output_dir", str(folder), "--normalize", "none"]
-        own += ["--batch_type", "unsorted", "--batch_size", "32", "--ngpu", "0"]
-        training.run_task([*command, *own])
-        stamp.write(folder / role / "feats_stats.npz" for role in ("train", "valid"))
+    # Two configs of one recipe may train at once and share this folder.
+    with lock(folder / ".lock"):
+        stamp = Stamp(folder / ".done.json", settings, data_files(config))
+        if not stamp.is_current():
+            print(f"train: collecting statistics into {folder}")
+            # Statistics do not depend on batches of the training's size, nor on its model.
+            own = ["--collect_stats", "true", "--output_dir", str(folder), "--normalize", "none"]
+            own += ["--batch_type", "unsorted", "--batch_size", "32", "--ngpu", "0"]
+            training.run_task([*command, *own])
+            stamp.write(folder / role / "feats_stats.npz" for role in ("train", "valid"))
     return folder
 
 
