@@ -15,8 +15,7 @@ from espnet_ext.bin.train import audio_scp
 from espnet_ext.config import Config, load_config
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import Stamp, write_json, write_text
-
-METHODS = ("ctc_greedy", "ctc_att_beam")
+from espnet_ext.tasks.rules import DECODE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +36,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"no {model}/model.pth; run stage 5")
     todo = []
     for method, options in config.recipe.decode.items():
-        if method not in METHODS:
-            raise UserError(f"{config.path}: unknown decode method {nearest(method, METHODS)}")
+        if method not in DECODE:
+            raise UserError(f"{config.path}: unknown decode method {nearest(method, DECODE)}")
         for name in args.sets.split():
             scp = audio_scp(config, name)
             if not scp.is_file():

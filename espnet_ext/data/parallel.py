@@ -1,5 +1,6 @@
 """A map over processes that ends with its parent, at Ctrl-C, and at the first error."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -17,7 +18,8 @@ def map_processes[T, R](
 ) -> Iterator[R]:
     """Yield ``function(task)`` in the order of ``tasks``, computed by ``jobs`` processes.
 
-    With one job, or few tasks, everything runs in this process.
+    The processes are forked, so they hold what this one does. With one job, or few tasks,
+    everything runs in this process.
 
     Raises:
         UserError: a process was killed from outside; also whatever ``function`` raises, after
@@ -26,7 +28,12 @@ def map_processes[T, R](
     if jobs <= 1 or len(tasks) <= chunk:
         yield from map(function, tasks)
         return
-    pool = ProcessPoolExecutor(jobs, initializer=_start_worker, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(
+        jobs,
+        multiprocessing.get_context("fork"),
+        initializer=_start_worker,
+        initargs=(os.getpid(),),
+    )
     try:
         results: Iterable[R] = pool.map(function, tasks, chunksize=chunk)
         yield from results

@@ -1,6 +1,5 @@
 """Decoding with ESPnet's ``Speech2Text``, over processes that share one loaded model."""
 
-import multiprocessing
 import resource
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from espnet2.bin.asr_inference import Speech2Text
 from tqdm import tqdm
 
 from espnet_ext.data.fbank import kaldi_fbank
+from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError
 from espnet_ext.tasks.checkpoint import load_model
 
@@ -37,11 +37,11 @@ def decode_set(
     # torch's thread pool does not survive a fork: one thread before and after.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    context = multiprocessing.get_context("fork")
-    with context.Pool(nj, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        done = pool.imap(_decode_line, lines, chunksize=8)
+    try:
+        done = map_processes(_decode_line, lines, nj, chunk=8)
         results = list(tqdm(done, total=len(lines), desc=f"{method} {scp.parent.name}"))
-    torch.set_num_threads(threads)
+    finally:
+        torch.set_num_threads(threads)
     seconds = sum(r[2] for r in results)
     audio = sum(r[3] for r in results)
     summary = {
