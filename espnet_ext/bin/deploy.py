@@ -13,8 +13,10 @@ from pathlib import Path
 
 from espnet_ext.bin.train import averaged_model
 from espnet_ext.config import Config, load_config
+from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError
 from espnet_ext.files import Stamp
+from espnet_ext.tasks.quiet import quiet
 
 _UTTERANCES = 8
 
@@ -39,10 +41,10 @@ def run(args: argparse.Namespace) -> None:
     if stamp.is_current():
         print(f"deploy: {folder} is up to date")
         return
-    waves = dev_waves(config)
-
-    from espnet_ext.tasks.deployment import deploy_checkpoint
-
+    with quiet():
+        from espnet_ext.tasks.deployment import deploy_checkpoint
+        from espnet_ext.tasks.footprint import sampling_rate
+    waves = dev_waves(config, sampling_rate(config))
     made = deploy_checkpoint(config.exp / "config.yaml", checkpoint, variant, waves, folder)
     stamp.write(sorted(p for p in folder.iterdir() if p.is_file()))
     print(
@@ -53,14 +55,16 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def dev_waves(config: Config) -> list:
+def dev_waves(config: Config, rate: int) -> list:
     """The first utterances of the development set as tensors (samples,) in [-1, 1]."""
-    import soundfile
     import torch
+
+    from espnet_ext.data.audio import read_wave
 
     scp = Path("data") / config.recipe.dev_set / "wav.scp"
     if not scp.is_file():
         raise UserError(f"no {scp}; run stage 1")
-    lines = scp.read_text(encoding="utf-8").splitlines()[:_UTTERANCES]
-    waves = [soundfile.read(line.split(maxsplit=1)[1], dtype="float32")[0] for line in lines]
-    return [torch.from_numpy(wave) for wave in waves]
+    rows = list(read_table(scp).items())[:_UTTERANCES]
+    if not rows:
+        raise UserError(f"{scp}: no utterance in it; run stage 1")
+    return [torch.from_numpy(read_wave(path, utterance, rate)) for utterance, path in rows]

@@ -52,26 +52,15 @@ def run(args: argparse.Namespace) -> None:
     if stamp.is_current():
         print(f"train: {config.exp} is up to date")
         return
+    training = checked_trainer(config, args)
     refuse_other_run(config, settings | {"data": {str(f): content_key(f) for f in files}})
     command = espnet_options(config, data, args)
-
-    import torch
-
-    from espnet_ext.tasks import training
-
-    if args.ngpu == 0:
-        torch.set_num_threads(args.threads)
-    elif not torch.cuda.is_available():
-        raise UserError(f"--ngpu {args.ngpu}: torch sees no GPU here; use --ngpu 0")
-    training.Trainer.cpu_dtype = None
-    if args.ngpu == 0:
-        training.Trainer.cpu_dtype = training.supported_cpu_dtype(config.recipe.cpu_dtype)
-        print(f"train: {args.threads} threads, {training.Trainer.cpu_dtype or 'float32'}")
     log_to(config.exp / "train.log")
     statistics = collect_statistics(config, command, data)
-    training.repair(config.exp)
+    command += [*train_options(config, statistics), *args.espnet]
+    training.repair(config.exp, training.parse_options(command))
     before = training.history(config.exp)[0]
-    training.run_task([*command, *train_options(config, statistics), *args.espnet])
+    training.run_task(command, config.exp / "train.log")
     made = config.exp / "train.json"
     # A call that found nothing left to train has no peak memory or commit of a training.
     if not made.exists() or training.history(config.exp)[0] != before:
@@ -79,6 +68,40 @@ def run(args: argparse.Namespace) -> None:
     averaged = averaged_model(config)
     stamp.write([averaged, config.exp / "config.yaml", made])
     print(f"train: averaged model is {averaged}")
+
+
+def checked_trainer(config: Config, args: argparse.Namespace) -> Any:
+    """Import ESPnet and set up our trainer; nothing is written yet.
+
+    Returns:
+        The module ``tasks.training``.
+
+    Raises:
+        UserError: what would stop the training later: a wrong config, data or option, no GPU.
+    """
+    from espnet_ext.data.inputs import check_inputs
+    from espnet_ext.tasks.quiet import quiet
+
+    with quiet():
+        import torch
+
+        from espnet_ext.tasks import training
+        from espnet_ext.tasks.checking import refuse_unbuildable
+        from espnet_ext.tasks.footprint import sampling_rate
+
+        training.refuse_own_options(args.espnet, args.ngpu)
+        refuse_unbuildable(config)
+    if args.ngpu > torch.cuda.device_count():
+        seen = torch.cuda.device_count() or "no"
+        raise UserError(f"--ngpu {args.ngpu}: torch sees {seen} GPU here; --ngpu 0 is the CPU")
+    for name in (config.recipe.train_set, config.recipe.dev_set):
+        check_inputs(Path("data") / name, audio_scp(config, name), sampling_rate(config))
+    training.Trainer.cpu_dtype = None
+    if args.ngpu == 0:
+        torch.set_num_threads(args.threads)
+        training.Trainer.cpu_dtype = training.supported_cpu_dtype(config.recipe.cpu_dtype)
+        print(f"train: {args.threads} threads, {training.Trainer.cpu_dtype or 'float32'}")
+    return training
 
 
 def data_files(config: Config) -> list[Path]:
@@ -175,7 +198,7 @@ def collect_statistics(config: Config, command: list[str], data: dict) -> Path:
             # Statistics do not depend on batches of the training's size, nor on its model.
             own = ["--collect_stats", "true", "--output_dir", str(folder), "--normalize", "none"]
             own += ["--batch_type", "unsorted", "--batch_size", "32", "--ngpu", "0"]
-            training.run_task([*command, *own])
+            training.run_task([*command, *own], config.exp / "train.log")
             stamp.write(folder / role / "feats_stats.npz" for role in ("train", "valid"))
     return folder
 
@@ -215,6 +238,9 @@ def log_to(path: Path) -> None:
     root.addHandler(whole)
     root.addHandler(progress)
     root.setLevel(logging.INFO)
+    # Warnings are for the log; and a disk that is full is told once, by who writes a result.
+    logging.captureWarnings(True)
+    logging.raiseExceptions = False
 
 
 def record(config: Config, args: argparse.Namespace, training: Any) -> dict:

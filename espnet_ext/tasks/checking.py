@@ -107,6 +107,14 @@ def refuse_problems(config: Config) -> None:
         raise UserError(f"{config.path}: {problems[0]}{more}")
 
 
+def refuse_unbuildable(config: Config) -> None:
+    """Raise UserError with the first problem that ``examine`` finds: what training needs."""
+    problems = checked(config)
+    if problems:
+        more = f" (and {len(problems) - 1} more: espnet-ext check)" if len(problems) > 1 else ""
+        raise UserError(f"{config.path}: {problems[0]}{more}")
+
+
 def key_problems(config: Config) -> list[str]:
     """Wrong keys and values, one line each, without building anything."""
     return [*_option_problems(config.espnet), *_section_problems(config), *recipe_problems(config)]

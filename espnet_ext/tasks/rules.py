@@ -20,7 +20,7 @@ _TEXT = ("train_set", "dev_set", "average_by", "variant")
 _LEAST = {"vocabulary": 5, "average": 1}
 
 # ESPnet's options that `espnet-ext train` fills in, whatever the config says.
-_SET_BY_TRAIN = {
+SET_BY_TRAIN = {
     "bpemodel": "the tokens of stage 3",
     "keep_nbest_models": "recipe: average",
     "output_dir": "the experiment's tag",
@@ -113,7 +113,7 @@ def warnings_of(config: Config, method: str | None = None) -> list[str]:
     espnet = config.espnet
     found = [
         f"{key} has no effect: training takes it from {source}"
-        for key, source in _SET_BY_TRAIN.items()
+        for key, source in SET_BY_TRAIN.items()
         if key in espnet
     ]
     for key, conf in espnet.items():

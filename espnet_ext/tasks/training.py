@@ -1,18 +1,24 @@
 """ESPnet's trainer, made safe to kill, with forward passes in bfloat16 on a CPU when asked."""
 
 import contextlib
+import errno
 import functools
+import logging
 import os
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from espnet2.tasks.asr import ASRTask as ESPnetASRTask
+from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer as ESPnetTrainer
 
+from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import atomic_path
 from espnet_ext.tasks.registry import install
+from espnet_ext.tasks.rules import SET_BY_TRAIN
 
 install()
 
@@ -79,33 +85,130 @@ def atomic_checkpoints() -> Iterator[None]:
         torch.save = plain
 
 
-def repair(exp: Path) -> None:
+def repair(exp: Path, options: Namespace) -> None:
     """Bring a killed run to the state after its last whole epoch.
 
-    ESPnet writes checkpoint.pth, then <epoch>epoch.pth; a kill in between leaves the second
-    out, and averaging would miss it.
+    ESPnet writes checkpoint.pth first; a kill behind that leaves out what it does next: the
+    epoch's model, without which the average fails, the links, and the removal of old models.
+
+    Args:
+        exp: folder of the run.
+        options: of its training, as ``parse_options`` gives them.
+
+    Raises:
+        UserError: checkpoint.pth is damaged.
     """
     checkpoint = exp / "checkpoint.pth"
     if not checkpoint.exists():
         return
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model = exp / f"{state['reporter']['epoch']}epoch.pth"
-    if not model.exists():
+    state = load_training(checkpoint)
+    reporter = Reporter()
+    reporter.load_state_dict(state["reporter"])
+    epoch = reporter.get_epoch()
+    if not (exp / f"{epoch}epoch.pth").exists():
         with atomic_checkpoints():
-            torch.save(state["model"], model)
+            torch.save(state["model"], exp / f"{epoch}epoch.pth")
+    _link(exp / "latest.pth", epoch)
+    kept = {epoch}
+    for phase, key, mode in options.best_model_criterion:
+        if reporter.has(phase, key):
+            _link(exp / f"{phase}.{key}.best.pth", reporter.get_best_epoch(phase, key, mode))
+            kept.update(reporter.sort_epochs(phase, key, mode)[: max(options.keep_nbest_models)])
+    for model in exp.glob("*epoch.pth"):
+        number = model.name.removesuffix("epoch.pth")
+        if number.isdecimal() and int(number) not in kept:
+            model.unlink()
+
+
+def _link(path: Path, epoch: int) -> None:
+    """Point ``path`` at the model of ``epoch``."""
+    target = f"{epoch}epoch.pth"
+    if not path.is_symlink() or os.readlink(path) != target:
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+
+
+def load_training(checkpoint: Path) -> dict[str, Any]:
+    """Read checkpoint.pth: model, reporter, optimizers, schedulers.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    way_out = f"remove {checkpoint.parent} to train again"
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged file
+        raise UserError(f"{checkpoint} is damaged ({one_line(error)}); {way_out}") from None
+    if not isinstance(state, dict) or not {"model", "reporter"} <= state.keys():
+        raise UserError(f"{checkpoint} is no checkpoint of a training; {way_out}")
+    return state
 
 
 def history(exp: Path) -> tuple[int, float]:
     """Return the whole epochs of a run and the seconds of their training and validation."""
     if not (exp / "checkpoint.pth").exists():
         return 0, 0.0
-    state = torch.load(exp / "checkpoint.pth", map_location="cpu", weights_only=True)
+    state = load_training(exp / "checkpoint.pth")
     epochs = state["reporter"]["stats"]
     phases = [phase for epoch in epochs.values() for phase in epoch.values()]
     return len(epochs), sum(phase["time"]["__timedelta_seconds__"] for phase in phases)
 
 
-def run_task(command: list[str]) -> None:
-    """Run ESPnet's ASR task in this process with ``command`` as its options."""
-    with atomic_checkpoints():
-        ASRTask.main(cmd=command)
+def parse_options(words: list[str], start: Namespace | None = None) -> Namespace:
+    """Parse options as ESPnet's trainer will; what ``start`` has is not set to its default.
+
+    Raises:
+        UserError: an unknown option or a value that it refuses; ESPnet's own parser would
+            print two hundred lines.
+    """
+    parser = ASRTask.get_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"ESPnet's trainer: {message}")
+
+    parser.error = refuse
+    known = {flag: a for a in parser._actions for flag in a.option_strings}
+    args, unknown = parser.parse_known_args(words, start)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        refuse(f"unknown option {nearest(name, known if name.startswith('--') else ())}")
+    return args
+
+
+def refuse_own_options(words: list[str], ngpu: int) -> None:
+    """Raise UserError if options for ESPnet are wrong, or are those that the recipe sets."""
+    unset = dict.fromkeys([*SET_BY_TRAIN, "ngpu"])
+    args = parse_options(words, Namespace(**unset))
+    for name, source in SET_BY_TRAIN.items():
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} is not for after --: training takes it from {source}")
+    if args.ngpu not in (None, ngpu):
+        raise UserError("give --ngpu before --, or as run.sh --ngpu N")
+
+
+def one_line(error: BaseException) -> str:
+    """The type of an exception and the first line of what it says."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {said[0][:200]}" if said else type(error).__name__
+
+
+def run_task(command: list[str], log: Path) -> None:
+    """Run ESPnet's ASR task in this process with ``command`` as its options.
+
+    What it writes to standard error goes to ``log``, and so does the stack trace if it fails.
+
+    Raises:
+        UserError: ESPnet stopped with an error.
+    """
+    try:
+        with atomic_checkpoints(), open(log, "a") as stream, contextlib.redirect_stderr(stream):
+            ASRTask.main(cmd=command)
+    except UserError:
+        raise
+    except torch.OutOfMemoryError:
+        raise UserError("the GPU has not enough memory; take a smaller batch_bins") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        logging.exception("ESPnet stopped")
+        raise UserError(f"ESPnet stopped: {one_line(error)}; the whole story is in {log}") from None

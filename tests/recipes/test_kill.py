@@ -169,7 +169,8 @@ def points(count: int, wanted: int) -> list[int]:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_killed_before_a_write(stages, verb, tmp_path):
-    for number in points(stages.writes[verb], 7):
+    # Each start of stage 2 imports torch anew in its processes.
+    for number in points(stages.writes[verb], 3 if verb == "features" else 7):
         folder = tmp_path / f"at{number}"
         assert_killed(stages.start(verb, folder, die_at_write(number)))
         stages.finish(verb, folder)

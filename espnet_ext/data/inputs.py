@@ -1,0 +1,63 @@
+"""What training and decoding are about to read, checked in seconds: nothing is decoded."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from espnet_ext.data.kaldi_dir import read_data_dir, read_table
+from espnet_ext.errors import UserError
+
+
+def check_inputs(directory: Path, scp: Path, sample_rate: int) -> None:
+    """Check a data directory and the list of waves or matrices that is read for it.
+
+    Args:
+        directory: the data directory.
+        scp: its wav.scp, or the feats.scp of arks made from it.
+        sample_rate: what the audio must have, Hz.
+
+    Raises:
+        UserError: the first fault; names the file and the utterance.
+    """
+    utterances = read_data_dir(directory)
+    if scp.name == "wav.scp":
+        check_headers(scp, ((u.id, u.audio) for u in utterances), sample_rate)
+        return
+    table = read_table(scp)
+    way_out = f"remove {scp.parent} and run stage 2"
+    for utterance in utterances:
+        if utterance.id not in table:
+            raise UserError(f"{scp}: {utterance.id} of {directory} is missing; {way_out}")
+    if len(table) > len(utterances):
+        raise UserError(f"{scp}: holds utterances that {directory} has not; {way_out}")
+    check_arks(scp, table, way_out)
+
+
+def check_headers(scp: Path, audio: Iterable[tuple[str, str]], sample_rate: int) -> None:
+    """Compare the headers of (utterance, path) with mono audio of ``sample_rate`` Hz."""
+    import soundfile
+
+    for utterance, path in audio:
+        try:
+            header = soundfile.info(path)
+        except (RuntimeError, OSError):
+            what = "cannot decode" if Path(path).is_file() else "no audio file"
+            raise UserError(f"{scp}: {utterance}: {what} {path}") from None
+        found = f"{scp}: {utterance}: {path} has"
+        if header.samplerate != sample_rate:
+            raise UserError(f"{found} {header.samplerate} Hz, the config says {sample_rate} Hz")
+        if header.channels != 1:
+            raise UserError(f"{found} {header.channels} channels, expected 1")
+        if header.frames == 0:
+            raise UserError(f"{found} no samples")
+
+
+def check_arks(scp: Path, table: Mapping[str, str], way_out: str) -> None:
+    """Check that every matrix of a feats.scp begins inside a file that is there."""
+    sizes: dict[str, int] = {}
+    for utterance, where in table.items():
+        path, _, offset = where.rpartition(":")
+        if path not in sizes:
+            sizes[path] = Path(path).stat().st_size if Path(path).is_file() else -1
+        if not offset.isdecimal() or int(offset) >= sizes[path]:
+            lack = "there is no" if sizes[path] < 0 else "it is not in"
+            raise UserError(f"{scp}: {utterance}: {lack} {path or where}; {way_out}")
