@@ -152,12 +152,21 @@ stage() {
   fi
   local log=$exp/log/stage$number.log
   printf '# %s: %s\n' "$(date -Is)" "$(printf '%q ' "$@")" >>"$log" || fail 1 "cannot write $log"
+  # Data, features and tokens belong to all configs of the recipe: one run at a time makes them.
+  if [ "$number" -le 3 ]; then
+    exec 7>>exp/.data.lock
+    flock -n 7 || {
+      echo "stage $number: waiting for another run of this recipe that prepares its data"
+      flock 7
+    }
+  fi
   # If this shell is killed, so is the command: two at work on one folder would spoil it.
   [ "$(type -t "$1")" != file ] || ! type -P setpriv >/dev/null || guard=(setpriv --pdeathsig KILL)
   set +e
-  "${guard[@]}" "$@" 8>&- 2>&1 | tee -ai "$log" 8>&-
+  "${guard[@]}" "$@" 7>&- 8>&- 2>&1 | tee -ai "$log" 7>&- 8>&-
   codes=("${PIPESTATUS[@]}")
   set -e
+  exec 7>&-
   [ "${codes[0]}" -eq 0 ] ||
     fail "${codes[0]}" "stage $number ($title) ended with exit code ${codes[0]}; log: $PWD/$log;" \
       "to resume: $(_command_line --stage "$number")"

@@ -275,6 +275,24 @@ def test_two_runs_of_one_experiment_are_refused(recipe, busy):
     assert other.returncode == 0, other.stderr
 
 
+def test_two_configs_prepare_the_data_one_after_the_other(recipe, busy):
+    first, _ = busy
+    (recipe.folder / "conf" / "train_other.yaml").write_text("{}\n")
+    recipe.work("echo work of the other")
+    options = ("--config", "conf/train_other.yaml", "--stage", "2")
+    with subprocess.Popen(
+        recipe.command(*options), env=recipe.env, stdout=subprocess.PIPE, text=True
+    ) as second:
+        assert second.stdout is not None
+        lines = [second.stdout.readline() for _ in range(2)]
+        assert "waiting for another run" in lines[1]
+        assert second.poll() is None
+        first.kill()
+        rest = second.stdout.read()
+    assert second.returncode == 0
+    assert "work of the other" in rest
+
+
 def test_a_killed_run_leaves_nothing_locked_or_running(recipe, busy):
     process, command = busy
     assert is_running(command)
