@@ -15,7 +15,8 @@ from espnet_ext.bin.train import audio_scp
 from espnet_ext.config import Config, load_config
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import Stamp, write_json, write_text
-from espnet_ext.tasks.rules import DECODE
+from espnet_ext.tasks.quiet import quiet
+from espnet_ext.tasks.rules import recipe_problems
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,18 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Decode every set with every method that is not up to date."""
     config = load_config(args.config, args.tag)
+    refuse_problems_of_recipe(config)
     variant = args.variant or config.recipe.variant
     model = config.exp / "deploy" / variant
     if not (model / "model.pth").is_file():
         raise UserError(f"no {model}/model.pth; run stage 5")
     todo = []
     for method, options in config.recipe.decode.items():
-        if method not in DECODE:
-            raise UserError(f"{config.path}: unknown decode method {nearest(method, DECODE)}")
         for name in args.sets.split():
-            scp = audio_scp(config, name)
-            if not scp.is_file():
-                raise UserError(f"no {scp}; run stages 1 and 2")
+            scp = list_of(config, name)
             out = config.exp / "decode" / variant / method / name
             inputs = [scp, model / "model.pth", model / "config.yaml"]
             stamp = Stamp(out / ".done.json", {"method": method, "options": options}, inputs)
@@ -53,11 +51,36 @@ def run(args: argparse.Namespace) -> None:
         _decode(config, model, todo, args.nj)
 
 
-def _decode(config: Config, model: Path, todo: list, nj: int) -> None:
-    from espnet_ext.tasks.decoding import decode_set
+def list_of(config: Config, name: str) -> Path:
+    """The wav.scp or feats.scp of a set.
 
+    Raises:
+        UserError: there is no such set, or stage 2 has not run.
+    """
+    known = [path.parent.name for path in Path("data").glob("*/wav.scp")]
+    if not known:
+        raise UserError("no data directory with wav.scp under data/; run stage 1")
+    if name not in known:
+        raise UserError(f"no set {nearest(name, known)} (stage 1 makes the sets)")
+    scp = audio_scp(config, name)
+    if not scp.is_file():
+        raise UserError(f"no {scp}; run stage 2")
+    return scp
+
+
+def refuse_problems_of_recipe(config: Config) -> None:
+    """Raise UserError for a method, an option or a value in ``recipe:`` that is none."""
+    for problem in recipe_problems(config):
+        raise UserError(f"{config.path}: {problem}")
+
+
+def _decode(config: Config, model: Path, todo: list, nj: int) -> None:
+    with quiet():
+        from espnet_ext.tasks.decoding import decode_set
+        from espnet_ext.tasks.footprint import sampling_rate
+    rate = None if config.recipe.features == "ark" else sampling_rate(config)
     for method, options, scp, out, stamp in todo:
-        rows, summary = decode_set(model, method, options, scp, config.recipe.features, nj)
+        rows, summary = decode_set(model, method, options, scp, rate, nj)
         write_text(out / "text", "".join(f"{utt} {text}\n" for utt, text in rows))
         write_json(out / "decode.json", summary)
         stamp.write([out / "text", out / "decode.json"])

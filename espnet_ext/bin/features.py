@@ -9,14 +9,16 @@ Example:
 """
 
 import argparse
-import multiprocessing
+import functools
 from pathlib import Path
-from typing import Any
 
 from espnet_ext.config import Config, load_config
 from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError
 from espnet_ext.files import Stamp, atomic_path
+
+_SHARD = 250  # utterances in one ark
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +53,10 @@ def run(args: argparse.Namespace) -> None:
             todo.append((data, out, stamp))
     if not todo:
         return
-    with multiprocessing.get_context("spawn").Pool(args.nj) as pool:
-        for data, out, stamp in todo:
-            with atomic_path(out) as temporary:
-                write_arks(data, temporary, out, (bins, rate), pool, args.nj)
-            stamp.write(sorted(p for p in out.iterdir() if p.suffix in (".ark", ".scp")))
+    for data, out, stamp in todo:
+        with atomic_path(out) as temporary:
+            write_arks(data, temporary, out, (bins, rate), args.nj)
+        stamp.write(sorted(p for p in out.iterdir() if p.suffix in (".ark", ".scp")))
 
 
 def ark_definition(config: Config) -> tuple[int, int]:
@@ -71,9 +72,7 @@ def ark_dir(config: Config, name: str) -> Path:
     return Path("dump") / f"fbank{ark_definition(config)[0]}" / name
 
 
-def write_arks(
-    data: Path, folder: Path, final: Path, definition: tuple[int, int], pool: Any, shards: int
-) -> None:
+def write_arks(data: Path, folder: Path, final: Path, definition: tuple[int, int], nj: int) -> None:
     """Write feats.<shard>.ark, feats.scp and utt2num_frames of one data directory.
 
     Args:
@@ -81,8 +80,7 @@ def write_arks(
         folder: where to write; made here.
         final: what the folder will be called when it is whole: feats.scp names it.
         definition: mel bins, sampling rate.
-        pool: processes, one for each shard.
-        shards: number of arks at most.
+        nj: processes.
     """
     from tqdm import tqdm
 
@@ -91,18 +89,21 @@ def write_arks(
     if not rows:
         raise UserError(f"{data}/wav.scp: no utterance in it; run stage 1")
     jobs = [
-        (rows[k::shards], folder / f"feats.{k}.ark", final / f"feats.{k}.ark", definition)
-        for k in range(min(shards, len(rows)))
+        (rows[k : k + _SHARD], *(place / f"feats.{k // _SHARD}.ark" for place in (folder, final)))
+        for k in range(0, len(rows), _SHARD)
     ]
-    parts = pool.imap_unordered(_write_shard, jobs)
-    bar = {"total": len(jobs), "desc": f"features {data.name}"}
-    found = sorted(row for part in tqdm(parts, **bar) for row in part)
+    parts = map_processes(functools.partial(_write_shard, definition), jobs, nj, chunk=1)
+    with tqdm(total=len(rows), desc=f"features {data.name}") as bar:
+        found = []
+        for part in parts:
+            found += part
+            bar.update(len(part))
     (folder / "feats.scp").write_text("".join(f"{u} {where}\n" for u, where, _ in found))
     (folder / "utt2num_frames").write_text("".join(f"{u} {n}\n" for u, _, n in found))
 
 
 def _write_shard(
-    job: tuple[list[tuple[str, str]], Path, Path, tuple[int, int]],
+    definition: tuple[int, int], job: tuple[list[tuple[str, str]], Path, Path]
 ) -> list[tuple[str, str, int]]:
     """Write one ark; return (utterance, "ark:offset" as it will be named, frames)."""
     import kaldiio
@@ -111,7 +112,7 @@ def _write_shard(
     from espnet_ext.data.audio import read_wave
     from espnet_ext.data.fbank import kaldi_fbank
 
-    lines, path, final, (bins, rate) = job
+    (bins, rate), (lines, path, final) = definition, job
     torch.set_num_threads(1)
     rows = []
     with open(path, "wb") as stream:

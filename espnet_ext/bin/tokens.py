@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from espnet_ext.config import Config, load_config
+from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError
 from espnet_ext.files import Stamp, atomic_path, write_text
 
@@ -35,8 +36,9 @@ def run(args: argparse.Namespace) -> None:
     if stamp.is_current():
         print(f"tokens: {out} is up to date")
         return
-    lines = text.read_text(encoding="utf-8").splitlines()
-    sentences = [line.split(maxsplit=1)[1] for line in lines]
+    sentences = list(read_table(text).values())
+    if not any(sentences):
+        raise UserError(f"{text}: no transcript in it; run stage 1")
     if config.espnet["token_type"] == "char":
         tokens = character_tokens(sentences)
         outputs = [out / "tokens.txt"]

@@ -216,3 +216,25 @@ def check_no_text_overlap(train: str | Path, others: Iterable[str | Path]) -> No
                 raise UserError(
                     f"{other}/text: {item.id} has the transcript of {seen[item.text]} in {train}"
                 )
+
+
+def write_sets(out: str | Path, sets: Mapping[str, Iterable[Utterance]], jobs: int = 1) -> None:
+    """Write, check and describe the data directories of a corpus under ``out``.
+
+    Args:
+        out: their folder; relative paths of audio start from the current folder.
+        sets: utterances by the name of their set; one of them is ``train``.
+        jobs: processes that decode the audio for the check.
+
+    Raises:
+        UserError: what ``write_data_dir`` and ``validate_data_dir`` raise, or a transcript of
+            ``train`` is in another set.
+    """
+    out = Path(out)
+    for name, utterances in sets.items():
+        write_data_dir(out / name, utterances)
+        written = validate_data_dir(out / name, jobs=jobs)
+        minutes = sum(item.seconds for item in written) / 60
+        speakers = len({item.speaker for item in written})
+        print(f"{out / name}: {len(written)} utterances, {minutes:.1f} min, {speakers} speakers")
+    check_no_text_overlap(out / "train", [out / name for name in sets if name != "train"])

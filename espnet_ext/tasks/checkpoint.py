@@ -5,6 +5,8 @@ gives random weights without a word.
 """
 
 import argparse
+import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import yaml
 from torch import nn
 
 from espnet_ext.errors import UserError
+from espnet_ext.files import atomic_path
+from espnet_ext.methods.deploy import check_finite
 from espnet_ext.tasks.registry import install
 
 install()
@@ -34,6 +38,23 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
         raise UserError(f"{path} holds no model: give an averaged model or <n>epoch.pth")
     return state
+
+
+def serialised(obj: Any, **options: Any) -> memoryview:
+    """The bytes that ``torch.save`` writes; unlike a file of its own they hold no name."""
+    written = io.BytesIO()
+    torch.save(obj, written, **options)
+    return written.getbuffer()
+
+
+def save(obj: Any, path: str | os.PathLike, **options: Any) -> None:
+    """Do what ``torch.save`` does, whole or not at all, and with an OSError if the disk is full.
+
+    torch's own writer of files says "unexpected pos" then.
+    """
+    content = serialised(obj, **options)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def compare_state(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
@@ -70,10 +91,14 @@ def load_model(config: Path, checkpoint: Path) -> nn.Module:
     """Build the model of an ESPnet config.yaml and load a checkpoint into it, strictly.
 
     Raises:
-        UserError: another architecture, unreadable file.
+        UserError: another architecture, unreadable file, weights that are not finite.
     """
     model = build(read_config(config))
     state = load_state(checkpoint)
     compare_state(model, state, checkpoint)
     model.load_state_dict(state)
+    try:
+        check_finite(model)
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from None
     return model.eval()

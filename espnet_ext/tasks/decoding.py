@@ -10,7 +10,9 @@ import torch
 from espnet2.bin.asr_inference import Speech2Text
 from tqdm import tqdm
 
+from espnet_ext.data.audio import read_wave
 from espnet_ext.data.fbank import kaldi_fbank
+from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError
 from espnet_ext.tasks.checkpoint import load_model
@@ -21,25 +23,38 @@ _shared: dict[str, Any] = {}
 
 
 def decode_set(
-    model: Path, method: str, options: dict, scp: Path, features: str, nj: int
+    model: Path, method: str, options: dict, scp: Path, rate: int | None, nj: int
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    """Decode the utterances of a wav.scp (``features`` raw) or feats.scp (ark).
+    """Decode the utterances of a wav.scp, or of a feats.scp of arks.
+
+    Args:
+        model: folder of the deployed model.
+        method: key of ``rules.DECODE``.
+        options: of the method.
+        scp: the list.
+        rate: samples per second of the waves; None for arks.
+        nj: processes.
 
     Returns:
         (utterance, text) in the order of the list, and what decode.json holds. ``rtf`` is
         processing time over audio time, one thread a process, reading and features left out.
+
+    Raises:
+        UserError: an unreadable model, audio or matrix, or one that is not what was trained on.
     """
+    rows = list(read_table(scp).items())
+    if not rows:
+        raise UserError(f"{scp}: no utterance in it; run stages 1 and 2")
     # Speech2Text loads whatever fits; this refuses what does not.
     load_model(model / "config.yaml", model / "model.pth")
     _shared.update(speech2text=load_speech2text(model, method, options), method=method)
-    _shared["features"] = features
-    lines = scp.read_text(encoding="utf-8").splitlines()
+    _shared["rate"] = rate
     # torch's thread pool does not survive a fork: one thread before and after.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        done = map_processes(_decode_line, lines, nj, chunk=8)
-        results = list(tqdm(done, total=len(lines), desc=f"{method} {scp.parent.name}"))
+        done = map_processes(_decode_row, rows, nj, chunk=8)
+        results = list(tqdm(done, total=len(rows), desc=f"{method} {scp.parent.name}"))
     finally:
         torch.set_num_threads(threads)
     seconds = sum(r[2] for r in results)
@@ -76,30 +91,36 @@ def load_speech2text(model: Path, method: str, options: dict) -> Speech2Text:
         raise UserError(f"decode method {method}: {error}") from None
 
 
-def _decode_line(line: str) -> tuple[str, str, float, float, float]:
-    utterance, where = line.split(maxsplit=1)
-    feats, seconds = read_input(where, _shared["speech2text"], _shared["features"])
+def _decode_row(row: tuple[str, str]) -> tuple[str, str, float, float, float]:
+    utterance, where = row
+    speech, seconds = read_input(utterance, where, _shared["speech2text"], _shared["rate"])
     start = time.perf_counter()
-    text = decode(_shared["speech2text"], feats, _shared["method"])
+    text = decode(_shared["speech2text"], speech, _shared["method"])
     spent = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return utterance, text, spent, seconds, peak
 
 
-def read_input(where: str, speech2text: Speech2Text, features: str) -> tuple[np.ndarray, float]:
+def read_input(
+    utterance: str, where: str, speech2text: Speech2Text, rate: int | None
+) -> tuple[np.ndarray, float]:
     """Read what the model takes, features (frames, bins) or a wave, and its length in seconds."""
-    if features == "ark":
+    if rate is None:
         import kaldiio
 
-        feats = kaldiio.load_mat(where)
+        try:
+            feats = kaldiio.load_mat(where)
+        except Exception as error:  # kaldiio raises many types for a damaged ark
+            way_out = f"remove {Path(where).parent} and run stage 2"
+            reason = type(error).__name__
+            raise UserError(f"{utterance}: cannot read {where} ({reason}); {way_out}") from None
         return feats, len(feats) / _FRAMES_PER_SECOND
-    import soundfile
-
-    wave, rate = soundfile.read(where, dtype="float32")
+    wave = read_wave(where, utterance, rate)
+    seconds = len(wave) / rate
     if speech2text.asr_model.frontend is None:
         bins = speech2text.asr_train_args.input_size
-        return kaldi_fbank(torch.from_numpy(wave), rate, bins).numpy(), len(wave) / rate
-    return wave, len(wave) / rate
+        return kaldi_fbank(torch.from_numpy(wave), rate, bins).numpy(), seconds
+    return wave, seconds
 
 
 @torch.no_grad()

@@ -13,7 +13,14 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path, write_json
 from espnet_ext.methods.deploy import deploy, footprint
 from espnet_ext.methods.registry import METHODS
-from espnet_ext.tasks.checkpoint import build, compare_state, load_model, load_state, read_config
+from espnet_ext.tasks.checkpoint import (
+    build,
+    compare_state,
+    load_model,
+    load_state,
+    read_config,
+    save,
+)
 from espnet_ext.tasks.footprint import macs_per_second
 from espnet_ext.tasks.registry import stock_encoder
 
@@ -43,7 +50,7 @@ def deploy_checkpoint(
     arguments = stock_arguments(read_config(config))
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
-        torch.save(deployed.state_dict(), temporary / "model.pth")
+        save(deployed.state_dict(), temporary / "model.pth")
         # The config names the statistics where they will be, and is built from where they are.
         statistics = (arguments.get("normalize_conf") or {}).get("stats_file")
         if statistics is not None:

@@ -1,7 +1,5 @@
 """What a config's model weighs and costs, without training it."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from espnet_ext.config import Config
 from espnet_ext.methods.deploy import deploy, footprint
 from espnet_ext.tasks.build import build_model, feature_width
+from espnet_ext.tasks.checkpoint import serialised
 
 NOT_MEASURED = "not measured"
 _SECONDS = 10.0
@@ -44,11 +43,7 @@ def measure(config: Config, variant: str | None = None, vocabulary: int | None =
 
 def file_bytes(model: nn.Module) -> int:
     """Size of the model.pth that ``deploy`` writes."""
-    with tempfile.TemporaryDirectory() as folder:
-        # The same name as there: the archive holds it once for every tensor.
-        path = Path(folder) / "model.pth"
-        torch.save(model.state_dict(), path)
-        return path.stat().st_size
+    return len(serialised(model.state_dict()))
 
 
 def sampling_rate(config: Config) -> int:

@@ -5,6 +5,7 @@ import errno
 import functools
 import logging
 import os
+import re
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer as ESPnetTrainer
 
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.files import atomic_path
+from espnet_ext.tasks.checkpoint import build, compare_state, read_config, save
+from espnet_ext.tasks.quiet import quiet
 from espnet_ext.tasks.registry import install
 from espnet_ext.tasks.rules import SET_BY_TRAIN
 
@@ -30,9 +32,17 @@ class Trainer(ESPnetTrainer):
 
     @classmethod
     def train_one_epoch(cls, model: torch.nn.Module, *args: Any, **kwargs: Any) -> bool:
-        """As ESPnet's, the forward pass under autocast if ``cpu_dtype`` is set."""
+        """As ESPnet's, the forward pass under autocast if ``cpu_dtype`` is set.
+
+        Raises:
+            UserError: no step of the epoch had finite gradients.
+        """
         with _autocast_forward(model, cls.cpu_dtype):
-            return super().train_one_epoch(model, *args, **kwargs)
+            all_invalid = super().train_one_epoch(model, *args, **kwargs)
+        if all_invalid:
+            # ESPnet would stop and average what there is, as if the training were over.
+            raise UserError("no step had finite gradients; take a lower lr (optim_conf)")
+        return all_invalid
 
 
 class ASRTask(ESPnetASRTask):
@@ -63,7 +73,7 @@ def _autocast_forward(model: torch.nn.Module, dtype: torch.dtype | None) -> Iter
 
 @contextlib.contextmanager
 def atomic_checkpoints() -> Iterator[None]:
-    """While active, ``torch.save`` to a path writes a temporary file and renames it.
+    """While active, ``torch.save`` to a path writes the file whole or not at all.
 
     ESPnet calls ``torch.save(state, path)`` directly: a kill while it writes would lose the
     run (espnet issue 5407).
@@ -71,14 +81,11 @@ def atomic_checkpoints() -> Iterator[None]:
     plain = torch.save
 
     @functools.wraps(plain)
-    def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
-        if not isinstance(f, str | os.PathLike):
-            plain(obj, f, *args, **kwargs)
-            return
-        with atomic_path(f) as temporary:
-            plain(obj, temporary, *args, **kwargs)
+    def to_path_or_stream(obj: Any, f: Any, **options: Any) -> None:
+        to_path = isinstance(f, str | os.PathLike)
+        (save if to_path else plain)(obj, f, **options)
 
-    torch.save = save
+    torch.save = to_path_or_stream
     try:
         yield
     finally:
@@ -96,18 +103,22 @@ def repair(exp: Path, options: Namespace) -> None:
         options: of its training, as ``parse_options`` gives them.
 
     Raises:
-        UserError: checkpoint.pth is damaged.
+        UserError: checkpoint.pth is damaged or of another architecture.
     """
     checkpoint = exp / "checkpoint.pth"
     if not checkpoint.exists():
         return
     state = load_training(checkpoint)
+    try:
+        with quiet():
+            compare_state(build(read_config(exp / "config.yaml")), state["model"], checkpoint)
+    except UserError as error:
+        raise UserError(f"{error}; remove {exp} to train again") from None
     reporter = Reporter()
     reporter.load_state_dict(state["reporter"])
     epoch = reporter.get_epoch()
     if not (exp / f"{epoch}epoch.pth").exists():
-        with atomic_checkpoints():
-            torch.save(state["model"], exp / f"{epoch}epoch.pth")
+        save(state["model"], exp / f"{epoch}epoch.pth")
     _link(exp / "latest.pth", epoch)
     kept = {epoch}
     for phase, key, mode in options.best_model_criterion:
@@ -164,6 +175,9 @@ def parse_options(words: list[str], start: Namespace | None = None) -> Namespace
     parser = ASRTask.get_parser()
 
     def refuse(message: str) -> NoReturn:
+        choice = re.fullmatch(r"(.*: invalid choice: )'(.*)' \(choose from (.*)\)", message)
+        if choice:
+            message = choice[1] + nearest(choice[2], re.findall(r"\w+", choice[3]))
         raise UserError(f"ESPnet's trainer: {message}")
 
     parser.error = refuse

@@ -1,10 +1,8 @@
 """Stages killed (kill -9) at any moment and started again end as if nothing had happened."""
 
-import hashlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -12,9 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from espnet_ext.config import resolve_includes
 from tests.fixtures import forked, miniature
 
 pytestmark = pytest.mark.xdist_group("kill")
@@ -54,13 +50,7 @@ class Stages:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        recipe, package, environment = miniature.make(folder)
-        config = recipe / miniature.write_config(recipe, "tiny", max_epoch=3)
-        # Copies of the folder lie where nothing can be included from.
-        config.write_text(yaml.safe_dump(resolve_includes(config)), encoding="utf-8")
-        digest = hashlib.sha256(package.read_bytes()).hexdigest()
-        prepare = ["local/data.py", "--package", package, "--sha256", digest, "--nj", "1"]
-        subprocess.run([sys.executable, *prepare], cwd=recipe, env=environment, check=True)
+        recipe = miniature.make_with_data(folder, max_epoch=3)
         forked.load()
         self.before, self.after, self.writes = {}, {}, {}
         for verb, words in VERBS.items():
@@ -124,19 +114,20 @@ def die_at_write(number: int) -> Callable[[], None]:
 
 
 def die_inside_save(number: int) -> Callable[[], None]:
-    """Return what makes a process die when its n-th ``torch.save`` has written half a file."""
+    """Return what makes a process die when half of its n-th checkpoint is written."""
 
     def prepare() -> None:
-        plain, seen = torch.save, [0]
+        plain, seen = Path.write_bytes, [0]
 
-        def save(state: object, path: object, *args: object, **kwargs: object) -> None:
-            plain(state, path, *args, **kwargs)
-            seen[0] += 1
-            if seen[0] == number:
-                os.truncate(path, os.path.getsize(path) // 2)
-                os.kill(os.getpid(), signal.SIGKILL)
+        def write(path: Path, content: memoryview) -> int:
+            seen[0] += path.suffix == ".pth"
+            if seen[0] < number:
+                return plain(path, content)
+            plain(path, content[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError
 
-        torch.save = save
+        Path.write_bytes = write
 
     return prepare
 

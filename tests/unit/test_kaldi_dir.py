@@ -170,6 +170,19 @@ def test_bad_audio(corpus, spoil, message):
     assert len(check(corpus, audio=False)) == 3
 
 
+def test_the_sets_of_a_corpus_are_written_checked_and_told(tmp_path, capsys):
+    sets = {}
+    for name in ("train", "test"):
+        path = tone(tmp_path / f"{name}.flac")
+        sets[name] = [Utterance(f"a-{name}", "a", f"text of {name}", str(path), 0.5)]
+    kaldi_dir.write_sets(tmp_path, sets)
+    assert kaldi_dir.read_data_dir(tmp_path / "test") == sets["test"]
+    assert f"{tmp_path / 'train'}: 1 utterances, 0.0 min, 1 speakers" in capsys.readouterr().out
+    sets["test"] = [replace(sets["test"][0], text="text of train")]
+    with pytest.raises(UserError, match=r"test/text: a-test has the transcript of a-train"):
+        kaldi_dir.write_sets(tmp_path, sets)
+
+
 def test_audio_is_checked_by_several_processes_too(tmp_path):
     items = []
     for number in range(130):

@@ -225,7 +225,7 @@ def prepare(args: argparse.Namespace) -> None:
     if counted and args.limit is None:
         expect("before rules 4 and 5", BY_RULES, by_rules)
         expect(str(out), WRITTEN, {name: len(items) for name, items in sets.items()})
-    write_sets(out, sets, args.nj)
+    kaldi_dir.write_sets(out, sets, args.nj)
     listed = {Path(item.audio) for items in sets.values() for item in items}
     for path in set(folder.iterdir()) - listed:
         path.unlink()
@@ -241,17 +241,6 @@ def remove_leftovers(*folders: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-
-
-def write_sets(out: Path, sets: dict[str, list[kaldi_dir.Utterance]], jobs: int) -> None:
-    """Write, check and describe the data directories."""
-    for name, utterances in sets.items():
-        kaldi_dir.write_data_dir(out / name, utterances)
-        kaldi_dir.validate_data_dir(out / name, jobs=jobs)
-        minutes = sum(item.seconds for item in utterances) / 60
-        speakers = len({item.speaker for item in utterances})
-        print(f"{out / name}: {len(utterances)} utterances, {minutes:.1f} min, {speakers} speakers")
-    kaldi_dir.check_no_text_overlap(out / "train", [out / name for name in SETS if name != "train"])
 
 
 def positive(word: str) -> int:
