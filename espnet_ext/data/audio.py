@@ -10,6 +10,8 @@ import soxr
 
 from espnet_ext.errors import UserError
 
+SHORTEST = 0.025  # seconds: a window of log-mel
+
 
 def decode(data: bytes, name: str, sample_rate: int | None = None) -> tuple[np.ndarray, int]:
     """Decode an audio file held in memory.
@@ -44,13 +46,17 @@ def read_wave(path: str | Path, name: str, sample_rate: int) -> np.ndarray:
     """Read a mono audio file of a data directory; samples (frames,), float32 in [-1, 1].
 
     Raises:
-        UserError: missing, or what ``decode`` refuses; names the utterance ``name``.
+        UserError: missing, too short for features, or what ``decode`` refuses; names the
+            utterance ``name``.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{name}: cannot read {path}: {error.strerror}") from None
-    return decode(data, f"{name}: {path}", sample_rate)[0]
+    samples = decode(data, f"{name}: {path}", sample_rate)[0]
+    if len(samples) < SHORTEST * sample_rate:
+        raise UserError(f"{name}: {path}: {len(samples)} samples, less than {SHORTEST} s")
+    return samples
 
 
 def write_flac(path: str | Path, samples: np.ndarray, rate: int, target_rate: int = 16000) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from espnet_ext.data.audio import SHORTEST
 from espnet_ext.data.kaldi_dir import read_data_dir, read_table
 from espnet_ext.errors import UserError
 
@@ -47,8 +48,8 @@ def check_headers(scp: Path, audio: Iterable[tuple[str, str]], sample_rate: int)
             raise UserError(f"{found} {header.samplerate} Hz, the config says {sample_rate} Hz")
         if header.channels != 1:
             raise UserError(f"{found} {header.channels} channels, expected 1")
-        if header.frames == 0:
-            raise UserError(f"{found} no samples")
+        if header.frames < SHORTEST * sample_rate:
+            raise UserError(f"{found} {header.frames} samples, less than {SHORTEST} s")
 
 
 def check_arks(scp: Path, table: Mapping[str, str], way_out: str) -> None:

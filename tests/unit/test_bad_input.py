@@ -228,6 +228,8 @@ def spoil(path: Path, how: str) -> None:
         soundfile.write(path, samples, rate // 2)
     elif how == "channels":
         soundfile.write(path, np.stack([samples, samples], axis=1), rate)
+    elif how == "short":
+        soundfile.write(path, samples[:399], rate)
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "no audio":
@@ -239,6 +241,7 @@ def spoil(path: Path, how: str) -> None:
 SAYS = {
     "rate": "8000 Hz",
     "channels": "2 channels, expected 1",
+    "short": "399 samples, less than 0.025 s",
     "empty": "",
     "no audio": "cannot decode",
     "missing": "",
@@ -257,7 +260,7 @@ def test_bad_audio_where_the_frontend_reads_it(copy, verb, how):
     assert audio.name in line
 
 
-@pytest.mark.parametrize("how", ["rate", "no audio"])
+@pytest.mark.parametrize("how", ["rate", "no audio", "short"])
 def test_bad_audio_in_features(copy, how):
     folder = copy("dump")
     audio = one_audio(folder, "dev")
