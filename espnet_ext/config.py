@@ -14,23 +14,26 @@ import yaml
 from espnet_ext.errors import UserError, nearest
 
 # Keys of ``recipe:`` that only stages 5 to 8 read: they may change after a training.
-READ_LATER = ("variant", "decode", "baseline")
+READ_LATER = ("variant", "decode", "baseline", "vote")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The ``recipe:`` section: what stages other than training read."""
 
+    task: str = "asr"  # or cls: utterance classification
     train_set: str = "train"
     dev_set: str = "dev"
     features: str = "raw"  # raw: the frontend computes them; ark: written by stage 2
     vocabulary: int = 200  # SentencePiece pieces; not used with token_type char
+    classes: int = 2  # of task cls
     sentencepiece: str = "unigram"  # or bpe; not used with token_type char
     average: int = 5  # checkpoints averaged
     average_by: str = "valid.loss"  # criterion, as ESPnet names it
     variant: str = "merged"  # form that stage 5 writes
     decode: dict = field(default_factory=lambda: {"ctc_greedy": {}})
     baseline: str | None = None  # tag of the run that score compares with
+    vote: bool = False  # task cls: one decision a speaker, by majority over the utterances
     cpu_dtype: str = "float32"  # bfloat16: forward passes on a CPU that computes in it
 
 

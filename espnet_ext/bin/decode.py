@@ -11,6 +11,7 @@ Example:
 import argparse
 from pathlib import Path
 
+from espnet_ext.bin.features import data_sets
 from espnet_ext.bin.train import audio_scp
 from espnet_ext.config import Config, load_config
 from espnet_ext.errors import UserError, nearest
@@ -57,7 +58,7 @@ def list_of(config: Config, name: str) -> Path:
     Raises:
         UserError: there is no such set, or stage 2 has not run.
     """
-    known = [path.parent.name for path in Path("data").glob("*/wav.scp")]
+    known = data_sets(Path("data"))
     if not known:
         raise UserError("no data directory with wav.scp under data/; run stage 1")
     if name not in known:
@@ -79,8 +80,9 @@ def _decode(config: Config, model: Path, todo: list, nj: int) -> None:
         from espnet_ext.tasks.decoding import decode_set
         from espnet_ext.tasks.footprint import sampling_rate
     rate = None if config.recipe.features == "ark" else sampling_rate(config)
+    deltas = (config.espnet.get("frontend_conf") or {}).get("deltas", 0)
     for method, options, scp, out, stamp in todo:
-        rows, summary = decode_set(model, method, options, scp, rate, nj)
+        rows, summary = decode_set(model, method, options, scp, rate, nj, deltas)
         write_text(out / "text", "".join(f"{utt} {text}\n" for utt, text in rows))
         write_json(out / "decode.json", summary)
         stamp.write([out / "text", out / "decode.json"])

@@ -42,10 +42,16 @@ def run(args: argparse.Namespace) -> None:
         print(f"deploy: {folder} is up to date")
         return
     with quiet():
+        from espnet_ext.encoders.kaldi_fbank import KaldiFbank
         from espnet_ext.tasks.deployment import deploy_checkpoint
         from espnet_ext.tasks.footprint import sampling_rate
     waves = dev_waves(config, sampling_rate(config))
-    made = deploy_checkpoint(config.exp / "config.yaml", checkpoint, variant, waves, folder)
+    features = None
+    if config.espnet.get("frontend") == "kaldi_fbank":
+        features = KaldiFbank(**(config.espnet.get("frontend_conf") or {}))
+    made = deploy_checkpoint(
+        config.exp / "config.yaml", checkpoint, variant, waves, folder, features
+    )
     stamp.write(sorted(p for p in folder.iterdir() if p.is_file()))
     print(
         f"deploy: {folder / 'model.pth'}: {made['parameters']['total']:,} parameters "

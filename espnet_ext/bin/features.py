@@ -2,7 +2,8 @@
 
 With ``recipe: {features: raw}`` the frontend computes features while training and there is
 nothing to do here. With ``features: ark`` every data directory under data/ gets
-dump/fbank<bins>/<set>/{feats.scp,utt2num_frames,*.ark}.
+dump/fbank<bins>[_d<differences>]/<set>/{feats.scp,utt2num_frames,*.ark}. A set whose utterances
+are all in data/all gets a list into the arks of that one, not arks of its own.
 
 Example:
   espnet-ext features conf/train_hrf_conformer_xs.yaml --nj 2
@@ -10,6 +11,7 @@ Example:
 
 import argparse
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 
 from espnet_ext.config import Config, load_config
@@ -18,6 +20,7 @@ from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError
 from espnet_ext.files import Stamp, atomic_path
 
+WHOLE = "all"  # the set of a whole corpus, which others are parts of
 _SHARD = 250  # utterances in one ark
 
 
@@ -39,47 +42,84 @@ def run(args: argparse.Namespace) -> None:
     if config.recipe.features == "raw":
         print("features: computed by the frontend while training; nothing to do")
         return
-    bins, rate = ark_definition(config)
-    sets = sorted(p.parent for p in Path(args.data).glob("*/wav.scp"))
+    definition = ark_definition(config)
+    sets = data_sets(Path(args.data))
     if not sets:
         raise UserError(f"no data directory with wav.scp under {args.data}/; run stage 1")
-    todo = []
-    for data in sets:
-        out = ark_dir(config, data.name)
-        stamp = Stamp(out / ".done.json", {"bins": bins, "fs": rate}, [data / "wav.scp"])
+    whole = read_table(Path(args.data) / WHOLE / "wav.scp") if WHOLE in sets else {}
+    current = 0
+    for name in sets:
+        data, out = Path(args.data) / name, ark_dir(config, name)
+        rows = read_table(data / "wav.scp")
+        part = name != WHOLE and bool(rows) and rows.items() <= whole.items()
+        inputs = [data / "wav.scp"]
+        if part:
+            inputs.append(ark_dir(config, WHOLE) / "feats.scp")
+        settings = {"bins": definition[0], "fs": definition[1]}
+        if definition[2]:
+            settings["deltas"] = definition[2]
+        stamp = Stamp(out / ".done.json", settings, inputs)
         if stamp.is_current():
-            print(f"features: {out} is up to date")
-        else:
-            todo.append((data, out, stamp))
-    if not todo:
-        return
-    for data, out, stamp in todo:
+            current += 1
+            continue
         with atomic_path(out) as temporary:
-            write_arks(data, temporary, out, (bins, rate), args.nj)
+            if part:
+                write_part(rows, ark_dir(config, WHOLE), temporary)
+            else:
+                write_arks(data, temporary, out, definition, args.nj)
         stamp.write(sorted(p for p in out.iterdir() if p.suffix in (".ark", ".scp")))
+    kind = ark_dir(config, WHOLE).parent
+    state = "is up to date" if current == len(sets) else f"{len(sets) - current} sets written"
+    print(f"features: {kind} {state} ({len(sets)} sets)")
 
 
-def ark_definition(config: Config) -> tuple[int, int]:
-    """Return (mel bins, sampling rate) of the config's Kaldi frontend."""
+def data_sets(data: Path) -> list[str]:
+    """Names of the data directories under ``data``, the whole corpus first if there is one.
+
+    A set of a fold lies one folder deeper and is named with it: voice-british/train.
+    """
+    found = [p.parent.relative_to(data).as_posix() for p in data.rglob("wav.scp")]
+    return sorted(found, key=lambda name: (name != WHOLE, name))
+
+
+def write_part(rows: Iterable[str], whole: Path, folder: Path) -> None:
+    """Write feats.scp and utt2num_frames of utterances ``rows`` that ``whole`` has arks of."""
+    folder.mkdir(parents=True)
+    for name in ("feats.scp", "utt2num_frames"):
+        table = read_table(whole / name)
+        (folder / name).write_text("".join(f"{u} {table[u]}\n" for u in rows))
+
+
+def ark_definition(config: Config) -> tuple[int, int, int]:
+    """Return (mel bins, sampling rate, orders of differences) of the config's frontend."""
     if config.espnet.get("frontend") != "kaldi_fbank":
         raise UserError(f"{config.path}: recipe: features: ark needs frontend: kaldi_fbank")
     conf = config.espnet.get("frontend_conf") or {}
-    return conf.get("n_mels", 80), conf.get("fs", 16000)
+    return conf.get("n_mels", 80), conf.get("fs", 16000), conf.get("deltas", 0)
+
+
+def ark_width(config: Config) -> int:
+    """Features a frame in the arks."""
+    bins, _, deltas = ark_definition(config)
+    return bins * (1 + deltas)
 
 
 def ark_dir(config: Config, name: str) -> Path:
     """Folder of the arks of data set ``name``."""
-    return Path("dump") / f"fbank{ark_definition(config)[0]}" / name
+    bins, _, deltas = ark_definition(config)
+    return Path("dump") / (f"fbank{bins}_d{deltas}" if deltas else f"fbank{bins}") / name
 
 
-def write_arks(data: Path, folder: Path, final: Path, definition: tuple[int, int], nj: int) -> None:
+def write_arks(
+    data: Path, folder: Path, final: Path, definition: tuple[int, int, int], nj: int
+) -> None:
     """Write feats.<shard>.ark, feats.scp and utt2num_frames of one data directory.
 
     Args:
         data: the data directory.
         folder: where to write; made here.
         final: what the folder will be called when it is whole: feats.scp names it.
-        definition: mel bins, sampling rate.
+        definition: mel bins, sampling rate, orders of differences.
         nj: processes.
     """
     from tqdm import tqdm
@@ -103,7 +143,7 @@ def write_arks(data: Path, folder: Path, final: Path, definition: tuple[int, int
 
 
 def _write_shard(
-    definition: tuple[int, int], job: tuple[list[tuple[str, str]], Path, Path]
+    definition: tuple[int, int, int], job: tuple[list[tuple[str, str]], Path, Path]
 ) -> list[tuple[str, str, int]]:
     """Write one ark; return (utterance, "ark:offset" as it will be named, frames)."""
     import kaldiio
@@ -112,13 +152,13 @@ def _write_shard(
     from espnet_ext.data.audio import read_wave
     from espnet_ext.data.fbank import kaldi_fbank
 
-    (bins, rate), (lines, path, final) = definition, job
+    (bins, rate, deltas), (lines, path, final) = definition, job
     torch.set_num_threads(1)
     rows = []
     with open(path, "wb") as stream:
         for utterance, audio in lines:
             wave = read_wave(audio, utterance, rate)
-            feats = kaldi_fbank(torch.from_numpy(wave), rate, bins).numpy()
+            feats = kaldi_fbank(torch.from_numpy(wave), rate, bins, deltas).numpy()
             offset = stream.tell() + len(utterance.encode()) + 1
             kaldiio.save_ark(stream, {utterance: feats})
             rows.append((utterance, f"{final}:{offset}", len(feats)))

@@ -1,7 +1,7 @@
-"""Stage 3: make the token list: characters, or SentencePiece (BPE or unigram).
+"""Stage 3: make the token list: characters, SentencePiece (BPE or unigram), or classes.
 
-Reads the transcripts of the training set only. Writes data/token_list/<kind>/tokens.txt,
-and bpe.model for SentencePiece.
+Reads the transcripts, or labels, of the training set only. Writes
+data/token_list/<kind>/tokens.txt, and bpe.model for SentencePiece.
 
 Example:
   espnet-ext tokens conf/train_hrf_conformer_xs.yaml
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from espnet_ext.config import Config, load_config
 from espnet_ext.data.kaldi_dir import read_table
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import Stamp, atomic_path, write_text
 
 SPACE = "<space>"
@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train the tokenizer and write the token list."""
     config = load_config(args.config)
+    if config.recipe.task == "cls":
+        list_classes(config)
+        return
     text = Path("data") / config.recipe.train_set / "text"
     if not text.is_file():
         raise UserError(f"no {text}; run stage 1")
@@ -52,8 +55,44 @@ def run(args: argparse.Namespace) -> None:
     print(f"tokens: {len(listed)} tokens in {out}")
 
 
+def list_classes(config: Config) -> None:
+    """Write the classes of the training set, <unk> last as ESPnet's classifier wants it.
+
+    Raises:
+        UserError: another number of classes than the config says, or a set has a class that the
+            training set has not.
+    """
+    out, name = token_dir(config), config.recipe.train_set
+    sets = {p.parent.name: p for p in sorted(Path("data").glob("*/label"))}
+    if name not in sets:
+        raise UserError(f"no data/{name}/label; run stage 1")
+    stamp = Stamp(out / ".done.json", {"train": name}, sets.values())
+    if stamp.is_current():
+        print(f"tokens: {out} is up to date")
+        return
+    labels = {other: read_table(path) for other, path in sets.items()}
+    classes = sorted(set(labels[name].values()))
+    if len(classes) != config.recipe.classes:
+        raise UserError(
+            f"data/{name}/label has {len(classes)} classes ({', '.join(classes)}), but the config "
+            f"says recipe: classes: {config.recipe.classes}"
+        )
+    for other, table in labels.items():
+        for utterance, label in table.items():
+            if label not in classes:
+                raise UserError(
+                    f"data/{other}/label: {utterance} has a class of which data/{name} has none: "
+                    f"{nearest(label, classes)}"
+                )
+    write_text(out / "tokens.txt", "".join(f"{token}\n" for token in [*classes, "<unk>"]))
+    stamp.write([out / "tokens.txt"])
+    print(f"tokens: {len(classes)} classes in {out}: {', '.join(classes)}")
+
+
 def token_dir(config: Config) -> Path:
     """Folder of the token list that the config uses."""
+    if config.recipe.task == "cls":
+        return Path("data/token_list/label")
     kind = config.espnet.get("token_type", "bpe")
     if kind == "char":
         return Path("data/token_list/char")

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from espnet_ext.bin.features import ark_definition, ark_dir
+from espnet_ext.bin.features import ark_dir, ark_width
 from espnet_ext.bin.tokens import token_dir
 from espnet_ext.config import READ_LATER, Config, load_config
 from espnet_ext.errors import UserError
@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> None:
     log_to(config.exp / "train.log")
     statistics = collect_statistics(config, command, data)
     command += [*train_options(config, statistics), *args.espnet]
-    training.repair(config.exp, training.parse_options(command))
+    training.repair(config.exp, training.parse_options(command, task=config.recipe.task))
     before = training.history(config.exp)[0]
-    training.run_task(command, config.exp / "train.log")
+    training.run_task(command, config.exp / "train.log", config.recipe.task)
     made = config.exp / "train.json"
     # A call that found nothing left to train has no peak memory or commit of a training.
     if not made.exists() or training.history(config.exp)[0] != before:
@@ -89,7 +89,7 @@ def checked_trainer(config: Config, args: argparse.Namespace) -> Any:
         from espnet_ext.tasks.checking import refuse_unbuildable
         from espnet_ext.tasks.footprint import sampling_rate
 
-        training.refuse_own_options(args.espnet, args.ngpu)
+        training.refuse_own_options(args.espnet, args.ngpu, config.recipe.task)
         refuse_unbuildable(config)
     if args.ngpu > torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
@@ -108,8 +108,14 @@ def data_files(config: Config) -> list[Path]:
     """Files whose content decides the training, besides the config."""
     tokens = token_dir(config)
     sets = (config.recipe.train_set, config.recipe.dev_set)
-    files = [audio_scp(config, name) for name in sets] + [Path("data") / s / "text" for s in sets]
+    files = [audio_scp(config, name) for name in sets]
+    files += [Path("data") / s / target(config) for s in sets]
     return [*files, tokens / "tokens.txt"]
+
+
+def target(config: Config) -> str:
+    """What is learnt, as ESPnet and the data directories name it."""
+    return "label" if config.recipe.task == "cls" else "text"
 
 
 def audio_scp(config: Config, name: str) -> Path:
@@ -127,12 +133,13 @@ def data_options(config: Config) -> dict[str, list[str]]:
     """
     kind = "kaldi_ark" if config.recipe.features == "ark" else "sound"
     roles = {"train": config.recipe.train_set, "valid": config.recipe.dev_set}
-    stages = {"wav.scp": 1, "text": 1, "feats.scp": 2, "tokens.txt": 3}
+    name_of = target(config)
+    stages = {"wav.scp": 1, name_of: 1, "feats.scp": 2, "tokens.txt": 3}
     for path in data_files(config):
         if not path.is_file():
             raise UserError(f"no {path}; run stage {stages[path.name]}")
     return {
-        role: [f"{audio_scp(config, name)},speech,{kind}", f"data/{name}/text,text,text"]
+        role: [f"{audio_scp(config, name)},speech,{kind}", f"data/{name}/{name_of},{name_of},text"]
         for role, name in roles.items()
     }
 
@@ -163,7 +170,7 @@ def espnet_options(config: Config, data: dict[str, list[str]], args: argparse.Na
     """Options that statistics and training share; also writes exp/<tag>/espnet.yaml."""
     espnet = dict(config.espnet)
     if config.recipe.features == "ark":
-        espnet["input_size"] = ark_definition(config)[0]
+        espnet["input_size"] = ark_width(config)
         espnet.pop("frontend"), espnet.pop("frontend_conf", None)
     path = config.exp / "espnet.yaml"
     write_text(path, yaml.safe_dump(espnet, sort_keys=False))
@@ -198,7 +205,7 @@ def collect_statistics(config: Config, command: list[str], data: dict) -> Path:
             # Statistics do not depend on batches of the training's size, nor on its model.
             own = ["--collect_stats", "true", "--output_dir", str(folder), "--normalize", "none"]
             own += ["--batch_type", "unsorted", "--batch_size", "32", "--ngpu", "0"]
-            training.run_task([*command, *own], config.exp / "train.log")
+            training.run_task([*command, *own], config.exp / "train.log", config.recipe.task)
             stamp.write(folder / role / "feats_stats.npz" for role in ("train", "valid"))
     return folder
 
@@ -207,7 +214,7 @@ def train_options(config: Config, statistics: Path) -> list[str]:
     """Options of the training proper."""
     options = ["--output_dir", str(config.exp), "--resume", "true"]
     for role in ("train", "valid"):
-        for kind in ("speech_shape", "text_shape"):
+        for kind in ("speech_shape", f"{target(config)}_shape"):
             options += [f"--{role}_shape_file", str(statistics / role / kind)]
     if config.espnet.get("normalize") == "global_mvn":
         options += ["--normalize_conf", f"stats_file={statistics}/train/feats_stats.npz"]

@@ -13,13 +13,16 @@ from espnet_ext.errors import UserError
 SHORTEST = 0.025  # seconds: a window of log-mel
 
 
-def decode(data: bytes, name: str, sample_rate: int | None = None) -> tuple[np.ndarray, int]:
+def decode(
+    data: bytes, name: str, sample_rate: int | None = None, mix: bool = False
+) -> tuple[np.ndarray, int]:
     """Decode an audio file held in memory.
 
     Args:
         data: the bytes of a file in any format that libsndfile knows.
         name: what to call it in an error.
         sample_rate: what it must have, Hz; None takes any.
+        mix: average the channels of a file that has several.
 
     Returns:
         Samples (frames,), float32 in [-1, 1], and the sample rate in Hz.
@@ -35,6 +38,8 @@ def decode(data: bytes, name: str, sample_rate: int | None = None) -> tuple[np.n
         raise UserError(f"{name}: cannot decode this audio file ({len(data)} bytes)") from None
     if len(samples) == 0:
         raise UserError(f"{name}: audio file without samples")
+    if mix:
+        samples = samples.mean(axis=1, keepdims=True)
     if samples.shape[1] != 1:
         raise UserError(f"{name}: {samples.shape[1]} channels, expected 1")
     if sample_rate is not None and rate != sample_rate:

@@ -1,6 +1,7 @@
 """Kaldi data directories: written as a whole, read, and checked.
 
-A directory holds ``wav.scp text utt2spk spk2utt utt2dur``, each sorted by its first column in
+A directory holds ``wav.scp text utt2spk spk2utt utt2dur``, for classification ``label`` instead
+of ``text`` or beside it, each sorted by its first column in
 C order (``LC_ALL=C sort``). Relative paths in ``wav.scp`` start from the recipe folder, where
 ESPnet runs. Nothing here imports torch.
 """
@@ -16,18 +17,23 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path
 
 FILES = ("wav.scp", "text", "utt2spk", "spk2utt", "utt2dur")
+CLASS_FILES = ("wav.scp", "label", "utt2spk", "spk2utt", "utt2dur")
 _TOLERANCE = 0.01  # seconds between utt2dur and the audio
 
 
 @dataclass(frozen=True, order=True)
 class Utterance:
-    """One utterance: id, speaker id, transcript, path of its audio, duration in seconds."""
+    """One utterance: id, speaker id, transcript, path of its audio, duration in seconds, class.
+
+    Transcript or class may be empty: those of a whole set, and not both.
+    """
 
     id: str
     speaker: str
     text: str
     audio: str
     seconds: float
+    label: str = ""
 
 
 def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> None:
@@ -40,10 +46,14 @@ def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> None:
     ordered = sorted(utterances)
     if not ordered:
         raise UserError(f"{path}: no utterance to write")
+    classed = any(item.label for item in ordered)
+    spoken = not classed or any(item.text for item in ordered)
     for before, item in zip([None, *ordered[:-1]], ordered, strict=True):
         if before is not None and before.id == item.id:
             raise UserError(f"{path}: utterance id {item.id} occurs twice")
-        if not item.text.strip():
+        if classed and len(item.label.split()) != 1:
+            raise UserError(f"{path}: {item.id} has the class '{item.label}', expected one word")
+        if spoken and not item.text.strip():
             raise UserError(f"{path}: {item.id} has an empty transcript")
         if len(item.id.split()) != 1 or len(item.speaker.split()) != 1:
             raise UserError(f"{path}: blank in the id '{item.id}' or speaker '{item.speaker}'")
@@ -52,13 +62,16 @@ def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> None:
         members[item.speaker].append(item.id)
     contents = {
         "wav.scp": [f"{item.id} {item.audio}" for item in ordered],
-        "text": [f"{item.id} {' '.join(item.text.split())}" for item in ordered],
         "utt2spk": [f"{item.id} {item.speaker}" for item in ordered],
         "spk2utt": [f"{name} {' '.join(members[name])}" for name in sorted(members)],
         "utt2dur": [f"{item.id} {item.seconds:.4f}" for item in ordered],
     }
+    if spoken:
+        contents["text"] = [f"{item.id} {' '.join(item.text.split())}" for item in ordered]
+    if classed:
+        contents["label"] = [f"{item.id} {item.label}" for item in ordered]
     with atomic_path(path) as folder:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         for name, lines in contents.items():
             (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -101,9 +114,12 @@ def read_data_dir(path: str | Path) -> list[Utterance]:
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such data directory; run the recipe's data stage (--stage 1)")
-    tables = {name: read_table(path / name) for name in FILES[:4]}
-    if (path / "utt2dur").exists():
-        tables["utt2dur"] = read_table(path / "utt2dur")
+    tables = {name: read_table(path / name) for name in ("wav.scp", "utt2spk", "spk2utt")}
+    for name in ("text", "label", "utt2dur"):
+        # One of text and label is there, and it is text that a message asks for.
+        needed = name == "text" and not (path / "label").exists()
+        if needed or (path / name).exists():
+            tables[name] = read_table(path / name)
     _check_tables(path, tables)
     durations = tables.get("utt2dur", {})
     result = []
@@ -112,7 +128,8 @@ def read_data_dir(path: str | Path) -> list[Utterance]:
             seconds = float(durations.get(key, "nan"))
         except ValueError:
             raise UserError(f"{path}/utt2dur: {key}: not a number: {durations[key]}") from None
-        result.append(Utterance(key, tables["utt2spk"][key], tables["text"][key], audio, seconds))
+        text, label = (tables.get(name, {}).get(key, "") for name in ("text", "label"))
+        result.append(Utterance(key, tables["utt2spk"][key], text, audio, seconds, label))
     return result
 
 
@@ -209,7 +226,7 @@ def _audio_fault(task: tuple[Utterance, str, str, int]) -> str | None:
 
 def check_no_text_overlap(train: str | Path, others: Iterable[str | Path]) -> None:
     """Raise UserError if a transcript of one of ``others`` is also one of ``train``."""
-    seen = {item.text: item.id for item in read_data_dir(train)}
+    seen = {item.text: item.id for item in read_data_dir(train) if item.text}
     for other in others:
         for item in read_data_dir(other):
             if item.text in seen:
@@ -223,12 +240,12 @@ def write_sets(out: str | Path, sets: Mapping[str, Iterable[Utterance]], jobs: i
 
     Args:
         out: their folder; relative paths of audio start from the current folder.
-        sets: utterances by the name of their set; one of them is ``train``.
+        sets: utterances by the name of their set; ``all`` is the whole corpus.
         jobs: processes that decode the audio for the check.
 
     Raises:
         UserError: what ``write_data_dir`` and ``validate_data_dir`` raise, or a transcript of
-            ``train`` is in another set.
+            ``train`` is in another set. A set that holds no transcripts is not looked at.
     """
     out = Path(out)
     for name, utterances in sets.items():
@@ -237,4 +254,6 @@ def write_sets(out: str | Path, sets: Mapping[str, Iterable[Utterance]], jobs: i
         minutes = sum(item.seconds for item in written) / 60
         speakers = len({item.speaker for item in written})
         print(f"{out / name}: {len(written)} utterances, {minutes:.1f} min, {speakers} speakers")
-    check_no_text_overlap(out / "train", [out / name for name in sets if name != "train"])
+    if "train" in sets:
+        others = [name for name in sets if name not in ("train", "all")]
+        check_no_text_overlap(out / "train", [out / name for name in others])

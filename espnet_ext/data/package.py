@@ -15,7 +15,7 @@ import subprocess
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -94,24 +94,62 @@ def unpack_member(deb: str | Path, member: str, target: str | Path) -> Path:
         UserError: not a Debian package, damaged, hostile, or without that file.
     """
     wanted = member.lstrip("./")
-    with contextlib.ExitStack() as stack:
-        try:
-            tar = stack.enter_context(_open_data(Path(deb)))
-            for entry in tar:
-                if not _is_safe(entry):
-                    raise UserError(f"{deb}: refused, its entry '{entry.name}' leaves its folder")
-                if entry.name.removeprefix("./") != wanted:
-                    continue
-                source = tar.extractfile(entry) if entry.isreg() else None
-                if source is None:
-                    raise UserError(f"{deb}: refused, {wanted} is not a regular file in it")
-                with atomic_path(target) as temporary, open(temporary, "wb") as sink:
-                    shutil.copyfileobj(source, sink, _BLOCK)
-                return Path(target)
-        except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{deb}: damaged archive ({reason}); get the package again") from None
+    with contextlib.closing(_entries(Path(deb))) as entries:
+        for entry, tar in entries:
+            if entry.name.removeprefix("./") != wanted:
+                continue
+            source = tar.extractfile(entry) if entry.isreg() else None
+            if source is None:
+                raise UserError(f"{deb}: refused, {wanted} is not a regular file in it")
+            with _archive(deb), atomic_path(target) as temporary, open(temporary, "wb") as sink:
+                shutil.copyfileobj(source, sink, _BLOCK)
+            return Path(target)
     raise UserError(f"{deb}: holds no {wanted}")
+
+
+def unpack_folder(deb: str | Path, prefix: str, target: str | Path) -> dict[str, Path]:
+    """Copy the regular files below a folder of a ``.deb`` into ``target``, each atomically.
+
+    Returns:
+        The path of every file by its name below ``prefix``, sorted. Links are left out.
+
+    Raises:
+        UserError: not a Debian package, damaged, hostile, or without that folder.
+    """
+    wanted = prefix.strip("./") + "/"
+    found: dict[str, Path] = {}
+    with contextlib.closing(_entries(Path(deb))) as entries:
+        for entry, tar in entries:
+            name = entry.name.removeprefix("./")
+            source = tar.extractfile(entry) if entry.isreg() and name.startswith(wanted) else None
+            if source is None:
+                continue
+            path = Path(target) / name.removeprefix(wanted)
+            with _archive(deb), atomic_path(path) as temporary, open(temporary, "wb") as sink:
+                shutil.copyfileobj(source, sink, _BLOCK)
+            found[name.removeprefix(wanted)] = path
+    if not found:
+        raise UserError(f"{deb}: holds no file below {wanted}")
+    return dict(sorted(found.items()))
+
+
+def _entries(deb: Path) -> Generator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    """Yield the entries of a package in their order, each with the archive to read it from."""
+    with _archive(deb), _open_data(deb) as tar:
+        for entry in tar:
+            if not _is_safe(entry):
+                raise UserError(f"{deb}: refused, its entry '{entry.name}' leaves its folder")
+            yield entry, tar
+
+
+@contextlib.contextmanager
+def _archive(deb: str | Path) -> Iterator[None]:
+    """Turn what the readers of archives raise into a UserError."""
+    try:
+        yield
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{deb}: damaged archive ({reason}); get the package again") from None
 
 
 def _is_safe(entry: tarfile.TarInfo) -> bool:

@@ -8,25 +8,29 @@ from espnet_ext.data.fbank import kaldi_fbank
 
 
 class KaldiFbank(AbsFrontend):
-    """Frontend ``kaldi_fbank``: raw audio to Kaldi-definition log-mel."""
+    """Frontend ``kaldi_fbank``: raw audio to Kaldi-definition log-mel.
 
-    def __init__(self, fs: int = 16000, n_mels: int = 80):
+    With ``deltas: 2`` first and second differences follow (26 bins: 78 features a frame).
+    """
+
+    def __init__(self, fs: int = 16000, n_mels: int = 80, deltas: int = 0):
         super().__init__()
         self.fs = fs
         self.n_mels = n_mels
+        self.deltas = deltas
 
     def output_size(self) -> int:
-        """Number of mel bins."""
-        return self.n_mels
+        """Features a frame."""
+        return self.n_mels * (1 + self.deltas)
 
     def forward(self, input: Tensor, input_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn (batch, samples) and lengths into (batch, frames, n_mels) and lengths.
+        """Turn (batch, samples) and lengths into (batch, frames, features) and lengths.
 
         Each utterance is cut to its own length first: reflection at the edge must not see
         padding, so that a batch gives what the utterances give alone.
         """
         feats = [
-            kaldi_fbank(wave[:length], self.fs, self.n_mels)
+            kaldi_fbank(wave[:length], self.fs, self.n_mels, self.deltas)
             for wave, length in zip(input.float(), input_lengths.tolist(), strict=True)
         ]
         lengths = torch.tensor([len(f) for f in feats], device=input.device)

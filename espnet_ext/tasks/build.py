@@ -1,4 +1,4 @@
-"""ESPnet's ASR model from a config alone: no data, no token list, no statistics."""
+"""ESPnet's model from a config alone: no data, no token list, no statistics."""
 
 import argparse
 import tempfile
@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from espnet2.tasks import asr
 from torch import nn
 
 from espnet_ext.config import Config
 from espnet_ext.errors import UserError
-from espnet_ext.tasks.registry import install
+from espnet_ext.tasks.registry import TASKS, install
 
 install()
 
@@ -39,10 +38,10 @@ def build_model(config: Config, vocabulary: int | None = None) -> nn.Module:
 
     Args:
         config: training config.
-        vocabulary: tokens, blank and sos/eos included; default: see ``token_count``.
+        vocabulary: tokens, blank and sos/eos (cls: <unk>) included; default: ``token_count``.
 
     Returns:
-        ESPnet's ASR model; global statistics are neutral (mean 0, variance 1).
+        ESPnet's model of the config's task; global statistics are neutral (mean 0, variance 1).
 
     Raises:
         UserError: ESPnet refuses the config.
@@ -50,12 +49,12 @@ def build_model(config: Config, vocabulary: int | None = None) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         try:
             args = _arguments(config)
-            args.token_list = _placeholders(vocabulary or token_count(config))
+            args.token_list = _placeholders(config, vocabulary or token_count(config))
             args.init_param = []
             if args.normalize == "global_mvn":
                 args.normalize_conf = dict(args.normalize_conf)
-                args.normalize_conf["stats_file"] = _neutral(_width(args), Path(folder))
-            return asr.ASRTask.build_model(args).eval()
+                args.normalize_conf["stats_file"] = _neutral(_width(config, args), Path(folder))
+            return TASKS[config.recipe.task].build_model(args).eval()
         except UserError as error:
             raise UserError(f"{config.path}: {error}") from None
         except _BUILD_ERRORS as error:
@@ -67,9 +66,12 @@ def build_model(config: Config, vocabulary: int | None = None) -> nn.Module:
 def token_count(config: Config) -> int:
     """Tokens of the list that stage 3 makes; for characters the size of an English list.
 
-    SentencePiece counts <unk>, <s> and </s> among its pieces; the list has <blank>, <unk> and
+    A classifier's list ends in <unk>, which is no class. SentencePiece counts <unk>, <s> and
+    </s> among its pieces; the list has <blank>, <unk> and
     <sos/eos> instead, so its size is that of the vocabulary.
     """
+    if config.recipe.task == "cls":
+        return config.recipe.classes + 1
     kind = config.espnet.get("token_type", "bpe")
     return CHARACTERS if kind == "char" else config.recipe.vocabulary
 
@@ -84,12 +86,13 @@ def feature_width(config: Config) -> int | None:
         return config.espnet.get("input_size")
     if config.espnet.get("frontend") != "kaldi_fbank":
         raise UserError("recipe: features: ark needs frontend: kaldi_fbank")
-    return (config.espnet.get("frontend_conf") or {}).get("n_mels", 80)
+    conf = config.espnet.get("frontend_conf") or {}
+    return conf.get("n_mels", 80) * (1 + conf.get("deltas", 0))
 
 
 def _arguments(config: Config) -> argparse.Namespace:
     """ESPnet's arguments as its own parser fills them."""
-    parser = asr.ASRTask.get_parser()
+    parser = TASKS[config.recipe.task].get_parser()
     parser.set_defaults(**config.espnet)
     try:
         args = parser.parse_args([])
@@ -99,15 +102,18 @@ def _arguments(config: Config) -> argparse.Namespace:
     return args
 
 
-def _placeholders(count: int) -> list[str]:
+def _placeholders(config: Config, count: int) -> list[str]:
+    if config.recipe.task == "cls":
+        return [*(f"<{k}>" for k in range(count - 1)), "<unk>"]
     return ["<blank>", "<unk>", *(f"<{k}>" for k in range(2, count - 1)), "<sos/eos>"]
 
 
-def _width(args: argparse.Namespace) -> int:
+def _width(config: Config, args: argparse.Namespace) -> int:
     """Features per frame before normalisation."""
     if args.input_size is not None:
         return args.input_size
-    frontend: Any = asr.frontend_choices.get_class(args.frontend)
+    choices = {c.name: c for c in TASKS[config.recipe.task].class_choices_list}
+    frontend: Any = choices["frontend"].get_class(args.frontend)
     return frontend(**args.frontend_conf).output_size()
 
 

@@ -23,7 +23,7 @@ from espnet_ext.errors import UserError, nearest
 from espnet_ext.methods.deploy import parameter_count, variants
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.tasks.build import build_model
-from espnet_ext.tasks.registry import install, stock_encoder
+from espnet_ext.tasks.registry import TASKS, install, stock_encoder
 from espnet_ext.tasks.rules import is_int, is_number, recipe_problems, warnings_of
 
 install()
@@ -117,7 +117,9 @@ def refuse_unbuildable(config: Config) -> None:
 
 def key_problems(config: Config) -> list[str]:
     """Wrong keys and values, one line each, without building anything."""
-    return [*_option_problems(config.espnet), *_section_problems(config), *recipe_problems(config)]
+    if config.recipe.task not in TASKS:
+        return [f"recipe: unknown task {nearest(str(config.recipe.task), TASKS)}"]
+    return [*_option_problems(config), *_section_problems(config), *recipe_problems(config)]
 
 
 def _method(config: Config) -> str | None:
@@ -127,9 +129,10 @@ def _method(config: Config) -> str | None:
     return None if base == encoder else encoder.removesuffix(f"_{base}")
 
 
-def _option_problems(espnet: dict[str, Any]) -> Iterator[str]:
+def _option_problems(config: Config) -> Iterator[str]:
     """Top-level keys against ESPnet's parser."""
-    actions = {a.dest: a for a in asr.ASRTask.get_parser()._actions}
+    espnet = config.espnet
+    actions = {a.dest: a for a in TASKS[config.recipe.task].get_parser()._actions}
     for ours in ("help", "config", "print_config"):
         del actions[ours]
     for key, value in espnet.items():
@@ -186,7 +189,7 @@ def _parsed(kind: Any, value: Any) -> Any:
 
 def _section_problems(config: Config) -> Iterator[str]:
     """Keys and values of every ``<x>_conf`` against the constructor chosen for <x>."""
-    for key, constructor, owner in _constructors(config.espnet):
+    for key, constructor, owner in _constructors(config):
         conf = config.espnet.get(key)
         if not isinstance(conf, dict):
             continue  # told already, or absent
@@ -208,10 +211,13 @@ def _section_problems(config: Config) -> Iterator[str]:
                 yield f"{key}: {name}: {reason}"
 
 
-def _constructors(espnet: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+def _constructors(config: Config) -> Iterator[tuple[str, Any, str]]:
     """Yield (section, class or function that takes it, name chosen), where known."""
-    choices = {c.name: c for c in asr.ASRTask.class_choices_list}
+    espnet = config.espnet
+    choices = {c.name: c for c in TASKS[config.recipe.task].class_choices_list}
     for name in _NAMED:
+        if name not in choices:
+            continue
         chosen = espnet.get(name, choices[name].default)
         found = choices[name].classes.get(str(chosen).lower())
         if found is not None:
@@ -225,8 +231,10 @@ def _constructors(espnet: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
         chosen = str(espnet.get(name, default)).lower()
         if chosen in table:
             yield f"{name}_conf", table[chosen], chosen
-    yield "ctc_conf", CTC, "CTC"
     yield "exclude_weight_decay_conf", add_optimizer_hooks, "exclude_weight_decay"
+    if config.recipe.task != "asr":
+        return
+    yield "ctc_conf", CTC, "CTC"
     if espnet.get("decoder") == "transducer":
         yield "joint_net_conf", asr.JointNetwork, "the joint network"
 

@@ -17,7 +17,7 @@ from torch import nn
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path
 from espnet_ext.methods.deploy import check_finite
-from espnet_ext.tasks.registry import install
+from espnet_ext.tasks.registry import TASKS, install, task_of
 
 install()
 
@@ -74,10 +74,8 @@ def compare_state(model: nn.Module, state: dict[str, torch.Tensor], path: Path) 
 
 
 def build(arguments: dict[str, Any]) -> nn.Module:
-    """Build ESPnet's ASR model from the contents of its config.yaml."""
-    from espnet2.tasks.asr import ASRTask
-
-    return ASRTask.build_model(argparse.Namespace(**arguments))
+    """Build ESPnet's model from the contents of its config.yaml."""
+    return TASKS[task_of(arguments)].build_model(argparse.Namespace(**arguments))
 
 
 def read_config(path: Path) -> dict[str, Any]:

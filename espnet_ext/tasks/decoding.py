@@ -1,4 +1,4 @@
-"""Decoding with ESPnet's ``Speech2Text``, over processes that share one loaded model."""
+"""Decoding with ESPnet's inference classes, over processes that share one loaded model."""
 
 import resource
 import time
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from espnet2.bin.asr_inference import Speech2Text
+from espnet2.bin.cls_inference import Classification
 from tqdm import tqdm
 
 from espnet_ext.data.audio import read_wave
@@ -23,7 +24,13 @@ _shared: dict[str, Any] = {}
 
 
 def decode_set(
-    model: Path, method: str, options: dict, scp: Path, rate: int | None, nj: int
+    model: Path,
+    method: str,
+    options: dict,
+    scp: Path,
+    rate: int | None,
+    nj: int,
+    deltas: int = 0,
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """Decode the utterances of a wav.scp, or of a feats.scp of arks.
 
@@ -34,6 +41,7 @@ def decode_set(
         scp: the list.
         rate: samples per second of the waves; None for arks.
         nj: processes.
+        deltas: orders of differences, where features are computed here.
 
     Returns:
         (utterance, text) in the order of the list, and what decode.json holds. ``rtf`` is
@@ -47,8 +55,8 @@ def decode_set(
         raise UserError(f"{scp}: no utterance in it; run stages 1 and 2")
     # Speech2Text loads whatever fits; this refuses what does not.
     load_model(model / "config.yaml", model / "model.pth")
-    _shared.update(speech2text=load_speech2text(model, method, options), method=method)
-    _shared["rate"] = rate
+    _shared.update(speech2text=load_inference(model, method, options), method=method)
+    _shared.update(rate=rate, deltas=deltas)
     # torch's thread pool does not survive a fork: one thread before and after.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -69,6 +77,17 @@ def decode_set(
         "device": "cpu",
     }
     return [(r[0], r[1]) for r in results], summary
+
+
+def load_inference(model: Path, method: str, options: dict) -> Any:
+    """ESPnet's inference class on a deployed model: ``Classification`` or ``Speech2Text``."""
+    if method != "classify":
+        return load_speech2text(model, method, options)
+    found = Classification(str(model / "config.yaml"), str(model / "model.pth"))
+    # Under the names that Speech2Text has.
+    found.asr_model = found.classification_model
+    found.asr_train_args = found.classification_train_args
+    return found
 
 
 def load_speech2text(model: Path, method: str, options: dict) -> Speech2Text:
@@ -93,7 +112,8 @@ def load_speech2text(model: Path, method: str, options: dict) -> Speech2Text:
 
 def _decode_row(row: tuple[str, str]) -> tuple[str, str, float, float, float]:
     utterance, where = row
-    speech, seconds = read_input(utterance, where, _shared["speech2text"], _shared["rate"])
+    inference, rate, deltas = (_shared[key] for key in ("speech2text", "rate", "deltas"))
+    speech, seconds = read_input(utterance, where, inference, rate, deltas)
     start = time.perf_counter()
     text = decode(_shared["speech2text"], speech, _shared["method"])
     spent = time.perf_counter() - start
@@ -102,7 +122,7 @@ def _decode_row(row: tuple[str, str]) -> tuple[str, str, float, float, float]:
 
 
 def read_input(
-    utterance: str, where: str, speech2text: Speech2Text, rate: int | None
+    utterance: str, where: str, speech2text: Any, rate: int | None, deltas: int = 0
 ) -> tuple[np.ndarray, float]:
     """Read what the model takes, features (frames, bins) or a wave, and its length in seconds."""
     if rate is None:
@@ -118,14 +138,16 @@ def read_input(
     wave = read_wave(where, utterance, rate)
     seconds = len(wave) / rate
     if speech2text.asr_model.frontend is None:
-        bins = speech2text.asr_train_args.input_size
-        return kaldi_fbank(torch.from_numpy(wave), rate, bins).numpy(), seconds
+        bins = speech2text.asr_train_args.input_size // (1 + deltas)
+        return kaldi_fbank(torch.from_numpy(wave), rate, bins, deltas).numpy(), seconds
     return wave, seconds
 
 
 @torch.no_grad()
-def decode(speech2text: Speech2Text, speech: np.ndarray, method: str) -> str:
-    """Return the best text for one utterance; empty if nothing was recognised."""
+def decode(speech2text: Any, speech: np.ndarray, method: str) -> str:
+    """Return the best text, or the class, of one utterance; empty if nothing was recognised."""
+    if method == "classify":
+        return speech2text(speech)[2]
     if method == "ctc_att_beam":
         found = speech2text(speech)
         if isinstance(found, tuple):  # intermediate CTC outputs come beside

@@ -21,14 +21,19 @@ from espnet_ext.tasks.checkpoint import (
     read_config,
     save,
 )
-from espnet_ext.tasks.footprint import macs_per_second
+from espnet_ext.tasks.footprint import is_classifier, macs_per_second
 from espnet_ext.tasks.registry import stock_encoder
 
-TOLERANCE = 1e-5  # float32, absolute, on the encoder's normalised outputs
+TOLERANCE = 1e-5  # float32, absolute, on the encoder's normalised outputs or the logits
 
 
 def deploy_checkpoint(
-    config: Path, checkpoint: Path, variant: str, waves: list[Tensor], folder: Path
+    config: Path,
+    checkpoint: Path,
+    variant: str,
+    waves: list[Tensor],
+    folder: Path,
+    features: KaldiFbank | None = None,
 ) -> dict[str, Any]:
     """Write ``folder`` with model.pth, config.yaml, feats_stats.npz and deploy.json.
 
@@ -41,6 +46,7 @@ def deploy_checkpoint(
         variant: name of the deployed form.
         waves: real utterances, each (samples,) in [-1, 1], for the verification.
         folder: where to write.
+        features: what made the arks, for a model that was trained on them.
 
     Returns:
         The contents of deploy.json.
@@ -58,7 +64,7 @@ def deploy_checkpoint(
             arguments["normalize_conf"]["stats_file"] = str(folder / "feats_stats.npz")
         text = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
         (temporary / "config.yaml").write_text(text, encoding="utf-8")
-        verified = verify(trained, temporary, arguments, waves)
+        verified = verify(trained, temporary, arguments, waves, features)
         summary = {
             "variant": variant,
             "checkpoint": str(checkpoint),
@@ -86,7 +92,8 @@ def stock_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
         conf.pop(method, None)
     arguments["encoder_conf"] = conf
     if arguments.get("frontend") == "kaldi_fbank":
-        arguments["input_size"] = (arguments.get("frontend_conf") or {}).get("n_mels", 80)
+        frontend = KaldiFbank(**(arguments.get("frontend_conf") or {}))
+        arguments["input_size"] = frontend.output_size()
         arguments["frontend"] = None
         arguments["frontend_conf"] = {}
     arguments["init"] = None
@@ -95,7 +102,11 @@ def stock_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def verify(
-    trained: nn.Module, folder: Path, arguments: dict[str, Any], waves: list[Tensor]
+    trained: nn.Module,
+    folder: Path,
+    arguments: dict[str, Any],
+    waves: list[Tensor],
+    features: KaldiFbank | None = None,
 ) -> dict[str, Any]:
     """Compare the files in ``folder`` with the training form on real speech.
 
@@ -113,7 +124,7 @@ def verify(
     stock.load_state_dict(state)
     difference = 0.0
     for wave in waves:
-        outputs = [encode(model, wave) for model in (trained, stock)]
+        outputs = [encode(model, wave, features) for model in (trained, stock)]
         difference = max(difference, (outputs[0] - outputs[1]).abs().max().item())
     if not difference <= TOLERANCE:
         raise UserError(
@@ -123,12 +134,18 @@ def verify(
     return {"utterances": len(waves), "max_difference": difference, "tolerance": TOLERANCE}
 
 
-def encode(model: nn.Module, wave: Tensor) -> Tensor:
-    """Encoder output (1, frames, width) for one wave, through the model's own features."""
+def encode(model: nn.Module, wave: Tensor, features: KaldiFbank | None = None) -> Tensor:
+    """Encoder output (1, frames, width) for one wave; of a classifier its logits (1, classes).
+
+    ``features`` are for a model that takes them; default: log-mel of the width it is made for.
+    """
     speech = wave.unsqueeze(0)
     # A model without a frontend takes features: ours, whatever made the training's arks.
     if model.frontend is None:
         bins = len(model.normalize.mean) if hasattr(model.normalize, "mean") else 80
-        speech, _ = KaldiFbank(n_mels=bins)(speech, torch.tensor([wave.numel()]))
-    output, _ = model.encode(speech, torch.tensor([speech.shape[1]]))
-    return output[0] if isinstance(output, tuple) else output
+        frontend = features or KaldiFbank(n_mels=bins)
+        speech, _ = frontend(speech, torch.tensor([wave.numel()]))
+    output, lengths = model.encode(speech, torch.tensor([speech.shape[1]]))
+    if isinstance(output, tuple):
+        output = output[0]
+    return model.decoder(output, lengths) if is_classifier(model) else output

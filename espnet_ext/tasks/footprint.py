@@ -56,7 +56,7 @@ def sampling_rate(config: Config) -> int:
 
 @torch.no_grad()
 def macs_per_second(model: nn.Module, rate: int = 16000, width: int | None = None) -> int | str:
-    """Multiply-accumulates of encoder and CTC output per second of audio, on 10 s of it.
+    """Multiply-accumulates of encoder and CTC or class output per second of audio, on 10 s of it.
 
     Matrix products, convolutions and attention are counted, elementwise work, the frontend
     and the decoder are not. "not measured" for a model with a recurrent encoder, whose kernels
@@ -83,7 +83,14 @@ def macs_per_second(model: nn.Module, rate: int = 16000, width: int | None = Non
             x, lengths = parts["postencoder"](x, lengths)
         if parts["ctc"] is not None:
             parts["ctc"].log_softmax(x)
+        if is_classifier(model):
+            model.decoder(x, lengths)
     return round(counter.get_total_flops() / 2 / _SECONDS)
+
+
+def is_classifier(model: nn.Module) -> bool:
+    """True for ESPnet's classification model, whose decoder is a head over all frames."""
+    return hasattr(model, "classification_type")
 
 
 _PARTS = ("frontend", "normalize", "preencoder", "encoder", "postencoder", "ctc")

@@ -4,18 +4,25 @@ ESPnet's ``build_model`` reads module-global ``*_choices``; training processes r
 their main module (spawn), so entry points call ``install()`` at import time.
 """
 
+import argparse
 import functools
+from collections.abc import Mapping
+from typing import Any
 
-from espnet2.tasks import asr
+from espnet2.tasks import asr, cls
+from espnet2.tasks.abs_task import AbsTask
+from torch import nn
 
 from espnet_ext.encoders.compressed import compressed_choices
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+from espnet_ext.encoders.speechformer import SpeechFormerEncoder
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.models.asr import ASRModel
+from espnet_ext.models.cls import MLPDecoder, compress_head
 
 # ESPnet encoders that are built of linear layers and pointwise convolutions, and are built
 # from their options alone (no file of a pretrained model).
-BASES = (
+ESPNET_BASES = (
     "conformer",
     "transformer",
     "branchformer",
@@ -23,18 +30,42 @@ BASES = (
     "contextual_block_transformer",
     "contextual_block_conformer",
 )
+OWN_BASES = {"speechformer": SpeechFormerEncoder}
+BASES = (*ESPNET_BASES, *OWN_BASES)
+
+
+class CLSTask(cls.CLSTask):
+    """ESPnet's classification, with the compression method on the head when asked.
+
+    ESPnet names the model's class in its code, so the head is reached when the model is built.
+    """
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> nn.Module:
+        """Build the model as ESPnet does, then its head in the method's form."""
+        return compress_head(super().build_model(args))
+
+
+TASKS: dict[str, type[AbsTask]] = {"asr": asr.ASRTask, "cls": CLSTask}
+
+
+def task_of(arguments: Mapping[str, Any]) -> str:
+    """Name of the task of an ESPnet config.yaml, which does not name it: only asr has CTC."""
+    return "asr" if "ctc_conf" in arguments else "cls"
 
 
 @functools.cache
 def install() -> None:
-    """Register encoders, the frontend and the model with ESPnet's ASR task. Idempotent."""
-    stock = asr.encoder_choices.classes
-    asr.encoder_choices.classes.update(compressed_choices({name: stock[name] for name in BASES}))
-    asr.frontend_choices.classes["kaldi_fbank"] = KaldiFbank
+    """Register encoders, the frontend, models and heads with ESPnet's tasks. Idempotent."""
+    bases = {name: asr.encoder_choices.classes[name] for name in ESPNET_BASES} | OWN_BASES
+    for task in (asr, cls):
+        task.encoder_choices.classes.update({**bases, **compressed_choices(bases)})
+        task.frontend_choices.classes["kaldi_fbank"] = KaldiFbank
     asr.model_choices.classes["espnet"] = ASRModel
+    cls.decoder_choices.classes["mlp"] = MLPDecoder
 
 
 def stock_encoder(name: str) -> str:
-    """Return the ESPnet encoder under ``name``: hrf_conformer gives conformer."""
+    """Return the plain encoder under ``name``: hrf_conformer gives conformer."""
     # Both parts may hold underscores: the names are made again, not cut in two.
     return {f"{method}_{base}": base for method in METHODS for base in BASES}.get(name, name)

@@ -10,14 +10,16 @@ from espnet_ext.errors import nearest
 DECODE = {
     "ctc_greedy": (),
     "ctc_att_beam": ("beam_size", "ctc_weight", "penalty", "maxlenratio", "minlenratio"),
+    "classify": (),
 }
+_METHODS = {"asr": ("ctc_greedy", "ctc_att_beam"), "cls": ("classify",)}
 _CHOICES = {
     "features": ("raw", "ark"),
     "sentencepiece": ("unigram", "bpe"),
     "cpu_dtype": ("float32", "bfloat16"),
 }
 _TEXT = ("train_set", "dev_set", "average_by", "variant")
-_LEAST = {"vocabulary": 5, "average": 1}
+_LEAST = {"vocabulary": 5, "average": 1, "classes": 2}
 
 # ESPnet's options that `espnet-ext train` fills in, whatever the config says.
 SET_BY_TRAIN = {
@@ -51,12 +53,29 @@ def recipe_problems(config: Config) -> list[str]:
         value = getattr(recipe, key)
         if value not in known:
             found.append(f"recipe: unknown {key} {nearest(str(value), known)}")
+    if not isinstance(recipe.vote, bool):
+        found.append(f"recipe: vote must be true or false, not {recipe.vote!r}")
     kind = config.espnet.get("token_type", "bpe")
-    if kind not in ("char", "bpe"):
+    if recipe.task == "asr" and kind not in ("char", "bpe"):
         found.append(f"token_type: the recipes make char or bpe tokens, not {kind!r}")
     if recipe.features == "ark" and config.espnet.get("frontend") != "kaldi_fbank":
         found.append("recipe: features: ark needs frontend: kaldi_fbank")
-    return found + _average_problems(config) + list(_decode_problems(recipe, config.espnet))
+    found += [*_average_problems(config), *_head_problems(config.espnet)]
+    return found + list(_decode_problems(recipe, config.espnet))
+
+
+def _head_problems(espnet: Mapping[str, Any]) -> Iterator[str]:
+    """Attention splits its width among the heads; ESPnet would only say that it cannot."""
+    conf = section(espnet, "encoder_conf")
+    heads, width = (conf.get(key, 0) for key in ("attention_heads", "output_size"))
+    if not is_int(heads) or not is_int(width):
+        return
+    if heads > 0 and width % heads:
+        divisors = ", ".join(str(n) for n in range(1, min(width, 16) + 1) if width % n == 0)
+        yield (
+            f"encoder_conf: attention_heads: {heads} does not divide output_size: {width}; "
+            f"choose one of {divisors}"
+        )
 
 
 def _average_problems(config: Config) -> list[str]:
@@ -77,8 +96,9 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
         return
     for method, options in recipe.decode.items():
         where = f"recipe: decode: {method}"
-        if method not in DECODE:
-            yield f"recipe: decode: unknown method {nearest(str(method), DECODE)}"
+        known = _METHODS.get(recipe.task, DECODE)
+        if method not in known:
+            yield f"recipe: decode: unknown method {nearest(str(method), known)}"
             continue
         if options is not None and not isinstance(options, dict):
             yield f"{where}: expected options as keys and values, not {options!r}"
@@ -89,7 +109,8 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
             elif reason := _bad_decode_value(key, value):
                 yield f"{where}: {key} must be {reason}, not {value!r}"
         weight = (options or {}).get("ctc_weight", 1.0)
-        if ctc_weight(espnet) == 0 and (method == "ctc_greedy" or weight != 0):
+        needs_ctc = method == "ctc_greedy" or (method == "ctc_att_beam" and weight != 0)
+        if needs_ctc and ctc_weight(espnet) == 0:
             yield f"{where} needs CTC, but model_conf: ctc_weight is 0"
 
 
@@ -127,7 +148,9 @@ def warnings_of(config: Config, method: str | None = None) -> list[str]:
         found.append(
             f"init: {espnet['init']} overwrites the initialisation of {method}'s factors; remove it"
         )
-    return found + [*_loss_warnings(espnet), *_input_warnings(config), *_batch_warnings(espnet)]
+    if config.recipe.task == "asr":
+        found += _loss_warnings(espnet)
+    return found + [*_input_warnings(config), *_batch_warnings(espnet)]
 
 
 def _loss_warnings(espnet: Mapping[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from espnet2.tasks.abs_task import AbsTask
 from espnet2.tasks.asr import ASRTask as ESPnetASRTask
 from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer as ESPnetTrainer
@@ -19,6 +20,7 @@ from espnet2.train.trainer import Trainer as ESPnetTrainer
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.tasks.checkpoint import build, compare_state, read_config, save
 from espnet_ext.tasks.quiet import quiet
+from espnet_ext.tasks.registry import CLSTask as PlainCLSTask
 from espnet_ext.tasks.registry import install
 from espnet_ext.tasks.rules import SET_BY_TRAIN
 
@@ -49,6 +51,15 @@ class ASRTask(ESPnetASRTask):
     """ESPnet's ASR task with the trainer above."""
 
     trainer = Trainer
+
+
+class CLSTask(PlainCLSTask):
+    """The classification task with the trainer above."""
+
+    trainer = Trainer
+
+
+_TRAINED: dict[str, type[AbsTask]] = {"asr": ASRTask, "cls": CLSTask}
 
 
 def supported_cpu_dtype(name: str) -> torch.dtype | None:
@@ -165,14 +176,14 @@ def history(exp: Path) -> tuple[int, float]:
     return len(epochs), sum(phase["time"]["__timedelta_seconds__"] for phase in phases)
 
 
-def parse_options(words: list[str], start: Namespace | None = None) -> Namespace:
+def parse_options(words: list[str], start: Namespace | None = None, task: str = "asr") -> Namespace:
     """Parse options as ESPnet's trainer will; what ``start`` has is not set to its default.
 
     Raises:
         UserError: an unknown option or a value that it refuses; ESPnet's own parser would
             print two hundred lines.
     """
-    parser = ASRTask.get_parser()
+    parser = _TRAINED[task].get_parser()
 
     def refuse(message: str) -> NoReturn:
         choice = re.fullmatch(r"(.*: invalid choice: )'(.*)' \(choose from (.*)\)", message)
@@ -189,10 +200,10 @@ def parse_options(words: list[str], start: Namespace | None = None) -> Namespace
     return args
 
 
-def refuse_own_options(words: list[str], ngpu: int) -> None:
+def refuse_own_options(words: list[str], ngpu: int, task: str = "asr") -> None:
     """Raise UserError if options for ESPnet are wrong, or are those that the recipe sets."""
     unset = dict.fromkeys([*SET_BY_TRAIN, "ngpu"])
-    args = parse_options(words, Namespace(**unset))
+    args = parse_options(words, Namespace(**unset), task)
     for name, source in SET_BY_TRAIN.items():
         if getattr(args, name) is not None:
             raise UserError(f"--{name} is not for after --: training takes it from {source}")
@@ -206,8 +217,8 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {said[0][:200]}" if said else type(error).__name__
 
 
-def run_task(command: list[str], log: Path) -> None:
-    """Run ESPnet's ASR task in this process with ``command`` as its options.
+def run_task(command: list[str], log: Path, task: str = "asr") -> None:
+    """Run a task of ESPnet in this process with ``command`` as its options.
 
     What it writes to standard error goes to ``log``, and so does the stack trace if it fails.
 
@@ -216,7 +227,7 @@ def run_task(command: list[str], log: Path) -> None:
     """
     try:
         with atomic_checkpoints(), open(log, "a") as stream, contextlib.redirect_stderr(stream):
-            ASRTask.main(cmd=command)
+            _TRAINED[task].main(cmd=command)
     except UserError:
         raise
     except torch.OutOfMemoryError:

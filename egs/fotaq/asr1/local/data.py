@@ -36,9 +36,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from espnet_ext.data import kaldi_dir, queen, splits, text
+from espnet_ext.data.corpus import expect, positive, remove_leftovers
 from espnet_ext.data.package import Package, fetch, unpack_member
 from espnet_ext.data.parallel import map_processes
-from espnet_ext.errors import UserError, run_cli
+from espnet_ext.errors import run_cli
 from espnet_ext.files import Stamp, write_text
 
 PACKAGE = Package(
@@ -175,16 +176,6 @@ def assemble(
     return sets, by_rules
 
 
-def expect(what: str, expected: dict[str, int], found: dict[str, int]) -> None:
-    """Raise UserError where a count is not the one that the pinned package gives."""
-    for name, count in expected.items():
-        if found.get(name, 0) != count:
-            raise UserError(
-                f"{what}: {name} has {found.get(name, 0)}, expected {count}; "
-                "the reader or a rule was changed, or the package is another one"
-            )
-
-
 def prepare(args: argparse.Namespace) -> None:
     """Make the data directories, unless they are up to date."""
     out = Path(args.out)
@@ -231,24 +222,6 @@ def prepare(args: argparse.Namespace) -> None:
         path.unlink()
     outputs = [out / name / file for name in SETS for file in kaldi_dir.FILES]
     stamp.write([*outputs, *sorted(listed)])
-
-
-def remove_leftovers(*folders: Path) -> None:
-    """Remove what a killed run left half-written."""
-    for folder in folders:
-        for path in [*folder.glob(".tmp*"), *folder.glob(".apt-*")]:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-
-def positive(word: str) -> int:
-    """Parse a whole number above 0."""
-    value = int(word)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
 
 
 def main() -> None:
