@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_ext.encoders.compressed import compressed_encoder
+from espnet_ext.encoders.speechformer import SpeechFormerEncoder
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.methods.sites import SITES
 
@@ -86,13 +87,26 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "transformer": {"linear_units": 24, **_TINY},
     "e_branchformer": {"linear_units": 24, "use_ffn": True, "macaron_ffn": True, **_CGMLP, **_TINY},
     "branchformer": {**_CGMLP, **_TINY},
+    "speechformer": {
+        "output_size": 16,
+        "attention_heads": 2,
+        "linear_units": 24,
+        "num_blocks": [1, 1, 1, 1],
+        "expand": [1, 2, 1],
+        "hop_ms": 20,  # two tokens in the last stage: with one its queries would get no gradient
+        "dropout_rate": 0.1,
+    },
 }
 SMALL = {"stack": Stack, "tied": Tied}
 LACKS = {"branchformer": {"ffn", "conv"}, "transformer": {"conv"}, "e_branchformer": {"conv"}}
+LACKS["speechformer"] = {"conv"}
+OWN = {"speechformer": SpeechFormerEncoder}  # encoders of this package
 
 
 def espnet_class(name: str) -> type[nn.Module]:
-    """ESPnet's own encoder class, without importing all of its ASR task."""
+    """The plain encoder class, without importing all of ESPnet's ASR task."""
+    if name in OWN:
+        return OWN[name]
     parts = name.split("_")
     camel = "".join("E" if p == "e" else p.capitalize() for p in parts) + "Encoder"
     return getattr(importlib.import_module(f"espnet2.asr.encoder.{name}_encoder"), camel)

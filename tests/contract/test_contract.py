@@ -282,12 +282,13 @@ def test_refusals(case):
 def test_encoders_are_in_the_choices(encoder_case, registered):
     """ESPnet builds the same encoder under ``<method>_<encoder>``."""
     case = encoder_case
-    from espnet2.tasks import asr
+    from espnet2.tasks import asr, cls
 
-    chosen = asr.encoder_choices.get_class(f"{case.method}_{case.target}")
-    assert issubclass(chosen, type(case.plain()))
-    model = chosen(input_size=20, **case.conf())
-    assert shapes(model) == shapes(case.build())
+    for task in (asr, cls):
+        chosen = task.encoder_choices.get_class(f"{case.method}_{case.target}")
+        assert issubclass(chosen, type(case.plain()))
+        model = chosen(input_size=20, **case.conf())
+        assert shapes(model) == shapes(case.build())
 
 
 _FRESH = """
