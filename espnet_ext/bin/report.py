@@ -107,16 +107,25 @@ def _one(args: argparse.Namespace) -> dict[str, Any]:
 
 def _print_beside(result: dict[str, Any], folder: Path | None) -> list[dict[str, Any]]:
     """Print the run and the committed runs of its recipe; return all committed results."""
+    from espnet_ext.report import classes, table
     from espnet_ext.report.plots import plot_wer_bytes
     from espnet_ext.report.result import read_results
-    from espnet_ext.report.table import comparison, print_table, summary_table
+    from espnet_ext.report.table import comparison, print_table
 
     committed = [] if folder is None else read_results(folder)
     here = [
         r for r in committed if (r["dataset"], r["task"]) == (result["dataset"], result["task"])
     ]
     others = [{**r, "tag": f"{r['tag']} (committed)"} for r in here if r != result]
-    print_table(*summary_table([result, *others]))
+    classified = classes.is_classification([result])
+    print_table(*(classes if classified else table).summary_table([result, *others]))
+    if classified:
+        for score in result["scores"]:
+            print(classes.score_line(score), *classes.class_tables(score), sep="\n\n")
+            image = Path("exp", result["tag"], "images", f"confusion_{score['set']}.png")
+            classes.plot_confusion(score["classes"], score["confusion"], image)
+            print(f"wrote {image}")
+        return committed
     for score in result["scores"]:
         if score["baseline"]:
             sentences = "; ".join(comparison(score, metric) for metric in ("wer", "cer"))

@@ -1,8 +1,9 @@
-"""Score hypotheses: WER and CER with 95 % intervals, error counts, a paired test.
+"""Score hypotheses: WER and CER, or weighted F1 and the like, with 95 % intervals, a paired test.
 
 Stage 7. Reads exp/<tag>/decode/<variant>/<method>/<set>/text and data/<set>/text, writes
 exp/<tag>/score/<variant>/<method>/<set>.json and, beside it, the alignment of every utterance
-(<set>.ali.txt). Or scores two plain files of lines "id words".
+(<set>.ali.txt). A classifier is scored against data/<set>/label and has no alignments. Or scores
+two plain files of lines "id words".
 
 Example:
     espnet-ext score conf/train_hrf_conformer_xs.yaml --sets "test unseen" --baseline conformer_xs
@@ -73,11 +74,13 @@ def _sets(args: argparse.Namespace, config: Config, folder: Path) -> list[str]:
         names = args.sets.split()
         if not names:
             raise UserError("--sets is empty; name sets as in --sets 'test unseen'")
+        target = "label" if config.recipe.task == "cls" else "text"
         for name in names:
-            if not Path("data", name, "text").is_file():
-                known = [path.parent.name for path in Path("data").glob("*/text")]
+            if not Path("data", name, target).is_file():
+                known = [path.parent.name for path in Path("data").glob(f"*/{target}")]
                 raise UserError(
-                    f"no data/{name}/text: no set {nearest(name, known)} (stage 1 makes the sets)"
+                    f"no data/{name}/{target}: no set {nearest(name, known)} "
+                    "(stage 1 makes the sets)"
                 )
             if not (folder / name / "text").is_file():
                 raise UserError(f"no hypotheses {folder / name / 'text'}; {stage} --sets {name}")
@@ -95,6 +98,9 @@ def _score_one(
     baseline = None
     if tag is not None and tag != config.tag:
         baseline = _baseline_text(tag, variant, method, name, required=args.baseline is not None)
+    if config.recipe.task == "cls":
+        _score_classes(config, variant, method, name, baseline, tag)
+        return
     _score_and_write(
         reference=Path("data", name, "text"),
         hypothesis=config.exp / "decode" / variant / method / name / "text",
@@ -103,6 +109,35 @@ def _score_one(
         names=(name, method, tag if baseline else None),
         stem=config.exp / "score" / variant / method / name,
     )
+
+
+def _score_classes(
+    config: Config, variant: str, method: str, name: str, baseline: Path | None, tag: str | None
+) -> None:
+    from espnet_ext.bin.tokens import classes_of
+    from espnet_ext.report.classes import score_line
+    from espnet_ext.report.schema import CLASS_SCORE, SCHEMA_VERSION, validate
+    from espnet_ext.score.classification import read_decisions, score_decisions, vote
+    from espnet_ext.score.significance import RESAMPLES, SEED
+
+    output = config.exp / "score" / variant / method / f"{name}.json"
+    hypothesis = config.exp / "decode" / variant / method / name / "text"
+    label, utt2spk = (Path("data", name, file) for file in ("label", "utt2spk"))
+    inputs = [path for path in (label, hypothesis, utt2spk, baseline) if path is not None]
+    unit = "speaker" if config.recipe.vote else "utterance"
+    settings = [SCHEMA_VERSION, RESAMPLES, SEED, name, method, unit, tag if baseline else None]
+    stamp = Stamp(output.parent / f".{name}.stamp", settings, inputs)
+    if stamp.is_current():
+        print(f"{output}: up to date")
+    else:
+        decisions = read_decisions(label, hypothesis, utt2spk, classes_of(config), baseline)
+        if config.recipe.vote:
+            decisions = vote(decisions)
+        score = score_decisions(decisions, name, method, unit, tag)
+        validate(score, CLASS_SCORE, str(output))
+        write_json(output, score)
+        stamp.write([output])
+    print(score_line(read_json(output)))
 
 
 def _baseline_text(tag: str, variant: str, method: str, name: str, required: bool) -> Path | None:

@@ -89,6 +89,18 @@ def list_classes(config: Config) -> None:
     print(f"tokens: {len(classes)} classes in {out}: {', '.join(classes)}")
 
 
+def classes_of(config: Config) -> list[str]:
+    """The classes that stage 3 listed.
+
+    Raises:
+        UserError: it has not run.
+    """
+    path = token_dir(config) / "tokens.txt"
+    if not path.is_file():
+        raise UserError(f"no {path}; run stage 3")
+    return path.read_text(encoding="utf-8").split()[:-1]
+
+
 def token_dir(config: Config) -> Path:
     """Folder of the token list that the config uses."""
     if config.recipe.task == "cls":

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from espnet_ext.report import classes, table
 from espnet_ext.report.result import published_path, run_name
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.report.table import (
@@ -13,7 +14,6 @@ from espnet_ext.report.table import (
     edits,
     markdown,
     rate,
-    summary_table,
 )
 
 COMMAND = "espnet-ext report --all"
@@ -31,7 +31,7 @@ def readme_with_results(readme: str, results: Sequence[Mapping[str, Any]]) -> st
     tables = []
     for name in dict.fromkeys(_corpus(result) for result in results):
         group = [result for result in results if _corpus(result) == name]
-        tables += ["", markdown(*summary_table(group)), ""]
+        tables += ["", markdown(*_summary(group)), ""]
     return before + "\n".join([begin, *tables, end]) + after
 
 
@@ -65,7 +65,7 @@ def results_page(
     ]
     for name in dict.fromkeys(_corpus(result) for result in results):
         group = [result for result in results if _corpus(result) == name]
-        lines += ["", f"## {name}", "", markdown(*summary_table(group))]
+        lines += ["", f"## {name}", "", markdown(*_summary(group))]
         if name in plotted:
             lines += ["", f"![WER against bytes]({folder}/{name}/wer_bytes.svg)"]
         lines += ["", "### Against the baselines", "", *_comparisons(group)]
@@ -97,7 +97,19 @@ def _corpus(result: Mapping[str, Any]) -> str:
     return f"{result['dataset']}_{result['task']}"
 
 
+def _summary(group: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    return (classes if classes.is_classification(group) else table).summary_table(group)
+
+
 def _comparisons(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    if classes.is_classification(results):
+        found = [
+            f"- {run_name(r)}, {s['set']}: {classes.comparison(s)}."
+            for r in results
+            for s in r["scores"]
+            if s["baseline"]
+        ]
+        return found or ["No run here names a baseline."]
     lines = [
         f"- {run_name(result)}, {score['set']}, {score['method']}: "
         f"{comparison(score, 'wer')}; {comparison(score, 'cer')}."
@@ -114,7 +126,8 @@ def _block(result: Mapping[str, Any], folder: str) -> list[str]:
     header += ["CER % (95 % CI)", "character errors", "RTF 1-thread", "peak RSS MB"]
     rows = []
     logs = {(log["set"], log["method"]): log for log in result["decoding"]}
-    for score in result["scores"]:
+    classified = classes.is_classification([result])
+    for score in [] if classified else result["scores"]:
         log = logs.get((score["set"], score["method"]))
         row = [score["set"], score["method"], str(score["utterances"]), str(score["words"])]
         for metric in ("wer", "cer"):
@@ -138,11 +151,16 @@ def _block(result: Mapping[str, Any], folder: str) -> list[str]:
         f"threads {training['threads']}, {training['dtype']}",
         "versions": _parts(result["versions"]),
         "machine": _parts(result["machine"]),
-        "text normalisation": "; ".join(
-            dict.fromkeys(score["normalisation"] for score in result["scores"])
-        ).replace("*", "\\*"),
     }
-    lines = [f"### {run_name(result)}", "", markdown(header, rows), ""]
+    lines = [f"### {run_name(result)}", ""]
+    if classified:
+        for score in result["scores"]:
+            lines += [f"{classes.score_line(score)}.", "", *classes.class_tables(score), ""]
+    else:
+        lines += [markdown(header, rows), ""]
+        facts["text normalisation"] = "; ".join(
+            dict.fromkeys(score["normalisation"] for score in result["scores"])
+        ).replace("*", "\\*")
     return lines + [f"- {label}: {fact}" for label, fact in facts.items()]
 
 

@@ -18,7 +18,7 @@ Curves = dict[str, dict[str, dict[int, float]]]
 _EPOCH = re.compile(r"(\d+)epoch results: (.*)")
 _PART = re.compile(r"\[(\w+)\] ([^\[]*)")
 _VALUE = re.compile(r"(\w+)=([^,\s]+)")
-_SHOWN = ("loss", "loss_ctc", "loss_att", "acc", "cer_ctc", "cer", "wer")
+_SHOWN = ("loss", "loss_ctc", "loss_att", "acc", "macro_precision", "cer_ctc", "cer", "wer")
 
 
 def training_logs(exp: Path) -> list[Path]:
@@ -59,7 +59,7 @@ def _add_epoch(curves: Curves, epoch: int, message: str) -> None:
 def plot_training(curves: Curves, path: str | os.PathLike) -> None:
     """Draw each metric of ``curves`` (not empty) over the epochs into an image file."""
     shown = [metric for metric in _SHOWN if metric in curves]
-    figure, axes = _figure(len(shown))
+    figure, axes = new_figure(len(shown))
     for axis, metric in zip(axes, shown, strict=True):
         for part, values in sorted(curves[metric].items()):
             epochs = sorted(values)
@@ -68,7 +68,7 @@ def plot_training(curves: Curves, path: str | os.PathLike) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
         axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_wer_bytes(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> bool:
@@ -77,13 +77,13 @@ def plot_wer_bytes(results: Sequence[Mapping[str, Any]], path: str | os.PathLike
     Points of the same size (a merged model has its baseline's) are moved apart sideways.
 
     Returns:
-        False, and no file, if the size of no run was measured.
+        False, and no file, if the size of no run that has a WER was measured.
     """
-    sized = [result for result in results if result["bytes"] != NOT_MEASURED]
+    sized = [r for r in results if r["bytes"] != NOT_MEASURED and "wer" in r["scores"][0]]
     if not sized:
         return False
     sets = list(dict.fromkeys(score["set"] for result in sized for score in result["scores"]))
-    figure, axes = _figure(len(sets))
+    figure, axes = new_figure(len(sets))
     styles: dict[str, int] = {}
     for axis, name in zip(axes, sets, strict=True):
         drawn: list[int] = []
@@ -104,7 +104,7 @@ def plot_wer_bytes(results: Sequence[Mapping[str, Any]], path: str | os.PathLike
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
-    _save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -134,7 +134,8 @@ def _point(
     axis.autoscale_view()
 
 
-def _figure(panels: int) -> tuple[Any, list[Any]]:
+def new_figure(panels: int) -> tuple[Any, list[Any]]:
+    """Return a figure and its axes, three beside one another."""
     from matplotlib.figure import Figure  # drawn without pyplot: no display, no global state
 
     columns = min(panels, 3)
@@ -144,7 +145,8 @@ def _figure(panels: int) -> tuple[Any, list[Any]]:
     return figure, axes
 
 
-def _save(figure: Any, path: str | os.PathLike) -> None:
+def save_figure(figure: Any, path: str | os.PathLike) -> None:
+    """Write a figure; a file that it would not change is left alone."""
     import matplotlib
 
     # Fixed ids and no date: the same results give the same file, which is then left alone.

@@ -12,7 +12,7 @@ from espnet_ext.report.schema import (
     NOT_MEASURED,
     RESULT,
     SCHEMA_VERSION,
-    SCORE,
+    any_score,
     validate,
 )
 
@@ -134,7 +134,7 @@ def _decoded_and_scored(
             raise UserError(f"no scores in {folder}; run stage 7 (espnet-ext score) first")
         for path in files:
             score = _read(path, "7 (espnet-ext score)")
-            validate(score, SCORE, str(path))
+            validate(score, any_score, str(path))
             log = _read(
                 config.exp / "decode" / variant / method / path.stem / "decode.json",
                 "6 (espnet-ext decode)",

@@ -182,6 +182,40 @@ SCORE = mapping(
     ),
 )
 
+CLASS_SCORE = mapping(
+    set=text,
+    method=text,
+    unit=text,  # utterance, or speaker where they vote
+    decisions=count,
+    speakers=count,
+    classes=items(text),
+    bootstrap=mapping(resamples=count, seed=count, confidence=number),
+    weighted_f1=number,
+    interval=optional(interval),  # of weighted_f1; null: one decision
+    interval_by_speaker=optional(interval),  # null: one speaker, or speakers are the unit
+    unweighted_accuracy=number,
+    accuracy=number,
+    majority=mapping(**{"class": text, "weighted_f1": number}),
+    per_class=named(mapping(f1=number, precision=number, recall=number, support=count)),
+    confusion=items(items(count)),  # rows: references
+    baseline=optional(
+        mapping(
+            tag=text,
+            difference=number,  # of weighted_f1, this run minus the baseline: positive is better
+            interval=optional(interval),
+            interval_by_speaker=optional(interval),
+            p=optional(number),
+        )
+    ),
+)
+
+
+def any_score(value: Any, where: str) -> None:
+    """A score of recognition or of classification, told apart by its metric."""
+    _require_mapping(value, where)
+    (CLASS_SCORE if "weighted_f1" in value else SCORE)(value, where)
+
+
 RESULT = mapping(
     schema=count,
     dataset=text,
@@ -220,6 +254,6 @@ RESULT = mapping(
             device=measured(text),
         )
     ),
-    scores=items(SCORE),
+    scores=items(any_score),
     config=named(plain),
 )

@@ -121,7 +121,7 @@ def comparison(score: Mapping[str, Any], metric: str) -> str:
         if low_high and (key == "interval" or _few(score)):
             details.append(f"{label} {100 * low_high[0]:+.1f} to {100 * low_high[1]:+.1f}")
     p = versus[f"{prefix}p"]
-    details.append("too few utterances to test" if p is None else f"p {_p(p)}")
+    details.append("too few utterances to test" if p is None else f"p {p_value(p)}")
     found = verdict(score, metric)
     meaning = {
         "better": "better than",
@@ -189,7 +189,7 @@ def _versus(result: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) -> s
     for score in scores:
         versus = score["baseline"]
         if versus:
-            p = "no test" if versus["p"] is None else f"p {_p(versus['p'])}"
+            p = "no test" if versus["p"] is None else f"p {p_value(versus['p'])}"
             points = f"{100 * versus['wer_difference']:+.1f}"
             cells.append(f"{score['set']} {points} ({p}, {verdict(score, 'wer')})")
     named = (result["config"].get("recipe") or {}).get("baseline")
@@ -205,7 +205,8 @@ def _range(low_high: Sequence[float]) -> str:
     return f"{100 * low_high[0]:.1f}-{100 * low_high[1]:.1f}"
 
 
-def _p(p: float) -> str:
+def p_value(p: float) -> str:
+    """Return a p value to three places."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
