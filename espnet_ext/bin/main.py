@@ -23,6 +23,7 @@ VERBS = (
     "decode",
     "score",
     "report",
+    "grid",
 )
 
 

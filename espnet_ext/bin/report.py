@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(
                 "--all takes no CONFIG, --tag, --variant or --publish: it reads results/"
             )
-        _regenerate(_results_folder(args, for_all=True))
+        regenerate(_results_folder(args, for_all=True))
         return
     if args.config is None:
         raise UserError("give a CONFIG (as in conf/train_*.yaml), or --all")
@@ -145,10 +145,12 @@ def _publish(result: dict[str, Any], committed: list[dict[str, Any]], folder: Pa
     else:
         write_json(path, result)
         print(f"wrote {path}")
-    _regenerate(folder)
+    regenerate(folder)
 
 
-def _regenerate(folder: Path | None) -> None:
+def regenerate(folder: Path | None) -> None:
+    """Write RESULTS.md, its plots and the README's tables anew from the committed results."""
+    from espnet_ext.report.grids import read_grids
     from espnet_ext.report.page import WHOLE_JOB, readme_with_results, results_page
     from espnet_ext.report.plots import plot_wer_bytes
     from espnet_ext.report.result import read_results
@@ -156,7 +158,8 @@ def _regenerate(folder: Path | None) -> None:
     if folder is None:
         raise UserError("no repository here (no folder egs/ above): give --results DIR")
     results = read_results(folder)
-    if not results:
+    committed_grids = read_grids(folder)
+    if not results and not committed_grids:
         raise UserError(f"no results in {folder}; publish one: espnet-ext report CONFIG --publish")
     drawn = set()
     for name in sorted({(r["dataset"], r["task"]) for r in results}):
@@ -167,7 +170,7 @@ def _regenerate(folder: Path | None) -> None:
     root = folder.resolve().parent
     measured = folder / WHOLE_JOB
     whole_job = read_json(measured) if measured.is_file() else None
-    page = results_page(results, folder.resolve().name, drawn, whole_job)
+    page = results_page(results, folder.resolve().name, drawn, whole_job, committed_grids)
     _rewrite(root / "RESULTS.md", page)
     readme = root / "README.md"
     if readme.is_file():

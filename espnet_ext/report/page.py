@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.report import classes, table
+from espnet_ext.report import classes, grids, table
 from espnet_ext.report.result import published_path, run_name
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.report.table import (
@@ -40,6 +40,7 @@ def results_page(
     folder: str = "results",
     plotted: Collection[str] = (),
     whole_job: Mapping[str, Any] | None = None,
+    committed_grids: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return the text of RESULTS.md.
 
@@ -48,6 +49,7 @@ def results_page(
         folder: where their files and plots are, relative to the page.
         plotted: names ``<dataset>_<task>`` that have a plot of WER against bytes.
         whole_job: what ``benchmarks/whole_job.py`` measured, or None.
+        committed_grids: validated summaries of grids.
     """
     lines = [
         "```bash",
@@ -63,9 +65,15 @@ def results_page(
         "was not measured is written so. Parameters and bytes are those of the deployed model; "
         "1 MB is 10^6 bytes; MACs/s are multiply-accumulates per second of audio.",
     ]
-    for name in dict.fromkeys(_corpus(result) for result in results):
+    for name in dict.fromkeys(_corpus(r) for r in [*results, *committed_grids]):
+        lines += ["", f"## {name}"]
+        for record in committed_grids:
+            if _corpus(record) == name:
+                lines += ["", *grids.page_lines(record, f"{folder}/{name}")]
         group = [result for result in results if _corpus(result) == name]
-        lines += ["", f"## {name}", "", markdown(*_summary(group))]
+        if not group:
+            continue
+        lines += ["", markdown(*_summary(group))]
         if name in plotted:
             lines += ["", f"![WER against bytes]({folder}/{name}/wer_bytes.svg)"]
         lines += ["", "### Against the baselines", "", *_comparisons(group)]

@@ -1,0 +1,213 @@
+"""Train and score a whole grid: systems x folds x seeds, in parallel, resumable.
+
+Reads conf/grid_<name>.yaml (``espnet_ext/grid.py`` has the format). Stages 1 to 3 must have run.
+Each training lies in exp/grid_<name>/<system>/<fold>_s<seed>/ and leaves there what was decided
+(decode/), cell.json with its scores, and its logs; its checkpoints are removed unless
+--keep_models is given. One that is done is skipped. The end is exp/grid_<name>/grid.json, a table
+and plots. On a cluster let job K of N run --part K/N on a shared disk, then call it once more.
+
+Example:
+  espnet-ext grid conf/grid_voice.yaml --nj 4
+  espnet-ext grid conf/grid_voice.yaml --part 3/20
+  espnet-ext grid conf/grid_voice.yaml --publish
+"""
+
+import argparse
+import contextlib
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.bin import decode, deploy, train
+from espnet_ext.bin.tokens import classes_of
+from espnet_ext.config import load_config
+from espnet_ext.data.corpus import read_folds
+from espnet_ext.data.parallel import map_processes
+from espnet_ext.errors import UserError
+from espnet_ext.files import Stamp, read_json, write_json, write_text
+from espnet_ext.grid import Cell, Grid, read_grid
+from espnet_ext.score.classification import metrics, read_decisions, vote
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("grid", help="grid file")
+    parser.add_argument("--nj", type=int, default=2, help="trainings at once, one thread each")
+    parser.add_argument("--part", help="K/N: only every Nth training from the Kth on")
+    parser.add_argument("--keep_models", action="store_true", help="do not remove checkpoints")
+    parser.add_argument("--dry_run", action="store_true", help="only count what would run")
+    parser.add_argument("--publish", action="store_true", help="copy into results/, RESULTS.md")
+    parser.set_defaults(espnet=[])  # what stands after --
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run what is not done, then summarise if nothing is left.
+
+    Raises:
+        UserError: a wrong grid, an earlier stage that has not run, or trainings that failed.
+    """
+    grid = read_grid(Path(args.grid))
+    folds = [""] if grid.split is None else read_folds(Path("data"), grid.split)
+    cells = grid.cells(folds)
+    chosen = cells[_slice(args.part)]
+    todo = [cell for cell in chosen if not is_done(cell, grid.part, args.espnet)]
+    print(f"grid: {len(cells)} trainings, {len(chosen) - len(todo)} of {len(chosen)} done")
+    if args.dry_run:
+        return
+    if todo:
+        _run_all(todo, grid.part, args)
+    missing = [cell for cell in cells if not is_done(cell, grid.part, args.espnet)]
+    if missing:
+        print(f"grid: {len(missing)} trainings of other parts are left; no summary yet")
+        return
+    summarise(grid, cells, args.publish)
+
+
+def _slice(part: str | None) -> slice:
+    if part is None:
+        return slice(None)
+    k, _, n = part.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise UserError(f"--part must be K/N with K from 1 to N, not {part!r}")
+    return slice(int(k) - 1, None, int(n))
+
+
+def config_path(cell: Cell) -> Path:
+    """Where the config of a training is written."""
+    return Path("exp") / cell.tag / "cell.yaml"
+
+
+def _stamp(cell: Cell, part: str, espnet: list[str]) -> Stamp:
+    path = config_path(cell)
+    text = cell.config_text(path.parent)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+    config = load_config(path, cell.tag)
+    scored = Path("data") / cell.set_name(part) / "label"
+    settings = [config.as_dict(), part, espnet]
+    return Stamp(path.parent / ".cell.done.json", settings, [*train.data_files(config), scored])
+
+
+def is_done(cell: Cell, part: str, espnet: list[str]) -> bool:
+    """True if a training was done and scored with the config and data of now."""
+    return _stamp(cell, part, espnet).is_current()
+
+
+def _run_all(todo: list[Cell], part: str, args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from espnet_ext.tasks.quiet import quiet
+
+    with quiet():  # imported once: the processes are forked from this one
+        import torch
+
+        from espnet_ext.tasks import checking, decoding, deployment, training  # noqa: F401
+    torch.set_num_threads(1)
+    work = functools.partial(_run_one, part=part, espnet=args.espnet, keep=args.keep_models)
+    failed = []
+    # A chunk of one; and tasks that are fewer than two are run here.
+    bar = tqdm(map_processes(work, todo, args.nj, chunk=1), total=len(todo), desc="grid")
+    for cell, error in zip(todo, bar, strict=True):
+        if error:
+            failed.append(cell)
+            tqdm.write(f"grid: {cell.tag}: {error}")
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(todo)} trainings failed, told above; "
+            "run the same command again when that is mended, the others are kept"
+        )
+
+
+def _run_one(cell: Cell, part: str, espnet: list[str], keep: bool) -> str | None:
+    """Train, deploy, decode and score one cell; return what went wrong, if anything did."""
+    folder = config_path(cell).parent
+    handlers = logging.getLogger().handlers
+    try:
+        with (
+            open(folder / "cell.log", "a") as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            _train_and_score(cell, part, espnet, keep)
+    except UserError as error:
+        return str(error)
+    finally:
+        handlers.clear()  # one of them writes into the log that is closed now
+    return None
+
+
+def _train_and_score(cell: Cell, part: str, espnet: list[str], keep: bool) -> None:
+    path = str(config_path(cell))
+    common = {"config": path, "tag": cell.tag, "variant": None}
+    train.run(argparse.Namespace(**common, ngpu=0, threads=1, espnet=espnet))
+    deploy.run(argparse.Namespace(**common, checkpoint=None))
+    name = cell.set_name(part)
+    decode.run(argparse.Namespace(**common, sets=name, nj=1))
+    config = load_config(path, cell.tag)
+    method, variant = next(iter(config.recipe.decode)), config.recipe.variant
+    named = config.exp / "decode" / variant / method / name / "text"
+    label, utt2spk = (Path("data") / name / file for file in ("label", "utt2spk"))
+    decisions = read_decisions(label, named, utt2spk, classes_of(config))
+    if config.recipe.vote:
+        decisions = vote(decisions)
+    made = read_json(config.exp / "deploy" / variant / "deploy.json")
+    trained = read_json(config.exp / "train.json")
+    output = config.exp / "cell.json"
+    result = {
+        "system": cell.system.name,
+        "fold": cell.fold or "fixed",
+        "seed": cell.seed,
+        "references": decisions.references,
+        "hypotheses": decisions.hypotheses,
+        "parameters": made["parameters"]["total"],
+        "training_parameters": made["training_parameters"]["total"],
+        "macs_per_second": made["macs_per_second"],
+        "max_difference": made["verified"]["max_difference"],
+        "training_seconds": trained["seconds"],
+        "epochs": trained["epochs"],
+        **metrics(decisions.references, decisions.hypotheses, decisions.classes),
+    }
+    write_json(output, result)
+    _stamp(cell, part, espnet).write([output])
+    if not keep:
+        for model in config.exp.rglob("*.pth"):
+            model.unlink()
+
+
+def summarise(grid: Grid, cells: list[Cell], publish: bool) -> None:
+    """Write grid.json and its plots, print the table; publish it if asked."""
+    from espnet_ext.report import grids
+    from espnet_ext.report.environment import environment
+    from espnet_ext.report.result import recipe_names, repository_root
+    from espnet_ext.report.table import print_table
+
+    results = [read_json(config_path(cell).with_name("cell.json")) for cell in cells]
+    config = load_config(config_path(cells[0]), cells[0].tag)
+    dataset, task = recipe_names(Path.cwd())
+    summary = grids.summary(grid, results, classes_of(config))
+    record: dict[str, Any] = {
+        "dataset": dataset,
+        "task": task,
+        **summary,
+        **environment(),
+        "command": f"espnet-ext grid conf/grid_{grid.name}.yaml",
+    }
+    folder = Path("exp") / f"grid_{grid.name}"
+    grids.check(record, f"grid {grid.name}")
+    write_json(folder / "grid.json", record)
+    for path in grids.plot(record, folder):
+        print(f"wrote {path}")
+    print_table(*grids.table(record))
+    for line in grids.notes(record):
+        print(line)
+    if publish:
+        from espnet_ext.bin.report import regenerate
+
+        root = repository_root(Path.cwd())
+        if root is None:
+            raise UserError("this recipe is in no repository (no folder egs/ above)")
+        target = root / "results" / f"{dataset}_{task}" / "grids"
+        write_json(target / f"{grid.name}.json", record)
+        grids.plot(record, target, kind="svg")
+        regenerate(root / "results")

@@ -1,0 +1,167 @@
+"""A grid of trainings: systems x folds x seeds, as a file of YAML states it.
+
+    split: voice                  # a list in data/folds; left out: the fixed sets train, dev, test
+    seeds: [1, 2, 3, 4, 5]
+    part: test                    # scored part of a fold; dev where something is tuned
+    baseline: light               # the system that the others are compared with
+    systems:
+      light: {config: train_conformer_s.yaml}
+      hrf:
+        config: train_hrf_conformer_s.yaml
+        vary: {encoder_conf.hrf.ratio: [2, 4, 8], encoder_conf.hrf.sites: [[ffn], [qkv]]}
+
+A system with ``vary`` stands for one system for every combination of the values, each named by
+what differs: hrf_ratio-2_sites-ffn. Reading a grid imports neither torch nor ESPnet.
+"""
+
+import itertools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from espnet_ext.errors import UserError, nearest
+
+_KEYS = ("split", "seeds", "part", "baseline", "systems")
+_SYSTEM_KEYS = ("config", "vary", "set")
+
+
+@dataclass(frozen=True)
+class System:
+    """A config and what differs from it."""
+
+    name: str
+    config: Path
+    changes: Mapping[str, Any] = field(default_factory=dict)  # dotted key: value
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a system on a fold with a seed."""
+
+    grid: str
+    system: System
+    fold: str  # "" is the fixed split
+    seed: int
+
+    @property
+    def tag(self) -> str:
+        """Name of the experiment below exp/."""
+        return f"grid_{self.grid}/{self.system.name}/{self.fold or 'fixed'}_s{self.seed}"
+
+    def set_name(self, part: str) -> str:
+        """The data set that is a part of the fold."""
+        return f"{self.fold}/{part}" if self.fold else part
+
+    def config_text(self, folder: Path) -> str:
+        """The config of this training, to be written into ``folder``."""
+        changes: dict[str, Any] = {"include": os.path.relpath(self.system.config, folder)}
+        for key, value in self.system.changes.items():
+            _put(changes, key, value)
+        _put(changes, "seed", self.seed)
+        _put(changes, "recipe.train_set", self.set_name("train"))
+        _put(changes, "recipe.dev_set", self.set_name("dev"))
+        _put(changes, "recipe.baseline", None)
+        return yaml.safe_dump(changes, sort_keys=False)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a grid file says."""
+
+    name: str
+    split: str | None
+    seeds: tuple[int, ...]
+    part: str
+    baseline: str | None
+    systems: tuple[System, ...]
+
+    def cells(self, folds: list[str]) -> list[Cell]:
+        """All trainings; those of one fold stand together, for they share its statistics."""
+        return [
+            Cell(self.name, system, fold, seed)
+            for fold in folds
+            for seed in self.seeds
+            for system in self.systems
+        ]
+
+
+def read_grid(path: Path) -> Grid:
+    """Read a grid file.
+
+    Raises:
+        UserError: it is missing, is no grid, or names a config that is not there.
+    """
+    if not path.is_file():
+        raise UserError(f"no grid {path}; look in conf/ for grid_*.yaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values ({', '.join(_KEYS)})")
+    for key in content:
+        if key not in _KEYS:
+            raise UserError(f"{path}: unknown key {nearest(str(key), _KEYS)}")
+    seeds = content.get("seeds")
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
+        raise UserError(f"{path}: seeds must be a list of whole numbers, not {seeds!r}")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{path}: a seed stands twice in {seeds}")
+    part = content.get("part", "test")
+    if part not in ("test", "dev"):
+        raise UserError(f"{path}: part must be test or dev, not {part!r}")
+    given = content.get("systems")
+    if not isinstance(given, dict) or not given:
+        raise UserError(f"{path}: systems must be names, each with a config")
+    systems = [s for name, entry in given.items() for s in _expand(path, str(name), entry)]
+    names = [system.name for system in systems]
+    baseline = content.get("baseline")
+    if baseline is not None and baseline not in names:
+        raise UserError(f"{path}: baseline is no system: {nearest(str(baseline), names)}")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: two systems have one name among {', '.join(names)}")
+    return Grid(
+        name=path.stem.removeprefix("grid_"),
+        split=content.get("split"),
+        seeds=tuple(seeds),
+        part=part,
+        baseline=baseline,
+        systems=tuple(systems),
+    )
+
+
+def _expand(path: Path, name: str, entry: Any) -> list[System]:
+    if not isinstance(entry, dict) or "config" not in entry:
+        raise UserError(f"{path}: system {name} names no config")
+    for key in entry:
+        if key not in _SYSTEM_KEYS:
+            raise UserError(f"{path}: system {name}: unknown key {nearest(key, _SYSTEM_KEYS)}")
+    config = path.parent / entry["config"]
+    if not config.is_file():
+        raise UserError(f"{path}: system {name}: no config {config}")
+    fixed, vary = (entry.get(key) or {} for key in ("set", "vary"))
+    for key, values in vary.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"{path}: system {name}: vary: {key} must be a list of values")
+    systems = []
+    for chosen in itertools.product(*vary.values()):
+        changes = dict(zip(vary, chosen, strict=True))
+        words = [name, *(f"{key.rpartition('.')[2]}-{_word(v)}" for key, v in changes.items())]
+        systems.append(System("_".join(words), config, {**fixed, **changes}))
+    return systems
+
+
+def _word(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested mappings."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[last] = value
