@@ -114,7 +114,10 @@ def test_a_wrong_name_gives_one_line_with_the_nearest(examine, over, wrong, righ
         ({"encoder_conf": None}, ("encoder_conf", "None")),
         ({"encoder_conf": {"linear_units": "many"}}, ("linear_units", "many")),
         ({"encoder_conf": {"macaron_style": "yes please"}}, ("macaron_style", "bool")),
-        ({"encoder_conf": {"attention_heads": 5}}, ("does not build", "n_head")),
+        (
+            {"encoder_conf": {"attention_heads": 5}},
+            ("attention_heads: 5", "output_size: 16", "1, 2, 4"),
+        ),
         ({"encoder_conf": {"hrf": {"ratio": 0.5}}}, ("ratio", "0.5")),
         ({"encoder_conf": {"hrf": ["ffn"]}}, ("hrf", "ffn")),
         ({"encoder_conf": {"use_cnn_module": False, "hrf": {"sites": ["conv"]}}}, ("site", "conv")),
