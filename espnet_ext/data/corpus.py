@@ -87,6 +87,7 @@ def write_folds(
     out: Path,
     split: str,
     folds: Mapping[str, Mapping[str, Sequence[kaldi_dir.Utterance]]],
+    apart: str = "speaker",
 ) -> list[Path]:
     """Write <out>/<split>-<fold>/{train,dev,test} and the list of folds <out>/folds/<split>.
 
@@ -94,21 +95,22 @@ def write_folds(
         out: folder of the data directories.
         split: name of the way of splitting.
         folds: utterances by the name of the fold and the part.
+        apart: what no two parts of a fold may share: speaker or text.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: two parts of a fold share a speaker or an utterance, an utterance is tested in
+        UserError: two parts of a fold share a speaker (or text), an utterance is tested in
             two folds, or what ``write_data_dir`` refuses.
     """
     written, tested = [], set()
     for fold, parts in folds.items():
         owner: dict[str, str] = {}
         for part, utterances in parts.items():
-            for speaker in {u.speaker for u in utterances}:
-                if owner.setdefault(speaker, part) != part:
-                    raise UserError(f"{split}-{fold}: {speaker} is in {owner[speaker]} and {part}")
+            for key in {getattr(u, apart) for u in utterances}:
+                if owner.setdefault(key, part) != part:
+                    raise UserError(f"{split}-{fold}: {key} is in {owner[key]} and {part}")
             kaldi_dir.write_data_dir(out / f"{split}-{fold}" / part, utterances)
             written += [out / f"{split}-{fold}" / part / name for name in kaldi_dir.CLASS_FILES]
         for utterance in parts["test"]:
@@ -209,12 +211,13 @@ def write_corpus(
     stamp: Stamp,
     sets: Mapping[str, Sequence[kaldi_dir.Utterance]],
     folds: Mapping[str, Mapping[str, Mapping[str, Sequence[kaldi_dir.Utterance]]]] | None = None,
+    apart: str = "speaker",
 ) -> None:
     """Write the sets, then the folds of each way of splitting, then the stamp."""
     out = Path(args.out)
     kaldi_dir.write_sets(out, sets, args.nj)
     files = [out / name / file for name in sets for file in kaldi_dir.CLASS_FILES]
     for split, found in (folds or {}).items():
-        files += write_folds(out, split, found)
+        files += write_folds(out, split, found, apart)
     files += {Path(u.audio) for utterances in sets.values() for u in utterances}
     stamp.write(sorted(files))
