@@ -13,16 +13,13 @@ from espnet_ext.errors import UserError
 SHORTEST = 0.025  # seconds: a window of log-mel
 
 
-def decode(
-    data: bytes, name: str, sample_rate: int | None = None, mix: bool = False
-) -> tuple[np.ndarray, int]:
+def decode(data: bytes, name: str, sample_rate: int | None = None) -> tuple[np.ndarray, int]:
     """Decode an audio file held in memory.
 
     Args:
         data: the bytes of a file in any format that libsndfile knows.
         name: what to call it in an error.
         sample_rate: what it must have, Hz; None takes any.
-        mix: average the channels of a file that has several.
 
     Returns:
         Samples (frames,), float32 in [-1, 1], and the sample rate in Hz.
@@ -38,13 +35,42 @@ def decode(
         raise UserError(f"{name}: cannot decode this audio file ({len(data)} bytes)") from None
     if len(samples) == 0:
         raise UserError(f"{name}: audio file without samples")
-    if mix:
-        samples = samples.mean(axis=1, keepdims=True)
     if samples.shape[1] != 1:
         raise UserError(f"{name}: {samples.shape[1]} channels, expected 1")
     if sample_rate is not None and rate != sample_rate:
         raise UserError(f"{name}: {rate} Hz, expected {sample_rate} Hz")
     return samples[:, 0], rate
+
+
+def read_stretch(
+    path: Path, name: str, start: float = 0.0, end: float | None = None
+) -> tuple[np.ndarray, int]:
+    """Decode a stretch of an audio file, its channels averaged.
+
+    Args:
+        path: the file.
+        name: what to call the stretch in an error.
+        start: where it begins, seconds.
+        end: where it ends, seconds; None is the end of the file, and so is what lies beyond.
+
+    Returns:
+        Samples (frames,), float32 in [-1, 1], and the sample rate in Hz.
+
+    Raises:
+        UserError: undecodable, or nothing lies there.
+    """
+    try:
+        with soundfile.SoundFile(path) as stream:
+            rate = stream.samplerate
+            first = min(round(start * rate), stream.frames)
+            last = stream.frames if end is None else min(round(end * rate), stream.frames)
+            stream.seek(first)
+            samples = stream.read(max(0, last - first), dtype="float32", always_2d=True)
+    except (RuntimeError, OSError):
+        raise UserError(f"{name}: cannot decode {path}") from None
+    if len(samples) == 0:
+        raise UserError(f"{name}: {path}: audio without samples from {start} s on")
+    return samples.mean(axis=1), rate
 
 
 def read_wave(path: str | Path, name: str, sample_rate: int) -> np.ndarray:

@@ -62,12 +62,11 @@ def _convert(task: tuple[Clip, Path]) -> float:
             seconds = audio.flac_seconds(path)
             if seconds is not None:
                 return seconds
-        data = clip.source.read_bytes()
+        if not clip.source.stat().st_size:
+            raise UserError(f"{clip.id}: {clip.source}: empty audio file")
     except OSError as error:
         raise UserError(f"{clip.id}: cannot read {clip.source}: {error.strerror}") from None
-    samples, rate = audio.decode(data, f"{clip.id}: {clip.source}", mix=True)
-    end = len(samples) if clip.end is None else round(clip.end * rate)
-    samples = samples[round(clip.start * rate) : end]
+    samples, rate = audio.read_stretch(clip.source, clip.id, clip.start, clip.end)
     if len(samples) < audio.SHORTEST * rate:
         raise UserError(
             f"{clip.id}: {clip.source}: {len(samples)} samples from {clip.start} s on, "

@@ -4,10 +4,10 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
 
 config=conf/train_hrf_conformer_s.yaml # training config, one of conf/train_*.yaml
-variant=                                # deployed form; empty: what the config says
-test_sets="test"                        # sets to decode and score
-package=                                # the Debian package as a file; empty: fetch it
-downloads=downloads                     # where the fetched package is kept
+variant=                               # deployed form; empty: what the config says
+test_sets="test"                       # sets to decode and score
+package=                               # the Debian package as a file; empty: fetch it
+downloads=downloads                    # where the fetched package is kept
 parse_options "$@"
 
 stage 1 "Prepare data" \

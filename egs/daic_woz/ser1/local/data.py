@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""Prepare DAIC-WOZ for the detection of depression, AVEC-2017 split, a vote for each participant.
+
+Example:
+  python local/data.py --corpus DAIC-WOZ --out data
+
+The folder holds <id>_P/<id>_{AUDIO.wav,TRANSCRIPT.csv} and the lists {train,dev}_split_Depression_
+AVEC2017.csv. Writes 16 kHz mono FLAC to data/audio, and these sets:
+  data/train, data/dev   the official training list: every fifth participant of each class is dev,
+                         which chooses epochs; together 2,766 segments of 107 participants
+  data/test              the official development list: 966 segments of 35 participants
+
+Rules, as in the protocol that SpeechFormer's code fixes: turns of the participant, cut by the times
+of the transcript; the longest 18 of one without depression and 46 of one with it, so that classes
+are balanced. (The number of test segments thus depends on the label; a vote does not see it.)
+Transcripts are separated by tabs, lists by commas; a list spells its columns in one of three ways.
+"""
+
+import argparse
+import csv
+import sys
+from collections import Counter
+from pathlib import Path
+
+from espnet_ext.data import corpus, kaldi_dir
+from espnet_ext.errors import UserError, nearest, run_cli
+
+LISTS = {
+    "train": "train_split_Depression_AVEC2017.csv",
+    "test": "dev_split_Depression_AVEC2017.csv",
+}
+LONGEST = {"control": 18, "depressed": 46}
+PARTICIPANTS = {"train control": 77, "train depressed": 30, "test control": 23}
+PARTICIPANTS["test depressed"] = 12
+SEGMENTS = {"train and dev": 2766, "test": 966}
+EVERY = 5  # one in so many training participants is for dev
+WHAT = "the folder that holds 300_P and the like, and the lists *_split_Depression_AVEC2017.csv"
+_ID = ("Participant_ID", "participant_ID")
+_BINARY = ("PHQ8_Binary", "PHQ_Binary")
+
+
+def read_list(path: Path) -> dict[str, str]:
+    """Return the class of each participant.
+
+    Raises:
+        UserError: columns are missing (or separated by tabs), a value is neither 0 nor 1, or a
+            participant stands twice.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream)
+        columns = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = columns
+        if len(columns) == 1 and "\t" in columns[0]:
+            raise UserError(f"{path}: separated by tabs, expected commas")
+        keys = [next((n for n in known if n in columns), None) for known in (_ID, _BINARY)]
+        for key, known in zip(keys, (_ID, _BINARY), strict=True):
+            if key is None:
+                listed = ", ".join(columns)
+                raise UserError(f"{path}: no column {' or '.join(known)}; it has {listed}")
+        found: dict[str, str] = {}
+        for row in reader:
+            number, value = ((row[str(key)] or "").strip() for key in keys)
+            if not number:
+                continue  # lists end in lines of commas
+            if value not in ("0", "1"):
+                raise UserError(f"{path}: participant {number} has {keys[1]} '{value}', not 0 or 1")
+            if number in found:
+                raise UserError(f"{path}: participant {number} stands twice")
+            found[number] = "depressed" if value == "1" else "control"
+    if not found:
+        raise UserError(f"{path}: no participant in it")
+    return found
+
+
+def read_turns(path: Path) -> list[tuple[float, float]]:
+    """Return start and end (seconds) of the participant's turns.
+
+    Raises:
+        UserError: not separated by tabs, a column or the participant is missing, or a time is none.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+        columns = reader.fieldnames or []
+        if len(columns) == 1 and "," in columns[0]:
+            raise UserError(f"{path}: separated by commas, expected tabs")
+        for name in ("start_time", "stop_time", "speaker"):
+            if name not in columns:
+                raise UserError(f"{path}: no column {nearest(name, columns)}")
+        turns = []
+        for number, row in enumerate(reader, 2):
+            if (row["speaker"] or "").strip() != "Participant":
+                continue
+            try:
+                start, end = float(row["start_time"]), float(row["stop_time"])
+            except (TypeError, ValueError):
+                raise UserError(f"{path}: line {number}: a time is not a number") from None
+            if end > start >= 0:
+                turns.append((start, end))
+    if not turns:
+        raise UserError(f"{path}: no turn of the speaker Participant in it")
+    return turns
+
+
+def segments(root: Path, number: str, label: str) -> list[corpus.Clip]:
+    """Return the longest turns of a participant, in their order.
+
+    Raises:
+        UserError: the session's folder, audio or transcript is missing.
+    """
+    folder = root / f"{number}_P"
+    audio, transcript = (folder / f"{number}_{name}" for name in ("AUDIO.wav", "TRANSCRIPT.csv"))
+    for path in (audio, transcript):
+        if not path.is_file():
+            raise UserError(f"no {path}, and participant {number} is in the lists")
+    turns = sorted(read_turns(transcript), key=lambda t: (t[0] - t[1], t[0]))[: LONGEST[label]]
+    return [
+        corpus.Clip(f"{number}-{round(start * 1000):07}", number, label, audio, start, end)
+        for start, end in sorted(turns)
+    ]
+
+
+def split(lists: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Return train, dev and test: participant -> class; dev is out of the training list."""
+    shared = sorted(lists["train"].keys() & lists["test"].keys())
+    if shared:
+        raise UserError(f"participant {shared[0]} is in both lists, {' and '.join(LISTS.values())}")
+    dev: dict[str, str] = {}
+    for label in LONGEST:
+        members = sorted(n for n, c in lists["train"].items() if c == label)
+        dev |= dict.fromkeys(members[EVERY - 1 :: EVERY], label)
+    train = {n: c for n, c in lists["train"].items() if n not in dev}
+    return {"train": train, "dev": dev, "test": lists["test"]}
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Make the data directories, unless they are up to date."""
+    out = Path(args.out)
+    root = corpus.corpus_folder(args, LISTS.values(), WHAT)
+    lists = {part: read_list(root / name) for part, name in LISTS.items()}
+    transcripts = [root / f"{n}_P/{n}_TRANSCRIPT.csv" for found in lists.values() for n in found]
+    code = [__file__, str(corpus.__file__), str(kaldi_dir.__file__)]
+    inputs = [*(root / name for name in LISTS.values()), *transcripts]
+    stamp = corpus.stamp_of(args, code, inputs)
+    if stamp.is_current():
+        print(f"{out}: up to date")
+        return
+    corpus.remove_leftovers(out, out / "audio")
+    members = split(lists)
+    clips = {
+        part: [clip for n, label in sorted(found.items()) for clip in segments(root, n, label)]
+        for part, found in members.items()
+    }
+    if not args.uncounted:
+        counts = Counter(f"{part} {c}" for part, found in lists.items() for c in found.values())
+        corpus.expect(args.corpus, PARTICIPANTS, counts)
+        lengths = {"train and dev": len(clips["train"]) + len(clips["dev"])}
+        corpus.expect(args.corpus, SEGMENTS, lengths | {"test": len(clips["test"])})
+    every = [clip for found in clips.values() for clip in found]
+    utterances = iter(corpus.convert(every, out / "audio", args.nj))
+    sets = {part: [next(utterances) for _ in found] for part, found in clips.items()}
+    corpus.write_corpus(args, stamp, sets)
+
+
+if __name__ == "__main__":
+    arguments = corpus.corpus_parser(__doc__, WHAT).parse_args()
+    sys.exit(run_cli("local/data.py", lambda: prepare(arguments)))

@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""Prepare M3ED (Mandarin television dialogues) for emotion recognition, official split.
+
+Example:
+  python local/data.py --corpus M3ED --out data
+
+The folder holds annotation.json, splitInfo/movie_list_{train,val,test}.txt and, anywhere below
+modality_speech, the audio <speaker>_<utterance>.wav. Writes 16 kHz mono FLAC to data/audio, and
+data/{train,dev,test}: 17,427, 2,821 and 4,201 utterances less the twelve whose audio is empty.
+
+Rules: the class is EmoAnnotation: final_main_emo. A speaker is a series and a name (the letters A
+and B are those of a dialogue only). Series of a split share no speaker with those of another.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from espnet_ext.data import corpus, kaldi_dir
+from espnet_ext.errors import UserError, nearest, run_cli
+from espnet_ext.files import read_json
+
+CLASSES = ("Happy", "Neutral", "Sad", "Disgust", "Anger", "Fear", "Surprise")
+PARTS = {"train": "train", "dev": "val", "test": "test"}
+COUNTS = {"train": 17427, "dev": 2821, "test": 4201, "empty": 12}
+WHAT = "the folder that holds annotation.json, splitInfo and modality_speech (M3ED)"
+
+
+def read_split(root: Path) -> dict[str, str]:
+    """Return the part of each series.
+
+    Raises:
+        UserError: a series is in two parts.
+    """
+    part_of: dict[str, str] = {}
+    for part, name in PARTS.items():
+        path = root / "splitInfo" / f"movie_list_{name}.txt"
+        for series in path.read_text(encoding="utf-8-sig").split():
+            if part_of.setdefault(series, part) != part:
+                raise UserError(f"{path}: {series} is in {part_of[series]} too")
+    return part_of
+
+
+def read_clips(
+    root: Path, part_of: dict[str, str]
+) -> tuple[dict[str, list[corpus.Clip]], Counter[str]]:
+    """Return the clips of each part without those whose audio is empty; count all, and these.
+
+    Raises:
+        UserError: a series is in no part or has no annotation, an unknown class, no audio.
+    """
+    annotation: Any = read_json(root / "annotation.json")
+    audio = {path.stem: path for path in sorted((root / "modality_speech").rglob("*.wav"))}
+    for series in part_of:
+        if series not in annotation:
+            raise UserError(
+                f"{root}/annotation.json: no series {nearest(series, annotation)}, "
+                f"which splitInfo has in {part_of[series]}"
+            )
+    clips: dict[str, list[corpus.Clip]] = {name: [] for name in PARTS}
+    count: Counter[str] = Counter()
+    for series, dialogues in annotation.items():
+        if series not in part_of:
+            raise UserError(f"{root}/splitInfo: {series} of annotation.json is in no list")
+        for dialogue in dialogues.values():
+            for name, entry in dialogue["Dialog"].items():
+                label = entry["EmoAnnotation"]["final_main_emo"]
+                if label not in CLASSES:
+                    known = nearest(str(label), CLASSES)
+                    raise UserError(f"{root}/annotation.json: {name}: unknown class {known}")
+                letter = entry["Speaker"]
+                # The id in the annotation lacks the speaker that the file's name begins with.
+                path = audio.get(f"{letter}_{name}")
+                if path is None:
+                    raise UserError(f"{root}/modality_speech: no {letter}_{name}.wav in it")
+                who = "".join(dialogue["SpeakerInfo"][letter]["Name"].split()) or letter
+                speaker = f"{series}_{who}"
+                count[part_of[series]] += 1
+                if is_empty(path):
+                    count["empty"] += 1
+                    continue
+                clip = corpus.Clip(f"{speaker}-{letter}_{name}", speaker, label, path)
+                clips[part_of[series]].append(clip)
+    return clips, count
+
+
+def is_empty(path: Path) -> bool:
+    """True for a file of no bytes, or a header without samples."""
+    if path.stat().st_size == 0:
+        return True
+    try:
+        return soundfile.info(path).frames == 0
+    except (RuntimeError, OSError):
+        return False  # the conversion names it
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Make the data directories, unless they are up to date."""
+    out = Path(args.out)
+    lists = [f"splitInfo/movie_list_{name}.txt" for name in PARTS.values()]
+    needed = ["annotation.json", *lists, "modality_speech"]
+    root = corpus.corpus_folder(args, needed, WHAT)
+    code = [__file__, str(corpus.__file__), str(kaldi_dir.__file__)]
+    stamp = corpus.stamp_of(args, code, [root / name for name in needed[:-1]])
+    if stamp.is_current():
+        print(f"{out}: up to date")
+        return
+    corpus.remove_leftovers(out, out / "audio")
+    clips, count = read_clips(root, read_split(root))
+    print(f"{root}: {count['empty']} utterances left out, their audio is empty")
+    if not args.uncounted:
+        corpus.expect(args.corpus, COUNTS, count)
+    every = [clip for found in clips.values() for clip in found]
+    utterances = iter(corpus.convert(every, out / "audio", args.nj))
+    sets = {part: [next(utterances) for _ in found] for part, found in clips.items()}
+    corpus.write_corpus(args, stamp, sets)
+
+
+if __name__ == "__main__":
+    arguments = corpus.corpus_parser(__doc__, WHAT).parse_args()
+    sys.exit(run_cli("local/data.py", lambda: prepare(arguments)))

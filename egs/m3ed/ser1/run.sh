@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# M3ED: emotion recognition in Mandarin television dialogues, seven classes.
+# shellcheck source=utils/recipe.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
+
+config=conf/train_hrf_conformer_s.yaml # training config, one of conf/train_*.yaml
+variant=                               # deployed form; empty: what the config says
+test_sets="test"                       # sets to decode and score
+corpus=                                # the folder that holds annotation.json
+parse_options "$@"
+
+stage 1 "Prepare data" \
+  python local/data.py --out data --nj "$nj" ${corpus:+--corpus "$corpus"}
+
+stage 2 "Features" \
+  espnet-ext features "$config" --nj "$nj"
+
+stage 3 "Tokens" \
+  espnet-ext tokens "$config"
+
+stage 4 "Train" \
+  espnet-ext train "$config" --ngpu "$ngpu" -- "${extra[@]}"
+
+stage 5 "Average and deploy" \
+  espnet-ext deploy "$config" ${variant:+--variant "$variant"}
+
+stage 6 "Decode" \
+  espnet-ext decode "$config" --sets "$test_sets" --nj "$nj" ${variant:+--variant "$variant"}
+
+stage 7 "Score" \
+  espnet-ext score "$config" --sets "$test_sets" ${variant:+--variant "$variant"}
+
+stage 8 "Report" \
+  espnet-ext report "$config" ${variant:+--variant "$variant"}
