@@ -124,7 +124,20 @@ class Stage(nn.Module):
 
 
 class SpeechFormerEncoder(AbsEncoder):
-    """Encoder ``speechformer``."""
+    """Encoder ``speechformer``; defaults are the paper's code's, with six heads for 78 features.
+
+    Args:
+        input_size: features a frame.
+        output_size: width of the first stage; None: the features themselves, else a linear
+            layer brings them there.
+        attention_heads: heads of every layer.
+        linear_units: of the feed-forward layers in the first stage; None: half its width.
+        num_blocks: layers of the four stages.
+        expand: by how much each of the three merges multiplies the width.
+        hop_ms: time between two frames.
+        dropout_rate: behind attention and feed-forward layers, and inside the latter.
+        attention_dropout_rate: of the attention weights.
+    """
 
     def __init__(
         self,
@@ -138,19 +151,7 @@ class SpeechFormerEncoder(AbsEncoder):
         dropout_rate: float = 0.1,
         attention_dropout_rate: float = 0.1,
     ):
-        """Build the encoder; the defaults are the paper's code's, with six heads for 78 features.
-
-        Args:
-            input_size: features a frame.
-            output_size: width of the first stage; None: the features themselves, else a linear
-                layer brings them there.
-            attention_heads: heads of every layer.
-            linear_units: of the feed-forward layers in the first stage; None: half its width.
-            num_blocks: layers of the four stages.
-            expand: by how much each of the three merges multiplies the width.
-            hop_ms: time between two frames.
-            dropout_rate: behind attention and feed-forward layers, and inside the latter.
-            attention_dropout_rate: of the attention weights.
+        """Build the encoder.
 
         Raises:
             UserError: the heads do not divide a width, or a list has another length.

@@ -6,16 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
 
 from espnet_ext.data.corpus import read_folds
 from espnet_ext.data.kaldi_dir import read_data_dir, validate_data_dir
 from tests.fixtures import queen_builder as build
+from tests.fixtures.acted_voices import hedgewars, wave
 
 ROOT = Path(__file__).parents[2]
-VOICES = "usr/share/games/hedgewars/Data/Sounds/voices"
 
 
 def run(recipe, folder, *words):
@@ -38,14 +37,6 @@ def refused(result, *words):
         assert word in told, told
 
 
-def wave(path, seconds=0.5, rate=16000, channels=1, pitch=200.0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    time = np.arange(round(seconds * rate)) / rate
-    samples = 0.2 * np.sin(2 * np.pi * pitch * time)
-    soundfile.write(path, np.stack([samples] * channels, 1), rate)
-    return path
-
-
 def labels(folder):
     return {u.id: u.label for u in validate_data_dir(folder, root=folder.parents[1])}
 
@@ -64,29 +55,13 @@ def test_each_corpus_must_be_named(tmp_path):
 # Hedgewars ------------------------------------------------------------------------------------
 
 
-def hedgewars(folder, extra=None):
-    """A package of three voices, two events a class; stereo and mono, copies, unclassed clips."""
-    files = {}
-    events = "Ow1 Ow2 Ouch Jump1 Firepunch1 Laugh Victory Stupid Revenge Nooo Grenade Oops Drat Hmm"
-    for v, voice in enumerate(("Mobster", "Pirate", "British")):
-        for n, event in enumerate((events + " Hello").split()):
-            path = wave(folder / "x.ogg", 0.3, 44100, 1 + v % 2, 200 + 50 * n + 7 * v)
-            files[f"./{VOICES}/{voice}/{event}.ogg"] = path.read_bytes()
-    files[f"./{VOICES}/Pirate/Kamikaze.ogg"] = files[f"./{VOICES}/Pirate/Hmm.ogg"]
-    files[f"./{VOICES}/Pirate/Melon.ogg"] = b"unclassed clips are not decoded"
-    files[f"./{VOICES}/Pirate/Ouch.ogg"] = files[f"./{VOICES}/Mobster/Ouch.ogg"]
-    files |= {f"./{VOICES}/{name}": data for name, data in (extra or {}).items()}
-    deb = build.write(folder / "h.deb", build.deb(files))
-    return ["--package", deb, "--sha256", hashlib.sha256(deb.read_bytes()).hexdigest()]
-
-
 def test_hedgewars_is_prepared(tmp_path):
     words = hedgewars(tmp_path)
     done = run("hedgewars/ser1", tmp_path, *words)
     assert done.returncode == 0, done.stderr
     data = tmp_path / "data"
     found = labels(data / "all")
-    assert len(found) == 3 * 15 - 1  # the copy of a clip of Mobster, which comes first, is out
+    assert len(found) == 3 * 16 - 1  # the copy of a clip of Mobster, which comes first, is out
     assert found["british-firepunch1"] == "effort"
     assert found["mobster-ouch"] == found["mobster-ow2"] == "pain"
     assert "pirate-ouch" not in found

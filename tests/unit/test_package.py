@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from espnet_ext.data.package import Package, fetch, unpack_member
+from espnet_ext.data.package import Package, fetch, unpack_folder, unpack_member
 from espnet_ext.errors import UserError
 from tests.fixtures import queen_builder as build
 
@@ -180,3 +180,23 @@ def test_no_apt_get(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"no apt-get here.*--package FILE"):
         fetch(package_of(b"x"), tmp_path / "downloads")
+
+
+def test_a_folder_comes_out_whole_and_nothing_else(tmp_path):
+    files = {"./usr/share/voices/a/x.ogg": b"1", "./usr/share/voices/b.ogg": b"2"}
+    files |= {"./usr/share/voicesother/c.ogg": b"3", "./etc/d": b"4"}
+    path = build.write(tmp_path / "a.deb", build.deb(files, "xz"))
+    found = unpack_folder(path, "usr/share/voices", tmp_path / "out")
+    assert {name: p.read_bytes() for name, p in found.items()} == {"a/x.ogg": b"1", "b.ogg": b"2"}
+    assert sorted(p.name for p in (tmp_path / "out").rglob("*") if p.is_file()) == [
+        "b.ogg",
+        "x.ogg",
+    ]
+    with pytest.raises(UserError, match="holds no file below usr/none/"):
+        unpack_folder(path, "usr/none", tmp_path / "none")
+    hostile = build.write(tmp_path / "h.deb", build.deb({**files, "./../../x": b"5"}, "xz"))
+    with pytest.raises(UserError, match="leaves its folder"):
+        unpack_folder(hostile, "usr/share/voices", tmp_path / "h")
+    cut = build.write(tmp_path / "c.deb", path.read_bytes()[: path.stat().st_size * 3 // 4])
+    with pytest.raises(UserError, match=r"damaged"):
+        unpack_folder(cut, "usr/share/voices", tmp_path / "c")
