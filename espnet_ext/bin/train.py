@@ -160,9 +160,19 @@ def refuse_other_run(config: Config, settings: dict) -> None:
     write_json(path, settings)
 
 
+_ADDED = {"task": "asr", "classes": 2}
+
+
 def decisive(config: dict[str, Any]) -> dict[str, Any]:
-    """A resolved config without what later stages read, which may change after a training."""
-    recipe = {k: v for k, v in config["recipe"].items() if k not in READ_LATER}
+    """A resolved config without what later stages read, which may change after a training.
+
+    Keys that configs did not always have are left out at their default: older runs stay current.
+    """
+    recipe = {
+        k: v
+        for k, v in config["recipe"].items()
+        if k not in READ_LATER and (k, v) not in _ADDED.items()
+    }
     return {**config, "recipe": recipe}
 
 
