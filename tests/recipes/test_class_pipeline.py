@@ -1,0 +1,190 @@
+"""A classification recipe whole, and its grid, on a miniature corpus, as a user runs them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from sklearn.metrics import f1_score
+
+from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.report.grids import check
+from espnet_ext.report.schema import RESULT, validate
+from tests.fixtures import miniature
+from tests.fixtures.acted_voices import hedgewars
+
+# One process makes the recipe, whatever pytest-xdist distributes.
+pytestmark = pytest.mark.xdist_group("class_pipeline")
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = {
+    "include": "../../../conf/base/cls.yaml",
+    "encoder": "hrf_speechformer",
+    "encoder_conf": {
+        "output_size": 24,
+        "attention_heads": 2,
+        "num_blocks": [1, 1, 1, 1],
+        "hrf": {"sites": ["ffn", "cls"], "ratio": 2, "factors": 2},
+    },
+    "batch_bins": 78 * 200,
+    "max_epoch": 8,
+    "optim_conf": {"lr": 0.01},
+    "scheduler_conf": {"warmup_steps": 5},
+    "recipe": {"classes": 7, "average": 2},
+}
+GRID = {
+    "split": "voice",
+    "seeds": [1, 2],
+    "baseline": "hrf_sites-ffn",
+    "systems": {
+        "hrf": {
+            "config": "train_tiny_s.yaml",
+            "set": {"max_epoch": 2},
+            "vary": {"encoder_conf.hrf.sites": [["ffn"], ["all"]]},
+        }
+    },
+}
+
+
+class Recipe:
+    """A miniature recipe and how to run it."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "tree/egs/hedgewars/ser1"
+        self.path.mkdir(parents=True)
+        for name in ("utils/recipe.sh", "tools/install.sh", "egs/conf", "egs/hedgewars/ser1/local"):
+            target = folder / "tree" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, target)
+        words = hedgewars(folder)
+        self.package = words[1]
+        script = (ROOT / "egs/hedgewars/ser1/run.sh").read_text()
+        told = script.replace("local/data.py ", f"local/data.py --sha256 {words[3]} ")
+        assert told != script
+        (self.path / "run.sh").write_text(told)
+        (self.path / "run.sh").chmod(0o755)
+        (self.path / "conf").mkdir()
+        for name, content in (("train_tiny_s", CONFIG), ("grid_tiny", GRID)):
+            (self.path / f"conf/{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        self.environment = miniature.environment(folder / "environment")
+
+    def call(self, *words: str | Path) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [str(word) for word in words],
+            cwd=self.path,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def run(self, *options: str) -> subprocess.CompletedProcess:
+        words = ["--config", "conf/train_tiny_s.yaml", "--package", self.package, "--nj", "1"]
+        return self.call(self.path / "run.sh", *words, *options)
+
+    def grid(self, *options: str) -> subprocess.CompletedProcess:
+        program = Path(self.environment["ESPNET_EXT_VENV"]) / "bin/espnet-ext"
+        return self.call(program, "grid", "conf/grid_tiny.yaml", *options)
+
+    def times(self) -> dict[Path, int]:
+        return {
+            p: p.stat().st_mtime_ns
+            for name in ("data", "dump", "exp")
+            for p in (self.path / name).rglob("*")
+            if p.is_file() and p.parent.name != "log" and p.name != ".lock"
+        }
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """The recipe after all eight stages."""
+    made = Recipe(tmp_path_factory.mktemp("classes"))
+    made.first = made.run()
+    assert made.first.returncode == 0, made.first.stdout[-3000:] + made.first.stderr
+    return made
+
+
+def test_all_stages_run_and_the_score_is_that_of_the_decisions(recipe):
+    assert re.findall(r"^== stage (\d): done", recipe.first.stdout, re.MULTILINE) == list(
+        "12345678"
+    )
+    result = json.loads((recipe.path / "exp/tiny_s/result.json").read_text())
+    validate(result, RESULT, "result.json")
+    named = read_table(recipe.path / "exp/tiny_s/decode/merged/classify/test/text")
+    meant = read_table(recipe.path / "data/test/label")
+    assert list(named) == list(meant)
+    expected = f1_score(list(meant.values()), list(named.values()), average="weighted")
+    score = result["scores"][0]
+    assert score["weighted_f1"] == pytest.approx(expected, abs=1e-9)
+    assert (recipe.path / "exp/tiny_s/images/confusion_test.png").is_file()
+    # Tones are learnt: more than naming one class always.
+    assert expected > score["majority"]["weighted_f1"]
+    assert result["parameters"]["total"] < result["training"]["parameters"]["total"]
+
+
+def test_sets_share_the_arks_of_the_whole(recipe):
+    dump = recipe.path / "dump/fbank26_d2"
+    assert list((dump / "all").glob("*.ark"))
+    assert not list((dump / "test").glob("*.ark"))
+    whole = read_table(dump / "all/feats.scp")
+    part = read_table(dump / "voice-pirate/test/feats.scp")
+    assert 0 < len(part) < len(whole)
+    assert part.items() <= whole.items()
+
+
+def test_a_second_run_says_up_to_date_and_writes_nothing(recipe):
+    before = recipe.times()
+    again = recipe.run()
+    assert again.returncode == 0, again.stdout + again.stderr
+    stages = re.split(r"^== stage \d: [A-Z].*$", again.stdout, flags=re.MULTILINE)[1:]
+    assert all("up to date" in stage for stage in stages), again.stdout
+    assert recipe.times() == before
+
+
+def test_a_grid_runs_in_parts_goes_on_and_is_summarised(recipe):
+    dry = recipe.grid("--dry_run")
+    assert "12 trainings, 0 of 12 done" in dry.stdout, dry.stderr
+    first = recipe.grid("--part", "1/3", "--nj", "2")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "8 trainings of other parts are left" in first.stdout
+    folder = recipe.path / "exp/grid_tiny"
+    done = {p: p.stat().st_mtime_ns for p in folder.rglob("cell.json")}
+    assert len(done) == 4
+    rest = recipe.grid("--nj", "2")
+    assert rest.returncode == 0, rest.stdout + rest.stderr
+    assert "4 of 12 done" in rest.stdout
+    assert all(p.stat().st_mtime_ns == time for p, time in done.items())
+    assert not list(folder.rglob("*.pth"))
+    record = json.loads((folder / "grid.json").read_text())
+    check(record, "grid.json")
+    assert [s["system"] for s in record["systems"]] == ["hrf_sites-ffn", "hrf_sites-all"]
+    assert (record["folds"], record["decisions"]) == (3, 47)
+    small, large = record["systems"]
+    assert small["parameters"] == large["parameters"] < small["training_parameters"]
+    assert small["training_parameters"] < large["training_parameters"]
+    assert max(s["max_difference"] for s in record["systems"]) < 1e-5
+    assert sum(map(sum, small["confusion"])) == 47 * 2
+    assert "| hrf_sites-all" in rest.stdout
+    again = recipe.grid()
+    assert "12 of 12 done" in again.stdout
+
+
+def test_a_failed_training_is_told_and_the_others_are_kept(recipe):
+    table = recipe.path / "data/voice-pirate/train/label"
+    whole = table.read_bytes()
+    table.write_bytes(whole.replace(b" joy", b" jov", 1))
+    try:
+        broken = recipe.grid("--nj", "1")
+    finally:
+        table.write_bytes(whole)
+    assert broken.returncode == 1
+    told = broken.stderr.splitlines()
+    assert "4 of 4 trainings failed" in told[-1], broken.stderr[-2000:]
+    assert "Traceback" not in broken.stderr
+    assert "12 of 12 done" in recipe.grid("--dry_run").stdout
+    assert os.path.exists(recipe.path / "exp/grid_tiny/grid.json")
