@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path, write_json
-from espnet_ext.methods.deploy import deploy, footprint
+from espnet_ext.methods.deploy import PLAIN, deploy, footprint
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.tasks.checkpoint import (
     build,
@@ -47,7 +47,7 @@ def deploy_checkpoint(
     """
     trained = load_model(config, checkpoint)
     deployed = deploy(trained, variant)
-    arguments = stock_arguments(read_config(config))
+    arguments = stock_arguments(read_config(config), variant)
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
         save(deployed.state_dict(), temporary / "model.pth")
@@ -74,17 +74,24 @@ def deploy_checkpoint(
     return summary
 
 
-def stock_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Turn a training config into one that stock ESPnet builds: its own encoder and keys.
+def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[str, Any]:
+    """Turn a training config into one that builds the deployed form.
 
-    The Kaldi frontend is ours and has no weights: the stock model takes its features.
+    For ``merged`` that is the plain encoder, which stock ESPnet builds if it is one of its
+    own; another form keeps the method, whose option ``form`` names it. The Kaldi frontend is
+    ours and has no weights: the deployed model takes its features.
     """
     arguments = dict(arguments)
-    arguments["encoder"] = stock_encoder(arguments["encoder"])
     conf = dict(arguments.get("encoder_conf") or {})
-    for method in METHODS:
-        conf.pop(method, None)
+    if variant in ("merged", PLAIN):
+        arguments["encoder"] = stock_encoder(arguments["encoder"])
+        for method in METHODS:
+            conf.pop(method, None)
+    else:
+        for method in METHODS.keys() & conf.keys():
+            conf[method] = {**(conf[method] or {}), "form": variant}
     arguments["encoder_conf"] = conf
+    arguments["init_param"] = []
     if arguments.get("frontend") == "kaldi_fbank":
         arguments["input_size"] = (arguments.get("frontend_conf") or {}).get("n_mels", 80)
         arguments["frontend"] = None

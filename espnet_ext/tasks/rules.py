@@ -10,7 +10,10 @@ from espnet_ext.errors import nearest
 DECODE = {
     "ctc_greedy": (),
     "ctc_att_beam": ("beam_size", "ctc_weight", "penalty", "maxlenratio", "minlenratio"),
+    "transducer_greedy": ("batch_size",),
+    "transducer_beam": ("batch_size", "beam_size"),
 }
+TRANSDUCER = ("transducer_greedy", "transducer_beam")
 _CHOICES = {
     "features": ("raw", "ark"),
     "sentencepiece": ("unigram", "bpe"),
@@ -88,13 +91,22 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
                 yield f"{where}: unknown option {nearest(str(key), DECODE[method])}"
             elif reason := _bad_decode_value(key, value):
                 yield f"{where}: {key} must be {reason}, not {value!r}"
-        weight = (options or {}).get("ctc_weight", 1.0)
+        if (method in TRANSDUCER) != (espnet.get("decoder") == "transducer"):
+            yield f"{where}: {_OTHER_DECODER[method in TRANSDUCER]}"
+            continue
+        weight = 0.0 if method in TRANSDUCER else (options or {}).get("ctc_weight", 1.0)
         if ctc_weight(espnet) == 0 and (method == "ctc_greedy" or weight != 0):
             yield f"{where} needs CTC, but model_conf: ctc_weight is 0"
 
 
+_OTHER_DECODER = {
+    True: "needs decoder: transducer",
+    False: f"is not for decoder: transducer; take {' or '.join(TRANSDUCER)}",
+}
+
+
 def _bad_decode_value(key: str, value: Any) -> str | None:
-    if key == "beam_size":
+    if key in ("beam_size", "batch_size"):
         return None if is_int(value) and value >= 1 else "a whole number of at least 1"
     if not is_number(value):
         return "a number"

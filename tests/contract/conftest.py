@@ -86,13 +86,23 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "transformer": {"linear_units": 24, **_TINY},
     "e_branchformer": {"linear_units": 24, "use_ffn": True, "macaron_ffn": True, **_CGMLP, **_TINY},
     "branchformer": {**_CGMLP, **_TINY},
+    "streaming_transformer": {
+        "linear_units": 24,
+        "conv_channels": 4,
+        "attention_dropout_rate": 0.1,
+        **_TINY,
+    },
 }
 SMALL = {"stack": Stack, "tied": Tied}
 LACKS = {"branchformer": {"ffn", "conv"}, "transformer": {"conv"}, "e_branchformer": {"conv"}}
+LACKS["streaming_transformer"] = {"conv"}
 
 
 def espnet_class(name: str) -> type[nn.Module]:
-    """ESPnet's own encoder class, without importing all of its ASR task."""
+    """The encoder class, ESPnet's or ours, without importing all of ESPnet's ASR task."""
+    if name == "streaming_transformer":
+        module = importlib.import_module("espnet_ext.encoders.streaming_transformer")
+        return module.StreamingTransformerEncoder
     parts = name.split("_")
     camel = "".join("E" if p == "e" else p.capitalize() for p in parts) + "Encoder"
     return getattr(importlib.import_module(f"espnet2.asr.encoder.{name}_encoder"), camel)

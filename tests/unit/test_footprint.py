@@ -68,15 +68,18 @@ def frames_after_two_convolutions(frames: int) -> int:
 def test_conformer_blocks_by_hand(measure, config):
     ffn = 2 * (linear(WIDTH, FFN) + linear(FFN, WIDTH))
     attention = 4 * linear(WIDTH, WIDTH) + WIDTH * WIDTH + 2 * WIDTH  # + positions, two biases
-    convolution = linear(WIDTH, 2 * WIDTH) + WIDTH * (KERNEL + 1) + 2 * WIDTH
+    convolution = linear(WIDTH, 2 * WIDTH) + WIDTH * (KERNEL + 1)
     convolution += linear(WIDTH, WIDTH)
-    norms = 5 * 2 * WIDTH
+    norms = 6 * 2 * WIDTH  # one of them is the convolution's batch normalisation
     parameters = measure(config())["parameters"]
-    assert parameters["encoder_blocks"] == BLOCKS * (ffn + attention + convolution + norms)
+    assert parameters["encoder_blocks"] == BLOCKS * (ffn + attention + convolution)
+    assert parameters["encoder_norms"] == BLOCKS * norms
     assert parameters["ctc"] == linear(WIDTH, VOCABULARY)
     subsampled = frames_after_two_convolutions(MELS)
     embed = linear(9, WIDTH) + linear(9 * WIDTH, WIDTH) + linear(WIDTH * subsampled, WIDTH)
-    assert parameters["encoder"] == parameters["encoder_blocks"] + embed + 2 * WIDTH
+    assert parameters["encoder"] == (
+        parameters["encoder_blocks"] + BLOCKS * norms + embed + 2 * WIDTH
+    )
     assert parameters["total"] == parameters["encoder"] + parameters["ctc"]
     assert parameters["decoder"] == parameters["frontend"] == 0
 
