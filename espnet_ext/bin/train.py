@@ -88,9 +88,11 @@ def checked_trainer(config: Config, args: argparse.Namespace) -> Any:
         from espnet_ext.tasks import training
         from espnet_ext.tasks.checking import refuse_unbuildable
         from espnet_ext.tasks.footprint import sampling_rate
+        from espnet_ext.tasks.starting import refuse_other_start
 
         training.refuse_own_options(args.espnet, args.ngpu)
         refuse_unbuildable(config)
+        refuse_other_start(config, start_models(config))
     if args.ngpu > torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
         raise UserError(f"--ngpu {args.ngpu}: torch sees {seen} GPU here; --ngpu 0 is the CPU")
@@ -109,7 +111,23 @@ def data_files(config: Config) -> list[Path]:
     tokens = token_dir(config)
     sets = (config.recipe.train_set, config.recipe.dev_set)
     files = [audio_scp(config, name) for name in sets] + [Path("data") / s / "text" for s in sets]
-    return [*files, tokens / "tokens.txt"]
+    return [*files, tokens / "tokens.txt", *start_models(config)]
+
+
+def start_models(config: Config) -> list[Path]:
+    """Whole models that the training starts from, of ``init_param``.
+
+    Raises:
+        UserError: one is missing.
+    """
+    found = []
+    for entry in config.espnet.get("init_param") or []:
+        path = Path(str(entry).partition(":")[0])
+        if not path.is_file():
+            raise UserError(f"init_param: no {path}; train that config first")
+        if path.as_posix() == str(entry):  # else only a part of it is loaded, as ESPnet does
+            found.append(path)
+    return found
 
 
 def audio_scp(config: Config, name: str) -> Path:
@@ -129,7 +147,7 @@ def data_options(config: Config) -> dict[str, list[str]]:
     roles = {"train": config.recipe.train_set, "valid": config.recipe.dev_set}
     stages = {"wav.scp": 1, "text": 1, "feats.scp": 2, "tokens.txt": 3}
     for path in data_files(config):
-        if not path.is_file():
+        if path.name in stages and not path.is_file():
             raise UserError(f"no {path}; run stage {stages[path.name]}")
     return {
         role: [f"{audio_scp(config, name)},speech,{kind}", f"data/{name}/text,text,text"]

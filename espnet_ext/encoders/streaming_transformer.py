@@ -73,19 +73,17 @@ class ChunkAttention(MultiHeadedAttention):
             (B, N, C + R, d), and the keys and values (B, H, d) before the next block.
         """
         batch, blocks, width, size = x.shape
-        keys, values, kept = [], [], []
-        for layer, before, found in (
-            (self.linear_k, past[0], keys),
-            (self.linear_v, past[1], values),
-        ):
+        seen, kept = [], []
+        for layer, before in zip((self.linear_k, self.linear_v), past, strict=True):
             own = layer(x)
             main = torch.cat([before.to(own.dtype), own[:, :, :chunk].flatten(1, 2)], dim=1)
-            found.append(self._heads(torch.cat([main[:, windows], own], dim=2)))
+            seen.append(self._heads(torch.cat([main[:, windows], own], dim=2)))
             kept.append(main[:, main.shape[1] - windows.shape[1] :])
         queries = self._heads(self.linear_q(x))
         dropout = self.dropout_rate if self.training else 0.0
         mask = bias.to(queries.dtype).flatten(0, 1)
-        y = F.scaled_dot_product_attention(queries, keys[0], values[0], mask, dropout)
+        keys, values = seen
+        y = F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
         y = y.transpose(1, 2).reshape(batch, blocks, width, size)
         return self.linear_out(y), (kept[0], kept[1])
 

@@ -51,7 +51,8 @@ class ResidualOptions:
         object.__setattr__(self, "sites", check_sites(self.sites))
         if {"cls", "all"} & set(self.sites):
             raise UserError("residual: only layers of a stack can share; sites cls, all cannot")
-        sizes = self.share if isinstance(self.share, list | tuple) else [self.share]
+        sizes = [self.share] if isinstance(self.share, int) else self.share
+        sizes = sizes if isinstance(sizes, list | tuple) else []
         if not sizes or any(type(k) is not int or k < 1 for k in sizes):
             raise UserError(
                 "residual: share must be a whole number of at least 1 or a list of such, "
@@ -64,11 +65,6 @@ class ResidualOptions:
         if self.form not in FORMS:
             raise UserError(f"residual: form must be one of {', '.join(FORMS)}, not {self.form!r}")
 
-    @property
-    def groups(self) -> list[int] | None:
-        """The sizes of all groups if they were listed."""
-        return None if isinstance(self.share, int) else list(self.share)
-
 
 def group_numbers(options: ResidualOptions, layers: int) -> list[int]:
     """Return the group of each of ``layers`` layers, floor(l / K) for a single K.
@@ -76,17 +72,16 @@ def group_numbers(options: ResidualOptions, layers: int) -> list[int]:
     Raises:
         UserError: the groups do not fit the number of layers.
     """
-    sizes = options.groups
-    if sizes is not None:
-        if sum(sizes) != layers:
-            raise UserError(
-                f"residual: the groups {sizes} hold {sum(sizes)} layers, the encoder has {layers}"
-            )
-        return [group for group, size in enumerate(sizes) for _ in range(size)]
-    size = int(options.share)  # type: ignore[call-overload]
-    if size > layers:
-        raise UserError(f"residual: share {size} is more than the {layers} layers of the encoder")
-    return [layer // size for layer in range(layers)]
+    share = options.share
+    if isinstance(share, int):
+        if share > layers:
+            raise UserError(f"residual: share {share} is more than the encoder's {layers} layers")
+        return [layer // share for layer in range(layers)]
+    if sum(share) != layers:
+        raise UserError(
+            f"residual: the groups {list(share)} hold {sum(share)} layers, the encoder has {layers}"
+        )
+    return [group for group, size in enumerate(share) for _ in range(size)]
 
 
 class ResidualWeight(nn.Module):

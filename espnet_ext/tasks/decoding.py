@@ -1,7 +1,11 @@
-"""Decoding with ESPnet's ``Speech2Text``, over processes that share one loaded model."""
+"""Decoding a set, over processes that share one loaded model.
+
+Text and tokens are ESPnet's ``Speech2Text``; transducers are searched in batches by ours.
+"""
 
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,12 @@ from espnet_ext.data.fbank import kaldi_fbank
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError
+from espnet_ext.models.transducer_search import BeamSearch, GreedySearch, Search
 from espnet_ext.tasks.checkpoint import load_model
+from espnet_ext.tasks.rules import TRANSDUCER
 
 _FRAMES_PER_SECOND = 100
+_BATCH = 16
 # What forked processes use: set before they start, so that the model is loaded once.
 _shared: dict[str, Any] = {}
 
@@ -48,13 +55,16 @@ def decode_set(
     # Speech2Text loads whatever fits; this refuses what does not.
     load_model(model / "config.yaml", model / "model.pth")
     _shared.update(speech2text=load_speech2text(model, method, options), method=method)
-    _shared["rate"] = rate
+    _shared.update(rate=rate, search=search_of(_shared["speech2text"].asr_model, method, options))
     # torch's thread pool does not survive a fork: one thread before and after.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        done = map_processes(_decode_row, rows, nj, chunk=8)
-        results = list(tqdm(done, total=len(rows), desc=f"{method} {scp.parent.name}"))
+        batches = batched(rows, scp, int(options.get("batch_size", _BATCH)), method)
+        done = map_processes(_decode_rows, batches, nj, chunk=max(1, 8 // len(batches[0])))
+        bar = tqdm(done, total=len(batches), desc=f"{method} {scp.parent.name}")
+        found = {result[0]: result for batch in bar for result in batch}
+        results = [found[utterance] for utterance, _ in rows]
     finally:
         torch.set_num_threads(threads)
     seconds = sum(r[2] for r in results)
@@ -91,14 +101,39 @@ def load_speech2text(model: Path, method: str, options: dict) -> Speech2Text:
         raise UserError(f"decode method {method}: {error}") from None
 
 
-def _decode_row(row: tuple[str, str]) -> tuple[str, str, float, float, float]:
-    utterance, where = row
-    speech, seconds = read_input(utterance, where, _shared["speech2text"], _shared["rate"])
+def search_of(model: Any, method: str, options: dict) -> Search | None:
+    """The search of a transducer method, else None."""
+    if method == "transducer_greedy":
+        return GreedySearch(model)
+    return BeamSearch(model, options.get("beam_size", 4)) if method == "transducer_beam" else None
+
+
+def batched(
+    rows: list[tuple[str, str]], scp: Path, size: int, method: str
+) -> list[list[tuple[str, str]]]:
+    """Rows in batches of ``size`` utterances of like length, longest first; others one by one."""
+    if method not in TRANSDUCER:
+        return [[row] for row in rows]
+    sizes = scp.with_name("utt2num_frames" if scp.name == "feats.scp" else "utt2dur")
+    lengths = read_table(sizes) if sizes.is_file() else {}
+    rows = sorted(rows, key=lambda row: -float(lengths.get(row[0], 0)))
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _decode_rows(rows: list[tuple[str, str]]) -> list[tuple[str, str, float, float, float]]:
+    speech2text = _shared["speech2text"]
+    inputs = [read_input(*row, speech2text, _shared["rate"]) for row in rows]
     start = time.perf_counter()
-    text = decode(_shared["speech2text"], speech, _shared["method"])
-    spent = time.perf_counter() - start
+    if _shared["search"] is None:
+        texts = [decode(speech2text, speech, _shared["method"]) for speech, _ in inputs]
+    else:
+        texts = decode_batch(speech2text, [speech for speech, _ in inputs], _shared["search"])
+    spent = (time.perf_counter() - start) / sum(seconds for _, seconds in inputs)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return utterance, text, spent, seconds, peak
+    return [
+        (utterance, text, spent * seconds, seconds, peak)
+        for (utterance, _), text, (_, seconds) in zip(rows, texts, inputs, strict=True)
+    ]
 
 
 def read_input(
@@ -137,5 +172,23 @@ def decode(speech2text: Speech2Text, speech: np.ndarray, method: str) -> str:
     if isinstance(encoded, tuple):  # as above
         encoded = encoded[0]
     best = torch.unique_consecutive(model.ctc.argmax(encoded)[0])
-    tokens = speech2text.converter.ids2tokens([i for i in best.tolist() if i != model.blank_id])
-    return speech2text.tokenizer.tokens2text(tokens)
+    return text_of(speech2text, [i for i in best.tolist() if i != model.blank_id])
+
+
+@torch.no_grad()
+def decode_batch(speech2text: Speech2Text, batch: list[np.ndarray], search: Search) -> list[str]:
+    """Return the best text of each utterance of a transducer, all decoded together."""
+    lengths = torch.tensor([len(speech) for speech in batch])
+    padded = torch.nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(speech) for speech in batch], batch_first=True
+    )
+    encoded, frames = speech2text.asr_model.encode(padded, lengths)
+    if isinstance(encoded, tuple):
+        encoded = encoded[0]
+    found = search.results(search.advance(encoded, frames, search.start(len(batch))))
+    return [text_of(speech2text, hypothesis.tokens) for hypothesis in found]
+
+
+def text_of(speech2text: Speech2Text, tokens: Sequence[int]) -> str:
+    """Text of token ids."""
+    return speech2text.tokenizer.tokens2text(speech2text.converter.ids2tokens(list(tokens)))

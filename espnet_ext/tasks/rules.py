@@ -91,18 +91,16 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
                 yield f"{where}: unknown option {nearest(str(key), DECODE[method])}"
             elif reason := _bad_decode_value(key, value):
                 yield f"{where}: {key} must be {reason}, not {value!r}"
-        if (method in TRANSDUCER) != (espnet.get("decoder") == "transducer"):
-            yield f"{where}: {_OTHER_DECODER[method in TRANSDUCER]}"
+        transducer = espnet.get("decoder") == "transducer"
+        if method in TRANSDUCER and not transducer:
+            yield f"{where} needs decoder: transducer"
+            continue
+        if method == "ctc_att_beam" and transducer:
+            yield f"{where} is not for decoder: transducer; take transducer_beam"
             continue
         weight = 0.0 if method in TRANSDUCER else (options or {}).get("ctc_weight", 1.0)
         if ctc_weight(espnet) == 0 and (method == "ctc_greedy" or weight != 0):
             yield f"{where} needs CTC, but model_conf: ctc_weight is 0"
-
-
-_OTHER_DECODER = {
-    True: "needs decoder: transducer",
-    False: f"is not for decoder: transducer; take {' or '.join(TRANSDUCER)}",
-}
 
 
 def _bad_decode_value(key: str, value: Any) -> str | None:

@@ -194,7 +194,7 @@ def test_wrong_options(options, said):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"share": 5}, "share 5 is more than the 4 layers"),
+        ({"share": 5}, "share 5 is more than the encoder's 4 layers"),
         ({"share": [2, 3]}, "hold 5 layers, the encoder has 4"),
         ({"share": 2, "rank": 9}, "rank 9 is more than a weight of 12 x 8"),
     ],
