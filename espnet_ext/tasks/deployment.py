@@ -16,6 +16,8 @@ from espnet_ext.methods.registry import METHODS
 from espnet_ext.tasks.checkpoint import (
     build,
     compare_state,
+    expand_state,
+    file_state,
     load_model,
     load_state,
     read_config,
@@ -50,7 +52,7 @@ def deploy_checkpoint(
     arguments = stock_arguments(read_config(config), variant)
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
-        save(deployed.state_dict(), temporary / "model.pth")
+        save(file_state(deployed, variant), temporary / "model.pth")
         # The config names the statistics where they will be, and is built from where they are.
         statistics = (arguments.get("normalize_conf") or {}).get("stats_file")
         if statistics is not None:
@@ -115,7 +117,7 @@ def verify(
         conf = dict(arguments["normalize_conf"], stats_file=str(folder / "feats_stats.npz"))
         local["normalize_conf"] = conf
     stock = build(local).eval()
-    state = load_state(folder / "model.pth")
+    state = expand_state(stock, load_state(folder / "model.pth"))
     compare_state(stock, state, folder / "model.pth")
     stock.load_state_dict(state)
     difference = 0.0

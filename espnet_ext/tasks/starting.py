@@ -7,7 +7,7 @@ import torch
 from espnet_ext.config import Config
 from espnet_ext.errors import UserError
 from espnet_ext.tasks.build import build_model
-from espnet_ext.tasks.checkpoint import load_state
+from espnet_ext.tasks.checkpoint import load_state, ties
 
 # What a residual model has beyond the sharing-only model that it starts from.
 _NEW = (".down", ".up", ".diagonal")
@@ -27,10 +27,7 @@ def refuse_other_start(config: Config, checkpoints: list[Path]) -> None:
         return
     model = build_model(config)
     own = model.state_dict()
-    # Names of one tensor, which a checkpoint holds once for each.
-    tied: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        tied.setdefault(id(parameter), []).append(name)
+    shared = ties(model)
     for path in checkpoints:
         state = load_state(path)
         where = f"init_param: {path} is of another model:"
@@ -45,7 +42,6 @@ def refuse_other_start(config: Config, checkpoints: list[Path]) -> None:
                     f"{where} {name} has shape {tuple(tensor.shape)}, "
                     f"the config makes {tuple(own[name].shape)}"
                 )
-        for first, *others in tied.values():
-            for name in others:
-                if first in state and not torch.equal(state[first], state[name]):
-                    raise UserError(f"{where} its {first} and {name} differ, here they are shared")
+        for name, first in shared.items():
+            if first in state and not torch.equal(state[first], state[name]):
+                raise UserError(f"{where} its {first} and {name} differ, here they are shared")
