@@ -279,7 +279,7 @@ def test_a_transducer_has_its_own_decoding_methods(examine):
     assert "needs decoder: transducer" in problem
     (problem,) = examine(**{**STREAM, "joint_net_conf": {"joint_size": 8}}).problems
     assert "joint_space_size" in problem
-    (problem,) = examine(**{**STREAM, "decoder_conf": {"embedding": 8}}).problems
+    (problem,) = examine(**{**STREAM, "decoder_conf": {"embedding_size": 8}}).problems
     assert "embed_size" in problem
 
 
