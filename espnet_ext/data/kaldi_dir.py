@@ -72,15 +72,15 @@ def read_table(path: str | Path) -> dict[str, str]:
     path = Path(path)
     try:
         content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; run the recipe's data stage (--stage 1)") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8") from None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UserError(f"no file {path}; the stage that makes it has to run") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from None
     table: dict[str, str] = {}
     for number, line in enumerate(content.split("\n")[:-1], 1):
-        key, _, value = line.strip(" \t\r").partition(" ")
+        key, _, value = line.strip().replace("\t", " ", 1).partition(" ")
         if not key:
-            raise UserError(f"{path}: line {number} is empty")
+            raise UserError(f"{path}: line {number} is empty; remove it")
         if key in table:
             raise UserError(f"{path}: {key} occurs twice (line {number})")
         table[key] = value.strip()

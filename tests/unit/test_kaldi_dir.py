@@ -129,7 +129,7 @@ def test_a_fault_names_the_file_and_the_utterance(corpus, name, old, new, messag
 @pytest.mark.parametrize("name", kaldi_dir.FILES[:4])
 def test_missing_file(corpus, name):
     (corpus / "train" / name).unlink()
-    with pytest.raises(UserError, match=f"{name}: missing; run the recipe's data stage"):
+    with pytest.raises(UserError, match=f"no file .*{name}; the stage that makes it has to run"):
         check(corpus)
 
 
