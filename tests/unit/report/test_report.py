@@ -43,7 +43,7 @@ def test_publish_then_all_gives_the_same_page(recipe, capsys):
     run_verb("conf/train_hrf_xs.yaml", "--publish")
     make_run(recipe, "second_xs", sets=("test",))
     run_verb("conf/train_second_xs.yaml", "--publish")
-    root = recipe.parents[3]
+    root = recipe.parents[2]
     page = root / "RESULTS.md"
     text = page.read_text()
     assert sorted(p.name for p in (root / "results/toy_asr1").iterdir()) == [
@@ -62,7 +62,7 @@ def test_publish_then_all_gives_the_same_page(recipe, capsys):
 
 
 def test_readme_gets_the_table_between_its_markers_and_nothing_else(recipe):
-    readme = recipe.parents[3] / "README.md"
+    readme = recipe.parents[2] / "README.md"
     begin, end = README_MARKERS
     readme.write_text(f"before\n{begin}\nold table\n{end}\nafter\n")
     run_verb("conf/train_hrf_xs.yaml", "--publish")
@@ -77,7 +77,7 @@ def test_readme_gets_the_table_between_its_markers_and_nothing_else(recipe):
 def test_the_whole_job_is_told_where_it_was_measured(recipe):
     command = [sys.executable, str(BENCHMARK), "--json", "results/whole_job.json", "--", "true"]
     run_verb("conf/train_hrf_xs.yaml", "--publish")
-    root = recipe.parents[3]
+    root = recipe.parents[2]
     assert "The main job whole" not in (root / "RESULTS.md").read_text()
     subprocess.run(command, cwd=root, check=True, capture_output=True)
     run_verb("--all")
@@ -91,7 +91,7 @@ def test_the_whole_job_is_told_where_it_was_measured(recipe):
 
 def test_page_begins_with_its_command_and_tells_each_run(recipe):
     run_verb("conf/train_hrf_xs.yaml", "--publish")
-    text = (recipe.parents[3] / "RESULTS.md").read_text()
+    text = (recipe.parents[2] / "RESULTS.md").read_text()
     assert text.startswith("```bash\nespnet-ext report --all ")
     for part in (
         "## toy_asr1",
@@ -100,6 +100,7 @@ def test_page_begins_with_its_command_and_tells_each_run(recipe):
         "- commit: abc1234",
         "- seed: 7",
         "torch 2.14.1",
+        "| 0.0812 (0.08-0.09) |",
         "cores 2",
         "[hrf_xs.json](results/toy_asr1/hrf_xs.json)",
         "(results/toy_asr1/wer_bytes.svg)",
@@ -124,7 +125,7 @@ def test_another_variant_has_files_of_its_own(recipe):
         (exp / stage / "merged").rename(exp / stage / "shared")
     run_verb("conf/train_hrf_xs.yaml", "--variant", "shared", "--publish")
     assert (exp / "result_shared.json").is_file()
-    assert (recipe.parents[3] / "results/toy_asr1/hrf_xs_shared.json").is_file()
+    assert (recipe.parents[2] / "results/toy_asr1/hrf_xs_shared.json").is_file()
 
 
 def test_tag_names_the_experiment(recipe):
@@ -137,7 +138,7 @@ def test_results_option_names_the_folder(recipe, tmp_path):
     run_verb("conf/train_hrf_xs.yaml", "--publish", "--results", str(tmp_path / "else/where"))
     assert (tmp_path / "else/where/toy_asr1/hrf_xs.json").is_file()
     assert "(where/toy_asr1/hrf_xs.json)" in (tmp_path / "else/RESULTS.md").read_text()
-    assert not (recipe.parents[3] / "results").exists()
+    assert not (recipe.parents[2] / "results").exists()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_a_recipe_outside_a_repository_publishes_only_where_told(tmp_path, monke
 )
 def test_bad_committed_result_is_named_and_the_page_kept(recipe, content, part):
     run_verb("conf/train_hrf_xs.yaml", "--publish")
-    root = recipe.parents[3]
+    root = recipe.parents[2]
     page = (root / "RESULTS.md").read_text()
     good = (root / "results/toy_asr1/hrf_xs.json").read_text()
     (root / "results/toy_asr1/renamed.json").write_text(good if content is None else content)
@@ -188,7 +189,7 @@ def test_bad_committed_result_is_named_and_the_page_kept(recipe, content, part):
 
 
 def test_this_repositorys_results_are_valid():
-    root = Path(verb.__file__).parents[3]
+    root = Path(verb.__file__).parents[2]
     results = read_results(root / "results")
     if results:
         committed = (root / "RESULTS.md").read_text(encoding="utf-8")
@@ -210,7 +211,7 @@ def test_reporting_imports_neither_torch_nor_espnet(recipe):
         "heavy = {'torch', 'espnet2', 'espnet', 'matplotlib.pyplot'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    root = Path(verb.__file__).parents[3]
+    root = Path(verb.__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": str(root)}, capture_output=True, text=True
     )
