@@ -33,28 +33,36 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it to ``path`` only if the block succeeds.
 
     The temporary name keeps the suffix, since many writers choose their format by it.
-    Works for a file and for a folder (an existing folder at ``path`` is replaced).
+    Works for a file and for a folder. No system call replaces a folder that is not empty, so
+    the old one is renamed first: at any moment ``path`` is whole, old or new, or absent.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp{os.getpid()}.{path.name}")
+    aside = path.with_name(f".tmp{os.getpid()}.old.{path.name}")
     _remove_leftovers(path)
     try:
         yield temporary
         if temporary.is_file():
             with open(temporary, "rb") as stream:
                 os.fsync(stream.fileno())
-        elif path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        elif temporary.is_dir() and path.is_dir():
+            os.rename(path, aside)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if aside.exists():
+                os.rename(aside, path)
+            raise
     finally:
         _remove(temporary)
+        _remove(aside)
 
 
 def _remove_leftovers(path: Path) -> None:
     """Remove temporary forms of ``path`` whose writer was killed, or was this process."""
     for old in path.parent.glob(f".tmp*.{glob.escape(path.name)}"):
-        writer = old.name[len(".tmp") : -len(path.name) - 1]
+        writer = old.name[len(".tmp") : -len(path.name) - 1].removesuffix(".old")
         if writer.isdecimal() and (int(writer) == os.getpid() or not _runs(int(writer))):
             _remove(old)
 
@@ -70,7 +78,7 @@ def _runs(process: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

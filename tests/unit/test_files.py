@@ -1,0 +1,81 @@
+"""Files and folders that are whole or absent, whatever happens to their writer."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from espnet_ext.files import atomic_path
+
+# Replaces the folder "out" and dies, as by kill -9, just before its n-th change of a file.
+REPLACE = """
+import os, sys
+from espnet_ext.files import atomic_path
+left = int(sys.argv[1])
+def hook(event, arguments):
+    global left
+    if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+        left -= 1
+        if left == 0:
+            os._exit(9)
+with atomic_path("out") as folder:
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).write_text("new")
+    sys.addaudithook(hook)
+"""
+
+
+def contents(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def old(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name in "abcd":
+        (folder / name).write_text("old")
+    return folder
+
+
+def test_a_folder_is_whole_or_absent_wherever_its_writer_dies(old, tmp_path):
+    was, new = contents(old), dict.fromkeys("abc", "new")
+    seen = set()
+    for number in range(1, 20):
+        shutil.rmtree(old, ignore_errors=True)
+        old.mkdir()
+        for name, text in was.items():
+            (old / name).write_text(text)
+        words = [sys.executable, "-c", REPLACE, str(number)]
+        ended = subprocess.run(words, cwd=tmp_path, check=False)
+        found = contents(old) if old.exists() else None
+        assert found in (None, was, new)
+        seen.add(str(found))
+        with atomic_path(old) as folder:
+            folder.mkdir()
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        if ended.returncode == 0:
+            break
+    assert len(seen) == 3
+    assert ended.returncode == 0
+
+
+def test_a_writer_that_makes_nothing_leaves_the_old_folder(old, tmp_path):
+    was = contents(old)
+    with pytest.raises(FileNotFoundError), atomic_path(old):
+        pass
+    assert contents(old) == was
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_link_to_a_folder_is_replaced_and_what_it_names_stays(old, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(old)
+    with atomic_path(link) as folder:
+        folder.mkdir()
+    assert contents(link) == {}
+    assert len(contents(old)) == 4
+    assert sorted(os.listdir(tmp_path)) == ["link", "out"]
