@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from espnet_ext.files import atomic_path
+from espnet_ext.files import atomic_path, temporary_name
 
 # Replaces the folder "out" and dies, as by kill -9, just before its n-th change of a file.
 REPLACE = """
@@ -79,3 +79,30 @@ def test_a_link_to_a_folder_is_replaced_and_what_it_names_stays(old, tmp_path):
     assert contents(link) == {}
     assert len(contents(old)) == 4
     assert sorted(os.listdir(tmp_path)) == ["link", "out"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "process", "age", "stays"),
+    [
+        ("here", "dead", 0, False),
+        ("here", "alive", 1e6, True),
+        ("another", "dead", 0, True),
+        ("another", "alive", 1e6, False),
+        ("restarted", "alive", 0, False),
+    ],
+)
+def test_only_writers_of_this_machine_are_judged_by_their_process(
+    tmp_path, machine, process, age, stays
+):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    number = {"dead": ended.pid, "alive": os.getppid()}[process]
+    host, boot, _ = temporary_name(tmp_path / "x").name.removeprefix(".tmp").split("-")
+    host = "01234567" if machine == "another" else host
+    boot = "01234567" if machine == "restarted" else boot
+    left = tmp_path / f".tmp{host}-{boot}-{number}.out"
+    left.write_text("half")
+    os.utime(left, (left.stat().st_atime, left.stat().st_mtime - age))
+    with atomic_path(tmp_path / "out") as path:
+        path.write_text("whole")
+    assert left.exists() == stays
