@@ -61,7 +61,9 @@ def results_page(
         "speakers. A run is called better or worse only where the paired bootstrap test says "
         "p < 0.05 and, with few speakers, the interval by speaker excludes 0. A number that "
         "was not measured is written so. Parameters and bytes are those of the deployed model; "
-        "1 MB is 10^6 bytes; MACs/s are multiply-accumulates per second of audio.",
+        "1 MB is 10^6 bytes; RTF is time over audio time, one process with one thread, in the "
+        "median of the rounds over a fixed choice of utterances; MACs/s are "
+        "multiply-accumulates per second of audio.",
     ]
     for name in dict.fromkeys(_corpus(result) for result in results):
         group = [result for result in results if _corpus(result) == name]
@@ -111,7 +113,7 @@ def _comparisons(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def _block(result: Mapping[str, Any], folder: str) -> list[str]:
     training = result["training"]
     header = ["set", "method", "utterances", "words", "WER % (95 % CI)", "word errors"]
-    header += ["CER % (95 % CI)", "character errors", "RTF 1-thread", "peak RSS MB"]
+    header += ["CER % (95 % CI)", "character errors", "RTF 1-thread (of rounds)", "peak RSS MB"]
     rows = []
     logs = {(log["set"], log["method"]): log for log in result["decoding"]}
     for score in result["scores"]:
@@ -121,7 +123,7 @@ def _block(result: Mapping[str, Any], folder: str) -> list[str]:
             row += [rate(score, metric), edits(score[metric])]
         speed = [NOT_MEASURED] * 2
         if log:
-            speed = [decoding_rtf(log), _number(log["peak_rss_mb"])]
+            speed = [decoding_rtf(log) + _rounds(log), _number(log["peak_rss_mb"])]
         rows.append(row + speed)
     path = published_path(Path(folder), result).as_posix()
     facts = {
@@ -144,6 +146,12 @@ def _block(result: Mapping[str, Any], folder: str) -> list[str]:
     }
     lines = [f"### {run_name(result)}", "", markdown(header, rows), ""]
     return lines + [f"- {label}: {fact}" for label, fact in facts.items()]
+
+
+def _rounds(log: Mapping[str, Any]) -> str:
+    """The least and largest real-time factor of the rounds that ``rtf`` is the median of."""
+    rounds = log["rtf_rounds"]
+    return "" if rounds == NOT_MEASURED else f" ({min(rounds):.3g}-{max(rounds):.3g})"
 
 
 def _parts(value: Any) -> str:

@@ -19,8 +19,9 @@ from espnet_ext.report.schema import (
 _TRAINING = ("seconds", "epochs", "peak_rss_mb", "device", "threads", "dtype")
 _DECODING = (
     "rtf",
+    "rtf_rounds",
+    "rtf_utterances",
     "audio_seconds",
-    "seconds",
     "utterances",
     "peak_rss_mb",
     "threads",

@@ -211,9 +211,10 @@ RESULT = mapping(
         mapping(
             method=text,
             set=text,
-            rtf=measured(number),  # seconds of work per second of audio
+            rtf=measured(number),  # seconds of work per second of audio, in the median round
+            rtf_rounds=measured(items(number)),
+            rtf_utterances=measured(count),
             audio_seconds=measured(number),
-            seconds=measured(number),
             utterances=measured(count),
             peak_rss_mb=measured(number),
             threads=measured(count),

@@ -1,7 +1,9 @@
 """Decoding with ESPnet's ``Speech2Text``, over processes that share one loaded model."""
 
 import resource
+import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from espnet_ext.errors import UserError
 from espnet_ext.tasks.checkpoint import load_model
 
 _FRAMES_PER_SECOND = 100
+# What the real-time factor is measured on: enough to hold every length, few enough to repeat.
+TIMED_UTTERANCES = 50
+TIMED_ROUNDS = 5
 # What forked processes use: set before they start, so that the model is loaded once.
 _shared: dict[str, Any] = {}
 
@@ -36,8 +41,8 @@ def decode_set(
         nj: processes.
 
     Returns:
-        (utterance, text) in the order of the list, and what decode.json holds. ``rtf`` is
-        processing time over audio time, one thread a process, reading and features left out.
+        (utterance, text) in the order of the list, and what decode.json holds; the real-time
+        factor as ``time_decoding`` measures it.
 
     Raises:
         UserError: an unreadable model, audio or matrix, or one that is not what was trained on.
@@ -55,20 +60,53 @@ def decode_set(
     try:
         done = map_processes(_decode_row, rows, nj, chunk=8)
         results = list(tqdm(done, total=len(rows), desc=f"{method} {scp.parent.name}"))
+        # Not while the processes above compete for the cores.
+        timed = time_decoding([rows[i] for i in spread([r[2] for r in results], TIMED_UTTERANCES)])
     finally:
         torch.set_num_threads(threads)
-    seconds = sum(r[2] for r in results)
-    audio = sum(r[3] for r in results)
     summary = {
-        "rtf": seconds / audio,
-        "audio_seconds": round(audio, 2),
-        "seconds": round(seconds, 3),
+        **timed,
         "utterances": len(results),
-        "peak_rss_mb": round(max(r[4] for r in results), 1),
+        "audio_seconds": round(sum(r[2] for r in results), 2),
+        "peak_rss_mb": round(max(r[3] for r in results), 1),
         "threads": 1,
         "device": "cpu",
     }
     return [(r[0], r[1]) for r in results], summary
+
+
+def spread(lengths: Sequence[float], count: int) -> list[int]:
+    """Indices of ``count`` utterances (or all) that stand evenly in the order of lengths."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    count = min(count, len(order))
+    return [order[(2 * k + 1) * len(order) // (2 * count)] for k in range(count)]
+
+
+def time_decoding(rows: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Decode ``rows`` several times in this process, on the threads that torch has now.
+
+    Reading and features are left out, and a first pass over some is not counted.
+
+    Returns:
+        ``rtf``, processing time over audio time in the median round; ``rtf_rounds``, that of
+        every round; ``rtf_utterances``.
+    """
+    model, method = _shared["speech2text"], _shared["method"]
+    inputs = [read_input(utterance, where, model, _shared["rate"]) for utterance, where in rows]
+    audio = sum(seconds for _, seconds in inputs)
+    for speech, _ in inputs[::10]:
+        decode(model, speech, method)
+    rounds = []
+    for _ in range(TIMED_ROUNDS):
+        start = time.perf_counter()
+        for speech, _ in inputs:
+            decode(model, speech, method)
+        rounds.append((time.perf_counter() - start) / audio)
+    return {
+        "rtf": statistics.median(rounds),
+        "rtf_rounds": rounds,
+        "rtf_utterances": len(inputs),
+    }
 
 
 def load_speech2text(model: Path, method: str, options: dict) -> Speech2Text:
@@ -91,14 +129,13 @@ def load_speech2text(model: Path, method: str, options: dict) -> Speech2Text:
         raise UserError(f"decode method {method}: {error}") from None
 
 
-def _decode_row(row: tuple[str, str]) -> tuple[str, str, float, float, float]:
+def _decode_row(row: tuple[str, str]) -> tuple[str, str, float, float]:
+    """Return utterance, text, seconds of audio, and the process's peak memory in MB so far."""
     utterance, where = row
     speech, seconds = read_input(utterance, where, _shared["speech2text"], _shared["rate"])
-    start = time.perf_counter()
     text = decode(_shared["speech2text"], speech, _shared["method"])
-    spent = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return utterance, text, spent, seconds, peak
+    return utterance, text, seconds, peak
 
 
 def read_input(

@@ -100,7 +100,7 @@ def test_page_begins_with_its_command_and_tells_each_run(recipe):
         "- commit: abc1234",
         "- seed: 7",
         "torch 2.14.1",
-        "| 0.0812 (0.08-0.09) |",
+        "| 0.0812 (0.08-0.09) ",
         "cores 2",
         "[hrf_xs.json](results/toy_asr1/hrf_xs.json)",
         "(results/toy_asr1/wer_bytes.svg)",
