@@ -13,7 +13,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.config import Config, load_config
+from espnet_ext.bin.checked import checked_config
+from espnet_ext.config import Config
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import Stamp, read_json, write_json, write_text
 
@@ -54,12 +55,8 @@ def run(args: argparse.Namespace) -> None:
     for option, value in plain.items():
         if value is not None:
             raise UserError(f"{option} is for plain files: leave out CONFIG, or {option}")
-    config = load_config(args.config, args.tag)
+    config = checked_config(args.config, args.tag)
     variant = args.variant or config.recipe.variant
-    if not config.recipe.decode:
-        raise UserError(
-            f"{config.path}: recipe.decode names no method, so there is nothing to score"
-        )
     for method in config.recipe.decode:
         folder = config.exp / "decode" / variant / method
         for name in _sets(args, config, folder):

@@ -63,7 +63,7 @@ def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> None:
             (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def read_table(path: str | Path) -> dict[str, str]:
+def read_table(path: str | os.PathLike) -> dict[str, str]:
     """Read a file of ``key value`` lines, in its order; a key alone has the value "".
 
     Raises:
