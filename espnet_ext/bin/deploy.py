@@ -44,8 +44,9 @@ def run(args: argparse.Namespace) -> None:
     with quiet():
         from espnet_ext.tasks.deployment import deploy_checkpoint
         from espnet_ext.tasks.footprint import sampling_rate
-    waves = dev_waves(config, sampling_rate(config))
-    made = deploy_checkpoint(config.exp / "config.yaml", checkpoint, variant, waves, folder)
+    rate = sampling_rate(config)
+    waves = dev_waves(config, rate)
+    made = deploy_checkpoint(config.exp / "config.yaml", checkpoint, variant, waves, rate, folder)
     stamp.write(sorted(p for p in folder.iterdir() if p.is_file()))
     print(
         f"deploy: {folder / 'model.pth'}: {made['parameters']['total']:,} parameters "
