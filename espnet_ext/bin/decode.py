@@ -13,6 +13,7 @@ from pathlib import Path
 
 from espnet_ext.bin.train import audio_scp
 from espnet_ext.config import Config, load_config
+from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import Stamp, write_json, write_text
 from espnet_ext.tasks.quiet import quiet
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
             scp = list_of(config, name)
             out = config.exp / "decode" / variant / method / name
             inputs = [scp, model / "model.pth", model / "config.yaml"]
+            inputs += audio_inputs(Path("data") / name)
             stamp = Stamp(out / ".done.json", {"method": method, "options": options}, inputs)
             if stamp.is_current():
                 print(f"decode: {out} is up to date")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from espnet_ext.bin.checked import checked_config
 from espnet_ext.config import Config
-from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.data.kaldi_dir import audio_inputs, read_table
 from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError
 from espnet_ext.files import Stamp, atomic_path
@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> None:
     todo = []
     for data in sets:
         out = ark_dir(config, data.name)
-        stamp = Stamp(out / ".done.json", {"bins": bins, "fs": rate}, [data / "wav.scp"])
+        inputs = [data / "wav.scp", *audio_inputs(data)]
+        stamp = Stamp(out / ".done.json", {"bins": bins, "fs": rate}, inputs)
         if stamp.is_current():
             print(f"features: {out} is up to date")
         else:

@@ -23,6 +23,7 @@ import yaml
 from espnet_ext.bin.features import ark_definition, ark_dir
 from espnet_ext.bin.tokens import token_dir
 from espnet_ext.config import READ_LATER, Config, load_config
+from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.errors import UserError
 from espnet_ext.files import Stamp, content_key, lock, write_json, write_text
 
@@ -109,6 +110,7 @@ def data_files(config: Config) -> list[Path]:
     tokens = token_dir(config)
     sets = (config.recipe.train_set, config.recipe.dev_set)
     files = [audio_scp(config, name) for name in sets] + [Path("data") / s / "text" for s in sets]
+    files += [file for name in sets for file in audio_inputs(Path("data") / name)]
     return [*files, tokens / "tokens.txt"]
 
 

@@ -39,7 +39,7 @@ from espnet_ext.data import kaldi_dir, queen, splits, text
 from espnet_ext.data.package import Package, fetch, unpack_member
 from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError, run_cli
-from espnet_ext.files import Stamp, write_text
+from espnet_ext.files import Stamp, sha256_file, write_text
 
 PACKAGE = Package(
     name="flight-of-the-amazon-queen",
@@ -190,7 +190,9 @@ def prepare(args: argparse.Namespace) -> None:
     out = Path(args.out)
     package = Package(PACKAGE.name, PACKAGE.version, args.sha256 or PACKAGE.sha256)
     counted = args.sha256 is None
-    code = [__file__, *(module.__file__ for module in (queen, splits, kaldi_dir, text))]
+    readers = [str(module.__file__) for module in (queen, splits, kaldi_dir, text)]
+    resampler = Path(readers[0]).with_name("audio.py")  # not imported where nothing is to do
+    code = [__file__, *readers, resampler, resampler.with_name("package.py")]
     stamp = Stamp(out / ".stamp.json", [package.sha256, args.limit, str(out)], code)
     # A package that the user names is checked even where nothing is left to do.
     deb = fetch(package, args.downloads, args.package) if args.package else None
@@ -212,11 +214,11 @@ def prepare(args: argparse.Namespace) -> None:
         }
         expect(str(container.path), CONTENTS, contents)
     folder = out / "audio"
-    # Audio of another package must not be taken for this one's.
-    source = out / ".source"
-    if not source.exists() or source.read_text() != package.sha256:
+    # Audio of another package, or resampled otherwise, must not be taken for this one's.
+    source, made_from = out / ".source", f"{package.sha256} {sha256_file(resampler)}"
+    if not source.exists() or source.read_text() != made_from:
         shutil.rmtree(folder, ignore_errors=True)
-        write_text(source, package.sha256)
+        write_text(source, made_from)
     candidates = choose(clips)
     trained = {item.text for item in candidates if item.part == "train"}
     chosen = limit_sets(candidates, args.limit)
@@ -229,7 +231,9 @@ def prepare(args: argparse.Namespace) -> None:
     listed = {Path(item.audio) for items in sets.values() for item in items}
     for path in set(folder.iterdir()) - listed:
         path.unlink()
-    outputs = [out / name / file for name in SETS for file in kaldi_dir.FILES]
+    outputs = [
+        out / name / file for name in SETS for file in (*kaldi_dir.FILES, kaldi_dir.AUDIO_DIGEST)
+    ]
     stamp.write([*outputs, *sorted(listed)])
 
 
