@@ -248,6 +248,32 @@ def test_one_process_and_a_limit(prepared, package, tmp_path):
         assert texts(tmp_path, part).items() <= texts(folder, part).items()
 
 
+def test_a_trial_in_a_prepared_folder_keeps_its_audio(prepared, package, tmp_path):
+    folder, _ = prepared
+    shutil.copytree(folder / "data", tmp_path / "data")
+    run(tmp_path, package, "--limit", "3")
+    audio = {name: data for name, data in snapshot(folder).items() if "/audio/" in name}
+    assert snapshot(tmp_path).items() >= audio.items()
+    run(tmp_path, package)
+    assert snapshot(tmp_path) == snapshot(folder)
+
+
+@pytest.mark.parametrize("source", ["same", "another"])
+def test_files_of_the_user_beside_the_audio_stay(prepared, package, tmp_path, source):
+    folder, _ = prepared
+    shutil.copytree(folder / "data", tmp_path / "data")
+    (tmp_path / "data/.stamp.json").unlink()
+    if source == "another":
+        build.write(tmp_path / "data/.source", b"another")
+    own = {"data/audio/notes.txt": b"mine", "data/audio/more/a.flac": b"my own recording"}
+    for name, content in own.items():
+        build.write(tmp_path / name, content)
+    # A clip that a rule leaves out is ours.
+    build.write(tmp_path / "data/audio/frank-080002P1.flac", b"fLaC")
+    run(tmp_path, package)
+    assert snapshot(tmp_path) == snapshot(folder) | own
+
+
 @pytest.mark.parametrize(
     ("clip", "message"),
     [

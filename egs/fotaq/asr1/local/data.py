@@ -30,6 +30,7 @@ import hashlib
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,12 +215,12 @@ def prepare(args: argparse.Namespace) -> None:
         }
         expect(str(container.path), CONTENTS, contents)
     folder = out / "audio"
+    candidates = choose(clips)
     # Audio of another package, or resampled otherwise, must not be taken for this one's.
     source, made_from = out / ".source", f"{package.sha256} {sha256_file(resampler)}"
     if not source.exists() or source.read_text() != made_from:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_audio(folder, candidates)
         write_text(source, made_from)
-    candidates = choose(clips)
     trained = {item.text for item in candidates if item.part == "train"}
     chosen = limit_sets(candidates, args.limit)
     sounds = convert_all(chosen, container, folder, args.nj)
@@ -229,12 +230,20 @@ def prepare(args: argparse.Namespace) -> None:
         expect(str(out), WRITTEN, {name: len(items) for name, items in sets.items()})
     kaldi_dir.write_sets(out, sets, args.nj)
     listed = {Path(item.audio) for items in sets.values() for item in items}
-    for path in set(folder.iterdir()) - listed:
-        path.unlink()
+    if args.limit is None:
+        remove_audio(folder, candidates, keep=listed)
     outputs = [
         out / name / file for name in SETS for file in (*kaldi_dir.FILES, kaldi_dir.AUDIO_DIGEST)
     ]
     stamp.write([*outputs, *sorted(listed)])
+
+
+def remove_audio(folder: Path, candidates: list[Candidate], keep: Container[Path] = ()) -> None:
+    """Remove the FLAC of every clip that is not in ``keep``; other files are the user's."""
+    for item in candidates:
+        path = folder / f"{item.id}.flac"
+        if path not in keep:
+            path.unlink(missing_ok=True)
 
 
 def remove_leftovers(*folders: Path) -> None:
