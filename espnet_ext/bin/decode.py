@@ -11,7 +11,7 @@ Example:
 import argparse
 from pathlib import Path
 
-from espnet_ext.bin.train import audio_scp
+from espnet_ext.bin.train import at_least, audio_scp
 from espnet_ext.config import Config, load_config
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.errors import UserError, nearest
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
     parser.add_argument("--variant", help="deployed form; default: the config's recipe: variant")
     parser.add_argument("--sets", default="test", help="data sets, blanks between")
-    parser.add_argument("--nj", type=int, default=2, help="processes")
+    parser.add_argument("--nj", type=at_least(1), default=2, help="processes")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -2,10 +2,11 @@
 
 Writes exp/stats_<digest>/ (shared by configs with the same features and tokens) and
 exp/<tag>/: ESPnet's config.yaml, checkpoints and train.log, and train.json for the report.
-Options after ``--`` go to ESPnet as they are.
+Options after ``--`` are ESPnet's and win over the config. A trained run takes
+more epochs (a larger --max_epoch); any other change needs another config.
 
 Example:
-  espnet-ext train conf/train_hrf_conformer_xs.yaml --ngpu 0 -- --max_epoch 5
+  espnet-ext train conf/train_hrf_conformer_xs.yaml --ngpu 0 -- --max_epoch 20
 """
 
 import argparse
@@ -15,6 +16,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +29,38 @@ from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.errors import UserError
 from espnet_ext.files import Stamp, content_key, lock, write_json, write_text
 
+# Keys of ESPnet that decide the features and the lengths of the texts.
+_STATISTICS = (
+    *("frontend", "frontend_conf", "input_size", "train_dtype"),
+    *("speech_volume_normalize", "rir_scp", "noise_scp", "cleaner", "g2p"),
+    *("non_linguistic_symbols", "use_preprocessor", "preprocessor", "preprocessor_conf"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("config", help="training config")
     parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
-    parser.add_argument("--ngpu", type=int, default=0, help="GPUs")
+    parser.add_argument("--ngpu", type=at_least(0), default=0, help="GPUs")
     parser.add_argument(
         "--threads",
-        type=int,
+        type=at_least(1),
         default=min(4, len(os.sched_getaffinity(0))),
         help="CPU threads when there is no GPU",
     )
     parser.set_defaults(espnet=[])  # what stands after --
     parser.usage = "%(prog)s [-h] [--tag TAG] [--ngpu N] [--threads N] config [-- OPTIONS]"
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a type for argparse: whole numbers from ``least`` on."""
+
+    def whole_number(word: str) -> int:
+        if not word.isascii() or not word.isdecimal() or int(word) < least:
+            raise argparse.ArgumentTypeError(f"needs a whole number from {least} on, not {word!r}")
+        return int(word)
+
+    return whole_number
 
 
 def run(args: argparse.Namespace) -> None:
@@ -53,12 +73,14 @@ def run(args: argparse.Namespace) -> None:
     if stamp.is_current():
         print(f"train: {config.exp} is up to date")
         return
-    training = checked_trainer(config, args)
-    refuse_other_run(config, settings | {"data": {str(f): content_key(f) for f in files}})
+    # From here on the options after -- are part of the config: checked, trained and recorded.
+    config, training = checked_trainer(config, args)
+    contents = {str(f): content_key(f) for f in files}
+    refuse_other_run(config, {"config": decisive(config.as_dict()), "data": contents})
     command = espnet_options(config, data, args)
     log_to(config.exp / "train.log")
     statistics = collect_statistics(config, command, data)
-    command += [*train_options(config, statistics), *args.espnet]
+    command += train_options(config, statistics)
     training.repair(config.exp, training.parse_options(command))
     before = training.history(config.exp)[0]
     training.run_task(command, config.exp / "train.log")
@@ -71,11 +93,11 @@ def run(args: argparse.Namespace) -> None:
     print(f"train: averaged model is {averaged}")
 
 
-def checked_trainer(config: Config, args: argparse.Namespace) -> Any:
+def checked_trainer(config: Config, args: argparse.Namespace) -> tuple[Config, Any]:
     """Import ESPnet and set up our trainer; nothing is written yet.
 
     Returns:
-        The module ``tasks.training``.
+        The config with ESPnet's options in it, and the module ``tasks.training``.
 
     Raises:
         UserError: what would stop the training later: a wrong config, data or option, no GPU.
@@ -87,10 +109,12 @@ def checked_trainer(config: Config, args: argparse.Namespace) -> Any:
         import torch
 
         from espnet_ext.tasks import training
-        from espnet_ext.tasks.checking import refuse_unbuildable
+        from espnet_ext.tasks.checking import refuse_problems, refuse_unbuildable
         from espnet_ext.tasks.footprint import sampling_rate
 
         training.refuse_own_options(args.espnet, args.ngpu)
+        refuse_problems(config)
+        config = training.with_options(config, args.espnet)
         refuse_unbuildable(config)
     if args.ngpu > torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
@@ -102,7 +126,7 @@ def checked_trainer(config: Config, args: argparse.Namespace) -> Any:
         torch.set_num_threads(args.threads)
         training.Trainer.cpu_dtype = training.supported_cpu_dtype(config.recipe.cpu_dtype)
         print(f"train: {args.threads} threads, {training.Trainer.cpu_dtype or 'float32'}")
-    return training
+    return config, training
 
 
 def data_files(config: Config) -> list[Path]:
@@ -140,19 +164,30 @@ def data_options(config: Config) -> dict[str, list[str]]:
 
 
 def refuse_other_run(config: Config, settings: dict) -> None:
-    """Refuse to go on with a checkpoint of another config or other data; record these otherwise."""
+    """Refuse to go on with a checkpoint of another config or other data; record these otherwise.
+
+    More epochs are no other run: they are added.
+    """
     path = config.exp / "resolved.json"
     if (config.exp / "checkpoint.pth").exists() and path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))
-        stored["config"] = decisive(stored["config"])
+        before, now = decisive(stored["config"]), json.loads(json.dumps(settings["config"]))
         way_out = f"give the config another name or remove {config.exp}"
-        for key in ("config", "espnet"):
-            if stored[key] != json.loads(json.dumps(settings[key])):
-                raise UserError(f"{config.exp} holds a run of other settings ({path}); {way_out}")
+        other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if other == ["max_epoch"] and _epochs(before) < _epochs(now):
+            other = []
+        if other:
+            names = ", ".join(other)
+            raise UserError(f"{config.exp} holds a run of other settings ({names}); {way_out}")
         for name, content in settings["data"].items():
             if stored.get("data", {}).get(name, content) != content:
                 raise UserError(f"{config.exp} was trained before {name} changed; {way_out}")
     write_json(path, settings)
+
+
+def _epochs(config: dict[str, Any]) -> int:
+    """What the config says, or ESPnet's default."""
+    return config.get("max_epoch", 40)
 
 
 def decisive(config: dict[str, Any]) -> dict[str, Any]:
@@ -184,10 +219,9 @@ def collect_statistics(config: Config, command: list[str], data: dict) -> Path:
     """Run ESPnet's collect_stats once for these features and tokens; return its folder."""
     from espnet_ext.tasks import training
 
-    keys = ("frontend", "frontend_conf", "speech_volume_normalize")
     settings = {
         "data": data,
-        "features": {key: config.espnet.get(key) for key in keys},
+        "read": {key: config.espnet[key] for key in _STATISTICS if key in config.espnet},
         "tokens": str(token_dir(config)),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
@@ -218,12 +252,15 @@ def train_options(config: Config, statistics: Path) -> list[str]:
 
 
 def averaged_model(config: Config) -> Path:
-    """The n-best average of the training's checkpoints (fewer if it had fewer epochs)."""
-    criterion = config.recipe.average_by
-    found = config.exp / f"{criterion}.ave.pth"
+    """The average of the training's ``recipe: average`` best checkpoints.
+
+    Of a training with fewer epochs than that ESPnet takes the best checkpoint alone.
+    """
+    found = config.exp / f"{config.recipe.average_by}.ave.pth"
     if not found.exists():
         raise UserError(f"no {found}; run stage 4")
-    return found.resolve().relative_to(Path.cwd())
+    # ESPnet's link says how many; exp/ itself may be a link, to another disk.
+    return config.exp / os.readlink(found) if found.is_symlink() else found
 
 
 def log_to(path: Path) -> None:

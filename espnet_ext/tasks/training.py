@@ -1,8 +1,11 @@
 """ESPnet's trainer, made safe to kill, with forward passes in bfloat16 on a CPU when asked."""
 
 import contextlib
+import copy
+import dataclasses
 import errno
 import functools
+import json
 import logging
 import os
 import re
@@ -16,11 +19,12 @@ from espnet2.tasks.asr import ASRTask as ESPnetASRTask
 from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer as ESPnetTrainer
 
+from espnet_ext.config import Config
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.tasks.checkpoint import build, compare_state, read_config, save
 from espnet_ext.tasks.quiet import quiet
 from espnet_ext.tasks.registry import install
-from espnet_ext.tasks.rules import SET_BY_TRAIN
+from espnet_ext.tasks.rules import NO_TRAINING, READ_ELSEWHERE, SET_BY_TRAIN
 
 install()
 
@@ -165,14 +169,20 @@ def history(exp: Path) -> tuple[int, float]:
     return len(epochs), sum(phase["time"]["__timedelta_seconds__"] for phase in phases)
 
 
-def parse_options(words: list[str], start: Namespace | None = None) -> Namespace:
-    """Parse options as ESPnet's trainer will; what ``start`` has is not set to its default.
+def parse_options(words: list[str], start: Namespace | None = None, **defaults: Any) -> Namespace:
+    """Parse options as ESPnet's trainer will.
+
+    Args:
+        words: the options.
+        start: attributes that are set already; their defaults are not filled in.
+        defaults: instead of ESPnet's own.
 
     Raises:
         UserError: an unknown option or a value that it refuses; ESPnet's own parser would
             print two hundred lines.
     """
     parser = ASRTask.get_parser()
+    parser.set_defaults(**defaults)
 
     def refuse(message: str) -> NoReturn:
         choice = re.fullmatch(r"(.*: invalid choice: )'(.*)' \(choose from (.*)\)", message)
@@ -190,14 +200,36 @@ def parse_options(words: list[str], start: Namespace | None = None) -> Namespace
 
 
 def refuse_own_options(words: list[str], ngpu: int) -> None:
-    """Raise UserError if options for ESPnet are wrong, or are those that the recipe sets."""
-    unset = dict.fromkeys([*SET_BY_TRAIN, "ngpu"])
-    args = parse_options(words, Namespace(**unset))
-    for name, source in SET_BY_TRAIN.items():
-        if getattr(args, name) is not None:
-            raise UserError(f"--{name} is not for after --: training takes it from {source}")
-    if args.ngpu not in (None, ngpu):
-        raise UserError("give --ngpu before --, or as run.sh --ngpu N")
+    """Raise UserError if options for ESPnet are wrong, or must not stand after ``--``."""
+    reasons = dict.fromkeys(NO_TRAINING, "ESPnet would not train the config")
+    reasons |= {name: f"training takes it from {source}" for name, source in SET_BY_TRAIN.items()}
+    reasons |= {name: f"{why}; put it into the config" for name, why in READ_ELSEWHERE.items()}
+    if "-h" in words or "--help" in words:  # argparse would print, and end with success
+        raise UserError(f"--help is not for after --: {reasons['help']}")
+    args = parse_options(words, Namespace(**dict.fromkeys(reasons)))
+    for name, why in reasons.items():
+        given = getattr(args, name)
+        if name == "ngpu" and given not in (None, ngpu):
+            raise UserError("give --ngpu before --, or as run.sh --ngpu N")
+        if name != "ngpu" and given is not None:
+            raise UserError(f"--{name} is not for after --: {why}")
+
+
+def with_options(config: Config, words: list[str]) -> Config:
+    """Return the config with ESPnet's options ``words`` in it, as if they stood there.
+
+    Raises:
+        UserError: an unknown option or a value that ESPnet's trainer refuses.
+    """
+    if not words:
+        return config
+    # ESPnet's parser changes mappings in place.
+    plain = vars(parse_options([], **copy.deepcopy(config.espnet)))
+    changed = vars(parse_options(words, **copy.deepcopy(config.espnet)))
+    over = {key: value for key, value in changed.items() if value != plain[key]}
+    over.pop("ngpu", None)  # the same as before --, or refused
+    # What JSON and YAML hold: lists for tuples.
+    return dataclasses.replace(config, espnet={**config.espnet, **json.loads(json.dumps(over))})
 
 
 def one_line(error: BaseException) -> str:
