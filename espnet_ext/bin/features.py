@@ -16,7 +16,7 @@ from espnet_ext.bin.checked import checked_config
 from espnet_ext.config import Config
 from espnet_ext.data.kaldi_dir import audio_inputs, read_table
 from espnet_ext.data.parallel import map_processes
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, at_least
 from espnet_ext.files import Stamp, atomic_path
 from espnet_ext.tasks.rules import is_int
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("config", help="training config")
     parser.add_argument("--data", default="data", help="folder of data directories")
-    parser.add_argument("--nj", type=int, default=2, help="processes")
+    parser.add_argument("--nj", type=at_least(1), default=2, help="processes")
 
 
 def run(args: argparse.Namespace) -> None:

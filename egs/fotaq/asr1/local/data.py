@@ -39,7 +39,7 @@ from tqdm import tqdm
 from espnet_ext.data import kaldi_dir, queen, splits, text
 from espnet_ext.data.package import Package, fetch, unpack_member
 from espnet_ext.data.parallel import map_processes
-from espnet_ext.errors import UserError, run_cli
+from espnet_ext.errors import UserError, at_least, run_cli
 from espnet_ext.files import Stamp, sha256_file, write_text
 
 PACKAGE = Package(
@@ -256,14 +256,6 @@ def remove_leftovers(*folders: Path) -> None:
                 path.unlink()
 
 
-def positive(word: str) -> int:
-    """Parse a whole number above 0."""
-    value = int(word)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
-
-
 def main() -> None:
     """Read the command line and prepare the data."""
     summary, _, rest = (__doc__ or "").partition("\n")
@@ -273,8 +265,10 @@ def main() -> None:
     parser.add_argument("--out", default="data", help="folder of the data directories")
     parser.add_argument("--downloads", default="downloads", help="folder of what is fetched")
     parser.add_argument("--package", metavar="FILE", help="the .deb, if you have it already")
-    parser.add_argument("--nj", type=positive, default=2, help="processes (default 2)")
-    parser.add_argument("--limit", type=positive, help="at most so many utterances a set: a trial")
+    parser.add_argument("--nj", type=at_least(1), default=2, help="processes (default 2)")
+    parser.add_argument(
+        "--limit", type=at_least(1), help="at most so many utterances a set: a trial"
+    )
     # For tests with a package of their own; the counts are then not compared.
     parser.add_argument("--sha256", help=argparse.SUPPRESS)
     args = parser.parse_args()
