@@ -67,14 +67,26 @@ check_folder() {
   mkdir -p "$venv" 2>/dev/null || fail "cannot write $venv; set ESPNET_EXT_VENV to a folder of yours"
 }
 
-# What is there already counts: an install that was killed needs only the rest.
 check_disk() {
-  local free_kb used_kb
-  free_kb=$(df -Pk "$venv" | awk 'NR == 2 { print $4 }')
-  used_kb=$(du -sk "$venv" | cut -f1)
-  if [ $((free_kb + used_kb)) -lt $((need_gb * 1024 * 1024)) ]; then
-    fail "about $need_gb GB are needed and the disk of $venv has $((free_kb / 1024 / 1024)) GB" \
-      "free; free some, or set ESPNET_EXT_VENV to a folder on another disk"
+  local known=""
+  need_space "$venv" "$need_gb" ESPNET_EXT_VENV
+  need_space "$(uv_cache)" "$need_gb" UV_CACHE_DIR
+  need_space "${TMPDIR:-/tmp}" 1 TMPDIR
+}
+
+# need_space FOLDER GB VARIABLE: what shares a disk with an earlier folder is linked, not copied.
+need_space() {
+  local folder=$1 existing=$1 free_kb mount used_kb=0
+  while [ ! -d "$existing" ]; do existing=$(dirname "$existing"); done
+  read -r free_kb mount < <(df -Pk "$existing" | awk 'NR == 2 { print $4, $6 }')
+  [[ $known != *"|$mount|"* ]] || return 0
+  known+="|$mount|"
+  [ "$free_kb" -lt $(($2 * 1024 * 1024)) ] || return 0
+  # What is there already counts: an install that was killed needs only the rest.
+  [ "$2" -eq 1 ] || [ ! -d "$folder" ] || used_kb=$(du -sk "$folder" | cut -f1)
+  if [ $((free_kb + used_kb)) -lt $(($2 * 1024 * 1024)) ]; then
+    fail "about $2 GB are needed and the disk of $folder has $((free_kb / 1024 / 1024)) GB" \
+      "free; free some, or set $3 to a folder on another disk"
   fi
 }
 

@@ -169,6 +169,32 @@ def test_too_little_disk(machine):
     assert not (machine.venv / "bin").exists()
 
 
+@pytest.mark.parametrize(
+    ("folder", "variable"), [("cache", "UV_CACHE_DIR"), ("tmp", "TMPDIR"), (None, None)]
+)
+def test_too_little_disk_for_what_uv_keeps_elsewhere(machine, folder, variable):
+    """Each folder on a disk of its own; 500 MB are free on one of them."""
+    machine.add_python()
+    machine.add_uv(WORKS)
+    base = machine.venv.parent
+    machine.env |= {"UV_CACHE_DIR": f"{base}/cache/uv", "TMPDIR": f"{base}/tmp"}
+    for name in ("cache", "tmp"):
+        (base / name).mkdir()
+    machine.add(
+        "df",
+        f'free=90000000; [ "$2" != {base}/{folder} ] || free=500000\n'
+        'echo Filesystem; echo "/dev/x 90000000 1 $free 1% $2"',
+    )
+    result = machine.install()
+    if folder is None:
+        assert result.returncode == 0, result.stderr
+        return
+    error = error_line(result)
+    assert f"the disk of {base}/{folder}" in error
+    assert f"set {variable} to a folder on another disk" in error
+    assert not (machine.venv / "bin").exists()
+
+
 def test_no_network(machine):
     machine.add_python()
     machine.add_uv('echo "error: dns error" >&2; exit 2')
