@@ -1,7 +1,8 @@
 """Stage 4: collect statistics and train with ESPnet's trainer; a killed run goes on.
 
 Writes exp/stats_<digest>/ (shared by configs with the same features and tokens) and
-exp/<tag>/: ESPnet's config.yaml, checkpoints and train.log, and train.json for the report.
+exp/<tag>/: ESPnet's config.yaml, checkpoints and train.log, calls.json (what made the run) and
+train.json for the report.
 Options after ``--`` are ESPnet's and win over the config. A trained run takes
 more epochs (a larger --max_epoch); any other change needs another config.
 
@@ -81,14 +82,18 @@ def run(args: argparse.Namespace) -> None:
     log_to(config.exp / "train.log")
     statistics = collect_statistics(config, command, data)
     command += train_options(config, statistics)
-    training.repair(config.exp, training.parse_options(command))
+    options = training.parse_options(command)
+    training.repair(config.exp, options)
+    calls = this_call(config, args, training, options)
     before = training.history(config.exp)[0]
     training.run_task(command, config.exp / "train.log")
-    made = config.exp / "train.json"
-    # A call that found nothing left to train has no peak memory or commit of a training.
-    if not made.exists() or training.history(config.exp)[0] != before:
-        write_json(made, record(config, args, training))
-    averaged = averaged_model(config)
+    averaged, made = averaged_model(config), config.exp / "train.json"
+    epochs = training.history(config.exp)[0]
+    for epoch in set(range(before + 1, epochs + 1)) - set(calls.own["epochs"]):
+        calls.add(epoch, measured=False)  # by processes that ESPnet started
+    # A run from before calls were kept has its record.
+    if calls.path.exists() or not made.exists():
+        write_json(made, record(config, calls, training, options))
     stamp.write([averaged, config.exp / "config.yaml", made])
     print(f"train: averaged model is {averaged}")
 
@@ -282,23 +287,33 @@ def log_to(path: Path) -> None:
     logging.raiseExceptions = False
 
 
-def record(config: Config, args: argparse.Namespace, training: Any) -> dict:
-    """What the report needs of the training."""
-    import resource
+def this_call(config: Config, args: argparse.Namespace, training: Any, options: Any) -> Any:
+    """Have every epoch of this call noted in calls.json; return its ``tasks.record.Calls``."""
+    from espnet_ext.report.schema import NOT_MEASURED
+    from espnet_ext.tasks.record import Calls
 
-    from espnet_ext.report.environment import environment
+    calls = Calls(
+        config.exp / "calls.json",
+        new_run=training.history(config.exp)[0] == 0,
+        command=shlex.join(["espnet-ext", *sys.argv[1:]]),
+        threads=args.threads if args.ngpu == 0 else NOT_MEASURED,
+        device=f"{args.ngpu} GPU" if args.ngpu else "cpu",
+        dtype=training.dtype_of(options),
+    )
+    # The memory of processes that read data for this one is not in its own.
+    alone = options.num_workers == 0
+    training.Trainer.on_epoch = lambda epoch: calls.add(epoch, measured=alone)
+    return calls
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def record(config: Config, calls: Any, training: Any, options: Any) -> dict[str, Any]:
+    """What the report needs of the training: train.json."""
     epochs, seconds = training.history(config.exp)
     return {
         "seconds": round(seconds, 1),
-        "peak_rss_mb": round(peak, 1),
         "epochs": epochs,
-        "seed": config.espnet.get("seed", 0),
-        "command": shlex.join(["espnet-ext", *sys.argv[1:]]),
-        "threads": args.threads if args.ngpu == 0 else "not measured",
-        "device": f"{args.ngpu} GPU" if args.ngpu else "cpu",
-        "dtype": str(training.Trainer.cpu_dtype or "float32"),
+        "seed": options.seed,
+        "average": training.averaged_epochs(config.exp, options, averaged_model(config)),
+        **calls.summary(epochs),
         "config": config.as_dict(),
-        **environment(),
     }

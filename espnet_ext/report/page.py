@@ -130,6 +130,7 @@ def _block(result: Mapping[str, Any], folder: str) -> list[str]:
         "command": f"`{result['command']}`",
         "config": f"`{result['config_path']}`, resolved in [{Path(path).name}]({path})",
         "encoder, variant": f"{result['encoder']}, {result['variant']}",
+        "checkpoint": _checkpoint(result),
         "commit": result["commit"],
         "seed": str(result["seed"]),
         "parameters": _parts(result["parameters"]),
@@ -152,6 +153,14 @@ def _rounds(log: Mapping[str, Any]) -> str:
     """The least and largest real-time factor of the rounds that ``rtf`` is the median of."""
     rounds = log["rtf_rounds"]
     return "" if rounds == NOT_MEASURED else f" ({min(rounds):.3g}-{max(rounds):.3g})"
+
+
+def _checkpoint(result: Mapping[str, Any]) -> str:
+    """The deployed file and, if it is the training's average, of which epochs it is."""
+    average, file = result["training"]["average"], result["checkpoint"]
+    if average == NOT_MEASURED or file != average["file"]:
+        return f"{file}"
+    return f"{file}, epochs {', '.join(map(str, sorted(average['epochs'])))}"
 
 
 def _parts(value: Any) -> str:

@@ -16,7 +16,7 @@ from espnet_ext.report.schema import (
     validate,
 )
 
-_TRAINING = ("seconds", "epochs", "peak_rss_mb", "device", "threads", "dtype")
+_TRAINING = ("seconds", "epochs", "peak_rss_mb", "device", "threads", "dtype", "average")
 _DECODING = (
     "rtf",
     "rtf_rounds",
@@ -89,6 +89,7 @@ def collect(config: Config, variant: str, recipe: Path) -> dict[str, Any]:
         "task": task,
         "tag": config.tag,
         "variant": variant,
+        "checkpoint": _checkpoint(deploy),
         "encoder": str(train["config"].get("encoder", "ESPnet's default")),
         "config_path": str(config.path),
         "command": _without_program_folder(train["command"]),
@@ -113,6 +114,11 @@ def collect(config: Config, variant: str, recipe: Path) -> dict[str, Any]:
     result = _portable(result, prefixes | {f"{Path.home()}/": "~/"})
     validate(result, RESULT, f"result of {config.tag}")
     return result
+
+
+def _checkpoint(deploy: Mapping[str, Any]) -> Any:
+    found = _measured(deploy, "checkpoint")
+    return Path(found).name if isinstance(found, str) else found  # else the schema names it
 
 
 def _as_run(trained: Any, config: Config) -> Any:
@@ -207,6 +213,14 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 def published_path(folder: Path, result: Mapping[str, Any]) -> Path:
     """Return where a result is committed: one file per run and, but for `merged`, variant."""
     return folder / f"{result['dataset']}_{result['task']}" / f"{run_name(result)}.json"
+
+
+def is_average(result: Mapping[str, Any]) -> bool:
+    """False if a checkpoint was deployed that is known not to be the training's average."""
+    average = result["training"]["average"]
+    if NOT_MEASURED in (average, result["checkpoint"]):
+        return True
+    return bool(result["checkpoint"] == average["file"])
 
 
 def run_name(result: Mapping[str, Any]) -> str:

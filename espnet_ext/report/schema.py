@@ -188,13 +188,14 @@ RESULT = mapping(
     task=text,
     tag=text,
     variant=text,
+    checkpoint=measured(text),  # the file that was deployed
     encoder=text,
     config_path=text,
     command=text,
     commit=text,
     seed=measured(count),
-    versions=named(text),
-    machine=named(plain),
+    versions=measured(named(text)),
+    machine=measured(named(plain)),
     parameters=measured(named(count)),  # of the deployed model, by part
     bytes=measured(count),  # of the deployed model's file
     macs_per_second=measured(number),  # multiply-accumulates per second of audio
@@ -205,6 +206,7 @@ RESULT = mapping(
         device=measured(text),
         threads=measured(count),
         dtype=measured(text),
+        average=measured(mapping(file=text, epochs=items(count))),  # which epochs ESPnet averaged
         parameters=measured(named(count)),  # of the training form
     ),
     decoding=items(

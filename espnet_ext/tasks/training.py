@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ import torch
 from espnet2.tasks.asr import ASRTask as ESPnetASRTask
 from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer as ESPnetTrainer
+from espnet2.train.trainer import autocast_args
 
 from espnet_ext.config import Config
 from espnet_ext.errors import UserError, nearest
@@ -30,9 +31,10 @@ install()
 
 
 class Trainer(ESPnetTrainer):
-    """ESPnet's trainer; ``cpu_dtype`` is a class setting since ESPnet never instantiates it."""
+    """ESPnet's trainer; its settings are the class's, since ESPnet never instantiates it."""
 
     cpu_dtype: torch.dtype | None = None
+    on_epoch: Callable[[int], None] | None = None  # called with the number of each epoch
 
     @classmethod
     def train_one_epoch(cls, model: torch.nn.Module, *args: Any, **kwargs: Any) -> bool:
@@ -48,6 +50,13 @@ class Trainer(ESPnetTrainer):
             raise UserError("no step had finite gradients; take a lower lr (optim_conf)")
         return all_invalid
 
+    @classmethod
+    def validate_one_epoch(cls, model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        """As ESPnet's; then the epoch is whole, but for its checkpoint."""
+        super().validate_one_epoch(model, *args, **kwargs)
+        if cls.on_epoch is not None:
+            cls.on_epoch(kwargs["reporter"].get_epoch())
+
 
 class ASRTask(ESPnetASRTask):
     """ESPnet's ASR task with the trainer above."""
@@ -59,6 +68,16 @@ def supported_cpu_dtype(name: str) -> torch.dtype | None:
     """Return bfloat16 if asked for and computed natively here, else None (float32)."""
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if name == "bfloat16" and native else None
+
+
+def dtype_of(options: Namespace) -> str:
+    """The type that forward passes compute in, and that of the weights if it is another."""
+    chosen = Trainer.cpu_dtype
+    if options.ngpu > 0 and options.use_amp:
+        chosen = autocast_args.get("dtype", torch.float16)
+    weights = options.train_dtype
+    name = weights if chosen is None else str(chosen).removeprefix("torch.")
+    return name if name == weights else f"{name} autocast, {weights} weights"
 
 
 @contextlib.contextmanager
@@ -167,6 +186,21 @@ def history(exp: Path) -> tuple[int, float]:
     epochs = state["reporter"]["stats"]
     phases = [phase for epoch in epochs.values() for phase in epoch.values()]
     return len(epochs), sum(phase["time"]["__timedelta_seconds__"] for phase in phases)
+
+
+def averaged_epochs(exp: Path, options: Namespace, average: Path) -> dict[str, Any]:
+    """Return the name of ``average`` and the epochs that ESPnet put into it, the best first.
+
+    ESPnet averages the n best; of a training of fewer epochs than n it takes the best alone.
+    """
+    found = re.fullmatch(r"(\w+)\.(\w+)\.ave_(\d+)best\.pth", average.name)
+    modes = {(phase, key): mode for phase, key, mode in options.best_model_criterion}
+    if not found or (found[1], found[2]) not in modes:
+        raise UserError(f"{average} is no average that ESPnet writes; remove it and run stage 4")
+    reporter = Reporter()
+    reporter.load_state_dict(load_training(exp / "checkpoint.pth")["reporter"])
+    ranked = reporter.sort_epochs(found[1], found[2], modes[found[1], found[2]])
+    return {"file": average.name, "epochs": ranked[: int(found[3])]}
 
 
 def parse_options(words: list[str], start: Namespace | None = None, **defaults: Any) -> Namespace:

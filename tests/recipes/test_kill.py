@@ -33,7 +33,7 @@ def written(folder: Path) -> dict[str, object]:
         name = str(path.relative_to(folder))
         if path.is_symlink():
             found[name] = os.readlink(path)
-        elif path.name in ("checkpoint.pth", "train.json", "decode.json"):
+        elif path.name in ("checkpoint.pth", "calls.json", "train.json", "decode.json"):
             found[name] = "with times"
         elif path.suffix == ".pth":
             state = torch.load(path, weights_only=True)

@@ -99,6 +99,7 @@ def test_page_begins_with_its_command_and_tells_each_run(recipe):
         "- command: `espnet-ext train conf/train_hrf_xs.yaml`",
         "- commit: abc1234",
         "- seed: 7",
+        "- checkpoint: valid.loss.ave_2best.pth, epochs 1, 2\n",
         "torch 2.14.1",
         "| 0.0812 (0.08-0.09) ",
         "cores 2",

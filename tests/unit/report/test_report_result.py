@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from espnet_ext.config import load_config
 from espnet_ext.errors import UserError
 from espnet_ext.report.page import results_page
 from espnet_ext.report.plots import plot_wer_bytes, read_curves
+from espnet_ext.report.result import collect
 from espnet_ext.report.schema import NOT_MEASURED, RESULT, plain, validate
 from espnet_ext.report.table import (
     comparison,
@@ -171,6 +173,16 @@ def test_row_of_the_summary(result):
     result["config"]["recipe"] = recipe
     assert summary_table([result])[1][0][header.index("WER vs baseline")] == NOT_MEASURED
     assert row["WER vs baseline"].startswith("test -3.0 (p 0.010, better); unseen -3.0")
+
+
+def test_a_checkpoint_that_is_not_the_average_is_told(recipe):
+    config = load_config("conf/train_hrf_xs.yaml")
+    assert summary_table([collect(config, "merged", recipe)])[1][0][0] == "hrf_xs"
+    other = {"checkpoint": "exp/hrf_xs/2epoch.pth"}
+    edit("exp/hrf_xs/deploy/merged/deploy.json", lambda d: d.update(other))
+    result = collect(config, "merged", recipe)
+    assert summary_table([result])[1][0][0] == "hrf_xs (2epoch.pth)"
+    assert "- checkpoint: 2epoch.pth\n" in results_page([result])
 
 
 def test_set_that_one_run_lacks_is_not_measured(result):
