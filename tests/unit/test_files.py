@@ -5,13 +5,16 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from espnet_ext.data import audio
 from espnet_ext.files import atomic_path, temporary_name
 
 # Replaces the folder "out" and dies, as by kill -9, just before its n-th change of a file.
 REPLACE = """
 import os, sys
+from espnet_ext.data import audio
 from espnet_ext.files import atomic_path
 left = int(sys.argv[1])
 def hook(event, arguments):
@@ -106,3 +109,20 @@ def test_only_writers_of_this_machine_are_judged_by_their_process(
     with atomic_path(tmp_path / "out") as path:
         path.write_text("whole")
     assert left.exists() == stays
+
+
+def test_a_clip_is_written_under_a_name_that_others_can_judge(tmp_path, monkeypatch):
+    path, seen, replace = tmp_path / "a.flac", [], os.replace
+
+    def spy(source, target):
+        seen.append((source, target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", spy)
+    assert audio.write_flac(path, np.zeros(1600, np.float32), 16000) == 0.1
+    assert seen == [(temporary_name(path), path)]
+    assert os.listdir(tmp_path) == ["a.flac"]
+    monkeypatch.setattr(os, "replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        audio.write_flac(path, np.zeros(1600, np.float32), 16000)
+    assert os.listdir(tmp_path) == ["a.flac"]
