@@ -15,7 +15,8 @@ from espnet_ext.bin.train import at_least, audio_scp
 from espnet_ext.config import Config, load_config
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.files import Stamp, write_json, write_text
+from espnet_ext.files import Stamp, sha256_file, write_json, write_text
+from espnet_ext.report.schema import SCHEMA_VERSION
 from espnet_ext.tasks.quiet import quiet
 from espnet_ext.tasks.rules import recipe_problems
 
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace) -> None:
             out = config.exp / "decode" / variant / method / name
             inputs = [scp, model / "model.pth", model / "config.yaml"]
             inputs += audio_inputs(Path("data") / name)
-            stamp = Stamp(out / ".done.json", {"method": method, "options": options}, inputs)
+            settings = {"schema": SCHEMA_VERSION, "method": method, "options": options}
+            stamp = Stamp(out / ".done.json", settings, inputs)
             if stamp.is_current():
                 print(f"decode: {out} is up to date")
             else:
@@ -84,6 +86,8 @@ def _decode(config: Config, model: Path, todo: list, nj: int) -> None:
     for method, options, scp, out, stamp in todo:
         rows, summary = decode_set(model, method, options, scp, rate, nj)
         write_text(out / "text", "".join(f"{utt} {text}\n" for utt, text in rows))
-        write_json(out / "decode.json", summary)
+        # Stage 8 joins this with files of other stages: they must be of the same model.
+        made_by = {"model": sha256_file(model / "model.pth"), "options": options}
+        write_json(out / "decode.json", summary | made_by)
         stamp.write([out / "text", out / "decode.json"])
         print(f"decode: {out}: {len(rows)} utterances, RTF {summary['rtf']:.4f}")

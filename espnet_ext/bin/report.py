@@ -15,7 +15,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.config import load_config
+from espnet_ext.bin.deploy import deploy_stamp
+from espnet_ext.config import Config, load_config
 from espnet_ext.errors import UserError
 from espnet_ext.files import Stamp, read_json, write_json, write_text
 
@@ -73,11 +74,13 @@ def _results_folder(args: argparse.Namespace, for_all: bool) -> Path | None:
 
 def _one(args: argparse.Namespace) -> dict[str, Any]:
     from espnet_ext.report.plots import plot_training, read_curves, training_logs
-    from espnet_ext.report.result import collect, stage_files
+    from espnet_ext.report.result import collect, refuse_other_inputs, stage_files
     from espnet_ext.report.schema import RESULT, SCHEMA_VERSION, validate
 
     config = load_config(args.config, args.tag)
     variant = args.variant or config.recipe.variant
+    refuse_other_inputs(config, variant)
+    _refuse_other_training(config, variant)
     suffix = "" if variant == config.recipe.variant else f"_{variant}"
     output = config.exp / f"result{suffix}.json"
     image = config.exp / "images" / "training_curves.png"
@@ -103,6 +106,16 @@ def _one(args: argparse.Namespace) -> dict[str, Any]:
     for path in outputs:
         print(f"wrote {path}")
     return result
+
+
+def _refuse_other_training(config: Config, variant: str) -> None:
+    """Refuse a deployed model whose checkpoint has changed since, by more epochs, say."""
+    deployed = config.exp / "deploy" / variant / "deploy.json"
+    checkpoint = Path(str(read_json(deployed).get("checkpoint")))
+    if not deploy_stamp(config, variant, checkpoint).is_current():
+        raise UserError(
+            f"{deployed.parent} was deployed before {checkpoint} changed; run stages 5 to 7"
+        )
 
 
 def _print_beside(result: dict[str, Any], folder: Path | None) -> list[dict[str, Any]]:

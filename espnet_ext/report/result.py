@@ -7,12 +7,12 @@ from typing import Any
 import espnet_ext
 from espnet_ext.config import READ_LATER, Config
 from espnet_ext.errors import UserError
-from espnet_ext.files import read_json
+from espnet_ext.files import read_json, sha256_file
 from espnet_ext.report.schema import (
     NOT_MEASURED,
     RESULT,
     SCHEMA_VERSION,
-    SCORE,
+    SCORE_FILE,
     validate,
 )
 
@@ -60,6 +60,44 @@ def stage_files(config: Config, variant: str) -> list[Path]:
         *sorted((config.exp / "decode" / variant).glob("*/*/decode.json")),
         *sorted((config.exp / "score" / variant).glob("*/*.json")),
     ]
+
+
+def refuse_other_inputs(config: Config, variant: str) -> None:
+    """Refuse to join files of different runs: a new model, other options, texts written since.
+
+    Raises:
+        UserError: a stage has not run since; says which.
+    """
+    folder = config.exp / "deploy" / variant
+    _read(folder / "deploy.json", "5 (espnet-ext deploy)")
+    model = _digest(folder / "model.pth", "stage 5 (espnet-ext deploy)")
+    for method, options in config.recipe.decode.items():
+        for path in sorted((config.exp / "score" / variant / method).glob("*.json")):
+            decoded = config.exp / "decode" / variant / method / path.stem
+            again = f"run stages 6 and 7 with --sets {path.stem}, or remove {path}"
+            log = _read(decoded / "decode.json", "6 (espnet-ext decode)")
+            if log.get("model") != model:
+                raise UserError(f"{decoded} was decoded with another model; {again}")
+            if log.get("options") != (options or {}):
+                raise UserError(f"{decoded} was decoded with other options; {again}")
+            score = _read(path, "7 (espnet-ext score)")
+            validate(score, SCORE_FILE, str(path))
+            hypothesis = decoded / "text"
+            _digest(hypothesis, f"stages 6 and 7 with --sets {path.stem}")
+            if str(hypothesis) not in score["inputs"]:
+                raise UserError(f"{path} is no score of {hypothesis}; {again}")
+            for name, content in score["inputs"].items():
+                # What is gone, a baseline that was removed, cannot have changed the score.
+                if Path(name).is_file() and sha256_file(name) != content:
+                    again = f"run stage 7 with --sets {path.stem}, or remove it"
+                    raise UserError(f"{path} was made before {name} changed; {again}")
+
+
+def _digest(path: Path, stage: str) -> str:
+    try:
+        return sha256_file(path)
+    except FileNotFoundError:
+        raise UserError(f"no {path}; run {stage}") from None
 
 
 def collect(config: Config, variant: str, recipe: Path) -> dict[str, Any]:
@@ -141,7 +179,8 @@ def _decoded_and_scored(
             raise UserError(f"no scores in {folder}; run stage 7 (espnet-ext score) first")
         for path in files:
             score = _read(path, "7 (espnet-ext score)")
-            validate(score, SCORE, str(path))
+            validate(score, SCORE_FILE, str(path))
+            del score["inputs"]  # a check of this machine's files
             log = _read(
                 config.exp / "decode" / variant / method / path.stem / "decode.json",
                 "6 (espnet-ext decode)",

@@ -11,7 +11,7 @@ from typing import Any
 from espnet_ext.errors import UserError, nearest
 
 NOT_MEASURED = "not measured"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Check = Callable[[Any, str], None]
 
@@ -156,18 +156,18 @@ _RATE = mapping(
     deletions=count,
 )
 
-SCORE = mapping(
-    set=text,
-    method=text,
-    normalisation=text,
-    utterances=count,
-    speakers=optional(count),
-    words=count,
-    characters=count,
-    bootstrap=mapping(resamples=count, seed=count, confidence=number),
-    wer=_RATE,
-    cer=_RATE,
-    baseline=optional(
+_SCORE: dict[str, Check] = {
+    "set": text,
+    "method": text,
+    "normalisation": text,
+    "utterances": count,
+    "speakers": optional(count),
+    "words": count,
+    "characters": count,
+    "bootstrap": mapping(resamples=count, seed=count, confidence=number),
+    "wer": _RATE,
+    "cer": _RATE,
+    "baseline": optional(
         mapping(
             tag=text,
             wer_difference=number,  # this run minus the baseline: negative is better
@@ -180,7 +180,10 @@ SCORE = mapping(
             cer_p=optional(number),
         )
     ),
-)
+}
+SCORE = mapping(**_SCORE)
+# As stage 7 writes it: with the SHA-256 of each file that was read.
+SCORE_FILE = mapping(**_SCORE, inputs=named(text))
 
 RESULT = mapping(
     schema=count,

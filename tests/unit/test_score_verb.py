@@ -10,7 +10,7 @@ import pytest
 
 from espnet_ext.bin import score as verb
 from espnet_ext.errors import UserError
-from espnet_ext.report.schema import SCORE, validate
+from espnet_ext.report.schema import SCORE_FILE, validate
 from tests.fixtures.texts import sentences, spoilt, write_table
 
 
@@ -50,7 +50,7 @@ def test_verb_scores_sets_and_is_then_up_to_date(recipe, capsys):
         "unseen.json",
     ]
     score = json.loads((folder / "unseen.json").read_text())
-    validate(score, SCORE, "unseen")
+    validate(score, SCORE_FILE, "unseen")
     assert score["baseline"]["tag"] == "base_xs" and score["set"] == "unseen"
     assert len((folder / "test.ali.txt").read_text().splitlines()) == 4 * 30
     before = (folder / "test.json").stat().st_mtime_ns

@@ -13,8 +13,9 @@ from espnet_ext.errors import UserError
 from espnet_ext.report.page import README_MARKERS, WHOLE_JOB, results_page
 from espnet_ext.report.result import read_results
 from espnet_ext.report.schema import SCORE, validate
-from tests.fixtures.a_run import make_run, run_verb
+from tests.fixtures.a_run import edit, make_run, run_verb
 
+OTHER_BEAM = "encoder: x\nrecipe: {decode: {ctc_att_beam: {beam_size: 3}}}\n"
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "whole_job.py"
 
 
@@ -121,18 +122,61 @@ def test_committed_runs_are_printed_beside(recipe, capsys):
 
 
 def test_another_variant_has_files_of_its_own(recipe):
-    exp = Path("exp/hrf_xs")
-    for stage in ("deploy", "decode", "score"):
-        (exp / stage / "merged").rename(exp / stage / "shared")
+    make_run(recipe, "hrf_xs", variant="shared")
     run_verb("conf/train_hrf_xs.yaml", "--variant", "shared", "--publish")
-    assert (exp / "result_shared.json").is_file()
+    assert Path("exp/hrf_xs/result_shared.json").is_file()
     assert (recipe.parents[2] / "results/toy_asr1/hrf_xs_shared.json").is_file()
 
 
 def test_tag_names_the_experiment(recipe):
-    Path("exp/hrf_xs").rename("exp/again")
+    make_run(recipe, "again", of="hrf_xs")
     run_verb("conf/train_hrf_xs.yaml", "--tag", "again")
     assert json.loads(Path("exp/again/result.json").read_text())["tag"] == "again"
+
+
+EXP = "exp/hrf_xs"
+TEST = "merged/ctc_greedy/test"
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "says"),
+    [
+        (f"{EXP}/valid.loss.ave_2best.pth", "more epochs", "run stages 5 to 7"),
+        (f"{EXP}/deploy/merged/model.pth", "another", "another model; run stages 6 and 7"),
+        (f"{EXP}/decode/{TEST}/text", "a-1 x", "before exp/hrf_xs/decode/.* run stage 7"),
+        ("data/unseen/text", "a-1 x", "before data/unseen/text changed; run stage 7"),
+        (f"{EXP}/deploy/merged/model.pth", None, "model.pth; run stage 5"),
+        (f"{EXP}/decode/{TEST}/text", None, "run stages 6 and 7 with --sets test"),
+        ("conf/train_hrf_xs.yaml", OTHER_BEAM, "other options; run stages 6 and 7"),
+    ],
+)
+@pytest.mark.parametrize("reported", [False, True])
+def test_files_of_different_runs_are_not_joined(recipe, path, content, says, reported):
+    if reported:
+        run_verb("conf/train_hrf_xs.yaml")
+    if content is None:
+        Path(path).unlink()
+    elif content == OTHER_BEAM:
+        for stage in ("decode", "score"):
+            Path(EXP, stage, "merged/ctc_greedy").rename(Path(EXP, stage, "merged/ctc_att_beam"))
+        Path(path).write_text(content)
+    else:
+        Path(path).write_text(content)
+    with pytest.raises(UserError, match=says) as error:
+        run_verb("conf/train_hrf_xs.yaml")
+    assert "\n" not in str(error.value)
+    assert Path(EXP, "result.json").exists() == reported
+
+
+def test_a_score_of_a_model_before_this_one_is_not_told_as_this_ones(recipe):
+    log = Path(EXP, "decode", TEST, "decode.json")
+    edit(log, lambda d: d.update(model="0" * 64))
+    with pytest.raises(UserError, match=r"or remove exp/hrf_xs/score/merged/ctc_greedy/test\.json"):
+        run_verb("conf/train_hrf_xs.yaml")
+    Path(EXP, "score", f"{TEST}.json").unlink()
+    run_verb("conf/train_hrf_xs.yaml")
+    result = json.loads(Path(EXP, "result.json").read_text())
+    assert [score["set"] for score in result["scores"]] == ["unseen"]
 
 
 def test_results_option_names_the_folder(recipe, tmp_path):
