@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from espnet_ext.report.benchmarks import sections
 from espnet_ext.report.result import published_path, run_name
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.report.table import (
@@ -17,7 +18,6 @@ from espnet_ext.report.table import (
 )
 
 COMMAND = "espnet-ext report --all"
-WHOLE_JOB = "whole_job.json"
 README_MARKERS = ("<!-- results:begin -->", "<!-- results:end -->")
 
 
@@ -39,7 +39,7 @@ def results_page(
     results: Sequence[Mapping[str, Any]],
     folder: str = "results",
     plotted: Collection[str] = (),
-    whole_job: Mapping[str, Any] | None = None,
+    benchmarks: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the text of RESULTS.md.
 
@@ -47,7 +47,7 @@ def results_page(
         results: validated results in the order of the page.
         folder: where their files and plots are, relative to the page.
         plotted: names ``<dataset>_<task>`` that have a plot of WER against bytes.
-        whole_job: what ``benchmarks/whole_job.py`` measured, or None.
+        benchmarks: what ``benchmarks.read_benchmarks`` found.
     """
     lines = [
         "```bash",
@@ -73,26 +73,8 @@ def results_page(
         lines += ["", "### Against the baselines", "", *_comparisons(group)]
         for result in group:
             lines += ["", *_block(result, folder)]
-    if whole_job is not None:
-        lines += ["", *_whole_job(whole_job, folder)]
+    lines += sections(benchmarks or {}, folder)
     return "\n".join(lines) + "\n"
-
-
-def _whole_job(measured: Mapping[str, Any], folder: str) -> list[str]:
-    command = measured["command"]
-    return [
-        "## The main job whole",
-        "",
-        "From a fresh clone with no environment: installation, data, training and all the rest.",
-        "",
-        "```bash",
-        f"python3 benchmarks/whole_job.py --json {folder}/{WHOLE_JOB} -- {command}",
-        "```",
-        "",
-        f"{duration(measured['wall_seconds'])} on {measured['cores']} cores of {measured['cpu']}; "
-        f"at most {measured['peak_rss_mb']:,} MB resident in all processes together; "
-        f"{measured['disk_mb']:,} MB of disk; commit {measured['commit']}.",
-    ]
 
 
 def _corpus(result: Mapping[str, Any]) -> str:

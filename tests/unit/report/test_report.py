@@ -1,6 +1,7 @@
 """The verb `report` and RESULTS.md, on miniature runs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import yaml
 
 from espnet_ext.bin import report as verb
 from espnet_ext.errors import UserError
-from espnet_ext.report.page import README_MARKERS, WHOLE_JOB, results_page
+from espnet_ext.files import write_json
+from espnet_ext.report.benchmarks import read_benchmarks
+from espnet_ext.report.page import README_MARKERS, results_page
 from espnet_ext.report.result import read_results
 from espnet_ext.report.schema import SCORE, validate
 from tests.fixtures.a_run import edit, make_run, run_verb
@@ -88,6 +91,75 @@ def test_the_whole_job_is_told_where_it_was_measured(recipe):
     failed = subprocess.run([*command[:-1], "false"], cwd=root, capture_output=True)
     assert failed.returncode == 1
     assert json.loads((root / "results/whole_job.json").read_text()) == measured
+
+
+STEP = {
+    "size": "xs",
+    "encoder_conf": {"num_blocks": 6},
+    "batch": {"utterances": 48, "seconds_each": 2.5},
+    "dtype": "float32",
+    "device": "some CPU",
+    "threads": 2,
+    "torch": "2.14.1",
+    "command": ["/somewhere/benchmarks/hrf_training_step.py", "--ratios", "4"],
+    "results": [
+        {
+            "form": "plain",
+            "ratio": None,
+            "parameters": 1620000,
+            "milliseconds": [500.0, 520.0, 900.0],
+            "to_plain": [1.0, 1.0, 1.0],
+        },
+        {
+            "form": "product",
+            "ratio": 4.0,
+            "parameters": 3980000,
+            "milliseconds": [600.0, 610.0, 990.0],
+            "to_plain": [1.2, 1.17, 1.1],
+        },
+    ],
+}
+
+
+def test_a_training_step_is_told_with_its_command(recipe):
+    run_verb("conf/train_hrf_xs.yaml", "--publish")
+    root = recipe.parents[2]
+    write_json(root / "results/hrf_training_step.json", STEP)
+    run_verb("--all")
+    text = (root / "RESULTS.md").read_text()
+    assert "\npython benchmarks/hrf_training_step.py --ratios 4\n" in text
+    cells = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| product ")]
+    assert [cell.strip() for cell in cells[0]] == [
+        "product",
+        "4",
+        "3.98 M",
+        "610 (600-990)",
+        "1.17 (1.10-1.20)",
+    ]
+
+
+@pytest.mark.parametrize("name", ["whole_job.json", "hrf_training_step.json"])
+def test_a_benchmarks_file_that_does_not_fit_is_named_and_the_page_kept(recipe, name):
+    run_verb("conf/train_hrf_xs.yaml", "--publish")
+    root = recipe.parents[2]
+    page = (root / "RESULTS.md").read_text()
+    for content, part in (("{", "not valid JSON"), ('{"wall": 1}', "unknown key 'wall'")):
+        (root / "results" / name).write_text(content)
+        with pytest.raises(UserError, match=f"{name}: {part}"):
+            run_verb("--all")
+    assert (root / "RESULTS.md").read_text() == page
+
+
+@pytest.mark.parametrize("commit", ["abc1234+dirty", "unknown", "abc1234; unknown"])
+def test_a_run_that_no_commit_describes_is_published_only_when_told(recipe, commit):
+    edit("exp/hrf_xs/train.json", lambda t: t.update(commit=commit))
+    run_verb("conf/train_hrf_xs.yaml")
+    with pytest.raises(UserError, match=f"the commit {re.escape(commit)}.*--allow-dirty"):
+        run_verb("conf/train_hrf_xs.yaml", "--publish")
+    root = recipe.parents[2]
+    assert not (root / "results").exists() and not (root / "RESULTS.md").exists()
+    run_verb("conf/train_hrf_xs.yaml", "--publish", "--allow-dirty")
+    assert f"- commit: {commit}\n" in (root / "RESULTS.md").read_text()
 
 
 def test_page_begins_with_its_command_and_tells_each_run(recipe):
@@ -239,9 +311,8 @@ def test_this_repositorys_results_are_valid():
     if results:
         committed = (root / "RESULTS.md").read_text(encoding="utf-8")
         plotted = {p.parent.name for p in (root / "results").glob("*/wer_bytes.svg")}
-        measured = root / "results" / WHOLE_JOB
-        whole_job = json.loads(measured.read_text()) if measured.is_file() else None
-        assert committed == results_page(results, plotted=plotted, whole_job=whole_job)
+        benchmarks = read_benchmarks(root / "results")
+        assert committed == results_page(results, plotted=plotted, benchmarks=benchmarks)
     for result in results:
         for score in result["scores"]:
             validate(score, SCORE, result["tag"])
