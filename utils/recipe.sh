@@ -11,7 +11,7 @@ cd "$(dirname "$recipe_script")"
 
 stage=1       # first stage to run
 stop_stage=99 # last stage to run
-ngpu=0        # GPUs to train on
+ngpu=0        # GPUs to train on, 0 or 1
 nj=$(nproc)   # processes for work that splits
 dry_run=false # only print what would run
 
@@ -66,7 +66,7 @@ _help() {
   while IFS=$'\t' read -r name text; do
     printf '  --%-12s %s (default: %s)\n' "$name" "$text" "${!name:-none}"
   done < <(_option_table)
-  printf '  --%-12s %s\n\nexample: %s --stage 4 --ngpu 1 -- --max_epoch 10\n' help "print this" "$me"
+  printf '  --%-12s %s\n\nexample: %s --stage 4 -- --max_epoch 30\n' help "print this" "$me"
 }
 
 _set_option() { # _set_option NAME VALUE

@@ -11,10 +11,10 @@ Example:
 import argparse
 from pathlib import Path
 
-from espnet_ext.bin.train import at_least, audio_scp
+from espnet_ext.bin.train import audio_scp
 from espnet_ext.config import Config, load_config
 from espnet_ext.data.kaldi_dir import audio_inputs
-from espnet_ext.errors import UserError, nearest
+from espnet_ext.errors import UserError, at_least, nearest
 from espnet_ext.files import Stamp, sha256_file, write_json, write_text
 from espnet_ext.report.schema import SCHEMA_VERSION
 from espnet_ext.tasks.quiet import quiet

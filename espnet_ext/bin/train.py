@@ -17,7 +17,6 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from espnet_ext.bin.features import ark_definition, ark_dir
 from espnet_ext.bin.tokens import token_dir
 from espnet_ext.config import READ_LATER, Config, load_config
 from espnet_ext.data.kaldi_dir import audio_inputs
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, at_least
 from espnet_ext.files import Stamp, content_key, lock, write_json, write_text
 
 # Keys of ESPnet that decide the features and the lengths of the texts.
@@ -42,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("config", help="training config")
     parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
-    parser.add_argument("--ngpu", type=at_least(0), default=0, help="GPUs")
+    parser.add_argument(
+        "--ngpu", type=int, choices=(0, 1), default=0, help="GPUs; several: untested"
+    )
     parser.add_argument(
         "--threads",
         type=at_least(1),
@@ -51,17 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(espnet=[])  # what stands after --
     parser.usage = "%(prog)s [-h] [--tag TAG] [--ngpu N] [--threads N] config [-- OPTIONS]"
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """Return a type for argparse: whole numbers from ``least`` on."""
-
-    def whole_number(word: str) -> int:
-        if not word.isascii() or not word.isdecimal() or int(word) < least:
-            raise argparse.ArgumentTypeError(f"needs a whole number from {least} on, not {word!r}")
-        return int(word)
-
-    return whole_number
 
 
 def run(args: argparse.Namespace) -> None:

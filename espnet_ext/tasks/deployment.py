@@ -127,7 +127,7 @@ def encode(model: nn.Module, wave: Tensor, rate: int, bins: int | None) -> Tenso
 
     A model without one takes ``bins`` log-mel features: ours, whatever made the training's arks.
     """
-    takes_waves = model.frontend is not None or bins is None
-    speech = (wave if takes_waves else kaldi_fbank(wave, rate, bins)).unsqueeze(0)
-    output, _ = model.encode(speech, torch.tensor([speech.shape[1]]))
+    if model.frontend is None and bins is not None:
+        wave = kaldi_fbank(wave, rate, bins)
+    output, _ = model.encode(wave.unsqueeze(0), torch.tensor([len(wave)]))
     return output[0] if isinstance(output, tuple) else output
