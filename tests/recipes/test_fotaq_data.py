@@ -319,7 +319,6 @@ def test_spoken_digits_need_a_table_entry(data):
     assert data.spell_out("route 66") is None
 
 
-@pytest.mark.slow
 @pytest.mark.net
 def test_the_real_package(data, tmp_path):
     """Fetches 35 MB; the recipe compares all its counts itself."""

@@ -262,7 +262,7 @@ def test_features_of_the_frontend_are_those_of_the_arks(here):
         np.testing.assert_array_equal(row[:count].numpy(), matrix)
 
 
-def test_training_on_raw_audio_and_on_arks_is_the_same(recipe, tmp_path):
+def test_training_of_characters_on_raw_audio_and_on_arks_is_the_same(recipe, tmp_path):
     forked.load()
     losses = {}
     for kind in ("raw", "ark"):
@@ -271,13 +271,14 @@ def test_training_on_raw_audio_and_on_arks_is_the_same(recipe, tmp_path):
             recipe.path,
             f"from_{kind}",
             recipe={"features": kind},
+            token_type="char",
             batch_type="unsorted",
             batch_size=8,
             max_epoch=2,
         )
-        words = ("train", config, "--threads", "1")
-        ended = forked.Command(recipe.path, words, tmp_path / kind).wait()
-        assert ended.code == 0, ended.stderr
+        for words in (("tokens", config), ("train", config, "--threads", "1")):
+            ended = forked.Command(recipe.path, words, tmp_path / kind).wait()
+            assert ended.code == 0, ended.stderr
         checkpoint = recipe.path / f"exp/from_{kind}/checkpoint.pth"
         stats = torch.load(checkpoint, weights_only=True)["reporter"]["stats"]
         losses[kind] = [stats[e][p]["loss"] for e in (1, 2) for p in ("train", "valid")]

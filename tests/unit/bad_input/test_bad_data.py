@@ -1,6 +1,7 @@
 """Bad data, checkpoints and trainings: one line, a non-zero exit, nothing lost."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -41,9 +42,9 @@ SAYS = {
     "rate": "8000 Hz",
     "channels": "2 channels, expected 1",
     "short": "399 samples, less than 0.025 s",
-    "empty": "",
+    "empty": "cannot decode|empty audio file",
     "no audio": "cannot decode",
-    "missing": "",
+    "missing": "no audio file|cannot read",
 }
 
 
@@ -55,7 +56,7 @@ def test_bad_audio_where_the_frontend_reads_it(copy, verb, how):
     audio = one_audio(folder, "test" if verb == "decode" else "dev")
     spoil(audio, how)
     line = complains(folder, VERBS[verb])
-    assert SAYS[how] in line
+    assert re.search(SAYS[how], line)
     assert audio.name in line
 
 
@@ -65,7 +66,7 @@ def test_bad_audio_in_features(copy, how):
     audio = one_audio(folder, "dev")
     spoil(audio, how)
     line = complains(folder, VERBS["features"])
-    assert SAYS[how] in line
+    assert re.search(SAYS[how], line)
     assert audio.name in line
 
 
