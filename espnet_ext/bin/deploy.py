@@ -35,17 +35,16 @@ def run(args: argparse.Namespace) -> None:
     variant = args.variant or config.recipe.variant
     checkpoint = args.checkpoint or averaged_model(config)
     folder = config.exp / "deploy" / variant
-    # The stamp stands beside the folder, which is replaced as a whole.
-    inputs = [checkpoint, config.exp / "config.yaml"]
-    stamp = Stamp(folder.with_name(f".{variant}.done.json"), {"variant": variant}, inputs)
+    stamp = deploy_stamp(config, variant, checkpoint)
     if stamp.is_current():
         print(f"deploy: {folder} is up to date")
         return
     with quiet():
         from espnet_ext.tasks.deployment import deploy_checkpoint
         from espnet_ext.tasks.footprint import sampling_rate
-    waves = dev_waves(config, sampling_rate(config))
-    made = deploy_checkpoint(config.exp / "config.yaml", checkpoint, variant, waves, folder)
+    rate = sampling_rate(config)
+    waves = dev_waves(config, rate)
+    made = deploy_checkpoint(config.exp / "config.yaml", checkpoint, variant, waves, rate, folder)
     stamp.write(sorted(p for p in folder.iterdir() if p.is_file()))
     print(
         f"deploy: {folder / 'model.pth'}: {made['parameters']['total']:,} parameters "
@@ -53,6 +52,12 @@ def run(args: argparse.Namespace) -> None:
         f"largest difference {made['verified']['max_difference']:.1e} "
         f"on {made['verified']['utterances']} utterances"
     )
+
+
+def deploy_stamp(config: Config, variant: str, checkpoint: Path) -> Stamp:
+    """The stamp of a deployed form; beside its folder, which is replaced as a whole."""
+    path = config.exp / "deploy" / f".{variant}.done.json"
+    return Stamp(path, {"variant": variant}, [checkpoint, config.exp / "config.yaml"])
 
 
 def dev_waves(config: Config, rate: int) -> list:

@@ -12,11 +12,13 @@ import argparse
 import functools
 from pathlib import Path
 
-from espnet_ext.config import Config, load_config
-from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.bin.checked import checked_config
+from espnet_ext.config import Config
+from espnet_ext.data.kaldi_dir import audio_inputs, read_table
 from espnet_ext.data.parallel import map_processes
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, at_least
 from espnet_ext.files import Stamp, atomic_path
+from espnet_ext.tasks.rules import is_int
 
 _SHARD = 250  # utterances in one ark
 
@@ -25,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("config", help="training config")
     parser.add_argument("--data", default="data", help="folder of data directories")
-    parser.add_argument("--nj", type=int, default=2, help="processes")
+    parser.add_argument("--nj", type=at_least(1), default=2, help="processes")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
         UserError: no data directory, or audio that is missing, undecodable, or of another
             sampling rate.
     """
-    config = load_config(args.config)
+    config = checked_config(args.config)
     if config.recipe.features == "raw":
         print("features: computed by the frontend while training; nothing to do")
         return
@@ -46,7 +48,8 @@ def run(args: argparse.Namespace) -> None:
     todo = []
     for data in sets:
         out = ark_dir(config, data.name)
-        stamp = Stamp(out / ".done.json", {"bins": bins, "fs": rate}, [data / "wav.scp"])
+        inputs = [data / "wav.scp", *audio_inputs(data)]
+        stamp = Stamp(out / ".done.json", {"bins": bins, "fs": rate}, inputs)
         if stamp.is_current():
             print(f"features: {out} is up to date")
         else:
@@ -60,11 +63,20 @@ def run(args: argparse.Namespace) -> None:
 
 
 def ark_definition(config: Config) -> tuple[int, int]:
-    """Return (mel bins, sampling rate) of the config's Kaldi frontend."""
+    """Return (mel bins, sampling rate) of the config's Kaldi frontend.
+
+    Raises:
+        UserError: one of the two is not a whole number above 0.
+    """
     if config.espnet.get("frontend") != "kaldi_fbank":
         raise UserError(f"{config.path}: recipe: features: ark needs frontend: kaldi_fbank")
-    conf = config.espnet.get("frontend_conf") or {}
-    return conf.get("n_mels", 80), conf.get("fs", 16000)
+    conf = {"n_mels": 80, "fs": 16000} | (config.espnet.get("frontend_conf") or {})
+    for key in ("n_mels", "fs"):
+        if not is_int(conf[key]) or conf[key] < 1:
+            raise UserError(
+                f"{config.path}: frontend_conf: {key} must be a whole number, not {conf[key]!r}"
+            )
+    return conf["n_mels"], conf["fs"]
 
 
 def ark_dir(config: Config, name: str) -> Path:

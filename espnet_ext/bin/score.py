@@ -13,9 +13,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.config import Config, load_config
+from espnet_ext.bin.checked import checked_config
+from espnet_ext.config import Config
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.files import Stamp, read_json, write_json, write_text
+from espnet_ext.files import Stamp, read_json, sha256_file, write_json, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,12 +55,8 @@ def run(args: argparse.Namespace) -> None:
     for option, value in plain.items():
         if value is not None:
             raise UserError(f"{option} is for plain files: leave out CONFIG, or {option}")
-    config = load_config(args.config, args.tag)
+    config = checked_config(args.config, args.tag)
     variant = args.variant or config.recipe.variant
-    if not config.recipe.decode:
-        raise UserError(
-            f"{config.path}: recipe.decode names no method, so there is nothing to score"
-        )
     for method in config.recipe.decode:
         folder = config.exp / "decode" / variant / method
         for name in _sets(args, config, folder):
@@ -147,7 +144,7 @@ def _score_and_write(
     stem: Path,
 ) -> None:
     from espnet_ext.data.text import NORMALISATION
-    from espnet_ext.report.schema import SCHEMA_VERSION, SCORE, validate
+    from espnet_ext.report.schema import SCHEMA_VERSION, SCORE_FILE, validate
     from espnet_ext.report.table import score_line
     from espnet_ext.score.pairs import read_pairs
     from espnet_ext.score.scoring import score_set
@@ -171,7 +168,9 @@ def _score_and_write(
     else:
         pairs = read_pairs(reference, hypothesis, utt2spk, baseline)
         score, words = score_set(pairs, *names)
-        validate(score, SCORE, str(output))
+        # Stage 8 joins the score with files of other stages: they must be those that were read.
+        score["inputs"] = {str(path): sha256_file(path) for path in inputs}
+        validate(score, SCORE_FILE, str(output))
         write_text(alignment, "\n".join(alignment_lines(pairs.ids, words)) + "\n")
         write_json(output, score)
         stamp.write([output, alignment])

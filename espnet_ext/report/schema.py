@@ -11,7 +11,7 @@ from typing import Any
 from espnet_ext.errors import UserError, nearest
 
 NOT_MEASURED = "not measured"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Check = Callable[[Any, str], None]
 
@@ -156,18 +156,18 @@ _RATE = mapping(
     deletions=count,
 )
 
-SCORE = mapping(
-    set=text,
-    method=text,
-    normalisation=text,
-    utterances=count,
-    speakers=optional(count),
-    words=count,
-    characters=count,
-    bootstrap=mapping(resamples=count, seed=count, confidence=number),
-    wer=_RATE,
-    cer=_RATE,
-    baseline=optional(
+_SCORE: dict[str, Check] = {
+    "set": text,
+    "method": text,
+    "normalisation": text,
+    "utterances": count,
+    "speakers": optional(count),
+    "words": count,
+    "characters": count,
+    "bootstrap": mapping(resamples=count, seed=count, confidence=number),
+    "wer": _RATE,
+    "cer": _RATE,
+    "baseline": optional(
         mapping(
             tag=text,
             wer_difference=number,  # this run minus the baseline: negative is better
@@ -180,7 +180,10 @@ SCORE = mapping(
             cer_p=optional(number),
         )
     ),
-)
+}
+SCORE = mapping(**_SCORE)
+# As stage 7 writes it: with the SHA-256 of each file that was read.
+SCORE_FILE = mapping(**_SCORE, inputs=named(text))
 
 RESULT = mapping(
     schema=count,
@@ -188,13 +191,14 @@ RESULT = mapping(
     task=text,
     tag=text,
     variant=text,
+    checkpoint=measured(text),  # the file that was deployed
     encoder=text,
     config_path=text,
     command=text,
     commit=text,
     seed=measured(count),
-    versions=named(text),
-    machine=named(plain),
+    versions=measured(named(text)),
+    machine=measured(named(plain)),
     parameters=measured(named(count)),  # of the deployed model, by part
     bytes=measured(count),  # of the deployed model's file
     macs_per_second=measured(number),  # multiply-accumulates per second of audio
@@ -205,15 +209,17 @@ RESULT = mapping(
         device=measured(text),
         threads=measured(count),
         dtype=measured(text),
+        average=measured(mapping(file=text, epochs=items(count))),  # which epochs ESPnet averaged
         parameters=measured(named(count)),  # of the training form
     ),
     decoding=items(
         mapping(
             method=text,
             set=text,
-            rtf=measured(number),  # seconds of work per second of audio
+            rtf=measured(number),  # seconds of work per second of audio, in the median round
+            rtf_rounds=measured(items(number)),
+            rtf_utterances=measured(count),
             audio_seconds=measured(number),
-            seconds=measured(number),
             utterances=measured(count),
             peak_rss_mb=measured(number),
             threads=measured(count),

@@ -4,6 +4,7 @@ Text and tokens are ESPnet's ``Speech2Text``; transducers are searched in batche
 """
 
 import resource
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ from espnet_ext.tasks.rules import TRANSDUCER
 
 _FRAMES_PER_SECOND = 100
 _BATCH = 16
+# What the real-time factor is measured on: enough to hold every length, few enough to repeat.
+TIMED_UTTERANCES = 50
+TIMED_ROUNDS = 5
 # What forked processes use: set before they start, so that the model is loaded once.
 _shared: dict[str, Any] = {}
 
@@ -43,8 +47,8 @@ def decode_set(
         nj: processes.
 
     Returns:
-        (utterance, text) in the order of the list, and what decode.json holds. ``rtf`` is
-        processing time over audio time, one thread a process, reading and features left out.
+        (utterance, text) in the order of the list, and what decode.json holds; the real-time
+        factor as ``time_decoding`` measures it.
 
     Raises:
         UserError: an unreadable model, audio or matrix, or one that is not what was trained on.
@@ -65,20 +69,54 @@ def decode_set(
         bar = tqdm(done, total=len(batches), desc=f"{method} {scp.parent.name}")
         found = {result[0]: result for batch in bar for result in batch}
         results = [found[utterance] for utterance, _ in rows]
+        # Not while the processes above compete for the cores.
+        chosen = spread([r[2] for r in results], TIMED_UTTERANCES)
+        timed = time_decoding([rows[i] for i in chosen], len(batches[0]))
     finally:
         torch.set_num_threads(threads)
-    seconds = sum(r[2] for r in results)
-    audio = sum(r[3] for r in results)
     summary = {
-        "rtf": seconds / audio,
-        "audio_seconds": round(audio, 2),
-        "seconds": round(seconds, 3),
+        **timed,
         "utterances": len(results),
-        "peak_rss_mb": round(max(r[4] for r in results), 1),
+        "audio_seconds": round(sum(r[2] for r in results), 2),
+        "peak_rss_mb": round(max(r[3] for r in results), 1),
         "threads": 1,
         "device": "cpu",
     }
     return [(r[0], r[1]) for r in results], summary
+
+
+def spread(lengths: Sequence[float], count: int) -> list[int]:
+    """Indices of ``count`` utterances (or all) that stand evenly in the order of lengths."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    count = min(count, len(order))
+    return [order[(2 * k + 1) * len(order) // (2 * count)] for k in range(count)]
+
+
+def time_decoding(rows: Sequence[tuple[str, str]], size: int = 1) -> dict[str, Any]:
+    """Decode ``rows``, ``size`` together, several times in this process, on torch's threads.
+
+    Reading and features are left out, and a first pass over some is not counted.
+
+    Returns:
+        ``rtf``, processing time over audio time in the median round; ``rtf_rounds``, that of
+        every round; ``rtf_utterances``.
+    """
+    inputs = [read_input(*row, _shared["speech2text"], _shared["rate"]) for row in rows]
+    audio = sum(seconds for _, seconds in inputs)
+    speeches = [speech for speech, _ in inputs]
+    batches = [speeches[k : k + size] for k in range(0, len(speeches), size)]
+    texts_of(speeches[::10])
+    rounds = []
+    for _ in range(TIMED_ROUNDS):
+        start = time.perf_counter()
+        for batch in batches:
+            texts_of(batch)
+        rounds.append((time.perf_counter() - start) / audio)
+    return {
+        "rtf": statistics.median(rounds),
+        "rtf_rounds": rounds,
+        "rtf_utterances": len(inputs),
+    }
 
 
 def load_speech2text(model: Path, method: str, options: dict) -> Speech2Text:
@@ -120,20 +158,22 @@ def batched(
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _decode_rows(rows: list[tuple[str, str]]) -> list[tuple[str, str, float, float, float]]:
-    speech2text = _shared["speech2text"]
-    inputs = [read_input(*row, speech2text, _shared["rate"]) for row in rows]
-    start = time.perf_counter()
-    if _shared["search"] is None:
-        texts = [decode(speech2text, speech, _shared["method"]) for speech, _ in inputs]
-    else:
-        texts = decode_batch(speech2text, [speech for speech, _ in inputs], _shared["search"])
-    spent = (time.perf_counter() - start) / sum(seconds for _, seconds in inputs)
+def _decode_rows(rows: list[tuple[str, str]]) -> list[tuple[str, str, float, float]]:
+    """For each row utterance, text, seconds of audio, and this process's peak memory in MB."""
+    inputs = [read_input(*row, _shared["speech2text"], _shared["rate"]) for row in rows]
+    texts = texts_of([speech for speech, _ in inputs])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [
-        (utterance, text, spent * seconds, seconds, peak)
+        (utterance, text, seconds, peak)
         for (utterance, _), text, (_, seconds) in zip(rows, texts, inputs, strict=True)
     ]
+
+
+def texts_of(speeches: list[np.ndarray]) -> list[str]:
+    """Texts of a batch, by the model and method that processes share."""
+    if _shared["search"] is not None:
+        return decode_batch(_shared["speech2text"], speeches, _shared["search"])
+    return [decode(_shared["speech2text"], speech, _shared["method"]) for speech in speeches]
 
 
 def read_input(

@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+from espnet_ext.data.fbank import kaldi_fbank
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path, write_json
 from espnet_ext.methods.deploy import PLAIN, deploy, footprint
@@ -30,7 +30,7 @@ TOLERANCE = 1e-5  # float32, absolute, on the encoder's normalised outputs
 
 
 def deploy_checkpoint(
-    config: Path, checkpoint: Path, variant: str, waves: list[Tensor], folder: Path
+    config: Path, checkpoint: Path, variant: str, waves: list[Tensor], rate: int, folder: Path
 ) -> dict[str, Any]:
     """Write ``folder`` with model.pth, config.yaml, feats_stats.npz and deploy.json.
 
@@ -42,6 +42,7 @@ def deploy_checkpoint(
         checkpoint: the averaged model.
         variant: name of the deployed form.
         waves: real utterances, each (samples,) in [-1, 1], for the verification.
+        rate: their samples per second.
         folder: where to write.
 
     Returns:
@@ -60,16 +61,14 @@ def deploy_checkpoint(
             arguments["normalize_conf"]["stats_file"] = str(folder / "feats_stats.npz")
         text = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
         (temporary / "config.yaml").write_text(text, encoding="utf-8")
-        verified = verify(trained, temporary, arguments, waves)
+        verified = verify(trained, temporary, arguments, waves, rate)
         summary = {
             "variant": variant,
             "checkpoint": str(checkpoint),
             "parameters": footprint(deployed),
             "training_parameters": footprint(trained),
             "bytes": (temporary / "model.pth").stat().st_size,
-            "macs_per_second": macs_per_second(
-                deployed, getattr(trained.frontend, "fs", 16000), arguments.get("input_size")
-            ),
+            "macs_per_second": macs_per_second(deployed, rate, arguments.get("input_size")),
             "verified": verified,
         }
         write_json(temporary / "deploy.json", summary)
@@ -104,7 +103,7 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
 
 @torch.no_grad()
 def verify(
-    trained: nn.Module, folder: Path, arguments: dict[str, Any], waves: list[Tensor]
+    trained: nn.Module, folder: Path, arguments: dict[str, Any], waves: list[Tensor], rate: int
 ) -> dict[str, Any]:
     """Compare the files in ``folder`` with the training form on real speech.
 
@@ -122,7 +121,7 @@ def verify(
     stock.load_state_dict(state)
     difference = 0.0
     for wave in waves:
-        outputs = [encode(model, wave) for model in (trained, stock)]
+        outputs = [encode(m, wave, rate, arguments.get("input_size")) for m in (trained, stock)]
         difference = max(difference, (outputs[0] - outputs[1]).abs().max().item())
     if not difference <= TOLERANCE:
         raise UserError(
@@ -132,12 +131,12 @@ def verify(
     return {"utterances": len(waves), "max_difference": difference, "tolerance": TOLERANCE}
 
 
-def encode(model: nn.Module, wave: Tensor) -> Tensor:
-    """Encoder output (1, frames, width) for one wave, through the model's own features."""
-    speech = wave.unsqueeze(0)
-    # A model without a frontend takes features: ours, whatever made the training's arks.
-    if model.frontend is None:
-        bins = len(model.normalize.mean) if hasattr(model.normalize, "mean") else 80
-        speech, _ = KaldiFbank(n_mels=bins)(speech, torch.tensor([wave.numel()]))
-    output, _ = model.encode(speech, torch.tensor([speech.shape[1]]))
+def encode(model: nn.Module, wave: Tensor, rate: int, bins: int | None) -> Tensor:
+    """Encoder output (1, frames, width) for one wave, through the model's own frontend.
+
+    A model without one takes ``bins`` log-mel features: ours, whatever made the training's arks.
+    """
+    if model.frontend is None and bins is not None:
+        wave = kaldi_fbank(wave, rate, bins)
+    output, _ = model.encode(wave.unsqueeze(0), torch.tensor([len(wave)]))
     return output[0] if isinstance(output, tuple) else output

@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_ext.config import Config
 from espnet_ext.methods.deploy import deploy, footprint
+from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.tasks.build import build_model, feature_width
 from espnet_ext.tasks.checkpoint import file_state, serialised
 
-NOT_MEASURED = "not measured"
 _SECONDS = 10.0
 _FRAMES_PER_SECOND = 100  # of the features in arks
 

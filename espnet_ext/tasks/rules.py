@@ -26,6 +26,7 @@ _LEAST = {"vocabulary": 5, "average": 1}
 SET_BY_TRAIN = {
     "bpemodel": "the tokens of stage 3",
     "keep_nbest_models": "recipe: average",
+    "ngpu": "the option --ngpu",
     "output_dir": "the experiment's tag",
     "resume": "always true",
     "token_list": "the tokens of stage 3",
@@ -34,6 +35,15 @@ SET_BY_TRAIN = {
     "valid_data_path_and_name_and_type": "recipe: dev_set",
     "valid_shape_file": "the statistics",
 }
+
+# ESPnet's options that other stages read in the config, and would not see after --.
+READ_ELSEWHERE = {
+    "token_type": "stage 3 makes the tokens",
+    "frontend": "stage 2 makes the features",
+    "frontend_conf": "stage 2 makes the features",
+}
+# ESPnet's options with which its trainer does not train the config.
+NO_TRAINING = ("config", "collect_stats", "dry_run", "help", "print_config")
 
 
 def recipe_problems(config: Config) -> list[str]:

@@ -74,6 +74,7 @@ _CGMLP = {
     "pos_enc_layer_type": "rel_pos",
     "attention_layer_type": "rel_selfattn",
 }
+_BLOCK = {"block_size": 8, "hop_size": 4, "look_ahead": 2}
 ENCODERS: dict[str, dict[str, Any]] = {
     "conformer": {
         "linear_units": 24,
@@ -92,10 +93,25 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "attention_dropout_rate": 0.1,
         **_TINY,
     },
+    "contextual_block_transformer": {"linear_units": 24, **_BLOCK, **_TINY},
+    "contextual_block_conformer": {
+        "linear_units": 24,
+        "cnn_module_kernel": 7,
+        "macaron_style": True,
+        **_BLOCK,
+        **_TINY,
+    },
 }
+# ESPnet's own cut the padded batch into blocks: its last blocks are not those of one alone.
+SEES_PADDING = {"contextual_block_transformer", "contextual_block_conformer"}
 SMALL = {"stack": Stack, "tied": Tied}
-LACKS = {"branchformer": {"ffn", "conv"}, "transformer": {"conv"}, "e_branchformer": {"conv"}}
-LACKS["streaming_transformer"] = {"conv"}
+LACKS = {
+    "branchformer": {"ffn", "conv"},
+    "transformer": {"conv"},
+    "e_branchformer": {"conv"},
+    "contextual_block_transformer": {"conv"},
+    "streaming_transformer": {"conv"},
+}
 
 
 def espnet_class(name: str) -> type[nn.Module]:
@@ -197,7 +213,8 @@ def encoder_case(request: pytest.FixtureRequest) -> Case:
 def tools() -> Any:
     """The functions above, for test modules (which pytest does not let import this file)."""
     names = {"randomise": randomise, "batch": batch, "cases": cases, "espnet_class": espnet_class}
-    return type("Tools", (), {k: staticmethod(f) for k, f in names.items()})
+    functions = {k: staticmethod(f) for k, f in names.items()}
+    return type("Tools", (), {"SEES_PADDING": SEES_PADDING, **functions})
 
 
 @pytest.fixture(scope="session")
