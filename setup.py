@@ -12,8 +12,8 @@ REQUIRES = [
     "torchaudio>=2.11,<2.12",
     "sentencepiece>=0.2.1,<0.3",
     "editdistance",  # ESPnet's asr task needs it and does not bring it
+    "humanfriendly",
     "jiwer>=4",
-    "kaldialign>=0.12",
     "kaldiio>=2.18",
     "matplotlib",
     "numpy>=2",
@@ -22,11 +22,12 @@ REQUIRES = [
     "sacrebleu>=2.6",
     "safetensors",
     "scikit-learn",
-    "scipy",
+    "scipy>=1.15",  # bootstrap(rng=...)
     "soundfile>=0.13",
     "soxr",
     "tensorboard",
     "tqdm",
+    "typeguard>=4",
 ]
 
 EXTRAS = {
@@ -35,6 +36,7 @@ EXTRAS = {
     "dev": [
         "hypothesis",
         "import-linter",
+        "kaldialign>=0.12",
         "mypy",
         "pytest",
         "pytest-xdist",

@@ -61,16 +61,19 @@ def load_config(path: str | Path, tag: str | None = None) -> Config:
     """Read a training config, its includes resolved.
 
     Raises:
-        UserError: a file is missing, is not a mapping, includes itself, or has an unknown
-            key in ``recipe:``.
+        UserError: a file is missing, is not UTF-8 or YAML, is not a mapping, includes itself,
+            has an unknown key in ``recipe:``, or a single value where a section belongs.
     """
     path = Path(path)
     merged = resolve_includes(path)
+    for key, value in merged.items():
+        if (key == "recipe" or key.endswith("_conf")) and not isinstance(value, dict | None):
+            raise UserError(f"{path}: {key}: expected keys and values, not {value!r}")
     section = merged.pop("recipe", None) or {}
     known = {f.name for f in fields(Recipe)}
     for key in section:
         if key not in known:
-            raise UserError(f"{path}: unknown key in recipe: {nearest(key, known)}")
+            raise UserError(f"{path}: unknown key in recipe: {nearest(str(key), known)}")
     if tag is None:
         tag = path.stem.removeprefix("train_")
     return Config(path=path, tag=tag, recipe=Recipe(**section), espnet=merged)
@@ -89,14 +92,24 @@ def resolve_includes(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         by = f" (included by {seen[-1]})" if seen else ""
         raise UserError(f"no config {path}{by}; look in conf/ for train_*.yaml")
     try:
-        own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        own = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from None
+    own = {} if own is None else own
     if not isinstance(own, dict):
         raise UserError(f"{path}: expected keys and values at the top level")
+    for key in own:
+        if not isinstance(key, str):
+            raise UserError(f"{path}: keys are words, not {key!r}")
     merged: dict[str, Any] = {}
-    includes = own.pop("include", [])
-    for name in [includes] if isinstance(includes, str) else includes:
+    includes = own.pop("include", None)
+    includes = [] if includes is None else includes
+    includes = includes if isinstance(includes, list) else [includes]
+    for name in includes:
+        if not isinstance(name, str):
+            raise UserError(f"{path}: include: expected files, not {name!r}")
         merged = _merge(merged, resolve_includes(path.parent / name, (*seen, path)))
     return _merge(merged, own)
 

@@ -1,10 +1,22 @@
 """How a mistake of the user is told: one line, a non-zero exit, no stack trace."""
 
+import argparse
 import difflib
 import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
+
+_WAY_OUT = {
+    errno.ENOSPC: "free some",
+    errno.EDQUOT: "free some",
+    errno.EACCES: "give yourself permission",
+    errno.EPERM: "give yourself permission",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EEXIST: "move it away or choose another name",
+    errno.ENOTDIR: "move it away or choose another name",
+    errno.EISDIR: "move it away or choose another name",
+}
 
 
 class UserError(Exception):
@@ -20,20 +32,39 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"'{name}'; known are: {', '.join(known) or 'none'}"
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a type for argparse: whole numbers from ``least`` on."""
+
+    def whole_number(word: str) -> int:
+        if not (word.isascii() and word.isdecimal()) or int(word) < least:
+            raise argparse.ArgumentTypeError(f"needs a whole number from {least} on, not {word!r}")
+        return int(word)
+
+    return whole_number
+
+
 def run_cli(program: str, main: Callable[[], None]) -> int:
-    """Run ``main`` and turn a UserError, a full disk or Ctrl-C into one line and an exit code."""
+    """Run ``main`` and turn what is no fault of the program into one line and an exit code.
+
+    That is a UserError, an OSError that names a file, a full disk, and Ctrl-C.
+    """
     try:
         main()
     except UserError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = f"no space left on the disk that holds {error.filename or os.getcwd()}"
+        elif error.filename is not None and error.strerror:
+            names = [name for name in (error.filename, error.filename2) if name is not None]
+            reason = f"{error.strerror}: {' and '.join(str(name) for name in names)}"
+        else:
             raise
-        where = error.filename or os.getcwd()
+        way_out = _WAY_OUT.get(error.errno or 0, "see to it")
         print(
-            f"{program}: error: no space left on the disk that holds {where}; "
-            "free some and run the same command again, finished work is kept",
+            f"{program}: error: {reason}; {way_out} and run the same command again, "
+            "finished work is kept",
             file=sys.stderr,
         )
         return 1

@@ -2,14 +2,19 @@
 
 import contextlib
 import fcntl
+import functools
 import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+_ABANDONED = 24 * 3600.0  # seconds after which another machine's temporary counts as left over
 
 
 @contextlib.contextmanager
@@ -33,30 +38,73 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it to ``path`` only if the block succeeds.
 
     The temporary name keeps the suffix, since many writers choose their format by it.
-    Works for a file and for a folder (an existing folder at ``path`` is replaced).
+    Works for a file and for a folder. No system call replaces a folder that is not empty, so
+    the old one is renamed first: at any moment ``path`` is whole, old or new, or absent.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp{os.getpid()}.{path.name}")
+    temporary = temporary_name(path)
+    aside = path.with_name(f".tmp{_writer()}.old.{path.name}")
     _remove_leftovers(path)
     try:
         yield temporary
         if temporary.is_file():
             with open(temporary, "rb") as stream:
                 os.fsync(stream.fileno())
-        elif path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        elif temporary.is_dir() and path.is_dir():
+            os.rename(path, aside)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if aside.exists():
+                os.rename(aside, path)
+            raise
     finally:
         _remove(temporary)
+        _remove(aside)
+
+
+def temporary_name(path: Path) -> Path:
+    """Name beside ``path`` for its temporary form; it tells who writes it, and on which machine."""
+    return path.with_name(f".tmp{_writer()}.{path.name}")
+
+
+def _writer() -> str:
+    return f"{_machine()}-{os.getpid()}"
+
+
+@functools.cache
+def _machine() -> str:
+    """Where process ids mean what they mean here: "host-boot", each as eight hex digits.
+
+    Folders are shared between machines and containers; the host covers the namespace of
+    process ids, the boot its start.
+    """
+    host, boot = socket.gethostname(), ""
+    with contextlib.suppress(OSError):  # Linux only
+        host += os.readlink("/proc/self/ns/pid")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    return "-".join(hashlib.sha256(word.encode()).hexdigest()[:8] for word in (host, boot))
 
 
 def _remove_leftovers(path: Path) -> None:
     """Remove temporary forms of ``path`` whose writer was killed, or was this process."""
     for old in path.parent.glob(f".tmp*.{glob.escape(path.name)}"):
-        writer = old.name[len(".tmp") : -len(path.name) - 1]
-        if writer.isdecimal() and (int(writer) == os.getpid() or not _runs(int(writer))):
+        writer = old.name[len(".tmp") : -len(path.name) - 1].removesuffix(".old")
+        if _is_dead(writer, old):
             _remove(old)
+
+
+def _is_dead(writer: str, left: Path) -> bool:
+    """Say whether a writer ("host-boot-process") has ended; judge those elsewhere by age."""
+    machine, _, process = writer.rpartition("-")
+    if machine == _machine() and process.isdecimal():
+        return int(process) == os.getpid() or not _runs(int(process))
+    if machine.split("-")[0] == _machine().split("-")[0]:
+        return True  # this machine was started again since
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - left.stat().st_mtime > _ABANDONED
+    return False
 
 
 def _runs(process: int) -> bool:
@@ -70,7 +118,7 @@ def _runs(process: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -18,24 +18,30 @@ fail() {
   exit 1
 }
 
-is_good_python() {
-  "$1" -c 'import sys; sys.exit(not (3, 12) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+is_good_python() { # is_good_python PROGRAM [MINOR_VERSION]
+  local minors=("${2:-12}" "${2:-13}")
+  "$1" -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, int(v)) for v in sys.argv[1:]])' \
+    "${minors[@]}" 2>/dev/null
 }
 
-# Each candidate is run, not only looked up: pyenv puts names on PATH that do not work.
+# Each candidate is run, not only looked up: pyenv puts names on PATH that do not work. 3.12 is
+# looked for everywhere before 3.13, for which a package has to be compiled.
 find_python() {
-  local candidate
-  for candidate in python3.12 python3.13 python3 \
-    "${PYENV_ROOT:-${HOME:-/}/.pyenv}"/versions/3.1[23].*/bin/python; do
-    if is_good_python "$candidate"; then
-      type -P "$candidate"
+  local candidate minor
+  for minor in 12 13; do
+    for candidate in python3.12 python3.13 python3 \
+      "${PYENV_ROOT:-${HOME:-/}/.pyenv}"/versions/3.1[23].*/bin/python; do
+      if is_good_python "$candidate" "$minor"; then
+        type -P "$candidate"
+        return
+      fi
+    done
+    if candidate=$(uv python find "3.$minor" 2>/dev/null) &&
+      is_good_python "$candidate" "$minor"; then
+      echo "$candidate"
       return
     fi
   done
-  if candidate=$(uv python find '>=3.12,<3.14' 2>/dev/null) && is_good_python "$candidate"; then
-    echo "$candidate"
-    return
-  fi
   fail "no Python 3.12 or 3.13 on PATH, in ~/.pyenv/versions or known to uv;" \
     "install one ('apt-get install python3.12 python3.12-venv', 'pyenv install 3.12' or" \
     "'uv python install 3.12') and run tools/install.sh again"
@@ -61,14 +67,26 @@ check_folder() {
   mkdir -p "$venv" 2>/dev/null || fail "cannot write $venv; set ESPNET_EXT_VENV to a folder of yours"
 }
 
-# What is there already counts: an install that was killed needs only the rest.
 check_disk() {
-  local free_kb used_kb
-  free_kb=$(df -Pk "$venv" | awk 'NR == 2 { print $4 }')
-  used_kb=$(du -sk "$venv" | cut -f1)
-  if [ $((free_kb + used_kb)) -lt $((need_gb * 1024 * 1024)) ]; then
-    fail "about $need_gb GB are needed and the disk of $venv has $((free_kb / 1024 / 1024)) GB" \
-      "free; free some, or set ESPNET_EXT_VENV to a folder on another disk"
+  local known=""
+  need_space "$venv" "$need_gb" ESPNET_EXT_VENV
+  need_space "$(uv_cache)" "$need_gb" UV_CACHE_DIR
+  need_space "${TMPDIR:-/tmp}" 1 TMPDIR
+}
+
+# need_space FOLDER GB VARIABLE: what shares a disk with an earlier folder is linked, not copied.
+need_space() {
+  local folder=$1 existing=$1 free_kb mount used_kb=0
+  while [ ! -d "$existing" ]; do existing=$(dirname "$existing"); done
+  read -r free_kb mount < <(df -Pk "$existing" | awk 'NR == 2 { print $4, $6 }')
+  [[ $known != *"|$mount|"* ]] || return 0
+  known+="|$mount|"
+  [ "$free_kb" -lt $(($2 * 1024 * 1024)) ] || return 0
+  # What is there already counts: an install that was killed needs only the rest.
+  [ "$2" -eq 1 ] || [ ! -d "$folder" ] || used_kb=$(du -sk "$folder" | cut -f1)
+  if [ $((free_kb + used_kb)) -lt $(($2 * 1024 * 1024)) ]; then
+    fail "about $2 GB are needed and the disk of $folder has $((free_kb / 1024 / 1024)) GB" \
+      "free; free some, or set $3 to a folder on another disk"
   fi
 }
 
@@ -78,8 +96,26 @@ step() {
   shift
   echo "install.sh: $title"
   "$@" >>"$log" 2>&1 || fail "the step '$title' failed (details: $log);" \
-    "check the network and the proxy settings, then run tools/install.sh again to go on"
+    "$(way_out), then run tools/install.sh again to go on"
 }
+
+way_out() { # what the log of a failed step asks for
+  local said
+  said=$(<"$log")
+  case ${said,,} in
+    *"no space left"* | *"disk quota exceeded"* | *"os error 28"*)
+      echo "a disk is full: free some on those of $venv, ${TMPDIR:-/tmp} and $(uv_cache), or set" \
+        "TMPDIR and UV_CACHE_DIR to folders on another disk"
+      ;;
+    *"error: command '"*"' failed"* | *"python.h: no such file"*)
+      echo "a package had to be compiled: use Python 3.12, for which all are ready made, or" \
+        "install a compiler ('apt-get install build-essential python3-dev')"
+      ;;
+    *) echo "check the network and the proxy settings" ;;
+  esac
+}
+
+uv_cache() { echo "${UV_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/}/.cache}/uv}"; }
 
 set_uv() {
   local candidate

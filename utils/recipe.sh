@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Options, stages and logs of every recipe. A run.sh sources this file, assigns its options
-# (the comment after each is its help), calls parse_options "$@", then stage N "title" command...
+# (the comment after each is its help; one that starts with FILE or DIR marks a path), calls parse_options "$@", then stage N "title" command...
 # shellcheck disable=SC2034 # run.sh uses what seems unused here
 set -euo pipefail
 
@@ -11,7 +11,7 @@ cd "$(dirname "$recipe_script")"
 
 stage=1       # first stage to run
 stop_stage=99 # last stage to run
-ngpu=0        # GPUs to train on
+ngpu=0        # GPUs to train on, 0 or 1
 nj=$(nproc)   # processes for work that splits
 dry_run=false # only print what would run
 
@@ -66,7 +66,7 @@ _help() {
   while IFS=$'\t' read -r name text; do
     printf '  --%-12s %s (default: %s)\n' "$name" "$text" "${!name:-none}"
   done < <(_option_table)
-  printf '  --%-12s %s\n\nexample: %s --stage 4 --ngpu 1 -- --max_epoch 10\n' help "print this" "$me"
+  printf '  --%-12s %s\n\nexample: %s --stage 4 -- --max_epoch 30\n' help "print this" "$me"
 }
 
 _set_option() { # _set_option NAME VALUE
@@ -76,15 +76,19 @@ _set_option() { # _set_option NAME VALUE
       ;;
   esac
   local value=$2
-  # A file is named from where the user stands; the recipe runs in its own folder.
-  [ -e "$value" ] || [ ! -f "$caller_dir/$value" ] || value=$caller_dir/$value
+  # A path starts from where the user stands, but the recipe runs in its own folder, whose
+  # configs are at hand from everywhere.
+  if [[ -n $value && $value != /* && $paths == *" $1 "* ]]; then
+    [ "$1" = config ] && [ -f "$value" ] || value=$caller_dir/$value
+  fi
   printf -v "$1" %s "$value"
   [[ $1 =~ ^(stage|stop_stage|dry_run)$ ]] || given+=("--$1" "$value")
 }
 
 parse_options() {
-  local known name value
+  local known paths name value
   known=" $(_option_table | cut -f1 | tr '\n' ' ')"
+  paths=" $(_option_table | sed -n 's/\t\(FILE\|DIR\)\b.*//p' | tr '\n' ' ')"
   while [ $# -gt 0 ] && [ "$1" != -- ]; do
     [[ $1 != -h && $1 != --help ]] || { _help && exit 0; }
     [[ $1 == --* ]] || fail 2 "unexpected '$1'; options start with --, ESPnet's go after a lone --"
@@ -118,6 +122,7 @@ _prepare() {
   fi
   trap _finish EXIT
   [ "$dry_run" = false ] || return 0
+  type -P flock >/dev/null || fail 1 "no flock here; install the package util-linux"
   "$root/tools/install.sh" --if_needed || exit 1
   mkdir -p "$exp/log"
   # Held by this shell alone, so that it is free as soon as the shell is gone, however it ended.

@@ -11,6 +11,7 @@ Example:
 import argparse
 from pathlib import Path
 
+from espnet_ext.bin.features import deltas_of
 from espnet_ext.bin.train import averaged_model
 from espnet_ext.config import Config, load_config
 from espnet_ext.data.kaldi_dir import read_table
@@ -35,22 +36,17 @@ def run(args: argparse.Namespace) -> None:
     variant = args.variant or config.recipe.variant
     checkpoint = args.checkpoint or averaged_model(config)
     folder = config.exp / "deploy" / variant
-    # The stamp stands beside the folder, which is replaced as a whole.
-    inputs = [checkpoint, config.exp / "config.yaml"]
-    stamp = Stamp(folder.with_name(f".{variant}.done.json"), {"variant": variant}, inputs)
+    stamp = deploy_stamp(config, variant, checkpoint)
     if stamp.is_current():
         print(f"deploy: {folder} is up to date")
         return
     with quiet():
-        from espnet_ext.encoders.kaldi_fbank import KaldiFbank
         from espnet_ext.tasks.deployment import deploy_checkpoint
         from espnet_ext.tasks.footprint import sampling_rate
-    waves = dev_waves(config, sampling_rate(config))
-    features = None
-    if config.espnet.get("frontend") == "kaldi_fbank":
-        features = KaldiFbank(**(config.espnet.get("frontend_conf") or {}))
+    rate = sampling_rate(config)
+    waves = dev_waves(config, rate)
     made = deploy_checkpoint(
-        config.exp / "config.yaml", checkpoint, variant, waves, folder, features
+        config.exp / "config.yaml", checkpoint, variant, waves, rate, folder, deltas_of(config)
     )
     stamp.write(sorted(p for p in folder.iterdir() if p.is_file()))
     print(
@@ -59,6 +55,12 @@ def run(args: argparse.Namespace) -> None:
         f"largest difference {made['verified']['max_difference']:.1e} "
         f"on {made['verified']['utterances']} utterances"
     )
+
+
+def deploy_stamp(config: Config, variant: str, checkpoint: Path) -> Stamp:
+    """The stamp of a deployed form; beside its folder, which is replaced as a whole."""
+    path = config.exp / "deploy" / f".{variant}.done.json"
+    return Stamp(path, {"variant": variant}, [checkpoint, config.exp / "config.yaml"])
 
 
 def dev_waves(config: Config, rate: int) -> list:

@@ -14,11 +14,13 @@ import functools
 from collections.abc import Iterable
 from pathlib import Path
 
-from espnet_ext.config import Config, load_config
-from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.bin.checked import checked_config
+from espnet_ext.config import Config
+from espnet_ext.data.kaldi_dir import audio_inputs, read_table
 from espnet_ext.data.parallel import map_processes
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, at_least
 from espnet_ext.files import Stamp, atomic_path
+from espnet_ext.tasks.rules import is_int
 
 WHOLE = "all"  # the set of a whole corpus, which others are parts of
 _SHARD = 250  # utterances in one ark
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("config", help="training config")
     parser.add_argument("--data", default="data", help="folder of data directories")
-    parser.add_argument("--nj", type=int, default=2, help="processes")
+    parser.add_argument("--nj", type=at_least(1), default=2, help="processes")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
         UserError: no data directory, or audio that is missing, undecodable, or of another
             sampling rate.
     """
-    config = load_config(args.config)
+    config = checked_config(args.config)
     if config.recipe.features == "raw":
         print("features: computed by the frontend while training; nothing to do")
         return
@@ -47,20 +49,22 @@ def run(args: argparse.Namespace) -> None:
     if not sets:
         raise UserError(f"no data directory with wav.scp under {args.data}/; run stage 1")
     whole = read_table(Path(args.data) / WHOLE / "wav.scp") if WHOLE in sets else {}
-    current = 0
+    lists = 0
     for name in sets:
         data, out = Path(args.data) / name, ark_dir(config, name)
         rows = read_table(data / "wav.scp")
         part = name != WHOLE and bool(rows) and rows.items() <= whole.items()
-        inputs = [data / "wav.scp"]
+        inputs = [data / "wav.scp", *audio_inputs(data)]
         if part:
             inputs.append(ark_dir(config, WHOLE) / "feats.scp")
+            lists += 1
         settings = {"bins": definition[0], "fs": definition[1]}
         if definition[2]:
             settings["deltas"] = definition[2]
         stamp = Stamp(out / ".done.json", settings, inputs)
         if stamp.is_current():
-            current += 1
+            if not part:
+                print(f"features: {out} is up to date")
             continue
         with atomic_path(out) as temporary:
             if part:
@@ -68,9 +72,8 @@ def run(args: argparse.Namespace) -> None:
             else:
                 write_arks(data, temporary, out, definition, args.nj)
         stamp.write(sorted(p for p in out.iterdir() if p.suffix in (".ark", ".scp")))
-    kind = ark_dir(config, WHOLE).parent
-    state = "is up to date" if current == len(sets) else f"{len(sets) - current} sets written"
-    print(f"features: {kind} {state} ({len(sets)} sets)")
+    if lists:
+        print(f"features: {lists} sets are lists into {ark_dir(config, WHOLE)}")
 
 
 def data_sets(data: Path) -> list[str]:
@@ -91,17 +94,31 @@ def write_part(rows: Iterable[str], whole: Path, folder: Path) -> None:
 
 
 def ark_definition(config: Config) -> tuple[int, int, int]:
-    """Return (mel bins, sampling rate, orders of differences) of the config's frontend."""
+    """Return (mel bins, sampling rate, orders of differences) of the config's Kaldi frontend.
+
+    Raises:
+        UserError: one of them is not a whole number, or too small.
+    """
     if config.espnet.get("frontend") != "kaldi_fbank":
         raise UserError(f"{config.path}: recipe: features: ark needs frontend: kaldi_fbank")
-    conf = config.espnet.get("frontend_conf") or {}
-    return conf.get("n_mels", 80), conf.get("fs", 16000), conf.get("deltas", 0)
+    conf = {"n_mels": 80, "fs": 16000, "deltas": 0} | (config.espnet.get("frontend_conf") or {})
+    for key, least in (("n_mels", 1), ("fs", 1), ("deltas", 0)):
+        if not is_int(conf[key]) or conf[key] < least:
+            raise UserError(
+                f"{config.path}: frontend_conf: {key} must be a whole number, not {conf[key]!r}"
+            )
+    return conf["n_mels"], conf["fs"], conf["deltas"]
 
 
 def ark_width(config: Config) -> int:
     """Features a frame in the arks."""
     bins, _, deltas = ark_definition(config)
     return bins * (1 + deltas)
+
+
+def deltas_of(config: Config) -> int:
+    """Orders of differences that the config's frontend adds to its features."""
+    return (config.espnet.get("frontend_conf") or {}).get("deltas", 0)
 
 
 def ark_dir(config: Config, name: str) -> Path:

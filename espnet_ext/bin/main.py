@@ -21,6 +21,7 @@ VERBS = (
     "train",
     "deploy",
     "decode",
+    "stream",
     "score",
     "report",
     "grid",

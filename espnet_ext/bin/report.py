@@ -2,7 +2,8 @@
 
 Stage 8. Reads what stages 4 to 7 wrote for CONFIG, writes exp/<tag>/result.json and the plots
 in exp/<tag>/images/, and prints the run beside the committed ones. --publish also copies the
-result into results/<dataset>_<task>/ and regenerates RESULTS.md and the README's table; --all
+result into results/<dataset>_<task>/ and regenerates RESULTS.md and the README's table, if the
+run was trained from a commit (--allow-dirty: from any tree); --all
 only regenerates these.
 
 Example:
@@ -15,7 +16,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.config import load_config
+from espnet_ext.bin.deploy import deploy_stamp
+from espnet_ext.config import Config, load_config
 from espnet_ext.errors import UserError
 from espnet_ext.files import Stamp, read_json, write_json, write_text
 
@@ -26,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag", help="name of the experiment (default: from the config's name)")
     parser.add_argument("--variant", help="deployed form (default: the config's)")
     parser.add_argument("--publish", action="store_true", help="copy into results/, RESULTS.md")
+    parser.add_argument(
+        "--allow-dirty",
+        action="store_true",
+        help="publish a run whose training no commit describes",
+    )
     parser.add_argument("--all", action="store_true", help="regenerate RESULTS.md and its plots")
     parser.add_argument(
         "--results",
@@ -55,10 +62,21 @@ def run(args: argparse.Namespace) -> None:
     if args.publish and folder is None:
         raise UserError("this recipe is in no repository (no folder egs/ above): give --results")
     result = _one(args)
+    if args.publish and not args.allow_dirty:
+        _refuse_uncommitted(result)
     committed = _print_beside(result, folder)
     if args.publish:
         assert folder is not None  # refused above
         _publish(result, committed, folder)
+
+
+def _refuse_uncommitted(result: dict[str, Any]) -> None:
+    commit = result["commit"]
+    if "+dirty" in commit or "unknown" in commit:
+        raise UserError(
+            f"not published: {result['tag']} was trained from the commit {commit}, so nobody can "
+            "repeat it; train it from a committed tree, or give --allow-dirty"
+        )
 
 
 def _results_folder(args: argparse.Namespace, for_all: bool) -> Path | None:
@@ -73,11 +91,13 @@ def _results_folder(args: argparse.Namespace, for_all: bool) -> Path | None:
 
 def _one(args: argparse.Namespace) -> dict[str, Any]:
     from espnet_ext.report.plots import plot_training, read_curves, training_logs
-    from espnet_ext.report.result import collect, stage_files
+    from espnet_ext.report.result import collect, refuse_other_inputs, stage_files
     from espnet_ext.report.schema import RESULT, SCHEMA_VERSION, validate
 
     config = load_config(args.config, args.tag)
     variant = args.variant or config.recipe.variant
+    refuse_other_inputs(config, variant)
+    _refuse_other_training(config, variant)
     suffix = "" if variant == config.recipe.variant else f"_{variant}"
     output = config.exp / f"result{suffix}.json"
     image = config.exp / "images" / "training_curves.png"
@@ -103,6 +123,16 @@ def _one(args: argparse.Namespace) -> dict[str, Any]:
     for path in outputs:
         print(f"wrote {path}")
     return result
+
+
+def _refuse_other_training(config: Config, variant: str) -> None:
+    """Refuse a deployed model whose checkpoint has changed since, by more epochs, say."""
+    deployed = config.exp / "deploy" / variant / "deploy.json"
+    checkpoint = Path(str(read_json(deployed).get("checkpoint")))
+    if not deploy_stamp(config, variant, checkpoint).is_current():
+        raise UserError(
+            f"{deployed.parent} was deployed before {checkpoint} changed; run stages 5 to 7"
+        )
 
 
 def _print_beside(result: dict[str, Any], folder: Path | None) -> list[dict[str, Any]]:
@@ -150,14 +180,15 @@ def _publish(result: dict[str, Any], committed: list[dict[str, Any]], folder: Pa
 
 def regenerate(folder: Path | None) -> None:
     """Write RESULTS.md, its plots and the README's tables anew from the committed results."""
+    from espnet_ext.report.benchmarks import read_benchmarks
     from espnet_ext.report.grids import read_grids
-    from espnet_ext.report.page import WHOLE_JOB, readme_with_results, results_page
+    from espnet_ext.report.page import readme_with_results, results_page
     from espnet_ext.report.plots import plot_wer_bytes
     from espnet_ext.report.result import read_results
 
     if folder is None:
         raise UserError("no repository here (no folder egs/ above): give --results DIR")
-    results = read_results(folder)
+    results, measured = read_results(folder), read_benchmarks(folder)
     committed_grids = read_grids(folder)
     if not results and not committed_grids:
         raise UserError(f"no results in {folder}; publish one: espnet-ext report CONFIG --publish")
@@ -168,9 +199,7 @@ def regenerate(folder: Path | None) -> None:
         if plot_wer_bytes(group, image):
             drawn.add("_".join(name))
     root = folder.resolve().parent
-    measured = folder / WHOLE_JOB
-    whole_job = read_json(measured) if measured.is_file() else None
-    page = results_page(results, folder.resolve().name, drawn, whole_job, committed_grids)
+    page = results_page(results, folder.resolve().name, drawn, measured, committed_grids)
     _rewrite(root / "RESULTS.md", page)
     readme = root / "README.md"
     if readme.is_file():

@@ -14,9 +14,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.config import Config, load_config
+from espnet_ext.bin.checked import checked_config
+from espnet_ext.config import Config
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.files import Stamp, read_json, write_json, write_text
+from espnet_ext.files import Stamp, read_json, sha256_file, write_json, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,12 +56,8 @@ def run(args: argparse.Namespace) -> None:
     for option, value in plain.items():
         if value is not None:
             raise UserError(f"{option} is for plain files: leave out CONFIG, or {option}")
-    config = load_config(args.config, args.tag)
+    config = checked_config(args.config, args.tag)
     variant = args.variant or config.recipe.variant
-    if not config.recipe.decode:
-        raise UserError(
-            f"{config.path}: recipe.decode names no method, so there is nothing to score"
-        )
     for method in config.recipe.decode:
         folder = config.exp / "decode" / variant / method
         for name in _sets(args, config, folder):
@@ -116,7 +113,7 @@ def _score_classes(
 ) -> None:
     from espnet_ext.bin.tokens import classes_of
     from espnet_ext.report.classes import score_line
-    from espnet_ext.report.schema import CLASS_SCORE, SCHEMA_VERSION, validate
+    from espnet_ext.report.schema import CLASS_SCORE_FILE, SCHEMA_VERSION, validate
     from espnet_ext.score.classification import read_decisions, score_decisions, vote
     from espnet_ext.score.significance import RESAMPLES, SEED
 
@@ -134,7 +131,8 @@ def _score_classes(
         if config.recipe.vote:
             decisions = vote(decisions)
         score = score_decisions(decisions, name, method, unit, tag)
-        validate(score, CLASS_SCORE, str(output))
+        score["inputs"] = {str(path): sha256_file(path) for path in inputs}
+        validate(score, CLASS_SCORE_FILE, str(output))
         write_json(output, score)
         stamp.write([output])
     print(score_line(read_json(output)))
@@ -182,7 +180,7 @@ def _score_and_write(
     stem: Path,
 ) -> None:
     from espnet_ext.data.text import NORMALISATION
-    from espnet_ext.report.schema import SCHEMA_VERSION, SCORE, validate
+    from espnet_ext.report.schema import SCHEMA_VERSION, SCORE_FILE, validate
     from espnet_ext.report.table import score_line
     from espnet_ext.score.pairs import read_pairs
     from espnet_ext.score.scoring import score_set
@@ -206,7 +204,9 @@ def _score_and_write(
     else:
         pairs = read_pairs(reference, hypothesis, utt2spk, baseline)
         score, words = score_set(pairs, *names)
-        validate(score, SCORE, str(output))
+        # Stage 8 joins the score with files of other stages: they must be those that were read.
+        score["inputs"] = {str(path): sha256_file(path) for path in inputs}
+        validate(score, SCORE_FILE, str(output))
         write_text(alignment, "\n".join(alignment_lines(pairs.ids, words)) + "\n")
         write_json(output, score)
         stamp.write([output, alignment])

@@ -12,7 +12,8 @@ import io
 from collections import Counter
 from pathlib import Path
 
-from espnet_ext.config import Config, load_config
+from espnet_ext.bin.checked import checked_config
+from espnet_ext.config import Config
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import Stamp, atomic_path, write_text
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train the tokenizer and write the token list."""
-    config = load_config(args.config)
+    config = checked_config(args.config)
     if config.recipe.task == "cls":
         list_classes(config)
         return
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     sentences = list(read_table(text).values())
     if not any(sentences):
         raise UserError(f"{text}: no transcript in it; run stage 1")
-    if config.espnet["token_type"] == "char":
+    if config.espnet.get("token_type") == "char":
         tokens = character_tokens(sentences)
         outputs = [out / "tokens.txt"]
     else:

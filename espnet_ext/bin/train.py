@@ -1,11 +1,13 @@
 """Stage 4: collect statistics and train with ESPnet's trainer; a killed run goes on.
 
 Writes exp/stats_<digest>/ (shared by configs with the same features and tokens) and
-exp/<tag>/: ESPnet's config.yaml, checkpoints and train.log, and train.json for the report.
-Options after ``--`` go to ESPnet as they are.
+exp/<tag>/: ESPnet's config.yaml, checkpoints and train.log, calls.json (what made the run) and
+train.json for the report.
+Options after ``--`` are ESPnet's and win over the config. A trained run takes
+more epochs (a larger --max_epoch); any other change needs another config.
 
 Example:
-  espnet-ext train conf/train_hrf_conformer_xs.yaml --ngpu 0 -- --max_epoch 5
+  espnet-ext train conf/train_hrf_conformer_xs.yaml --ngpu 0 -- --max_epoch 20
 """
 
 import argparse
@@ -23,18 +25,28 @@ import yaml
 from espnet_ext.bin.features import ark_dir, ark_width
 from espnet_ext.bin.tokens import token_dir
 from espnet_ext.config import READ_LATER, Config, load_config
-from espnet_ext.errors import UserError
+from espnet_ext.data.kaldi_dir import audio_inputs
+from espnet_ext.errors import UserError, at_least
 from espnet_ext.files import Stamp, content_key, lock, write_json, write_text
+
+# Keys of ESPnet that decide the features and the lengths of the texts.
+_STATISTICS = (
+    *("frontend", "frontend_conf", "input_size", "train_dtype"),
+    *("speech_volume_normalize", "rir_scp", "noise_scp", "cleaner", "g2p"),
+    *("non_linguistic_symbols", "use_preprocessor", "preprocessor", "preprocessor_conf"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("config", help="training config")
     parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
-    parser.add_argument("--ngpu", type=int, default=0, help="GPUs")
+    parser.add_argument(
+        "--ngpu", type=int, choices=(0, 1), default=0, help="GPUs; several: untested"
+    )
     parser.add_argument(
         "--threads",
-        type=int,
+        type=at_least(1),
         default=min(4, len(os.sched_getaffinity(0))),
         help="CPU threads when there is no GPU",
     )
@@ -52,29 +64,35 @@ def run(args: argparse.Namespace) -> None:
     if stamp.is_current():
         print(f"train: {config.exp} is up to date")
         return
-    training = checked_trainer(config, args)
-    refuse_other_run(config, settings | {"data": {str(f): content_key(f) for f in files}})
+    # From here on the options after -- are part of the config: checked, trained and recorded.
+    config, training = checked_trainer(config, args)
+    contents = {str(f): content_key(f) for f in files}
+    refuse_other_run(config, {"config": decisive(config.as_dict()), "data": contents})
     command = espnet_options(config, data, args)
     log_to(config.exp / "train.log")
     statistics = collect_statistics(config, command, data)
-    command += [*train_options(config, statistics), *args.espnet]
-    training.repair(config.exp, training.parse_options(command, task=config.recipe.task))
+    command += train_options(config, statistics)
+    options = training.parse_options(command, config.recipe.task)
+    training.repair(config.exp, options)
+    calls = this_call(config, args, training, options)
     before = training.history(config.exp)[0]
     training.run_task(command, config.exp / "train.log", config.recipe.task)
-    made = config.exp / "train.json"
-    # A call that found nothing left to train has no peak memory or commit of a training.
-    if not made.exists() or training.history(config.exp)[0] != before:
-        write_json(made, record(config, args, training))
-    averaged = averaged_model(config)
+    averaged, made = averaged_model(config), config.exp / "train.json"
+    epochs = training.history(config.exp)[0]
+    for epoch in set(range(before + 1, epochs + 1)) - set(calls.own["epochs"]):
+        calls.add(epoch, measured=False)  # by processes that ESPnet started
+    # A run from before calls were kept has its record.
+    if calls.path.exists() or not made.exists():
+        write_json(made, record(config, calls, training, options))
     stamp.write([averaged, config.exp / "config.yaml", made])
     print(f"train: averaged model is {averaged}")
 
 
-def checked_trainer(config: Config, args: argparse.Namespace) -> Any:
+def checked_trainer(config: Config, args: argparse.Namespace) -> tuple[Config, Any]:
     """Import ESPnet and set up our trainer; nothing is written yet.
 
     Returns:
-        The module ``tasks.training``.
+        The config with ESPnet's options in it, and the module ``tasks.training``.
 
     Raises:
         UserError: what would stop the training later: a wrong config, data or option, no GPU.
@@ -86,11 +104,15 @@ def checked_trainer(config: Config, args: argparse.Namespace) -> Any:
         import torch
 
         from espnet_ext.tasks import training
-        from espnet_ext.tasks.checking import refuse_unbuildable
+        from espnet_ext.tasks.checking import refuse_problems, refuse_unbuildable
         from espnet_ext.tasks.footprint import sampling_rate
+        from espnet_ext.tasks.starting import refuse_other_start
 
+        refuse_problems(config)
         training.refuse_own_options(args.espnet, args.ngpu, config.recipe.task)
+        config = training.with_options(config, args.espnet)
         refuse_unbuildable(config)
+        refuse_other_start(config, start_models(config))
     if args.ngpu > torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
         raise UserError(f"--ngpu {args.ngpu}: torch sees {seen} GPU here; --ngpu 0 is the CPU")
@@ -101,7 +123,7 @@ def checked_trainer(config: Config, args: argparse.Namespace) -> Any:
         torch.set_num_threads(args.threads)
         training.Trainer.cpu_dtype = training.supported_cpu_dtype(config.recipe.cpu_dtype)
         print(f"train: {args.threads} threads, {training.Trainer.cpu_dtype or 'float32'}")
-    return training
+    return config, training
 
 
 def data_files(config: Config) -> list[Path]:
@@ -110,7 +132,24 @@ def data_files(config: Config) -> list[Path]:
     sets = (config.recipe.train_set, config.recipe.dev_set)
     files = [audio_scp(config, name) for name in sets]
     files += [Path("data") / s / target(config) for s in sets]
-    return [*files, tokens / "tokens.txt"]
+    files += [file for name in sets for file in audio_inputs(Path("data") / name)]
+    return [*files, tokens / "tokens.txt", *start_models(config)]
+
+
+def start_models(config: Config) -> list[Path]:
+    """Whole models that the training starts from, of ``init_param``.
+
+    Raises:
+        UserError: one is missing.
+    """
+    found = []
+    for entry in config.espnet.get("init_param") or []:
+        path = Path(str(entry).partition(":")[0])
+        if not path.is_file():
+            raise UserError(f"init_param: no {path}; train that config first")
+        if path.as_posix() == str(entry):  # else only a part of it is loaded, as ESPnet does
+            found.append(path)
+    return found
 
 
 def target(config: Config) -> str:
@@ -136,7 +175,7 @@ def data_options(config: Config) -> dict[str, list[str]]:
     name_of = target(config)
     stages = {"wav.scp": 1, name_of: 1, "feats.scp": 2, "tokens.txt": 3}
     for path in data_files(config):
-        if not path.is_file():
+        if path.name in stages and not path.is_file():
             raise UserError(f"no {path}; run stage {stages[path.name]}")
     return {
         role: [f"{audio_scp(config, name)},speech,{kind}", f"data/{name}/{name_of},{name_of},text"]
@@ -145,21 +184,33 @@ def data_options(config: Config) -> dict[str, list[str]]:
 
 
 def refuse_other_run(config: Config, settings: dict) -> None:
-    """Refuse to go on with a checkpoint of another config or other data; record these otherwise."""
+    """Refuse to go on with a checkpoint of another config or other data; record these otherwise.
+
+    More epochs are no other run: they are added.
+    """
     path = config.exp / "resolved.json"
     if (config.exp / "checkpoint.pth").exists() and path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))
-        stored["config"] = decisive(stored["config"])
+        before, now = decisive(stored["config"]), json.loads(json.dumps(settings["config"]))
         way_out = f"give the config another name or remove {config.exp}"
-        for key in ("config", "espnet"):
-            if stored[key] != json.loads(json.dumps(settings[key])):
-                raise UserError(f"{config.exp} holds a run of other settings ({path}); {way_out}")
+        other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if other == ["max_epoch"] and _epochs(before) < _epochs(now):
+            other = []
+        if other:
+            names = ", ".join(other)
+            raise UserError(f"{config.exp} holds a run of other settings ({names}); {way_out}")
         for name, content in settings["data"].items():
             if stored.get("data", {}).get(name, content) != content:
                 raise UserError(f"{config.exp} was trained before {name} changed; {way_out}")
     write_json(path, settings)
 
 
+def _epochs(config: dict[str, Any]) -> int:
+    """What the config says, or ESPnet's default."""
+    return config.get("max_epoch", 40)
+
+
+# Keys of ``recipe:`` that configs did not always have, and what they are without.
 _ADDED = {"task": "asr", "classes": 2}
 
 
@@ -199,10 +250,9 @@ def collect_statistics(config: Config, command: list[str], data: dict) -> Path:
     """Run ESPnet's collect_stats once for these features and tokens; return its folder."""
     from espnet_ext.tasks import training
 
-    keys = ("frontend", "frontend_conf", "speech_volume_normalize")
     settings = {
         "data": data,
-        "features": {key: config.espnet.get(key) for key in keys},
+        "read": {key: config.espnet[key] for key in _STATISTICS if key in config.espnet},
         "tokens": str(token_dir(config)),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
@@ -233,12 +283,15 @@ def train_options(config: Config, statistics: Path) -> list[str]:
 
 
 def averaged_model(config: Config) -> Path:
-    """The n-best average of the training's checkpoints (fewer if it had fewer epochs)."""
-    criterion = config.recipe.average_by
-    found = config.exp / f"{criterion}.ave.pth"
+    """The average of the training's ``recipe: average`` best checkpoints.
+
+    Of a training with fewer epochs than that ESPnet takes the best checkpoint alone.
+    """
+    found = config.exp / f"{config.recipe.average_by}.ave.pth"
     if not found.exists():
         raise UserError(f"no {found}; run stage 4")
-    return found.resolve().relative_to(Path.cwd())
+    # ESPnet's link says how many; exp/ itself may be a link, to another disk.
+    return config.exp / os.readlink(found) if found.is_symlink() else found
 
 
 def log_to(path: Path) -> None:
@@ -260,23 +313,33 @@ def log_to(path: Path) -> None:
     logging.raiseExceptions = False
 
 
-def record(config: Config, args: argparse.Namespace, training: Any) -> dict:
-    """What the report needs of the training."""
-    import resource
+def this_call(config: Config, args: argparse.Namespace, training: Any, options: Any) -> Any:
+    """Have every epoch of this call noted in calls.json; return its ``tasks.record.Calls``."""
+    from espnet_ext.report.schema import NOT_MEASURED
+    from espnet_ext.tasks.record import Calls
 
-    from espnet_ext.report.environment import environment
+    calls = Calls(
+        config.exp / "calls.json",
+        new_run=training.history(config.exp)[0] == 0,
+        command=shlex.join(["espnet-ext", *sys.argv[1:]]),
+        threads=args.threads if args.ngpu == 0 else NOT_MEASURED,
+        device=f"{args.ngpu} GPU" if args.ngpu else "cpu",
+        dtype=training.dtype_of(options),
+    )
+    # The memory of processes that read data for this one is not in its own.
+    alone = options.num_workers == 0
+    training.Trainer.on_epoch = lambda epoch: calls.add(epoch, measured=alone)
+    return calls
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def record(config: Config, calls: Any, training: Any, options: Any) -> dict[str, Any]:
+    """What the report needs of the training: train.json."""
     epochs, seconds = training.history(config.exp)
     return {
         "seconds": round(seconds, 1),
-        "peak_rss_mb": round(peak, 1),
         "epochs": epochs,
-        "seed": config.espnet.get("seed", 0),
-        "command": shlex.join(["espnet-ext", *sys.argv[1:]]),
-        "threads": args.threads if args.ngpu == 0 else "not measured",
-        "device": f"{args.ngpu} GPU" if args.ngpu else "cpu",
-        "dtype": str(training.Trainer.cpu_dtype or "float32"),
+        "seed": options.seed,
+        "average": training.averaged_epochs(config.exp, options, averaged_model(config)),
+        **calls.summary(epochs),
         "config": config.as_dict(),
-        **environment(),
     }

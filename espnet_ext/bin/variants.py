@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> None:
             deployed = deploy(model, name)
             count = parameter_count([deployed])
             default = "  (recipe: variant)" if name == config.recipe.variant else ""
-            line = f"{name:12}{count:>14,} parameters{file_bytes(deployed):>14,} bytes{default}"
+            line = (
+                f"{name:12}{count:>14,} parameters{file_bytes(deployed, name):>14,} bytes{default}"
+            )
             lines.append(line)
     print("\n".join(lines))

@@ -9,6 +9,7 @@ import soundfile
 import soxr
 
 from espnet_ext.errors import UserError
+from espnet_ext.files import temporary_name
 
 SHORTEST = 0.025  # seconds: a window of log-mel
 
@@ -99,7 +100,9 @@ def write_flac(path: str | Path, samples: np.ndarray, rate: int, target_rate: in
     stream = io.BytesIO()
     soundfile.write(stream, integers, target_rate, format="FLAC", subtype="PCM_16")
     path = Path(path)
-    temporary = path.with_name(f".tmp{os.getpid()}.{path.name}")
+    # Not atomic_path: it looks for leftovers in the folder and waits for the disk, at every clip
+    # of thousands; what a crash of the machine cuts short, flac_seconds finds.
+    temporary = temporary_name(path)
     try:
         temporary.write_bytes(stream.getvalue())
         os.replace(temporary, path)

@@ -15,7 +15,9 @@ from torchaudio.compliance import kaldi
 from torchaudio.functional import compute_deltas
 
 
-def kaldi_fbank(wave: Tensor, fs: int = 16000, n_mels: int = 80, deltas: int = 0) -> Tensor:
+def kaldi_fbank(
+    wave: Tensor, fs: int = 16000, n_mels: int = 80, deltas: int = 0, snip_edges: bool = False
+) -> Tensor:
     """Return features of a wave (samples,) in [-1, 1] at ``fs`` Hz.
 
     Returns:
@@ -26,10 +28,53 @@ def kaldi_fbank(wave: Tensor, fs: int = 16000, n_mels: int = 80, deltas: int = 0
         sample_frequency=fs,
         num_mel_bins=n_mels,
         dither=0.0,
-        snip_edges=False,
+        snip_edges=snip_edges,
         high_freq=-400.0,
     )
     parts = [feats]
     for _ in range(deltas):
         parts.append(compute_deltas(parts[-1].T).T)
     return torch.cat(parts, dim=1)
+
+
+class OnlineFbank:
+    """``kaldi_fbank`` of a wave that comes in pieces: the same frames, each as soon as it can.
+
+    A frame needs the samples up to 17.5 ms after the middle of its 10 ms.
+    """
+
+    def __init__(self, fs: int = 16000, n_mels: int = 80):
+        self.fs, self.n_mels = fs, n_mels
+        self.window, self.shift = fs * 25 // 1000, fs // 100
+        self._edge = self.window // 2 - self.shift // 2  # samples before the first frame
+        self._samples = self._frames = 0  # taken in, given out
+        self._buffer = torch.zeros(0)  # from the start of the next frame
+        self._tail = torch.zeros(0)  # the last window, for reflection at the end
+
+    def accept(self, wave: Tensor) -> Tensor:
+        """Take in samples (n,); return the frames (m, n_mels) that they complete."""
+        before = self._samples
+        self._samples += len(wave)
+        self._buffer = torch.cat([self._buffer, wave.float()])
+        self._tail = torch.cat([self._tail, wave.float()])[-self.window :]
+        if self._samples < self.window:
+            return torch.zeros(0, self.n_mels)
+        if before < self.window:  # the first frames reflect the start
+            self._buffer = torch.cat([self._buffer[: self._edge].flip(0), self._buffer])
+        return self._take((len(self._buffer) - self.window) // self.shift + 1)
+
+    def finish(self) -> Tensor:
+        """Return the last frames, which reflect the end; a stream below a window has none."""
+        if self._samples < self.window:
+            return torch.zeros(0, self.n_mels)
+        self._buffer = torch.cat([self._buffer, self._tail.flip(0)])
+        return self._take((self._samples + self.shift // 2) // self.shift - self._frames)
+
+    def _take(self, count: int) -> Tensor:
+        """Compute the next ``count`` frames and drop the samples that no later one needs."""
+        if count <= 0:
+            return torch.zeros(0, self.n_mels)
+        piece = self._buffer[: (count - 1) * self.shift + self.window]
+        self._buffer = self._buffer[count * self.shift :]
+        self._frames += count
+        return kaldi_fbank(piece, self.fs, self.n_mels, snip_edges=True)

@@ -1,11 +1,12 @@
 """Kaldi data directories: written as a whole, read, and checked.
 
 A directory holds ``wav.scp text utt2spk spk2utt utt2dur``, for classification ``label`` instead
-of ``text`` or beside it, each sorted by its first column in
-C order (``LC_ALL=C sort``). Relative paths in ``wav.scp`` start from the recipe folder, where
-ESPnet runs. Nothing here imports torch.
+of ``text`` or beside it, each sorted by its first column in C order (``LC_ALL=C sort``), and a
+digest of the audio, so that stamps notice other audio. Relative paths in ``wav.scp`` start from
+the recipe folder, where ESPnet runs. Nothing here imports torch.
 """
 
+import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,8 +15,9 @@ from pathlib import Path
 
 from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError
-from espnet_ext.files import atomic_path
+from espnet_ext.files import atomic_path, write_text
 
+AUDIO_DIGEST = "audio.sha256"  # of every utterance's samples, whatever encodes them
 FILES = ("wav.scp", "text", "utt2spk", "spk2utt", "utt2dur")
 CLASS_FILES = ("wav.scp", "label", "utt2spk", "spk2utt", "utt2dur")
 _TOLERANCE = 0.01  # seconds between utt2dur and the audio
@@ -76,7 +78,7 @@ def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> None:
             (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def read_table(path: str | Path) -> dict[str, str]:
+def read_table(path: str | os.PathLike) -> dict[str, str]:
     """Read a file of ``key value`` lines, in its order; a key alone has the value "".
 
     Raises:
@@ -85,15 +87,15 @@ def read_table(path: str | Path) -> dict[str, str]:
     path = Path(path)
     try:
         content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; run the recipe's data stage (--stage 1)") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8") from None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UserError(f"no file {path}; the stage that makes it has to run") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from None
     table: dict[str, str] = {}
     for number, line in enumerate(content.split("\n")[:-1], 1):
-        key, _, value = line.strip(" \t\r").partition(" ")
+        key, _, value = line.strip().replace("\t", " ", 1).partition(" ")
         if not key:
-            raise UserError(f"{path}: line {number} is empty")
+            raise UserError(f"{path}: line {number} is empty; remove it")
         if key in table:
             raise UserError(f"{path}: {key} occurs twice (line {number})")
         table[key] = value.strip()
@@ -190,38 +192,66 @@ def validate_data_dir(
     """
     utterances = read_data_dir(path)
     if audio:
-        tasks = [(item, str(path), str(root), sample_rate) for item in utterances]
-        for fault in map_processes(_audio_fault, tasks, jobs, chunk=64):
-            if fault:
-                raise UserError(fault)
+        digest_audio(path, utterances, sample_rate, root, jobs)
     return utterances
 
 
-def _audio_fault(task: tuple[Utterance, str, str, int]) -> str | None:
-    """Say what is wrong with the audio of an utterance; None if nothing is."""
+def digest_audio(
+    path: str | Path,
+    utterances: Iterable[Utterance],
+    sample_rate: int = 16000,
+    root: str | Path = ".",
+    jobs: int = 1,
+) -> list[str]:
+    """Decode and check the audio of a data directory; return each utterance's SHA-256.
+
+    The arguments, and what is raised, are those of ``validate_data_dir``.
+    """
+    digests = []
+    tasks = [(item, str(path), str(root), sample_rate) for item in utterances]
+    for digest, fault in map_processes(_examine_audio, tasks, jobs, chunk=64):
+        if fault:
+            raise UserError(fault)
+        digests.append(digest)
+    return digests
+
+
+def audio_inputs(path: str | Path) -> list[Path]:
+    """Files of a data directory that change when its audio does; for stamps, beside wav.scp.
+
+    A directory that ``write_sets`` did not make may have none of them.
+    """
+    return [file for name in ("utt2dur", AUDIO_DIGEST) if (file := Path(path, name)).is_file()]
+
+
+def _examine_audio(task: tuple[Utterance, str, str, int]) -> tuple[str, str | None]:
+    """Return the digest of an utterance's samples, and what is wrong with them or None."""
     import soundfile
 
     item, directory, root, sample_rate = task
     where = f"{directory}/wav.scp: {item.id}"
     if item.audio.endswith("|"):
-        return f"{where}: commands are not run, write the audio to a file: {item.audio}"
+        return "", f"{where}: commands are not run, write the audio to a file: {item.audio}"
     path = os.path.join(root, item.audio)
     if not os.path.exists(path):
-        return f"{where}: no audio file {path}"
+        return "", f"{where}: no audio file {path}"
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (RuntimeError, OSError):
-        return f"{where}: cannot decode {path}"
+        return "", f"{where}: cannot decode {path}"
     if rate != sample_rate:
-        return f"{where}: {path} has {rate} Hz, expected {sample_rate} Hz"
+        return "", f"{where}: {path} has {rate} Hz, expected {sample_rate} Hz"
     if samples.shape[1] != 1:
-        return f"{where}: {path} has {samples.shape[1]} channels, expected 1"
+        return "", f"{where}: {path} has {samples.shape[1]} channels, expected 1"
     if len(samples) == 0:
-        return f"{where}: {path} is empty"
+        return "", f"{where}: {path} is empty"
     seconds = len(samples) / rate
     if abs(seconds - item.seconds) > _TOLERANCE:
-        return f"{directory}/utt2dur: {item.id}: {item.seconds} s, but {path} has {seconds:.4f} s"
-    return None
+        return (
+            "",
+            f"{directory}/utt2dur: {item.id}: {item.seconds} s, but {path} has {seconds:.4f} s",
+        )
+    return hashlib.sha256(samples.tobytes()).hexdigest(), None
 
 
 def check_no_text_overlap(train: str | Path, others: Iterable[str | Path]) -> None:
@@ -250,7 +280,9 @@ def write_sets(out: str | Path, sets: Mapping[str, Iterable[Utterance]], jobs: i
     out = Path(out)
     for name, utterances in sets.items():
         write_data_dir(out / name, utterances)
-        written = validate_data_dir(out / name, jobs=jobs)
+        written = read_data_dir(out / name)
+        rows = zip(written, digest_audio(out / name, written, jobs=jobs), strict=True)
+        write_text(out / name / AUDIO_DIGEST, "".join(f"{u.id} {d}\n" for u, d in rows))
         minutes = sum(item.seconds for item in written) / 60
         speakers = len({item.speaker for item in written})
         print(f"{out / name}: {len(written)} utterances, {minutes:.1f} min, {speakers} speakers")

@@ -25,6 +25,25 @@ from espnet_ext.files import atomic_path, sha256_file
 
 _AR_MAGIC = b"!<arch>\n"
 _BLOCK = 1 << 20
+# What apt-get says where there is no network, and where a source answers but is of no use.
+_NO_NETWORK = (
+    "Could not resolve",
+    "Could not connect",
+    "Cannot initiate the connection",
+    "Temporary failure",
+    "timed out",
+    "unreachable",
+)
+_BROKEN = (
+    "403 ",
+    "404 ",
+    "does not have a Release file",
+    "is expired",
+    "is not valid yet",
+    "is not signed",
+    "NO_PUBKEY",
+    "Failed to fetch",
+)
 _OPENERS: dict[str, Any] = {
     "data.tar.xz": lzma.open,
     "data.tar.gz": gzip.open,
@@ -219,16 +238,18 @@ def _download(package: Package, target: Path) -> None:
         )
     with tempfile.TemporaryDirectory(prefix=".apt-", dir=target.parent) as name:
         folder = Path(name).resolve()  # apt reads relative folders as relative to /
-        result = None
+        wanted = ["download", f"{package.name}={package.version}"]
+        result, said = None, ""
         if any(Path("/var/lib/apt/lists").glob("*_Packages*")):
-            result = _apt(folder, ["download", f"{package.name}={package.version}"], own=False)
+            result = _apt(folder, wanted, own=False)
         if result is None or result.returncode:
-            result = _apt(folder, ["-o", "APT::Update::Error-Mode=any", "update"], own=True)
-            if result.returncode == 0:
-                result = _apt(folder, ["download", f"{package.name}={package.version}"], own=True)
+            # A source that has nothing to do with the package may be broken: go on without it.
+            update = _apt(folder, ["-o", "APT::Update::Error-Mode=any", "update"], own=True)
+            said = update.stderr + update.stdout if update.returncode else ""
+            result = _apt(folder, wanted, own=True)
         found = sorted((folder / "get").glob("*.deb"))
         if result.returncode or not found:
-            raise UserError(_explain(package, result.stderr + result.stdout))
+            raise UserError(_explain(package, said + result.stderr + result.stdout))
         os.replace(found[0], target)
 
 
@@ -253,12 +274,16 @@ def _apt(folder: Path, arguments: list[str], own: bool) -> subprocess.CompletedP
 
 def _explain(package: Package, output: str) -> str:
     """Turn apt-get's output into one line that says what to do."""
-    way_out = f"get {package.file_name} elsewhere and pass it with --package FILE"
+    way_out = f"or get {package.file_name} elsewhere and pass it with --package FILE"
     what = f"{package.name} {package.version}"
+    if any(sign in output for sign in _NO_NETWORK):
+        return f"cannot fetch {what}: no network; run this again when it is back, {way_out}"
+    broken = [line for line in output.splitlines() if any(sign in line for sign in _BROKEN)]
+    if broken:
+        reason = " ".join(broken[0].split()).removeprefix("E: ").removeprefix("W: ")
+        return f"cannot fetch {what}, a package source is broken ({reason}); mend it, {way_out}"
     if "was not found" in output or "Unable to locate" in output:
-        return f"this system's package sources do not offer {what}; {way_out}"
-    network = ("Could not resolve", "Could not connect", "Failed to fetch", "Temporary failure")
-    if any(sign in output for sign in network):
-        return f"cannot fetch {what}: no network; run the same command again when it is back"
+        return f"this system's package sources do not offer {what}; add one that does, {way_out}"
     errors = [line for line in output.splitlines() if line.startswith("E:")] or ["no reason given"]
-    return f"apt-get cannot fetch {what} ({errors[0].removeprefix('E:').strip()}); {way_out}"
+    reason = errors[0].removeprefix("E:").strip()
+    return f"apt-get cannot fetch {what} ({reason}); mend that, {way_out}"

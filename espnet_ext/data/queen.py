@@ -40,6 +40,7 @@ NOT_VOICES = frozenset(
 
 _COMMAND = re.compile(r"\*(XY.{11}|..)", re.DOTALL)
 _SILENT_COMMANDS = ("GD", "GM")  # Joe reaches for something; nothing is voiced
+_MP3 = 1  # how the clips are compressed; ScummVM's other types are 0 none, 2 Vorbis, 3 FLAC
 _FILE_HEADER = 20  # bytes before the contents of .DOG, .CUT and .JAS files
 _JOE = "Joe"
 
@@ -73,7 +74,7 @@ class Container:
     """The directory of ``queen.1c``; ``read(name)`` returns one file's bytes.
 
     Raises:
-        UserError: the file is not such a container, or is cut short.
+        UserError: the file is not such a container, holds other than MP3, or is cut short.
     """
 
     def __init__(self, path: str | Path):
@@ -83,7 +84,9 @@ class Container:
             header = stream.read(15)
             if len(header) < 15 or header[:4] != b"QTBL":
                 raise UserError(f"{path}: not a container of the game (no QTBL at its start)")
-            self.compression, count = struct.unpack(">BH", header[12:15])
+            compression, count = struct.unpack(">BH", header[12:15])
+            if compression != _MP3:
+                raise UserError(f"{path}: its speech is not MP3 (type {compression}, not {_MP3})")
             table = stream.read(21 * count)
         if len(table) < 21 * count:
             raise UserError(f"{path}: cut short in its directory; fetch the package again")

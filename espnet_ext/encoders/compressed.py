@@ -22,7 +22,6 @@ def compressed_encoder(base: type[nn.Module], method: Method) -> type[nn.Module]
         def __init__(self, input_size: int, **conf: Any):
             options = method.parse(conf.pop(method.name, None))
             super().__init__(input_size, **conf)
-            self.method_name = method.name
             self.method_options = options
             method.apply(self, options)
 

@@ -29,9 +29,11 @@ class KaldiFbank(AbsFrontend):
         Each utterance is cut to its own length first: reflection at the edge must not see
         padding, so that a batch gives what the utterances give alone.
         """
-        feats = [
-            kaldi_fbank(wave[:length], self.fs, self.n_mels, self.deltas)
-            for wave, length in zip(input.float(), input_lengths.tolist(), strict=True)
-        ]
+        # In float32 whatever the training runs in: the logarithm of a bfloat16 power is noise.
+        with torch.autocast(input.device.type, enabled=False):
+            feats = [
+                kaldi_fbank(wave[:length], self.fs, self.n_mels, self.deltas)
+                for wave, length in zip(input.float(), input_lengths.tolist(), strict=True)
+            ]
         lengths = torch.tensor([len(f) for f in feats], device=input.device)
         return torch.nn.utils.rnn.pad_sequence(feats, batch_first=True), lengths

@@ -22,7 +22,9 @@ PLAIN = "plain"  # a model that no method has touched
 
 def variants(model: nn.Module) -> tuple[str, ...]:
     """Names that ``deploy(model, name)`` takes."""
-    return ("merged",) if _has_method(model) else (PLAIN, "merged")
+    if not _has_method(model):
+        return (PLAIN, "merged")
+    return ("merged", *sorted({p.variant for m in model.modules() for p in _own_forms(m)}))
 
 
 def deploy(model: nn.Module, variant: str = "merged") -> nn.Module:
@@ -45,7 +47,7 @@ def deploy(model: nn.Module, variant: str = "merged") -> nn.Module:
     memo: dict[int, Any] = {}
     for module in model.modules():
         if parametrize.is_parametrized(module):
-            memo[id(module)] = _plain_layer(module, memo)
+            memo[id(module)] = _deployed_layer(module, variant, memo)
         for value in vars(module).values():
             # ESPnet's attention keeps its last weights, and deepcopy refuses a tensor with
             # a graph behind it.
@@ -72,10 +74,11 @@ def parameter_count(modules: Iterable[nn.Module]) -> int:
 
 
 def footprint(model: nn.Module) -> dict[str, int]:
-    """Parameters by part: ``encoder_blocks``, ``encoder``, ``decoder``, ``ctc``, ``total``.
+    """Parameters by part; 0 for a part that the model lacks.
 
-    Parts that the model lacks are 0; parameters shared by two parts count in both but once
-    in the total.
+    ``encoder_blocks`` are the blocks without their normalisation layers, which stand in
+    ``encoder_norms``: so the papers count (arXiv 2310.02489, table 1). Parameters shared by
+    two parts count in both but once in the ``total``.
     """
 
     def count(name: str) -> int:
@@ -83,9 +86,22 @@ def footprint(model: nn.Module) -> dict[str, int]:
         return 0 if part is None else parameter_count([part])
 
     blocks = next((n for n in ("encoder.encoders", "encoder.layers") if _has(model, n)), "")
-    parts = {"frontend": count("frontend"), "encoder_blocks": count(blocks) if blocks else 0}
-    parts |= {name: count(name) for name in ("encoder", "decoder", "ctc")}
+    norms = 0
+    if blocks:
+        norms = parameter_count(m for m in model.get_submodule(blocks).modules() if _is_norm(m))
+    whole = count(blocks) if blocks else 0
+    parts = {
+        "frontend": count("frontend"),
+        "encoder_blocks": whole - norms,
+        "encoder_norms": norms,
+    }
+    parts |= {name: count(name) for name in ("encoder", "decoder", "joint_network", "ctc")}
     return {**parts, "total": parameter_count([model])}
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """True for layer, batch and similar normalisations, torch's or a class named like them."""
+    return "Norm" in type(module).__name__ and not list(module.children())
 
 
 def _has(model: nn.Module, name: str) -> bool:
@@ -97,6 +113,22 @@ def _has(model: nn.Module, name: str) -> bool:
 
 def _has_method(model: nn.Module) -> bool:
     return any(parametrize.is_parametrized(m) for m in model.modules())
+
+
+def _own_forms(layer: nn.Module) -> list[Any]:
+    """Parametrizations of the weight that know a deployed form besides the merged layer."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return []
+    weight: Any = layer.parametrizations["weight"]
+    return [p for p in weight if hasattr(p, "variant")]
+
+
+def _deployed_layer(layer: nn.Module, variant: str, memo: dict[int, Any]) -> nn.Module:
+    """The form ``variant`` of a parametrized layer; merged where its method has no such form."""
+    for parametrization in _own_forms(layer):
+        if parametrization.variant == variant:
+            return parametrization.deployed(layer, memo).eval()
+    return _plain_layer(layer, memo)
 
 
 def _plain_layer(layer: nn.Module, memo: dict[int, Any]) -> nn.Module:

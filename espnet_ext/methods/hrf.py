@@ -161,12 +161,3 @@ def factorwise_forward(layer: nn.Module, x: Tensor) -> Tensor:
     for factor, bias in zip(factors, biases, strict=True):
         x = F.linear(x, factor, bias)
     return x
-
-
-def product_cost(outputs: int, inputs: int, options: HRFOptions) -> int:
-    """Multiply-accumulates of forming one (outputs, inputs) weight from its factors."""
-    inner = round(options.ratio * outputs)
-    cost = outputs * inner * inputs
-    if options.factors == 3:
-        cost += math.prod((inner, inner, min(inputs, outputs)))
-    return cost

@@ -13,6 +13,7 @@ from torch import nn
 
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.methods.hrf import HRFOptions, apply_hrf, factorize
+from espnet_ext.methods.residual import ResidualOptions, apply_residual, share_layer
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,22 @@ register(
             {"sites": ["ffn"], "ratio": 2, "factors": 3},
             {"sites": ["qkv", "project"], "ratio": 1.5},
             {"sites": ["all"], "ratio": 2},
+        ),
+    )
+)
+
+register(
+    Method(
+        name="residual",
+        options=ResidualOptions,
+        apply=apply_residual,
+        apply_layer=share_layer,
+        paper="arXiv 2310.02489",
+        trials=(
+            {"share": 2, "rank": 4},
+            {"share": 2, "rank": 0, "diagonal": False},
+            {"share": 2, "rank": 3, "diagonal": False, "sites": ["qkv"]},
+            {"share": 2, "rank": 0, "sites": ["ffn", "conv"]},
         ),
     )
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_ext.report import classes, grids, table
+from espnet_ext.report.benchmarks import sections
 from espnet_ext.report.result import published_path, run_name
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.report.table import (
@@ -17,7 +18,6 @@ from espnet_ext.report.table import (
 )
 
 COMMAND = "espnet-ext report --all"
-WHOLE_JOB = "whole_job.json"
 README_MARKERS = ("<!-- results:begin -->", "<!-- results:end -->")
 
 
@@ -39,7 +39,7 @@ def results_page(
     results: Sequence[Mapping[str, Any]],
     folder: str = "results",
     plotted: Collection[str] = (),
-    whole_job: Mapping[str, Any] | None = None,
+    benchmarks: Mapping[str, Any] | None = None,
     committed_grids: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return the text of RESULTS.md.
@@ -48,7 +48,7 @@ def results_page(
         results: validated results in the order of the page.
         folder: where their files and plots are, relative to the page.
         plotted: names ``<dataset>_<task>`` that have a plot of WER against bytes.
-        whole_job: what ``benchmarks/whole_job.py`` measured, or None.
+        benchmarks: what ``benchmarks.read_benchmarks`` found.
         committed_grids: validated summaries of grids.
     """
     lines = [
@@ -63,7 +63,9 @@ def results_page(
         "speakers. A run is called better or worse only where the paired bootstrap test says "
         "p < 0.05 and, with few speakers, the interval by speaker excludes 0. A number that "
         "was not measured is written so. Parameters and bytes are those of the deployed model; "
-        "1 MB is 10^6 bytes; MACs/s are multiply-accumulates per second of audio.",
+        "1 MB is 10^6 bytes; RTF is time over audio time, one process with one thread, in the "
+        "median of the rounds over a fixed choice of utterances; MACs/s are "
+        "multiply-accumulates per second of audio.",
     ]
     for name in dict.fromkeys(_corpus(r) for r in [*results, *committed_grids]):
         lines += ["", f"## {name}"]
@@ -79,26 +81,8 @@ def results_page(
         lines += ["", "### Against the baselines", "", *_comparisons(group)]
         for result in group:
             lines += ["", *_block(result, folder)]
-    if whole_job is not None:
-        lines += ["", *_whole_job(whole_job, folder)]
+    lines += sections(benchmarks or {}, folder)
     return "\n".join(lines) + "\n"
-
-
-def _whole_job(measured: Mapping[str, Any], folder: str) -> list[str]:
-    command = measured["command"]
-    return [
-        "## The main job whole",
-        "",
-        "From a fresh clone with no environment: installation, data, training and all the rest.",
-        "",
-        "```bash",
-        f"python3 benchmarks/whole_job.py --json {folder}/{WHOLE_JOB} -- {command}",
-        "```",
-        "",
-        f"{duration(measured['wall_seconds'])} on {measured['cores']} cores of {measured['cpu']}; "
-        f"at most {measured['peak_rss_mb']:,} MB resident in all processes together; "
-        f"{measured['disk_mb']:,} MB of disk; commit {measured['commit']}.",
-    ]
 
 
 def _corpus(result: Mapping[str, Any]) -> str:
@@ -131,7 +115,7 @@ def _comparisons(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def _block(result: Mapping[str, Any], folder: str) -> list[str]:
     training = result["training"]
     header = ["set", "method", "utterances", "words", "WER % (95 % CI)", "word errors"]
-    header += ["CER % (95 % CI)", "character errors", "RTF 1-thread", "peak RSS MB"]
+    header += ["CER % (95 % CI)", "character errors", "RTF 1-thread (of rounds)", "peak RSS MB"]
     rows = []
     logs = {(log["set"], log["method"]): log for log in result["decoding"]}
     classified = classes.is_classification([result])
@@ -142,13 +126,14 @@ def _block(result: Mapping[str, Any], folder: str) -> list[str]:
             row += [rate(score, metric), edits(score[metric])]
         speed = [NOT_MEASURED] * 2
         if log:
-            speed = [decoding_rtf(log), _number(log["peak_rss_mb"])]
+            speed = [decoding_rtf(log) + _rounds(log), _number(log["peak_rss_mb"])]
         rows.append(row + speed)
     path = published_path(Path(folder), result).as_posix()
     facts = {
         "command": f"`{result['command']}`",
         "config": f"`{result['config_path']}`, resolved in [{Path(path).name}]({path})",
         "encoder, variant": f"{result['encoder']}, {result['variant']}",
+        "checkpoint": _checkpoint(result),
         "commit": result["commit"],
         "seed": str(result["seed"]),
         "parameters": _parts(result["parameters"]),
@@ -170,6 +155,20 @@ def _block(result: Mapping[str, Any], folder: str) -> list[str]:
             dict.fromkeys(score["normalisation"] for score in result["scores"])
         ).replace("*", "\\*")
     return lines + [f"- {label}: {fact}" for label, fact in facts.items()]
+
+
+def _rounds(log: Mapping[str, Any]) -> str:
+    """The least and largest real-time factor of the rounds that ``rtf`` is the median of."""
+    rounds = log["rtf_rounds"]
+    return "" if rounds == NOT_MEASURED else f" ({min(rounds):.3g}-{max(rounds):.3g})"
+
+
+def _checkpoint(result: Mapping[str, Any]) -> str:
+    """The deployed file and, if it is the training's average, of which epochs it is."""
+    average, file = result["training"]["average"], result["checkpoint"]
+    if average == NOT_MEASURED or file != average["file"]:
+        return f"{file}"
+    return f"{file}, epochs {', '.join(map(str, sorted(average['epochs'])))}"
 
 
 def _parts(value: Any) -> str:

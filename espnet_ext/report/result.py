@@ -7,20 +7,21 @@ from typing import Any
 import espnet_ext
 from espnet_ext.config import READ_LATER, Config
 from espnet_ext.errors import UserError
-from espnet_ext.files import read_json
+from espnet_ext.files import read_json, sha256_file
 from espnet_ext.report.schema import (
     NOT_MEASURED,
     RESULT,
     SCHEMA_VERSION,
-    any_score,
+    any_score_file,
     validate,
 )
 
-_TRAINING = ("seconds", "epochs", "peak_rss_mb", "device", "threads", "dtype")
+_TRAINING = ("seconds", "epochs", "peak_rss_mb", "device", "threads", "dtype", "average")
 _DECODING = (
     "rtf",
+    "rtf_rounds",
+    "rtf_utterances",
     "audio_seconds",
-    "seconds",
     "utterances",
     "peak_rss_mb",
     "threads",
@@ -61,6 +62,44 @@ def stage_files(config: Config, variant: str) -> list[Path]:
     ]
 
 
+def refuse_other_inputs(config: Config, variant: str) -> None:
+    """Refuse to join files of different runs: a new model, other options, texts written since.
+
+    Raises:
+        UserError: a stage has not run since; says which.
+    """
+    folder = config.exp / "deploy" / variant
+    _read(folder / "deploy.json", "5 (espnet-ext deploy)")
+    model = _digest(folder / "model.pth", "stage 5 (espnet-ext deploy)")
+    for method, options in config.recipe.decode.items():
+        for path in sorted((config.exp / "score" / variant / method).glob("*.json")):
+            decoded = config.exp / "decode" / variant / method / path.stem
+            again = f"run stages 6 and 7 with --sets {path.stem}, or remove {path}"
+            log = _read(decoded / "decode.json", "6 (espnet-ext decode)")
+            if log.get("model") != model:
+                raise UserError(f"{decoded} was decoded with another model; {again}")
+            if log.get("options") != (options or {}):
+                raise UserError(f"{decoded} was decoded with other options; {again}")
+            score = _read(path, "7 (espnet-ext score)")
+            validate(score, any_score_file, str(path))
+            hypothesis = decoded / "text"
+            _digest(hypothesis, f"stages 6 and 7 with --sets {path.stem}")
+            if str(hypothesis) not in score["inputs"]:
+                raise UserError(f"{path} is no score of {hypothesis}; {again}")
+            for name, content in score["inputs"].items():
+                # What is gone, a baseline that was removed, cannot have changed the score.
+                if Path(name).is_file() and sha256_file(name) != content:
+                    again = f"run stage 7 with --sets {path.stem}, or remove it"
+                    raise UserError(f"{path} was made before {name} changed; {again}")
+
+
+def _digest(path: Path, stage: str) -> str:
+    try:
+        return sha256_file(path)
+    except FileNotFoundError:
+        raise UserError(f"no {path}; run {stage}") from None
+
+
 def collect(config: Config, variant: str, recipe: Path) -> dict[str, Any]:
     """Return the result of a run, validated.
 
@@ -88,6 +127,7 @@ def collect(config: Config, variant: str, recipe: Path) -> dict[str, Any]:
         "task": task,
         "tag": config.tag,
         "variant": variant,
+        "checkpoint": _checkpoint(deploy),
         "encoder": str(train["config"].get("encoder", "ESPnet's default")),
         "config_path": str(config.path),
         "command": _without_program_folder(train["command"]),
@@ -114,6 +154,11 @@ def collect(config: Config, variant: str, recipe: Path) -> dict[str, Any]:
     return result
 
 
+def _checkpoint(deploy: Mapping[str, Any]) -> Any:
+    found = _measured(deploy, "checkpoint")
+    return Path(found).name if isinstance(found, str) else found  # else the schema names it
+
+
 def _as_run(trained: Any, config: Config) -> Any:
     """The config that was trained, with what later stages read as they read it now."""
     recipe = trained.get("recipe") if isinstance(trained, dict) else None
@@ -134,7 +179,8 @@ def _decoded_and_scored(
             raise UserError(f"no scores in {folder}; run stage 7 (espnet-ext score) first")
         for path in files:
             score = _read(path, "7 (espnet-ext score)")
-            validate(score, any_score, str(path))
+            validate(score, any_score_file, str(path))
+            del score["inputs"]  # a check of this machine's files
             log = _read(
                 config.exp / "decode" / variant / method / path.stem / "decode.json",
                 "6 (espnet-ext decode)",
@@ -206,6 +252,14 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 def published_path(folder: Path, result: Mapping[str, Any]) -> Path:
     """Return where a result is committed: one file per run and, but for `merged`, variant."""
     return folder / f"{result['dataset']}_{result['task']}" / f"{run_name(result)}.json"
+
+
+def is_average(result: Mapping[str, Any]) -> bool:
+    """False if a checkpoint was deployed that is known not to be the training's average."""
+    average = result["training"]["average"]
+    if NOT_MEASURED in (average, result["checkpoint"]):
+        return True
+    return bool(result["checkpoint"] == average["file"])
 
 
 def run_name(result: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from espnet_ext.errors import UserError, nearest
 
 NOT_MEASURED = "not measured"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Check = Callable[[Any, str], None]
 
@@ -156,18 +156,18 @@ _RATE = mapping(
     deletions=count,
 )
 
-SCORE = mapping(
-    set=text,
-    method=text,
-    normalisation=text,
-    utterances=count,
-    speakers=optional(count),
-    words=count,
-    characters=count,
-    bootstrap=mapping(resamples=count, seed=count, confidence=number),
-    wer=_RATE,
-    cer=_RATE,
-    baseline=optional(
+_SCORE: dict[str, Check] = {
+    "set": text,
+    "method": text,
+    "normalisation": text,
+    "utterances": count,
+    "speakers": optional(count),
+    "words": count,
+    "characters": count,
+    "bootstrap": mapping(resamples=count, seed=count, confidence=number),
+    "wer": _RATE,
+    "cer": _RATE,
+    "baseline": optional(
         mapping(
             tag=text,
             wer_difference=number,  # this run minus the baseline: negative is better
@@ -180,25 +180,28 @@ SCORE = mapping(
             cer_p=optional(number),
         )
     ),
-)
+}
+SCORE = mapping(**_SCORE)
+# As stage 7 writes it: with the SHA-256 of each file that was read.
+SCORE_FILE = mapping(**_SCORE, inputs=named(text))
 
-CLASS_SCORE = mapping(
-    set=text,
-    method=text,
-    unit=text,  # utterance, or speaker where they vote
-    decisions=count,
-    speakers=count,
-    classes=items(text),
-    bootstrap=mapping(resamples=count, seed=count, confidence=number),
-    weighted_f1=number,
-    interval=optional(interval),  # of weighted_f1; null: one decision
-    interval_by_speaker=optional(interval),  # null: one speaker, or speakers are the unit
-    unweighted_accuracy=number,
-    accuracy=number,
-    majority=mapping(**{"class": text, "weighted_f1": number}),
-    per_class=named(mapping(f1=number, precision=number, recall=number, support=count)),
-    confusion=items(items(count)),  # rows: references
-    baseline=optional(
+_CLASS_SCORE: dict[str, Check] = {
+    "set": text,
+    "method": text,
+    "unit": text,  # utterance, or speaker where they vote
+    "decisions": count,
+    "speakers": count,
+    "classes": items(text),
+    "bootstrap": mapping(resamples=count, seed=count, confidence=number),
+    "weighted_f1": number,
+    "interval": optional(interval),  # of weighted_f1; null: one decision
+    "interval_by_speaker": optional(interval),  # null: one speaker, or speakers are the unit
+    "unweighted_accuracy": number,
+    "accuracy": number,
+    "majority": mapping(**{"class": text, "weighted_f1": number}),
+    "per_class": named(mapping(f1=number, precision=number, recall=number, support=count)),
+    "confusion": items(items(count)),  # rows: references
+    "baseline": optional(
         mapping(
             tag=text,
             difference=number,  # of weighted_f1, this run minus the baseline: positive is better
@@ -207,7 +210,9 @@ CLASS_SCORE = mapping(
             p=optional(number),
         )
     ),
-)
+}
+CLASS_SCORE = mapping(**_CLASS_SCORE)
+CLASS_SCORE_FILE = mapping(**_CLASS_SCORE, inputs=named(text))
 
 
 def any_score(value: Any, where: str) -> None:
@@ -216,19 +221,26 @@ def any_score(value: Any, where: str) -> None:
     (CLASS_SCORE if "weighted_f1" in value else SCORE)(value, where)
 
 
+def any_score_file(value: Any, where: str) -> None:
+    """Either score as stage 7 writes it."""
+    _require_mapping(value, where)
+    (CLASS_SCORE_FILE if "weighted_f1" in value else SCORE_FILE)(value, where)
+
+
 RESULT = mapping(
     schema=count,
     dataset=text,
     task=text,
     tag=text,
     variant=text,
+    checkpoint=measured(text),  # the file that was deployed
     encoder=text,
     config_path=text,
     command=text,
     commit=text,
     seed=measured(count),
-    versions=named(text),
-    machine=named(plain),
+    versions=measured(named(text)),
+    machine=measured(named(plain)),
     parameters=measured(named(count)),  # of the deployed model, by part
     bytes=measured(count),  # of the deployed model's file
     macs_per_second=measured(number),  # multiply-accumulates per second of audio
@@ -239,15 +251,17 @@ RESULT = mapping(
         device=measured(text),
         threads=measured(count),
         dtype=measured(text),
+        average=measured(mapping(file=text, epochs=items(count))),  # which epochs ESPnet averaged
         parameters=measured(named(count)),  # of the training form
     ),
     decoding=items(
         mapping(
             method=text,
             set=text,
-            rtf=measured(number),  # seconds of work per second of audio
+            rtf=measured(number),  # seconds of work per second of audio, in the median round
+            rtf_rounds=measured(items(number)),
+            rtf_utterances=measured(count),
             audio_seconds=measured(number),
-            seconds=measured(number),
             utterances=measured(count),
             peak_rss_mb=measured(number),
             threads=measured(count),

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from espnet_ext.report.result import run_name
+from espnet_ext.report.result import is_average, run_name
 from espnet_ext.report.schema import NOT_MEASURED
 
 FEW_SPEAKERS = 10  # up to here the interval by speaker is shown, and decides, too
@@ -20,9 +20,11 @@ def summary_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
     header += ["WER vs baseline", "training time", "config"]
     rows = []
     for result in results:
+        name = run_name(result)
+        model = name if is_average(result) else f"{name} ({result['checkpoint']})"
         for method in dict.fromkeys(score["method"] for score in result["scores"]):
             scores = {s["set"]: s for s in result["scores"] if s["method"] == method}
-            row = [run_name(result), method, parameters(result), megabytes(result["bytes"])]
+            row = [model, method, parameters(result), megabytes(result["bytes"])]
             row += [macs(result["macs_per_second"]), _rtf(result, method)]
             for name in sets:
                 for metric in ("wer", "cer"):

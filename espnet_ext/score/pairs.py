@@ -3,8 +3,8 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
+from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.text import normalise_text
 from espnet_ext.errors import UserError
 
@@ -18,32 +18,6 @@ class Pairs:
     hypotheses: list[str]
     speakers: list[str] | None = None
     baseline: list[str] | None = None  # hypotheses of the run that is compared with
-
-
-def read_table(path: str | os.PathLike) -> dict[str, str]:
-    """Read a Kaldi table: an id, blanks, and a value that may be empty, on each line.
-
-    Raises:
-        UserError: the file is not there, is not UTF-8, has an empty line or an id twice.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UserError(f"no file {path}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from None
-    if lines[-1] == "":
-        lines.pop()
-    table: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        name, _, value = line.strip().replace("\t", " ", 1).partition(" ")
-        if not name:
-            raise UserError(f"{path}: line {number} is empty; remove it")
-        if name in table:
-            raise UserError(f"{path}: line {number}: utterance {name} is there twice; keep one")
-        table[name] = value.strip()
-    return table
 
 
 def read_pairs(

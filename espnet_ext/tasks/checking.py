@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from espnet2.asr.ctc import CTC
+from espnet2.asr_transducer.activation import get_activation
 from espnet2.layers.create_adapter import create_adapter_fn_table
 from espnet2.optimizers.optim_groups import add_optimizer_hooks
 from espnet2.tasks import asr
@@ -35,6 +36,7 @@ _GIVEN = {
     *("token_list", "frontend", "specaug", "normalize", "preencoder", "encoder", "postencoder"),
     *("decoder", "ctc", "joint_network", "params", "optimizer", "model"),
 }
+_GIVEN_TO_JOINER = {"self", "output_size", "encoder_size", "decoder_size", "activation_type"}
 _GIVEN_TO_PREPROCESSOR = {"train", "token_type", "bpemodel", "text_cleaner", "g2p_type"}
 _NAMED: tuple[str, ...] = (
     "frontend",
@@ -236,7 +238,24 @@ def _constructors(config: Config) -> Iterator[tuple[str, Any, str]]:
         return
     yield "ctc_conf", CTC, "CTC"
     if espnet.get("decoder") == "transducer":
-        yield "joint_net_conf", asr.JointNetwork, "the joint network"
+        yield "joint_net_conf", _joint_network(), "the joint network"
+
+
+def _joint_network() -> Any:
+    """Something with the parameters of the joiner and of the activation that its ** go to."""
+    owners = (asr.JointNetwork.__init__, get_activation)
+    found = {n: p for owner in owners for n, p in inspect.signature(owner).parameters.items()}
+    own = [
+        p.replace(kind=p.KEYWORD_ONLY)
+        for name, p in found.items()
+        if p.kind != p.VAR_KEYWORD and name not in _GIVEN_TO_JOINER
+    ]
+
+    def joint_network() -> None:
+        raise NotImplementedError
+
+    joint_network.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+    return joint_network
 
 
 def _optimizer_problems(espnet: dict[str, Any]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path
-from espnet_ext.methods.deploy import check_finite
+from espnet_ext.methods.deploy import PLAIN, check_finite
 from espnet_ext.tasks.registry import TASKS, install, task_of
 
 install()
@@ -57,6 +57,41 @@ def save(obj: Any, path: str | os.PathLike, **options: Any) -> None:
         temporary.write_bytes(content)
 
 
+def ties(model: nn.Module) -> dict[str, str]:
+    """The second and later names of each parameter of ``model``, with its first name."""
+    first: dict[int, str] = {}
+    names = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            names[name] = first[id(parameter)]
+    return names
+
+
+def file_state(model: nn.Module, variant: str) -> dict[str, torch.Tensor]:
+    """The state dict that a deployed form has on disk.
+
+    In a form that keeps sharing, each tensor has one name, and all float32 tensors are parts
+    of one storage: names and records of hundreds of small tensors would add 6 % to a file of
+    4 MB. ESPnet loads it as any other, since the model that it loads into shares.
+    """
+    state = model.state_dict()
+    if variant in ("merged", PLAIN):
+        return state
+    others = ties(model)
+    kept = {name: tensor for name, tensor in state.items() if name not in others}
+    packed = {name: t.detach() for name, t in kept.items() if t.dtype == torch.float32}
+    storage = torch.cat([t.flatten() for t in packed.values()])
+    parts = storage.split([t.numel() for t in packed.values()])
+    views = zip(packed.items(), parts, strict=True)
+    return {**kept, **{name: part.view(t.shape) for (name, t), part in views}}
+
+
+def expand_state(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give the tensors of ``state`` all names that they have in ``model``."""
+    more = {n: state[first] for n, first in ties(model).items() if first in state}
+    return {**more, **state}
+
+
 def compare_state(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     """Raise UserError naming the first key or shape in which ``state`` is not ``model``'s."""
     own = model.state_dict()
@@ -92,7 +127,7 @@ def load_model(config: Path, checkpoint: Path) -> nn.Module:
         UserError: another architecture, unreadable file, weights that are not finite.
     """
     model = build(read_config(config))
-    state = load_state(checkpoint)
+    state = expand_state(model, load_state(checkpoint))
     compare_state(model, state, checkpoint)
     model.load_state_dict(state)
     try:

@@ -8,14 +8,17 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from espnet_ext.data.fbank import kaldi_fbank
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path, write_json
-from espnet_ext.methods.deploy import deploy, footprint
+from espnet_ext.methods.deploy import PLAIN, deploy, footprint
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.tasks.checkpoint import (
     build,
     compare_state,
+    expand_state,
+    file_state,
     load_model,
     load_state,
     read_config,
@@ -32,8 +35,9 @@ def deploy_checkpoint(
     checkpoint: Path,
     variant: str,
     waves: list[Tensor],
+    rate: int,
     folder: Path,
-    features: KaldiFbank | None = None,
+    deltas: int = 0,
 ) -> dict[str, Any]:
     """Write ``folder`` with model.pth, config.yaml, feats_stats.npz and deploy.json.
 
@@ -45,18 +49,19 @@ def deploy_checkpoint(
         checkpoint: the averaged model.
         variant: name of the deployed form.
         waves: real utterances, each (samples,) in [-1, 1], for the verification.
+        rate: their samples per second.
         folder: where to write.
-        features: what made the arks, for a model that was trained on them.
+        deltas: orders of differences in the features that the deployed model takes.
 
     Returns:
         The contents of deploy.json.
     """
     trained = load_model(config, checkpoint)
     deployed = deploy(trained, variant)
-    arguments = stock_arguments(read_config(config))
+    arguments = stock_arguments(read_config(config), variant)
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
-        save(deployed.state_dict(), temporary / "model.pth")
+        save(file_state(deployed, variant), temporary / "model.pth")
         # The config names the statistics where they will be, and is built from where they are.
         statistics = (arguments.get("normalize_conf") or {}).get("stats_file")
         if statistics is not None:
@@ -64,33 +69,38 @@ def deploy_checkpoint(
             arguments["normalize_conf"]["stats_file"] = str(folder / "feats_stats.npz")
         text = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
         (temporary / "config.yaml").write_text(text, encoding="utf-8")
-        verified = verify(trained, temporary, arguments, waves, features)
+        verified = verify(trained, temporary, arguments, waves, rate, deltas)
         summary = {
             "variant": variant,
             "checkpoint": str(checkpoint),
             "parameters": footprint(deployed),
             "training_parameters": footprint(trained),
             "bytes": (temporary / "model.pth").stat().st_size,
-            "macs_per_second": macs_per_second(
-                deployed, getattr(trained.frontend, "fs", 16000), arguments.get("input_size")
-            ),
+            "macs_per_second": macs_per_second(deployed, rate, arguments.get("input_size")),
             "verified": verified,
         }
         write_json(temporary / "deploy.json", summary)
     return summary
 
 
-def stock_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Turn a training config into one that stock ESPnet builds: its own encoder and keys.
+def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[str, Any]:
+    """Turn a training config into one that builds the deployed form.
 
-    The Kaldi frontend is ours and has no weights: the stock model takes its features.
+    For ``merged`` that is the plain encoder, which stock ESPnet builds if it is one of its
+    own; another form keeps the method, whose option ``form`` names it. The Kaldi frontend is
+    ours and has no weights: the deployed model takes its features.
     """
     arguments = dict(arguments)
-    arguments["encoder"] = stock_encoder(arguments["encoder"])
     conf = dict(arguments.get("encoder_conf") or {})
-    for method in METHODS:
-        conf.pop(method, None)
+    if variant in ("merged", PLAIN):
+        arguments["encoder"] = stock_encoder(arguments["encoder"])
+        for method in METHODS:
+            conf.pop(method, None)
+    else:
+        for method in METHODS.keys() & conf.keys():
+            conf[method] = {**(conf[method] or {}), "form": variant}
     arguments["encoder_conf"] = conf
+    arguments["init_param"] = []
     if arguments.get("frontend") == "kaldi_fbank":
         frontend = KaldiFbank(**(arguments.get("frontend_conf") or {}))
         arguments["input_size"] = frontend.output_size()
@@ -106,7 +116,8 @@ def verify(
     folder: Path,
     arguments: dict[str, Any],
     waves: list[Tensor],
-    features: KaldiFbank | None = None,
+    rate: int,
+    deltas: int = 0,
 ) -> dict[str, Any]:
     """Compare the files in ``folder`` with the training form on real speech.
 
@@ -119,12 +130,13 @@ def verify(
         conf = dict(arguments["normalize_conf"], stats_file=str(folder / "feats_stats.npz"))
         local["normalize_conf"] = conf
     stock = build(local).eval()
-    state = load_state(folder / "model.pth")
+    state = expand_state(stock, load_state(folder / "model.pth"))
     compare_state(stock, state, folder / "model.pth")
     stock.load_state_dict(state)
     difference = 0.0
     for wave in waves:
-        outputs = [encode(model, wave, features) for model in (trained, stock)]
+        width = arguments.get("input_size")
+        outputs = [encode(model, wave, rate, width, deltas) for model in (trained, stock)]
         difference = max(difference, (outputs[0] - outputs[1]).abs().max().item())
     if not difference <= TOLERANCE:
         raise UserError(
@@ -134,18 +146,15 @@ def verify(
     return {"utterances": len(waves), "max_difference": difference, "tolerance": TOLERANCE}
 
 
-def encode(model: nn.Module, wave: Tensor, features: KaldiFbank | None = None) -> Tensor:
+def encode(model: nn.Module, wave: Tensor, rate: int, width: int | None, deltas: int = 0) -> Tensor:
     """Encoder output (1, frames, width) for one wave; of a classifier its logits (1, classes).
 
-    ``features`` are for a model that takes them; default: log-mel of the width it is made for.
+    A model without a frontend takes ``width`` features a frame, log-mel and ``deltas`` orders of
+    differences: ours, whatever made the training's arks.
     """
-    speech = wave.unsqueeze(0)
-    # A model without a frontend takes features: ours, whatever made the training's arks.
-    if model.frontend is None:
-        bins = len(model.normalize.mean) if hasattr(model.normalize, "mean") else 80
-        frontend = features or KaldiFbank(n_mels=bins)
-        speech, _ = frontend(speech, torch.tensor([wave.numel()]))
-    output, lengths = model.encode(speech, torch.tensor([speech.shape[1]]))
+    if model.frontend is None and width is not None:
+        wave = kaldi_fbank(wave, rate, width // (1 + deltas), deltas)
+    output, lengths = model.encode(wave.unsqueeze(0), torch.tensor([len(wave)]))
     if isinstance(output, tuple):
         output = output[0]
     return model.decoder(output, lengths) if is_classifier(model) else output

@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_ext.config import Config
 from espnet_ext.methods.deploy import deploy, footprint
+from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.tasks.build import build_model, feature_width
-from espnet_ext.tasks.checkpoint import serialised
+from espnet_ext.tasks.checkpoint import file_state, serialised
 
-NOT_MEASURED = "not measured"
 _SECONDS = 10.0
 _FRAMES_PER_SECOND = 100  # of the features in arks
 
@@ -32,18 +32,19 @@ def measure(config: Config, variant: str | None = None, vocabulary: int | None =
         UserError: the model does not build or has no such variant.
     """
     model = build_model(config, vocabulary)
-    deployed = deploy(model, variant or config.recipe.variant)
+    variant = variant or config.recipe.variant
+    deployed = deploy(model, variant)
     return {
         "parameters": footprint(deployed),
         "training_parameters": footprint(model),
-        "bytes": file_bytes(deployed),
+        "bytes": file_bytes(deployed, variant),
         "macs_per_second": macs_per_second(deployed, sampling_rate(config), feature_width(config)),
     }
 
 
-def file_bytes(model: nn.Module) -> int:
-    """Size of the model.pth that ``deploy`` writes."""
-    return len(serialised(model.state_dict()))
+def file_bytes(model: nn.Module, variant: str) -> int:
+    """Size of the model.pth that ``deploy`` writes for a deployed model."""
+    return len(serialised(file_state(model, variant)))
 
 
 def sampling_rate(config: Config) -> int:

@@ -16,9 +16,11 @@ from torch import nn
 from espnet_ext.encoders.compressed import compressed_choices
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
+from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.models.asr import ASRModel
 from espnet_ext.models.cls import MLPDecoder, compress_head
+from espnet_ext.models.transducer import Predictor
 
 # ESPnet encoders that are built of linear layers and pointwise convolutions, and are built
 # from their options alone (no file of a pretrained model).
@@ -30,7 +32,10 @@ ESPNET_BASES = (
     "contextual_block_transformer",
     "contextual_block_conformer",
 )
-OWN_BASES = {"speechformer": SpeechFormerEncoder}
+OWN_BASES = {
+    "speechformer": SpeechFormerEncoder,
+    "streaming_transformer": StreamingTransformerEncoder,
+}
 BASES = (*ESPNET_BASES, *OWN_BASES)
 
 
@@ -56,16 +61,17 @@ def task_of(arguments: Mapping[str, Any]) -> str:
 
 @functools.cache
 def install() -> None:
-    """Register encoders, the frontend, models and heads with ESPnet's tasks. Idempotent."""
+    """Register encoders, frontend, models, predictor and heads with ESPnet's tasks. Idempotent."""
     bases = {name: asr.encoder_choices.classes[name] for name in ESPNET_BASES} | OWN_BASES
     for task in (asr, cls):
         task.encoder_choices.classes.update({**bases, **compressed_choices(bases)})
         task.frontend_choices.classes["kaldi_fbank"] = KaldiFbank
+    asr.decoder_choices.classes["transducer"] = Predictor
     asr.model_choices.classes["espnet"] = ASRModel
     cls.decoder_choices.classes["mlp"] = MLPDecoder
 
 
 def stock_encoder(name: str) -> str:
-    """Return the plain encoder under ``name``: hrf_conformer gives conformer."""
+    """Return the encoder under ``name``: hrf_conformer gives conformer."""
     # Both parts may hold underscores: the names are made again, not cut in two.
     return {f"{method}_{base}": base for method in METHODS for base in BASES}.get(name, name)

@@ -10,9 +10,12 @@ from espnet_ext.errors import nearest
 DECODE = {
     "ctc_greedy": (),
     "ctc_att_beam": ("beam_size", "ctc_weight", "penalty", "maxlenratio", "minlenratio"),
+    "transducer_greedy": ("batch_size",),
+    "transducer_beam": ("batch_size", "beam_size"),
     "classify": (),
 }
-_METHODS = {"asr": ("ctc_greedy", "ctc_att_beam"), "cls": ("classify",)}
+TRANSDUCER = ("transducer_greedy", "transducer_beam")
+_METHODS = {"asr": ("ctc_greedy", "ctc_att_beam", *TRANSDUCER), "cls": ("classify",)}
 _CHOICES = {
     "features": ("raw", "ark"),
     "sentencepiece": ("unigram", "bpe"),
@@ -25,6 +28,7 @@ _LEAST = {"vocabulary": 5, "average": 1, "classes": 2}
 SET_BY_TRAIN = {
     "bpemodel": "the tokens of stage 3",
     "keep_nbest_models": "recipe: average",
+    "ngpu": "the option --ngpu",
     "output_dir": "the experiment's tag",
     "resume": "always true",
     "token_list": "the tokens of stage 3",
@@ -33,6 +37,15 @@ SET_BY_TRAIN = {
     "valid_data_path_and_name_and_type": "recipe: dev_set",
     "valid_shape_file": "the statistics",
 }
+
+# ESPnet's options that other stages read in the config, and would not see after --.
+READ_ELSEWHERE = {
+    "token_type": "stage 3 makes the tokens",
+    "frontend": "stage 2 makes the features",
+    "frontend_conf": "stage 2 makes the features",
+}
+# ESPnet's options with which its trainer does not train the config.
+NO_TRAINING = ("config", "collect_stats", "dry_run", "help", "print_config")
 
 
 def recipe_problems(config: Config) -> list[str]:
@@ -108,6 +121,13 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
                 yield f"{where}: unknown option {nearest(str(key), DECODE[method])}"
             elif reason := _bad_decode_value(key, value):
                 yield f"{where}: {key} must be {reason}, not {value!r}"
+        transducer = espnet.get("decoder") == "transducer"
+        if method in TRANSDUCER and not transducer:
+            yield f"{where} needs decoder: transducer"
+            continue
+        if method == "ctc_att_beam" and transducer:
+            yield f"{where} is not for decoder: transducer; take transducer_beam"
+            continue
         weight = (options or {}).get("ctc_weight", 1.0)
         needs_ctc = method == "ctc_greedy" or (method == "ctc_att_beam" and weight != 0)
         if needs_ctc and ctc_weight(espnet) == 0:
@@ -115,7 +135,7 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
 
 
 def _bad_decode_value(key: str, value: Any) -> str | None:
-    if key == "beam_size":
+    if key in ("beam_size", "batch_size"):
         return None if is_int(value) and value >= 1 else "a whole number of at least 1"
     if not is_number(value):
         return "a number"

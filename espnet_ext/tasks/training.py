@@ -1,13 +1,16 @@
 """ESPnet's trainer, made safe to kill, with forward passes in bfloat16 on a CPU when asked."""
 
 import contextlib
+import copy
+import dataclasses
 import errno
 import functools
+import json
 import logging
 import os
 import re
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,21 +19,24 @@ from espnet2.tasks.abs_task import AbsTask
 from espnet2.tasks.asr import ASRTask as ESPnetASRTask
 from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer as ESPnetTrainer
+from espnet2.train.trainer import autocast_args
 
+from espnet_ext.config import Config
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.tasks.checkpoint import build, compare_state, read_config, save
 from espnet_ext.tasks.quiet import quiet
 from espnet_ext.tasks.registry import CLSTask as PlainCLSTask
 from espnet_ext.tasks.registry import install
-from espnet_ext.tasks.rules import SET_BY_TRAIN
+from espnet_ext.tasks.rules import NO_TRAINING, READ_ELSEWHERE, SET_BY_TRAIN
 
 install()
 
 
 class Trainer(ESPnetTrainer):
-    """ESPnet's trainer; ``cpu_dtype`` is a class setting since ESPnet never instantiates it."""
+    """ESPnet's trainer; its settings are the class's, since ESPnet never instantiates it."""
 
     cpu_dtype: torch.dtype | None = None
+    on_epoch: Callable[[int], None] | None = None  # called with the number of each epoch
 
     @classmethod
     def train_one_epoch(cls, model: torch.nn.Module, *args: Any, **kwargs: Any) -> bool:
@@ -45,6 +51,13 @@ class Trainer(ESPnetTrainer):
             # ESPnet would stop and average what there is, as if the training were over.
             raise UserError("no step had finite gradients; take a lower lr (optim_conf)")
         return all_invalid
+
+    @classmethod
+    def validate_one_epoch(cls, model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        """As ESPnet's; then the epoch is whole, but for its checkpoint."""
+        super().validate_one_epoch(model, *args, **kwargs)
+        if cls.on_epoch is not None:
+            cls.on_epoch(kwargs["reporter"].get_epoch())
 
 
 class ASRTask(ESPnetASRTask):
@@ -66,6 +79,16 @@ def supported_cpu_dtype(name: str) -> torch.dtype | None:
     """Return bfloat16 if asked for and computed natively here, else None (float32)."""
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if name == "bfloat16" and native else None
+
+
+def dtype_of(options: Namespace) -> str:
+    """The type that forward passes compute in, and that of the weights if it is another."""
+    chosen = Trainer.cpu_dtype
+    if options.ngpu > 0 and options.use_amp:
+        chosen = autocast_args.get("dtype", torch.float16)
+    weights = options.train_dtype
+    name = weights if chosen is None else str(chosen).removeprefix("torch.")
+    return name if name == weights else f"{name} autocast, {weights} weights"
 
 
 @contextlib.contextmanager
@@ -176,14 +199,38 @@ def history(exp: Path) -> tuple[int, float]:
     return len(epochs), sum(phase["time"]["__timedelta_seconds__"] for phase in phases)
 
 
-def parse_options(words: list[str], start: Namespace | None = None, task: str = "asr") -> Namespace:
-    """Parse options as ESPnet's trainer will; what ``start`` has is not set to its default.
+def averaged_epochs(exp: Path, options: Namespace, average: Path) -> dict[str, Any]:
+    """Return the name of ``average`` and the epochs that ESPnet put into it, the best first.
+
+    ESPnet averages the n best; of a training of fewer epochs than n it takes the best alone.
+    """
+    found = re.fullmatch(r"(\w+)\.(\w+)\.ave_(\d+)best\.pth", average.name)
+    modes = {(phase, key): mode for phase, key, mode in options.best_model_criterion}
+    if not found or (found[1], found[2]) not in modes:
+        raise UserError(f"{average} is no average that ESPnet writes; remove it and run stage 4")
+    reporter = Reporter()
+    reporter.load_state_dict(load_training(exp / "checkpoint.pth")["reporter"])
+    ranked = reporter.sort_epochs(found[1], found[2], modes[found[1], found[2]])
+    return {"file": average.name, "epochs": ranked[: int(found[3])]}
+
+
+def parse_options(
+    words: list[str], task: str = "asr", start: Namespace | None = None, **defaults: Any
+) -> Namespace:
+    """Parse options as ESPnet's trainer will.
+
+    Args:
+        words: the options.
+        task: name of the task, of ``registry.TASKS``.
+        start: attributes that are set already; their defaults are not filled in.
+        defaults: instead of ESPnet's own.
 
     Raises:
         UserError: an unknown option or a value that it refuses; ESPnet's own parser would
             print two hundred lines.
     """
     parser = _TRAINED[task].get_parser()
+    parser.set_defaults(**defaults)
 
     def refuse(message: str) -> NoReturn:
         choice = re.fullmatch(r"(.*: invalid choice: )'(.*)' \(choose from (.*)\)", message)
@@ -201,14 +248,37 @@ def parse_options(words: list[str], start: Namespace | None = None, task: str = 
 
 
 def refuse_own_options(words: list[str], ngpu: int, task: str = "asr") -> None:
-    """Raise UserError if options for ESPnet are wrong, or are those that the recipe sets."""
-    unset = dict.fromkeys([*SET_BY_TRAIN, "ngpu"])
-    args = parse_options(words, Namespace(**unset), task)
-    for name, source in SET_BY_TRAIN.items():
-        if getattr(args, name) is not None:
-            raise UserError(f"--{name} is not for after --: training takes it from {source}")
-    if args.ngpu not in (None, ngpu):
-        raise UserError("give --ngpu before --, or as run.sh --ngpu N")
+    """Raise UserError if options for ESPnet are wrong, or must not stand after ``--``."""
+    reasons = dict.fromkeys(NO_TRAINING, "ESPnet would not train the config")
+    reasons |= {name: f"training takes it from {source}" for name, source in SET_BY_TRAIN.items()}
+    reasons |= {name: f"{why}; put it into the config" for name, why in READ_ELSEWHERE.items()}
+    if "-h" in words or "--help" in words:  # argparse would print, and end with success
+        raise UserError(f"--help is not for after --: {reasons['help']}")
+    args = parse_options(words, task, Namespace(**dict.fromkeys(reasons)))
+    for name, why in reasons.items():
+        given = getattr(args, name)
+        if name == "ngpu" and given not in (None, ngpu):
+            raise UserError("give --ngpu before --, or as run.sh --ngpu N")
+        if name != "ngpu" and given is not None:
+            raise UserError(f"--{name} is not for after --: {why}")
+
+
+def with_options(config: Config, words: list[str]) -> Config:
+    """Return the config with ESPnet's options ``words`` in it, as if they stood there.
+
+    Raises:
+        UserError: an unknown option or a value that ESPnet's trainer refuses.
+    """
+    if not words:
+        return config
+    # ESPnet's parser changes mappings in place.
+    task = config.recipe.task
+    plain = vars(parse_options([], task, **copy.deepcopy(config.espnet)))
+    changed = vars(parse_options(words, task, **copy.deepcopy(config.espnet)))
+    over = {key: value for key, value in changed.items() if value != plain[key]}
+    over.pop("ngpu", None)  # the same as before --, or refused
+    # What JSON and YAML hold: lists for tuples.
+    return dataclasses.replace(config, espnet={**config.espnet, **json.loads(json.dumps(over))})
 
 
 def one_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from espnet_ext.encoders.compressed import compressed_encoder
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
+from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.methods.sites import SITES
 
@@ -75,6 +76,7 @@ _CGMLP = {
     "pos_enc_layer_type": "rel_pos",
     "attention_layer_type": "rel_selfattn",
 }
+_BLOCK = {"block_size": 8, "hop_size": 4, "look_ahead": 2}
 ENCODERS: dict[str, dict[str, Any]] = {
     "conformer": {
         "linear_units": 24,
@@ -96,15 +98,40 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "hop_ms": 20,  # two tokens in the last stage: with one its queries would get no gradient
         "dropout_rate": 0.1,
     },
+    "streaming_transformer": {
+        "linear_units": 24,
+        "conv_channels": 4,
+        "attention_dropout_rate": 0.1,
+        **_TINY,
+    },
+    "contextual_block_transformer": {"linear_units": 24, **_BLOCK, **_TINY},
+    "contextual_block_conformer": {
+        "linear_units": 24,
+        "cnn_module_kernel": 7,
+        "macaron_style": True,
+        **_BLOCK,
+        **_TINY,
+    },
 }
+# ESPnet's own cut the padded batch into blocks: its last blocks are not those of one alone.
+SEES_PADDING = {"contextual_block_transformer", "contextual_block_conformer"}
 SMALL = {"stack": Stack, "tied": Tied}
-LACKS = {"branchformer": {"ffn", "conv"}, "transformer": {"conv"}, "e_branchformer": {"conv"}}
-LACKS["speechformer"] = {"conv"}
-OWN = {"speechformer": SpeechFormerEncoder}  # encoders of this package
+OWN = {  # encoders of this package
+    "speechformer": SpeechFormerEncoder,
+    "streaming_transformer": StreamingTransformerEncoder,
+}
+LACKS = {
+    "branchformer": {"ffn", "conv"},
+    "transformer": {"conv"},
+    "e_branchformer": {"conv"},
+    "speechformer": {"conv"},
+    "contextual_block_transformer": {"conv"},
+    "streaming_transformer": {"conv"},
+}
 
 
 def espnet_class(name: str) -> type[nn.Module]:
-    """The plain encoder class, without importing all of ESPnet's ASR task."""
+    """The encoder class, ESPnet's or ours, without importing all of ESPnet's ASR task."""
     if name in OWN:
         return OWN[name]
     parts = name.split("_")
@@ -201,7 +228,8 @@ def encoder_case(request: pytest.FixtureRequest) -> Case:
 def tools() -> Any:
     """The functions above, for test modules (which pytest does not let import this file)."""
     names = {"randomise": randomise, "batch": batch, "cases": cases, "espnet_class": espnet_class}
-    return type("Tools", (), {k: staticmethod(f) for k, f in names.items()})
+    functions = {k: staticmethod(f) for k, f in names.items()}
+    return type("Tools", (), {"SEES_PADDING": SEES_PADDING, **functions})
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,9 +200,7 @@ def test_killed_in_the_middle_then_run_again_gives_the_same(prepared, package, t
 def test_a_half_written_clip_is_not_taken_for_whole(prepared, package, tmp_path):
     folder, _ = prepared
     name = "data/audio/joe-JOE00011.flac"
-    build.write(
-        tmp_path / "data/.source", hashlib.sha256(package.read_bytes()).hexdigest().encode()
-    )
+    build.write(tmp_path / "data/.source", (folder / "data/.source").read_bytes())
     build.write(tmp_path / name, (folder / name).read_bytes()[:3000])
     run(tmp_path, package)
     assert snapshot(tmp_path) == snapshot(folder)
@@ -216,12 +215,63 @@ def test_audio_of_another_package_is_not_kept(prepared, package, tmp_path):
     assert snapshot(tmp_path) == snapshot(folder)
 
 
+def test_audio_that_was_resampled_otherwise_is_not_kept(prepared, package, tmp_path):
+    """The code of espnet_ext/data/audio.py is part of what tells whose audio lies there."""
+    folder, _ = prepared
+    name = "data/audio/joe-JOE00011.flac"
+    sha = hashlib.sha256(package.read_bytes()).hexdigest()
+    build.write(tmp_path / "data/.source", f"{sha} {'0' * 64}".encode())
+    build.write(tmp_path / name, (folder / "data/audio/joe-JOE00021.flac").read_bytes())
+    run(tmp_path, package)
+    assert snapshot(tmp_path) == snapshot(folder)
+
+
+@pytest.mark.parametrize("module", ["audio", "package", "queen", "splits", "kaldi_dir", "text"])
+def test_a_change_of_the_code_is_not_up_to_date(package, tmp_path, module):
+    shutil.copytree(ROOT / "espnet_ext", tmp_path / "code/espnet_ext")
+    words = command(tmp_path, package)
+    words["env"]["PYTHONPATH"] = str(tmp_path / "code")
+    subprocess.run(**words, check=True, capture_output=True)
+    again = subprocess.run(**words, check=True, capture_output=True, text=True)
+    assert again.stdout == "data: up to date\n"
+    with open(tmp_path / f"code/espnet_ext/data/{module}.py", "a") as stream:
+        stream.write("# changed\n")
+    again = subprocess.run(**words, check=True, capture_output=True, text=True)
+    assert "up to date" not in again.stdout
+
+
 def test_one_process_and_a_limit(prepared, package, tmp_path):
     folder, _ = prepared
     run(tmp_path, package, "--nj", "1", "--limit", "3")
     for part in ("train", "dev", "test", "unseen"):
         assert 1 <= len(texts(tmp_path, part)) <= 3
         assert texts(tmp_path, part).items() <= texts(folder, part).items()
+
+
+def test_a_trial_in_a_prepared_folder_keeps_its_audio(prepared, package, tmp_path):
+    folder, _ = prepared
+    shutil.copytree(folder / "data", tmp_path / "data")
+    run(tmp_path, package, "--limit", "3")
+    audio = {name: data for name, data in snapshot(folder).items() if "/audio/" in name}
+    assert snapshot(tmp_path).items() >= audio.items()
+    run(tmp_path, package)
+    assert snapshot(tmp_path) == snapshot(folder)
+
+
+@pytest.mark.parametrize("source", ["same", "another"])
+def test_files_of_the_user_beside_the_audio_stay(prepared, package, tmp_path, source):
+    folder, _ = prepared
+    shutil.copytree(folder / "data", tmp_path / "data")
+    (tmp_path / "data/.stamp.json").unlink()
+    if source == "another":
+        build.write(tmp_path / "data/.source", b"another")
+    own = {"data/audio/notes.txt": b"mine", "data/audio/more/a.flac": b"my own recording"}
+    for name, content in own.items():
+        build.write(tmp_path / name, content)
+    # A clip that a rule leaves out is ours.
+    build.write(tmp_path / "data/audio/frank-080002P1.flac", b"fLaC")
+    run(tmp_path, package)
+    assert snapshot(tmp_path) == snapshot(folder) | own
 
 
 @pytest.mark.parametrize(
@@ -269,7 +319,6 @@ def test_spoken_digits_need_a_table_entry(data):
     assert data.spell_out("route 66") is None
 
 
-@pytest.mark.slow
 @pytest.mark.net
 def test_the_real_package(data, tmp_path):
     """Fetches 35 MB; the recipe compares all its counts itself."""

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 from tests.fixtures import forked, miniature
 
@@ -33,16 +35,34 @@ def written(folder: Path) -> dict[str, object]:
         name = str(path.relative_to(folder))
         if path.is_symlink():
             found[name] = os.readlink(path)
-        elif path.name in ("checkpoint.pth", "train.json", "decode.json"):
+        elif path.name == "checkpoint.pth":
+            found[name] = resumable(path)
+        elif path.suffix == ".npz":
+            arrays = np.load(path)
+            found[name] = {key: arrays[key].tobytes() for key in arrays.files}
+        elif path.name in ("calls.json", "train.json", "decode.json"):
             found[name] = "with times"
         elif path.suffix == ".pth":
             state = torch.load(path, weights_only=True)
             found[name] = {k: v.numpy().tobytes() for k, v in state.items()}
-        elif path.is_file() and not path.name.endswith((".log", ".done.json", ".npz")):
+        elif path.is_file() and not path.name.endswith((".log", ".done.json")):
             found[name] = path.read_bytes()
         elif path.is_file():
             found[name] = "whole"
     return found
+
+
+def resumable(checkpoint: Path) -> list:
+    """What training goes on from, as bytes: model, optimizers, schedulers, and the losses."""
+    state = torch.load(checkpoint, weights_only=True)
+    phases = [p for epoch in state["reporter"]["stats"].values() for p in epoch.values()]
+    losses = [phase["loss"] for phase in phases]
+    states = [state["model"], state["optimizers"], state["schedulers"]]
+    return [tree_map(_as_bytes, states), losses]
+
+
+def _as_bytes(leaf: object) -> object:
+    return leaf.numpy().tobytes() if torch.is_tensor(leaf) else leaf
 
 
 class Stages:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from espnet_ext.bin.train import averaged_model
 from espnet_ext.config import load_config
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.report.schema import RESULT, validate
@@ -127,6 +128,11 @@ def test_options_after_dashes_reach_espnet(recipe):
     assert (config["max_epoch"], config["seed"]) == (1, 7)
     train = json.loads((recipe.path / "exp/short/train.json").read_text())
     assert train["epochs"] == 1
+    assert (train["seed"], train["config"]["seed"], train["config"]["max_epoch"]) == (7, 7, 1)
+    more = recipe.run("short", *limits, "--", "--max_epoch", "2", "--seed=7")
+    assert more.returncode == 0, more.stdout + more.stderr
+    train = json.loads((recipe.path / "exp/short/train.json").read_text())
+    assert (train["epochs"], train["config"]["max_epoch"]) == (2, 2)
 
 
 STOCK = """
@@ -195,7 +201,7 @@ def test_the_training_form_gives_the_same_texts(here):
     from espnet_ext.tasks.decoding import decode, load_speech2text
 
     deployed = Path("exp/tiny/deploy/merged")
-    trained = load_model(Path("exp/tiny/config.yaml"), Path("exp/tiny/valid.loss.ave.pth"))
+    trained = load_model(Path("exp/tiny/config.yaml"), averaged())
     assert any("parametrizations" in name for name in trained.state_dict())
     trained.frontend = None  # what is read are its features
     for method, options in miniature.CONFIG["recipe"]["decode"].items():
@@ -223,8 +229,13 @@ def test_the_merged_model_has_the_keys_and_shapes_of_the_plain_conformer(here):
     }
     counted = here.read("deploy/merged/deploy.json")["parameters"]["total"]
     assert counted == parameter_count([plain])
-    trained = torch.load("exp/tiny/valid.loss.ave.pth", weights_only=True)
+    trained = torch.load(averaged(), weights_only=True)
     assert sum(v.numel() for v in trained.values()) > sum(v.numel() for v in merged.values())
+
+
+def averaged() -> Path:
+    """The model that stage 4 left."""
+    return averaged_model(load_config("conf/train_tiny.yaml"))
 
 
 def arks(name: str) -> dict[str, np.ndarray]:
@@ -251,7 +262,7 @@ def test_features_of_the_frontend_are_those_of_the_arks(here):
         np.testing.assert_array_equal(row[:count].numpy(), matrix)
 
 
-def test_training_on_raw_audio_and_on_arks_is_the_same(recipe, tmp_path):
+def test_training_of_characters_on_raw_audio_and_on_arks_is_the_same(recipe, tmp_path):
     forked.load()
     losses = {}
     for kind in ("raw", "ark"):
@@ -260,13 +271,14 @@ def test_training_on_raw_audio_and_on_arks_is_the_same(recipe, tmp_path):
             recipe.path,
             f"from_{kind}",
             recipe={"features": kind},
+            token_type="char",
             batch_type="unsorted",
             batch_size=8,
             max_epoch=2,
         )
-        words = ("train", config, "--threads", "1")
-        ended = forked.Command(recipe.path, words, tmp_path / kind).wait()
-        assert ended.code == 0, ended.stderr
+        for words in (("tokens", config), ("train", config, "--threads", "1")):
+            ended = forked.Command(recipe.path, words, tmp_path / kind).wait()
+            assert ended.code == 0, ended.stderr
         checkpoint = recipe.path / f"exp/from_{kind}/checkpoint.pth"
         stats = torch.load(checkpoint, weights_only=True)["reporter"]["stats"]
         losses[kind] = [stats[e][p]["loss"] for e in (1, 2) for p in ("train", "valid")]

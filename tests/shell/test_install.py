@@ -108,6 +108,57 @@ def test_python_of_pyenv(machine, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+def add_pyenv(machine, minor: int, reports: int) -> Path:
+    """A Python of pyenv that says it is 3.``reports``; the environment tells which was taken."""
+    folder = machine.venv.parent / f"home/.pyenv/versions/3.{minor}.1/bin"
+    folder.mkdir(parents=True)
+    machine.add("python", fake_python(reports))
+    (machine.bin / "python").rename(folder / "python")
+    return folder / "python"
+
+
+def fake_python(minor: int) -> str:
+    """Answers the question for its version as 3.``minor`` would."""
+    told = f"import sys; sys.version_info = (3, {minor}); "
+    return f'[ "$1" != -c ] || exec "{sys.executable}" -c "{told}$2" "${{@:3}}"\necho "$0 $*" >&2'
+
+
+def test_python_3_12_of_pyenv_goes_before_3_13_on_the_path(machine):
+    machine.add("python3.13", fake_python(13))
+    machine.add("python3", fake_python(13))
+    old = add_pyenv(machine, 12, 12)
+    machine.add_uv(WORKS)
+    machine.install()
+    assert f"{old} -m venv" in Path(f"{machine.venv}.install.log").read_text()
+
+
+def test_python_3_13_is_taken_where_there_is_no_3_12(machine):
+    machine.add("python3", fake_python(13))
+    add_pyenv(machine, 12, 11)  # a folder's name proves nothing
+    machine.add_uv(WORKS)
+    machine.install()
+    assert f"{machine.bin}/python3 -m venv" in Path(f"{machine.venv}.install.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("error: command 'gcc' failed: No such file or directory", "use Python 3.12"),
+        ("error: command '/usr/bin/x86_64-linux-gnu-gcc' failed with exit code 1", "compiler"),
+        ("a.cpp:3: fatal error: Python.h: No such file or directory", "compiler"),
+        ("error: failed to write: No space left on device (os error 28)", "a disk is full"),
+        ("OSError: [Errno 122] Disk quota exceeded", "a disk is full"),
+        ("error: dns error: failed to lookup address", "check the network"),
+    ],
+)
+def test_a_failed_step_says_what_its_log_asks_for(machine, said, advice):
+    machine.add_python()
+    machine.add_uv(f'echo "{said}" >&2; exit 2')
+    error = error_line(machine.install())
+    assert advice in error
+    assert ("network" in error) == (advice == "check the network")
+
+
 def test_too_little_disk(machine):
     machine.add_python()
     machine.add_uv(WORKS)
@@ -115,6 +166,32 @@ def test_too_little_disk(machine):
     error = error_line(machine.install())
     assert "8 GB" in error
     assert "2 GB" in error
+    assert not (machine.venv / "bin").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "variable"), [("cache", "UV_CACHE_DIR"), ("tmp", "TMPDIR"), (None, None)]
+)
+def test_too_little_disk_for_what_uv_keeps_elsewhere(machine, folder, variable):
+    """Each folder on a disk of its own; 500 MB are free on one of them."""
+    machine.add_python()
+    machine.add_uv(WORKS)
+    base = machine.venv.parent
+    machine.env |= {"UV_CACHE_DIR": f"{base}/cache/uv", "TMPDIR": f"{base}/tmp"}
+    for name in ("cache", "tmp"):
+        (base / name).mkdir()
+    machine.add(
+        "df",
+        f'free=90000000; [ "$2" != {base}/{folder} ] || free=500000\n'
+        'echo Filesystem; echo "/dev/x 90000000 1 $free 1% $2"',
+    )
+    result = machine.install()
+    if folder is None:
+        assert result.returncode == 0, result.stderr
+        return
+    error = error_line(result)
+    assert f"the disk of {base}/{folder}" in error
+    assert f"set {variable} to a folder on another disk" in error
     assert not (machine.venv / "bin").exists()
 
 

@@ -1,6 +1,7 @@
 """utils/recipe.sh, driven through small recipes made on the spot."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -9,13 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+BASH = shutil.which("bash") or "bash"
 
 RUN_SH = """#!/usr/bin/env bash
 # A recipe for tests.
 . "{root}/utils/recipe.sh"
 
-config=conf/train_tiny.yaml # training config
+config=conf/train_tiny.yaml # FILE, training config
 sets="test unseen"          # sets to score
+corpus=                     # DIR of the corpus
+package=                    # FILE, a package
 fast=false                  # skip something
 note=                       # free text
 parse_options "$@"
@@ -24,8 +28,9 @@ parse_options "$@"
 """
 
 STAGES = """
-stage 1 "Data" bash -c 'echo "config=$0 sets=$1 note=$2 fast=$3 nj=$4"' \\
-  "$config" "$sets" "$note" "$fast" "$nj"
+stage 1 "Data" bash -c \\
+  'echo "config=$0 sets=$1 note=$2 fast=$3 nj=$4"; echo "corpus=$5 package=$6"' \\
+  "$config" "$sets" "$note" "$fast" "$nj" "$corpus" "$package"
 stage 2 "Work" bash work.sh "${extra[@]}"
 stage 4 "Last" echo "the end"
 """
@@ -59,7 +64,7 @@ class Recipe:
         (self.folder / "run.sh").chmod(0o755)
 
     def command(self, *options: str) -> list[str]:
-        return ["bash", str(self.folder / "run.sh"), *options]
+        return [BASH, str(self.folder / "run.sh"), *options]
 
     def run(self, *options: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -139,6 +144,41 @@ def test_a_config_is_found_from_where_the_user_stands(recipe, tmp_path):
     assert result.returncode == 0, result.stderr
     assert f"config={tmp_path}/mine/train_other.yaml" in result.stdout
     assert (recipe.folder / "exp" / "other" / "log" / "stage1.log").is_file()
+
+
+def test_paths_start_from_where_the_user_stands(recipe, tmp_path):
+    """Files and folders, there already or not; nothing that is no path, whatever lies there."""
+    (tmp_path / "corpus").mkdir()
+    (recipe.folder / "corpus").mkdir()
+    for name in ("test", "a.deb"):
+        (tmp_path / name).write_text("")
+    options = ("--stop_stage", "1", "--nj=1", "--note", "a.deb")
+    given = ("--sets", "test", "--corpus", "corpus", "--package", "a.deb")
+    result = recipe.run(*options, *given, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "sets=test note=a.deb fast" in result.stdout
+    assert f"corpus={tmp_path}/corpus package={tmp_path}/a.deb" in result.stdout
+    result = recipe.run(*options, "--corpus", "absent", "--package", "/b.deb", cwd=tmp_path)
+    assert f"corpus={tmp_path}/absent package=/b.deb" in result.stdout
+    # What is not given stays as the recipe has it.
+    assert "corpus= package=\n" in recipe.run(*options, "--package", "", cwd=tmp_path).stdout
+
+
+def test_a_config_of_the_recipe_is_found_from_everywhere(recipe, tmp_path):
+    result = recipe.run("--config", "conf/train_tiny.yaml", "--stop_stage", "1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "config=conf/train_tiny.yaml sets" in result.stdout
+
+
+def test_without_flock_it_says_what_to_install(recipe, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in "awk basename bash cut date dirname nproc sed tail tee tr".split():
+        (tools / name).symlink_to(shutil.which(name) or "")
+    recipe.env["PATH"] = str(tools)
+    result = recipe.run()
+    assert result.returncode == 1
+    assert "install the package util-linux" in one_line(result.stderr)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +264,9 @@ def test_help_names_every_option_with_its_comment(recipe):
     recipe.env["ESPNET_EXT_VENV"] = str(recipe.folder / "absent")
     result = recipe.run("--help")
     assert result.returncode == 0, result.stderr
-    for name in "config sets fast note stage stop_stage ngpu nj dry_run help".split():
+    for (
+        name
+    ) in "config sets corpus package fast note stage stop_stage ngpu nj dry_run help".split():
         assert f"--{name} " in result.stdout
     assert "skip something" in result.stdout
     assert "A recipe for tests." in result.stdout

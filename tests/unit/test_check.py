@@ -257,3 +257,51 @@ def test_checking_leaves_the_random_generator_alone(examine):
     state = torch.get_rng_state()
     examine()
     assert torch.equal(state, torch.get_rng_state())
+
+
+STREAM = {
+    "decoder": "transducer",
+    "decoder_conf": {"hidden_size": 8},
+    "joint_net_conf": {"joint_space_size": 8},
+    "model_conf": {"ctc_weight": 0.0, "report_cer": False, "report_wer": False},
+    "recipe": {"decode": {"transducer_greedy": {"batch_size": 4}, "transducer_beam": {}}},
+}
+
+
+def test_a_transducer_has_its_own_decoding_methods(examine):
+    assert examine(**STREAM).problems == []
+    for decode, said in (
+        ({"ctc_greedy": {}}, "ctc_greedy needs CTC"),
+        ({"ctc_att_beam": {}}, "take transducer_beam"),
+        ({"transducer_greedy": {"beam_size": 2}}, "beam_size"),
+        ({"transducer_beam": {"batch_size": 0}}, "batch_size must be"),
+    ):
+        (problem,) = examine(**{**STREAM, "recipe": {"decode": decode}}).problems
+        assert said in problem
+    (problem,) = examine(recipe={"decode": {"transducer_greedy": {}}}).problems
+    assert "needs decoder: transducer" in problem
+    (problem,) = examine(**{**STREAM, "joint_net_conf": {"joint_size": 8}}).problems
+    assert "joint_space_size" in problem
+    (problem,) = examine(**{**STREAM, "decoder_conf": {"embedding_size": 8}}).problems
+    assert "embed_size" in problem
+
+
+@pytest.mark.parametrize(
+    ("conf", "said"),
+    [
+        ({"chunk_ms": 100}, "chunk_ms 100 is no multiple of 40 ms"),
+        ({"residual": {"share": 9}}, "more than the encoder's 4 layers"),
+        ({"residual": {"share": 2, "rank": 99}}, "rank 99 is more than"),
+        ({"residual": {"share": [2, 1]}}, "hold 3 layers, the encoder has 4"),
+        ({"residual": {"shares": 2}}, "share"),
+    ],
+)
+def test_streaming_and_residual_options_are_checked(examine_file, tmp_path, conf, said):
+    encoder = {"output_size": 16, "attention_heads": 2, "linear_units": 16, "num_blocks": 4}
+    residual = {"residual": {"share": 2, "rank": 2}}
+    conf = {**encoder, "conv_channels": 4, **residual, **conf}
+    keys = {**BASE, **STREAM, "encoder": "residual_streaming_transformer", "encoder_conf": conf}
+    (tmp_path / "train_y.yaml").write_text(yaml.safe_dump(keys))
+    (problem,) = examine_file(tmp_path / "train_y.yaml").problems
+    assert said in problem
+    assert "\n" not in problem

@@ -1,4 +1,7 @@
-"""Both decoding methods on a tiny model, with and without intermediate CTC."""
+"""Both decoding methods on a tiny model, with and without intermediate CTC; their speed."""
+
+import os
+import types
 
 import numpy as np
 import pytest
@@ -59,3 +62,51 @@ def test_an_option_that_espnet_does_not_know_is_refused(tmp_path):
 
     with pytest.raises(UserError, match="beam_width"):
         load_speech2text(saved(tmp_path, []), "ctc_att_beam", {"beam_width": 3})
+
+
+def test_the_timed_utterances_are_spread_over_the_lengths_and_always_the_same():
+    from espnet_ext.tasks.decoding import spread
+
+    lengths = np.random.default_rng(1).permutation(1000).astype(float)
+    chosen = spread(lengths, 50)
+    assert chosen == spread(lengths, 50)
+    assert [lengths[i] for i in chosen] == [10.0 + 20 * k for k in range(50)]
+    assert sorted(spread([3.0, 1.0, 2.0], 50)) == [0, 1, 2]
+
+
+def test_the_speed_is_that_of_one_process_alone_in_the_median_round(tmp_path, monkeypatch):
+    """Four processes decode; the clock runs for this one, which decodes again after them."""
+    import torch
+
+    from espnet_ext.tasks import decoding
+
+    calls, clock = [], [0.0]
+    spent = iter([50.0, *(5 * [1.0]), *(5 * [9.0]), *(5 * [2.0]), *(5 * [3.0]), *(5 * [2.5])])
+
+    def decode(_model, _speech, _method):
+        calls.append((os.getpid(), torch.get_num_threads()))
+        clock[0] += next(spent)
+        return "text"
+
+    (tmp_path / "wav.scp").write_text("".join(f"u{i:02} {i}.wav\n" for i in range(40)))
+    fakes = {
+        "load_model": lambda *_: None,
+        "load_speech2text": lambda *_: None,
+        "read_input": lambda utterance, *_: (utterance, 4.0),
+        "map_processes": lambda f, rows, *_, **__: [(u, "text", 4.0, 1.0) for u, _ in rows],
+        "decode": decode,
+        "TIMED_UTTERANCES": 5,
+        "time": types.SimpleNamespace(perf_counter=lambda: clock[0]),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(decoding, name, fake)
+    threads = torch.get_num_threads()
+    rows, summary = decoding.decode_set(
+        tmp_path, "ctc_greedy", {}, tmp_path / "wav.scp", 16000, nj=4
+    )
+    assert len(rows) == summary["utterances"] == 40
+    # 5 utterances of 4 s take 5, 45, 10, 15 and 12.5 s; the 50 s before are not counted.
+    assert summary["rtf_rounds"] == [0.25, 2.25, 0.5, 0.75, 0.625]
+    assert (summary["rtf"], summary["rtf_utterances"]) == (0.625, 5)
+    assert set(calls) == {(os.getpid(), 1)}
+    assert torch.get_num_threads() == threads

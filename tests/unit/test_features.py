@@ -104,6 +104,8 @@ def test_batch_equals_each_alone():
         batch[row, lengths[row] :] = 0.7  # whatever stands in the padding
     assert torch.equal(frontend(batch, lengths)[0], clean)
     assert not list(frontend.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(frontend(batch, lengths)[0], clean)
 
 
 @pytest.mark.parametrize("samples", [0, 1, 79, 399])

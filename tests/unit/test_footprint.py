@@ -68,15 +68,18 @@ def frames_after_two_convolutions(frames: int) -> int:
 def test_conformer_blocks_by_hand(measure, config):
     ffn = 2 * (linear(WIDTH, FFN) + linear(FFN, WIDTH))
     attention = 4 * linear(WIDTH, WIDTH) + WIDTH * WIDTH + 2 * WIDTH  # + positions, two biases
-    convolution = linear(WIDTH, 2 * WIDTH) + WIDTH * (KERNEL + 1) + 2 * WIDTH
+    convolution = linear(WIDTH, 2 * WIDTH) + WIDTH * (KERNEL + 1)
     convolution += linear(WIDTH, WIDTH)
-    norms = 5 * 2 * WIDTH
+    norms = 6 * 2 * WIDTH  # one of them is the convolution's batch normalisation
     parameters = measure(config())["parameters"]
-    assert parameters["encoder_blocks"] == BLOCKS * (ffn + attention + convolution + norms)
+    assert parameters["encoder_blocks"] == BLOCKS * (ffn + attention + convolution)
+    assert parameters["encoder_norms"] == BLOCKS * norms
     assert parameters["ctc"] == linear(WIDTH, VOCABULARY)
     subsampled = frames_after_two_convolutions(MELS)
     embed = linear(9, WIDTH) + linear(9 * WIDTH, WIDTH) + linear(WIDTH * subsampled, WIDTH)
-    assert parameters["encoder"] == parameters["encoder_blocks"] + embed + 2 * WIDTH
+    assert parameters["encoder"] == (
+        parameters["encoder_blocks"] + BLOCKS * norms + embed + 2 * WIDTH
+    )
     assert parameters["total"] == parameters["encoder"] + parameters["ctc"]
     assert parameters["decoder"] == parameters["frontend"] == 0
 
@@ -108,7 +111,13 @@ def test_hrf_deploys_to_the_footprint_of_the_baseline(measure, config, over):
     assert (hrf["parameters"]["decoder"] > 0) == ("decoder" in over)
 
 
-@pytest.mark.parametrize("over", [{}, HRF, {**HRF, "recipe": {"features": "ark"}}])
+# A deployed model that takes features has no statistics to tell how many.
+TELEPHONE = {"frontend_conf": {"fs": 8000, "n_mels": MELS}, "normalize": "utterance_mvn"}
+
+
+@pytest.mark.parametrize(
+    "over", [{}, HRF, {**HRF, "recipe": {"features": "ark"}}, {**HRF, **TELEPHONE}]
+)
 def test_bytes_are_those_of_the_file_that_deploy_writes(measure, config, tmp_path, over):
     import torch
     from espnet2.tasks.asr import ASRTask
@@ -125,14 +134,17 @@ def test_bytes_are_those_of_the_file_that_deploy_writes(measure, config, tmp_pat
     statistics = tmp_path / "stats.npz"
     sums = np.ones(MELS, np.float32)
     np.savez(statistics, count=7, sum=sums, sum_square=9 * sums)
-    arguments |= {"token_list": tokens, "normalize_conf": {"stats_file": str(statistics)}}
+    arguments["token_list"] = tokens
+    if arguments["normalize"] == "global_mvn":
+        arguments["normalize_conf"] = {"stats_file": str(statistics)}
     model = ASRTask.build_model(argparse.Namespace(**arguments))
     torch.save(model.state_dict(), tmp_path / "1epoch.pth")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(_plain(arguments)))
     written = tmp_path / "deploy" / "merged"
-    waves = [torch.randn(16000)]
+    waves = [0.1 * torch.randn(16000)]
     checkpoint = tmp_path / "1epoch.pth"
-    made = deploy_checkpoint(tmp_path / "config.yaml", checkpoint, "merged", waves, written)
+    rate = chosen.espnet["frontend_conf"].get("fs", 16000)
+    made = deploy_checkpoint(tmp_path / "config.yaml", checkpoint, "merged", waves, rate, written)
     found = measure(chosen)
     assert found["bytes"] == (written / "model.pth").stat().st_size == made["bytes"]
     assert found["parameters"] == made["parameters"]

@@ -129,7 +129,7 @@ def test_a_fault_names_the_file_and_the_utterance(corpus, name, old, new, messag
 @pytest.mark.parametrize("name", kaldi_dir.FILES[:4])
 def test_missing_file(corpus, name):
     (corpus / "train" / name).unlink()
-    with pytest.raises(UserError, match=f"{name}: missing; run the recipe's data stage"):
+    with pytest.raises(UserError, match=f"no file .*{name}; the stage that makes it has to run"):
         check(corpus)
 
 
@@ -230,3 +230,35 @@ def test_half_a_flac_is_not_taken_for_whole(tmp_path):
 def test_undecodable_clip(data, message):
     with pytest.raises(UserError, match=f"CLIP: {message}"):
         audio.decode(data, "CLIP")
+
+
+def test_other_audio_under_the_same_names_has_another_digest(tmp_path, monkeypatch):
+    """Same ids, paths, texts and durations: only the digest tells."""
+    monkeypatch.chdir(tmp_path)
+    items = [Utterance(key, "a", f"text {key}", f"{key}.flac", 0.5) for key in ("a-1", "a-2")]
+    sets = {"train": items[:1], "test": items[1:]}
+
+    def written():
+        kaldi_dir.write_sets("data", sets)
+        inputs = kaldi_dir.audio_inputs("data/train")
+        assert [path.name for path in inputs] == ["utt2dur", "audio.sha256"]
+        return [path.read_text() for path in inputs], (tmp_path / "data/train/wav.scp").read_text()
+
+    for key in ("a-1", "a-2"):
+        tone(tmp_path / f"{key}.flac")
+    first = written()
+    assert written() == first
+    # The same samples, encoded otherwise, are the same audio.
+    samples, rate = soundfile.read("a-1.flac", dtype="int16")
+    soundfile.write("a-1.flac", samples, rate, compression_level=0.0)
+    assert written() == first
+    soundfile.write("a-1.flac", samples // 2, rate)
+    (durations, digests), listing = written()
+    assert (durations, listing) == (first[0][0], first[1])
+    assert digests != first[0][1]
+
+
+def test_a_directory_made_elsewhere_has_no_digest(corpus):
+    assert [path.name for path in kaldi_dir.audio_inputs(corpus / "train")] == ["utt2dur"]
+    (corpus / "train/utt2dur").unlink()
+    assert kaldi_dir.audio_inputs(corpus / "train") == []

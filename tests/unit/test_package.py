@@ -151,6 +151,9 @@ def test_lists_of_our_own_where_the_systems_fail(tmp_path, apt):
     assert all(str(tmp_path / "downloads") in word for word in folders)
 
 
+BROKEN_SOURCE = "E: Failed to fetch http://other.example/dists/x/Release  404  Not Found"
+
+
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
@@ -158,6 +161,9 @@ def test_lists_of_our_own_where_the_systems_fail(tmp_path, apt):
         ("E: Unable to locate package some-speech", "do not offer"),
         ("W: Temporary failure resolving 'mirror'\nE: Failed to fetch x", "no network"),
         ("E: The list of sources could not be read.", "list of sources could not be read"),
+        (BROKEN_SOURCE, "a package source is broken (Failed to fetch http://other.example/"),
+        ("E: Release file for http://x is expired (invalid since 3d)", "source is broken (Release"),
+        ("E: The repository 'x' does not have a Release file.", "source is broken (The repository"),
     ],
 )
 def test_what_apt_cannot_do_is_one_line(tmp_path, apt, message, expected):
@@ -165,8 +171,31 @@ def test_what_apt_cannot_do_is_one_line(tmp_path, apt, message, expected):
     with pytest.raises(UserError) as error:
         fetch(package_of(b"x"), tmp_path / "downloads")
     assert expected in str(error.value)
+    assert "or get some-speech_1.0-1_all.deb elsewhere and pass it with --package" in str(
+        error.value
+    )
     assert "\n" not in str(error.value)
+    assert ("network" in str(error.value)) == (expected == "no network")
     assert list((tmp_path / "downloads").iterdir()) == []
+
+
+def test_a_broken_source_of_something_else_is_no_hindrance(tmp_path, apt):
+    data = build.deb({NAME: b"abc"})
+    mirror = build.write(tmp_path / "mirror.deb", data)
+    apt(
+        f"*update*) echo '{BROKEN_SOURCE}' >&2; exit 100;;\n"
+        f"*Dir::State::Lists*download*) cp {mirror} ./got.deb;;\n*) exit 100;;"
+    )
+    assert fetch(package_of(data), tmp_path / "downloads").read_bytes() == data
+
+
+def test_what_the_update_said_explains_a_download_that_fails(tmp_path, apt):
+    apt(
+        "*update*) echo \"W: Temporary failure resolving 'mirror'\" >&2; exit 100;;\n"
+        "*) echo 'E: Unable to locate package some-speech' >&2; exit 100;;"
+    )
+    with pytest.raises(UserError, match="no network"):
+        fetch(package_of(b"x"), tmp_path / "downloads")
 
 
 def test_a_download_of_something_else_is_not_kept(tmp_path, apt):

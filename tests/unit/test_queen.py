@@ -101,3 +101,11 @@ def test_reading_imports_no_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("kind", [0, 2, 3])
+def test_speech_that_is_not_mp3_is_refused(tmp_path, kind):
+    data = bytearray(build.container(build.game()))
+    data[12] = kind
+    with pytest.raises(UserError, match=f"not MP3 .type {kind}, not 1"):
+        queen.Container(build.write(tmp_path / "queen.1c", bytes(data)))

@@ -1,11 +1,4 @@
-"""Error rates, intervals, the paired test and the verb `score`, on texts made on the spot."""
-
-import json
-import random
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""Error rates, intervals, the paired test and the reading of texts."""
 
 import kaldialign
 import numpy as np
@@ -13,42 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espnet_ext.bin import score as verb
+from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.text import normalise_text
 from espnet_ext.errors import UserError
 from espnet_ext.report.schema import SCORE, validate
-from espnet_ext.score.pairs import Pairs, read_pairs, read_table
+from espnet_ext.score.pairs import Pairs, read_pairs
 from espnet_ext.score.scoring import score_set
 from espnet_ext.score.significance import bootstrap_interval, paired_difference
 from espnet_ext.score.wer import align_characters, align_words, alignment_lines
-
-WORDS = "the queen of amazon where is my wrench joe can't fly a plane".split()
-
-
-def sentences(number: int, seed: int = 0) -> list[str]:
-    rng = random.Random(seed)
-    return [" ".join(rng.choices(WORDS, k=rng.randint(2, 9))) for _ in range(number)]
-
-
-def spoilt(texts: list[str], share: float, seed: int) -> list[str]:
-    rng = random.Random(seed)
-    return [" ".join("xx" if rng.random() < share else w for w in text.split()) for text in texts]
-
-
-def write_table(path: Path, ids: list[str], values: list[str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{a} {b}".rstrip() + "\n" for a, b in zip(ids, values, strict=True)]
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
-
-
-def parse(*arguments: str):
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    verb.add_arguments(parser)
-    return parser.parse_args(list(arguments))
-
+from tests.fixtures.texts import sentences, spoilt, write_table
 
 # --- normalisation
 
@@ -198,16 +164,6 @@ def test_paired_test_keeps_its_level():
     assert 0.01 <= np.mean(np.array(ps) < 0.05) <= 0.10
 
 
-def test_a_thousand_resamples_are_fast():
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 12, 600)
-    errors = rng.binomial(lengths, 0.5)
-    bootstrap_interval(errors, lengths, resamples=10)  # imports scipy
-    start = time.perf_counter()
-    bootstrap_interval(errors, lengths, resamples=1000)
-    assert time.perf_counter() - start < 0.5
-
-
 def test_score_of_a_set():
     references = sentences(60)
     pairs = Pairs(
@@ -234,7 +190,7 @@ def test_score_of_a_set():
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (b"u1 a\nu1 b\n", "line 2: utterance u1 is there twice"),
+        (b"u1 a\nu1 b\n", "u1 occurs twice (line 2)"),
         (b"u1 a\n\nu2 b\n", "line 2 is empty"),
         (b"u1 \xff\n", "not UTF-8 at byte 3"),
     ],
@@ -277,165 +233,3 @@ def test_an_empty_hypothesis_is_all_deletions(tmp_path):
     hypothesis = write_table(tmp_path / "hyp", ["u2", "u1"], ["c", ""])
     score, _ = score_set(read_pairs(reference, hypothesis), "s", "m")
     assert (score["wer"]["deletions"], score["wer"]["value"]) == (2, pytest.approx(2 / 3))
-
-
-# --- the verb
-
-
-@pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    """A recipe folder with two sets, a run and its baseline, both decoded."""
-    monkeypatch.chdir(tmp_path)
-    Path("conf").mkdir()
-    Path("conf/train_hrf_xs.yaml").write_text("encoder: conformer\nrecipe: {baseline: base_xs}\n")
-    for seed, name in enumerate(("test", "unseen")):
-        references = sentences(30, seed)
-        ids = [f"{name}-{i:03}" for i in range(30)]
-        write_table(Path("data", name, "text"), ids, references)
-        write_table(Path("data", name, "utt2spk"), ids, [f"s{i % 5}" for i in range(30)])
-        for tag, share in (("hrf_xs", 0.2), ("base_xs", 0.5)):
-            write_table(
-                Path("exp", tag, "decode/merged/ctc_greedy", name, "text"),
-                ids,
-                spoilt(references, share, seed + 7),
-            )
-    return tmp_path
-
-
-def test_verb_scores_sets_and_is_then_up_to_date(recipe, capsys):
-    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test unseen"))
-    folder = Path("exp/hrf_xs/score/merged/ctc_greedy")
-    assert sorted(p.name for p in folder.glob("[!.]*")) == [
-        "test.ali.txt",
-        "test.json",
-        "unseen.ali.txt",
-        "unseen.json",
-    ]
-    score = json.loads((folder / "unseen.json").read_text())
-    validate(score, SCORE, "unseen")
-    assert score["baseline"]["tag"] == "base_xs" and score["set"] == "unseen"
-    assert len((folder / "test.ali.txt").read_text().splitlines()) == 4 * 30
-    before = (folder / "test.json").stat().st_mtime_ns
-    capsys.readouterr()
-    verb.run(parse("conf/train_hrf_xs.yaml"))
-    assert capsys.readouterr().out.count("up to date") == 2
-    assert (folder / "test.json").stat().st_mtime_ns == before
-
-
-def test_verb_scores_again_when_hypotheses_or_baseline_change(recipe, capsys):
-    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    output = Path("exp/hrf_xs/score/merged/ctc_greedy/test.json")
-    first = json.loads(output.read_text())
-    hypothesis = Path("exp/hrf_xs/decode/merged/ctc_greedy/test/text")
-    hypothesis.write_text(Path("data/test/text").read_text())
-    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    second = json.loads(output.read_text())
-    assert first["wer"]["value"] > 0 and second["wer"]["value"] == 0
-    baseline = Path("exp/base_xs/decode/merged/ctc_greedy/test/text")
-    baseline.write_text(Path("data/test/text").read_text())
-    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    assert json.loads(output.read_text())["baseline"]["p"] == 1.0
-    output.write_text("{")  # half a file, as of a killed writer
-    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    assert json.loads(output.read_text())["wer"]["value"] == 0
-
-
-def test_verb_without_the_configs_baseline_scores_without_a_test(recipe, capsys):
-    Path("exp/base_xs").rename("exp/gone")
-    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    score = json.loads(Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text())
-    assert score["baseline"] is None
-    assert "no paired test" in capsys.readouterr().out
-
-
-def test_verb_takes_the_baselines_only_variant(recipe):
-    Path("exp/base_xs/decode/merged").rename("exp/base_xs/decode/plain")
-    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    score = json.loads(Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text())
-    assert score["baseline"]["tag"] == "base_xs"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "part"),
-    [
-        ([], "give a CONFIG"),
-        (["--ref", "a", "--hyp", "b"], "--out is missing"),
-        (["--ref", "a", "--hyp", "b", "--out", "c", "--sets", "d"], "--sets needs a CONFIG"),
-        (["--ref", "no", "--hyp", "b", "--out", "c"], "no file no"),
-        (["CONFIG", "--ref", "a"], "--ref is for plain files"),
-        (["CONFIG", "--sets", " "], "--sets is empty"),
-        (["CONFIG", "--sets", "tset"], "did you mean 'test'?"),
-        (["CONFIG", "--variant", "shared"], "run stage 6: espnet-ext decode"),
-        (["CONFIG", "--sets", "test", "--variant", "shared"], "--variant shared --sets test"),
-        (["CONFIG", "--baseline", "bas_xs"], "did you mean 'base_xs'?"),
-        (["conf/none.yaml"], "no config"),
-    ],
-)
-def test_verb_tells_what_to_do(recipe, arguments, part):
-    arguments = [a.replace("CONFIG", "conf/train_hrf_xs.yaml") for a in arguments]
-    with pytest.raises(UserError) as error:
-        verb.run(parse(*arguments))
-    assert part in str(error.value) and "\n" not in str(error.value)
-
-
-def test_verb_names_a_named_baseline_that_is_not_decoded(recipe):
-    Path("exp/base_xs/decode/merged/ctc_greedy/test/text").unlink()
-    with pytest.raises(UserError, match="run stages 1 to 6"):
-        verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test", "--baseline", "base_xs"))
-    for form in ("a", "b"):
-        path = Path("exp/base_xs/decode", form, "ctc_greedy/test/text")
-        write_table(path, ["u"], ["x"])
-    with pytest.raises(UserError, match="decoded as a, b but not as merged"):
-        verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test", "--baseline", "base_xs"))
-
-
-def test_verb_keeps_the_old_score_when_the_new_texts_are_bad(recipe):
-    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    output = Path("exp/hrf_xs/score/merged/ctc_greedy/test.json")
-    before = output.read_text()
-    hypothesis = Path("exp/hrf_xs/decode/merged/ctc_greedy/test/text")
-    hypothesis.write_text("".join(hypothesis.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(UserError, match=r"no hypothesis for utterance test-029"):
-        verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    assert output.read_text() == before
-
-
-def test_plain_files_with_baseline(recipe, capsys):
-    arguments = ["--ref", "data/test/text", "--utt2spk", "data/test/utt2spk", "--out", "scored"]
-    arguments += ["--hyp", "exp/hrf_xs/decode/merged/ctc_greedy/test/text"]
-    arguments += ["--baseline-hyp", "exp/base_xs/decode/merged/ctc_greedy/test/text"]
-    verb.run(parse(*arguments))
-    score = json.loads(Path("scored/score.json").read_text())
-    assert score["set"] == "test" and score["speakers"] == 5
-    assert score["baseline"]["wer_difference"] < 0
-    assert Path("scored/score.ali.txt").is_file()
-    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    staged = json.loads(Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text())
-    assert staged["wer"] == score["wer"] and staged["cer"] == score["cer"]
-
-
-def test_error_of_the_command_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "espnet_ext.bin.main", "score", "conf/no.yaml"]
-    root = Path(verb.__file__).parents[2]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
-    )
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("espnet-ext score: error: ") and done.stderr.count("\n") == 1
-
-
-def test_scoring_imports_no_torch(recipe):
-    code = (
-        "import sys; sys.argv = ['espnet-ext', 'score', 'conf/train_hrf_xs.yaml']\n"
-        "from espnet_ext.bin.main import main\n"
-        "try: main()\n"
-        "except SystemExit as done: assert done.code == 0, done.code\n"
-        "heavy = {'torch', 'espnet2', 'espnet', 'matplotlib'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    root = Path(verb.__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": str(root)}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").is_file()

@@ -27,20 +27,20 @@ bytes give at 16 kbit/s. Why theirs are 0.5 % longer is not known.
 
 import argparse
 import hashlib
-import shutil
 import sys
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from espnet_ext.data import kaldi_dir, queen, splits, text
-from espnet_ext.data.corpus import expect, positive, remove_leftovers
+from espnet_ext.data.corpus import expect, remove_leftovers
 from espnet_ext.data.package import Package, fetch, unpack_member
 from espnet_ext.data.parallel import map_processes
-from espnet_ext.errors import run_cli
-from espnet_ext.files import Stamp, write_text
+from espnet_ext.errors import at_least, run_cli
+from espnet_ext.files import Stamp, sha256_file, write_text
 
 PACKAGE = Package(
     name="flight-of-the-amazon-queen",
@@ -181,7 +181,9 @@ def prepare(args: argparse.Namespace) -> None:
     out = Path(args.out)
     package = Package(PACKAGE.name, PACKAGE.version, args.sha256 or PACKAGE.sha256)
     counted = args.sha256 is None
-    code = [__file__, *(module.__file__ for module in (queen, splits, kaldi_dir, text))]
+    readers = [str(module.__file__) for module in (queen, splits, kaldi_dir, text)]
+    resampler = Path(readers[0]).with_name("audio.py")  # not imported where nothing is to do
+    code = [__file__, *readers, resampler, resampler.with_name("package.py")]
     stamp = Stamp(out / ".stamp.json", [package.sha256, args.limit, str(out)], code)
     # A package that the user names is checked even where nothing is left to do.
     deb = fetch(package, args.downloads, args.package) if args.package else None
@@ -203,12 +205,12 @@ def prepare(args: argparse.Namespace) -> None:
         }
         expect(str(container.path), CONTENTS, contents)
     folder = out / "audio"
-    # Audio of another package must not be taken for this one's.
-    source = out / ".source"
-    if not source.exists() or source.read_text() != package.sha256:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_text(source, package.sha256)
     candidates = choose(clips)
+    # Audio of another package, or resampled otherwise, must not be taken for this one's.
+    source, made_from = out / ".source", f"{package.sha256} {sha256_file(resampler)}"
+    if not source.exists() or source.read_text() != made_from:
+        remove_audio(folder, candidates)
+        write_text(source, made_from)
     trained = {item.text for item in candidates if item.part == "train"}
     chosen = limit_sets(candidates, args.limit)
     sounds = convert_all(chosen, container, folder, args.nj)
@@ -218,10 +220,20 @@ def prepare(args: argparse.Namespace) -> None:
         expect(str(out), WRITTEN, {name: len(items) for name, items in sets.items()})
     kaldi_dir.write_sets(out, sets, args.nj)
     listed = {Path(item.audio) for items in sets.values() for item in items}
-    for path in set(folder.iterdir()) - listed:
-        path.unlink()
-    outputs = [out / name / file for name in SETS for file in kaldi_dir.FILES]
+    if args.limit is None:
+        remove_audio(folder, candidates, keep=listed)
+    outputs = [
+        out / name / file for name in SETS for file in (*kaldi_dir.FILES, kaldi_dir.AUDIO_DIGEST)
+    ]
     stamp.write([*outputs, *sorted(listed)])
+
+
+def remove_audio(folder: Path, candidates: list[Candidate], keep: Container[Path] = ()) -> None:
+    """Remove the FLAC of every clip that is not in ``keep``; other files are the user's."""
+    for item in candidates:
+        path = folder / f"{item.id}.flac"
+        if path not in keep:
+            path.unlink(missing_ok=True)
 
 
 def main() -> None:
@@ -233,8 +245,10 @@ def main() -> None:
     parser.add_argument("--out", default="data", help="folder of the data directories")
     parser.add_argument("--downloads", default="downloads", help="folder of what is fetched")
     parser.add_argument("--package", metavar="FILE", help="the .deb, if you have it already")
-    parser.add_argument("--nj", type=positive, default=2, help="processes (default 2)")
-    parser.add_argument("--limit", type=positive, help="at most so many utterances a set: a trial")
+    parser.add_argument("--nj", type=at_least(1), default=2, help="processes (default 2)")
+    parser.add_argument(
+        "--limit", type=at_least(1), help="at most so many utterances a set: a trial"
+    )
     # For tests with a package of their own; the counts are then not compared.
     parser.add_argument("--sha256", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,0 +1,105 @@
+#!/usr/bin/env python
+"""Time greedy decoding of a set: ESPnet's transducer inference, and ours in batches.
+
+Both decode the same deployed model in this process, taking turns; the texts must be equal.
+ESPnet's is what its ``Speech2Text`` does with a beam of 1: one utterance after another.
+
+Example:
+    cd egs/fotaq/asr1
+    python ../../../benchmarks/transducer_decoding.py exp/stream_xs/deploy/merged \
+        dump/fbank80/test/feats.scp --batch 16 --json speed.json
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.errors import UserError, run_cli
+from espnet_ext.files import write_json
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="folder of the deployed model")
+    parser.add_argument("scp", type=Path, help="feats.scp")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--utterances", type=int, default=64, help="(default: 64)")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    args = parser.parse_args()
+    from espnet_ext.tasks.quiet import quiet
+
+    with quiet():
+        found = measure(args)
+    for name in ("espnet", "ours"):
+        seconds = statistics.median(found[name])
+        print(f"{name:8}{seconds:8.2f} s   RTF {seconds / found['audio_seconds']:.5f}")
+    print(
+        f"ratio of medians {found['ratio']:.2f}, batch {args.batch}, {args.threads} thread(s), "
+        f"{found['utterances']} utterances, {found['tokens_per_second']:.2f} tokens a second"
+    )
+    if args.json:
+        write_json(args.json, found)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Decode ``repeats`` times by each; the first round of each warms up.
+
+    Raises:
+        UserError: the texts differ.
+    """
+    import torch
+
+    from espnet_ext.tasks import decoding
+
+    torch.set_num_threads(args.threads)
+    speech2text = decoding.load_speech2text(args.model, "transducer_greedy", {})
+    rows = list(read_table(args.scp).items())[: args.utterances]
+    inputs = [decoding.read_input(*row, speech2text, None)[0] for row in rows]
+    inputs.sort(key=lambda feats: -len(feats))
+    search = decoding.search_of(speech2text.asr_model, "transducer_greedy", {})
+    assert search is not None
+
+    def espnet() -> list[str]:
+        return [speech2text(feats)[0][0] or "" for feats in inputs]
+
+    def ours() -> list[str]:
+        texts = []
+        for start in range(0, len(inputs), args.batch):
+            texts += decoding.decode_batch(speech2text, inputs[start : start + args.batch], search)
+        return texts
+
+    times: dict[str, list[float]] = {"espnet": [], "ours": []}
+    texts = {}
+    for round_ in range(args.repeats + 1):
+        for function in (espnet, ours):
+            start = time.perf_counter()
+            texts[function.__name__] = function()
+            if round_:
+                times[function.__name__].append(time.perf_counter() - start)
+    if texts["espnet"] != texts["ours"]:
+        raise UserError("the texts differ: this is no comparison")
+    audio = sum(map(len, inputs)) / 100
+    tokens = sum(len(speech2text.tokenizer.text2tokens(text)) for text in texts["ours"])
+    return {
+        **times,
+        "ratio": statistics.median(times["espnet"]) / statistics.median(times["ours"]),
+        "audio_seconds": audio,
+        "utterances": len(inputs),
+        "tokens_per_second": tokens / audio,
+        "batch": args.batch,
+        "threads": args.threads,
+        "command": sys.argv,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli("transducer_decoding.py", main))

@@ -1,0 +1,60 @@
+"""Decode a file or standard input chunk by chunk with the deployed model of a transducer.
+
+Prints a line, second of audio and text so far, whenever the text changes; the last one is the
+result. Then figures of latency, on one thread unless --threads says otherwise: processing time
+of a chunk (p50, p95), time from the start of the audio to the first token, time from a token's
+frame to its output, real-time factor. Standard input is mono 16-bit PCM, raw or WAV.
+
+Example:
+  espnet-ext stream conf/train_residual_stream_xs_k3.yaml speech.flac
+  arecord -q -f S16_LE -r 16000 | espnet-ext stream conf/train_residual_stream_xs_k3.yaml -
+"""
+
+import argparse
+import json
+
+from espnet_ext.config import load_config
+from espnet_ext.data.source import STDIN, pieces
+from espnet_ext.errors import UserError
+from espnet_ext.files import write_json
+from espnet_ext.tasks.quiet import quiet
+from espnet_ext.tasks.rules import TRANSDUCER, recipe_problems
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("config", help="training config")
+    parser.add_argument("audio", help=f"audio file, or {STDIN} for standard input")
+    parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
+    parser.add_argument("--variant", help="deployed form; default: the config's recipe: variant")
+    parser.add_argument("--method", choices=TRANSDUCER, help="default: the config's first of these")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--json", metavar="FILE", help="write text and figures here too")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Stream once."""
+    config = load_config(args.config, args.tag)
+    for problem in recipe_problems(config):
+        raise UserError(f"{config.path}: {problem}")
+    folder = config.exp / "deploy" / (args.variant or config.recipe.variant)
+    if not (folder / "model.pth").is_file():
+        raise UserError(f"no {folder}/model.pth; run stage 5")
+    chosen = [m for m in config.recipe.decode if m in TRANSDUCER]
+    method = args.method or next(iter(chosen), "transducer_greedy")
+    with quiet():
+        import torch
+
+        from espnet_ext.tasks.footprint import sampling_rate
+        from espnet_ext.tasks.streaming import Streamer, Timing
+
+        torch.set_num_threads(args.threads)
+        rate = sampling_rate(config)
+        streamer = Streamer(folder, method, config.recipe.decode.get(method) or {}, rate)
+    timing, text = Timing(), ""
+    for second, text in streamer.run(pieces(args.audio, rate, streamer.piece), timing):
+        print(f"{second:8.2f} s  {text}", flush=True)
+    figures = {"method": method, "threads": args.threads, **timing.summary()}
+    if args.json:
+        write_json(args.json, {"text": text, **figures})
+    print(json.dumps(figures))

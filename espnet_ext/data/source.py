@@ -1,0 +1,95 @@
+"""Audio that comes in pieces: from a file of any length, or from standard input."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+
+from espnet_ext.errors import UserError
+
+STDIN = "-"
+
+
+def pieces(source: str, rate: int, size: int) -> Iterator[np.ndarray]:
+    """Yield samples (n,), float32 in [-1, 1], of ``size`` each but for the last.
+
+    Args:
+        source: an audio file, or ``-`` for standard input: mono 16-bit PCM, little-endian,
+            raw or as WAV.
+        rate: samples per second that the audio must have.
+        size: samples of a piece.
+
+    Raises:
+        UserError: no such file, undecodable, not mono, another rate, or samples that are no
+            numbers.
+    """
+    found = _stdin(sys.stdin.buffer, rate, size) if source == STDIN else _file(source, rate, size)
+    done = 0
+    for piece in found:
+        if not np.isfinite(piece).all():
+            where = done + int(np.flatnonzero(~np.isfinite(piece))[0])
+            raise UserError(f"{source}: NaN or infinite sample at {where / rate:.3f} s")
+        done += len(piece)
+        yield piece
+
+
+def _file(path: str, rate: int, size: int) -> Iterator[np.ndarray]:
+    if not Path(path).is_file():
+        raise UserError(f"no audio file {path}; '-' is standard input")
+    try:
+        with soundfile.SoundFile(path) as stream:
+            _check(path, stream.samplerate, stream.channels, rate)
+            yield from stream.blocks(size, dtype="float32")
+    except (RuntimeError, OSError):
+        raise UserError(f"{path}: cannot decode this audio file") from None
+
+
+def _check(source: str, found: int, channels: int, rate: int) -> None:
+    if found != rate:
+        raise UserError(f"{source}: {found} Hz, the model takes {rate} Hz")
+    if channels != 1:
+        raise UserError(f"{source}: {channels} channels, expected 1")
+
+
+def _stdin(stream: BinaryIO, rate: int, size: int) -> Iterator[np.ndarray]:
+    head = stream.read(4)
+    if head == b"RIFF":
+        _skip_wav_header(stream, rate)
+        head = b""
+    while True:
+        data = head + _read(stream, 2 * size - len(head))
+        head = b""
+        samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2")
+        if len(samples):
+            yield samples.astype(np.float32) / 32768
+        if len(samples) < size:
+            return
+
+
+def _read(stream: BinaryIO, size: int) -> bytes:
+    """Read ``size`` bytes, fewer only at the end: a pipe gives what there is."""
+    parts: list[bytes] = []
+    while size > 0 and (part := stream.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _skip_wav_header(stream: BinaryIO, rate: int) -> None:
+    """Read up to the samples of a WAV stream whose first four bytes are gone."""
+    _read(stream, 8)
+    while len(head := _read(stream, 8)) == 8:
+        name, length = head[:4], int.from_bytes(head[4:], "little")
+        if name == b"data":
+            return
+        body = _read(stream, length + length % 2)
+        if name == b"fmt ":
+            kind, channels = (int.from_bytes(body[i : i + 2], "little") for i in (0, 2))
+            bits = int.from_bytes(body[14:16], "little")
+            if kind not in (1, 0xFFFE) or bits != 16:
+                raise UserError("standard input: WAV of 16-bit PCM is taken, nothing else")
+            _check("standard input", int.from_bytes(body[4:8], "little"), channels, rate)
+    raise UserError("standard input: a WAV header without samples")

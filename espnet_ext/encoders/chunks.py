@@ -1,0 +1,102 @@
+"""Frames, chunks and the convolutional front end of the streaming encoder."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from espnet_ext.errors import UserError
+
+SUBSAMPLING = 4
+_FRAME_MS = 10 * SUBSAMPLING
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Chunk, history and look-ahead in subsampled frames (40 ms)."""
+
+    chunk: int
+    history: int
+    lookahead: int
+
+    @property
+    def block(self) -> int:
+        """Frames that are encoded together: a chunk and its look-ahead."""
+        return self.chunk + self.lookahead
+
+    @classmethod
+    def of(cls, chunk_ms: int, history_ms: int, lookahead_ms: int) -> "Geometry":
+        """From milliseconds; of the history only whole frames count (288 ms are 7 frames).
+
+        Raises:
+            UserError: a size that makes no sense or is no multiple of the subsampling.
+        """
+        sizes = {"chunk_ms": chunk_ms, "history_ms": history_ms, "lookahead_ms": lookahead_ms}
+        for name, size in sizes.items():
+            if type(size) is not int or size < 0 or (name == "chunk_ms" and size == 0):
+                raise UserError(f"{name} must be a number of milliseconds, not {size!r}")
+            if name != "history_ms" and size % _FRAME_MS:
+                near = max(_FRAME_MS, round(size / _FRAME_MS) * _FRAME_MS)
+                raise UserError(
+                    f"{name} {size} is no multiple of {_FRAME_MS} ms ({SUBSAMPLING}x subsampling "
+                    f"of 10 ms frames); take {near}"
+                )
+        return cls(*(size // _FRAME_MS for size in sizes.values()))
+
+
+def subsampled(lengths: Tensor) -> Tensor:
+    """Frames after subsampling: ceil(length / 4)."""
+    return (lengths + SUBSAMPLING - 1) // SUBSAMPLING
+
+
+def frame_mask(lengths: Tensor, frames: int) -> Tensor:
+    """(B, frames), True where a frame is inside its utterance."""
+    return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
+
+
+class ConvContext(NamedTuple):
+    """The last frame that each convolution has seen: (B, 1, 1, F) and (B, c, 1, F / 2)."""
+
+    features: Tensor
+    hidden: Tensor
+
+
+class ConvSubsampling(nn.Module):
+    """Two 3x3 convolutions with stride 2 and padding 1, then a linear layer.
+
+    Output frame s sees the features 4s - 3 to 4s + 3: no frame after its own four, so chunks
+    of a multiple of four frames need the last frame before them and nothing else.
+    """
+
+    def __init__(self, input_size: int, channels: int, output_size: int):
+        super().__init__()
+        self.bins = input_size
+        # In time the padding is the context, which is zero at the start.
+        self.conv1 = nn.Conv2d(1, channels, 3, stride=2, padding=(0, 1))
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=2, padding=(0, 1))
+        self.out = nn.Linear(channels * -(-input_size // SUBSAMPLING), output_size)
+
+    def initial(self, batch: int) -> ConvContext:
+        """The context before the first frame of ``batch`` streams."""
+        like = self.conv1.weight
+        half = -(-self.bins // 2)
+        return ConvContext(
+            like.new_zeros(batch, 1, 1, self.bins),
+            like.new_zeros(batch, self.conv1.out_channels, 1, half),
+        )
+
+    def forward(
+        self, x: Tensor, lengths: Tensor, context: ConvContext
+    ) -> tuple[Tensor, ConvContext]:
+        """Embed (B, n, bins) of which ``lengths`` frames are real: (B, ceil(n / 4), d)."""
+        missing = -x.shape[1] % SUBSAMPLING
+        x = x * frame_mask(lengths, x.shape[1]).unsqueeze(2)
+        x = nn.functional.pad(x, (0, 0, 0, missing)).unsqueeze(1)
+        hidden = torch.relu(self.conv1(torch.cat([context.features.to(x.dtype), x], dim=2)))
+        # What padding gives is not zero any more: a bias has been added.
+        inside = frame_mask((lengths + 1) // 2, hidden.shape[2])
+        hidden = hidden * inside[:, None, :, None]
+        y = torch.relu(self.conv2(torch.cat([context.hidden.to(hidden.dtype), hidden], dim=2)))
+        y = self.out(y.transpose(1, 2).flatten(2))
+        return y, ConvContext(x[:, :, -1:], hidden[:, :, -1:])

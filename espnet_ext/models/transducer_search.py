@@ -1,0 +1,297 @@
+"""Greedy and beam search of transducers, batched over utterances, with a state to carry on.
+
+Both take at most one token a frame, as ESPnet's greedy search does, so that a batch advances
+frame by frame together. Encoded frames may come all at once or chunk by chunk: the same
+frames give the same tokens.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from espnet_ext.errors import UserError
+
+State = tuple[Tensor, Tensor | None]  # of the predictor: (layers, rows, width), cell of an LSTM
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A result: tokens without blanks, and their log-probability summed over alignments."""
+
+    tokens: tuple[int, ...]
+    score: float
+    frames: tuple[int, ...] = field(default=(), compare=False)  # encoder frame of each token
+
+
+class Search(ABC):
+    """What both searches share: one step of the predictor, and of the joiner."""
+
+    @abstractmethod
+    def start(self, batch: int, device: torch.device | str = "cpu") -> Any:
+        """The state of ``batch`` streams before their first frame."""
+
+    @abstractmethod
+    def advance(self, encoded: Tensor, lengths: Tensor, state: Any) -> Any:
+        """Take in frames (B, T, d), ``lengths`` of each; ``state`` is changed and returned."""
+
+    @abstractmethod
+    def commit(self, state: Any) -> list[Hypothesis]:
+        """Take the tokens that will not change any more out of the state of each stream."""
+
+    @abstractmethod
+    def results(self, state: Any) -> list[Hypothesis]:
+        """The best hypothesis of each stream so far, without what was committed."""
+
+    def __init__(self, model: Any):
+        if not getattr(model, "use_transducer_decoder", False):
+            raise UserError("this model is no transducer; decode it with ctc_greedy")
+        self.predictor = model.decoder
+        self.joiner = model.joint_network
+        self.blank = model.blank_id
+
+    def _start(self, rows: int, device: torch.device) -> tuple[Tensor, State]:
+        """Projected output (rows, J) of the predictor after blank, and its state."""
+        self.predictor.set_device(device)
+        labels = torch.full((rows,), self.blank, device=device)
+        return self._step(labels, self.predictor.init_state(rows))
+
+    def _step(self, labels: Tensor, state: State) -> tuple[Tensor, State]:
+        """Feed one label (rows,) to the predictor."""
+        self.predictor.set_device(labels.device)
+        embedded = self.predictor.embed(labels.unsqueeze(1))
+        out, state = self.predictor.rnn_forward(embedded, state)
+        return self.joiner.lin_dec(out.squeeze(1)), state
+
+    def _logits(self, encoded: Tensor, predicted: Tensor) -> Tensor:
+        """Scores (rows, V) of tokens, both arguments projected to the joiner's width."""
+        return self.joiner(encoded, predicted, no_projection=True)
+
+
+def _select(state: State, rows: Tensor) -> State:
+    """The rows of a predictor's state."""
+    cell = state[1]
+    return state[0][:, rows], None if cell is None else cell[:, rows]
+
+
+def _where(rows: Tensor, one: State, other: State) -> State:
+    """Row by row ``one`` where ``rows`` is true, else ``other``."""
+    mask = rows[None, :, None]
+    cell = None
+    if one[1] is not None and other[1] is not None:
+        cell = torch.where(mask, one[1], other[1])
+    return torch.where(mask, one[0], other[0]), cell
+
+
+@dataclass
+class GreedyState:
+    """Where the greedy search of B streams stands."""
+
+    predicted: Tensor  # (B, J)
+    state: State
+    tokens: list[list[int]]
+    frames: list[list[int]]
+    scores: Tensor  # (B,)
+    time: int = 0
+
+
+class GreedySearch(Search):
+    """The best token of every frame; equal to ESPnet's greedy search of each utterance."""
+
+    def start(self, batch: int, device: torch.device | str = "cpu") -> GreedyState:
+        """The state of ``batch`` streams before their first frame."""
+        predicted, state = self._start(batch, torch.device(device))
+        empty: list[list[int]] = [[] for _ in range(batch)]
+        scores = torch.zeros(batch, device=device)
+        return GreedyState(predicted, state, empty, [[] for _ in range(batch)], scores)
+
+    @torch.no_grad()
+    def advance(self, encoded: Tensor, lengths: Tensor, state: GreedyState) -> GreedyState:
+        """Take in frames (B, T, d), ``lengths`` of each; ``state`` is changed and returned."""
+        projected = self.joiner.lin_enc(encoded)
+        inside = torch.arange(encoded.shape[1], device=encoded.device) < lengths.unsqueeze(1)
+        picked = []  # (B,) a frame: the token, or blank
+        for t in range(encoded.shape[1]):
+            logits = self._logits(projected[:, t], state.predicted)
+            best, token = logits.max(-1)
+            emits = (token != self.blank) & inside[:, t]
+            picked.append(torch.where(emits, token, self.blank))
+            score = (best - logits.logsumexp(-1)) * inside[:, t]
+            state.scores = state.scores + score
+            if not emits.any():
+                continue
+            # Only rows that emit see the predictor: few do in any one frame.
+            rows = emits.nonzero().squeeze(1)
+            new, inner = self._step(token[rows], _select(state.state, rows))
+            state.predicted = state.predicted.index_copy(0, rows, new)
+            cell = state.state[1]
+            if cell is not None and inner[1] is not None:
+                cell = cell.index_copy(1, rows, inner[1])
+            state.state = (state.state[0].index_copy(1, rows, inner[0]), cell)
+        if picked:
+            for row, tokens in enumerate(torch.stack(picked, 1).tolist()):
+                for t, token_id in enumerate(tokens):
+                    if token_id != self.blank:
+                        state.tokens[row].append(token_id)
+                        state.frames[row].append(state.time + t)
+        state.time += encoded.shape[1]
+        return state
+
+    def commit(self, state: GreedyState) -> list[Hypothesis]:
+        """Take all tokens out of the state: none will change."""
+        taken = self.results(state)
+        state.tokens, state.frames = [[] for _ in taken], [[] for _ in taken]
+        return taken
+
+    def results(self, state: GreedyState) -> list[Hypothesis]:
+        """The hypothesis of each stream so far."""
+        scores = state.scores.tolist()
+        return [
+            Hypothesis(tuple(tokens), score, tuple(frames))
+            for tokens, score, frames in zip(state.tokens, scores, state.frames, strict=True)
+        ]
+
+
+@dataclass
+class BeamState:
+    """Where the beam search of B streams stands; row b K + k is hypothesis k of stream b."""
+
+    predicted: Tensor  # (B K, J)
+    state: State
+    scores: Tensor  # (B, K), -inf for no hypothesis
+    tokens: list[list[tuple[int, ...]]]
+    frames: list[list[tuple[int, ...]]]
+    time: int = 0
+
+
+class BeamSearch(Search):
+    """Time-synchronous beam search; hypotheses of equal tokens are added up in every frame."""
+
+    def __init__(self, model: Any, beam_size: int = 4):
+        super().__init__(model)
+        if beam_size < 1:
+            raise UserError(f"beam_size must be at least 1, not {beam_size}")
+        self.beam = min(beam_size, self.predictor.odim)
+
+    def start(self, batch: int, device: torch.device | str = "cpu") -> BeamState:
+        """The state of ``batch`` streams before their first frame."""
+        predicted, state = self._start(batch * self.beam, torch.device(device))
+        scores = torch.full((batch, self.beam), -math.inf, device=device)
+        scores[:, 0] = 0.0
+        tokens: list[list[tuple[int, ...]]] = [[()] * self.beam for _ in range(batch)]
+        return BeamState(predicted, state, scores, tokens, [list(row) for row in tokens])
+
+    @torch.no_grad()
+    def advance(self, encoded: Tensor, lengths: Tensor, state: BeamState) -> BeamState:
+        """Take in frames (B, T, d), ``lengths`` of each; ``state`` is changed and returned."""
+        projected = self.joiner.lin_enc(encoded)
+        counts = lengths.tolist()
+        for t in range(encoded.shape[1]):
+            inside = [t < count for count in counts]
+            if not any(inside):
+                break
+            self._frame(projected[:, t], inside, state)
+            state.time += 1
+        state.time += encoded.shape[1] - min(encoded.shape[1], max(counts, default=0))
+        return state
+
+    def _frame(self, projected: Tensor, inside: list[bool], state: BeamState) -> None:
+        """Extend every hypothesis by blank or a token and keep the best K of each stream."""
+        batch, beam = state.scores.shape
+        rows = projected.repeat_interleave(beam, 0)
+        scores = self._logits(rows, state.predicted).log_softmax(-1).view(batch, beam, -1)
+        scores = scores + state.scores.unsqueeze(2)
+        width = scores.shape[2]
+        # Twice as many as are kept: some will turn out to be the same.
+        best = scores.flatten(1).topk(min(2 * beam, beam * width), dim=1)
+        parents, labels = best.indices // width, best.indices % width
+        kept = _merge(best.values, parents, labels, self.blank, inside, state)
+        device = scores.device
+        state.scores = torch.tensor([[k.score for k in row] for row in kept], device=device)
+        state.tokens = [[k.tokens for k in row] for row in kept]
+        state.frames = [[k.frames for k in row] for row in kept]
+        source = [b * beam + k.parent for b, row in enumerate(kept) for k in row]
+        index = torch.tensor(source, device=device)
+        labels_kept = torch.tensor([k.label for row in kept for k in row], device=device)
+        predicted, inner = state.predicted[index], _select(state.state, index)
+        if bool((labels_kept != self.blank).any()):
+            new, after = self._step(labels_kept, inner)
+            emits = labels_kept != self.blank
+            predicted = torch.where(emits.unsqueeze(1), new, predicted)
+            inner = _where(emits, after, inner)
+        state.predicted, state.state = predicted, inner
+
+    def commit(self, state: BeamState) -> list[Hypothesis]:
+        """Take the tokens that all hypotheses of a stream begin with out of the state."""
+        taken = []
+        for row, best in enumerate(self.results(state)):
+            scores = state.scores[row].tolist()
+            alive = [t for t, s in zip(state.tokens[row], scores, strict=True) if s > -math.inf]
+            size = len(_common_prefix(alive))
+            taken.append(Hypothesis(best.tokens[:size], best.score, best.frames[:size]))
+            for part in (state.tokens, state.frames):
+                part[row] = [t[size:] for t in part[row]]
+        return taken
+
+    def results(self, state: BeamState) -> list[Hypothesis]:
+        """The most probable hypothesis of each stream so far."""
+        found = []
+        for row, scores in enumerate(state.scores.tolist()):
+            k = max(range(len(scores)), key=scores.__getitem__)
+            found.append(Hypothesis(state.tokens[row][k], scores[k], state.frames[row][k]))
+        return found
+
+
+@dataclass
+class _Candidate:
+    tokens: tuple[int, ...]
+    frames: tuple[int, ...]
+    score: float
+    parent: int
+    label: int
+
+
+def _merge(
+    scores: Tensor,
+    parents: Tensor,
+    labels: Tensor,
+    blank: int,
+    inside: Sequence[bool],
+    state: BeamState,
+) -> list[list[_Candidate]]:
+    """Add up candidates with equal tokens and keep the best K of each stream."""
+    beam = state.scores.shape[1]
+    old = state.scores.tolist()
+    kept = []
+    columns = (scores.tolist(), parents.tolist(), labels.tolist())
+    for row, (values, origins, symbols) in enumerate(zip(*columns, strict=True)):
+        if not inside[row]:  # this stream has ended: nothing changes
+            known = zip(state.tokens[row], state.frames[row], old[row], strict=True)
+            kept.append([_Candidate(*k, parent, blank) for parent, k in enumerate(known)])
+            continue
+        found: dict[tuple[int, ...], _Candidate] = {}
+        for value, parent, label in zip(values, origins, symbols, strict=True):
+            tokens, frames = state.tokens[row][parent], state.frames[row][parent]
+            if label != blank:
+                tokens, frames = (*tokens, label), (*frames, state.time)
+            same = found.get(tokens)
+            if same is None:
+                found[tokens] = _Candidate(tokens, frames, value, parent, label)
+            elif value > -math.inf:
+                high, low = max(same.score, value), min(same.score, value)
+                same.score = high + math.log1p(math.exp(low - high))
+        best = sorted(found.values(), key=lambda c: -c.score)[:beam]
+        filler = _Candidate(best[0].tokens, best[0].frames, -math.inf, best[0].parent, blank)
+        kept.append(best + [filler] * (beam - len(best)))
+    return kept
+
+
+def _common_prefix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all ``sequences`` begin with."""
+    low, high = min(sequences), max(sequences)
+    same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    return low[:same]

@@ -1,0 +1,138 @@
+"""What programs of benchmarks/ measured: their files in results/, checked, and their sections."""
+
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.errors import UserError
+from espnet_ext.files import read_json
+from espnet_ext.report.schema import (
+    Check,
+    count,
+    items,
+    mapping,
+    named,
+    number,
+    optional,
+    plain,
+    text,
+    validate,
+)
+from espnet_ext.report.table import duration, markdown
+
+WHOLE_JOB = mapping(
+    command=text,
+    exit_code=count,
+    wall_seconds=number,
+    peak_rss_mb=number,
+    disk_mb=number,
+    commit=text,
+    cores=count,
+    cpu=text,
+)
+TRAINING_STEP = mapping(
+    size=text,
+    encoder_conf=named(plain),
+    batch=mapping(utterances=count, seconds_each=number),
+    dtype=text,
+    device=text,
+    threads=count,
+    torch=text,
+    command=items(text),
+    results=items(
+        mapping(
+            form=text,
+            ratio=optional(number),  # null: the plain model
+            parameters=count,
+            milliseconds=items(number),  # a step, in every round
+            to_plain=items(number),  # over that of the plain model in the same round
+        )
+    ),
+)
+_CHECKS: dict[str, Check] = {
+    "whole_job.json": WHOLE_JOB,
+    "hrf_training_step.json": TRAINING_STEP,
+}
+
+
+def read_benchmarks(folder: Path) -> dict[str, Any]:
+    """Read and validate the files of benchmarks that are in ``folder``, by name.
+
+    Raises:
+        UserError: a file is not JSON or does not fit.
+    """
+    found = {}
+    for name, check in _CHECKS.items():
+        path = folder / name
+        if path.is_file():
+            try:
+                found[name] = read_json(path)
+            except ValueError:
+                raise UserError(f"{path}: not valid JSON; run the benchmark again") from None
+            validate(found[name], check, str(path))
+    return found
+
+
+def sections(measured: Mapping[str, Any], folder: str) -> list[str]:
+    """Return the lines of RESULTS.md for validated benchmarks by name; see read_benchmarks."""
+    lines = []
+    if "whole_job.json" in measured:
+        lines += ["", *_whole_job(measured["whole_job.json"], folder)]
+    if "hrf_training_step.json" in measured:
+        lines += ["", *_training_step(measured["hrf_training_step.json"])]
+    return lines
+
+
+def _whole_job(measured: Mapping[str, Any], folder: str) -> list[str]:
+    return [
+        "## The main job whole",
+        "",
+        "From a fresh clone with no environment: installation, data, training and all the rest.",
+        "",
+        "```bash",
+        f"python3 benchmarks/whole_job.py --json {folder}/whole_job.json -- {measured['command']}",
+        "```",
+        "",
+        f"{duration(measured['wall_seconds'])} on {measured['cores']} cores of {measured['cpu']}; "
+        f"at most {measured['peak_rss_mb']:,} MB resident in all processes together; "
+        f"{measured['disk_mb']:,} MB of disk; commit {measured['commit']}.",
+    ]
+
+
+def _training_step(measured: Mapping[str, Any]) -> list[str]:
+    program, *words = measured["command"]
+    batch = measured["batch"]
+    rows = [
+        [
+            row["form"],
+            "" if row["ratio"] is None else f"{row['ratio']:g}",
+            f"{row['parameters'] / 1e6:.2f} M",
+            _spread(row["milliseconds"], ".0f"),
+            _spread(row["to_plain"], ".2f"),
+        ]
+        for row in measured["results"]
+    ]
+    header = ["form", "ratio", "params in training", "ms a step, median (range)", "to plain"]
+    return [
+        "## A training step with HRF",
+        "",
+        "The product of the factors first, as here, or every frame through one factor after the "
+        "other. The forms take turns; a ratio to plain is of two steps of the same round.",
+        "",
+        "```bash",
+        f"python {shlex.join(['benchmarks/' + Path(program).name, *words])}",
+        "```",
+        "",
+        markdown(header, rows),
+        "",
+        f"Conformer {measured['size']}, {batch['utterances']} x {batch['seconds_each']:g} s a "
+        f"batch, {measured['dtype']}; {measured['device']}, threads {measured['threads']}, "
+        f"torch {measured['torch']}.",
+    ]
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:{form}} ({low:{form}}-{high:{form}})"

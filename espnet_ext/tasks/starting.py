@@ -1,0 +1,47 @@
+"""A training that starts from another's model: ``init_param``, checked before it starts."""
+
+from pathlib import Path
+
+import torch
+
+from espnet_ext.config import Config
+from espnet_ext.errors import UserError
+from espnet_ext.tasks.build import build_model
+from espnet_ext.tasks.checkpoint import load_state, ties
+
+# What a residual model has beyond the sharing-only model that it starts from.
+_NEW = (".down", ".up", ".diagonal")
+
+
+def refuse_other_start(config: Config, checkpoints: list[Path]) -> None:
+    """Compare the models to start from with the one to train.
+
+    ESPnet would load a model of other groups as it is, each group with the weights of its
+    last layer.
+
+    Raises:
+        UserError: no such file, another architecture, or weights that differ where this model
+            has one.
+    """
+    if not checkpoints:
+        return
+    model = build_model(config)
+    own = model.state_dict()
+    shared = ties(model)
+    for path in checkpoints:
+        state = load_state(path)
+        where = f"init_param: {path} is of another model:"
+        for name in own:
+            if name not in state and not name.endswith(_NEW):
+                raise UserError(f"{where} it lacks {name}")
+        for name, tensor in state.items():
+            if name not in own:
+                raise UserError(f"{where} it holds {name}, the config makes none")
+            if own[name].shape != tensor.shape:
+                raise UserError(
+                    f"{where} {name} has shape {tuple(tensor.shape)}, "
+                    f"the config makes {tuple(own[name].shape)}"
+                )
+        for name, first in shared.items():
+            if first in state and not torch.equal(state[first], state[name]):
+                raise UserError(f"{where} its {first} and {name} differ, here they are shared")

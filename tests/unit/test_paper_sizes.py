@@ -1,0 +1,100 @@
+"""``espnet-ext footprint`` on the paper's system against table 1 to 3 of arXiv 2310.02489."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from espnet_ext.config import load_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / "egs/fotaq/asr1/conf"
+# K: (shared, with residuals of rank 16), millions; the paper rounds them to one decimal.
+BY_GROUP = {3: (18.902, 21.612), 6: (9.451, 12.161), 9: (6.301, 9.010), 18: (3.150, 5.860)}
+BY_RANK = {
+    3: {8: 20.284, 4: 19.621, 2: 19.289, 1: 19.123},
+    9: {8: 7.683, 4: 7.020, 2: 6.688, 1: 6.522},
+}
+CONTROLS = {  # of equal size: the last layer unique, four sets over 18 layers
+    (3, 3, 3, 3, 3, 2, 1): 22.052,
+    (5, 5, 4, 4): 12.601,
+}
+
+
+def millions(count: int) -> float:
+    return round(count / 1e6, 3)
+
+
+@pytest.fixture(scope="module")
+def blocks():
+    """Return a function: parameters of the blocks of the paper's encoder."""
+    import torch
+
+    from espnet_ext.encoders.compressed import compressed_encoder
+    from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
+    from espnet_ext.methods.deploy import footprint
+    from espnet_ext.methods.registry import METHODS
+
+    espnet = load_config(CONFIGS / "train_residual_stream_paper_k3.yaml").espnet
+    conf = dict(espnet["encoder_conf"])
+    conf.pop("residual")
+    cls = compressed_encoder(StreamingTransformerEncoder, METHODS["residual"])
+
+    def count(**options) -> float:
+        model = torch.nn.Module()
+        with torch.device("meta"):  # sizes only: no memory for the weights
+            model.encoder = cls(80, **conf, residual=options)
+        return millions(footprint(model)["encoder_blocks"])
+
+    return count
+
+
+@pytest.mark.parametrize("k", BY_GROUP)
+def test_sizes_by_group(blocks, k):
+    shared, residual = BY_GROUP[k]
+    assert blocks(share=k, rank=0, diagonal=False) == shared
+    assert blocks(share=k, rank=16) == residual
+
+
+@pytest.mark.parametrize("k", BY_RANK)
+def test_sizes_by_rank(blocks, k):
+    assert {r: blocks(share=k, rank=r) for r in BY_RANK[k]} == BY_RANK[k]
+
+
+@pytest.mark.parametrize("groups", CONTROLS, ids=str)
+def test_sizes_of_the_controls(blocks, groups):
+    assert blocks(share=list(groups), rank=0, diagonal=False) == CONTROLS[groups]
+
+
+@pytest.mark.parametrize(("vocabulary", "total"), [(4002, 77.989), (11109, 83.909)])
+def test_footprint_prints_the_whole_models(tmp_path, vocabulary, total):
+    path = tmp_path / "train_paper.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "include": str(CONFIGS / "train_stream_paper.yaml"),
+                "recipe": {"vocabulary": vocabulary},
+            }
+        )
+    )
+    printed = footprint(path, tmp_path)
+    assert millions(printed["parameters"]["encoder_blocks"]) == 56.706
+    assert millions(printed["parameters"]["total"]) == total
+    assert printed["parameters"] == printed["training_parameters"]
+
+
+def test_footprint_prints_the_shared_model(tmp_path):
+    """K = 3, R = 16; the file is within 2 % of 4 bytes a parameter."""
+    printed = footprint(CONFIGS / "train_residual_stream_paper_k3.yaml", tmp_path)
+    assert millions(printed["parameters"]["encoder_blocks"]) == 21.612
+    wanted = 4 * printed["parameters"]["total"]
+    assert wanted < printed["bytes"] < 1.02 * wanted
+
+
+def footprint(config: Path, folder: Path) -> dict:
+    command = [sys.executable, "-m", "espnet_ext.bin.main", "footprint", str(config), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
