@@ -11,7 +11,7 @@ Example:
 import argparse
 from pathlib import Path
 
-from espnet_ext.bin.features import data_sets
+from espnet_ext.bin.features import data_sets, deltas_of
 from espnet_ext.bin.train import audio_scp
 from espnet_ext.config import Config, load_config
 from espnet_ext.data.kaldi_dir import audio_inputs
@@ -31,8 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nj", type=at_least(1), default=2, help="processes")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Decode every set with every method that is not up to date."""
+def run(args: argparse.Namespace, timed: bool = True) -> None:
+    """Decode every set with every method that is not up to date.
+
+    ``timed`` is False where other processes compete for the cores: no real-time factor then.
+    """
     config = load_config(args.config, args.tag)
     refuse_problems_of_recipe(config)
     variant = args.variant or config.recipe.variant
@@ -53,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
             else:
                 todo.append((method, options or {}, scp, out, stamp))
     if todo:
-        _decode(config, model, todo, args.nj)
+        _decode(config, model, todo, args.nj, timed)
 
 
 def list_of(config: Config, name: str) -> Path:
@@ -79,17 +82,18 @@ def refuse_problems_of_recipe(config: Config) -> None:
         raise UserError(f"{config.path}: {problem}")
 
 
-def _decode(config: Config, model: Path, todo: list, nj: int) -> None:
+def _decode(config: Config, model: Path, todo: list, nj: int, timed: bool) -> None:
     with quiet():
         from espnet_ext.tasks.decoding import decode_set
         from espnet_ext.tasks.footprint import sampling_rate
     rate = None if config.recipe.features == "ark" else sampling_rate(config)
-    deltas = (config.espnet.get("frontend_conf") or {}).get("deltas", 0)
+    deltas = deltas_of(config)
     for method, options, scp, out, stamp in todo:
-        rows, summary = decode_set(model, method, options, scp, rate, nj, deltas)
+        rows, summary = decode_set(model, method, options, scp, rate, nj, deltas, timed)
         write_text(out / "text", "".join(f"{utt} {text}\n" for utt, text in rows))
         # Stage 8 joins this with files of other stages: they must be of the same model.
         made_by = {"model": sha256_file(model / "model.pth"), "options": options}
         write_json(out / "decode.json", summary | made_by)
         stamp.write([out / "text", out / "decode.json"])
-        print(f"decode: {out}: {len(rows)} utterances, RTF {summary['rtf']:.4f}")
+        speed = f", RTF {summary['rtf']:.4f}" if timed else ""
+        print(f"decode: {out}: {len(rows)} utterances{speed}")

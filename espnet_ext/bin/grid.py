@@ -20,24 +20,37 @@ from pathlib import Path
 from typing import Any
 
 from espnet_ext.bin import decode, deploy, train
+from espnet_ext.bin.checked import checked_config
+from espnet_ext.bin.report import refuse_uncommitted, regenerate
 from espnet_ext.bin.tokens import classes_of
 from espnet_ext.config import load_config
 from espnet_ext.data.corpus import read_folds
+from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.data.parallel import map_processes
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, at_least
 from espnet_ext.files import Stamp, read_json, write_json, write_text
 from espnet_ext.grid import Cell, Grid, read_grid
+from espnet_ext.report.schema import SCHEMA_VERSION
 from espnet_ext.score.classification import metrics, read_decisions, vote
+
+MADE_BY = ("commit", "versions", "machine")  # what train.json tells of its calls
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("grid", help="grid file")
-    parser.add_argument("--nj", type=int, default=2, help="trainings at once, one thread each")
+    parser.add_argument(
+        "--nj", type=at_least(1), default=2, help="trainings at once, one thread each"
+    )
     parser.add_argument("--part", help="K/N: only every Nth training from the Kth on")
     parser.add_argument("--keep_models", action="store_true", help="do not remove checkpoints")
     parser.add_argument("--dry_run", action="store_true", help="only count what would run")
     parser.add_argument("--publish", action="store_true", help="copy into results/, RESULTS.md")
+    parser.add_argument(
+        "--allow-dirty",
+        action="store_true",
+        help="publish a grid whose trainings no commit describes",
+    )
     parser.set_defaults(espnet=[])  # what stands after --
 
 
@@ -61,7 +74,11 @@ def run(args: argparse.Namespace) -> None:
     if missing:
         print(f"grid: {len(missing)} trainings of other parts are left; no summary yet")
         return
-    summarise(grid, cells, args.publish)
+    record = summarise(grid, cells)
+    if args.publish:
+        if not args.allow_dirty:
+            refuse_uncommitted(f"grid {grid.name}", record["commit"])
+        _publish(record)
 
 
 def _slice(part: str | None) -> slice:
@@ -83,10 +100,12 @@ def _stamp(cell: Cell, part: str, espnet: list[str]) -> Stamp:
     text = cell.config_text(path.parent)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
-    config = load_config(path, cell.tag)
-    scored = Path("data") / cell.set_name(part) / "label"
-    settings = [config.as_dict(), part, espnet]
-    return Stamp(path.parent / ".cell.done.json", settings, [*train.data_files(config), scored])
+    config = checked_config(path, cell.tag)
+    name = cell.set_name(part)
+    scored = Path("data") / name
+    inputs = [*train.data_files(config), scored / "label", train.audio_scp(config, name)]
+    settings = [SCHEMA_VERSION, config.as_dict(), part, espnet]
+    return Stamp(path.parent / ".cell.done.json", settings, [*inputs, *audio_inputs(scored)])
 
 
 def is_done(cell: Cell, part: str, espnet: list[str]) -> bool:
@@ -143,7 +162,8 @@ def _train_and_score(cell: Cell, part: str, espnet: list[str], keep: bool) -> No
     train.run(argparse.Namespace(**common, ngpu=0, threads=1, espnet=espnet))
     deploy.run(argparse.Namespace(**common, checkpoint=None))
     name = cell.set_name(part)
-    decode.run(argparse.Namespace(**common, sets=name, nj=1))
+    # Other trainings run beside this one: a real-time factor would be theirs too.
+    decode.run(argparse.Namespace(**common, sets=name, nj=1), timed=False)
     config = load_config(path, cell.tag)
     method, variant = next(iter(config.recipe.decode)), config.recipe.variant
     named = config.exp / "decode" / variant / method / name / "text"
@@ -166,6 +186,7 @@ def _train_and_score(cell: Cell, part: str, espnet: list[str], keep: bool) -> No
         "max_difference": made["verified"]["max_difference"],
         "training_seconds": trained["seconds"],
         "epochs": trained["epochs"],
+        **{key: trained[key] for key in MADE_BY},
         **metrics(decisions.references, decisions.hypotheses, decisions.classes),
     }
     write_json(output, result)
@@ -175,12 +196,12 @@ def _train_and_score(cell: Cell, part: str, espnet: list[str], keep: bool) -> No
             model.unlink()
 
 
-def summarise(grid: Grid, cells: list[Cell], publish: bool) -> None:
-    """Write grid.json and its plots, print the table; publish it if asked."""
+def summarise(grid: Grid, cells: list[Cell]) -> dict[str, Any]:
+    """Write grid.json and its plots, print the table; return what grid.json holds."""
     from espnet_ext.report import grids
-    from espnet_ext.report.environment import environment
-    from espnet_ext.report.result import recipe_names, repository_root
+    from espnet_ext.report.result import recipe_names
     from espnet_ext.report.table import print_table
+    from espnet_ext.tasks.record import together
 
     results = [read_json(config_path(cell).with_name("cell.json")) for cell in cells]
     config = load_config(config_path(cells[0]), cells[0].tag)
@@ -190,7 +211,7 @@ def summarise(grid: Grid, cells: list[Cell], publish: bool) -> None:
         "dataset": dataset,
         "task": task,
         **summary,
-        **environment(),
+        **{key: together([result[key] for result in results]) for key in MADE_BY},
         "command": f"espnet-ext grid conf/grid_{grid.name}.yaml",
     }
     folder = Path("exp") / f"grid_{grid.name}"
@@ -201,13 +222,18 @@ def summarise(grid: Grid, cells: list[Cell], publish: bool) -> None:
     print_table(*grids.table(record))
     for line in grids.notes(record):
         print(line)
-    if publish:
-        from espnet_ext.bin.report import regenerate
+    return record
 
-        root = repository_root(Path.cwd())
-        if root is None:
-            raise UserError("this recipe is in no repository (no folder egs/ above)")
-        target = root / "results" / f"{dataset}_{task}" / "grids"
-        write_json(target / f"{grid.name}.json", record)
-        grids.plot(record, target, kind="svg")
-        regenerate(root / "results")
+
+def _publish(record: dict[str, Any]) -> None:
+    """Copy a summary into results/ of the repository and regenerate RESULTS.md."""
+    from espnet_ext.report import grids
+    from espnet_ext.report.result import repository_root
+
+    root = repository_root(Path.cwd())
+    if root is None:
+        raise UserError("this recipe is in no repository (no folder egs/ above)")
+    target = root / "results" / f"{record['dataset']}_{record['task']}" / "grids"
+    write_json(target / f"{record['grid']}.json", record)
+    grids.plot(record, target, kind="svg")
+    regenerate(root / "results")

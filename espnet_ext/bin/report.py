@@ -63,18 +63,18 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("this recipe is in no repository (no folder egs/ above): give --results")
     result = _one(args)
     if args.publish and not args.allow_dirty:
-        _refuse_uncommitted(result)
+        refuse_uncommitted(result["tag"], result["commit"])
     committed = _print_beside(result, folder)
     if args.publish:
         assert folder is not None  # refused above
         _publish(result, committed, folder)
 
 
-def _refuse_uncommitted(result: dict[str, Any]) -> None:
-    commit = result["commit"]
+def refuse_uncommitted(name: str, commit: str) -> None:
+    """Refuse to publish what was trained from a tree that no commit describes."""
     if "+dirty" in commit or "unknown" in commit:
         raise UserError(
-            f"not published: {result['tag']} was trained from the commit {commit}, so nobody can "
+            f"not published: {name} was trained from the commit {commit}, so nobody can "
             "repeat it; train it from a committed tree, or give --allow-dirty"
         )
 

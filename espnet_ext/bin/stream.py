@@ -13,6 +13,7 @@ Example:
 import argparse
 import json
 
+from espnet_ext.bin.features import deltas_of
 from espnet_ext.config import load_config
 from espnet_ext.data.source import STDIN, pieces
 from espnet_ext.errors import UserError
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.tag)
     for problem in recipe_problems(config):
         raise UserError(f"{config.path}: {problem}")
+    if deltas_of(config):
+        raise UserError(f"{config.path}: frontend_conf: deltas cannot stream; train without them")
     folder = config.exp / "deploy" / (args.variant or config.recipe.variant)
     if not (folder / "model.pth").is_file():
         raise UserError(f"no {folder}/model.pth; run stage 5")

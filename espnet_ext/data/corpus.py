@@ -11,10 +11,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from espnet_ext.data import kaldi_dir
+from espnet_ext.data import kaldi_dir, package
 from espnet_ext.data.parallel import map_processes
-from espnet_ext.errors import UserError, nearest
-from espnet_ext.files import Stamp, content_key, write_text
+from espnet_ext.errors import UserError, at_least, nearest
+from espnet_ext.files import Stamp, content_key, sha256_file, write_text
+
+# What decodes and resamples; it is not imported where nothing is to do.
+RESAMPLER = Path(__file__).with_name("audio.py")
+# Modules that the data stage of every corpus depends on, for its stamp.
+CODE = [__file__, str(RESAMPLER), str(kaldi_dir.__file__), str(package.__file__)]
 
 
 @dataclass(frozen=True)
@@ -33,30 +38,32 @@ def convert(clips: Sequence[Clip], folder: Path, jobs: int) -> list[kaldi_dir.Ut
     """Write the clips as 16 kHz mono FLAC into ``folder``; return utterances in their order.
 
     Channels are averaged. A file that is there, whole, and was made of the same stretch of the same
-    source is kept; a file that no clip names is removed.
+    source by the same code is kept; one that was made so for a clip that is no more is removed.
 
     Raises:
         UserError: a source is missing, empty or cannot be decoded.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tasks = [(clip, folder / f"{clip.id}.flac") for clip in clips]
+    code = sha256_file(RESAMPLER)
+    tasks = [(clip, folder / f"{clip.id}.flac", code) for clip in clips]
     bar = {"total": len(tasks), "desc": "audio", "unit": "clip", "mininterval": 1.0}
     seconds = list(tqdm(map_processes(_convert, tasks, jobs), **bar))
-    kept = {path for _, path in tasks} | {_origin(path) for _, path in tasks}
-    for path in set(folder.iterdir()) - kept:
-        path.unlink()
+    # Only what stands beside a note of ours: other files are the user's.
+    for note in set(folder.glob("*.source")) - {_origin(path) for _, path, _ in tasks}:
+        note.with_suffix(".flac").unlink(missing_ok=True)
+        note.unlink()
     return [
         kaldi_dir.Utterance(clip.id, clip.speaker, "", str(path), length, clip.label)
-        for (clip, path), length in zip(tasks, seconds, strict=True)
+        for (clip, path, _), length in zip(tasks, seconds, strict=True)
     ]
 
 
-def _convert(task: tuple[Clip, Path]) -> float:
+def _convert(task: tuple[Clip, Path, str]) -> float:
     from espnet_ext.data import audio
 
-    clip, path = task
+    clip, path, code = task
     try:
-        key = f"{clip.source} {content_key(clip.source)} {clip.start} {clip.end}"
+        key = f"{clip.source} {content_key(clip.source)} {clip.start} {clip.end} {code}"
         made = hashlib.sha256(key.encode()).hexdigest()
         if _origin(path).is_file() and _origin(path).read_text() == made:
             seconds = audio.flac_seconds(path)
@@ -87,6 +94,7 @@ def write_folds(
     split: str,
     folds: Mapping[str, Mapping[str, Sequence[kaldi_dir.Utterance]]],
     apart: str = "speaker",
+    digests: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write <out>/<split>-<fold>/{train,dev,test} and the list of folds <out>/folds/<split>.
 
@@ -95,6 +103,7 @@ def write_folds(
         split: name of the way of splitting.
         folds: utterances by the name of the fold and the part.
         apart: what no two parts of a fold may share: speaker or text.
+        digests: of the audio of every utterance, for stamps to notice other audio.
 
     Returns:
         The files written.
@@ -110,8 +119,13 @@ def write_folds(
             for key in {getattr(u, apart) for u in utterances}:
                 if owner.setdefault(key, part) != part:
                     raise UserError(f"{split}-{fold}: {key} is in {owner[key]} and {part}")
-            kaldi_dir.write_data_dir(out / f"{split}-{fold}" / part, utterances)
-            written += [out / f"{split}-{fold}" / part / name for name in kaldi_dir.CLASS_FILES]
+            folder = out / f"{split}-{fold}" / part
+            kaldi_dir.write_data_dir(folder, utterances)
+            written += [folder / name for name in kaldi_dir.CLASS_FILES]
+            if digests is not None:
+                rows = (f"{name} {digests[name]}\n" for name in sorted(u.id for u in utterances))
+                write_text(folder / kaldi_dir.AUDIO_DIGEST, "".join(rows))
+                written.append(folder / kaldi_dir.AUDIO_DIGEST)
         for utterance in parts["test"]:
             if utterance.id in tested:
                 raise UserError(f"{split}-{fold}: {utterance.id} is tested in another fold too")
@@ -163,14 +177,6 @@ def remove_leftovers(*folders: Path) -> None:
                 path.unlink()
 
 
-def positive(word: str) -> int:
-    """Parse a whole number above 0."""
-    value = int(word)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
-
-
 def corpus_parser(doc: str | None, folder: str) -> argparse.ArgumentParser:
     """Options of the data stage of a corpus that the user has: ``folder`` says what to give."""
     parser = argparse.ArgumentParser(
@@ -178,7 +184,7 @@ def corpus_parser(doc: str | None, folder: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--corpus", metavar="DIR", help=folder)
     parser.add_argument("--out", default="data", help="folder of the data directories")
-    parser.add_argument("--nj", type=positive, default=2, help="processes (default 2)")
+    parser.add_argument("--nj", type=at_least(1), default=2, help="processes (default 2)")
     # For tests on miniature trees, which have other counts.
     parser.add_argument("--uncounted", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -202,7 +208,7 @@ def corpus_folder(args: argparse.Namespace, needed: Iterable[str], what: str) ->
 def stamp_of(args: argparse.Namespace, code: Iterable[str], inputs: Iterable[Path]) -> Stamp:
     """The stamp of a data stage over the files it reads and its own source."""
     settings: list[Any] = [args.out, os.fspath(args.corpus or ""), args.uncounted]
-    return Stamp(Path(args.out) / ".stamp.json", settings, [*code, *map(str, inputs)])
+    return Stamp(Path(args.out) / ".stamp.json", settings, [*CODE, *code, *map(str, inputs)])
 
 
 def write_corpus(
@@ -215,8 +221,15 @@ def write_corpus(
     """Write the sets, then the folds of each way of splitting, then the stamp."""
     out = Path(args.out)
     kaldi_dir.write_sets(out, sets, args.nj)
-    files = [out / name / file for name in sets for file in kaldi_dir.CLASS_FILES]
+    files = [
+        out / name / file
+        for name in sets
+        for file in (*kaldi_dir.CLASS_FILES, kaldi_dir.AUDIO_DIGEST)
+    ]
+    digests: dict[str, str] = {}
+    for name in sets:
+        digests |= kaldi_dir.read_table(out / name / kaldi_dir.AUDIO_DIGEST)
     for split, found in (folds or {}).items():
-        files += write_folds(out, split, found, apart)
+        files += write_folds(out, split, found, apart, digests)
     files += {Path(u.audio) for utterances in sets.values() for u in utterances}
     stamp.write(sorted(files))

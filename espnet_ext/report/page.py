@@ -149,6 +149,11 @@ def _block(result: Mapping[str, Any], folder: str) -> list[str]:
     if classified:
         for score in result["scores"]:
             lines += [f"{classes.score_line(score)}.", "", *classes.class_tables(score), ""]
+        for (name, _), log in logs.items():
+            facts[f"decoding {name}"] = (
+                f"RTF {decoding_rtf(log)}{_rounds(log)} with one thread, "
+                f"peak RSS {_number(log['peak_rss_mb'])} MB"
+            )
     else:
         lines += [markdown(header, rows), ""]
         facts["text normalisation"] = "; ".join(

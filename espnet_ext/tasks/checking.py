@@ -119,7 +119,7 @@ def refuse_unbuildable(config: Config) -> None:
 
 def key_problems(config: Config) -> list[str]:
     """Wrong keys and values, one line each, without building anything."""
-    if config.recipe.task not in TASKS:
+    if str(config.recipe.task) not in TASKS:
         return [f"recipe: unknown task {nearest(str(config.recipe.task), TASKS)}"]
     return [*_option_problems(config), *_section_problems(config), *recipe_problems(config)]
 

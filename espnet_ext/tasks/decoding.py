@@ -43,6 +43,7 @@ def decode_set(
     rate: int | None,
     nj: int,
     deltas: int = 0,
+    timed: bool = True,
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """Decode the utterances of a wav.scp, or of a feats.scp of arks.
 
@@ -54,10 +55,11 @@ def decode_set(
         rate: samples per second of the waves; None for arks.
         nj: processes.
         deltas: orders of differences, where features are computed here.
+        timed: measure the real-time factor, which takes cores that nobody else uses.
 
     Returns:
         (utterance, text) in the order of the list, and what decode.json holds; the real-time
-        factor as ``time_decoding`` measures it.
+        factor as ``time_decoding`` measures it, if it does.
 
     Raises:
         UserError: an unreadable model, audio or matrix, or one that is not what was trained on.
@@ -81,11 +83,11 @@ def decode_set(
         results = [found[utterance] for utterance, _ in rows]
         # Not while the processes above compete for the cores.
         chosen = spread([r[2] for r in results], TIMED_UTTERANCES)
-        timed = time_decoding([rows[i] for i in chosen], len(batches[0]))
+        speed = time_decoding([rows[i] for i in chosen], len(batches[0])) if timed else {}
     finally:
         torch.set_num_threads(threads)
     summary = {
-        **timed,
+        **speed,
         "utterances": len(results),
         "audio_seconds": round(sum(r[2] for r in results), 2),
         "peak_rss_mb": round(max(r[3] for r in results), 1),

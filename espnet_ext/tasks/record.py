@@ -55,18 +55,18 @@ class Calls:
         threads = {call["threads"] for call in calls}
         found["threads"] = threads.pop() if whole and len(threads) == 1 else NOT_MEASURED
         for key in ("command", "device", "dtype", "commit", "versions", "machine"):
-            found[key] = _together([call[key] for call in calls])
+            found[key] = together([call[key] for call in calls])
         if not whole:
-            found["commit"] = _together([*(call["commit"] for call in calls), "unknown"])
+            found["commit"] = together([*(call["commit"] for call in calls), "unknown"])
         return found
 
 
-def _together(values: list[Any]) -> Any:
-    """The only value; or, key by key, all different ones in a text."""
+def together(values: list[Any]) -> Any:
+    """Return the only value; or, key by key, all different ones in a text."""
     if not values:
         return NOT_MEASURED
     if all(isinstance(value, dict) for value in values):
         keys = dict.fromkeys(key for value in values for key in value)
-        return {key: _together([v[key] for v in values if key in v]) for key in keys}
+        return {key: together([v[key] for v in values if key in v]) for key in keys}
     distinct = list({json.dumps(value): value for value in values}.values())
     return distinct[0] if len(distinct) == 1 else "; ".join(map(str, distinct))

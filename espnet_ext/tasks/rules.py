@@ -17,6 +17,7 @@ DECODE = {
 TRANSDUCER = ("transducer_greedy", "transducer_beam")
 _METHODS = {"asr": ("ctc_greedy", "ctc_att_beam", *TRANSDUCER), "cls": ("classify",)}
 _CHOICES = {
+    "task": tuple(_METHODS),
     "features": ("raw", "ark"),
     "sentencepiece": ("unigram", "bpe"),
     "cpu_dtype": ("float32", "bfloat16"),
@@ -109,7 +110,7 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
         return
     for method, options in recipe.decode.items():
         where = f"recipe: decode: {method}"
-        known = _METHODS.get(recipe.task, DECODE)
+        known = _METHODS.get(str(recipe.task), DECODE)
         if method not in known:
             yield f"recipe: decode: unknown method {nearest(str(method), known)}"
             continue

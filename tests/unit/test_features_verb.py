@@ -63,7 +63,7 @@ def test_other_audio_under_the_same_names_is_another_training(recipe):
 
 
 def test_other_audio_under_the_same_names_is_decoded_again(recipe, tmp_path, monkeypatch, capsys):
-    def pretend(config, model, todo, nj):
+    def pretend(config, model, todo, nj, timed):
         for *_, out, stamp in todo:
             out.mkdir(parents=True, exist_ok=True)
             stamp.write([])

@@ -3,10 +3,10 @@
 # shellcheck source=utils/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
 
-config=conf/train_hrf_conformer_s.yaml # training config, one of conf/train_*.yaml
+config=conf/train_hrf_conformer_s.yaml # FILE, training config, one of conf/train_*.yaml
 variant=                               # deployed form; empty: what the config says
 test_sets="test"                       # sets to decode and score
-corpus=                                # the folder that holds 300_P and the lists
+corpus=                                # DIR that holds 300_P and the lists
 parse_options "$@"
 
 stage 1 "Prepare data" \

@@ -22,7 +22,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from espnet_ext.data import corpus, kaldi_dir
+from espnet_ext.data import corpus
 from espnet_ext.errors import UserError, nearest, run_cli
 
 LISTS = {
@@ -138,9 +138,8 @@ def prepare(args: argparse.Namespace) -> None:
     root = corpus.corpus_folder(args, LISTS.values(), WHAT)
     lists = {part: read_list(root / name) for part, name in LISTS.items()}
     transcripts = [root / f"{n}_P/{n}_TRANSCRIPT.csv" for found in lists.values() for n in found]
-    code = [__file__, str(corpus.__file__), str(kaldi_dir.__file__)]
     inputs = [*(root / name for name in LISTS.values()), *transcripts]
-    stamp = corpus.stamp_of(args, code, inputs)
+    stamp = corpus.stamp_of(args, [__file__], inputs)
     if stamp.is_current():
         print(f"{out}: up to date")
         return

