@@ -93,7 +93,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "output_size": 16,
         "attention_heads": 2,
         "linear_units": 24,
-        "num_blocks": [1, 1, 1, 1],
+        "num_blocks": [2, 2, 2, 2],  # so that two can share in every stage
         "expand": [1, 2, 1],
         "hop_ms": 20,  # two tokens in the last stage: with one its queries would get no gradient
         "dropout_rate": 0.1,

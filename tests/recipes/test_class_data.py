@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from espnet_ext.data.corpus import read_folds
-from espnet_ext.data.kaldi_dir import read_data_dir, validate_data_dir
+from espnet_ext.data.kaldi_dir import read_data_dir, read_table, validate_data_dir
 from tests.fixtures import queen_builder as build
 from tests.fixtures.acted_voices import hedgewars, wave
 
@@ -120,12 +120,24 @@ def test_a_killed_conversion_goes_on_and_a_changed_source_is_converted_anew(tmp_
     audio = tmp_path / "data/audio"
     kept = (audio / "british-hmm.flac").stat().st_mtime_ns
     (audio / "british-ow1.flac").write_bytes(b"cut short")
-    (audio / "left-over.flac").write_bytes(b"")
+    for name in ("left-over.flac", "left-over.source", "mine.flac"):
+        (audio / name).write_bytes(b"")
     (tmp_path / "data/.stamp.json").unlink()
     assert run("hedgewars/ser1", tmp_path, *words).returncode == 0
     assert (audio / "british-hmm.flac").stat().st_mtime_ns == kept
     assert soundfile.info(audio / "british-ow1.flac").samplerate == 16000
-    assert not (audio / "left-over.flac").exists()
+    assert not list(audio.glob("left-over.*"))
+    assert (audio / "mine.flac").exists()  # nothing says that we made it
+
+
+def test_folds_tell_the_audio_of_their_utterances(tmp_path):
+    assert run("hedgewars/ser1", tmp_path, *hedgewars(tmp_path)).returncode == 0
+    whole = read_table(tmp_path / "data/all/audio.sha256")
+    part = read_table(tmp_path / "data/voice-pirate/test/audio.sha256")
+    assert list(part) == list(read_table(tmp_path / "data/voice-pirate/test/wav.scp"))
+    assert part.items() < whole.items()
+    samples, _ = soundfile.read(tmp_path / "data/audio/pirate-hmm.flac", dtype="float32")
+    assert part["pirate-hmm"] == hashlib.sha256(samples.tobytes()).hexdigest()
 
 
 # IEMOCAP --------------------------------------------------------------------------------------

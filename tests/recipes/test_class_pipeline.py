@@ -137,6 +137,21 @@ def test_sets_share_the_arks_of_the_whole(recipe):
     assert part.items() <= whole.items()
 
 
+def test_a_result_is_not_made_of_files_of_different_runs(recipe):
+    program = Path(recipe.environment["ESPNET_EXT_VENV"]) / "bin/espnet-ext"
+    label = recipe.path / "data/test/label"
+    whole = label.read_bytes()
+    label.write_bytes(whole.replace(b" joy", b" pain", 1))
+    try:
+        mixed = recipe.call(program, "report", "conf/train_tiny_s.yaml")
+    finally:
+        label.write_bytes(whole)
+    assert mixed.returncode == 1, mixed.stdout
+    assert "was made before data/test/label changed; run stage 7" in mixed.stderr
+    log = json.loads((recipe.path / "exp/tiny_s/result.json").read_text())["decoding"][0]
+    assert log["rtf"] == sorted(log["rtf_rounds"])[2] > 0
+
+
 def test_a_second_run_says_up_to_date_and_writes_nothing(recipe):
     before = recipe.times()
     again = recipe.run()
@@ -160,6 +175,9 @@ def test_a_grid_runs_in_parts_goes_on_and_is_summarised(recipe):
     assert "4 of 12 done" in rest.stdout
     assert all(p.stat().st_mtime_ns == time for p, time in done.items())
     assert not list(folder.rglob("*.pth"))
+    logs = [json.loads(p.read_text()) for p in folder.rglob("decode.json")]
+    assert len(logs) == 12
+    assert not any("rtf" in log for log in logs)  # other trainings ran beside them
     record = json.loads((folder / "grid.json").read_text())
     check(record, "grid.json")
     assert [s["system"] for s in record["systems"]] == ["hrf_sites-ffn", "hrf_sites-all"]

@@ -11,7 +11,8 @@ from espnet_ext.bin.main import VERBS
 from espnet_ext.config import load_config
 from espnet_ext.errors import UserError
 
-WITH_CONFIG = [verb for verb in VERBS if verb != "variants"]
+WITH_CONFIG = [verb for verb in VERBS if verb not in ("variants", "grid")]
+MORE = {"stream": ["speech.flac"]}  # what a verb needs besides its config
 BROKEN = {
     "include: 3": "include: expected files, not 3",
     "include: [base.yaml, 3]": "include: expected files, not 3",
@@ -35,6 +36,7 @@ WRONG = {
     "recipe: {features: arks}": "unknown features 'arks'; did you mean 'ark'?",
     "recipe: {decode: ctc_greedy}": "decode must name a method",
     "recipe: {decode: {}}": "decode must name a method",
+    "recipe: {task: [cls]}": "unknown task \"['cls']\"; known are: asr, cls",
     "token_type: [char]": "token_type: the recipes make char or bpe tokens",
 }
 
@@ -49,7 +51,7 @@ def complaint(verb: str, folder) -> str:
     module.add_arguments(parser)
     told = io.StringIO()
     with pytest.raises(UserError) as error, contextlib.redirect_stderr(told):
-        module.run(parser.parse_args(["conf/train_wrong.yaml"]))
+        module.run(parser.parse_args(["conf/train_wrong.yaml", *MORE.get(verb, [])]))
     line = told.getvalue() if verb == "check" else str(error.value)
     assert verb == "check" or "\n" not in line
     assert "train_wrong.yaml: " in line
@@ -89,6 +91,11 @@ def test_arks_need_whole_numbers(recipe, key, value):
     text = f"frontend: kaldi_fbank\nfrontend_conf: {{{key}: {value}}}\nrecipe: {{features: ark}}"
     said = complaint("features", recipe(text))
     assert f"frontend_conf: {key} must be a whole number" in said
+
+
+def test_features_with_differences_cannot_stream(recipe):
+    text = "frontend: kaldi_fbank\nfrontend_conf: {n_mels: 26, deltas: 2}"
+    assert "deltas cannot stream" in complaint("stream", recipe(text))
 
 
 def test_without_token_type_the_tokens_are_sentencepiece(recipe):

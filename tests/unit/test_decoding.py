@@ -112,3 +112,10 @@ def test_the_speed_is_that_of_one_process_alone_in_the_median_round(tmp_path, mo
     assert (summary["rtf"], summary["rtf_utterances"]) == (0.625, 5)
     assert set(calls) == {(os.getpid(), 1)}
     assert torch.get_num_threads() == threads
+    told = len(calls)
+    _, summary = decoding.decode_set(
+        tmp_path, "ctc_greedy", {}, tmp_path / "wav.scp", 16000, nj=4, timed=False
+    )
+    assert summary["utterances"] == 40
+    assert not [key for key in summary if key.startswith("rtf")]
+    assert len(calls) == told
