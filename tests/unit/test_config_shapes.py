@@ -36,7 +36,7 @@ WRONG = {
     "recipe: {features: arks}": "unknown features 'arks'; did you mean 'ark'?",
     "recipe: {decode: ctc_greedy}": "decode must name a method",
     "recipe: {decode: {}}": "decode must name a method",
-    "recipe: {task: [cls]}": "unknown task \"['cls']\"; known are: asr, cls",
+    "recipe: {task: [cls]}": "unknown task '['cls']'; did you mean 'cls'?",
     "token_type: [char]": "token_type: the recipes make char or bpe tokens",
 }
 
