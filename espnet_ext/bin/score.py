@@ -74,7 +74,8 @@ def _sets(args: argparse.Namespace, config: Config, folder: Path) -> list[str]:
         target = "label" if config.recipe.task == "cls" else "text"
         for name in names:
             if not Path("data", name, target).is_file():
-                known = [path.parent.name for path in Path("data").glob(f"*/{target}")]
+                files = (path for path in Path("data").glob(f"*/{target}") if path.is_file())
+                known = [path.parent.name for path in files]
                 raise UserError(
                     f"no data/{name}/{target}: no set {nearest(name, known)} "
                     "(stage 1 makes the sets)"

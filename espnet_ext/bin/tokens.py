@@ -64,7 +64,8 @@ def list_classes(config: Config) -> None:
             training set has not.
     """
     out, name = token_dir(config), config.recipe.train_set
-    sets = {p.parent.name: p for p in sorted(Path("data").glob("*/label"))}
+    # The list of classes is itself a folder data/token_list/label.
+    sets = {p.parent.name: p for p in sorted(Path("data").glob("*/label")) if p.is_file()}
     if name not in sets:
         raise UserError(f"no data/{name}/label; run stage 1")
     stamp = Stamp(out / ".done.json", {"train": name}, sets.values())
