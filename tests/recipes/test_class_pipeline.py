@@ -82,7 +82,7 @@ class Recipe:
             [str(word) for word in words],
             cwd=self.path,
             env=self.environment,
-            preexec_fn=lambda: os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]),
+            preexec_fn=lambda: os.sched_setaffinity(0, [max(os.sched_getaffinity(0))]),
             capture_output=True,
             text=True,
             check=False,
