@@ -121,7 +121,7 @@ def test_a_training_config_resolves(config):
     assert resolved.espnet["encoder"]
     assert "include" not in resolved.espnet
     # <encoder>_<size>[_<difference>]
-    assert re.search(r"_(xs|s|m|l)(_|$)", resolved.tag), resolved.tag
+    assert re.search(r"_(xs|s|m|l|paper)(_|$)", resolved.tag), resolved.tag
     if resolved.recipe.baseline:
         assert (config.parent / f"train_{resolved.recipe.baseline}.yaml").is_file()
 

@@ -91,9 +91,11 @@ def test_the_speed_is_that_of_one_process_alone_in_the_median_round(tmp_path, mo
     (tmp_path / "wav.scp").write_text("".join(f"u{i:02} {i}.wav\n" for i in range(40)))
     fakes = {
         "load_model": lambda *_: None,
-        "load_speech2text": lambda *_: None,
+        "load_speech2text": lambda *_: types.SimpleNamespace(asr_model=None),
         "read_input": lambda utterance, *_: (utterance, 4.0),
-        "map_processes": lambda f, rows, *_, **__: [(u, "text", 4.0, 1.0) for u, _ in rows],
+        "map_processes": lambda f, batches, *_, **__: [
+            [(u, "text", 4.0, 1.0) for u, _ in batch] for batch in batches
+        ],
         "decode": decode,
         "TIMED_UTTERANCES": 5,
         "time": types.SimpleNamespace(perf_counter=lambda: clock[0]),

@@ -79,6 +79,7 @@ def experiment(tmp_path_factory):
             folder / "1epoch.pth",
             variant,
             [torch.from_numpy(wave(2.0))],
+            RATE,
             folder / "deploy" / variant,
         )
     soundfile.write(root / "speech.wav", wave(3.3), RATE, "PCM_16")
