@@ -42,6 +42,8 @@ def main() -> None:
     for name in ("espnet", "ours"):
         seconds = statistics.median(found[name])
         print(f"{name:8}{seconds:8.2f} s   RTF {seconds / found['audio_seconds']:.5f}")
+    alone = [statistics.median(found["search"][name]) for name in ("espnet", "ours")]
+    print(f"search alone: {alone[0]:.3f} s, {alone[1]:.3f} s, ratio {alone[0] / alone[1]:.2f}")
     print(
         f"ratio of medians {found['ratio']:.2f}, batch {args.batch}, {args.threads} thread(s), "
         f"{found['utterances']} utterances, {found['tokens_per_second']:.2f} tokens a second"
@@ -95,10 +97,38 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "audio_seconds": audio,
         "utterances": len(inputs),
         "tokens_per_second": tokens / audio,
+        "search": search_times(args, speech2text, search, inputs),
         "batch": args.batch,
         "threads": args.threads,
         "command": sys.argv,
     }
+
+
+def search_times(
+    args: argparse.Namespace, speech2text: Any, search: Any, inputs: list
+) -> dict[str, list[float]]:
+    """Time the searches alone, on frames that are encoded already."""
+    import torch
+
+    times: dict[str, list[float]] = {"espnet": [], "ours": []}
+    batches = []
+    with torch.no_grad():
+        for start in range(0, len(inputs), args.batch):
+            feats = [torch.from_numpy(x) for x in inputs[start : start + args.batch]]
+            padded = torch.nn.utils.rnn.pad_sequence(feats, batch_first=True)
+            lengths = torch.tensor([len(x) for x in feats])
+            batches.append(speech2text.asr_model.encode(padded, lengths))
+        for _ in range(args.repeats + 1):
+            start_time = time.perf_counter()
+            for encoded, lengths in batches:
+                for row, length in zip(encoded, lengths.tolist(), strict=True):
+                    speech2text.beam_search_transducer(row[:length])
+            times["espnet"].append(time.perf_counter() - start_time)
+            start_time = time.perf_counter()
+            for encoded, lengths in batches:
+                search.results(search.advance(encoded, lengths, search.start(len(lengths))))
+            times["ours"].append(time.perf_counter() - start_time)
+    return {name: found[1:] for name, found in times.items()}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from espnet_ext.errors import UserError
 
+_WINDOW = 8  # frames in which greedy search looks for the next token at once
 State = tuple[Tensor, Tensor | None]  # of the predictor: (layers, rows, width), cell of an LSTM
 
 
@@ -111,35 +112,44 @@ class GreedySearch(Search):
 
     @torch.no_grad()
     def advance(self, encoded: Tensor, lengths: Tensor, state: GreedyState) -> GreedyState:
-        """Take in frames (B, T, d), ``lengths`` of each; ``state`` is changed and returned."""
+        """Take in frames (B, T, d), ``lengths`` of each; ``state`` is changed and returned.
+
+        Every stream looks through a window of frames for its next token: the predictor steps
+        as often as the longest result has tokens, not once a frame.
+        """
         projected = self.joiner.lin_enc(encoded)
-        inside = torch.arange(encoded.shape[1], device=encoded.device) < lengths.unsqueeze(1)
-        picked = []  # (B,) a frame: the token, or blank
-        for t in range(encoded.shape[1]):
-            logits = self._logits(projected[:, t], state.predicted)
+        window = torch.arange(min(_WINDOW, encoded.shape[1]), device=encoded.device)
+        position = torch.zeros_like(lengths)
+        while len(window) and bool((position < lengths).any()):
+            index = position.unsqueeze(1) + window
+            inside = index < lengths.unsqueeze(1)
+            index = index.clamp(max=encoded.shape[1] - 1)
+            frames = projected.gather(1, index.unsqueeze(2).expand(-1, -1, projected.shape[2]))
+            logits = self._logits(frames, state.predicted.unsqueeze(1))
             best, token = logits.max(-1)
-            emits = (token != self.blank) & inside[:, t]
-            picked.append(torch.where(emits, token, self.blank))
-            score = (best - logits.logsumexp(-1)) * inside[:, t]
-            state.scores = state.scores + score
-            if not emits.any():
-                continue
-            # Only rows that emit see the predictor: few do in any one frame.
-            rows = emits.nonzero().squeeze(1)
-            new, inner = self._step(token[rows], _select(state.state, rows))
-            state.predicted = state.predicted.index_copy(0, rows, new)
-            cell = state.state[1]
-            if cell is not None and inner[1] is not None:
-                cell = cell.index_copy(1, rows, inner[1])
-            state.state = (state.state[0].index_copy(1, rows, inner[0]), cell)
-        if picked:
-            for row, tokens in enumerate(torch.stack(picked, 1).tolist()):
-                for t, token_id in enumerate(tokens):
-                    if token_id != self.blank:
-                        state.tokens[row].append(token_id)
-                        state.frames[row].append(state.time + t)
+            emits = (token != self.blank) & inside
+            first = (emits.cumsum(1) == 0).sum(1)  # the first that emits, or the width
+            used = inside & (window <= first.unsqueeze(1))
+            state.scores = state.scores + ((best - logits.logsumexp(-1)) * used).sum(1)
+            position = position + used.sum(1)
+            rows = emits.any(1).nonzero().squeeze(1)
+            if len(rows):
+                self._emit(rows, token[rows, first[rows]], index[rows, first[rows]], state)
         state.time += encoded.shape[1]
         return state
+
+    def _emit(self, rows: Tensor, labels: Tensor, frames: Tensor, state: GreedyState) -> None:
+        """Give each of ``rows`` a token and feed it to the predictor."""
+        columns = (rows.tolist(), labels.tolist(), frames.tolist())
+        for row, label, frame in zip(*columns, strict=True):
+            state.tokens[row].append(label)
+            state.frames[row].append(state.time + frame)
+        new, inner = self._step(labels, _select(state.state, rows))
+        state.predicted = state.predicted.index_copy(0, rows, new)
+        cell = state.state[1]
+        if cell is not None and inner[1] is not None:
+            cell = cell.index_copy(1, rows, inner[1])
+        state.state = (state.state[0].index_copy(1, rows, inner[0]), cell)
 
     def commit(self, state: GreedyState) -> list[Hypothesis]:
         """Take all tokens out of the state: none will change."""
