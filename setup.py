@@ -12,6 +12,8 @@ REQUIRES = [
     "torchaudio>=2.11,<2.12",
     "sentencepiece>=0.2.1,<0.3",
     "editdistance",  # ESPnet's asr task needs it and does not bring it
+    "nltk",  # the same for its cls task
+    "torcheval",  # and this
     "humanfriendly",
     "jiwer>=4",
     "kaldiio>=2.18",
