@@ -13,12 +13,12 @@ Example:
 import argparse
 import json
 
-from espnet_ext.config import load_config
+from espnet_ext.bin.checked import checked_config
 from espnet_ext.data.source import STDIN, pieces
 from espnet_ext.errors import UserError
 from espnet_ext.files import write_json
 from espnet_ext.tasks.quiet import quiet
-from espnet_ext.tasks.rules import TRANSDUCER, recipe_problems
+from espnet_ext.tasks.rules import TRANSDUCER
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Stream once."""
-    config = load_config(args.config, args.tag)
-    for problem in recipe_problems(config):
-        raise UserError(f"{config.path}: {problem}")
+    config = checked_config(args.config, args.tag)
     folder = config.exp / "deploy" / (args.variant or config.recipe.variant)
     if not (folder / "model.pth").is_file():
         raise UserError(f"no {folder}/model.pth; run stage 5")

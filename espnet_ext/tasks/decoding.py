@@ -16,7 +16,7 @@ from espnet2.bin.asr_inference import Speech2Text
 from tqdm import tqdm
 
 from espnet_ext.data.audio import read_wave
-from espnet_ext.data.fbank import kaldi_fbank
+from espnet_ext.data.fbank import FRAMES_PER_SECOND, kaldi_fbank
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError
@@ -24,7 +24,6 @@ from espnet_ext.models.transducer_search import BeamSearch, GreedySearch, Search
 from espnet_ext.tasks.checkpoint import load_model
 from espnet_ext.tasks.rules import TRANSDUCER
 
-_FRAMES_PER_SECOND = 100
 _BATCH = 16
 # What the real-time factor is measured on: enough to hold every length, few enough to repeat.
 TIMED_UTTERANCES = 50
@@ -189,7 +188,7 @@ def read_input(
             way_out = f"remove {Path(where).parent} and run stage 2"
             reason = type(error).__name__
             raise UserError(f"{utterance}: cannot read {where} ({reason}); {way_out}") from None
-        return feats, len(feats) / _FRAMES_PER_SECOND
+        return feats, len(feats) / FRAMES_PER_SECOND
     wave = read_wave(where, utterance, rate)
     seconds = len(wave) / rate
     if speech2text.asr_model.frontend is None:
