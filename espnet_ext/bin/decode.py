@@ -11,15 +11,15 @@ Example:
 import argparse
 from pathlib import Path
 
+from espnet_ext.bin.checked import checked_config
 from espnet_ext.bin.features import data_sets, deltas_of
 from espnet_ext.bin.train import audio_scp
-from espnet_ext.config import Config, load_config
+from espnet_ext.config import Config
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.errors import UserError, at_least, nearest
 from espnet_ext.files import Stamp, sha256_file, write_json, write_text
 from espnet_ext.report.schema import SCHEMA_VERSION
 from espnet_ext.tasks.quiet import quiet
-from espnet_ext.tasks.rules import recipe_problems
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +36,7 @@ def run(args: argparse.Namespace, timed: bool = True) -> None:
 
     ``timed`` is False where other processes compete for the cores: no real-time factor then.
     """
-    config = load_config(args.config, args.tag)
-    refuse_problems_of_recipe(config)
+    config = checked_config(args.config, args.tag)
     variant = args.variant or config.recipe.variant
     model = config.exp / "deploy" / variant
     if not (model / "model.pth").is_file():
@@ -74,12 +73,6 @@ def list_of(config: Config, name: str) -> Path:
     if not scp.is_file():
         raise UserError(f"no {scp}; run stage 2")
     return scp
-
-
-def refuse_problems_of_recipe(config: Config) -> None:
-    """Raise UserError for a method, an option or a value in ``recipe:`` that is none."""
-    for problem in recipe_problems(config):
-        raise UserError(f"{config.path}: {problem}")
 
 
 def _decode(config: Config, model: Path, todo: list, nj: int, timed: bool) -> None:

@@ -18,7 +18,7 @@ from espnet2.bin.cls_inference import Classification
 from tqdm import tqdm
 
 from espnet_ext.data.audio import read_wave
-from espnet_ext.data.fbank import kaldi_fbank
+from espnet_ext.data.fbank import FRAMES_PER_SECOND, kaldi_fbank
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError
@@ -26,7 +26,6 @@ from espnet_ext.models.transducer_search import BeamSearch, GreedySearch, Search
 from espnet_ext.tasks.checkpoint import load_model
 from espnet_ext.tasks.rules import TRANSDUCER
 
-_FRAMES_PER_SECOND = 100
 _BATCH = 16
 # What the real-time factor is measured on: enough to hold every length, few enough to repeat.
 TIMED_UTTERANCES = 50
@@ -218,7 +217,7 @@ def read_input(
             way_out = f"remove {Path(where).parent} and run stage 2"
             reason = type(error).__name__
             raise UserError(f"{utterance}: cannot read {where} ({reason}); {way_out}") from None
-        return feats, len(feats) / _FRAMES_PER_SECOND
+        return feats, len(feats) / FRAMES_PER_SECOND
     wave = read_wave(where, utterance, rate)
     seconds = len(wave) / rate
     if speech2text.asr_model.frontend is None:

@@ -7,13 +7,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_ext.config import Config
+from espnet_ext.data.fbank import FRAMES_PER_SECOND
 from espnet_ext.methods.deploy import deploy, footprint
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.tasks.build import build_model, feature_width
 from espnet_ext.tasks.checkpoint import file_state, serialised
 
 _SECONDS = 10.0
-_FRAMES_PER_SECOND = 100  # of the features in arks
 
 
 def measure(config: Config, variant: str | None = None, vocabulary: int | None = None) -> dict:
@@ -109,7 +109,7 @@ def _ten_seconds(
     elif width is None:
         raise ValueError("a model without a frontend needs the width of its features")
     else:
-        frames = int(_SECONDS * _FRAMES_PER_SECOND)
+        frames = int(_SECONDS * FRAMES_PER_SECOND)
         x = torch.randn(1, frames, width, generator=noise)
         lengths = torch.tensor([frames])
     if parts["normalize"] is not None:

@@ -12,13 +12,13 @@ from espnet2.bin.asr_inference import Speech2Text
 from espnet2.layers.global_mvn import GlobalMVN
 from torch import Tensor
 
-from espnet_ext.data.fbank import OnlineFbank
+from espnet_ext.data.fbank import FRAMES_PER_SECOND, OnlineFbank
 from espnet_ext.encoders.chunks import SUBSAMPLING
 from espnet_ext.errors import UserError
 from espnet_ext.tasks.checkpoint import load_model
 from espnet_ext.tasks.decoding import load_speech2text, search_of, text_of
 
-_FRAME_SECONDS = 0.01
+_FRAME_SECONDS = 1 / FRAMES_PER_SECOND
 
 
 @dataclass
