@@ -71,7 +71,7 @@ def test_hedgewars_is_prepared(tmp_path):
         "dev": {"pirate"},
         "test": {"mobster"},
     }
-    for split, count in (("voice", 3), ("strict", 6)):
+    for split, count in (("voice", 3), ("strict", 6), ("group", 3), ("group_strict", 6)):
         folds = read_folds(data, split)
         assert len(folds) == count
         tested = [u.id for fold in folds for u in read_data_dir(data / fold / "test")]
@@ -92,7 +92,7 @@ def test_hedgewars_strict_folds_share_neither_voice_nor_phrase(tmp_path):
             u.speaker for u in found
         }
 
-    for fold in read_folds(data, "strict"):
+    for fold in read_folds(data, "strict") + read_folds(data, "group_strict"):
         train, test = phrases(fold, "train"), phrases(fold, "test")
         assert train[0]
         assert not train[0] & test[0]

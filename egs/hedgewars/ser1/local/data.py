@@ -11,7 +11,8 @@ Writes 16 kHz mono FLAC to data/audio, and these sets:
   data/voice-VOICE/{train,dev,test}   leave one voice out: test VOICE, dev the voice after it
   data/strict-VOICE-{a,b}/{train,dev,test}   voices and phrases apart: the events of each class
       are halved; test and dev hold one half, train the other half in other voices
-Every clip is tested once in the folds of `voice`, and once in those of `strict`.
+  data/group-{1..5}/..., data/group_strict-{1..5}-{a,b}/...   the same with three voices in test
+Every clip is tested once in the folds of each of these four ways of splitting.
 
 Rules: a clip's event is its file name without the digits at its end, its class that of the event
 in CLASSES. The events Kamikaze and Melon are in no class (29 clips). A clip that is byte for byte
@@ -52,6 +53,7 @@ CLASSES = {
 CLASS_OF = {event: name for name, events in CLASSES.items() for event in events.split()}
 UNCLASSED = ("Kamikaze", "Melon")
 TEST, DEV = ("mobster", "surfer", "default_pl"), ("pirate",)
+GROUPS = 5  # folds of the split `group`
 
 # What the pinned package holds; anything else means that a rule was changed.
 CONTENTS = {"files": 839, "unclassed": 29, "copies": 33, "clips": 777, "voices": 15}
@@ -107,27 +109,45 @@ def split(utterances: list[kaldi_dir.Utterance]) -> dict[str, list[kaldi_dir.Utt
 
 
 def folds(utterances: list[kaldi_dir.Utterance]) -> dict:
-    """Return the folds of both ways of splitting: split -> fold -> part -> utterances."""
+    """Return the folds of each way of splitting: split -> fold -> part -> utterances."""
     voices = sorted({item.speaker for item in utterances})
-    found: dict = {"voice": {}, "strict": {}}
-    for index, voice in enumerate(voices):
-        after = voices[(index + 1) % len(voices)]
-        held = (voice, after)
-        found["voice"][voice] = {
-            "train": [u for u in utterances if u.speaker not in held],
-            "dev": [u for u in utterances if u.speaker == after],
-            "test": [u for u in utterances if u.speaker == voice],
+    count = len(voices)
+    single = {voice: ({voice}, {voices[(i + 1) % count]}) for i, voice in enumerate(voices)}
+    # Every fifth voice of the alphabet, so that what shares a language or recordings is spread.
+    groups = min(GROUPS, count)
+    group = {
+        f"{i + 1}": (set(voices[i::groups]), {voices[(i + 1) % groups]}) for i in range(groups)
+    }
+    return {
+        "voice": _apart(utterances, single),
+        "strict": _strict(utterances, single),
+        "group": _apart(utterances, group),
+        "group_strict": _strict(utterances, group),
+    }
+
+
+def _apart(utterances: list[kaldi_dir.Utterance], held: dict) -> dict:
+    """Folds without the voices held out: fold -> (those of test, those of dev)."""
+    return {
+        fold: {
+            "train": [u for u in utterances if u.speaker not in test | dev],
+            "dev": [u for u in utterances if u.speaker in dev],
+            "test": [u for u in utterances if u.speaker in test],
         }
-        for half in "ab":
-            inside = [u for u in utterances if phrase_half(u) == half]
-            found["strict"][f"{voice}-{half}"] = {
-                "train": [
-                    u for u in utterances if u.speaker not in held and phrase_half(u) != half
-                ],
-                "dev": [u for u in inside if u.speaker == after],
-                "test": [u for u in inside if u.speaker == voice],
-            }
-    return found
+        for fold, (test, dev) in held.items()
+    }
+
+
+def _strict(utterances: list[kaldi_dir.Utterance], held: dict) -> dict:
+    """The same with half the events of each class in test and dev, the other half in train."""
+    return {
+        f"{fold}-{half}": {
+            part: [u for u in found if (phrase_half(u) == half) == (part != "train")]
+            for part, found in parts.items()
+        }
+        for fold, parts in _apart(utterances, held).items()
+        for half in "ab"
+    }
 
 
 def prepare(args: argparse.Namespace) -> None:
