@@ -4,6 +4,7 @@
     seeds: [1, 2, 3, 4, 5]
     part: test                    # scored part of a fold; dev where something is tuned
     baseline: light               # the system that the others are compared with
+    known: {commonest class: 0.067}   # known scores, to stand beside ours
     systems:
       light: {config: train_conformer_s.yaml}
       hrf:
@@ -25,7 +26,7 @@ import yaml
 
 from espnet_ext.errors import UserError, nearest
 
-_KEYS = ("split", "seeds", "part", "baseline", "systems")
+_KEYS = ("split", "seeds", "part", "baseline", "known", "systems")
 _SYSTEM_KEYS = ("config", "vary", "set")
 
 
@@ -78,6 +79,7 @@ class Grid:
     part: str
     baseline: str | None
     systems: tuple[System, ...]
+    known: Mapping[str, float] = field(default_factory=dict)  # what others scored on this split
 
     def cells(self, folds: list[str]) -> list[Cell]:
         """All trainings; those of one fold stand together, for they share its statistics."""
@@ -114,6 +116,9 @@ def read_grid(path: Path) -> Grid:
     part = content.get("part", "test")
     if part not in ("test", "dev"):
         raise UserError(f"{path}: part must be test or dev, not {part!r}")
+    known = content.get("known") or {}
+    if not isinstance(known, dict) or not all(is_share(value) for value in known.values()):
+        raise UserError(f"{path}: known must be names, each with a score from 0 to 1")
     given = content.get("systems")
     if not isinstance(given, dict) or not given:
         raise UserError(f"{path}: systems must be names, each with a config")
@@ -131,7 +136,13 @@ def read_grid(path: Path) -> Grid:
         part=part,
         baseline=baseline,
         systems=tuple(systems),
+        known={str(name): float(value) for name, value in known.items()},
     )
+
+
+def is_share(value: Any) -> bool:
+    """True for a number from 0 to 1; YAML's true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _expand(path: Path, name: str, entry: Any) -> list[System]:

@@ -181,6 +181,7 @@ def _publish(result: dict[str, Any], committed: list[dict[str, Any]], folder: Pa
 def regenerate(folder: Path | None) -> None:
     """Write RESULTS.md, its plots and the README's tables anew from the committed results."""
     from espnet_ext.report.benchmarks import read_benchmarks
+    from espnet_ext.report.claims import read_claims
     from espnet_ext.report.grids import read_grids
     from espnet_ext.report.page import readme_with_results, results_page
     from espnet_ext.report.plots import plot_wer_bytes
@@ -199,7 +200,8 @@ def regenerate(folder: Path | None) -> None:
         if plot_wer_bytes(group, image):
             drawn.add("_".join(name))
     root = folder.resolve().parent
-    page = results_page(results, folder.resolve().name, drawn, measured, committed_grids)
+    papers = read_claims(folder)
+    page = results_page(results, folder.resolve().name, drawn, measured, committed_grids, papers)
     _rewrite(root / "RESULTS.md", page)
     readme = root / "README.md"
     if readme.is_file():

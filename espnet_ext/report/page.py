@@ -6,6 +6,8 @@ from typing import Any
 
 from espnet_ext.report import classes, grids, table
 from espnet_ext.report.benchmarks import sections
+from espnet_ext.report.claims import Claim, claims_lines
+from espnet_ext.report.evidence import Results
 from espnet_ext.report.result import published_path, run_name
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.report.table import (
@@ -41,6 +43,7 @@ def results_page(
     plotted: Collection[str] = (),
     benchmarks: Mapping[str, Any] | None = None,
     committed_grids: Sequence[Mapping[str, Any]] = (),
+    papers: Mapping[str, Sequence[Claim]] | None = None,
 ) -> str:
     """Return the text of RESULTS.md.
 
@@ -50,6 +53,7 @@ def results_page(
         plotted: names ``<dataset>_<task>`` that have a plot of WER against bytes.
         benchmarks: what ``benchmarks.read_benchmarks`` found.
         committed_grids: validated summaries of grids.
+        papers: claims of papers, by paper.
     """
     lines = [
         "```bash",
@@ -67,6 +71,8 @@ def results_page(
         "median of the rounds over a fixed choice of utterances; MACs/s are "
         "multiply-accumulates per second of audio.",
     ]
+    told = claims_lines(papers or {}, Results.of(results, committed_grids))
+    lines += ["", *told] if told else []
     for name in dict.fromkeys(_corpus(r) for r in [*results, *committed_grids]):
         lines += ["", f"## {name}"]
         for record in committed_grids:

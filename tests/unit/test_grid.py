@@ -78,6 +78,8 @@ def test_the_config_of_a_cell_states_its_difference(tmp_path):
         ({"seeds": [1, 1]}, "a seed stands twice"),
         ({"part": "train"}, "part must be test or dev"),
         ({"baseline": "lite"}, "did you mean 'light'"),
+        ({"known": {"log-mel": 33.4}}, "score from 0 to 1"),
+        ({"known": ["log-mel"]}, "score from 0 to 1"),
         ({"systems": {}}, "systems must be names"),
         ({"systems": {"a": {"vary": {}}}}, "names no config"),
         ({"systems": {"a": {"config": "no.yaml"}}}, "no config"),
@@ -172,6 +174,7 @@ def test_the_summary_of_a_grid(tmp_path):
     assert record["majority"] == pytest.approx(alone)
     assert light["weighted_f1"]["mean"] == pytest.approx(alone)
     assert better["weighted_f1"]["mean"] == pytest.approx((1 + alone) / 2)
+    assert better["by_fold"] == pytest.approx({"x": 1.0, "y": alone})
     assert better["difference"] == pytest.approx((1 - alone) / 2)
     # pooled: joy 4 of 4 named 6 times, sad 2 of 4 named twice
     assert better["pooled"]["mean"] == pytest.approx((2 * 4 / 10 + 2 * 2 / 6) / 2)
