@@ -3,6 +3,8 @@
     split: voice                  # a list in data/folds; left out: the fixed sets train, dev, test
     seeds: [1, 2, 3, 4, 5]
     part: test                    # scored part of a fold; dev where something is tuned
+    unit: fold                    # what is scored and compared in pairs; speaker: the decisions
+                                  # about each speaker, where folds are too few for a test
     baseline: light               # the system that the others are compared with
     known: {commonest class: 0.067}   # known scores, to stand beside ours
     systems:
@@ -26,7 +28,8 @@ import yaml
 
 from espnet_ext.errors import UserError, nearest
 
-_KEYS = ("split", "seeds", "part", "baseline", "known", "systems")
+_KEYS = ("split", "seeds", "part", "unit", "baseline", "known", "systems")
+UNITS = ("fold", "speaker")
 _SYSTEM_KEYS = ("config", "vary", "set")
 
 
@@ -80,6 +83,7 @@ class Grid:
     baseline: str | None
     systems: tuple[System, ...]
     known: Mapping[str, float] = field(default_factory=dict)  # what others scored on this split
+    unit: str = "fold"
 
     def cells(self, folds: list[str]) -> list[Cell]:
         """All trainings; those of one fold stand together, for they share its statistics."""
@@ -116,6 +120,9 @@ def read_grid(path: Path) -> Grid:
     part = content.get("part", "test")
     if part not in ("test", "dev"):
         raise UserError(f"{path}: part must be test or dev, not {part!r}")
+    unit = content.get("unit", "fold")
+    if unit not in UNITS:
+        raise UserError(f"{path}: unit must be fold or speaker, not {unit!r}")
     known = content.get("known") or {}
     if not isinstance(known, dict) or not all(is_share(value) for value in known.values()):
         raise UserError(f"{path}: known must be names, each with a score from 0 to 1")
@@ -134,6 +141,7 @@ def read_grid(path: Path) -> Grid:
         split=content.get("split"),
         seeds=tuple(seeds),
         part=part,
+        unit=unit,
         baseline=baseline,
         systems=tuple(systems),
         known={str(name): float(value) for name, value in known.items()},

@@ -14,7 +14,8 @@ A file results/claims/<paper>.yaml holds claims in our words and names committed
           - {run: fotaq_asr1/hrf_conformer_xs, than: conformer_xs, set: test, metric: wer}
 
 ``grid`` is results/<dataset>_<task>/grids/<name>.json, whose weighted F1 is compared fold by
-fold; ``run`` is results/<dataset>_<task>/<run>.json, with the comparison that stage 7 made.
+fold, or speaker by speaker; ``run`` is results/<dataset>_<task>/<run>.json, with the comparison
+that stage 7 made.
 ``RULES`` has the rules and their keys; each is explained where its verdict is computed.
 """
 
@@ -254,8 +255,8 @@ def claims_lines(papers: Mapping[str, Sequence[Claim]], results: Results) -> lis
         "",
         "The claims are told in our words; every figure and verdict of the last two columns is "
         "computed from the committed results. A difference of two systems of a grid is that of "
-        "weighted F1, mean over folds, with Student's 95 % interval and the p of a permutation "
-        "test over folds, seeds averaged. `better`: holds if p < 0.05 in the claimed direction; "
+        "weighted F1, mean over folds or speakers, with Student's 95 % interval and the p of a "
+        "permutation test over them, seeds averaged. `better`: holds if p < 0.05 in the claimed direction; "
         "does not hold if p < 0.05 against it, or if the interval stays below a claimed gain. "
         "`within`: holds if the whole interval lies in the range, does not hold if none of it "
         "does. `best`: holds if better than each other one; does not hold if one is better (p "

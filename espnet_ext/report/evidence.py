@@ -98,10 +98,11 @@ class Evidence:
         if "run" in self.item:
             return self._compared_runs()
         than = self.item["than"] if than is None else than
-        after, before = (self._by_fold(name) for name in (self.item["system"], than))
+        after, before = (self._by_unit(name) for name in (self.item["system"], than))
         differences = after - before
         p, gain = sign_flip_p(differences), float(differences.mean())
-        unit = f"weighted F1, {len(differences)} folds"
+        kind = self.results.grids[self.item["grid"]]["unit"]
+        unit = f"weighted F1, {len(differences)} {kind}s"
         interval = mean_interval(differences)
         return Compared(
             float(after.mean()), float(before.mean()), gain, interval, p, _told(gain, p), unit
@@ -115,7 +116,7 @@ class Evidence:
                 f"{self.source}: a trend has degree 1 or 2 and more systems than that, "
                 f"not {degree} and {len(names)}"
             )
-        curves = np.stack([self._by_fold(name) for name in names])  # (systems, folds)
+        curves = np.stack([self._by_unit(name) for name in names])  # (systems, units)
         steps = np.arange(len(names)) - (len(names) - 1) / 2
         contrast = steps if degree == 1 else steps**2 - (steps**2).mean()
         parts = contrast @ curves / (contrast @ contrast)
@@ -161,9 +162,9 @@ class Evidence:
             )
         return rows[name]
 
-    def _by_fold(self, name: str) -> np.ndarray:
-        scores = self._system(name)["by_fold"]
-        return np.array([scores[fold] for fold in sorted(scores)])
+    def _by_unit(self, name: str) -> np.ndarray:
+        scores = self._system(name)["by_unit"]
+        return np.array([scores[unit] for unit in sorted(scores)])
 
     def _compared_runs(self) -> Compared:
         result = self.results.runs[self.item["run"]]

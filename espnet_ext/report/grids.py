@@ -28,13 +28,15 @@ from espnet_ext.score.folds import mean_interval, paired_p, spread
 
 METRICS = ("weighted_f1", "unweighted_accuracy", "accuracy")
 
-_SPREAD = mapping(mean=number, over_folds=optional(number), over_seeds=optional(number))
+_SPREAD = mapping(mean=number, over_units=optional(number), over_seeds=optional(number))
 GRID = mapping(
     dataset=text,
     task=text,
     grid=text,
     split=optional(text),
     part=text,
+    unit=text,  # fold or speaker: over what a mean, an interval and a test are
+    units=count,
     folds=count,
     seeds=items(count),
     classes=items(text),
@@ -54,7 +56,7 @@ GRID = mapping(
             weighted_f1=_SPREAD,
             unweighted_accuracy=_SPREAD,
             accuracy=_SPREAD,
-            by_fold=named(number),  # weighted F1, mean over seeds
+            by_unit=named(number),  # weighted F1, mean over seeds
             pooled=_SPREAD,  # weighted F1 over the decisions of all folds
             per_class=named(number),  # F1, pooled over folds, mean over seeds
             confusion=items(items(count)),  # summed over folds and seeds
@@ -78,6 +80,9 @@ def summary(
     grid: Grid, cells: Sequence[Mapping[str, Any]], classes: Sequence[str]
 ) -> dict[str, Any]:
     """Summarise the cells of a grid, every one of which is there."""
+    folds = len({cell["fold"] for cell in cells})
+    if grid.unit == "speaker":
+        cells = _by_speaker(cells, classes)
     by_system: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = {}
     for cell in cells:
         by_system.setdefault(cell["system"], {})[cell["fold"], cell["seed"]] = cell
@@ -89,7 +94,9 @@ def summary(
         "grid": grid.name,
         "split": grid.split,
         "part": grid.part,
-        "folds": len(one_seed),
+        "unit": grid.unit,
+        "units": len(one_seed),
+        "folds": folds,
         "seeds": list(grid.seeds),
         "classes": list(classes),
         "decisions": len(references),
@@ -101,6 +108,26 @@ def summary(
             for name, found in by_system.items()
         ],
     }
+
+
+def _by_speaker(cells: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a cell for each speaker instead of each fold: what was decided about the speaker.
+
+    Decisions about one speaker in several folds are put together.
+    """
+    found: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for cell in cells:
+        decided = zip(cell["speakers"], cell["references"], cell["hypotheses"], strict=True)
+        for speaker, reference, hypothesis in decided:
+            part = found.setdefault(
+                (cell["system"], cell["seed"], speaker),
+                {**cell, "fold": speaker, "references": [], "hypotheses": []},
+            )
+            part["references"].append(reference)
+            part["hypotheses"].append(hypothesis)
+    for part in found.values():
+        part.update(metrics(part["references"], part["hypotheses"], classes))
+    return list(found.values())
 
 
 def _system(
@@ -126,16 +153,16 @@ def _system(
         found = spread({key: cell[metric] for key, cell in cells.items()})
         row[metric] = {
             "mean": found.mean,
-            "over_folds": found.over_folds,
+            "over_units": found.over_folds,
             "over_seeds": found.over_seeds,
         }
-    row["by_fold"] = {
+    row["by_unit"] = {
         fold: mean(value for (f, _), value in scores.items() if f == fold)
         for fold in dict.fromkeys(fold for fold, _ in scores)
     }
     row["pooled"] = {
         "mean": mean(values),
-        "over_folds": None,
+        "over_units": None,
         "over_seeds": stdev(values) if len(values) > 1 else None,
     }
     row["per_class"] = {
@@ -162,7 +189,13 @@ def _pooled(
 
 def table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return (header, rows): a row a system."""
-    header = ["system", "params", "in training", "MACs/s", "weighted F1, mean of folds"]
+    header = [
+        "system",
+        "params",
+        "in training",
+        "MACs/s",
+        f"weighted F1, mean of {record['unit']}s",
+    ]
     header += ["95 % CI", "pooled weighted F1", "UA", "accuracy", "F1 = 0", "vs baseline"]
     header += ["s a training"]
     rows = []
@@ -170,27 +203,30 @@ def table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         missed = [name for name, value in row["per_class"].items() if value == 0]
         cells = [row["system"], f"{row['parameters']:,}", f"{row['training_parameters']:,}"]
         cells += [macs(row["macs_per_second"])]
-        found = [_spread_text(row[key]) for key in ("weighted_f1", "pooled", *METRICS[1:])]
+        found = [
+            _spread_text(row[key], f"{record['unit']}s")
+            for key in ("weighted_f1", "pooled", *METRICS[1:])
+        ]
         cells += [found[0], _interval_text(_scores(row)), *found[1:], ", ".join(missed) or "none"]
         rows.append([*cells, _versus(record, row), f"{row['training_seconds']:.0f}"])
     return header, rows
 
 
 def _scores(row: Mapping[str, Any]) -> np.ndarray:
-    """Weighted F1 by fold, in one order for all systems."""
-    return np.array([row["by_fold"][fold] for fold in sorted(row["by_fold"])])
+    """Weighted F1 by unit, in one order for all systems."""
+    return np.array([row["by_unit"][unit] for unit in sorted(row["by_unit"])])
 
 
 def _interval_text(scores: np.ndarray, form: str = ".3f") -> str:
     found = mean_interval(scores)
-    return "one fold" if found is None else f"{found[0]:{form}} to {found[1]:{form}}"
+    return "one" if found is None else f"{found[0]:{form}} to {found[1]:{form}}"
 
 
 def _versus(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     if row["difference"] is None:
         return "no baseline" if record["baseline"] is None else "baseline"
     if row["p"] is None:
-        return f"{row['difference']:+.3f} (too few folds)"
+        return f"{row['difference']:+.3f} (too few to test)"
     base = next(other for other in record["systems"] if other["system"] == record["baseline"])
     interval = _interval_text(_scores(row) - _scores(base), "+.3f")
     return f"{row['difference']:+.3f} ({interval}, p {p_value(row['p'])}, {_told(row)})"
@@ -211,10 +247,10 @@ def _told(row: Mapping[str, Any]) -> str:
     return "better" if row["difference"] > 0 else "worse"
 
 
-def _spread_text(value: Mapping[str, Any]) -> str:
+def _spread_text(value: Mapping[str, Any], unit: str) -> str:
     parts = [
-        f"{value[key]:.3f} {key.replace('_', ' ')}"
-        for key in ("over_folds", "over_seeds")
+        f"{value[key]:.3f} over {over}"
+        for key, over in (("over_units", unit), ("over_seeds", "seeds"))
         if value[key] is not None
     ]
     return f"{value['mean']:.3f}" + (f" (sd {', '.join(parts)})" if parts else "")
@@ -232,8 +268,9 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         f"{record['decisions']} decisions a seed on {record['part']}; always naming the commonest "
         f"class scores {record['majority']:.3f} pooled.",
         *known,
-        "Intervals are Student's, over folds. The test is a paired permutation test over folds, "
-        "seeds averaged; folds share training data, so a p just below 0.05 is weak evidence.",
+        f"Intervals are Student's, over the {record['units']} {record['unit']}s. The test is a "
+        f"paired permutation test over {record['unit']}s, seeds averaged; folds share training "
+        "data, so a p just below 0.05 is weak evidence.",
     ]
 
 
@@ -304,7 +341,7 @@ def _plot_systems(
         axis.set_xscale("log", base=2)
         axis.set_xticks(places, [f"{place:g}" for place in places])
         axis.set_xlabel(rows[0]["system"].rpartition("-")[0].rpartition("_")[2])
-    axis.set(ylabel="weighted F1, mean of folds (bar: sd of seeds)")
+    axis.set(ylabel=f"weighted F1, mean of {record['unit']}s (bar: sd of seeds)")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=6)
     save_figure(figure, path)

@@ -25,10 +25,10 @@ def grid(**means):
     systems = []
     for row, (name, value) in enumerate(means.items()):
         scores = value + NOISE[row] - NOISE[row].mean()
-        by_fold = {f"v{k}": float(score) for k, score in enumerate(scores)}
-        system = {"system": name, "by_fold": by_fold, "parameters": 1000, "max_difference": 2e-6}
+        by_unit = {f"v{k}": float(score) for k, score in enumerate(scores)}
+        system = {"system": name, "by_unit": by_unit, "parameters": 1000, "max_difference": 2e-6}
         systems.append({**system, "macs_per_second": NOT_MEASURED})
-    return {"dataset": "d", "task": "t", "grid": "g", "systems": systems}
+    return {"dataset": "d", "task": "t", "grid": "g", "unit": "fold", "systems": systems}
 
 
 def verdict(tmp_path, rule, item, results, **options):
@@ -65,7 +65,7 @@ def test_better_needs_the_test_and_the_claimed_gain(tmp_path, a, b, options, exp
 
 def test_the_figures_are_those_of_the_folds(tmp_path):
     results = of(grid(a=0.53, b=0.50))
-    rows = [list(s["by_fold"].values()) for s in results.grids["d_t/g"]["systems"]]
+    rows = [list(s["by_unit"].values()) for s in results.grids["d_t/g"]["systems"]]
     found = stats.ttest_rel(*rows)
     low, high = found.confidence_interval(0.95)
     measured, _ = verdict(tmp_path, "better", PAIR, results)
@@ -76,7 +76,7 @@ def test_the_figures_are_those_of_the_folds(tmp_path):
 def test_one_fold_tells_nothing(tmp_path):
     one = grid(a=0.9, b=0.1)
     for system in one["systems"]:
-        system["by_fold"] = {"fixed": system["by_fold"]["v0"]}
+        system["by_unit"] = {"fixed": system["by_unit"]["v0"]}
     for rule, options in (("better", {"gain": 0.99}), ("within", {"low": 0.0})):
         measured, found = verdict(tmp_path, rule, PAIR, of(one), **options)
         assert (found, "too few to test" in measured) == (UNTOLD, True)
