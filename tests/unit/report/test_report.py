@@ -310,7 +310,7 @@ def test_this_repositorys_results_are_valid():
     results = read_results(root / "results")
     if results:
         committed = (root / "RESULTS.md").read_text(encoding="utf-8")
-        plotted = {p.parent.name for p in (root / "results").glob("*/wer_bytes.svg")}
+        plotted = {p.parent.name for p in (root / "results").glob("*/*_bytes.svg")}
         benchmarks = read_benchmarks(root / "results")
         assert committed == results_page(results, plotted=plotted, benchmarks=benchmarks)
     for result in results:
