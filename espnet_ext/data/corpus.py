@@ -209,9 +209,14 @@ def corpus_folder(args: argparse.Namespace, needed: Iterable[str], what: str) ->
     return root
 
 
-def stamp_of(args: argparse.Namespace, code: Iterable[str], inputs: Iterable[Path]) -> Stamp:
-    """The stamp of a data stage over the files it reads and its own source."""
-    settings: list[Any] = [args.out, os.fspath(args.corpus or ""), args.uncounted]
+def stamp_of(
+    args: argparse.Namespace,
+    code: Iterable[str],
+    inputs: Iterable[Path],
+    options: Iterable[str] = (),
+) -> Stamp:
+    """The stamp of a data stage over the files it reads, its own source and its own options."""
+    settings: list[Any] = [args.out, os.fspath(args.corpus or ""), args.uncounted, *options]
     return Stamp(Path(args.out) / ".stamp.json", settings, [*CODE, *code, *map(str, inputs)])
 
 

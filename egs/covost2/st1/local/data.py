@@ -125,7 +125,7 @@ def prepare(args: argparse.Namespace) -> None:
     root = corpus.corpus_folder(args, needed, FOLDER)
     listed = list_of(root, args.source, args.target)
     inputs = [root / args.source / "validated.tsv", listed]
-    stamp = corpus.stamp_of(args, [__file__], inputs)
+    stamp = corpus.stamp_of(args, [__file__], inputs, [args.source, args.target])
     if stamp.is_current():
         print(f"{args.out}: up to date")
         return

@@ -99,7 +99,7 @@ def prepare(args: argparse.Namespace) -> None:
     root = corpus.corpus_folder(args, ("Data",), FOLDER)
     folders = {part.lower(): folder_of(root, part, args.source) for part in ("Dev", "Test")}
     inputs = sorted(path for folder in folders.values() for path in folder.glob("*.snt"))
-    stamp = corpus.stamp_of(args, [__file__], inputs)
+    stamp = corpus.stamp_of(args, [__file__], inputs, [args.source, args.target])
     if stamp.is_current():
         print(f"{args.out}: up to date")
         return
