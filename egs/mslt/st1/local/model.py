@@ -66,14 +66,18 @@ def fetch_model(config: Config, trained: Path, variant: str) -> None:
 
 
 def _copy(trained: Path, names: list[str], folder: Path) -> None:
-    """Copy files of a folder of the other recipe into the same one here, times and links too."""
+    """Copy files of a folder of the other recipe into the same one here, with their times.
+
+    ESPnet's link to the averaged checkpoint stays a link: its target tells of how many it is.
+    """
     stamp = Stamp(folder / ".fetched.json", names, [trained / folder / name for name in names])
     if stamp.is_current():
         print(f"{folder} is up to date")
         return
     for name in names:
         with atomic_path(folder / name) as temporary:
-            shutil.copy2(trained / folder / name, temporary, follow_symlinks=False)
+            link = name.endswith(".ave.pth")
+            shutil.copy2(trained / folder / name, temporary, follow_symlinks=not link)
     stamp.write(folder / name for name in names)
     print(f"{folder}: {len(names)} files from {trained}")
 
