@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from espnet_ext.bin.features import ark_dir, ark_width
+from espnet_ext.bin.footprint import vocabulary
 from espnet_ext.bin.tokens import target_text, token_dir
 from espnet_ext.config import READ_LATER, Config, load_config
 from espnet_ext.data.kaldi_dir import audio_inputs
@@ -112,7 +113,7 @@ def checked_trainer(config: Config, args: argparse.Namespace) -> tuple[Config, A
         training.refuse_own_options(args.espnet, args.ngpu, config.recipe.task)
         config = training.with_options(config, args.espnet)
         refuse_unbuildable(config)
-        refuse_other_start(config, start_models(config))
+        refuse_other_start(config, start_models(config), vocabulary(config))
     if args.ngpu > torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
         raise UserError(f"--ngpu {args.ngpu}: torch sees {seen} GPU here; --ngpu 0 is the CPU")
