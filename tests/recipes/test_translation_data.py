@@ -58,7 +58,7 @@ def test_each_corpus_must_be_named(tmp_path):
 @pytest.mark.net
 @pytest.mark.parametrize("recipe", ["fillets/st1", "asterisk/st1"])
 def test_the_real_packages(tmp_path, recipe):
-    """Fetches 142 and 102 MB; the recipes compare all their counts themselves."""
+    """Fetches 142 and 100 MB; the recipes compare all their counts themselves."""
     done = run(recipe, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "up to date" in run(recipe, tmp_path).stdout
