@@ -12,6 +12,7 @@ Example:
 
 import argparse
 import json
+import sys
 
 from espnet_ext.bin.checked import checked_config
 from espnet_ext.bin.features import deltas_of
@@ -55,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
     timing, text = Timing(), ""
     for second, text in streamer.run(pieces(args.audio, rate, streamer.piece), timing):
         print(f"{second:8.2f} s  {text}", flush=True)
+    for doubt in streamer.doubts(timing):
+        print(f"espnet-ext stream: warning: {args.audio}: {doubt}", file=sys.stderr)
     figures = {"method": method, "threads": args.threads, **timing.summary()}
     if args.json:
         write_json(args.json, {"text": text, **figures})
