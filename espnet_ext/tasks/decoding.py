@@ -43,6 +43,7 @@ def decode_set(
     nj: int,
     deltas: int = 0,
     timed: bool = True,
+    frames: float = FRAMES_PER_SECOND,
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """Decode the utterances of a wav.scp, or of a feats.scp of arks.
 
@@ -55,6 +56,7 @@ def decode_set(
         nj: processes.
         deltas: orders of differences, where features are computed here.
         timed: measure the real-time factor, which takes cores that nobody else uses.
+        frames: frames per second of arks.
 
     Returns:
         (utterance, text) in the order of the list, and what decode.json holds; the real-time
@@ -70,6 +72,7 @@ def decode_set(
     load_model(model / "config.yaml", model / "model.pth")
     speech2text = load_inference(model, method, options)
     _shared.update(speech2text=speech2text, method=method, rate=rate, deltas=deltas)
+    _shared.update(frames=frames)
     _shared.update(search=search_of(speech2text.asr_model, method, options))
     # torch's thread pool does not survive a fork: one thread before and after.
     threads = torch.get_num_threads()
@@ -193,8 +196,8 @@ def _decode_rows(rows: list[tuple[str, str]]) -> list[tuple[str, str, float, flo
 
 def _read(rows: Sequence[tuple[str, str]]) -> list[tuple[np.ndarray, float]]:
     """Inputs and lengths of rows, for the model that processes share."""
-    speech2text, rate, deltas = (_shared[key] for key in ("speech2text", "rate", "deltas"))
-    return [read_input(*row, speech2text, rate, deltas) for row in rows]
+    keys = ("speech2text", "rate", "deltas", "frames")
+    return [read_input(*row, *(_shared[key] for key in keys)) for row in rows]
 
 
 def texts_of(speeches: list[np.ndarray]) -> list[str]:
@@ -205,7 +208,12 @@ def texts_of(speeches: list[np.ndarray]) -> list[str]:
 
 
 def read_input(
-    utterance: str, where: str, speech2text: Any, rate: int | None, deltas: int = 0
+    utterance: str,
+    where: str,
+    speech2text: Any,
+    rate: int | None,
+    deltas: int = 0,
+    frames: float = FRAMES_PER_SECOND,
 ) -> tuple[np.ndarray, float]:
     """Read what the model takes, features (frames, bins) or a wave, and its length in seconds."""
     if rate is None:
@@ -217,7 +225,7 @@ def read_input(
             way_out = f"remove {Path(where).parent} and run stage 2"
             reason = type(error).__name__
             raise UserError(f"{utterance}: cannot read {where} ({reason}); {way_out}") from None
-        return feats, len(feats) / FRAMES_PER_SECOND
+        return feats, len(feats) / frames
     wave = read_wave(where, utterance, rate)
     seconds = len(wave) / rate
     if speech2text.asr_model.frontend is None:

@@ -16,6 +16,7 @@ from torch import nn
 from espnet_ext.encoders.compressed import compressed_choices
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
+from espnet_ext.encoders.ssl_features import SSLFeatures
 from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.models.asr import ASRModel
@@ -66,6 +67,7 @@ def install() -> None:
     for task in (asr, cls):
         task.encoder_choices.classes.update({**bases, **compressed_choices(bases)})
         task.frontend_choices.classes["kaldi_fbank"] = KaldiFbank
+        task.frontend_choices.classes["ssl"] = SSLFeatures
     asr.decoder_choices.classes["transducer"] = Predictor
     asr.model_choices.classes["espnet"] = ASRModel
     cls.decoder_choices.classes["mlp"] = MLPDecoder

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from espnet_ext.config import Config, Recipe
+from espnet_ext.data.definitions import ARK_FRONTENDS
 from espnet_ext.errors import nearest
 
 # Options of each decoding method; ctc_att_beam without a decoder is CTC prefix beam search.
@@ -72,10 +73,17 @@ def recipe_problems(config: Config) -> list[str]:
     kind = config.espnet.get("token_type", "bpe")
     if recipe.task == "asr" and kind not in ("char", "bpe"):
         found.append(f"token_type: the recipes make char or bpe tokens, not {kind!r}")
-    if recipe.features == "ark" and config.espnet.get("frontend") != "kaldi_fbank":
-        found.append("recipe: features: ark needs frontend: kaldi_fbank")
-    found += [*_average_problems(config), *_head_problems(config.espnet)]
+    found += [*_ark_problems(config), *_average_problems(config), *_head_problems(config.espnet)]
     return found + list(_decode_problems(recipe, config.espnet))
+
+
+def _ark_problems(config: Config) -> Iterator[str]:
+    """Arks are written by some frontends only, and one of them writes nothing else."""
+    frontend, ark = config.espnet.get("frontend"), config.recipe.features == "ark"
+    if ark and frontend not in ARK_FRONTENDS:
+        yield f"recipe: features: ark needs frontend: {' or '.join(ARK_FRONTENDS)}"
+    if not ark and frontend == "ssl":
+        yield "frontend: ssl needs recipe: features: ark; stage 2 writes its features"
 
 
 def _head_problems(espnet: Mapping[str, Any]) -> Iterator[str]:
