@@ -33,11 +33,12 @@ ESPNET_BASES = (
     "contextual_block_transformer",
     "contextual_block_conformer",
 )
+RECURRENT_BASES = ("rnn", "vgg_rnn")
 OWN_BASES = {
     "speechformer": SpeechFormerEncoder,
     "streaming_transformer": StreamingTransformerEncoder,
 }
-BASES = (*ESPNET_BASES, *OWN_BASES)
+BASES = (*ESPNET_BASES, *RECURRENT_BASES, *OWN_BASES)
 
 
 class CLSTask(cls.CLSTask):
@@ -63,9 +64,11 @@ def task_of(arguments: Mapping[str, Any]) -> str:
 @functools.cache
 def install() -> None:
     """Register encoders, frontend, models, predictor and heads with ESPnet's tasks. Idempotent."""
-    bases = {name: asr.encoder_choices.classes[name] for name in ESPNET_BASES} | OWN_BASES
+    espnet = (*ESPNET_BASES, *RECURRENT_BASES)
+    bases = {name: asr.encoder_choices.classes[name] for name in espnet} | OWN_BASES
+    compressed = compressed_choices(bases, RECURRENT_BASES)
     for task in (asr, cls):
-        task.encoder_choices.classes.update({**bases, **compressed_choices(bases)})
+        task.encoder_choices.classes.update({**bases, **compressed})
         task.frontend_choices.classes["kaldi_fbank"] = KaldiFbank
         task.frontend_choices.classes["ssl"] = SSLFeatures
     asr.decoder_choices.classes["transducer"] = Predictor

@@ -73,7 +73,12 @@ def recipe_problems(config: Config) -> list[str]:
     kind = config.espnet.get("token_type", "bpe")
     if recipe.task == "asr" and kind not in ("char", "bpe"):
         found.append(f"token_type: the recipes make char or bpe tokens, not {kind!r}")
-    found += [*_ark_problems(config), *_average_problems(config), *_head_problems(config.espnet)]
+    found += [
+        *_ark_problems(config),
+        *_recurrent_problems(config.espnet),
+        *_average_problems(config),
+        *_head_problems(config.espnet),
+    ]
     return found + list(_decode_problems(recipe, config.espnet))
 
 
@@ -84,6 +89,17 @@ def _ark_problems(config: Config) -> Iterator[str]:
         yield f"recipe: features: ark needs frontend: {' or '.join(ARK_FRONTENDS)}"
     if not ark and frontend == "ssl":
         yield "frontend: ssl needs recipe: features: ark; stage 2 writes its features"
+
+
+def _recurrent_problems(espnet: Mapping[str, Any]) -> Iterator[str]:
+    """ESPnet's projected recurrent layers drop out whenever they are called, decoding included."""
+    conf = section(espnet, "encoder_conf")
+    recurrent = str(espnet.get("encoder", "")).lower().split("_")[-1] == "rnn"
+    if recurrent and conf.get("use_projection", True) and conf.get("dropout"):
+        yield (
+            f"encoder_conf: dropout: {conf['dropout']} would be on in decoding too, as ESPnet "
+            "writes it; choose dropout: 0.0, or use_projection: false"
+        )
 
 
 def _head_problems(espnet: Mapping[str, Any]) -> Iterator[str]:
