@@ -171,8 +171,8 @@ def _merged_latency(measured: Mapping[str, Any]) -> list[str]:
         "## Latency of merged models",
         "",
         "An utterance through encoder and head. The forms take turns in one process; a ratio is of "
-        "two times of the same round, their geometric mean with Student's 95 % interval. The "
-        "second plain model shows what noise there is.",
+        "two times of the same round; the figure is their median with its 95 % interval by order "
+        "statistics. The second plain model shows what noise there is.",
         "",
         "```bash",
         f"python {shlex.join(['benchmarks/' + Path(program).name, *words])}",
@@ -180,7 +180,7 @@ def _merged_latency(measured: Mapping[str, Any]) -> list[str]:
         "",
         markdown(header, rows),
         "",
-        f"{measured['seconds']:g} s of features, {rounds} rounds of {measured['calls']} calls, "
+        f"{measured['seconds']:g} s of features, {rounds} rounds, calls in each: {measured['calls']}, "
         f"{measured['threads']} thread; {measured['cpu']}, torch {measured['torch']}.",
     ]
 

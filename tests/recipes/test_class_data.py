@@ -363,7 +363,7 @@ def test_daic_woz_faults(tmp_path):
     (root / "401_P/401_AUDIO.wav").write_bytes(b"")
     refused(run("daic_woz/ser1", tmp_path, *words), "401_AUDIO.wav", "empty audio file")
     wave(root / "401_P/401_AUDIO.wav", 2.0)
-    refused(run("daic_woz/ser1", tmp_path, *words), "401_AUDIO.wav", "less than")
+    refused(run("daic_woz/ser1", tmp_path, *words), "401_AUDIO.wav", "audio without samples from")
     words = daic(root)
     lines = (root / _LISTS[1]).read_text()
     (root / _LISTS[1]).write_text(lines + "305,1,1,1\r\n")
