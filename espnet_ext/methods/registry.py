@@ -67,7 +67,7 @@ register(
             {"sites": ["qkv", "project"], "ratio": 1.5},
             {"sites": ["all"], "ratio": 2},
             {"sites": ["wide_conv"], "ratio": 1.5, "factors": 3},
-            {"sites": ["rnn"], "ratio": 2},
+            {"sites": ["recurrent"], "ratio": 2},
         ),
     )
 )

@@ -24,7 +24,7 @@ _PATTERNS = {
 SITES = (*_PATTERNS, "cls", "all")
 # Layers that are linear between non-linearities, but not one matrix for each frame: convolutions
 # with a kernel wider than 1, and the weights of recurrent layers. "all" does not take them.
-BEYOND = ("wide_conv", "rnn")
+BEYOND = ("wide_conv", "recurrent")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def find_layers(module: nn.Module, sites: Iterable[str]) -> list[Layer]:
         elif is_wide_convolution(child):
             site = "wide_conv"
         elif isinstance(child, nn.RNNBase):
-            site = "rnn"
+            site = "recurrent"
         if site in chosen or (site is not None and site not in BEYOND and "all" in chosen):
             found.append(Layer(name, child, site))
     for site in set(chosen) - {"cls", "all"}:

@@ -180,8 +180,9 @@ def _merged_latency(measured: Mapping[str, Any]) -> list[str]:
         "",
         markdown(header, rows),
         "",
-        f"{measured['seconds']:g} s of features, {rounds} rounds, calls in each: {measured['calls']}, "
-        f"{measured['threads']} thread; {measured['cpu']}, torch {measured['torch']}.",
+        f"{measured['seconds']:g} s of features, {rounds} rounds, calls in each: "
+        f"{measured['calls']}, {measured['threads']} thread; {measured['cpu']}, "
+        f"torch {measured['torch']}.",
     ]
 
 

@@ -117,7 +117,7 @@ def products(layer: nn.Module, name: str) -> torch.Tensor:
 @pytest.mark.parametrize("name", RECURRENT)
 def test_a_recurrent_layer_computes_with_the_products(name, factors):
     layer, plain = RECURRENT[name]().double(), RECURRENT[name]().double()
-    factorize(layer, HRFOptions(sites=("rnn",), ratio=1.5, factors=factors))
+    factorize(layer, HRFOptions(sites=("recurrent",), ratio=1.5, factors=factors))
     randomised(layer.double())  # moving a layer makes torch collect its weights anew
     with torch.no_grad():
         for key, parameter in plain.named_parameters():
@@ -144,7 +144,7 @@ def test_a_recurrent_layer_computes_with_the_products(name, factors):
 
 def test_a_step_of_training_is_seen_at_once():
     layer = nn.LSTM(5, 6)
-    factorize(layer, HRFOptions(sites=("rnn",)))
+    factorize(layer, HRFOptions(sites=("recurrent",)))
     x = torch.randn(4, 2, 5)
     before = layer(x)[0]
     before.sum().backward()
@@ -154,7 +154,7 @@ def test_a_step_of_training_is_seen_at_once():
     assert (layer(x)[0] - before).abs().max() > 1e-4
     state = layer.state_dict()
     other = nn.LSTM(5, 6)
-    factorize(other, HRFOptions(sites=("rnn",)))
+    factorize(other, HRFOptions(sites=("recurrent",)))
     other.load_state_dict(state, strict=True)
     torch.testing.assert_close(other(x)[0], layer(x)[0])
 
@@ -170,19 +170,19 @@ def test_sites_take_what_they_name():
             for name, part in apply_hrf(model(), HRFOptions(sites=site)).items()
             if parametrize.is_parametrized(part)
         ]
-        for site in ("wide_conv", "rnn", "conv", "all", ("all", "rnn", "wide_conv"))
+        for site in ("wide_conv", "recurrent", "conv", "all", ("all", "recurrent", "wide_conv"))
     }
     assert taken == {
         "wide_conv": ["conv"],
-        "rnn": ["rnn"],
+        "recurrent": ["rnn"],
         "conv": ["pointwise_conv1"],
         "all": ["w_1", "pointwise_conv1"],  # as in the paper
-        ("all", "rnn", "wide_conv"): ["conv", "rnn", "w_1", "pointwise_conv1"],
+        ("all", "recurrent", "wide_conv"): ["conv", "rnn", "w_1", "pointwise_conv1"],
     }
-    with pytest.raises(UserError, match="no layer at site 'rnn'"):
-        apply_hrf(nn.Linear(2, 2), HRFOptions(sites="rnn"))
-    with pytest.raises(UserError, match="unknown site 'rnn'"):
-        METHODS["residual"].parse({"sites": ["rnn"]})
+    with pytest.raises(UserError, match="no layer at site 'recurrent'"):
+        apply_hrf(nn.Linear(2, 2), HRFOptions(sites="recurrent"))
+    with pytest.raises(UserError, match="unknown site 'recurrent'"):
+        METHODS["residual"].parse({"sites": ["recurrent"]})
 
 
 def test_a_parametrization_that_is_not_ours_is_refused_in_one_line():
