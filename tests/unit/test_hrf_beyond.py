@@ -1,6 +1,7 @@
 """HRF on wide convolutions and recurrent layers, against layers that are made factor by factor."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from espnet_ext.config import Config, Recipe
 from espnet_ext.errors import UserError
 from espnet_ext.methods.deploy import deploy, parameter_count
 from espnet_ext.methods.hrf import HRFOptions, apply_hrf, factorize, hrf_factors
 from espnet_ext.methods.registry import METHODS
+from espnet_ext.tasks.rules import recipe_problems
 
 CONVOLUTIONS = {
     "subsampling": (nn.Conv2d, (3, 8, 3), {"stride": 2}),
@@ -196,3 +199,20 @@ def test_a_parametrization_that_is_not_ours_is_refused_in_one_line():
     torch.testing.assert_close(
         deploy(weight_norm)(x), F.conv1d(x, weight_norm.weight, weight_norm.bias)
     )
+
+
+@pytest.mark.parametrize(
+    ("encoder", "conf", "refused"),
+    [
+        ("rnn", {"dropout": 0.1}, True),
+        ("hrf_vgg_rnn", {"dropout": 0.1}, True),
+        ("hrf_rnn", {"dropout": 0.0}, False),
+        ("rnn", {"dropout": 0.1, "use_projection": False}, False),
+        ("conformer", {"dropout": 0.1}, False),
+    ],
+)
+def test_dropout_that_espnet_leaves_on_in_decoding_is_refused(encoder, conf, refused):
+    espnet = {"encoder": encoder, "encoder_conf": conf}
+    config = Config(Path("train_x.yaml"), "x", Recipe(), espnet)
+    told = [line for line in recipe_problems(config) if "in decoding too" in line]
+    assert len(told) == refused
