@@ -71,9 +71,9 @@ def decode_set(
     # Speech2Text loads whatever fits; this refuses what does not.
     load_model(model / "config.yaml", model / "model.pth")
     speech2text = load_inference(model, method, options)
-    _shared.update(speech2text=speech2text, method=method, rate=rate, deltas=deltas)
-    _shared.update(frames=frames)
-    _shared.update(search=search_of(speech2text.asr_model, method, options))
+    search = search_of(speech2text.asr_model, method, options)
+    _shared.update(speech2text=speech2text, method=method, search=search)
+    _shared.update(rate=rate, deltas=deltas, frames=frames)
     # torch's thread pool does not survive a fork: one thread before and after.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -88,15 +88,18 @@ def decode_set(
         speed = time_decoding([rows[i] for i in chosen], len(batches[0])) if timed else {}
     finally:
         torch.set_num_threads(threads)
-    summary = {
-        **speed,
+    return [(r[0], r[1]) for r in results], speed | _summary(results)
+
+
+def _summary(results: Sequence[tuple[str, str, float, float]]) -> dict[str, Any]:
+    """What decode.json holds of all utterances, besides the real-time factor."""
+    return {
         "utterances": len(results),
         "audio_seconds": round(sum(r[2] for r in results), 2),
         "peak_rss_mb": round(max(r[3] for r in results), 1),
         "threads": 1,
         "device": "cpu",
     }
-    return [(r[0], r[1]) for r in results], summary
 
 
 def load_inference(model: Path, method: str, options: dict) -> Any:
