@@ -15,6 +15,7 @@ from espnet_ext.bin.checked import checked_config
 from espnet_ext.bin.features import data_sets, deltas_of
 from espnet_ext.bin.train import audio_scp
 from espnet_ext.config import Config
+from espnet_ext.data.definitions import frames_per_second
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.errors import UserError, at_least, nearest
 from espnet_ext.files import Stamp, sha256_file, write_json, write_text
@@ -80,9 +81,9 @@ def _decode(config: Config, model: Path, todo: list, nj: int, timed: bool) -> No
         from espnet_ext.tasks.decoding import decode_set
         from espnet_ext.tasks.footprint import sampling_rate
     rate = None if config.recipe.features == "ark" else sampling_rate(config)
-    deltas = deltas_of(config)
+    deltas, frames = deltas_of(config), frames_per_second(config)
     for method, options, scp, out, stamp in todo:
-        rows, summary = decode_set(model, method, options, scp, rate, nj, deltas, timed)
+        rows, summary = decode_set(model, method, options, scp, rate, nj, deltas, timed, frames)
         write_text(out / "text", "".join(f"{utt} {text}\n" for utt, text in rows))
         # Stage 8 joins this with files of other stages: they must be of the same model.
         made_by = {"model": sha256_file(model / "model.pth"), "options": options}

@@ -26,6 +26,7 @@ from espnet_ext.bin.features import ark_dir, ark_width
 from espnet_ext.bin.footprint import vocabulary
 from espnet_ext.bin.tokens import target_text, token_dir
 from espnet_ext.config import READ_LATER, Config, load_config
+from espnet_ext.data.definitions import ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.files import Stamp, content_key, lock, write_json, write_text
@@ -134,6 +135,8 @@ def data_files(config: Config) -> list[Path]:
     files = [audio_scp(config, name) for name in sets]
     files += [Path("data") / s / config.recipe.target_file for s in sets]
     files += [file for name in sets for file in audio_inputs(Path("data") / name)]
+    if config.recipe.features == "ark":
+        files += ark_definition(config).files
     return [*files, tokens / "tokens.txt", *start_models(config)]
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from espnet_ext.encoders.compressed import compressed_choices
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
+from espnet_ext.encoders.ssl_features import SSLFeatures
 from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.models.asr import ASRModel
@@ -32,11 +33,12 @@ ESPNET_BASES = (
     "contextual_block_transformer",
     "contextual_block_conformer",
 )
+RECURRENT_BASES = ("rnn", "vgg_rnn")
 OWN_BASES = {
     "speechformer": SpeechFormerEncoder,
     "streaming_transformer": StreamingTransformerEncoder,
 }
-BASES = (*ESPNET_BASES, *OWN_BASES)
+BASES = (*ESPNET_BASES, *RECURRENT_BASES, *OWN_BASES)
 
 
 class CLSTask(cls.CLSTask):
@@ -68,10 +70,13 @@ def task_of(arguments: Mapping[str, Any]) -> str:
 @functools.cache
 def install() -> None:
     """Register encoders, frontend, models, predictor and heads with ESPnet's tasks. Idempotent."""
-    bases = {name: asr.encoder_choices.classes[name] for name in ESPNET_BASES} | OWN_BASES
+    espnet = (*ESPNET_BASES, *RECURRENT_BASES)
+    bases = {name: asr.encoder_choices.classes[name] for name in espnet} | OWN_BASES
+    compressed = compressed_choices(bases, RECURRENT_BASES)
     for task in (asr, cls):
-        task.encoder_choices.classes.update({**bases, **compressed_choices(bases)})
+        task.encoder_choices.classes.update({**bases, **compressed})
         task.frontend_choices.classes["kaldi_fbank"] = KaldiFbank
+        task.frontend_choices.classes["ssl"] = SSLFeatures
     asr.decoder_choices.classes["transducer"] = Predictor
     asr.model_choices.classes["espnet"] = ASRModel
     cls.decoder_choices.classes["mlp"] = MLPDecoder

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from espnet_ext.config import Config, Recipe
+from espnet_ext.data.definitions import ARK_FRONTENDS
 from espnet_ext.errors import nearest
 
 # Options of each decoding method; ctc_att_beam without a decoder is CTC prefix beam search.
@@ -77,9 +78,12 @@ def recipe_problems(config: Config) -> list[str]:
     kind = config.espnet.get("token_type", "bpe")
     if recipe.task != "cls" and kind not in ("char", "bpe"):
         found.append(f"token_type: the recipes make char or bpe tokens, not {kind!r}")
-    if recipe.features == "ark" and config.espnet.get("frontend") != "kaldi_fbank":
-        found.append("recipe: features: ark needs frontend: kaldi_fbank")
-    found += [*_average_problems(config), *_head_problems(config.espnet)]
+    found += [
+        *_ark_problems(config),
+        *_recurrent_problems(config.espnet),
+        *_average_problems(config),
+        *_head_problems(config.espnet),
+    ]
     return found + list(_decode_problems(recipe, config.espnet))
 
 
@@ -93,6 +97,26 @@ def _target_problems(recipe: Recipe) -> Iterator[str]:
     elif not isinstance(recipe.target, str) or not _LANGUAGE.fullmatch(recipe.target):
         hint = "; YAML reads no as false, so quote it" if recipe.target is False else ""
         yield f"recipe: target must be a language, as in en or zh-CN, not {recipe.target!r}{hint}"
+
+
+def _ark_problems(config: Config) -> Iterator[str]:
+    """Arks are written by some frontends only, and one of them writes nothing else."""
+    frontend, ark = config.espnet.get("frontend"), config.recipe.features == "ark"
+    if ark and frontend not in ARK_FRONTENDS:
+        yield f"recipe: features: ark needs frontend: {' or '.join(ARK_FRONTENDS)}"
+    if not ark and frontend == "ssl":
+        yield "frontend: ssl needs recipe: features: ark; stage 2 writes its features"
+
+
+def _recurrent_problems(espnet: Mapping[str, Any]) -> Iterator[str]:
+    """ESPnet's projected recurrent layers drop out whenever they are called, decoding included."""
+    conf = section(espnet, "encoder_conf")
+    recurrent = str(espnet.get("encoder", "")).lower().split("_")[-1] == "rnn"
+    if recurrent and conf.get("use_projection", True) and conf.get("dropout"):
+        yield (
+            f"encoder_conf: dropout: {conf['dropout']} would be on in decoding too, as ESPnet "
+            "writes it; choose dropout: 0.0, or use_projection: false"
+        )
 
 
 def _head_problems(espnet: Mapping[str, Any]) -> Iterator[str]:

@@ -214,6 +214,8 @@ def test_iemocap_faults(tmp_path):
     twice = root / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
     twice.write_bytes(twice.read_bytes() * 2)
     refused(run("iemocap/ser1", tmp_path, *words), "labelled twice")
+    twice.write_bytes(twice.read_bytes().replace(b"\t", b","))
+    refused(run("iemocap/ser1", tmp_path, *words), twice.name, "no line of a turn", "tabs between")
 
 
 # M3ED -----------------------------------------------------------------------------------------
@@ -279,6 +281,21 @@ def test_m3ed_faults(tmp_path):
     refused(run("m3ed/ser1", tmp_path, *words), "bianji", "in no list")
     (root / "splitInfo/movie_list_val.txt").unlink()
     refused(run("m3ed/ser1", tmp_path, *words), "no splitInfo/movie_list_val.txt")
+    words = m3ed(root)
+    annotation = root / "annotation.json"
+    whole = annotation.read_text(encoding="utf-8")
+    for old, new, told in (
+        ("final_main_emo", "main_emo", "anjia_1_1: no final_main_emo"),
+        ('"Dialog"', '"Dialogue"', "anjia: no Dialog"),
+        ('"B": {"Name"', '"C": {"Name"', "anjia_1_1: no B"),
+        ("{", "", "annotation.json: not valid JSON"),
+    ):
+        annotation.write_text(whole.replace(old, new, -1 if new else 1), encoding="utf-8")
+        refused(run("m3ed/ser1", tmp_path, *words), told)
+    annotation.write_text(whole, encoding="utf-8")
+    broken = root / "modality_speech/anjia/B_anjia_1_1.wav"
+    broken.write_bytes(b"no audio")
+    refused(run("m3ed/ser1", tmp_path, *words), "anjia_1_1", "cannot decode")
 
 
 # DAIC-WOZ -------------------------------------------------------------------------------------
@@ -306,9 +323,12 @@ def daic(root, header=_TRAIN, separator="\t", bad="0"):
     return ["--corpus", root, "--uncounted"]
 
 
-@pytest.mark.parametrize("header", [_TRAIN, _TRAIN.replace("PHQ8_B", "PHQ_B").lower()])
-def test_daic_woz_is_prepared(tmp_path, header):
-    header = header.replace("participant_id", "participant_ID").replace("phq_binary", "PHQ_Binary")
+@pytest.mark.parametrize(
+    "columns",
+    ["Participant_ID,PHQ8_Binary", "participant_ID,PHQ8_Binary", "Participant_ID,PHQ_Binary"],
+)
+def test_daic_woz_is_prepared(tmp_path, columns):
+    header = _TRAIN.replace("Participant_ID,PHQ8_Binary", columns)
     words = daic(tmp_path / "daic", header)
     done = run("daic_woz/ser1", tmp_path, *words)
     assert done.returncode == 0, done.stderr
@@ -340,6 +360,10 @@ def test_daic_woz_faults(tmp_path):
     words = daic(root)
     (root / "401_P/401_AUDIO.wav").unlink()
     refused(run("daic_woz/ser1", tmp_path, *words), "401_AUDIO.wav", "participant 401")
+    (root / "401_P/401_AUDIO.wav").write_bytes(b"")
+    refused(run("daic_woz/ser1", tmp_path, *words), "401_AUDIO.wav", "empty audio file")
+    wave(root / "401_P/401_AUDIO.wav", 2.0)
+    refused(run("daic_woz/ser1", tmp_path, *words), "401_AUDIO.wav", "audio without samples from")
     words = daic(root)
     lines = (root / _LISTS[1]).read_text()
     (root / _LISTS[1]).write_text(lines + "305,1,1,1\r\n")
