@@ -135,7 +135,9 @@ def test_every_fragment_is_used():
     own = ("train_", "grid_")  # given to a command, not included
     fragments = {path.resolve() for path in FRAGMENTS if not path.name.startswith(own)}
     assert fragments, "no shared fragments found"
-    assert fragments <= used
+    # What needs a model that the user has is in no config here: a README shows its use.
+    shown = "".join(path.read_text() for path in EGS.rglob("README.md"))
+    assert {path for path in fragments - used if f"conf/base/{path.name}" not in shown} == set()
 
 
 def test_no_symbolic_links():
