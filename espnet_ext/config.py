@@ -27,6 +27,7 @@ class Recipe:
     features: str = "raw"  # raw: the frontend computes them; ark: written by stage 2
     vocabulary: int = 200  # SentencePiece pieces; not used with token_type char
     classes: int = 2  # of task cls
+    labels: str = "label"  # of task cls: which list of classes, where a recipe has several
     sentencepiece: str = "unigram"  # or bpe; not used with token_type char
     average: int = 5  # checkpoints averaged
     average_by: str = "valid.loss"  # criterion, as ESPnet names it
@@ -54,6 +55,8 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """The whole config as plain containers, for records."""
         section = {f.name: getattr(self.recipe, f.name) for f in fields(Recipe)}
+        if section["labels"] == Recipe.labels:
+            del section["labels"]  # what was trained before there was this key stays current
         return {"recipe": copy.deepcopy(section), **copy.deepcopy(self.espnet)}
 
 

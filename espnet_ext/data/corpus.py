@@ -205,9 +205,11 @@ def corpus_folder(args: argparse.Namespace, needed: Iterable[str], what: str) ->
     return root
 
 
-def stamp_of(args: argparse.Namespace, code: Iterable[str], inputs: Iterable[Path]) -> Stamp:
-    """The stamp of a data stage over the files it reads and its own source."""
-    settings: list[Any] = [args.out, os.fspath(args.corpus or ""), args.uncounted]
+def stamp_of(
+    args: argparse.Namespace, code: Iterable[str], inputs: Iterable[Path], more: Sequence[str] = ()
+) -> Stamp:
+    """The stamp of a data stage over the files it reads, its own source and settings."""
+    settings: list[Any] = [args.out, os.fspath(args.corpus or ""), args.uncounted, *more]
     return Stamp(Path(args.out) / ".stamp.json", settings, [*CODE, *code, *map(str, inputs)])
 
 

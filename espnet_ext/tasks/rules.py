@@ -22,7 +22,7 @@ _CHOICES = {
     "sentencepiece": ("unigram", "bpe"),
     "cpu_dtype": ("float32", "bfloat16"),
 }
-_TEXT = ("train_set", "dev_set", "average_by", "variant")
+_TEXT = ("train_set", "dev_set", "average_by", "variant", "labels")
 _LEAST = {"vocabulary": 5, "average": 1, "classes": 2}
 
 # ESPnet's options that `espnet-ext train` fills in, whatever the config says.
