@@ -14,13 +14,12 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path, write_json
 from espnet_ext.methods.deploy import PLAIN, deploy, footprint
 from espnet_ext.methods.registry import METHODS
+from espnet_ext.methods.state import compare_state, load_state
 from espnet_ext.tasks.checkpoint import (
     build,
-    compare_state,
     expand_state,
     file_state,
     load_model,
-    load_state,
     read_config,
     save,
 )

@@ -15,7 +15,9 @@ from torch import nn
 
 from espnet_ext.encoders.compressed import compressed_choices
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+from espnet_ext.encoders.raw import RawSpeech
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
+from espnet_ext.encoders.stack_encoder import StackEncoder
 from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.models.asr import ASRModel
@@ -65,6 +67,8 @@ def install() -> None:
     bases = {name: asr.encoder_choices.classes[name] for name in ESPNET_BASES} | OWN_BASES
     for task in (asr, cls):
         task.encoder_choices.classes.update({**bases, **compressed_choices(bases)})
+        task.encoder_choices.classes["stack"] = StackEncoder
+        task.frontend_choices.classes["raw"] = RawSpeech
         task.frontend_choices.classes["kaldi_fbank"] = KaldiFbank
     asr.decoder_choices.classes["transducer"] = Predictor
     asr.model_choices.classes["espnet"] = ASRModel
