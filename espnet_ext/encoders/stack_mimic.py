@@ -1,14 +1,40 @@
 """A stack whose last layers a mimicking network stands for (arXiv 2409.16302)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import singledispatch
+from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from espnet_ext.encoders.stack import Stack
 from espnet_ext.encoders.stack_espnet import ESPnetStack
 from espnet_ext.encoders.stack_transformers import Wav2Vec2Stack, WhisperStack
+from espnet_ext.errors import UserError, nearest
 from espnet_ext.methods.mimic import MimicNetwork, MimicOptions
+from espnet_ext.methods.state import compare_state
+
+_OWN = ("frozen", "path")  # keys of ``encoder_conf: mimic:`` that are not the network's
+
+
+def parse_mimic(conf: Any) -> MimicOptions:
+    """Build the options from ``encoder_conf: mimic:``, whose ``frozen`` and ``path`` are not theirs.
+
+    Raises:
+        UserError: an option is unknown or has a wrong value.
+    """
+    if not isinstance(conf, Mapping):
+        raise UserError(f"mimic: expected options as keys and values, not {conf!r}")
+    known = [field.name for field in fields(MimicOptions)]
+    for key in conf:
+        if key not in known and key not in _OWN:
+            raise UserError(f"unknown option of mimic: {nearest(str(key), [*known, *_OWN])}")
+    if not isinstance(conf.get("frozen", False), bool):
+        raise UserError(f"mimic: frozen must be true or false, not {conf['frozen']!r}")
+    return MimicOptions(**{key: value for key, value in conf.items() if key in known})
 
 
 class MimickedStack(nn.Module):
@@ -19,7 +45,7 @@ class MimickedStack(nn.Module):
     """
 
     def __init__(self, stack: Stack, options: MimicOptions):
-        """Take over ``stack`` (its tensors are shared, what is replaced is dropped).
+        """Build mimics with random weights for ``stack``, whose tensors are shared.
 
         Raises:
             UserError: the options name layers that the stack has not.
@@ -28,25 +54,41 @@ class MimickedStack(nn.Module):
         self.mimic = MimicNetwork(stack.width, stack.num_layers, options)
         self.width = stack.width
         self.first = options.first
-        gone = [index for place, index in enumerate(stack.kept) if place >= max(1, self.first)]
-        self.stack = stack.remove(gone) if gone else stack
+        # At least one stays here, since ``remove`` leaves one: ``strip`` takes that too.
+        self.stack = stack.remove(stack.kept[max(1, self.first) :])
         strip(self.stack, self.first == 0)
+
+    def start(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first mimic sees, (batch, time, width), and frames (batch,)."""
+        x, lengths = self.stack.front(speech, lengths)
+        if self.first == 0:
+            return x, lengths
+        h = self.stack.enter(x, lengths)
+        context = self.stack._context(h, lengths)
+        for layer in self.stack.layers:
+            h = self.stack._step(layer, h, context)
+        return h, lengths
 
     def forward(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """What stands for the last layer, (batch, time, width), and frames (batch,)."""
-        x, lengths = self.stack.front(speech, lengths)
-        if self.first:
-            h = self.stack.enter(x, lengths)
-            x = before_finish(self.stack, h, lengths)
+        x, lengths = self.start(speech, lengths)
         return self.mimic(x, lengths)[-1], lengths
 
+    def load(self, path: Path) -> None:
+        """Load the mimics that step 1 trained.
 
-def before_finish(stack: Stack, h: Tensor, lengths: Tensor) -> Tensor:
-    """Output of the last layer of ``stack`` without the norm that would follow it."""
-    context = stack._context(h, lengths)
-    for layer in stack.layers:
-        h = stack._step(layer, h, context)
-    return h
+        Raises:
+            UserError: there is none, or it is damaged, or of other options or another stack.
+        """
+        if not path.is_file():
+            raise UserError(f"no mimic {path}; run espnet-ext mimic CONFIG")
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path} is damaged ({reason}); remove it and run mimic") from None
+        compare_state(self.mimic, state, path)
+        self.mimic.load_state_dict(state)
 
 
 def taps(
@@ -96,8 +138,29 @@ def _(stack: WhisperStack, whole: bool) -> None:
 
 @strip.register
 def _(stack: ESPnetStack, whole: bool) -> None:
-    encoder = stack.encoder
     if whole:
         stack._keep([])
-    if hasattr(encoder, "after_norm"):
-        encoder.after_norm = nn.Identity()
+    if hasattr(stack.encoder, "after_norm"):
+        stack.encoder.after_norm = nn.Identity()
+
+
+@singledispatch
+def stack_parts(stack: Stack) -> list[nn.Module]:
+    """The modules behind ``front``: positions, norms and layers; what mimics can replace."""
+    raise NotImplementedError(type(stack).__name__)
+
+
+@stack_parts.register
+def _(stack: Wav2Vec2Stack) -> list[nn.Module]:
+    return [stack.model.encoder]
+
+
+@stack_parts.register
+def _(stack: WhisperStack) -> list[nn.Module]:
+    return [stack.model.embed_positions, stack.model.layers, stack.model.layer_norm]
+
+
+@stack_parts.register
+def _(stack: ESPnetStack) -> list[nn.Module]:
+    after = getattr(stack.encoder, "after_norm", None)
+    return [stack.positions, stack.layers, *([] if after is None else [after])]

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import atomic_path
 
 _SPEECH_CONFIG = "preprocessor_config.json"
+_NORMALISE = "do_normalize"  # its key
+_OF_FILES = ("architectures", "dtype", "transformers_version", "_name_or_path")
 # What transformers and safetensors raise for a folder that is not whole or does not fit.
 _LOAD_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError)
 # Weights that a stack has no use for: of pre-training, and of heads on top.
@@ -231,6 +233,53 @@ def load_transformers(name: str, family: str | None) -> Stack:
         return WhisperStack(_read_whisper(name, local)).eval()
 
 
+def build_transformers(architecture: Mapping[str, Any]) -> Stack:
+    """Build a model of random weights from keys of transformers' config.json.
+
+    Args:
+        architecture: ``model_type`` and whatever differs from the defaults of its config; and
+            ``do_normalize`` of the feature extractor.
+
+    Raises:
+        UserError: unknown family or key, or values that make no model.
+    """
+    import transformers
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    conf = dict(architecture)
+    family, normalise = str(conf.pop("model_type", None)), bool(conf.pop(_NORMALISE, True))
+    classes: dict[str, tuple[Any, Any]] = {
+        "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2Model),
+        "hubert": (transformers.HubertConfig, transformers.HubertModel),
+        "wavlm": (transformers.WavLMConfig, transformers.WavLMModel),
+        "whisper": (transformers.WhisperConfig, WhisperEncoder),
+    }
+    if family not in classes:
+        raise UserError(f"architecture: unknown model_type {nearest(family, classes)}")
+    config_class, model_class = classes[family]
+    known = config_class().to_dict()
+    for key in conf:
+        if key not in known:
+            raise UserError(f"architecture: unknown key of {family} {nearest(str(key), known)}")
+    try:
+        model = model_class(config_class(**conf))
+    except Exception as error:  # of transformers' checks, many types
+        raise UserError(f"architecture: no {family} can be built of it: {_line(error)}") from None
+    stack = WhisperStack(model) if family == "whisper" else Wav2Vec2Stack(model, family, normalise)
+    return stack.eval()
+
+
+def architecture_of(stack: Stack) -> dict[str, Any] | None:
+    """What ``build_transformers`` makes a model of this shape of; None for other stacks."""
+    if not isinstance(stack, Wav2Vec2Stack | WhisperStack):
+        return None
+    found = stack.model.config.to_diff_dict()
+    found = {k: v for k, v in found.items() if k not in _OF_FILES}
+    if isinstance(stack, Wav2Vec2Stack):
+        found[_NORMALISE] = stack.normalise
+    return found
+
+
 def _read_whisper(name: str, local: bool) -> Any:
     """The WhisperEncoder of a folder that holds it alone, or a whole model."""
     import transformers
@@ -279,7 +328,7 @@ def _normalises(name: str, local: bool) -> bool:
             content = json.loads(Path(name, _SPEECH_CONFIG).read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{name}/{_SPEECH_CONFIG}: not valid JSON: {error}") from None
-        return bool(content.get("do_normalize", True))
+        return bool(content.get(_NORMALISE, True))
     from transformers import Wav2Vec2FeatureExtractor
 
     try:

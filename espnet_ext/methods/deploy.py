@@ -77,8 +77,9 @@ def footprint(model: nn.Module) -> dict[str, int]:
     """Parameters by part; 0 for a part that the model lacks.
 
     ``encoder_blocks`` are the blocks without their normalisation layers, which stand in
-    ``encoder_norms``: so the papers count (arXiv 2310.02489, table 1). Parameters shared by
-    two parts count in both but once in the ``total``.
+    ``encoder_norms``: so the papers count (arXiv 2310.02489, table 1). Of a speech representation
+    model ``encoder_stack`` is all behind its front end, as arXiv 2409.16302 draws it: positions,
+    norms and layers, or the mimics in their place. Parameters shared by two parts count in both but once in the ``total``.
     """
 
     def count(name: str) -> int:
@@ -95,6 +96,8 @@ def footprint(model: nn.Module) -> dict[str, int]:
         "encoder_blocks": whole - norms,
         "encoder_norms": norms,
     }
+    if _has(model, "encoder.stack_only"):
+        parts["encoder_stack"] = count("encoder.stack_only")
     parts |= {name: count(name) for name in ("encoder", "decoder", "joint_network", "ctc")}
     return {**parts, "total": parameter_count([model])}
 

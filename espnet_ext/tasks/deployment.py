@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from espnet_ext.data.fbank import kaldi_fbank
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+from espnet_ext.encoders.stack_encoder import StackEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path, write_json
 from espnet_ext.methods.deploy import PLAIN, deploy, footprint
@@ -58,6 +59,9 @@ def deploy_checkpoint(
     trained = load_model(config, checkpoint)
     deployed = deploy(trained, variant)
     arguments = stock_arguments(read_config(config), variant)
+    if isinstance(deployed.encoder, StackEncoder):
+        # What it was loaded from may be elsewhere, or nowhere, when this form is used.
+        arguments["encoder_conf"] = deployed.encoder.portable_conf(arguments["encoder_conf"])
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
         save(file_state(deployed, variant), temporary / "model.pth")
