@@ -13,6 +13,7 @@ from pathlib import Path
 from espnet_ext.errors import nearest, run_cli
 
 VERBS = (
+    "fetch",
     "check",
     "footprint",
     "variants",
