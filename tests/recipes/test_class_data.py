@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+
 import pytest
 import soundfile
 
@@ -10,6 +11,7 @@ from espnet_ext.data.kaldi_dir import read_data_dir, read_table
 from tests.fixtures import queen_builder as build
 from tests.fixtures.acted_voices import hedgewars, wave
 from tests.fixtures.data_stage import labels, refused, run, times
+
 
 def test_each_corpus_must_be_named(tmp_path):
     for name in ("iemocap", "m3ed", "daic_woz"):

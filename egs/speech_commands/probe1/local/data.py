@@ -77,7 +77,9 @@ def clip_of(path: Path, label: str) -> corpus.Clip:
     """
     found = _NAME.search(path.stem)
     if found is None:
-        raise UserError(f"{path}: expected a name as 0c40e715_nohash_0.wav, which tells the speaker")
+        raise UserError(
+            f"{path}: expected a name as 0c40e715_nohash_0.wav, which tells the speaker"
+        )
     speaker = found[1]
     return corpus.Clip(f"{speaker}-{path.parent.name}-{path.stem}", speaker, label, path)
 
@@ -158,7 +160,9 @@ def read_test_set(root: Path) -> list[corpus.Clip]:
             raise UserError(f"{root}: no folder {label}; --test_set is the official one, unpacked")
     for name in found:
         if name not in labels:
-            raise UserError(f"{root}: {name} is none of its 12 labels; --test_set is another folder")
+            raise UserError(
+                f"{root}: {name} is none of its 12 labels; --test_set is another folder"
+            )
     clips = []
     for label in labels:
         for path in sorted(p for p in (root / label).glob("*.wav") if p.name[0] != "."):
