@@ -26,6 +26,8 @@ VERBS = (
     "score",
     "report",
     "grid",
+    "similarity",
+    "prune",
 )
 
 
