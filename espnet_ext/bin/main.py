@@ -27,6 +27,8 @@ VERBS = (
     "score",
     "report",
     "grid",
+    "similarity",
+    "prune",
 )
 
 

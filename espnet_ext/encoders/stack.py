@@ -204,6 +204,8 @@ def load_stack(path: str | Path) -> Stack:
 
         return load_transformers(name.removeprefix(HUB), None)
     folder = Path(path)
+    for form in sorted(folder.glob("deploy/*/stack")):  # an experiment with encoder: stack
+        return load_stack(form)
     if (folder / "config.json").is_file():
         from espnet_ext.encoders.stack_transformers import load_transformers
 

@@ -46,7 +46,7 @@ def deploy(model: nn.Module, variant: str = "merged") -> nn.Module:
     # tensor stays one however often it is used.
     memo: dict[int, Any] = {}
     for module in model.modules():
-        if parametrize.is_parametrized(module):
+        if _is_method(module):
             memo[id(module)] = _deployed_layer(module, variant, memo)
         for value in vars(module).values():
             # ESPnet's attention keeps its last weights, and deepcopy refuses a tensor with
@@ -116,7 +116,16 @@ def _has(model: nn.Module, name: str) -> bool:
 
 
 def _has_method(model: nn.Module) -> bool:
-    return any(parametrize.is_parametrized(m) for m in model.modules())
+    return any(_is_method(m) for m in model.modules())
+
+
+def _is_method(module: nn.Module) -> bool:
+    """True if a method is on a layer; torch's own weight normalisation is part of a plain one."""
+    if not parametrize.is_parametrized(module):
+        return False
+    lists: Any = module.parametrizations
+    parts = [part for one in lists.values() for part in one]
+    return not all(type(part).__module__.startswith("torch.") for part in parts)
 
 
 def _own_forms(layer: nn.Module) -> list[Any]:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.report import classes, grids, table
+from espnet_ext.report import classes, grids, stacks, table
 from espnet_ext.report.benchmarks import sections
 from espnet_ext.report.result import published_path, run_name
 from espnet_ext.report.schema import NOT_MEASURED
@@ -41,6 +41,7 @@ def results_page(
     plotted: Collection[str] = (),
     benchmarks: Mapping[str, Any] | None = None,
     committed_grids: Sequence[Mapping[str, Any]] = (),
+    of_stacks: Sequence[tuple[str, Mapping[str, Any]]] = (),
 ) -> str:
     """Return the text of RESULTS.md.
 
@@ -50,6 +51,7 @@ def results_page(
         plotted: names ``<dataset>_<task>`` that have a plot of WER against bytes.
         benchmarks: what ``benchmarks.read_benchmarks`` found.
         committed_grids: validated summaries of grids.
+        of_stacks: what ``stacks.read_stacks`` found.
     """
     lines = [
         "```bash",
@@ -67,11 +69,14 @@ def results_page(
         "median of the rounds over a fixed choice of utterances; MACs/s are "
         "multiply-accumulates per second of audio.",
     ]
-    for name in dict.fromkeys(_corpus(r) for r in [*results, *committed_grids]):
+    records = [*results, *committed_grids, *(record for _, record in of_stacks)]
+    for name in dict.fromkeys(_corpus(r) for r in records):
         lines += ["", f"## {name}"]
         for record in committed_grids:
             if _corpus(record) == name:
                 lines += ["", *grids.page_lines(record, f"{folder}/{name}")]
+        for section in stacks.sections(of_stacks, name, folder):
+            lines += ["", *section]
         group = [result for result in results if _corpus(result) == name]
         if not group:
             continue

@@ -27,6 +27,7 @@ from espnet_ext.tasks.checkpoint import (
 from espnet_ext.tasks.footprint import is_classifier, macs_per_second
 from espnet_ext.tasks.registry import stock_encoder
 
+STACK = "stack"  # the encoder's stack in its family's own format, without removed layers
 TOLERANCE = 1e-5  # float32, absolute, on the encoder's normalised outputs or the logits
 
 
@@ -70,6 +71,9 @@ def deploy_checkpoint(
         if statistics is not None:
             shutil.copyfile(statistics, temporary / "feats_stats.npz")
             arguments["normalize_conf"]["stats_file"] = str(folder / "feats_stats.npz")
+        if isinstance(deployed.encoder, StackEncoder):
+            deployed.encoder.stack.save(temporary / STACK)
+            arguments["encoder_conf"] = stack_options(arguments["encoder_conf"], folder / STACK)
         text = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
         (temporary / "config.yaml").write_text(text, encoding="utf-8")
         verified = verify(trained, temporary, arguments, waves, rate, deltas)
@@ -113,6 +117,12 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
     return arguments
 
 
+def stack_options(conf: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Options of ``encoder: stack`` that build the deployed form from the folder beside it."""
+    kept = {key: value for key, value in conf.items() if key not in ("remove", "keep")}
+    return {**kept, "path": str(path)}
+
+
 @torch.no_grad()
 def verify(
     trained: nn.Module,
@@ -129,6 +139,8 @@ def verify(
             TOLERANCE.
     """
     local = dict(arguments)
+    if (folder / STACK).exists():
+        local["encoder_conf"] = {**arguments["encoder_conf"], "path": str(folder / STACK)}
     if (folder / "feats_stats.npz").exists():
         conf = dict(arguments["normalize_conf"], stats_file=str(folder / "feats_stats.npz"))
         local["normalize_conf"] = conf
