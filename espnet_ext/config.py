@@ -109,8 +109,14 @@ class Config:
         if not folder.is_dir():
             stage = "run stage 2" if self.recipe.fetch else "give the path of one in encoder_conf"
             raise UserError(f"no pretrained model {path}; {stage}")
-        names = ("config.json", "model.safetensors", "config.yaml", "model.pth")
-        return [folder / name for name in names if (folder / name).is_file()]
+        names = (
+            "config.json",
+            "model.safetensors",
+            "config.yaml",
+            "model.pth",
+            "deploy/*/model.pth",
+        )
+        return [path for name in names for path in sorted(folder.glob(name))]
 
     def as_dict(self) -> dict[str, Any]:
         """The whole config as plain containers, for records."""

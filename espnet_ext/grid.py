@@ -1,6 +1,7 @@
 """A grid of trainings: systems x folds x seeds, as a file of YAML states it.
 
     split: voice                  # a list in data/folds; left out: the fixed sets train, dev, test
+    sets: keyword_                # instead: fixed sets whose names begin so, keyword_train, ...
     seeds: [1, 2, 3, 4, 5]
     part: test                    # scored part of a fold; dev where something is tuned
     baseline: light               # the system that the others are compared with
@@ -25,7 +26,7 @@ import yaml
 
 from espnet_ext.errors import UserError, nearest
 
-_KEYS = ("split", "seeds", "part", "baseline", "systems")
+_KEYS = ("split", "sets", "seeds", "part", "baseline", "systems")
 _SYSTEM_KEYS = ("config", "vary", "set")
 
 
@@ -46,6 +47,7 @@ class Cell:
     system: System
     fold: str  # "" is the fixed split
     seed: int
+    sets: str = ""  # what the names of the fixed sets begin with
 
     @property
     def tag(self) -> str:
@@ -54,7 +56,7 @@ class Cell:
 
     def set_name(self, part: str) -> str:
         """The data set that is a part of the fold."""
-        return f"{self.fold}/{part}" if self.fold else part
+        return f"{self.fold}/{part}" if self.fold else f"{self.sets}{part}"
 
     def config_text(self, folder: Path) -> str:
         """The config of this training, to be written into ``folder``."""
@@ -78,11 +80,12 @@ class Grid:
     part: str
     baseline: str | None
     systems: tuple[System, ...]
+    sets: str = ""  # what the names of the fixed sets begin with
 
     def cells(self, folds: list[str]) -> list[Cell]:
         """All trainings; those of one fold stand together, for they share its statistics."""
         return [
-            Cell(self.name, system, fold, seed)
+            Cell(self.name, system, fold, seed, self.sets)
             for fold in folds
             for seed in self.seeds
             for system in self.systems
@@ -114,6 +117,9 @@ def read_grid(path: Path) -> Grid:
     part = content.get("part", "test")
     if part not in ("test", "dev"):
         raise UserError(f"{path}: part must be test or dev, not {part!r}")
+    sets = content.get("sets", "")
+    if not isinstance(sets, str) or (sets and content.get("split") is not None):
+        raise UserError(f"{path}: sets is what names of fixed sets begin with, without a split")
     given = content.get("systems")
     if not isinstance(given, dict) or not given:
         raise UserError(f"{path}: systems must be names, each with a config")
@@ -131,6 +137,7 @@ def read_grid(path: Path) -> Grid:
         part=part,
         baseline=baseline,
         systems=tuple(systems),
+        sets=sets,
     )
 
 

@@ -15,6 +15,7 @@ from espnet_ext.encoders.stack_mimic import MimickedStack, parse_mimic, stack_pa
 from espnet_ext.encoders.stack_transformers import architecture_of, build_transformers
 from espnet_ext.errors import UserError
 
+FRONT = "front"  # the value of ``frozen`` that leaves the layers to be trained
 _without_files: ContextVar[bool] = ContextVar("without_files", default=False)
 
 
@@ -43,7 +44,7 @@ class StackEncoder(AbsEncoder):
         self,
         input_size: int,
         path: str | None = None,
-        frozen: bool = True,
+        frozen: bool | str = True,
         remove: Sequence[int] | None = None,
         keep: Sequence[int] | None = None,
         upto: int | None = None,
@@ -55,7 +56,8 @@ class StackEncoder(AbsEncoder):
         Args:
             input_size: 1, what ``frontend: raw`` gives.
             path: of the model; see ``stack.load_stack``. None: random weights.
-            frozen: train nothing of it; it also runs without dropout then.
+            frozen: train nothing of it, or with ``front`` nothing of the front end; what is frozen
+                also runs without dropout. A mimic is trained in any case but its own.
             remove: layers to leave out.
             keep: layers to keep, the others are left out; not together with ``remove``.
             upto: read the output of the first ``upto`` of the layers left; None: of all.
@@ -73,6 +75,10 @@ class StackEncoder(AbsEncoder):
             raise UserError("encoder: stack takes samples: choose frontend: raw and no normalize")
         if remove is not None and keep is not None:
             raise UserError("encoder: stack: give remove or keep, not both")
+        if frozen not in (True, False, FRONT):
+            raise UserError(
+                f"encoder: stack: frozen must be true, false or {FRONT}, not {frozen!r}"
+            )
         stack = _find_stack(path, architecture)
         if keep is not None:
             stack.remove(set(keep) - set(stack.kept))  # refuses layers that are none
@@ -86,8 +92,8 @@ class StackEncoder(AbsEncoder):
         self.stack: Stack | MimickedStack = whole
         if mimic is not None:
             self.stack = self._mimicked(whole, mimic)
-        elif frozen:
-            self.stack.requires_grad_(False)
+        else:
+            self._freeze(whole)
 
     def _mimicked(self, whole: Stack, conf: Mapping[str, Any]) -> MimickedStack:
         if self.upto is not None:
@@ -95,11 +101,18 @@ class StackEncoder(AbsEncoder):
         mimicked = MimickedStack(whole, parse_mimic(conf))
         if conf.get("path") is not None:
             mimicked.load(Path(conf["path"]))
-        if self.frozen:
-            mimicked.stack.requires_grad_(False)
+        self._freeze(mimicked.stack)
         if conf.get("frozen", False):
             mimicked.mimic.requires_grad_(False)
         return mimicked
+
+    def _freeze(self, stack: Stack) -> None:
+        """Stop the gradients of what is frozen."""
+        if self.frozen:
+            stack.requires_grad_(False)
+        if self.frozen == FRONT:
+            for part in stack_parts(stack):
+                part.requires_grad_(True)
 
     @property
     def encoders(self) -> nn.ModuleList:
@@ -133,18 +146,28 @@ class StackEncoder(AbsEncoder):
         self, xs_pad: Tensor, ilens: Tensor, prev_states: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None]:
         """Encode samples (batch, samples, 1); return (batch, frames, width), lengths, None."""
-        mimicked = isinstance(self.stack, MimickedStack)
-        below = self.stack.stack if mimicked else self.stack
-        if self.frozen:
-            below.eval()  # ESPnet's trainer has put all of the model into training mode
+        mimicked = self.stack if isinstance(self.stack, MimickedStack) else None
+        below = self.stack if mimicked is None else mimicked.stack
+        assert isinstance(below, Stack)
+        self._without_dropout(below)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            if not isinstance(self.stack, MimickedStack):
-                x, lengths = self.stack.front(xs_pad.squeeze(-1), ilens)
-                return self.stack.hidden(x, lengths, self.upto)[-1], lengths, None
-            x, lengths = self.stack.start(xs_pad.squeeze(-1), ilens)
-        if not any(p.requires_grad for p in self.stack.mimic.parameters()):
-            self.stack.mimic.eval()
-        return self.stack.mimic(x, lengths)[-1], lengths, None
+            x, lengths = below.front(xs_pad.squeeze(-1), ilens)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen is not True):
+            if mimicked is None:
+                return below.hidden(x, lengths, self.upto)[-1], lengths, None
+            x = mimicked.before(x, lengths)
+        return mimicked.mimic(x, lengths)[-1], lengths, None
+
+    def _without_dropout(self, below: Stack) -> None:
+        """Put what is frozen into evaluation mode: ESPnet's trainer has all of it in training."""
+        if self.frozen:
+            below.eval()
+        if self.frozen == FRONT:
+            for part in stack_parts(below):
+                part.train(self.training)
+        if isinstance(self.stack, MimickedStack):
+            trained = any(p.requires_grad for p in self.stack.mimic.parameters())
+            self.stack.mimic.train(self.training and trained)
 
 
 def _find_stack(path: str | None, architecture: dict | None) -> Stack:

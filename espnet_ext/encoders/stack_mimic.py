@@ -61,13 +61,17 @@ class MimickedStack(nn.Module):
     def start(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """What the first mimic sees, (batch, time, width), and frames (batch,)."""
         x, lengths = self.stack.front(speech, lengths)
+        return self.before(x, lengths), lengths
+
+    def before(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The same from the front end's output."""
         if self.first == 0:
-            return x, lengths
+            return x
         h = self.stack.enter(x, lengths)
         context = self.stack._context(h, lengths)
         for layer in self.stack.layers:
             h = self.stack._step(layer, h, context)
-        return h, lengths
+        return h
 
     def forward(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """What stands for the last layer, (batch, time, width), and frames (batch,)."""

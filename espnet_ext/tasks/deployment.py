@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from espnet_ext.data.fbank import kaldi_fbank
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
 from espnet_ext.encoders.stack_encoder import StackEncoder
+from espnet_ext.encoders.stack_mimic import MimickedStack
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path, write_json
 from espnet_ext.methods.deploy import PLAIN, deploy, footprint
@@ -60,9 +61,6 @@ def deploy_checkpoint(
     trained = load_model(config, checkpoint)
     deployed = deploy(trained, variant)
     arguments = stock_arguments(read_config(config), variant)
-    if isinstance(deployed.encoder, StackEncoder):
-        # What it was loaded from may be elsewhere, or nowhere, when this form is used.
-        arguments["encoder_conf"] = deployed.encoder.portable_conf(arguments["encoder_conf"])
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
         save(file_state(deployed, variant), temporary / "model.pth")
@@ -72,8 +70,13 @@ def deploy_checkpoint(
             shutil.copyfile(statistics, temporary / "feats_stats.npz")
             arguments["normalize_conf"]["stats_file"] = str(folder / "feats_stats.npz")
         if isinstance(deployed.encoder, StackEncoder):
-            deployed.encoder.stack.save(temporary / STACK)
-            arguments["encoder_conf"] = stack_options(arguments["encoder_conf"], folder / STACK)
+            conf = arguments["encoder_conf"]
+            if isinstance(deployed.encoder.stack, MimickedStack):
+                conf = deployed.encoder.portable_conf(conf)
+            else:
+                deployed.encoder.stack.save(temporary / STACK)
+                conf = stack_options(conf, folder / STACK)
+            arguments["encoder_conf"] = conf
         text = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
         (temporary / "config.yaml").write_text(text, encoding="utf-8")
         verified = verify(trained, temporary, arguments, waves, rate, deltas)
@@ -119,7 +122,8 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
 
 def stack_options(conf: dict[str, Any], path: Path) -> dict[str, Any]:
     """Options of ``encoder: stack`` that build the deployed form from the folder beside it."""
-    kept = {key: value for key, value in conf.items() if key not in ("remove", "keep")}
+    gone = ("remove", "keep", "architecture")
+    kept = {key: value for key, value in conf.items() if key not in gone}
     return {**kept, "path": str(path)}
 
 

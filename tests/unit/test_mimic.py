@@ -267,13 +267,25 @@ def test_a_frozen_front_runs_without_dropout_while_the_mimic_trains():
         1, architecture=conf, mimic={"kind": "transformer", "first": 1, "heads": 2, "width": 4}
     )
     encoder.train()
-    encoder.stack.mimic.eval()
     waves, lengths = speech(0.3)
     first, second = (encoder(waves.unsqueeze(-1), lengths)[0] for _ in range(2))
-    assert torch.equal(first, second)
-    encoder.stack.mimic.train()
+    assert not torch.equal(first, second)  # the mimic's own dropout
+    encoder.stack.mimic.requires_grad_(False)
     third, fourth = (encoder(waves.unsqueeze(-1), lengths)[0] for _ in range(2))
-    assert not torch.equal(third, fourth)
+    assert torch.equal(third, fourth)
+
+
+def test_with_a_frozen_front_the_layers_learn():
+    encoder = StackEncoder(1, architecture=TINY["wav2vec2"], frozen="front").train()
+    waves, lengths = speech(0.3)
+    encoder(waves.unsqueeze(-1), lengths)[0].sum().backward()
+    learns = {n for n, p in encoder.named_parameters() if p.grad is not None}
+    assert learns
+    assert all(".encoder." in name for name in learns)
+    assert encoder.stack.model.encoder.training
+    assert not encoder.stack.model.feature_extractor.training
+    with pytest.raises(UserError, match="true, false or front, not 'back'"):
+        StackEncoder(1, architecture=TINY["wav2vec2"], frozen="back")
 
 
 def test_the_conf_of_a_deployed_encoder_builds_it_without_files():
