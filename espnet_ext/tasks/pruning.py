@@ -155,8 +155,10 @@ def prune_probe(
     """
     model, classes = load_probe(folder)
     stack: Stack = model.encoder.stack
-    check_layers(stack, set(args.protect) - set(stack.protected))
+    check_layers(stack, [layer for layer in args.protect if layer not in stack.kept])
     protected = {stack.kept[0], *stack.protected, *args.protect}
+    if protected >= set(stack.kept):
+        raise UserError(f"all {stack.num_layers} layers are protected: none is left to remove")
     drawn: list[dict[str, list[int]]] = []
     found: Similarities | None = None
     for repeat in range(args.repeats):
