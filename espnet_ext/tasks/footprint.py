@@ -73,7 +73,7 @@ def macs_per_second(model: nn.Module, rate: int = 16000, width: int | None = Non
     if encoder is None or any(isinstance(m, nn.RNNBase) for m in encoder.modules()):
         return NOT_MEASURED
     x, lengths = _ten_seconds(parts, rate, width)
-    with FlopCounterMode(display=False, custom_mapping=_MORE_FLOPS) as counter:
+    with FlopCounterMode(display=False, custom_mapping=MORE_FLOPS) as counter:
         if parts["preencoder"] is not None:
             x, lengths = parts["preencoder"](x, lengths)
         conditioned = getattr(encoder, "interctc_use_conditioning", False)
@@ -100,7 +100,7 @@ def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **more: Any) 
 
 
 # The one of CPUs, which torch does not count.
-_MORE_FLOPS = {
+MORE_FLOPS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
 }
 _PARTS = ("frontend", "normalize", "preencoder", "encoder", "postencoder", "ctc")
