@@ -344,6 +344,9 @@ def test_keywords_have_a_list_of_classes_of_their_own(probe):
     assert "| mimic" in said
     record = json.loads((probe / "exp/grid_words/grid.json").read_text())
     assert record["decisions"] == 16
+    (system,) = record["systems"]
+    assert 0 < system["stack_parameters"] < system["parameters"]
+    assert "of the stack" in said
 
 
 def test_a_recogniser_with_a_mimic_is_fine_tuned_and_decoded(tmp_path_factory):
