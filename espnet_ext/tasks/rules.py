@@ -75,6 +75,7 @@ def recipe_problems(config: Config) -> list[str]:
     if recipe.features == "ark" and config.espnet.get("frontend") != "kaldi_fbank":
         found.append("recipe: features: ark needs frontend: kaldi_fbank")
     found += [*_average_problems(config), *_head_problems(config.espnet)]
+    found += _sample_problems(config.espnet)
     return found + list(_decode_problems(recipe, config.espnet))
 
 
@@ -90,6 +91,15 @@ def _head_problems(espnet: Mapping[str, Any]) -> Iterator[str]:
             f"encoder_conf: attention_heads: {heads} does not divide output_size: {width}; "
             f"choose one of {divisors}"
         )
+
+
+def _sample_problems(espnet: Mapping[str, Any]) -> Iterator[str]:
+    """Samples must reach a stack as they are; ESPnet normalises whatever a frontend gives."""
+    if espnet.get("encoder") == "stack" and espnet.get("frontend") != "raw":
+        yield f"encoder: stack takes samples: needs frontend: raw, not {espnet.get('frontend')}"
+    elif espnet.get("frontend") == "raw" and espnet.get("normalize", "") not in _NOTHING:
+        # Its default, utterance_mvn, needs memory by the square of the samples besides.
+        yield "frontend: raw needs normalize: null"
 
 
 def _average_problems(config: Config) -> list[str]:
