@@ -193,7 +193,8 @@ def _deployed(path: Path) -> Path:
 
 def _features(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Frontend and its options: of the model, or of the experiment that it was deployed from."""
-    if arguments.get("frontend") is not None:
+    # With the width of features given ESPnet builds no frontend, whatever its name.
+    if arguments.get("frontend") is not None and arguments.get("input_size") is None:
         return {"frontend": arguments["frontend"], **(arguments.get("frontend_conf") or {})}
     if (folder / _FEATURES).is_file():
         return read_json(folder / _FEATURES)

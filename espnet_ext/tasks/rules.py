@@ -70,6 +70,7 @@ def recipe_problems(config: Config) -> list[str]:
         value = getattr(recipe, key)
         if value not in known:
             found.append(f"recipe: unknown {key} {nearest(str(value), known)}")
+    found += _sample_problems(config.espnet)
     if not isinstance(recipe.vote, bool):
         found.append(f"recipe: vote must be true or false, not {recipe.vote!r}")
     kind = config.espnet.get("token_type", "bpe")
@@ -156,6 +157,15 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
         needs_ctc = method == "ctc_greedy" or (method == "ctc_att_beam" and weight != 0)
         if needs_ctc and ctc_weight(espnet) == 0:
             yield f"{where} needs CTC, but model_conf: ctc_weight is 0"
+
+
+def _sample_problems(espnet: Mapping[str, Any]) -> Iterator[str]:
+    """Samples must reach a stack as they are; ESPnet normalises whatever a frontend gives."""
+    if espnet.get("encoder") == "stack" and espnet.get("frontend") != "raw":
+        yield f"encoder: stack takes samples: needs frontend: raw, not {espnet.get('frontend')}"
+    elif espnet.get("frontend") == "raw" and espnet.get("normalize", "") not in _NOTHING:
+        # Its default, utterance_mvn, needs memory by the square of the samples besides.
+        yield "frontend: raw needs normalize: null"
 
 
 def _bad_decode_value(key: str, value: Any) -> str | None:
