@@ -13,6 +13,7 @@ from tqdm import tqdm
 from espnet_ext.data.audio import read_wave
 from espnet_ext.encoders.stack import RATE, Stack
 from espnet_ext.encoders.stack_encoder import StackEncoder
+from espnet_ext.encoders.stack_mimic import MimickedStack
 from espnet_ext.errors import UserError
 from espnet_ext.methods.similarity import LayerSimilarity, Similarities
 from espnet_ext.tasks.checkpoint import load_model, read_config
@@ -84,6 +85,8 @@ def load_probe(folder: Path) -> tuple[Any, list[str]]:
     arguments = read_config(folder / "config.yaml")
     if not isinstance(model.encoder, StackEncoder) or not hasattr(model, "classification_type"):
         raise UserError(f"{folder} is no classifier with encoder: stack; prune a probe")
+    if isinstance(model.encoder.stack, MimickedStack):
+        raise UserError(f"{folder}: a mimic replaced its layers; prune the probe that it imitates")
     if model.encoder.upto is not None:
         raise UserError(f"{folder}: a probe with upto reads no whole stack; train one without")
     return model, [token for token in arguments["token_list"] if token != "<unk>"]
