@@ -53,9 +53,12 @@ WRITE = ("prune", "--model", probe.MODEL, "--out", "less", "--remove")
         ((*WRITE, "0", "1", "2", "3"), "all 4 layers asked to go; at least one must stay"),
         (("prune", "--remove", "1", "--out", "x"), "give a CONFIG, or --model"),
         (("prune", probe.CONFIG, "--remove", "1"), "leave out CONFIG, or these"),
-        (("similarity", "downloads/modell"), "no model folder downloads/modell; a model of"),
-        (("similarity", "data"), "data holds no model: neither config.json with"),
-        (("similarity", "exp"), "exp holds no model"),
+        (
+            ("similarity", "downloads/modell", "--k", "2"),
+            "no model folder downloads/modell; a model of",
+        ),
+        (("similarity", "data", "--k", "2"), "data holds no model: neither config.json with"),
+        (("similarity", "exp", "--k", "2"), "exp holds no model"),
         (("similarity", probe.MODEL, "--set", "tset"), "no set 'tset'; did you mean 'test'?"),
         (
             ("similarity", probe.MODEL, "--set", "test"),
