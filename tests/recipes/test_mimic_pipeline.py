@@ -279,7 +279,7 @@ def test_a_probe_with_a_mimic_goes_through_all_stages(probe):
         for name in ("model", "exp/mimic"):
             (probe / f"{name}_moved").rename(probe / name)
     succeed(probe, "report", "conf/train_tiny_s.yaml")
-    refused = run(probe, "prune", "conf/train_tiny_s.yaml", "--set", "test")
+    refused = run(probe, "prune", "conf/train_tiny_s.yaml", "--set", "test", "--k", "2")
     assert refused.code == 1
     assert "a mimic replaced its layers" in refused.stderr
     result = json.loads((probe / "exp/tiny_s/result.json").read_text())
