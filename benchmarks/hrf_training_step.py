@@ -14,7 +14,6 @@ Example:
 import argparse
 import contextlib
 import gc
-import platform
 import statistics
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any
 from espnet_ext.config import resolve_includes
 from espnet_ext.errors import UserError, run_cli
 from espnet_ext.files import write_json
+from espnet_ext.report.environment import processor
 
 FORMS = {
     "plain": "plain",
@@ -128,11 +128,7 @@ def device_name(device: str) -> str:
 
     if device == "cuda":
         return torch.cuda.get_device_name()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as stream:
-        for line in stream:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return processor()
 
 
 def measure(

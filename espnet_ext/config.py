@@ -24,7 +24,8 @@ _NEW = ("labels", "fetch", "mimic")
 class Recipe:
     """The ``recipe:`` section: what stages other than training read."""
 
-    task: str = "asr"  # or cls: utterance classification
+    task: str = "asr"  # or st: speech translation, or cls: utterance classification
+    target: str | None = None  # of task st: language of the translations, as in text.<target>
     train_set: str = "train"
     dev_set: str = "dev"
     features: str = "raw"  # raw: the frontend computes them; ark: written by stage 2
@@ -41,6 +42,13 @@ class Recipe:
     baseline: str | None = None  # tag of the run that score compares with
     vote: bool = False  # task cls: one decision a speaker, by majority over the utterances
     cpu_dtype: str = "float32"  # bfloat16: forward passes on a CPU that computes in it
+
+    @property
+    def target_file(self) -> str:
+        """File of a data directory that holds what is learnt and scored."""
+        if self.task == "cls":
+            return "label"
+        return f"text.{self.target}" if self.task == "st" else "text"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,10 @@
     sets: keyword_                # instead: fixed sets whose names begin so, keyword_train, ...
     seeds: [1, 2, 3, 4, 5]
     part: test                    # scored part of a fold; dev where something is tuned
+    unit: fold                    # what is scored and compared in pairs; speaker: the decisions
+                                  # about each speaker, where folds are too few for a test
     baseline: light               # the system that the others are compared with
+    known: {commonest class: 0.067}   # known scores, to stand beside ours
     systems:
       light: {config: train_conformer_s.yaml}
       hrf:
@@ -26,7 +29,8 @@ import yaml
 
 from espnet_ext.errors import UserError, nearest
 
-_KEYS = ("split", "sets", "seeds", "part", "baseline", "systems")
+_KEYS = ("split", "sets", "seeds", "part", "unit", "baseline", "known", "systems")
+UNITS = ("fold", "speaker")
 _SYSTEM_KEYS = ("config", "vary", "set")
 
 
@@ -81,6 +85,8 @@ class Grid:
     baseline: str | None
     systems: tuple[System, ...]
     sets: str = ""  # what the names of the fixed sets begin with
+    known: Mapping[str, float] = field(default_factory=dict)  # what others scored on this split
+    unit: str = "fold"
 
     def cells(self, folds: list[str]) -> list[Cell]:
         """All trainings; those of one fold stand together, for they share its statistics."""
@@ -120,6 +126,12 @@ def read_grid(path: Path) -> Grid:
     sets = content.get("sets", "")
     if not isinstance(sets, str) or (sets and content.get("split") is not None):
         raise UserError(f"{path}: sets is what names of fixed sets begin with, without a split")
+    unit = content.get("unit", "fold")
+    if unit not in UNITS:
+        raise UserError(f"{path}: unit must be fold or speaker, not {unit!r}")
+    known = content.get("known") or {}
+    if not isinstance(known, dict) or not all(is_share(value) for value in known.values()):
+        raise UserError(f"{path}: known must be names, each with a score from 0 to 1")
     given = content.get("systems")
     if not isinstance(given, dict) or not given:
         raise UserError(f"{path}: systems must be names, each with a config")
@@ -135,10 +147,17 @@ def read_grid(path: Path) -> Grid:
         split=content.get("split"),
         seeds=tuple(seeds),
         part=part,
+        unit=unit,
         baseline=baseline,
         systems=tuple(systems),
         sets=sets,
+        known={str(name): float(value) for name, value in known.items()},
     )
+
+
+def is_share(value: Any) -> bool:
+    """True for a number from 0 to 1; YAML's true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _expand(path: Path, name: str, entry: Any) -> list[System]:

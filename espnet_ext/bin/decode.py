@@ -11,15 +11,16 @@ Example:
 import argparse
 from pathlib import Path
 
+from espnet_ext.bin.checked import checked_config
 from espnet_ext.bin.features import data_sets, deltas_of
 from espnet_ext.bin.train import audio_scp
-from espnet_ext.config import Config, load_config
+from espnet_ext.config import Config
+from espnet_ext.data.definitions import frames_per_second
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.errors import UserError, at_least, nearest
 from espnet_ext.files import Stamp, sha256_file, write_json, write_text
 from espnet_ext.report.schema import SCHEMA_VERSION
 from espnet_ext.tasks.quiet import quiet
-from espnet_ext.tasks.rules import recipe_problems
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +37,7 @@ def run(args: argparse.Namespace, timed: bool = True) -> None:
 
     ``timed`` is False where other processes compete for the cores: no real-time factor then.
     """
-    config = load_config(args.config, args.tag)
-    refuse_problems_of_recipe(config)
+    config = checked_config(args.config, args.tag)
     variant = args.variant or config.recipe.variant
     model = config.exp / "deploy" / variant
     if not (model / "model.pth").is_file():
@@ -76,20 +76,14 @@ def list_of(config: Config, name: str) -> Path:
     return scp
 
 
-def refuse_problems_of_recipe(config: Config) -> None:
-    """Raise UserError for a method, an option or a value in ``recipe:`` that is none."""
-    for problem in recipe_problems(config):
-        raise UserError(f"{config.path}: {problem}")
-
-
 def _decode(config: Config, model: Path, todo: list, nj: int, timed: bool) -> None:
     with quiet():
         from espnet_ext.tasks.decoding import decode_set
         from espnet_ext.tasks.footprint import sampling_rate
     rate = None if config.recipe.features == "ark" else sampling_rate(config)
-    deltas = deltas_of(config)
+    deltas, frames = deltas_of(config), frames_per_second(config)
     for method, options, scp, out, stamp in todo:
-        rows, summary = decode_set(model, method, options, scp, rate, nj, deltas, timed)
+        rows, summary = decode_set(model, method, options, scp, rate, nj, deltas, timed, frames)
         write_text(out / "text", "".join(f"{utt} {text}\n" for utt, text in rows))
         # Stage 8 joins this with files of other stages: they must be of the same model.
         made_by = {"model": sha256_file(model / "model.pth"), "options": options}

@@ -12,8 +12,9 @@ import argparse
 from pathlib import Path
 
 from espnet_ext.bin.features import deltas_of
-from espnet_ext.bin.train import averaged_model
+from espnet_ext.bin.train import audio_scp, averaged_model
 from espnet_ext.config import Config, load_config
+from espnet_ext.data.definitions import frames_per_second
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError
 from espnet_ext.files import Stamp
@@ -44,9 +45,16 @@ def run(args: argparse.Namespace) -> None:
         from espnet_ext.tasks.deployment import deploy_checkpoint
         from espnet_ext.tasks.footprint import sampling_rate
     rate = sampling_rate(config)
-    waves = dev_waves(config, rate)
+    waves = dev_inputs(config, rate)
     made = deploy_checkpoint(
-        config.exp / "config.yaml", checkpoint, variant, waves, rate, folder, deltas_of(config)
+        config.exp / "config.yaml",
+        checkpoint,
+        variant,
+        waves,
+        rate,
+        folder,
+        deltas=deltas_of(config),
+        frames=frames_per_second(config),
     )
     stamp.write(sorted(p for p in folder.iterdir() if p.is_file()))
     print(
@@ -63,16 +71,25 @@ def deploy_stamp(config: Config, variant: str, checkpoint: Path) -> Stamp:
     return Stamp(path, {"variant": variant}, [checkpoint, config.exp / "config.yaml"])
 
 
-def dev_waves(config: Config, rate: int) -> list:
-    """The first utterances of the development set as tensors (samples,) in [-1, 1]."""
+def dev_inputs(config: Config, rate: int) -> list:
+    """The first utterances of the development set as tensors (samples,) in [-1, 1].
+
+    Where a self-supervised model made the features: as its features (frames, width).
+    """
+    import kaldiio
     import torch
 
     from espnet_ext.data.audio import read_wave
 
+    made = config.espnet.get("frontend") == "ssl"
     scp = Path("data") / config.recipe.dev_set / "wav.scp"
+    if made:
+        scp = audio_scp(config, config.recipe.dev_set)
     if not scp.is_file():
-        raise UserError(f"no {scp}; run stage 1")
+        raise UserError(f"no {scp}; run stage {2 if made else 1}")
     rows = list(read_table(scp).items())[:_UTTERANCES]
     if not rows:
         raise UserError(f"{scp}: no utterance in it; run stage 1")
+    if made:
+        return [torch.from_numpy(kaldiio.load_mat(where).copy()) for _, where in rows]
     return [torch.from_numpy(read_wave(path, utterance, rate)) for utterance, path in rows]

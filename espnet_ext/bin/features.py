@@ -1,10 +1,15 @@
-"""Stage 2: write Kaldi-definition log-mel features as Kaldi arks, or get the model that makes them.
+"""Stage 2: write features as Kaldi arks, if the config trains on them, or get its pretrained model.
 
 With ``recipe: {features: raw}`` the frontend computes features while training and there is
 nothing to do here. With ``features: ark`` every data directory under data/ gets
-dump/fbank<bins>[_d<differences>]/<set>/{feats.scp,utt2num_frames,*.ark}. A set whose utterances
+dump/<features>/<set>/{feats.scp,utt2num_frames,*.ark}. A set whose utterances
 are all in data/all gets a list into the arks of that one, not arks of its own. With
 ``recipe: {fetch: whisper_base}`` the pretrained model is put where encoder_conf: path says.
+
+``frontend: kaldi_fbank`` is Kaldi-definition log-mel (dump/fbank<bins>[_d<differences>]).
+``frontend: ssl`` with ``frontend_conf: {folder: DIR, layer: N}`` is what leaves block N of the
+wav2vec 2.0, HuBERT or WavLM model in DIR (transformers' format, safetensors), 50 frames a second
+(dump/ssl_<folder>_l<N>).
 
 Example:
   espnet-ext features conf/train_hrf_conformer_xs.yaml --nj 2
@@ -17,11 +22,11 @@ from pathlib import Path
 
 from espnet_ext.bin.checked import checked_config
 from espnet_ext.config import Config
+from espnet_ext.data.definitions import Definition, ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs, read_table
 from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.files import Stamp, atomic_path
-from espnet_ext.tasks.rules import is_int
 
 WHOLE = "all"  # the set of a whole corpus, which others are parts of
 _SHARD = 250  # utterances in one ark
@@ -38,8 +43,8 @@ def run(args: argparse.Namespace) -> None:
     """Write the arks of every data directory that lacks them.
 
     Raises:
-        UserError: no data directory, or audio that is missing, undecodable, or of another
-            sampling rate.
+        UserError: no data directory, audio that is missing, undecodable, or of another
+            sampling rate, or a self-supervised model that is not there.
     """
     config = checked_config(args.config)
     if config.recipe.fetch is not None:
@@ -62,10 +67,7 @@ def run(args: argparse.Namespace) -> None:
         if part:
             inputs.append(ark_dir(config, WHOLE) / "feats.scp")
             lists += 1
-        settings = {"bins": definition[0], "fs": definition[1]}
-        if definition[2]:
-            settings["deltas"] = definition[2]
-        stamp = Stamp(out / ".done.json", settings, inputs)
+        stamp = Stamp(out / ".done.json", definition.settings, [*inputs, *definition.files])
         if stamp.is_current():
             if not part:
                 print(f"features: {out} is up to date")
@@ -110,27 +112,9 @@ def write_part(rows: Iterable[str], whole: Path, folder: Path) -> None:
         (folder / name).write_text("".join(f"{u} {table[u]}\n" for u in rows))
 
 
-def ark_definition(config: Config) -> tuple[int, int, int]:
-    """Return (mel bins, sampling rate, orders of differences) of the config's Kaldi frontend.
-
-    Raises:
-        UserError: one of them is not a whole number, or too small.
-    """
-    if config.espnet.get("frontend") != "kaldi_fbank":
-        raise UserError(f"{config.path}: recipe: features: ark needs frontend: kaldi_fbank")
-    conf = {"n_mels": 80, "fs": 16000, "deltas": 0} | (config.espnet.get("frontend_conf") or {})
-    for key, least in (("n_mels", 1), ("fs", 1), ("deltas", 0)):
-        if not is_int(conf[key]) or conf[key] < least:
-            raise UserError(
-                f"{config.path}: frontend_conf: {key} must be a whole number, not {conf[key]!r}"
-            )
-    return conf["n_mels"], conf["fs"], conf["deltas"]
-
-
 def ark_width(config: Config) -> int:
     """Features a frame in the arks."""
-    bins, _, deltas = ark_definition(config)
-    return bins * (1 + deltas)
+    return ark_definition(config).width
 
 
 def deltas_of(config: Config) -> int:
@@ -140,20 +124,17 @@ def deltas_of(config: Config) -> int:
 
 def ark_dir(config: Config, name: str) -> Path:
     """Folder of the arks of data set ``name``."""
-    bins, _, deltas = ark_definition(config)
-    return Path("dump") / (f"fbank{bins}_d{deltas}" if deltas else f"fbank{bins}") / name
+    return Path("dump") / ark_definition(config).name / name
 
 
-def write_arks(
-    data: Path, folder: Path, final: Path, definition: tuple[int, int, int], nj: int
-) -> None:
+def write_arks(data: Path, folder: Path, final: Path, definition: Definition, nj: int) -> None:
     """Write feats.<shard>.ark, feats.scp and utt2num_frames of one data directory.
 
     Args:
         data: the data directory.
         folder: where to write; made here.
         final: what the folder will be called when it is whole: feats.scp names it.
-        definition: mel bins, sampling rate, orders of differences.
+        definition: what the features are.
         nj: processes.
     """
     from tqdm import tqdm
@@ -177,22 +158,21 @@ def write_arks(
 
 
 def _write_shard(
-    definition: tuple[int, int, int], job: tuple[list[tuple[str, str]], Path, Path]
+    definition: Definition, job: tuple[list[tuple[str, str]], Path, Path]
 ) -> list[tuple[str, str, int]]:
     """Write one ark; return (utterance, "ark:offset" as it will be named, frames)."""
     import kaldiio
     import torch
 
     from espnet_ext.data.audio import read_wave
-    from espnet_ext.data.fbank import kaldi_fbank
 
-    (bins, rate, deltas), (lines, path, final) = definition, job
+    lines, path, final = job
     torch.set_num_threads(1)
+    extract = definition.extractor()
     rows = []
     with open(path, "wb") as stream:
         for utterance, audio in lines:
-            wave = read_wave(audio, utterance, rate)
-            feats = kaldi_fbank(torch.from_numpy(wave), rate, bins, deltas).numpy()
+            feats = extract(read_wave(audio, utterance, definition.rate))
             offset = stream.tell() + len(utterance.encode()) + 1
             kaldiio.save_ark(stream, {utterance: feats})
             rows.append((utterance, f"{final}:{offset}", len(feats)))

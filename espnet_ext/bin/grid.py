@@ -180,6 +180,7 @@ def _train_and_score(cell: Cell, part: str, espnet: list[str], keep: bool) -> No
         "seed": cell.seed,
         "references": decisions.references,
         "hypotheses": decisions.hypotheses,
+        "speakers": decisions.speakers,
         "parameters": made["parameters"]["total"],
         "training_parameters": made["training_parameters"]["total"],
         "macs_per_second": made["macs_per_second"],

@@ -137,31 +137,35 @@ def _refuse_other_training(config: Config, variant: str) -> None:
 
 def _print_beside(result: dict[str, Any], folder: Path | None) -> list[dict[str, Any]]:
     """Print the run and the committed runs of its recipe; return all committed results."""
-    from espnet_ext.report import classes, table
-    from espnet_ext.report.plots import plot_wer_bytes
+    from espnet_ext.report import classes, table, translation
+    from espnet_ext.report.plots import plot_score_bytes
     from espnet_ext.report.result import read_results
-    from espnet_ext.report.table import comparison, print_table
+    from espnet_ext.report.table import print_table
 
     committed = [] if folder is None else read_results(folder)
     here = [
         r for r in committed if (r["dataset"], r["task"]) == (result["dataset"], result["task"])
     ]
     others = [{**r, "tag": f"{r['tag']} (committed)"} for r in here if r != result]
-    classified = classes.is_classification([result])
-    print_table(*(classes if classified else table).summary_table([result, *others]))
-    if classified:
+    if classes.is_classification([result]):
+        print_table(*classes.summary_table([result, *others]))
         for score in result["scores"]:
             print(classes.score_line(score), *classes.class_tables(score), sep="\n\n")
             image = Path("exp", result["tag"], "images", f"confusion_{score['set']}.png")
             classes.plot_confusion(score["classes"], score["confusion"], image)
             print(f"wrote {image}")
         return committed
+    metrics, compare, summary = ("wer", "cer"), table.comparison, table.summary_table
+    if translation.is_translation([result]):
+        metrics, compare = ("bleu", "chrf"), translation.comparison
+        summary = translation.summary_table
+    print_table(*summary([result, *others]))
     for score in result["scores"]:
         if score["baseline"]:
-            sentences = "; ".join(comparison(score, metric) for metric in ("wer", "cer"))
+            sentences = "; ".join(compare(score, metric) for metric in metrics)
             print(f"{score['set']}, {score['method']}: {sentences}")
-    image = Path("exp", result["tag"], "images", "wer_bytes.png")
-    if plot_wer_bytes([result, *others], image):
+    image = Path("exp", result["tag"], "images", f"{metrics[0]}_bytes.png")
+    if plot_score_bytes([result, *others], image, metrics[0]):
         print(f"wrote {image}")
     return committed
 
@@ -181,9 +185,10 @@ def _publish(result: dict[str, Any], committed: list[dict[str, Any]], folder: Pa
 def regenerate(folder: Path | None) -> None:
     """Write RESULTS.md, its plots and the README's tables anew from the committed results."""
     from espnet_ext.report.benchmarks import read_benchmarks
+    from espnet_ext.report.claims import read_claims
     from espnet_ext.report.grids import read_grids
     from espnet_ext.report.page import readme_with_results, results_page
-    from espnet_ext.report.plots import plot_wer_bytes
+    from espnet_ext.report.plots import AXES, plot_score_bytes
     from espnet_ext.report.result import read_results
     from espnet_ext.report.stacks import read_stacks
 
@@ -196,11 +201,14 @@ def regenerate(folder: Path | None) -> None:
     drawn = set()
     for name in sorted({(r["dataset"], r["task"]) for r in results}):
         group = [r for r in results if (r["dataset"], r["task"]) == name]
-        image = folder / "_".join(name) / "wer_bytes.svg"
-        if plot_wer_bytes(group, image):
-            drawn.add("_".join(name))
+        for metric in AXES:
+            if plot_score_bytes(group, folder / "_".join(name) / f"{metric}_bytes.svg", metric):
+                drawn.add("_".join(name))
     root = folder.resolve().parent
-    page = results_page(results, folder.resolve().name, drawn, measured, committed_grids, of_stacks)
+    papers = read_claims(folder)
+    page = results_page(
+        results, folder.resolve().name, drawn, measured, committed_grids, of_stacks, papers
+    )
     _rewrite(root / "RESULTS.md", page)
     readme = root / "README.md"
     if readme.is_file():

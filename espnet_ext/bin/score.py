@@ -1,16 +1,20 @@
-"""Score hypotheses: WER and CER, or weighted F1 and the like, with 95 % intervals, a paired test.
+"""Score hypotheses: WER and CER, BLEU and chrF, or weighted F1; 95 % intervals, a paired test.
 
 Stage 7. Reads exp/<tag>/decode/<variant>/<method>/<set>/text and data/<set>/text, writes
 exp/<tag>/score/<variant>/<method>/<set>.json and, beside it, the alignment of every utterance
-(<set>.ali.txt). A classifier is scored against data/<set>/label and has no alignments. Or scores
-two plain files of lines "id words".
+(<set>.ali.txt). A classifier is scored against data/<set>/label, translations against
+data/<set>/text.<language> by sacreBLEU; they have no alignments. Or scores two plain files of
+lines "id words".
 
 Example:
     espnet-ext score conf/train_hrf_conformer_xs.yaml --sets "test unseen" --baseline conformer_xs
     espnet-ext score --ref data/test/text --hyp other/text --out scores/other
+    espnet-ext score --ref data/test/text.en --hyp other/text --target en --out scores/other
 """
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,22 @@ from espnet_ext.bin.checked import checked_config
 from espnet_ext.config import Config
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import Stamp, read_json, sha256_file, write_json, write_text
+
+Names = tuple[str, str, str | None]  # set, method, baseline
+
+
+@dataclass(frozen=True)
+class Files:
+    """What one set is scored from."""
+
+    reference: Path
+    hypothesis: Path
+    utt2spk: Path | None = None
+    baseline: Path | None = None  # hypotheses of the run that is compared with
+
+    def read(self) -> tuple[Path, Path, Path | None, Path | None]:
+        """All of them, as the readers take them."""
+        return self.reference, self.hypothesis, self.utt2spk, self.baseline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plain.add_argument("--hyp", metavar="FILE", help="hypotheses, one 'id words' a line")
     plain.add_argument("--utt2spk", metavar="FILE", help="speakers, one 'id speaker' a line")
     plain.add_argument("--baseline-hyp", metavar="FILE", help="hypotheses to compare with")
+    plain.add_argument("--target", metavar="LANGUAGE", help="translations into it: BLEU and chrF")
     plain.add_argument("--out", metavar="DIR", help="folder for score.json and score.ali.txt")
 
 
@@ -53,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
         _score_files(args)
         return
     plain |= {"--utt2spk": args.utt2spk, "--baseline-hyp": args.baseline_hyp}
+    plain |= {"--target": args.target}
     for option, value in plain.items():
         if value is not None:
             raise UserError(f"{option} is for plain files: leave out CONFIG, or {option}")
@@ -71,7 +93,7 @@ def _sets(args: argparse.Namespace, config: Config, folder: Path) -> list[str]:
         names = args.sets.split()
         if not names:
             raise UserError("--sets is empty; name sets as in --sets 'test unseen'")
-        target = "label" if config.recipe.task == "cls" else "text"
+        target = config.recipe.target_file
         for name in names:
             if not Path("data", name, target).is_file():
                 files = (path for path in Path("data").glob(f"*/{target}") if path.is_file())
@@ -92,51 +114,25 @@ def _sets(args: argparse.Namespace, config: Config, folder: Path) -> list[str]:
 def _score_one(
     args: argparse.Namespace, config: Config, variant: str, method: str, name: str
 ) -> None:
-    tag = args.baseline or config.recipe.baseline
+    recipe = config.recipe
+    tag = args.baseline or recipe.baseline
     baseline = None
     if tag is not None and tag != config.tag:
         baseline = _baseline_text(tag, variant, method, name, required=args.baseline is not None)
-    if config.recipe.task == "cls":
-        _score_classes(config, variant, method, name, baseline, tag)
-        return
-    _score_and_write(
-        reference=Path("data", name, "text"),
+    files = Files(
+        reference=Path("data", name, recipe.target_file),
         hypothesis=config.exp / "decode" / variant / method / name / "text",
         utt2spk=Path("data", name, "utt2spk"),
         baseline=baseline,
-        names=(name, method, tag if baseline else None),
-        stem=config.exp / "score" / variant / method / name,
     )
-
-
-def _score_classes(
-    config: Config, variant: str, method: str, name: str, baseline: Path | None, tag: str | None
-) -> None:
-    from espnet_ext.bin.tokens import classes_of
-    from espnet_ext.report.classes import score_line
-    from espnet_ext.report.schema import CLASS_SCORE_FILE, SCHEMA_VERSION, validate
-    from espnet_ext.score.classification import read_decisions, score_decisions, vote
-    from espnet_ext.score.significance import RESAMPLES, SEED
-
-    output = config.exp / "score" / variant / method / f"{name}.json"
-    hypothesis = config.exp / "decode" / variant / method / name / "text"
-    label, utt2spk = (Path("data", name, file) for file in ("label", "utt2spk"))
-    inputs = [path for path in (label, hypothesis, utt2spk, baseline) if path is not None]
-    unit = "speaker" if config.recipe.vote else "utterance"
-    settings = [SCHEMA_VERSION, RESAMPLES, SEED, name, method, unit, tag if baseline else None]
-    stamp = Stamp(output.parent / f".{name}.stamp", settings, inputs)
-    if stamp.is_current():
-        print(f"{output}: up to date")
+    names = (name, method, tag if baseline else None)
+    stem = config.exp / "score" / variant / method / name
+    if recipe.task == "cls":
+        _score_classes(config, files, names, stem)
+    elif recipe.task == "st":
+        _score_translations(files, names, stem, str(recipe.target))
     else:
-        decisions = read_decisions(label, hypothesis, utt2spk, classes_of(config), baseline)
-        if config.recipe.vote:
-            decisions = vote(decisions)
-        score = score_decisions(decisions, name, method, unit, tag)
-        score["inputs"] = {str(path): sha256_file(path) for path in inputs}
-        validate(score, CLASS_SCORE_FILE, str(output))
-        write_json(output, score)
-        stamp.write([output])
-    print(score_line(read_json(output)))
+        _score_texts(files, names, stem)
 
 
 def _baseline_text(tag: str, variant: str, method: str, name: str, required: bool) -> Path | None:
@@ -161,54 +157,104 @@ def _baseline_text(tag: str, variant: str, method: str, name: str, required: boo
 
 def _score_files(args: argparse.Namespace) -> None:
     reference = Path(args.ref)
-    name = reference.parent.name if reference.name == "text" else reference.stem
-    _score_and_write(
+    files = Files(
         reference=reference,
         hypothesis=Path(args.hyp),
         utt2spk=None if args.utt2spk is None else Path(args.utt2spk),
         baseline=None if args.baseline_hyp is None else Path(args.baseline_hyp),
-        names=(name or "text", "files", args.baseline_hyp),
-        stem=Path(args.out, "score"),
     )
+    is_text = reference.name == "text" or reference.stem == "text"
+    name = reference.parent.name if is_text else reference.stem
+    names = (name or "text", "files", args.baseline_hyp)
+    if args.target is None:
+        _score_texts(files, names, Path(args.out, "score"))
+    else:
+        _score_translations(files, names, Path(args.out, "score"), args.target)
 
 
-def _score_and_write(
-    reference: Path,
-    hypothesis: Path,
-    utt2spk: Path | None,
-    baseline: Path | None,
-    names: tuple[str, str, str | None],
-    stem: Path,
-) -> None:
+def _score_texts(files: Files, names: Names, stem: Path) -> None:
     from espnet_ext.data.text import NORMALISATION
-    from espnet_ext.report.schema import SCHEMA_VERSION, SCORE_FILE, validate
+    from espnet_ext.report.schema import SCHEMA_VERSION, SCORE_FILE
     from espnet_ext.report.table import score_line
     from espnet_ext.score.pairs import read_pairs
     from espnet_ext.score.scoring import score_set
     from espnet_ext.score.significance import RESAMPLES, SEED
     from espnet_ext.score.wer import alignment_lines
 
-    output, alignment = Path(f"{stem}.json"), Path(f"{stem}.ali.txt")
-    inputs = [path for path in (reference, hypothesis, utt2spk, baseline) if path is not None]
-    settings: list[Any] = [
-        SCHEMA_VERSION,
-        NORMALISATION,
-        RESAMPLES,
-        SEED,
-        *names,
-        str(utt2spk),
-        str(baseline),
-    ]
+    def score() -> tuple[dict[str, Any], dict[Path, str]]:
+        pairs = read_pairs(files.reference, files.hypothesis, files.utt2spk, files.baseline)
+        found, words = score_set(pairs, *names)
+        lines = "\n".join(alignment_lines(pairs.ids, words)) + "\n"
+        return found, {Path(f"{stem}.ali.txt"): lines}
+
+    settings = [SCHEMA_VERSION, NORMALISATION, RESAMPLES, SEED, *names]
+    settings += [str(files.utt2spk), str(files.baseline)]
+    print(score_line(_score_and_write(stem, settings, files, SCORE_FILE, score)))
+
+
+def _score_translations(files: Files, names: Names, stem: Path, target: str) -> None:
+    import sacrebleu
+
+    from espnet_ext.data.text import collapse_blanks
+    from espnet_ext.report.schema import SCHEMA_VERSION, TRANSLATION_SCORE_FILE
+    from espnet_ext.report.translation import score_line
+    from espnet_ext.score.pairs import read_pairs
+    from espnet_ext.score.translation import RESAMPLES, SEED, score_translations
+
+    def score() -> tuple[dict[str, Any], dict[Path, str]]:
+        pairs = read_pairs(*files.read(), normalise=collapse_blanks)
+        name, method, tag = names
+        return score_translations(pairs, name, method, target, tag), {}
+
+    settings = [SCHEMA_VERSION, sacrebleu.__version__, RESAMPLES, SEED, *names, target]
+    settings += [str(files.utt2spk), str(files.baseline)]
+    print(score_line(_score_and_write(stem, settings, files, TRANSLATION_SCORE_FILE, score)))
+
+
+def _score_classes(config: Config, files: Files, names: Names, stem: Path) -> None:
+    from espnet_ext.bin.tokens import classes_of
+    from espnet_ext.report.classes import score_line
+    from espnet_ext.report.schema import CLASS_SCORE_FILE, SCHEMA_VERSION
+    from espnet_ext.score.classification import read_decisions, score_decisions, vote
+    from espnet_ext.score.significance import RESAMPLES, SEED
+
+    unit = "speaker" if config.recipe.vote else "utterance"
+    name, method, tag = names
+
+    def score() -> tuple[dict[str, Any], dict[Path, str]]:
+        label, hypothesis, utt2spk, baseline = files.read()
+        assert utt2spk is not None  # a config gives it
+        decisions = read_decisions(label, hypothesis, utt2spk, classes_of(config), baseline)
+        if config.recipe.vote:
+            decisions = vote(decisions)
+        return score_decisions(decisions, name, method, unit, tag), {}
+
+    settings = [SCHEMA_VERSION, RESAMPLES, SEED, name, method, unit, tag]
+    print(score_line(_score_and_write(stem, settings, files, CLASS_SCORE_FILE, score)))
+
+
+def _score_and_write(
+    stem: Path,
+    settings: list[Any],
+    files: Files,
+    check: Callable[[Any, str], None],
+    score: Callable[[], tuple[dict[str, Any], dict[Path, str]]],
+) -> dict[str, Any]:
+    """Write <stem>.json and what ``score`` returns beside it, if they are not up to date."""
+    from espnet_ext.report.schema import validate
+
+    output = Path(f"{stem}.json")
+    inputs = [path for path in files.read() if path is not None]
     stamp = Stamp(stem.with_name(f".{stem.name}.stamp"), settings, inputs)
     if stamp.is_current():
         print(f"{output}: up to date")
-    else:
-        pairs = read_pairs(reference, hypothesis, utt2spk, baseline)
-        score, words = score_set(pairs, *names)
-        # Stage 8 joins the score with files of other stages: they must be those that were read.
-        score["inputs"] = {str(path): sha256_file(path) for path in inputs}
-        validate(score, SCORE_FILE, str(output))
-        write_text(alignment, "\n".join(alignment_lines(pairs.ids, words)) + "\n")
-        write_json(output, score)
-        stamp.write([output, alignment])
-    print(score_line(read_json(output)))
+        return read_json(output)
+    found, texts = score()
+    # Stage 8 joins the score with files of other stages: they must be those that were read.
+    found["inputs"] = {str(path): sha256_file(path) for path in inputs}
+    validate(found, check, str(output))
+    for path, text in texts.items():
+        write_text(path, text)
+    write_json(output, found)
+    stamp.write([output, *texts])
+    return found

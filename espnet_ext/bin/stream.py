@@ -12,14 +12,15 @@ Example:
 
 import argparse
 import json
+import sys
 
+from espnet_ext.bin.checked import checked_config
 from espnet_ext.bin.features import deltas_of
-from espnet_ext.config import load_config
 from espnet_ext.data.source import STDIN, pieces
 from espnet_ext.errors import UserError
 from espnet_ext.files import write_json
 from espnet_ext.tasks.quiet import quiet
-from espnet_ext.tasks.rules import TRANSDUCER, recipe_problems
+from espnet_ext.tasks.rules import TRANSDUCER
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Stream once."""
-    config = load_config(args.config, args.tag)
-    for problem in recipe_problems(config):
-        raise UserError(f"{config.path}: {problem}")
+    config = checked_config(args.config, args.tag)
     if deltas_of(config):
         raise UserError(f"{config.path}: frontend_conf: deltas cannot stream; train without them")
     folder = config.exp / "deploy" / (args.variant or config.recipe.variant)
@@ -57,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
     timing, text = Timing(), ""
     for second, text in streamer.run(pieces(args.audio, rate, streamer.piece), timing):
         print(f"{second:8.2f} s  {text}", flush=True)
+    for doubt in streamer.doubts(timing):
+        print(f"espnet-ext stream: warning: {args.audio}: {doubt}", file=sys.stderr)
     figures = {"method": method, "threads": args.threads, **timing.summary()}
     if args.json:
         write_json(args.json, {"text": text, **figures})

@@ -1,6 +1,6 @@
 """Stage 3: make the token list: characters, SentencePiece (BPE or unigram), or classes.
 
-Reads the transcripts, or labels, of the training set only. Writes
+Reads the transcripts (of task st the translations), or labels, of the training set only. Writes
 data/token_list/<kind>/tokens.txt, and bpe.model for SentencePiece.
 
 Example:
@@ -32,9 +32,7 @@ def run(args: argparse.Namespace) -> None:
     if config.recipe.task == "cls":
         list_classes(config)
         return
-    text = Path("data") / config.recipe.train_set / "text"
-    if not text.is_file():
-        raise UserError(f"no {text}; run stage 1")
+    text = target_text(config, config.recipe.train_set)
     out = token_dir(config)
     stamp = Stamp(out / ".done.json", {"kind": out.name}, [text])
     if stamp.is_current():
@@ -54,6 +52,24 @@ def run(args: argparse.Namespace) -> None:
     write_text(out / "tokens.txt", "".join(f"{token}\n" for token in listed))
     stamp.write(outputs)
     print(f"tokens: {len(listed)} tokens in {out}")
+
+
+def target_text(config: Config, name: str) -> Path:
+    """The texts of a set that are learnt and scored.
+
+    Raises:
+        UserError: there are none; of a translation it says which languages there are.
+    """
+    path = Path("data") / name / config.recipe.target_file
+    if not path.is_file():
+        known = [p.suffix[1:] for p in path.parent.glob("text.*") if p.is_file()]
+        if config.recipe.task == "st" and known:
+            raise UserError(
+                f"no {path}: recipe: target: {nearest(str(config.recipe.target), known)} "
+                "(stage 1 makes the languages)"
+            )
+        raise UserError(f"no {path}; run stage 1")
+    return path
 
 
 def list_classes(config: Config) -> None:
@@ -121,12 +137,13 @@ def token_dir(config: Config) -> Path:
     if config.recipe.task == "cls":
         return Path("data/token_list") / config.recipe.labels
     kind = config.espnet.get("token_type", "bpe")
+    language = f".{config.recipe.target}" if config.recipe.task == "st" else ""
     if kind == "char":
-        return Path("data/token_list/char")
+        return Path(f"data/token_list/char{language}")
     if kind != "bpe":
         raise UserError(f"{config.path}: token_type must be char or bpe, not {kind}")
     recipe = config.recipe
-    return Path(f"data/token_list/{recipe.sentencepiece}{recipe.vocabulary}")
+    return Path(f"data/token_list/{recipe.sentencepiece}{recipe.vocabulary}{language}")
 
 
 def character_tokens(sentences: list[str]) -> list[str]:

@@ -23,8 +23,10 @@ from typing import Any
 import yaml
 
 from espnet_ext.bin.features import ark_dir, ark_width
-from espnet_ext.bin.tokens import token_dir
+from espnet_ext.bin.footprint import vocabulary
+from espnet_ext.bin.tokens import target_text, token_dir
 from espnet_ext.config import READ_LATER, Config, load_config
+from espnet_ext.data.definitions import ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.files import Stamp, content_key, lock, write_json, write_text
@@ -113,7 +115,7 @@ def checked_trainer(config: Config, args: argparse.Namespace) -> tuple[Config, A
         training.refuse_own_options(args.espnet, args.ngpu, config.recipe.task)
         config = training.with_options(config, args.espnet)
         refuse_unbuildable(config)
-        refuse_other_start(config, start_models(config))
+        refuse_other_start(config, start_models(config), vocabulary(config))
     if args.ngpu > torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
         raise UserError(f"--ngpu {args.ngpu}: torch sees {seen} GPU here; --ngpu 0 is the CPU")
@@ -132,8 +134,10 @@ def data_files(config: Config) -> list[Path]:
     tokens = token_dir(config)
     sets = (config.recipe.train_set, config.recipe.dev_set)
     files = [audio_scp(config, name) for name in sets]
-    files += [Path("data") / s / target(config) for s in sets]
+    files += [Path("data") / s / config.recipe.target_file for s in sets]
     files += [file for name in sets for file in audio_inputs(Path("data") / name)]
+    if config.recipe.features == "ark":
+        files += ark_definition(config).files
     return [*files, tokens / "tokens.txt", *start_models(config), *config.pretrained()]
 
 
@@ -154,7 +158,7 @@ def start_models(config: Config) -> list[Path]:
 
 
 def target(config: Config) -> str:
-    """What is learnt, as ESPnet and the data directories name it."""
+    """What is learnt, as ESPnet names it."""
     return "label" if config.recipe.task == "cls" else "text"
 
 
@@ -173,13 +177,16 @@ def data_options(config: Config) -> dict[str, list[str]]:
     """
     kind = "kaldi_ark" if config.recipe.features == "ark" else "sound"
     roles = {"train": config.recipe.train_set, "valid": config.recipe.dev_set}
-    name_of = target(config)
-    stages = {"wav.scp": 1, name_of: 1, "feats.scp": 2, "tokens.txt": 3}
+    stages = {"wav.scp": 1, "feats.scp": 2, "tokens.txt": 3}
     for path in data_files(config):
         if path.name in stages and not path.is_file():
             raise UserError(f"no {path}; run stage {stages[path.name]}")
+    texts = {role: target_text(config, name) for role, name in roles.items()}
     return {
-        role: [f"{audio_scp(config, name)},speech,{kind}", f"data/{name}/{name_of},{name_of},text"]
+        role: [
+            f"{audio_scp(config, name)},speech,{kind}",
+            f"{texts[role]},{target(config)},text",
+        ]
         for role, name in roles.items()
     }
 
@@ -212,7 +219,7 @@ def _epochs(config: dict[str, Any]) -> int:
 
 
 # Keys of ``recipe:`` that configs did not always have, and what they are without.
-_ADDED = {"task": "asr", "classes": 2}
+_ADDED = {"task": "asr", "target": None, "classes": 2}
 
 
 def decisive(config: dict[str, Any]) -> dict[str, Any]:

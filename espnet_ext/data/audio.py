@@ -61,17 +61,42 @@ def read_stretch(
         UserError: undecodable, or nothing lies there.
     """
     try:
-        with soundfile.SoundFile(path) as stream:
-            rate = stream.samplerate
-            first = min(round(start * rate), stream.frames)
-            last = stream.frames if end is None else min(round(end * rate), stream.frames)
-            stream.seek(first)
-            samples = stream.read(max(0, last - first), dtype="float32", always_2d=True)
-    except (RuntimeError, OSError):
+        if path.suffix == ".gsm":
+            samples, rate = _read_gsm(path, start, end)
+        else:
+            samples, rate = _read_part(path, start, end)
+    except (RuntimeError, OSError, ValueError):
         raise UserError(f"{name}: cannot decode {path}") from None
     if len(samples) == 0:
         raise UserError(f"{name}: {path}: audio without samples from {start} s on")
     return samples.mean(axis=1), rate
+
+
+def _read_part(path: Path, start: float, end: float | None) -> tuple[np.ndarray, int]:
+    with soundfile.SoundFile(path) as stream:
+        rate = stream.samplerate
+        first = min(round(start * rate), stream.frames)
+        last = stream.frames if end is None else min(round(end * rate), stream.frames)
+        stream.seek(first)
+        samples = stream.read(max(0, last - first), dtype="float32", always_2d=True)
+    return samples, rate
+
+
+def _read_gsm(path: Path, start: float, end: float | None) -> tuple[np.ndarray, int]:
+    """Read GSM 06.10 as telephone exchanges keep it: no header, 33 bytes for 160 samples."""
+    rate = 8000
+    with soundfile.SoundFile(path, "r", rate, 1, "GSM610", format="RAW") as stream:
+        samples = stream.read(path.stat().st_size // 33 * 160, dtype="float32", always_2d=True)
+    return samples[round(start * rate) : None if end is None else round(end * rate)], rate
+
+
+def has_no_samples(path: Path) -> bool:
+    """True for an audio file with a header that can be opened and holds no samples."""
+    try:
+        with soundfile.SoundFile(path) as stream:
+            return bool(stream.frames == 0)
+    except (RuntimeError, OSError, TypeError):
+        return False  # what cannot be decoded is told when it is
 
 
 def read_wave(path: str | Path, name: str, sample_rate: int) -> np.ndarray:

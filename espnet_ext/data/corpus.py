@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ CODE = [__file__, str(RESAMPLER), str(kaldi_dir.__file__), str(package.__file__)
 
 @dataclass(frozen=True)
 class Clip:
-    """A stretch of an audio file with its class: one utterance to be."""
+    """A stretch of an audio file with its class or text: one utterance to be."""
 
     id: str
     speaker: str
@@ -32,6 +32,8 @@ class Clip:
     source: Path
     start: float = 0.0  # seconds
     end: float | None = None  # None: to the end of the file
+    text: str = ""
+    translations: tuple[tuple[str, str], ...] = ()
 
 
 def convert(clips: Sequence[Clip], folder: Path, jobs: int) -> list[kaldi_dir.Utterance]:
@@ -53,7 +55,9 @@ def convert(clips: Sequence[Clip], folder: Path, jobs: int) -> list[kaldi_dir.Ut
         note.with_suffix(".flac").unlink(missing_ok=True)
         note.unlink()
     return [
-        kaldi_dir.Utterance(clip.id, clip.speaker, "", str(path), length, clip.label)
+        kaldi_dir.Utterance(
+            clip.id, clip.speaker, clip.text, str(path), length, clip.label, clip.translations
+        )
         for (clip, path, _), length in zip(tasks, seconds, strict=True)
     ]
 
@@ -206,10 +210,13 @@ def corpus_folder(args: argparse.Namespace, needed: Iterable[str], what: str) ->
 
 
 def stamp_of(
-    args: argparse.Namespace, code: Iterable[str], inputs: Iterable[Path], more: Sequence[str] = ()
+    args: argparse.Namespace,
+    code: Iterable[str],
+    inputs: Iterable[Path],
+    options: Iterable[str] = (),
 ) -> Stamp:
-    """The stamp of a data stage over the files it reads, its own source and settings."""
-    settings: list[Any] = [args.out, os.fspath(args.corpus or ""), args.uncounted, *more]
+    """The stamp of a data stage over the files it reads, its own source and its own options."""
+    settings: list[Any] = [args.out, os.fspath(args.corpus or ""), args.uncounted, *options]
     return Stamp(Path(args.out) / ".stamp.json", settings, [*CODE, *code, *map(str, inputs)])
 
 
@@ -219,15 +226,15 @@ def write_corpus(
     sets: Mapping[str, Sequence[kaldi_dir.Utterance]],
     folds: Mapping[str, Mapping[str, Mapping[str, Sequence[kaldi_dir.Utterance]]]] | None = None,
     apart: str = "speaker",
+    overlapping: Container[str] = (),
 ) -> None:
-    """Write the sets, then the folds of each way of splitting, then the stamp."""
+    """Write the sets, then the folds of each way of splitting, then the stamp.
+
+    The sets ``overlapping`` may hold texts of train.
+    """
     out = Path(args.out)
-    kaldi_dir.write_sets(out, sets, args.nj)
-    files = [
-        out / name / file
-        for name in sets
-        for file in (*kaldi_dir.CLASS_FILES, kaldi_dir.AUDIO_DIGEST)
-    ]
+    kaldi_dir.write_sets(out, sets, args.nj, overlapping)
+    files = [out / name / file for name in sets for file in kaldi_dir.files_of(sets[name])]
     digests: dict[str, str] = {}
     for name in sets:
         digests |= kaldi_dir.read_table(out / name / kaldi_dir.AUDIO_DIGEST)

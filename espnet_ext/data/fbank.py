@@ -14,6 +14,8 @@ from torch import Tensor
 from torchaudio.compliance import kaldi
 from torchaudio.functional import compute_deltas
 
+FRAMES_PER_SECOND = 100
+
 
 def kaldi_fbank(
     wave: Tensor, fs: int = 16000, n_mels: int = 80, deltas: int = 0, snip_edges: bool = False
@@ -45,7 +47,7 @@ class OnlineFbank:
 
     def __init__(self, fs: int = 16000, n_mels: int = 80):
         self.fs, self.n_mels = fs, n_mels
-        self.window, self.shift = fs * 25 // 1000, fs // 100
+        self.window, self.shift = fs * 25 // 1000, fs // FRAMES_PER_SECOND
         self._edge = self.window // 2 - self.shift // 2  # samples before the first frame
         self._samples = self._frames = 0  # taken in, given out
         self._buffer = torch.zeros(0)  # from the start of the next frame

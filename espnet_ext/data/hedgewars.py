@@ -40,6 +40,7 @@ CLASSES = {
 CLASS_OF = {event: name for name, events in CLASSES.items() for event in events.split()}
 EVENTS = (*CLASS_OF, "Kamikaze", "Melon")  # the last two are in no class
 TEST, DEV = ("mobster", "surfer", "default_pl"), ("pirate",)
+GROUPS = 3  # folds of by_group
 
 # What the pinned package holds as classes; anything else means that a rule was changed.
 CONTENTS = {"files": 839, "unclassed": 29, "copies": 33, "clips": 777, "voices": 15}
@@ -54,8 +55,9 @@ COUNTS = {
 }
 
 type Utterances = list[kaldi_dir.Utterance]
-# split -> fold -> part -> utterances
-type Folds = dict[str, dict[str, dict[str, Utterances]]]
+# fold -> part -> utterances
+type Split = dict[str, dict[str, Utterances]]
+type Folds = dict[str, Split]
 
 
 def choose(
@@ -113,18 +115,60 @@ def fixed(utterances: Sequence[kaldi_dir.Utterance]) -> dict[str, Utterances]:
     return parts
 
 
-def by_voice(utterances: Sequence[kaldi_dir.Utterance]) -> dict[str, dict[str, Utterances]]:
+def by_voice(utterances: Sequence[kaldi_dir.Utterance]) -> Split:
     """A fold a voice: it is the test, the one after it dev, the others train."""
     voices = sorted({item.speaker for item in utterances})
-    found = {}
-    for index, voice in enumerate(voices):
-        after = voices[(index + 1) % len(voices)]
-        found[voice] = {
-            "train": [u for u in utterances if u.speaker not in (voice, after)],
-            "dev": [u for u in utterances if u.speaker == after],
-            "test": [u for u in utterances if u.speaker == voice],
+    after = [*voices[1:], *voices[:1]]
+    held = {voice: ({voice}, {dev}) for voice, dev in zip(voices, after, strict=True)}
+    return _apart(utterances, held)
+
+
+def by_group(utterances: Sequence[kaldi_dir.Utterance]) -> Split:
+    """GROUPS folds: a group of voices is the test, one voice of the next group dev.
+
+    A group is every third voice of the alphabet, so that voices that share a language or
+    recordings are spread over the groups.
+    """
+    voices = sorted({item.speaker for item in utterances})
+    groups = min(GROUPS, len(voices))
+    held = {f"{i + 1}": (set(voices[i::groups]), {voices[(i + 1) % groups]}) for i in range(groups)}
+    return _apart(utterances, held)
+
+
+def strict(split: Split) -> Split:
+    """Each fold twice, with neither a voice nor a phrase of training in its test.
+
+    Test and dev keep one half of each class's events, train keeps the other.
+    """
+    return {
+        f"{fold}-{half}": {
+            part: [u for u in found if (phrase_half(u) == half) == (part != "train")]
+            for part, found in parts.items()
         }
-    return found
+        for fold, parts in split.items()
+        for half in "ab"
+    }
+
+
+def phrase_half(utterance: kaldi_dir.Utterance) -> str:
+    """Return a or b for an utterance: every second event of its class, in the order of CLASSES."""
+    event = re.sub(r"\d+$", "", utterance.id.partition("-")[2])
+    events = CLASSES[utterance.label].lower().split()
+    return "ab"[events.index(event) % 2]
+
+
+def _apart(
+    utterances: Sequence[kaldi_dir.Utterance], held: Mapping[str, tuple[set[str], set[str]]]
+) -> Split:
+    """Folds without the voices held out: fold -> (those of test, those of dev)."""
+    return {
+        fold: {
+            "train": [u for u in utterances if u.speaker not in test | dev],
+            "dev": [u for u in utterances if u.speaker in dev],
+            "test": [u for u in utterances if u.speaker in test],
+        }
+        for fold, (test, dev) in held.items()
+    }
 
 
 def main(

@@ -1,15 +1,16 @@
 """Kaldi data directories: written as a whole, read, and checked.
 
-A directory holds ``wav.scp text utt2spk spk2utt utt2dur``, for classification ``label`` instead
-of ``text`` or beside it, each sorted by its first column in C order (``LC_ALL=C sort``), and a
-digest of the audio, so that stamps notice other audio. Relative paths in ``wav.scp`` start from
-the recipe folder, where ESPnet runs. Nothing here imports torch.
+A directory holds ``wav.scp text utt2spk spk2utt utt2dur``, for translation ``text.<language>``
+beside ``text``, for classification ``label`` instead of ``text`` or beside it, each sorted by its
+first column in C order (``LC_ALL=C sort``), and a digest of the audio, so that stamps notice other
+audio. Relative paths in ``wav.scp`` start from the recipe folder, where ESPnet runs. Nothing here
+imports torch.
 """
 
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,8 @@ _TOLERANCE = 0.01  # seconds between utt2dur and the audio
 class Utterance:
     """One utterance: id, speaker id, transcript, path of its audio, duration in seconds, class.
 
-    Transcript or class may be empty: those of a whole set, and not both.
+    Transcript or class may be empty: those of a whole set, and not both. Translations are pairs
+    of language and text, in the same languages for a whole set.
     """
 
     id: str
@@ -36,13 +38,19 @@ class Utterance:
     audio: str
     seconds: float
     label: str = ""
+    translations: tuple[tuple[str, str], ...] = ()
+
+    def translated(self, language: str) -> str:
+        """The translation into a language, empty if there is none."""
+        return dict(self.translations).get(language, "")
 
 
 def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> None:
     """Write a data directory, sorted; an old one is replaced only when the new one is whole.
 
     Raises:
-        UserError: no utterance, an id twice, an empty transcript, or a blank in an id.
+        UserError: no utterance, an id twice, an empty transcript or translation, or a blank in
+            an id.
     """
     path = Path(path)
     ordered = sorted(utterances)
@@ -59,6 +67,11 @@ def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> None:
             raise UserError(f"{path}: {item.id} has an empty transcript")
         if len(item.id.split()) != 1 or len(item.speaker.split()) != 1:
             raise UserError(f"{path}: blank in the id '{item.id}' or speaker '{item.speaker}'")
+    languages = sorted({language for item in ordered for language, _ in item.translations})
+    for item in ordered:
+        for language in languages:
+            if not item.translated(language).strip():
+                raise UserError(f"{path}: {item.id} has no translation into {language}")
     members = defaultdict(list)
     for item in ordered:
         members[item.speaker].append(item.id)
@@ -72,6 +85,10 @@ def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> None:
         contents["text"] = [f"{item.id} {' '.join(item.text.split())}" for item in ordered]
     if classed:
         contents["label"] = [f"{item.id} {item.label}" for item in ordered]
+    for language in languages:
+        contents[f"text.{language}"] = [
+            f"{item.id} {' '.join(item.translated(language).split())}" for item in ordered
+        ]
     with atomic_path(path) as folder:
         folder.mkdir(parents=True)
         for name, lines in contents.items():
@@ -122,6 +139,9 @@ def read_data_dir(path: str | Path) -> list[Utterance]:
         needed = name == "text" and not (path / "label").exists()
         if needed or (path / name).exists():
             tables[name] = read_table(path / name)
+    languages = [file.name.removeprefix("text.") for file in sorted(path.glob("text.*"))]
+    for language in languages:
+        tables[f"text.{language}"] = read_table(path / f"text.{language}")
     _check_tables(path, tables)
     durations = tables.get("utt2dur", {})
     result = []
@@ -131,7 +151,9 @@ def read_data_dir(path: str | Path) -> list[Utterance]:
         except ValueError:
             raise UserError(f"{path}/utt2dur: {key}: not a number: {durations[key]}") from None
         text, label = (tables.get(name, {}).get(key, "") for name in ("text", "label"))
-        result.append(Utterance(key, tables["utt2spk"][key], text, audio, seconds, label))
+        translations = tuple((name, tables[f"text.{name}"][key]) for name in languages)
+        speaker = tables["utt2spk"][key]
+        result.append(Utterance(key, speaker, text, audio, seconds, label, translations))
     return result
 
 
@@ -147,7 +169,8 @@ def _check_tables(path: Path, tables: Mapping[str, Mapping[str, str]]) -> None:
                 raise UserError(f"{path}/{name}: not sorted, {key} comes after {before}")
         for key, value in table.items():
             if not value:
-                what = "transcript" if name == "text" else "value"
+                what = {"text": "transcript"}.get(name, "value")
+                what = "translation" if name.startswith("text.") else what
                 raise UserError(f"{path}/{name}: {key} has an empty {what}")
         if name != "spk2utt":
             _check_same_keys(path, name, table, known)
@@ -255,23 +278,46 @@ def _examine_audio(task: tuple[Utterance, str, str, int]) -> tuple[str, str | No
 
 
 def check_no_text_overlap(train: str | Path, others: Iterable[str | Path]) -> None:
-    """Raise UserError if a transcript of one of ``others`` is also one of ``train``."""
-    seen = {item.text: item.id for item in read_data_dir(train) if item.text}
+    """Raise UserError if a text of one of ``others``, or a translation, is also in ``train``."""
+    seen = {key: item.id for item in read_data_dir(train) for key in _texts(item)}
     for other in others:
         for item in read_data_dir(other):
-            if item.text in seen:
-                raise UserError(
-                    f"{other}/text: {item.id} has the transcript of {seen[item.text]} in {train}"
-                )
+            for name, text in _texts(item):
+                if (name, text) in seen:
+                    what = "transcript" if name == "text" else "translation"
+                    owner = seen[name, text]
+                    raise UserError(
+                        f"{other}/{name}: {item.id} has the {what} of {owner} in {train}"
+                    )
 
 
-def write_sets(out: str | Path, sets: Mapping[str, Iterable[Utterance]], jobs: int = 1) -> None:
+def _texts(item: Utterance) -> Iterable[tuple[str, str]]:
+    """Texts of an utterance by the name of their file."""
+    named = [("text", item.text), *((f"text.{name}", text) for name, text in item.translations)]
+    return [(name, text) for name, text in named if text]
+
+
+def files_of(utterances: Iterable[Utterance]) -> tuple[str, ...]:
+    """Names of the files that ``write_sets`` makes for them."""
+    items = list(utterances)
+    names = CLASS_FILES if any(item.label for item in items) else FILES
+    languages = sorted({f"text.{name}" for item in items for name, _ in item.translations})
+    return (*names, *languages, AUDIO_DIGEST)
+
+
+def write_sets(
+    out: str | Path,
+    sets: Mapping[str, Iterable[Utterance]],
+    jobs: int = 1,
+    overlapping: Container[str] = (),
+) -> None:
     """Write, check and describe the data directories of a corpus under ``out``.
 
     Args:
         out: their folder; relative paths of audio start from the current folder.
         sets: utterances by the name of their set; ``all`` is the whole corpus.
         jobs: processes that decode the audio for the check.
+        overlapping: names of sets that may hold texts of ``train``.
 
     Raises:
         UserError: what ``write_data_dir`` and ``validate_data_dir`` raise, or a transcript of
@@ -287,5 +333,5 @@ def write_sets(out: str | Path, sets: Mapping[str, Iterable[Utterance]], jobs: i
         speakers = len({item.speaker for item in written})
         print(f"{out / name}: {len(written)} utterances, {minutes:.1f} min, {speakers} speakers")
     if "train" in sets:
-        others = [name for name in sets if name not in ("train", "all")]
+        others = [n for n in sets if n not in ("train", "all") and n not in overlapping]
         check_no_text_overlap(out / "train", [out / name for name in others])

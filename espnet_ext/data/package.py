@@ -92,6 +92,20 @@ def fetch(package: Package, folder: str | Path, given: str | Path | None = None)
     return path
 
 
+def fetch_from(packages: str | None, package: Package, folder: str | Path) -> Path:
+    """As ``fetch``, for a corpus of several packages: ``packages`` is the user's folder of them.
+
+    Raises:
+        UserError: what ``fetch`` raises, or the folder lacks this package.
+    """
+    if packages is None:
+        return fetch(package, folder)
+    path = Path(packages) / package.file_name
+    if not path.is_file():
+        raise UserError(f"--packages {packages}: no {package.file_name} in it")
+    return fetch(package, folder, path)
+
+
 def check_sum(path: str | Path, package: Package) -> None:
     """Raise UserError unless the file at ``path`` is ``package``."""
     found = sha256_file(path)

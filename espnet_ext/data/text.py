@@ -25,6 +25,16 @@ def normalise_text(text: str) -> str:
     return " ".join("".join(c if _is_kept(c) else " " for c in text).split())
 
 
+def without_asides(text: str) -> str:
+    """Return a text, case and punctuation kept, without what is in brackets or between stars."""
+    return collapse_blanks(_ASIDES.sub(" ", unicodedata.normalize("NFC", text)))
+
+
+def collapse_blanks(text: str) -> str:
+    """Return a text as it is, but for one blank between words: translations are scored so."""
+    return " ".join(text.split())
+
+
 def _is_kept(character: str) -> bool:
     category = unicodedata.category(character)
     return category[0] in "LM" or category == "Nd" or character == "'"

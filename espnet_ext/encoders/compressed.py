@@ -4,6 +4,7 @@ No encoder is copied: the class is ESPnet's own, built, and then handed to the m
 """
 
 import inspect
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -44,10 +45,14 @@ def _signature(base: type, method: Method) -> inspect.Signature:
     return base_signature.replace(parameters=[*base_signature.parameters.values(), own])
 
 
-def compressed_choices(bases: dict[str, type]) -> dict[str, type]:
-    """Return ``{"<method>_<encoder>": class}`` for every method and every base encoder."""
+def compressed_choices(bases: dict[str, type], recurrent: Collection[str]) -> dict[str, type]:
+    """Return ``{"<method>_<encoder>": class}`` for every method and every base encoder.
+
+    Bases that are named ``recurrent`` only with methods that can be applied to these.
+    """
     return {
         f"{method.name}_{name}": compressed_encoder(base, method)
         for method in METHODS.values()
         for name, base in bases.items()
+        if method.recurrent or name not in recurrent
     }

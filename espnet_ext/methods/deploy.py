@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn.utils import parametrize, skip_init
 
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.methods.sites import is_linear
 
 PLAIN = "plain"  # a model that no method has touched
 
@@ -149,24 +148,43 @@ def _plain_layer(layer: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
     ``memo`` maps the id of a parametrization or parameter to the tensor that replaces it.
     """
-    if not is_linear(layer):
-        # A normalised wide convolution, say, whose parametrization is not one of ours.
-        raise UserError(f"cannot deploy a {type(layer).__name__}; known: Linear, Conv1d of width 1")
     exact = copy.deepcopy(layer).double()
-    bias = layer.bias is not None
-    factor = next(layer.parameters())
-    kind = {"bias": bias, "dtype": factor.dtype, "device": factor.device}
-    plain: nn.Module  # skip_init: deploying in the middle of training draws no random number
-    if isinstance(layer, nn.Linear):
-        plain = skip_init(nn.Linear, layer.in_features, layer.out_features, **kind)
-    else:
-        plain = skip_init(nn.Conv1d, layer.in_channels, layer.out_channels, 1, **kind)
+    plain = _like(layer)
+    # What was parametrized, and what was left alone (a bias, say).
+    names = [*layer.parametrizations, *(n for n, p in layer._parameters.items() if p is not None)]
     with torch.no_grad():
-        plain.weight.copy_(exact.weight)
-        if bias:
-            plain.bias.copy_(exact.bias)
+        for name in names:
+            getattr(plain, name).copy_(getattr(exact, name))
     plain.requires_grad_(any(p.requires_grad for p in layer.parameters()))
-    for name in ["weight", *["bias"] * bias]:
+    for name in names:
         tied = layer.parametrizations if name in layer.parametrizations else layer._parameters
         setattr(plain, name, memo.setdefault(id(tied[name]), getattr(plain, name)))
     return plain.eval()
+
+
+def _like(layer: Any) -> nn.Module:
+    """A plain layer of the shape of a parametrized one, its weights not yet set.
+
+    skip_init: deploying in the middle of training draws no random number.
+    """
+    factor = next(layer.parameters())
+    kind = {"dtype": factor.dtype, "device": factor.device}
+    if isinstance(layer, nn.Linear):
+        bias = layer.bias is not None
+        return skip_init(nn.Linear, layer.in_features, layer.out_features, bias=bias, **kind)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        names = "kernel_size stride padding dilation groups padding_mode".split()
+        options = {name: getattr(layer, name) for name in names}
+        sizes = (layer.in_channels, layer.out_channels)
+        plain = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
+        return skip_init(plain, *sizes, bias=layer.bias is not None, **options, **kind)
+    if isinstance(layer, nn.LSTM | nn.GRU):
+        names = "num_layers bias batch_first dropout bidirectional".split()
+        options = {name: getattr(layer, name) for name in names}
+        if layer.proj_size:
+            options["proj_size"] = layer.proj_size
+        recurrent = nn.LSTM if isinstance(layer, nn.LSTM) else nn.GRU
+        sizes = (layer.input_size, layer.hidden_size)
+        empty = recurrent(*sizes, **options, dtype=factor.dtype, device="meta")
+        return empty.to_empty(device=factor.device)  # skip_init does not know these
+    raise UserError(f"cannot deploy a {type(layer).__name__}; known: Linear, Conv1d, Conv2d, LSTM")

@@ -1,4 +1,4 @@
-"""HRF: linear layers trained as products of linear factors (arXiv 2411.09339).
+"""HRF: layers trained as products of linear factors (arXiv 2411.09339).
 
 Training: W = W_n ... W_1 and b = b_n + W_n b_(n-1) + W_n W_(n-1) b_(n-2) + ...; inference
 uses W and b, so the deployed layer is the plain one. With o outputs and i inputs the inner
@@ -8,6 +8,13 @@ The factors are multiplied once per forward pass (cost o h i) and the frames the
 plain layer. That is the same function with the same gradients as pushing every frame
 through the factors one after another (cost frames h (i + o)), which ``factorwise_forward``
 does for tests and benchmarks.
+
+Beyond the paper (its open question), where a layer is linear between non-linearities:
+
+- A convolution with a wide kernel: W_1 is a convolution with that kernel to h channels, the other
+  factors are pointwise. With g groups each has factors of its own, h / g = r o / g wide, so that a
+  depthwise convolution is one with r kernels a channel and a sum of them.
+- A recurrent layer: each of its matrices (input and hidden, all gates together) is a product.
 """
 
 import math
@@ -19,6 +26,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
+from espnet_ext.methods.recurrent import use_computed_weights
 from espnet_ext.methods.sites import check_sites, find_layers, tied_groups
 
 
@@ -27,7 +35,8 @@ class HRFOptions:
     """Options of HRF, as written under ``encoder_conf: {hrf: ...}``.
 
     Attributes:
-        sites: where factors go; see ``methods.sites.SITES``. The paper's headline is ffn.
+        sites: where factors go; see ``methods.sites`` (SITES and BEYOND). The paper's headline
+            is ffn.
         ratio: r >= 1, inner width over output width. The paper uses 2, 4, 8.
         factors: n, 2 (the abstract) or 3 (a review of the paper); reference default 2.
     """
@@ -37,7 +46,8 @@ class HRFOptions:
     factors: int = 2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sites", check_sites(self.sites))  # YAML may give one name
+        # YAML may give one name.
+        object.__setattr__(self, "sites", check_sites(self.sites, beyond=True))
         if type(self.factors) is not int or self.factors not in (2, 3):
             raise UserError(f"hrf: factors must be 2 or 3, not {self.factors!r}")
         if type(self.ratio) not in (int, float) or not 1 <= self.ratio < math.inf:
@@ -47,27 +57,29 @@ class HRFOptions:
 class HRFWeight(nn.Module):
     """Parametrization of a weight as a product of factors.
 
-    Weights are (o, i), or (o, i, 1) for a pointwise convolution; factors are matrices.
+    A weight (o, i) or (o, i / groups, *kernel) is seen as a matrix (o, i / groups * kernel), or as
+    one (o / groups, ...) for each group. Factors are matrices, or stacks of them (groups, ...).
     """
 
-    def __init__(self, ratio: float, factors: int):
+    def __init__(self, ratio: float, factors: int, groups: int = 1):
         super().__init__()
         self.ratio = ratio
         self.factors = factors
-        self.trailing: tuple[int, ...] = ()
+        self.groups = groups
+        self.shape: tuple[int, ...] = ()
 
     def forward(self, *factors: Tensor) -> Tensor:
         """Return W_n ... W_1, given W_1, ..., W_n."""
         product = factors[0]
         if len(factors) == 3:
             # The inner factors are square: start from the smaller side.
-            if factors[0].shape[1] <= factors[2].shape[0]:
+            if factors[0].shape[-1] <= factors[2].shape[-2]:
                 product = factors[2] @ (factors[1] @ factors[0])
             else:
                 product = (factors[2] @ factors[1]) @ factors[0]
         else:
             product = factors[1] @ factors[0]
-        return product.reshape(*product.shape, *self.trailing)
+        return product.reshape(self.shape)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
         """Return factors whose product is distributed like ``weight``, not equal to it.
@@ -76,14 +88,15 @@ class HRFWeight(nn.Module):
         factors with inner width h has variance s^(2n) h^(n-1), which is set to the mean
         square of ``weight``. (Framework defaults per factor would shrink the product.)
         """
-        self.trailing = tuple(weight.shape[2:])
-        outputs, inputs = weight.shape[:2]
-        inner = round(self.ratio * outputs)
+        self.shape = tuple(weight.shape)
+        outputs, inputs = weight.shape[0] // self.groups, weight[0].numel()
+        inner = max(1, round(self.ratio * outputs))
         variance = weight.detach().double().square().mean().item()
         deviation = (variance / inner ** (self.factors - 1)) ** (1 / (2 * self.factors))
         widths = [inputs, *[inner] * (self.factors - 1), outputs]
+        stack = (self.groups,) if self.groups > 1 else ()
         return tuple(
-            weight.new_empty(after, before).normal_(std=deviation)
+            weight.new_empty(*stack, after, before).normal_(std=deviation)
             for before, after in zip(widths, widths[1:], strict=False)
         )
 
@@ -101,13 +114,15 @@ class HRFBias(nn.Module):
         factors = hrf_factors(self._weights[0])
         folded = biases[0]
         for factor, bias in zip(factors[1:], biases[1:], strict=True):
-            folded = factor @ folded + bias
+            if factor.dim() == 3:  # each group its own
+                folded = folded.view(len(factor), -1, 1)
+            folded = (factor @ folded).flatten() + bias
         return folded
 
     def right_inverse(self, bias: Tensor) -> tuple[Tensor, ...]:
         """Return zero inner biases and ``bias`` itself for the last factor."""
-        inner = [bias.new_zeros(len(factor)) for factor in hrf_factors(self._weights[0])[:-1]]
-        return (*inner, bias.detach().clone())
+        widths = [factor.shape[:-1].numel() for factor in hrf_factors(self._weights[0])]
+        return (*(bias.new_zeros(width) for width in widths[:-1]), bias.detach().clone())
 
 
 def hrf_factors(weights: parametrize.ParametrizationList) -> list[Tensor]:
@@ -116,17 +131,22 @@ def hrf_factors(weights: parametrize.ParametrizationList) -> list[Tensor]:
 
 
 def factorize(layer: nn.Module, options: HRFOptions) -> None:
-    """Turn ``layer`` (linear, or pointwise convolution) into its HRF form, in place."""
+    """Turn ``layer`` (linear, convolution or recurrent) into its HRF form, in place."""
     if parametrize.is_parametrized(layer):
         raise UserError("hrf: this layer already has a method; one method a layer")
-    # unsafe: initialisation keeps the variance of the weight, not the weight itself, and
-    # torch's check would compute the product once more for every layer.
-    parametrize.register_parametrization(
-        layer, "weight", HRFWeight(options.ratio, options.factors), unsafe=True
-    )
-    if layer.bias is not None:
-        bias = HRFBias(layer.parametrizations["weight"])
-        parametrize.register_parametrization(layer, "bias", bias, unsafe=True)
+    recurrent = isinstance(layer, nn.RNNBase)
+    groups = getattr(layer, "groups", 1)
+    for name in [name for name in layer._parameters if name.startswith("weight")]:
+        # unsafe: initialisation keeps the variance of the weight, not the weight itself, and
+        # torch's check would compute the product once more for every layer.
+        weight = HRFWeight(options.ratio, options.factors, groups)
+        parametrize.register_parametrization(layer, name, weight, unsafe=True)
+        of_bias = name.replace("weight", "bias", 1)
+        if layer._parameters.get(of_bias) is not None:
+            bias = HRFBias(layer.parametrizations[name])
+            parametrize.register_parametrization(layer, of_bias, bias, unsafe=True)
+    if recurrent:
+        use_computed_weights(layer)
 
 
 def apply_hrf(module: nn.Module, options: HRFOptions) -> nn.Module:

@@ -25,6 +25,7 @@ class Method:
     apply: Callable[[nn.Module, Any], nn.Module]  # to the layers at the options' sites
     apply_layer: Callable[[nn.Module, Any], None]  # to one layer (the head is outside)
     paper: str
+    recurrent: bool = False  # may be applied to encoders of recurrent layers
     trials: tuple[dict, ...] = field(default=({},))  # options that the contract tests use
 
     def parse(self, options: dict | None) -> Any:
@@ -59,11 +60,14 @@ register(
         apply=apply_hrf,
         apply_layer=factorize,
         paper="arXiv 2411.09339",
+        recurrent=True,
         trials=(
             {},
             {"sites": ["ffn"], "ratio": 2, "factors": 3},
             {"sites": ["qkv", "project"], "ratio": 1.5},
             {"sites": ["all"], "ratio": 2},
+            {"sites": ["wide_conv"], "ratio": 1.5, "factors": 3},
+            {"sites": ["recurrent"], "ratio": 2},
         ),
     )
 )

@@ -22,31 +22,39 @@ _PATTERNS = {
     "conv": r"(^|\.)pointwise_conv\d*$",
 }
 SITES = (*_PATTERNS, "cls", "all")
+# Layers that are linear between non-linearities, but not one matrix for each frame: convolutions
+# with a kernel wider than 1, and the weights of recurrent layers. "all" does not take them.
+BEYOND = ("wide_conv", "recurrent")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer or pointwise convolution found in a module."""
+    """A layer found in a module."""
 
     name: str  # dotted name inside the module that was searched
     module: nn.Module
-    site: str  # one of SITES, or "other" (taken by "all" only)
+    site: str  # one of SITES or BEYOND, or "other" (taken by "all" only)
 
 
-def check_sites(sites: Iterable[str]) -> tuple[str, ...]:
+def check_sites(sites: Iterable[str], beyond: bool = False) -> tuple[str, ...]:
     """Return ``sites`` as a tuple.
 
+    Args:
+        sites: names.
+        beyond: the method that asks can do BEYOND too.
+
     Raises:
-        UserError: a name is not one of SITES, or none is given.
+        UserError: a name is not a site, or none is given.
     """
+    known = (*SITES, *BEYOND) if beyond else SITES
     if not isinstance(sites, str | list | tuple | set | frozenset):
         raise UserError(f"sites must be a list of names, not {sites!r}")
     chosen = (sites,) if isinstance(sites, str) else tuple(sites)
     if not chosen:
-        raise UserError(f"no site chosen; known are: {', '.join(SITES)}")
+        raise UserError(f"no site chosen; known are: {', '.join(known)}")
     for site in chosen:
-        if site not in SITES:
-            raise UserError(f"unknown site {nearest(str(site), SITES)}")
+        if site not in known:
+            raise UserError(f"unknown site {nearest(str(site), known)}")
     return chosen
 
 
@@ -63,6 +71,11 @@ def is_linear(module: nn.Module) -> bool:
     )
 
 
+def is_wide_convolution(module: nn.Module) -> bool:
+    """True for a convolution that sees more than one frame, or a grouped or strided one."""
+    return isinstance(module, nn.Conv1d | nn.Conv2d) and not is_linear(module)
+
+
 def find_layers(module: nn.Module, sites: Iterable[str]) -> list[Layer]:
     """List the layers of ``module`` at ``sites``, each once however often it is used.
 
@@ -70,13 +83,18 @@ def find_layers(module: nn.Module, sites: Iterable[str]) -> list[Layer]:
         UserError: a site is unknown, or none of the sites but ``cls`` has a layer here
             (``cls`` is the head, outside the encoder).
     """
-    chosen = check_sites(sites)
+    chosen = check_sites(sites, beyond=True)
     found = []
     for name, child in module.named_modules():
+        site = None
         if is_linear(child):
             site = next((s for s, p in _PATTERNS.items() if re.search(p, name)), "other")
-            if site in chosen or "all" in chosen:
-                found.append(Layer(name, child, site))
+        elif is_wide_convolution(child):
+            site = "wide_conv"
+        elif isinstance(child, nn.RNNBase):
+            site = "recurrent"
+        if site in chosen or (site is not None and site not in BEYOND and "all" in chosen):
+            found.append(Layer(name, child, site))
     for site in set(chosen) - {"cls", "all"}:
         if not any(layer.site == site for layer in found):
             raise UserError(f"{type(module).__name__} has no layer at site '{site}'")
@@ -92,13 +110,13 @@ def tied_groups(module: nn.Module, layers: Iterable[Layer]) -> list[list[Layer]]
         UserError: a layer has a method already, or shares a tensor with a part of ``module``
             that is not in its group; a method would break that tie without a word.
     """
-    groups: dict[tuple[int, int], list[Layer]] = {}
+    groups: dict[tuple[int, ...], list[Layer]] = {}
     for layer in layers:
         if parametrize.is_parametrized(layer.module):
             raise UserError(
                 f"{layer.name or 'this layer'} already has a method; one method a layer"
             )
-        key = (id(layer.module.weight), id(layer.module.bias))
+        key = tuple(id(parameter) for parameter in layer.module._parameters.values())
         groups.setdefault(key, []).append(layer)
     owners: dict[int, set[str]] = {}
     for name, child in module.named_modules():

@@ -11,6 +11,7 @@ from espnet_ext.files import read_json
 from espnet_ext.report.schema import (
     Check,
     count,
+    interval,
     items,
     mapping,
     named,
@@ -51,9 +52,27 @@ TRAINING_STEP = mapping(
         )
     ),
 )
+_RATIO = mapping(ratio=number, interval=interval)
+MERGED_LATENCY = mapping(
+    seconds=number,
+    calls=count,
+    threads=count,
+    cpu=text,
+    torch=text,
+    command=items(text),
+    results=items(
+        mapping(
+            model=text,
+            parameters=count,
+            times=named(items(number)),  # seconds a call, in every round
+            to_plain=named(_RATIO),  # over that of the plain model in the same round
+        )
+    ),
+)
 _CHECKS: dict[str, Check] = {
     "whole_job.json": WHOLE_JOB,
     "hrf_training_step.json": TRAINING_STEP,
+    "merged_latency.json": MERGED_LATENCY,
 }
 
 
@@ -82,6 +101,8 @@ def sections(measured: Mapping[str, Any], folder: str) -> list[str]:
         lines += ["", *_whole_job(measured["whole_job.json"], folder)]
     if "hrf_training_step.json" in measured:
         lines += ["", *_training_step(measured["hrf_training_step.json"])]
+    if "merged_latency.json" in measured:
+        lines += ["", *_merged_latency(measured["merged_latency.json"])]
     return lines
 
 
@@ -129,6 +150,38 @@ def _training_step(measured: Mapping[str, Any]) -> list[str]:
         "",
         f"Conformer {measured['size']}, {batch['utterances']} x {batch['seconds_each']:g} s a "
         f"batch, {measured['dtype']}; {measured['device']}, threads {measured['threads']}, "
+        f"torch {measured['torch']}.",
+    ]
+
+
+def _merged_latency(measured: Mapping[str, Any]) -> list[str]:
+    program, *words = measured["command"]
+    rows = []
+    for row in measured["results"]:
+        plain = statistics.median(row["times"]["plain"])
+        cells = [row["model"], f"{row['parameters']:,}", f"{1000 * plain:.2f}"]
+        for form in ("plain again", "merged"):
+            found = row["to_plain"][form]
+            low, high = found["interval"]
+            cells.append(f"{found['ratio']:.3f} ({low:.3f}-{high:.3f})")
+        rows.append(cells)
+    header = ["model", "params", "plain, ms (median)", "plain again, to plain", "merged, to plain"]
+    rounds = len(measured["results"][0]["times"]["plain"])
+    return [
+        "## Latency of merged models",
+        "",
+        "An utterance through encoder and head. The forms take turns in one process; a ratio is of "
+        "two times of the same round; the figure is their median with its 95 % interval by order "
+        "statistics. The second plain model shows what noise there is.",
+        "",
+        "```bash",
+        f"python {shlex.join(['benchmarks/' + Path(program).name, *words])}",
+        "```",
+        "",
+        markdown(header, rows),
+        "",
+        f"{measured['seconds']:g} s of features, {rounds} rounds, calls in each: "
+        f"{measured['calls']}, {measured['threads']} thread; {measured['cpu']}, "
         f"torch {measured['torch']}.",
     ]
 

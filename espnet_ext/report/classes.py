@@ -130,20 +130,28 @@ def class_tables(score: Mapping[str, Any]) -> list[str]:
 
 def plot_confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]], path: Path) -> None:
     """Draw a confusion matrix, rows in shares of the references, counts written in."""
+    plot_confusions(classes, {"": confusion}, path)
+
+
+def plot_confusions(
+    classes: Sequence[str], matrices: Mapping[str, Sequence[Sequence[int]]], path: Path
+) -> None:
+    """Draw confusion matrices by name beside one another, as ``plot_confusion`` draws one."""
     from espnet_ext.report.plots import new_figure, save_figure
 
-    figure, axes = new_figure(1)
-    sums = [max(sum(row), 1) for row in confusion]
-    shares = [[n / total for n in row] for row, total in zip(confusion, sums, strict=True)]
-    axes[0].imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    for i, row in enumerate(confusion):
-        for j, n in enumerate(row):
-            color = "white" if shares[i][j] > 0.5 else "black"
-            axes[0].text(j, i, str(n), ha="center", va="center", color=color, fontsize=8)
-    ticks = range(len(classes))
-    axes[0].set_xticks(ticks, classes, rotation=45, ha="right")
-    axes[0].set_yticks(ticks, classes)
-    axes[0].set(xlabel="named", ylabel="meant")
+    figure, axes = new_figure(len(matrices))
+    for axis, (name, confusion) in zip(axes, matrices.items(), strict=True):
+        sums = [max(sum(row), 1) for row in confusion]
+        shares = [[n / total for n in row] for row, total in zip(confusion, sums, strict=True)]
+        axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+        for i, row in enumerate(confusion):
+            for j, n in enumerate(row):
+                color = "white" if shares[i][j] > 0.5 else "black"
+                axis.text(j, i, str(n), ha="center", va="center", color=color, fontsize=8)
+        ticks = range(len(classes))
+        axis.set_xticks(ticks, classes, rotation=45, ha="right")
+        axis.set_yticks(ticks, classes)
+        axis.set(xlabel="named", ylabel="meant", title=name)
     save_figure(figure, path)
 
 

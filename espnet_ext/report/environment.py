@@ -41,10 +41,15 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _machine() -> dict[str, str | int]:
-    model = platform.processor() or platform.machine()
+def processor() -> str:
+    """Name of the CPU."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        model = next((x.split(":", 1)[1].strip() for x in lines if "model name" in x), model)
-    return {"cpu": model, "cores": os.cpu_count() or 1, "system": platform.system()}
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if "model name" in line:
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _machine() -> dict[str, str | int]:
+    return {"cpu": processor(), "cores": os.cpu_count() or 1, "system": platform.system()}

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from espnet_ext.errors import UserError
 from espnet_ext.grid import Grid
-from espnet_ext.report.classes import plot_confusion
+from espnet_ext.report.classes import plot_confusions
 from espnet_ext.report.schema import (
     Check,
     count,
@@ -24,11 +25,11 @@ from espnet_ext.report.schema import (
 )
 from espnet_ext.report.table import SIGNIFICANT, macs, markdown, p_value
 from espnet_ext.score.classification import metrics
-from espnet_ext.score.folds import paired_p, spread
+from espnet_ext.score.folds import mean_interval, paired_p, spread
 
 METRICS = ("weighted_f1", "unweighted_accuracy", "accuracy")
 
-_SPREAD = mapping(mean=number, over_folds=optional(number), over_seeds=optional(number))
+_SPREAD = mapping(mean=number, over_units=optional(number), over_seeds=optional(number))
 _ROW: dict[str, Check] = {
     "system": text,
     "parameters": count,
@@ -40,6 +41,7 @@ _ROW: dict[str, Check] = {
     "weighted_f1": _SPREAD,
     "unweighted_accuracy": _SPREAD,
     "accuracy": _SPREAD,
+    "by_unit": named(number),  # weighted F1, mean over seeds
     "pooled": _SPREAD,  # weighted F1 over the decisions of all folds
     "per_class": named(number),  # F1, pooled over folds, mean over seeds
     "confusion": items(items(count)),  # summed over folds and seeds
@@ -62,12 +64,15 @@ GRID = mapping(
     grid=text,
     split=optional(text),
     part=text,
+    unit=text,  # fold or speaker: over what a mean, an interval and a test are
+    units=count,
     folds=count,
     seeds=items(count),
     classes=items(text),
     decisions=count,
     majority=number,  # weighted F1 of always naming the commonest class, pooled
     baseline=optional(text),
+    known=optional(named(number)),  # weighted F1 that others reached, from the grid's file
     systems=items(_row),
     commit=text,
     versions=named(text),
@@ -85,6 +90,9 @@ def summary(
     grid: Grid, cells: Sequence[Mapping[str, Any]], classes: Sequence[str]
 ) -> dict[str, Any]:
     """Summarise the cells of a grid, every one of which is there."""
+    folds = len({cell["fold"] for cell in cells})
+    if grid.unit == "speaker":
+        cells = _by_speaker(cells, classes)
     by_system: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = {}
     for cell in cells:
         by_system.setdefault(cell["system"], {})[cell["fold"], cell["seed"]] = cell
@@ -96,17 +104,40 @@ def summary(
         "grid": grid.name,
         "split": grid.split,
         "part": grid.part,
-        "folds": len(one_seed),
+        "unit": grid.unit,
+        "units": len(one_seed),
+        "folds": folds,
         "seeds": list(grid.seeds),
         "classes": list(classes),
         "decisions": len(references),
         "majority": metrics(references, references, classes)["majority"]["weighted_f1"],
         "baseline": grid.baseline,
+        "known": dict(grid.known) or None,
         "systems": [
             _system(name, found, base if name != grid.baseline else None, classes)
             for name, found in by_system.items()
         ],
     }
+
+
+def _by_speaker(cells: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a cell for each speaker instead of each fold: what was decided about the speaker.
+
+    Decisions about one speaker in several folds are put together.
+    """
+    found: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for cell in cells:
+        decided = zip(cell["speakers"], cell["references"], cell["hypotheses"], strict=True)
+        for speaker, reference, hypothesis in decided:
+            part = found.setdefault(
+                (cell["system"], cell["seed"], speaker),
+                {**cell, "fold": speaker, "references": [], "hypotheses": []},
+            )
+            part["references"].append(reference)
+            part["hypotheses"].append(hypothesis)
+    for part in found.values():
+        part.update(metrics(part["references"], part["hypotheses"], classes))
+    return list(found.values())
 
 
 def _system(
@@ -134,12 +165,16 @@ def _system(
         found = spread({key: cell[metric] for key, cell in cells.items()})
         row[metric] = {
             "mean": found.mean,
-            "over_folds": found.over_folds,
+            "over_units": found.over_folds,
             "over_seeds": found.over_seeds,
         }
+    row["by_unit"] = {
+        fold: mean(value for (f, _), value in scores.items() if f == fold)
+        for fold in dict.fromkeys(fold for fold, _ in scores)
+    }
     row["pooled"] = {
         "mean": mean(values),
-        "over_folds": None,
+        "over_units": None,
         "over_seeds": stdev(values) if len(values) > 1 else None,
     }
     row["per_class"] = {
@@ -166,26 +201,54 @@ def _pooled(
 
 def table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return (header, rows): a row a system."""
-    header = ["system", "params", "in training", "MACs/s", "weighted F1, mean of folds"]
-    header += ["pooled weighted F1", "UA", "accuracy", "F1 = 0", "vs baseline", "s a training"]
+    over = f"{record['unit']}s"
+    header = ["system", "params", "in training", "MACs/s", f"weighted F1, mean of {over}"]
+    header += ["95 % CI", "pooled weighted F1", "UA", "accuracy", "F1 = 0", "vs baseline"]
+    header += ["s a training"]
     stacks = any("stack_parameters" in row for row in record["systems"])
     if stacks:
         header.insert(2, "of the stack")
     rows = []
     for row in record["systems"]:
         missed = [name for name, value in row["per_class"].items() if value == 0]
-        versus = "no baseline" if record["baseline"] is None else "baseline"
-        if row["difference"] is not None:
-            p = "too few folds" if row["p"] is None else f"p {p_value(row['p'])}, {_told(row)}"
-            versus = f"{row['difference']:+.3f} ({p})"
         cells = [row["system"], f"{row['parameters']:,}", f"{row['training_parameters']:,}"]
         if stacks:
             size = row.get("stack_parameters")
             cells.insert(2, "none" if size is None else f"{size:,}")
         cells += [macs(row["macs_per_second"])]
-        cells += [_spread_text(row[key]) for key in ("weighted_f1", "pooled", *METRICS[1:])]
-        rows.append([*cells, ", ".join(missed) or "none", versus, f"{row['training_seconds']:.0f}"])
+        found = [_spread_text(row[k], over) for k in ("weighted_f1", "pooled", *METRICS[1:])]
+        cells += [found[0], _interval_text(_scores(row)), *found[1:], ", ".join(missed) or "none"]
+        rows.append([*cells, _versus(record, row), f"{row['training_seconds']:.0f}"])
     return header, rows
+
+
+def _scores(row: Mapping[str, Any]) -> np.ndarray:
+    """Weighted F1 by unit, in one order for all systems."""
+    return np.array([row["by_unit"][unit] for unit in sorted(row["by_unit"])])
+
+
+def _interval_text(scores: np.ndarray, form: str = ".3f") -> str:
+    found = mean_interval(scores)
+    return "one" if found is None else f"{found[0]:{form}} to {found[1]:{form}}"
+
+
+def _versus(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    if row["difference"] is None:
+        return "no baseline" if record["baseline"] is None else "baseline"
+    if row["p"] is None:
+        return f"{row['difference']:+.3f} (too few to test)"
+    base = next(other for other in record["systems"] if other["system"] == record["baseline"])
+    interval = _interval_text(_scores(row) - _scores(base), "+.3f")
+    return f"{row['difference']:+.3f} ({interval}, p {p_value(row['p'])}, {_told(row)})"
+
+
+def class_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return (header, rows): F1 by class, pooled over folds, mean over seeds."""
+    rows = [
+        [row["system"], *(f"{row['per_class'][label]:.3f}" for label in record["classes"])]
+        for row in record["systems"]
+    ]
+    return ["F1 by class", *record["classes"]], rows
 
 
 def _told(row: Mapping[str, Any]) -> str:
@@ -194,10 +257,10 @@ def _told(row: Mapping[str, Any]) -> str:
     return "better" if row["difference"] > 0 else "worse"
 
 
-def _spread_text(value: Mapping[str, Any]) -> str:
+def _spread_text(value: Mapping[str, Any], unit: str) -> str:
     parts = [
-        f"{value[key]:.3f} {key.replace('_', ' ')}"
-        for key in ("over_folds", "over_seeds")
+        f"{value[key]:.3f} over {over}"
+        for key, over in (("over_units", unit), ("over_seeds", "seeds"))
         if value[key] is not None
     ]
     return f"{value['mean']:.3f}" + (f" (sd {', '.join(parts)})" if parts else "")
@@ -206,11 +269,17 @@ def _spread_text(value: Mapping[str, Any]) -> str:
 def notes(record: Mapping[str, Any]) -> list[str]:
     """Return what must be read with the table."""
     split = record["split"] or "the fixed split"
+    known = [
+        f"known scores: {', '.join(f'{k} {v:.3f}' for k, v in record['known'].items())}."
+        for _ in range(record["known"] is not None)
+    ]
     return [
         f"{split}: {record['folds']} folds, seeds {', '.join(map(str, record['seeds']))}, "
         f"{record['decisions']} decisions a seed on {record['part']}; always naming the commonest "
         f"class scores {record['majority']:.3f} pooled.",
-        "The test is a paired permutation test over folds, seeds averaged; folds share training "
+        *known,
+        f"Intervals are Student's, over the {record['units']} {record['unit']}s. The test is a "
+        f"paired permutation test over {record['unit']}s, seeds averaged; folds share training "
         "data, so a p just below 0.05 is weak evidence.",
     ]
 
@@ -221,41 +290,87 @@ def page_lines(record: Mapping[str, Any], folder: str) -> list[str]:
     lines = [f"### Grid {name}", "", markdown(*table(record)), ""]
     lines += [f"- {note}" for note in notes(record)]
     lines += [f"- command: `{record['command']}`; commit {record['commit']}"]
-    return [*lines, "", f"![weighted F1 of grid {name}]({folder}/grids/{name}.svg)"]
+    lines += ["", markdown(*class_table(record)), ""]
+    lines += [f"![weighted F1 of grid {name}]({folder}/grids/{name}.svg)"]
+    if sweep(record):
+        lines += [f"![curve of grid {name}]({folder}/grids/{name}_curve.svg)"]
+    return [*lines, f"![confusions of grid {name}]({folder}/grids/{name}_confusion.svg)"]
+
+
+def sweep(record: Mapping[str, Any]) -> dict[float, Mapping[str, Any]]:
+    """Systems that differ in one number alone, by that number; empty if fewer than three do.
+
+    ``vary`` names them so: hrf_ratio-2, hrf_ratio-4, ...
+    """
+    found: dict[str, dict[float, Mapping[str, Any]]] = {}
+    for row in record["systems"]:
+        stem, _, value = row["system"].rpartition("-")
+        if stem and value.replace(".", "", 1).isdecimal():
+            found.setdefault(stem, {})[float(value)] = row
+    longest = max(found.values(), key=len, default={})
+    return dict(sorted(longest.items())) if len(longest) > 2 else {}
 
 
 def plot(record: Mapping[str, Any], folder: Path, kind: str = "png") -> list[Path]:
-    """Draw weighted F1 of all systems in their order, and the confusion of each (png only)."""
-    from espnet_ext.report.plots import new_figure, save_figure
-
-    figure, axes = new_figure(1)
-    names = [row["system"] for row in record["systems"]]
-    means = [row["weighted_f1"]["mean"] for row in record["systems"]]
-    seeds = [row["weighted_f1"]["over_seeds"] or 0.0 for row in record["systems"]]
-    places = range(len(names))
-    axes[0].errorbar(places, means, yerr=seeds, marker="o", capsize=3)
-    axes[0].axhline(record["majority"], color="gray", linestyle=":", label="commonest class")
-    axes[0].set_xticks(places, names, rotation=60, ha="right", fontsize=7)
-    axes[0].set(ylabel="weighted F1, mean of folds (bar: sd of seeds)")
-    axes[0].grid(alpha=0.3)
-    axes[0].legend()
+    """Draw weighted F1 of all systems in their order, the curve of a sweep, the confusions."""
     made = [folder / f"{record['grid']}.{kind}"]
-    save_figure(figure, made[0])
-    if kind == "png":
-        for row in record["systems"]:
-            path = folder / f"confusion_{row['system']}.png"
-            plot_confusion(record["classes"], row["confusion"], path)
-            made.append(path)
+    names = [row["system"] for row in record["systems"]]
+    _plot_systems(record, made[0], names, record["systems"])
+    swept = sweep(record)
+    if swept:
+        made.append(folder / f"{record['grid']}_curve.{kind}")
+        _plot_systems(record, made[-1], list(swept), list(swept.values()))
+    made.append(folder / f"{record['grid']}_confusion.{kind}")
+    matrices = {row["system"]: row["confusion"] for row in record["systems"]}
+    plot_confusions(record["classes"], matrices, made[-1])
     return made
 
 
+def _plot_systems(
+    record: Mapping[str, Any],
+    path: Path,
+    places: Sequence[str] | Sequence[float],
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """Draw weighted F1 over places: names of systems, or the numbers of a sweep."""
+    from espnet_ext.report.plots import new_figure, save_figure
+
+    figure, (axis,) = new_figure(1)
+    means = [row["weighted_f1"]["mean"] for row in rows]
+    seeds = [row["weighted_f1"]["over_seeds"] or 0.0 for row in rows]
+    axis.errorbar(places, means, yerr=seeds, marker="o", capsize=3)
+    lines = {"commonest class": record["majority"], **(record["known"] or {})}
+    base = next((r for r in record["systems"] if r["system"] == record["baseline"]), None)
+    if base is not None:
+        lines[base["system"]] = base["weighted_f1"]["mean"]
+    for color, (name, value) in enumerate(lines.items(), 1):
+        axis.axhline(value, color=f"C{color}", linestyle=":", label=f"{name} {value:.3f}")
+    if len(places) > 0 and isinstance(places[0], str):
+        axis.tick_params(axis="x", rotation=90, labelsize=7)
+    else:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(places, [f"{place:g}" for place in places])
+        axis.set_xlabel(rows[0]["system"].rpartition("-")[0].rpartition("_")[2])
+    axis.set(ylabel=f"weighted F1, mean of {record['unit']}s (bar: sd of seeds)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=6)
+    save_figure(figure, path)
+
+
 def read_grids(folder: Path) -> list[dict[str, Any]]:
-    """Read and check ``<folder>/<dataset>_<task>/grids/*.json``."""
+    """Read and check ``<folder>/<dataset>_<task>/grids/*.json``.
+
+    Raises:
+        UserError: a file is not JSON or does not fit the schema.
+    """
     from espnet_ext.files import read_json
 
     found = []
     for path in sorted(folder.glob("*/grids/*.json")):
-        record = read_json(path)
+        try:
+            record = read_json(path)
+        except ValueError:
+            raise UserError(f"{path}: not valid JSON; publish that grid again") from None
         check(record, str(path))
         found.append(record)
     return found

@@ -4,8 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.report import classes, grids, stacks, table
+from espnet_ext.report import classes, grids, stacks, table, translation
 from espnet_ext.report.benchmarks import sections
+from espnet_ext.report.claims import Claim, claims_lines
+from espnet_ext.report.evidence import Results
 from espnet_ext.report.result import published_path, run_name
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.report.table import (
@@ -42,16 +44,18 @@ def results_page(
     benchmarks: Mapping[str, Any] | None = None,
     committed_grids: Sequence[Mapping[str, Any]] = (),
     of_stacks: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    papers: Mapping[str, Sequence[Claim]] | None = None,
 ) -> str:
     """Return the text of RESULTS.md.
 
     Args:
         results: validated results in the order of the page.
         folder: where their files and plots are, relative to the page.
-        plotted: names ``<dataset>_<task>`` that have a plot of WER against bytes.
+        plotted: names ``<dataset>_<task>`` that have a plot of WER or BLEU against bytes.
         benchmarks: what ``benchmarks.read_benchmarks`` found.
         committed_grids: validated summaries of grids.
         of_stacks: what ``stacks.read_stacks`` found.
+        papers: claims of papers, by paper.
     """
     lines = [
         "```bash",
@@ -69,6 +73,13 @@ def results_page(
         "median of the rounds over a fixed choice of utterances; MACs/s are "
         "multiply-accumulates per second of audio.",
     ]
+    if translation.is_translation(results):
+        lines[-1] += (
+            " BLEU and chrF are sacreBLEU's, from 0 to 100, with its own bootstrap intervals and "
+            "paired test, which draw segments; their signatures say the rest."
+        )
+    told = claims_lines(papers or {}, Results.of(results, committed_grids))
+    lines += ["", *told] if told else []
     records = [*results, *committed_grids, *(record for _, record in of_stacks)]
     for name in dict.fromkeys(_corpus(r) for r in records):
         lines += ["", f"## {name}"]
@@ -81,8 +92,9 @@ def results_page(
         if not group:
             continue
         lines += ["", markdown(*_summary(group))]
+        plot = "BLEU" if translation.is_translation(group) else "WER"
         if name in plotted:
-            lines += ["", f"![WER against bytes]({folder}/{name}/wer_bytes.svg)"]
+            lines += ["", f"![{plot} against bytes]({folder}/{name}/{plot.lower()}_bytes.svg)"]
         lines += ["", "### Against the baselines", "", *_comparisons(group)]
         for result in group:
             lines += ["", *_block(result, folder)]
@@ -95,7 +107,9 @@ def _corpus(result: Mapping[str, Any]) -> str:
 
 
 def _summary(group: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    return (classes if classes.is_classification(group) else table).summary_table(group)
+    if classes.is_classification(group):
+        return classes.summary_table(group)
+    return (translation if translation.is_translation(group) else table).summary_table(group)
 
 
 def _comparisons(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -107,9 +121,12 @@ def _comparisons(results: Sequence[Mapping[str, Any]]) -> list[str]:
             if s["baseline"]
         ]
         return found or ["No run here names a baseline."]
+    metrics, compare = ("wer", "cer"), comparison
+    if translation.is_translation(results):
+        metrics, compare = ("bleu", "chrf"), translation.comparison
     lines = [
         f"- {run_name(result)}, {score['set']}, {score['method']}: "
-        f"{comparison(score, 'wer')}; {comparison(score, 'cer')}."
+        f"{'; '.join(compare(score, metric) for metric in metrics)}."
         for result in results
         for score in result["scores"]
         if score["baseline"]
@@ -117,22 +134,28 @@ def _comparisons(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines or ["No run here names a baseline."]
 
 
-def _block(result: Mapping[str, Any], folder: str) -> list[str]:
-    training = result["training"]
+def _errors(
+    result: Mapping[str, Any], speed: Mapping[tuple[str, str], Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Return (header, rows): one row for each set and method, ``speed`` its last two cells."""
     header = ["set", "method", "utterances", "words", "WER % (95 % CI)", "word errors"]
     header += ["CER % (95 % CI)", "character errors", "RTF 1-thread (of rounds)", "peak RSS MB"]
     rows = []
-    logs = {(log["set"], log["method"]): log for log in result["decoding"]}
-    classified = classes.is_classification([result])
-    for score in [] if classified else result["scores"]:
-        log = logs.get((score["set"], score["method"]))
+    for score in result["scores"]:
         row = [score["set"], score["method"], str(score["utterances"]), str(score["words"])]
         for metric in ("wer", "cer"):
             row += [rate(score, metric), edits(score[metric])]
-        speed = [NOT_MEASURED] * 2
-        if log:
-            speed = [decoding_rtf(log) + _rounds(log), _number(log["peak_rss_mb"])]
-        rows.append(row + speed)
+        rows.append([*row, *speed.get((score["set"], score["method"]), [NOT_MEASURED] * 2)])
+    return header, rows
+
+
+def _block(result: Mapping[str, Any], folder: str) -> list[str]:
+    training = result["training"]
+    logs = {(log["set"], log["method"]): log for log in result["decoding"]}
+    speed = {
+        key: [decoding_rtf(log) + _rounds(log), _number(log["peak_rss_mb"])]
+        for key, log in logs.items()
+    }
     path = published_path(Path(folder), result).as_posix()
     facts = {
         "command": f"`{result['command']}`",
@@ -151,7 +174,7 @@ def _block(result: Mapping[str, Any], folder: str) -> list[str]:
         "machine": _parts(result["machine"]),
     }
     lines = [f"### {run_name(result)}", ""]
-    if classified:
+    if classes.is_classification([result]):
         for score in result["scores"]:
             lines += [f"{classes.score_line(score)}.", "", *classes.class_tables(score), ""]
         for (name, _), log in logs.items():
@@ -159,8 +182,11 @@ def _block(result: Mapping[str, Any], folder: str) -> list[str]:
                 f"RTF {decoding_rtf(log)}{_rounds(log)} with one thread, "
                 f"peak RSS {_number(log['peak_rss_mb'])} MB"
             )
+    elif translation.is_translation([result]):
+        lines += [markdown(*translation.block_table(result, speed)), ""]
+        facts |= translation.signatures(result)
     else:
-        lines += [markdown(header, rows), ""]
+        lines += [markdown(*_errors(result, speed)), ""]
         facts["text normalisation"] = "; ".join(
             dict.fromkeys(score["normalisation"] for score in result["scores"])
         ).replace("*", "\\*")

@@ -1,4 +1,4 @@
-"""Plots of one run's training, and of error rate against size over all runs."""
+"""Plots of one run's training, and of error rate or BLEU against size over all runs."""
 
 import io
 import math
@@ -18,6 +18,8 @@ Curves = dict[str, dict[str, dict[int, float]]]
 _EPOCH = re.compile(r"(\d+)epoch results: (.*)")
 _PART = re.compile(r"\[(\w+)\] ([^\[]*)")
 _VALUE = re.compile(r"(\w+)=([^,\s]+)")
+# Label of an axis, and what makes a score a number of it.
+AXES = {"wer": ("WER, %", 100), "bleu": ("BLEU", 1)}
 _SHOWN = ("loss", "loss_ctc", "loss_att", "acc", "macro_precision", "cer_ctc", "cer", "wer")
 
 
@@ -71,17 +73,20 @@ def plot_training(curves: Curves, path: str | os.PathLike) -> None:
     save_figure(figure, path)
 
 
-def plot_wer_bytes(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> bool:
-    """Draw WER with its interval against the deployed file's size, a panel for each set.
+def plot_score_bytes(
+    results: Sequence[Mapping[str, Any]], path: str | os.PathLike, metric: str = "wer"
+) -> bool:
+    """Draw WER or BLEU with its interval against the deployed file's size, a panel for each set.
 
     Points of the same size (a merged model has its baseline's) are moved apart sideways.
 
     Returns:
-        False, and no file, if the size of no run that has a WER was measured.
+        False, and no file, if the size of no run that has this metric was measured.
     """
-    sized = [r for r in results if r["bytes"] != NOT_MEASURED and "wer" in r["scores"][0]]
+    sized = [r for r in results if r["bytes"] != NOT_MEASURED and metric in r["scores"][0]]
     if not sized:
         return False
+    unit, scale = AXES[metric]
     sets = list(dict.fromkeys(score["set"] for result in sized for score in result["scores"]))
     figure, axes = new_figure(len(sets))
     styles: dict[str, int] = {}
@@ -94,9 +99,10 @@ def plot_wer_bytes(results: Sequence[Mapping[str, Any]], path: str | os.PathLike
                 label = f"{run_name(result)}, {score['method']}"
                 style = styles.setdefault(label, len(styles))
                 near = sum(abs(size / result["bytes"] - 1) < 0.02 for size in drawn)
-                _point(axis, result["bytes"] / 1e6, score["wer"], near, style, label)
+                at = (result["bytes"] / 1e6, scale)
+                _point(axis, at, score[metric], near, style, label)
                 drawn.append(result["bytes"])
-        axis.set(xlabel="deployed file, MB", ylabel="WER, % (95 % interval)", title=name)
+        axis.set(xlabel="deployed file, MB", ylabel=f"{unit} (95 % interval)", title=name)
         axis.margins(x=0.15)
         axis.grid(alpha=0.3)
     handles: dict[str, Any] = {}
@@ -109,18 +115,20 @@ def plot_wer_bytes(results: Sequence[Mapping[str, Any]], path: str | os.PathLike
 
 
 def _point(
-    axis: Any, size: float, wer: Mapping[str, Any], steps: int, style: int, label: str
+    axis: Any, at: tuple[float, int], found: Mapping[str, Any], steps: int, style: int, label: str
 ) -> None:
     from matplotlib.transforms import ScaledTranslation
 
-    low, high = wer["interval"] or (wer["value"], wer["value"])
+    size, scale = at
+    value = scale * found["value"]
+    low, high = (scale * end for end in found["interval"] or (found["value"], found["value"]))
     # A percentile interval need not hold the value, and an error bar cannot be negative.
-    below, above = max(0.0, wer["value"] - low), max(0.0, high - wer["value"])
+    below, above = max(0.0, value - low), max(0.0, high - value)
     aside = ScaledTranslation(0.12 * steps, 0, axis.figure.dpi_scale_trans)
     axis.errorbar(
         size,
-        100 * wer["value"],
-        yerr=[[100 * below], [100 * above]],
+        value,
+        yerr=[[below], [above]],
         fmt="os^vD"[style % 5],
         color=f"C{style % 10}",
         capsize=3,
@@ -128,9 +136,7 @@ def _point(
         transform=axis.transData + aside,
     )
     # With a transform of their own the points do not count for the limits of the axes.
-    axis.update_datalim(
-        [(size, 100 * min(low, wer["value"])), (size, 100 * (wer["value"] + above))]
-    )
+    axis.update_datalim([(size, min(low, value)), (size, value + above)])
     axis.autoscale_view()
 
 

@@ -215,16 +215,52 @@ CLASS_SCORE = mapping(**_CLASS_SCORE)
 CLASS_SCORE_FILE = mapping(**_CLASS_SCORE, inputs=named(text))
 
 
+_TRANSLATION_SCORE: dict[str, Check] = {
+    "set": text,
+    "method": text,
+    "target": text,  # language
+    "utterances": count,
+    "speakers": optional(count),
+    "words": count,  # of the references, cut at blanks
+    "bootstrap": mapping(resamples=count, seed=count, confidence=number),
+    "bleu": mapping(
+        value=number,  # 0 to 100, as chrF is
+        interval=optional(interval),  # null: one utterance
+        brevity_penalty=number,
+        precisions=items(number),
+        signature=text,
+    ),
+    "chrf": mapping(value=number, interval=optional(interval), signature=text),
+    "baseline": optional(
+        mapping(
+            tag=text,
+            bleu_difference=number,  # this run minus the baseline: positive is better
+            bleu_p=optional(number),  # null: one utterance, or the same hypotheses
+            chrf_difference=number,
+            chrf_p=optional(number),
+        )
+    ),
+}
+TRANSLATION_SCORE = mapping(**_TRANSLATION_SCORE)
+TRANSLATION_SCORE_FILE = mapping(**_TRANSLATION_SCORE, inputs=named(text))
+
+
 def any_score(value: Any, where: str) -> None:
-    """A score of recognition or of classification, told apart by its metric."""
+    """A score of recognition, translation or classification, told apart by its metric."""
     _require_mapping(value, where)
-    (CLASS_SCORE if "weighted_f1" in value else SCORE)(value, where)
+    if "bleu" in value:
+        TRANSLATION_SCORE(value, where)
+    else:
+        (CLASS_SCORE if "weighted_f1" in value else SCORE)(value, where)
 
 
 def any_score_file(value: Any, where: str) -> None:
-    """Either score as stage 7 writes it."""
+    """Any of them as stage 7 writes it."""
     _require_mapping(value, where)
-    (CLASS_SCORE_FILE if "weighted_f1" in value else SCORE_FILE)(value, where)
+    if "bleu" in value:
+        TRANSLATION_SCORE_FILE(value, where)
+    else:
+        (CLASS_SCORE_FILE if "weighted_f1" in value else SCORE_FILE)(value, where)
 
 
 RESULT = mapping(

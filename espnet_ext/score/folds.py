@@ -6,7 +6,7 @@ from statistics import mean, stdev
 
 import numpy as np
 
-from espnet_ext.score.significance import SEED
+from espnet_ext.score.significance import CONFIDENCE, SEED
 
 # 2^13 = 8,192 ways to flip the signs: up to 13 folds the test goes through all of them.
 PERMUTATIONS = 10_000
@@ -54,18 +54,24 @@ def paired_p(
     Returns:
         None for fewer than two folds.
     """
+    folds = sorted({fold for fold, _ in first})
+    before, after = (
+        np.array([mean(v for (f, _), v in scores.items() if f == fold) for fold in folds])
+        for scores in (first, second)
+    )
+    return sign_flip_p(after - before)
+
+
+def sign_flip_p(differences: np.ndarray) -> float | None:
+    """Return the two-sided p of a mean of 0, by flipping signs of differences (folds,).
+
+    Returns:
+        None for fewer than two folds.
+    """
     from scipy import stats
 
-    folds = sorted({fold for fold, _ in first})
-    if len(folds) < 2:
+    if len(differences) < 2:
         return None
-    differences = np.array(
-        [
-            mean(v for (f, _), v in second.items() if f == fold)
-            - mean(v for (f, _), v in first.items() if f == fold)
-            for fold in folds
-        ]
-    )
     found = stats.permutation_test(
         (differences,),
         lambda x, axis: np.mean(x, axis=axis),
@@ -75,3 +81,20 @@ def paired_p(
         rng=np.random.default_rng(SEED),
     )
     return float(found.pvalue)
+
+
+def mean_interval(differences: np.ndarray) -> tuple[float, float] | None:
+    """Return Student's 95 % interval of the mean of differences (folds,).
+
+    Not a bootstrap, which is too narrow for the five folds that some corpora have.
+
+    Returns:
+        None for fewer than two folds.
+    """
+    from scipy import stats
+
+    if len(differences) < 2:
+        return None
+    middle, half = differences.mean(), stats.sem(differences)
+    half *= stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)
+    return float(middle - half), float(middle + half)

@@ -1,7 +1,7 @@
 """References and hypotheses of one set, read from Kaldi tables and paired by utterance id."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from espnet_ext.data.kaldi_dir import read_table
@@ -25,6 +25,7 @@ def read_pairs(
     hypothesis: str | os.PathLike,
     utt2spk: str | os.PathLike | None = None,
     baseline: str | os.PathLike | None = None,
+    normalise: Callable[[str], str] = normalise_text,
 ) -> Pairs:
     """Read, check and normalise what one set is scored from.
 
@@ -39,12 +40,12 @@ def read_pairs(
     if not table:
         raise UserError(f"{reference}: no utterance in it; make it again (stage 1)")
     ids = sorted(table)
-    references = [normalise_text(table[name]) for name in ids]
+    references = [normalise(table[name]) for name in ids]
     empty = [name for name, text in zip(ids, references, strict=True) if not text]
     if empty:
         raise UserError(
             f"{reference}: {_some(empty)} without words once normalised; "
-            "an error rate needs words, so drop such utterances (stage 1 does)"
+            "a score needs words, so drop such utterances (stage 1 does)"
         )
     speakers = None
     if utt2spk is not None:
@@ -56,14 +57,17 @@ def read_pairs(
     return Pairs(
         ids=ids,
         references=references,
-        hypotheses=_hypotheses(hypothesis, reference, ids),
+        hypotheses=_hypotheses(hypothesis, reference, ids, normalise),
         speakers=speakers,
-        baseline=None if baseline is None else _hypotheses(baseline, reference, ids),
+        baseline=(None if baseline is None else _hypotheses(baseline, reference, ids, normalise)),
     )
 
 
 def _hypotheses(
-    path: str | os.PathLike, reference: str | os.PathLike, ids: Iterable[str]
+    path: str | os.PathLike,
+    reference: str | os.PathLike,
+    ids: Iterable[str],
+    normalise: Callable[[str], str],
 ) -> list[str]:
     table = read_table(path)
     missing = [name for name in ids if name not in table]
@@ -78,7 +82,7 @@ def _hypotheses(
             f"{path}: {_some(extra)} not in {reference}; "
             "both must be of the same set: decode it again (stage 6)"
         )
-    return [normalise_text(table[name]) for name in ids]
+    return [normalise(table[name]) for name in ids]
 
 
 def _some(names: list[str]) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from espnet_ext.config import Config
+from espnet_ext.data.definitions import ark_definition
 from espnet_ext.encoders.stack_encoder import without_files
 from espnet_ext.errors import UserError
 from espnet_ext.tasks.registry import TASKS, install
@@ -82,14 +83,11 @@ def feature_width(config: Config) -> int | None:
     """Width of features that are read from arks; None if the frontend computes them.
 
     Raises:
-        UserError: features are read from arks, but the frontend is not the one that wrote them.
+        UserError: features are read from arks, but the frontend is not one that writes them.
     """
     if config.recipe.features != "ark":
         return config.espnet.get("input_size")
-    if config.espnet.get("frontend") != "kaldi_fbank":
-        raise UserError("recipe: features: ark needs frontend: kaldi_fbank")
-    conf = config.espnet.get("frontend_conf") or {}
-    return conf.get("n_mels", 80) * (1 + conf.get("deltas", 0))
+    return ark_definition(config).width
 
 
 def _arguments(config: Config) -> argparse.Namespace:

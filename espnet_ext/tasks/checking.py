@@ -234,7 +234,7 @@ def _constructors(config: Config) -> Iterator[tuple[str, Any, str]]:
         if chosen in table:
             yield f"{name}_conf", table[chosen], chosen
     yield "exclude_weight_decay_conf", add_optimizer_hooks, "exclude_weight_decay"
-    if config.recipe.task != "asr":
+    if config.recipe.task == "cls":
         return
     yield "ctc_conf", CTC, "CTC"
     if espnet.get("decoder") == "transducer":

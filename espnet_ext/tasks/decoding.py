@@ -18,7 +18,7 @@ from espnet2.bin.cls_inference import Classification
 from tqdm import tqdm
 
 from espnet_ext.data.audio import read_wave
-from espnet_ext.data.fbank import kaldi_fbank
+from espnet_ext.data.fbank import FRAMES_PER_SECOND, kaldi_fbank
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError
@@ -26,7 +26,6 @@ from espnet_ext.models.transducer_search import BeamSearch, GreedySearch, Search
 from espnet_ext.tasks.checkpoint import load_model
 from espnet_ext.tasks.rules import TRANSDUCER
 
-_FRAMES_PER_SECOND = 100
 _BATCH = 16
 # What the real-time factor is measured on: enough to hold every length, few enough to repeat.
 TIMED_UTTERANCES = 50
@@ -44,6 +43,7 @@ def decode_set(
     nj: int,
     deltas: int = 0,
     timed: bool = True,
+    frames: float = FRAMES_PER_SECOND,
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """Decode the utterances of a wav.scp, or of a feats.scp of arks.
 
@@ -56,6 +56,7 @@ def decode_set(
         nj: processes.
         deltas: orders of differences, where features are computed here.
         timed: measure the real-time factor, which takes cores that nobody else uses.
+        frames: frames per second of arks.
 
     Returns:
         (utterance, text) in the order of the list, and what decode.json holds; the real-time
@@ -70,8 +71,9 @@ def decode_set(
     # Speech2Text loads whatever fits; this refuses what does not.
     load_model(model / "config.yaml", model / "model.pth")
     speech2text = load_inference(model, method, options)
-    _shared.update(speech2text=speech2text, method=method, rate=rate, deltas=deltas)
-    _shared.update(search=search_of(speech2text.asr_model, method, options))
+    search = search_of(speech2text.asr_model, method, options)
+    _shared.update(speech2text=speech2text, method=method, search=search)
+    _shared.update(rate=rate, deltas=deltas, frames=frames)
     # torch's thread pool does not survive a fork: one thread before and after.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -86,15 +88,18 @@ def decode_set(
         speed = time_decoding([rows[i] for i in chosen], len(batches[0])) if timed else {}
     finally:
         torch.set_num_threads(threads)
-    summary = {
-        **speed,
+    return [(r[0], r[1]) for r in results], speed | _summary(results)
+
+
+def _summary(results: Sequence[tuple[str, str, float, float]]) -> dict[str, Any]:
+    """What decode.json holds of all utterances, besides the real-time factor."""
+    return {
         "utterances": len(results),
         "audio_seconds": round(sum(r[2] for r in results), 2),
         "peak_rss_mb": round(max(r[3] for r in results), 1),
         "threads": 1,
         "device": "cpu",
     }
-    return [(r[0], r[1]) for r in results], summary
 
 
 def load_inference(model: Path, method: str, options: dict) -> Any:
@@ -194,8 +199,8 @@ def _decode_rows(rows: list[tuple[str, str]]) -> list[tuple[str, str, float, flo
 
 def _read(rows: Sequence[tuple[str, str]]) -> list[tuple[np.ndarray, float]]:
     """Inputs and lengths of rows, for the model that processes share."""
-    speech2text, rate, deltas = (_shared[key] for key in ("speech2text", "rate", "deltas"))
-    return [read_input(*row, speech2text, rate, deltas) for row in rows]
+    keys = ("speech2text", "rate", "deltas", "frames")
+    return [read_input(*row, *(_shared[key] for key in keys)) for row in rows]
 
 
 def texts_of(speeches: list[np.ndarray]) -> list[str]:
@@ -206,7 +211,12 @@ def texts_of(speeches: list[np.ndarray]) -> list[str]:
 
 
 def read_input(
-    utterance: str, where: str, speech2text: Any, rate: int | None, deltas: int = 0
+    utterance: str,
+    where: str,
+    speech2text: Any,
+    rate: int | None,
+    deltas: int = 0,
+    frames: float = FRAMES_PER_SECOND,
 ) -> tuple[np.ndarray, float]:
     """Read what the model takes, features (frames, bins) or a wave, and its length in seconds."""
     if rate is None:
@@ -218,7 +228,7 @@ def read_input(
             way_out = f"remove {Path(where).parent} and run stage 2"
             reason = type(error).__name__
             raise UserError(f"{utterance}: cannot read {where} ({reason}); {way_out}") from None
-        return feats, len(feats) / _FRAMES_PER_SECOND
+        return feats, len(feats) / frames
     wave = read_wave(where, utterance, rate)
     seconds = len(wave) / rate
     if speech2text.asr_model.frontend is None:

@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from espnet_ext.data.fbank import kaldi_fbank
+from espnet_ext.data.fbank import FRAMES_PER_SECOND, kaldi_fbank
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
 from espnet_ext.encoders.stack_encoder import StackEncoder
 from espnet_ext.encoders.stack_mimic import MimickedStack
@@ -40,6 +40,7 @@ def deploy_checkpoint(
     rate: int,
     folder: Path,
     deltas: int = 0,
+    frames: float = FRAMES_PER_SECOND,
 ) -> dict[str, Any]:
     """Write ``folder`` with model.pth, config.yaml, feats_stats.npz and deploy.json.
 
@@ -50,10 +51,12 @@ def deploy_checkpoint(
         config: the experiment's config.yaml.
         checkpoint: the averaged model.
         variant: name of the deployed form.
-        waves: real utterances, each (samples,) in [-1, 1], for the verification.
+        waves: real utterances for the verification: each (samples,) in [-1, 1], or features
+            (frames, width) that are not computed here.
         rate: their samples per second.
         folder: where to write.
         deltas: orders of differences in the features that the deployed model takes.
+        frames: how many of them there are in a second.
 
     Returns:
         The contents of deploy.json.
@@ -86,7 +89,7 @@ def deploy_checkpoint(
             "parameters": footprint(deployed),
             "training_parameters": footprint(trained),
             "bytes": (temporary / "model.pth").stat().st_size,
-            "macs_per_second": macs_per_second(deployed, rate, arguments.get("input_size")),
+            "macs_per_second": macs_per_second(deployed, rate, arguments.get("input_size"), frames),
             "verified": verified,
         }
         write_json(temporary / "deploy.json", summary)
@@ -168,12 +171,14 @@ def verify(
 def encode(model: nn.Module, wave: Tensor, rate: int, width: int | None, deltas: int = 0) -> Tensor:
     """Encoder output (1, frames, width) for one wave; of a classifier its logits (1, classes).
 
+    In place of a wave features (frames, width) may be given.
     A model without a frontend takes ``width`` features a frame, log-mel and ``deltas`` orders of
     differences: ours, whatever made the training's arks.
     """
-    if model.frontend is None and width is not None:
+    if model.frontend is None and width is not None and wave.dim() == 1:
         wave = kaldi_fbank(wave, rate, width // (1 + deltas), deltas)
-    output, lengths = model.encode(wave.unsqueeze(0), torch.tensor([len(wave)]))
+    # A copy: ESPnet's normalisation writes into what it is given.
+    output, lengths = model.encode(wave.unsqueeze(0).clone(), torch.tensor([len(wave)]))
     if isinstance(output, tuple):
         output = output[0]
     return model.decoder(output, lengths) if is_classifier(model) else output

@@ -7,13 +7,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from espnet_ext.config import Config
+from espnet_ext.data.definitions import ark_definition, frames_per_second
+from espnet_ext.data.fbank import FRAMES_PER_SECOND
 from espnet_ext.methods.deploy import deploy, footprint
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.tasks.build import build_model, feature_width
 from espnet_ext.tasks.checkpoint import file_state, serialised
 
 _SECONDS = 10.0
-_FRAMES_PER_SECOND = 100  # of the features in arks
 
 
 def measure(config: Config, variant: str | None = None, vocabulary: int | None = None) -> dict:
@@ -38,7 +39,9 @@ def measure(config: Config, variant: str | None = None, vocabulary: int | None =
         "parameters": footprint(deployed),
         "training_parameters": footprint(model),
         "bytes": file_bytes(deployed, variant),
-        "macs_per_second": macs_per_second(deployed, sampling_rate(config), feature_width(config)),
+        "macs_per_second": macs_per_second(
+            deployed, sampling_rate(config), feature_width(config), frames_per_second(config)
+        ),
     }
 
 
@@ -51,12 +54,20 @@ def sampling_rate(config: Config) -> int:
     """Samples per second that the frontend expects."""
     import humanfriendly
 
+    if config.espnet.get("frontend") == "ssl":
+        return ark_definition(config).rate
+
     rate = (config.espnet.get("frontend_conf") or {}).get("fs", 16000)
     return humanfriendly.parse_size(rate) if isinstance(rate, str) else int(rate)
 
 
 @torch.no_grad()
-def macs_per_second(model: nn.Module, rate: int = 16000, width: int | None = None) -> int | str:
+def macs_per_second(
+    model: nn.Module,
+    rate: int = 16000,
+    width: int | None = None,
+    frames: float = FRAMES_PER_SECOND,
+) -> int | str:
     """Multiply-accumulates of encoder and CTC or class output per second of audio, on 10 s of it.
 
     Matrix products, convolutions and attention are counted, elementwise work, the frontend
@@ -67,12 +78,13 @@ def macs_per_second(model: nn.Module, rate: int = 16000, width: int | None = Non
         model: an ESPnet ASR model in evaluation mode.
         rate: samples per second of audio.
         width: features per frame, for a model without a frontend.
+        frames: frames per second of such features.
     """
     parts: dict[str, Any] = {name: getattr(model, name, None) for name in _PARTS}
     encoder = parts["encoder"]
     if encoder is None or any(isinstance(m, nn.RNNBase) for m in encoder.modules()):
         return NOT_MEASURED
-    x, lengths = _ten_seconds(parts, rate, width)
+    x, lengths = _ten_seconds(parts, rate, width, frames)
     with FlopCounterMode(display=False, custom_mapping=MORE_FLOPS) as counter:
         if parts["preencoder"] is not None:
             x, lengths = parts["preencoder"](x, lengths)
@@ -107,7 +119,7 @@ _PARTS = ("frontend", "normalize", "preencoder", "encoder", "postencoder", "ctc"
 
 
 def _ten_seconds(
-    parts: dict[str, Any], rate: int, width: int | None
+    parts: dict[str, Any], rate: int, width: int | None, frames_per_second: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (1, frames, width) of noise, and their length, before the pre-encoder."""
     # A generator of its own: measuring must not change the numbers of what follows.
@@ -118,7 +130,7 @@ def _ten_seconds(
     elif width is None:
         raise ValueError("a model without a frontend needs the width of its features")
     else:
-        frames = int(_SECONDS * _FRAMES_PER_SECOND)
+        frames = int(_SECONDS * frames_per_second)
         x = torch.randn(1, frames, width, generator=noise)
         lengths = torch.tensor([frames])
     if parts["normalize"] is not None:

@@ -17,6 +17,7 @@ from espnet_ext.encoders.compressed import compressed_choices
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
 from espnet_ext.encoders.raw import RawSpeech
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
+from espnet_ext.encoders.ssl_features import SSLFeatures
 from espnet_ext.encoders.stack_encoder import StackEncoder
 from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
 from espnet_ext.methods.registry import METHODS
@@ -34,11 +35,12 @@ ESPNET_BASES = (
     "contextual_block_transformer",
     "contextual_block_conformer",
 )
+RECURRENT_BASES = ("rnn", "vgg_rnn")
 OWN_BASES = {
     "speechformer": SpeechFormerEncoder,
     "streaming_transformer": StreamingTransformerEncoder,
 }
-BASES = (*ESPNET_BASES, *OWN_BASES)
+BASES = (*ESPNET_BASES, *RECURRENT_BASES, *OWN_BASES)
 
 
 class CLSTask(cls.CLSTask):
@@ -53,23 +55,32 @@ class CLSTask(cls.CLSTask):
         return compress_head(super().build_model(args))
 
 
-TASKS: dict[str, type[AbsTask]] = {"asr": asr.ASRTask, "cls": CLSTask}
+# Translation is ESPnet's asr task trained on the target's text, which is how the paper translates
+# (arXiv 2310.02489, section 3). ESPnet's st task takes a transducer only with warprnnt_pytorch,
+# which no registry has, and what it adds, losses on the source's text, the paper does not have.
+TASKS: dict[str, type[AbsTask]] = {"asr": asr.ASRTask, "st": asr.ASRTask, "cls": CLSTask}
 
 
 def task_of(arguments: Mapping[str, Any]) -> str:
-    """Name of the task of an ESPnet config.yaml, which does not name it: only asr has CTC."""
+    """Name of the ESPnet task of a config.yaml, which does not name it: only asr has CTC.
+
+    A translating model is one of asr.
+    """
     return "asr" if "ctc_conf" in arguments else "cls"
 
 
 @functools.cache
 def install() -> None:
     """Register encoders, frontend, models, predictor and heads with ESPnet's tasks. Idempotent."""
-    bases = {name: asr.encoder_choices.classes[name] for name in ESPNET_BASES} | OWN_BASES
+    espnet = (*ESPNET_BASES, *RECURRENT_BASES)
+    bases = {name: asr.encoder_choices.classes[name] for name in espnet} | OWN_BASES
+    compressed = compressed_choices(bases, RECURRENT_BASES)
     for task in (asr, cls):
-        task.encoder_choices.classes.update({**bases, **compressed_choices(bases)})
+        task.encoder_choices.classes.update({**bases, **compressed})
         task.encoder_choices.classes["stack"] = StackEncoder
         task.frontend_choices.classes["raw"] = RawSpeech
         task.frontend_choices.classes["kaldi_fbank"] = KaldiFbank
+        task.frontend_choices.classes["ssl"] = SSLFeatures
     asr.decoder_choices.classes["transducer"] = Predictor
     asr.model_choices.classes["espnet"] = ASRModel
     cls.decoder_choices.classes["mlp"] = MLPDecoder

@@ -1,9 +1,11 @@
 """Rules for configs that need no model: values of ``recipe:``, settings without effect."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from espnet_ext.config import Config, Recipe, StepOne
+from espnet_ext.data.definitions import ARK_FRONTENDS
 from espnet_ext.errors import UserError, nearest
 
 # Options of each decoding method; ctc_att_beam without a decoder is CTC prefix beam search.
@@ -15,7 +17,10 @@ DECODE = {
     "classify": (),
 }
 TRANSDUCER = ("transducer_greedy", "transducer_beam")
-_METHODS = {"asr": ("ctc_greedy", "ctc_att_beam", *TRANSDUCER), "cls": ("classify",)}
+_TEXTS = ("ctc_greedy", "ctc_att_beam", *TRANSDUCER)
+_METHODS = {"asr": _TEXTS, "st": _TEXTS, "cls": ("classify",)}
+# The language of a translation, as corpora name theirs: en, zh-CN, de_CH.
+_LANGUAGE = re.compile(r"[a-z]{2,3}([-_][A-Za-z]{2,4})?")
 _CHOICES = {
     "task": tuple(_METHODS),
     "features": ("raw", "ark"),
@@ -73,14 +78,50 @@ def recipe_problems(config: Config) -> list[str]:
     found += _sample_problems(config.espnet)
     if not isinstance(recipe.vote, bool):
         found.append(f"recipe: vote must be true or false, not {recipe.vote!r}")
+    found += _target_problems(recipe)
     kind = config.espnet.get("token_type", "bpe")
-    if recipe.task == "asr" and kind not in ("char", "bpe"):
+    if recipe.task != "cls" and kind not in ("char", "bpe"):
         found.append(f"token_type: the recipes make char or bpe tokens, not {kind!r}")
-    if recipe.features == "ark" and config.espnet.get("frontend") != "kaldi_fbank":
-        found.append("recipe: features: ark needs frontend: kaldi_fbank")
-    found += [*_average_problems(config), *_head_problems(config.espnet)]
-    found += _stack_problems(config)
+    found += [
+        *_ark_problems(config),
+        *_recurrent_problems(config.espnet),
+        *_average_problems(config),
+        *_head_problems(config.espnet),
+        *_stack_problems(config),
+    ]
     return found + list(_decode_problems(recipe, config.espnet))
+
+
+def _target_problems(recipe: Recipe) -> Iterator[str]:
+    """Translation needs a language to translate into, and nothing else does."""
+    if recipe.task != "st":
+        if recipe.target is not None:
+            yield f"recipe: target: {recipe.target} is for task st, not for task {recipe.task}"
+    elif recipe.target is None:
+        yield "recipe: task: st needs the language to translate into, as in target: en"
+    elif not isinstance(recipe.target, str) or not _LANGUAGE.fullmatch(recipe.target):
+        hint = "; YAML reads no as false, so quote it" if recipe.target is False else ""
+        yield f"recipe: target must be a language, as in en or zh-CN, not {recipe.target!r}{hint}"
+
+
+def _ark_problems(config: Config) -> Iterator[str]:
+    """Arks are written by some frontends only, and one of them writes nothing else."""
+    frontend, ark = config.espnet.get("frontend"), config.recipe.features == "ark"
+    if ark and frontend not in ARK_FRONTENDS:
+        yield f"recipe: features: ark needs frontend: {' or '.join(ARK_FRONTENDS)}"
+    if not ark and frontend == "ssl":
+        yield "frontend: ssl needs recipe: features: ark; stage 2 writes its features"
+
+
+def _recurrent_problems(espnet: Mapping[str, Any]) -> Iterator[str]:
+    """ESPnet's projected recurrent layers drop out whenever they are called, decoding included."""
+    conf = section(espnet, "encoder_conf")
+    recurrent = str(espnet.get("encoder", "")).lower().split("_")[-1] == "rnn"
+    if recurrent and conf.get("use_projection", True) and conf.get("dropout"):
+        yield (
+            f"encoder_conf: dropout: {conf['dropout']} would be on in decoding too, as ESPnet "
+            "writes it; choose dropout: 0.0, or use_projection: false"
+        )
 
 
 def _head_problems(espnet: Mapping[str, Any]) -> Iterator[str]:
@@ -202,7 +243,7 @@ def warnings_of(config: Config, method: str | None = None) -> list[str]:
         found.append(
             f"init: {espnet['init']} overwrites the initialisation of {method}'s factors; remove it"
         )
-    if config.recipe.task == "asr":
+    if config.recipe.task != "cls":
         found += _loss_warnings(espnet)
     return found + [*_input_warnings(config), *_batch_warnings(espnet)]
 

@@ -14,11 +14,18 @@ from espnet_ext.tasks.checkpoint import ties
 _NEW = (".down", ".up", ".diagonal")
 
 
-def refuse_other_start(config: Config, checkpoints: list[Path]) -> None:
+def refuse_other_start(
+    config: Config, checkpoints: list[Path], vocabulary: int | None = None
+) -> None:
     """Compare the models to start from with the one to train.
 
     ESPnet would load a model of other groups as it is, each group with the weights of its
     last layer.
+
+    Args:
+        config: of the training.
+        checkpoints: whole models.
+        vocabulary: tokens that stage 3 listed; default: what the config alone says.
 
     Raises:
         UserError: no such file, another architecture, or weights that differ where this model
@@ -26,7 +33,7 @@ def refuse_other_start(config: Config, checkpoints: list[Path]) -> None:
     """
     if not checkpoints:
         return
-    model = build_model(config)
+    model = build_model(config, vocabulary)
     own = model.state_dict()
     shared = ties(model)
     for path in checkpoints:

@@ -12,13 +12,13 @@ from espnet2.bin.asr_inference import Speech2Text
 from espnet2.layers.global_mvn import GlobalMVN
 from torch import Tensor
 
-from espnet_ext.data.fbank import OnlineFbank
+from espnet_ext.data.fbank import FRAMES_PER_SECOND, OnlineFbank
 from espnet_ext.encoders.chunks import SUBSAMPLING
 from espnet_ext.errors import UserError
 from espnet_ext.tasks.checkpoint import load_model
 from espnet_ext.tasks.decoding import load_speech2text, search_of, text_of
 
-_FRAME_SECONDS = 0.01
+_FRAME_SECONDS = 1 / FRAMES_PER_SECOND
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Timing:
         ready: second, from the start of the audio, at which the last chunk was done.
         first_token: that second when the first token came; None before.
         delays: of each token, seconds from the end of its encoder frame to its output.
+        peak: largest absolute sample.
     """
 
     chunks: list[float] = field(default_factory=list)
@@ -37,6 +38,7 @@ class Timing:
     ready: float = 0.0
     first_token: float | None = None
     delays: list[float] = field(default_factory=list)
+    peak: float = 0.0
 
     def add(self, arrived: float, spent: float, frames: Iterable[int]) -> None:
         """Count a chunk whose audio was there at ``arrived`` and the tokens it gave."""
@@ -109,6 +111,7 @@ class Streamer:
         for piece, last in _with_last(pieces):
             start = time.perf_counter()
             timing.audio += len(piece) / self.rate
+            timing.peak = max(timing.peak, float(np.abs(piece).max(initial=0.0)))
             if last and timing.audio * self.rate < fbank.window:
                 raise UserError(f"the stream has {timing.audio:.3f} s, less than a window of 25 ms")
             new = [fbank.accept(torch.from_numpy(piece))] + ([fbank.finish()] if last else [])
@@ -129,6 +132,16 @@ class Streamer:
             if now != text or last:
                 yield timing.audio, now
             text = now
+
+    def doubts(self, timing: Timing) -> list[str]:
+        """What makes the text of an ended stream worth nothing, one line each; usually none."""
+        found = []
+        chunk = self.chunk * _FRAME_SECONDS
+        if timing.audio < chunk:
+            found.append(f"the stream has {timing.audio:.3f} s, less than a chunk of {chunk:g} s")
+        if timing.peak == 0:
+            found.append("the stream is silence: all its samples are 0; is the microphone on?")
+        return found
 
     def _normalised(self, feats: Tensor) -> Tensor:
         batch = feats.unsqueeze(0)

@@ -73,7 +73,7 @@ class CLSTask(PlainCLSTask):
     trainer = Trainer
 
 
-_TRAINED: dict[str, type[AbsTask]] = {"asr": ASRTask, "cls": CLSTask}
+_TRAINED: dict[str, type[AbsTask]] = {"asr": ASRTask, "st": ASRTask, "cls": CLSTask}
 
 
 def supported_cpu_dtype(name: str) -> torch.dtype | None:

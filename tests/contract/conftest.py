@@ -15,7 +15,7 @@ from espnet_ext.encoders.compressed import compressed_encoder
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
 from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
 from espnet_ext.methods.registry import METHODS
-from espnet_ext.methods.sites import SITES
+from espnet_ext.methods.sites import BEYOND, SITES
 
 FEATURES = 20
 
@@ -113,20 +113,33 @@ ENCODERS: dict[str, dict[str, Any]] = {
         **_TINY,
     },
 }
+_RNN = {"num_layers": 2, "hidden_size": 12, "output_size": 16}
+RECURRENT = {
+    "rnn": {**_RNN, "subsample": [2, 1]},  # ESPnet's dropout here is on in decoding too
+    "vgg_rnn": {**_RNN, "rnn_type": "gru", "bidirectional": False, "use_projection": False},
+}
+ENCODERS |= RECURRENT
 # ESPnet's own cut the padded batch into blocks: its last blocks are not those of one alone.
-SEES_PADDING = {"contextual_block_transformer", "contextual_block_conformer"}
+# Convolutions of VGG see what stands behind an utterance.
+SEES_PADDING = {"contextual_block_transformer", "contextual_block_conformer", "vgg_rnn"}
 SMALL = {"stack": Stack, "tied": Tied}
 OWN = {  # encoders of this package
     "speechformer": SpeechFormerEncoder,
     "streaming_transformer": StreamingTransformerEncoder,
 }
 LACKS = {
-    "branchformer": {"ffn", "conv"},
-    "transformer": {"conv"},
-    "e_branchformer": {"conv"},
-    "speechformer": {"conv"},
-    "contextual_block_transformer": {"conv"},
-    "streaming_transformer": {"conv"},
+    "stack": {"wide_conv", "recurrent"},
+    "tied": {"wide_conv", "recurrent"},
+    "conformer": {"recurrent"},
+    "contextual_block_conformer": {"recurrent"},
+    "branchformer": {"ffn", "conv", "recurrent"},
+    "transformer": {"conv", "recurrent"},
+    "e_branchformer": {"conv", "recurrent"},
+    "speechformer": {"conv", "wide_conv", "recurrent"},
+    "contextual_block_transformer": {"conv", "recurrent"},
+    "streaming_transformer": {"conv", "recurrent"},
+    "rnn": {"ffn", "qkv", "project", "conv", "wide_conv"},
+    "vgg_rnn": {"ffn", "qkv", "project", "conv"},
 }
 
 
@@ -135,7 +148,8 @@ def espnet_class(name: str) -> type[nn.Module]:
     if name in OWN:
         return OWN[name]
     parts = name.split("_")
-    camel = "".join("E" if p == "e" else p.capitalize() for p in parts) + "Encoder"
+    short = {"e": "E", "rnn": "RNN", "vgg": "VGG"}
+    camel = "".join(short.get(p, p.capitalize()) for p in parts) + "Encoder"
     return getattr(importlib.import_module(f"espnet2.asr.encoder.{name}_encoder"), camel)
 
 
@@ -207,8 +221,10 @@ def cases() -> list[Case]:
     found = []
     for method in METHODS.values():
         for options in method.trials:
-            sites = set(getattr(method.parse(options), "sites", SITES))
+            sites = set(getattr(method.parse(options), "sites", (*SITES, *BEYOND)))
             for target in [*SMALL, *ENCODERS]:
+                if target in RECURRENT and not method.recurrent:
+                    continue
                 if not sites & LACKS.get(target, set()):
                     found.append(Case(method.name, options, target))
     return found

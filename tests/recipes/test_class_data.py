@@ -39,7 +39,7 @@ def test_hedgewars_is_prepared(tmp_path):
         "dev": {"pirate"},
         "test": {"mobster"},
     }
-    for split, count in (("voice", 3), ("strict", 6)):
+    for split, count in (("voice", 3), ("strict", 6), ("group", 3), ("group_strict", 6)):
         folds = read_folds(data, split)
         assert len(folds) == count
         tested = [u.id for fold in folds for u in read_data_dir(data / fold / "test")]
@@ -60,7 +60,7 @@ def test_hedgewars_strict_folds_share_neither_voice_nor_phrase(tmp_path):
             u.speaker for u in found
         }
 
-    for fold in read_folds(data, "strict"):
+    for fold in read_folds(data, "strict") + read_folds(data, "group_strict"):
         train, test = phrases(fold, "train"), phrases(fold, "test")
         assert train[0]
         assert not train[0] & test[0]
@@ -182,6 +182,8 @@ def test_iemocap_faults(tmp_path):
     twice = root / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
     twice.write_bytes(twice.read_bytes() * 2)
     refused(run("iemocap/ser1", tmp_path, *words), "labelled twice")
+    twice.write_bytes(twice.read_bytes().replace(b"\t", b","))
+    refused(run("iemocap/ser1", tmp_path, *words), twice.name, "no line of a turn", "tabs between")
 
 
 # M3ED -----------------------------------------------------------------------------------------
@@ -247,6 +249,21 @@ def test_m3ed_faults(tmp_path):
     refused(run("m3ed/ser1", tmp_path, *words), "bianji", "in no list")
     (root / "splitInfo/movie_list_val.txt").unlink()
     refused(run("m3ed/ser1", tmp_path, *words), "no splitInfo/movie_list_val.txt")
+    words = m3ed(root)
+    annotation = root / "annotation.json"
+    whole = annotation.read_text(encoding="utf-8")
+    for old, new, told in (
+        ("final_main_emo", "main_emo", "anjia_1_1: no final_main_emo"),
+        ('"Dialog"', '"Dialogue"', "anjia: no Dialog"),
+        ('"B": {"Name"', '"C": {"Name"', "anjia_1_1: no B"),
+        ("{", "", "annotation.json: not valid JSON"),
+    ):
+        annotation.write_text(whole.replace(old, new, -1 if new else 1), encoding="utf-8")
+        refused(run("m3ed/ser1", tmp_path, *words), told)
+    annotation.write_text(whole, encoding="utf-8")
+    broken = root / "modality_speech/anjia/B_anjia_1_1.wav"
+    broken.write_bytes(b"no audio")
+    refused(run("m3ed/ser1", tmp_path, *words), "anjia_1_1", "cannot decode")
 
 
 # DAIC-WOZ -------------------------------------------------------------------------------------
@@ -274,9 +291,12 @@ def daic(root, header=_TRAIN, separator="\t", bad="0"):
     return ["--corpus", root, "--uncounted"]
 
 
-@pytest.mark.parametrize("header", [_TRAIN, _TRAIN.replace("PHQ8_B", "PHQ_B").lower()])
-def test_daic_woz_is_prepared(tmp_path, header):
-    header = header.replace("participant_id", "participant_ID").replace("phq_binary", "PHQ_Binary")
+@pytest.mark.parametrize(
+    "columns",
+    ["Participant_ID,PHQ8_Binary", "participant_ID,PHQ8_Binary", "Participant_ID,PHQ_Binary"],
+)
+def test_daic_woz_is_prepared(tmp_path, columns):
+    header = _TRAIN.replace("Participant_ID,PHQ8_Binary", columns)
     words = daic(tmp_path / "daic", header)
     done = run("daic_woz/ser1", tmp_path, *words)
     assert done.returncode == 0, done.stderr
@@ -308,6 +328,10 @@ def test_daic_woz_faults(tmp_path):
     words = daic(root)
     (root / "401_P/401_AUDIO.wav").unlink()
     refused(run("daic_woz/ser1", tmp_path, *words), "401_AUDIO.wav", "participant 401")
+    (root / "401_P/401_AUDIO.wav").write_bytes(b"")
+    refused(run("daic_woz/ser1", tmp_path, *words), "401_AUDIO.wav", "empty audio file")
+    wave(root / "401_P/401_AUDIO.wav", 2.0)
+    refused(run("daic_woz/ser1", tmp_path, *words), "401_AUDIO.wav", "audio without samples from")
     words = daic(root)
     lines = (root / _LISTS[1]).read_text()
     (root / _LISTS[1]).write_text(lines + "305,1,1,1\r\n")

@@ -16,6 +16,7 @@ from espnet_ext.report.grids import check
 from espnet_ext.report.schema import RESULT, validate
 from tests.fixtures import miniature
 from tests.fixtures.acted_voices import hedgewars
+from tests.fixtures.ssl_models import WIDTH, make_ssl
 
 # One process makes the recipe, whatever pytest-xdist distributes.
 pytestmark = pytest.mark.xdist_group("class_pipeline")
@@ -195,6 +196,45 @@ def test_a_grid_runs_in_parts_goes_on_and_is_summarised(recipe):
     assert "| hrf_sites-all" in rest.stdout
     again = recipe.grid()
     assert "12 of 12 done" in again.stdout
+
+
+def test_features_of_a_self_supervised_model_go_through_all_stages(recipe):
+    content = {
+        "include": ["train_tiny_s.yaml", "../../../conf/base/ssl.yaml"],
+        "frontend_conf": {"folder": "models/small", "layer": 2},
+        "encoder_conf": {"hop_ms": 20},
+        "max_epoch": 6,
+    }
+    path = recipe.path / "conf/train_ssl_s.yaml"
+    path.write_text(yaml.safe_dump(content))
+    words = ["--package", recipe.package, "--nj", "1", "--config", path]
+    program = Path(recipe.environment["ESPNET_EXT_VENV"]) / "bin/espnet-ext"
+    missing = recipe.call(program, "features", path)
+    assert missing.returncode == 1
+    assert missing.stderr.splitlines()[-1].endswith(
+        "frontend_conf: no folder models/small; give the folder of a downloaded model"
+    )
+    assert "Traceback" not in missing.stderr
+    make_ssl(recipe.path / "models/small")
+    done = recipe.call(recipe.path / "run.sh", *words)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    result = json.loads((recipe.path / "exp/ssl_s/result.json").read_text())
+    validate(result, RESULT, "result.json")
+    assert result["config"]["frontend"] == "ssl"
+    # Half as many frames as log-mel has, each of the model's width.
+    stock = yaml.safe_load((recipe.path / "exp/ssl_s/deploy/merged/config.yaml").read_text())
+    assert (stock["input_size"], stock["frontend"]) == (WIDTH, None)
+    frames = {
+        kind: sum(map(int, read_table(recipe.path / f"dump/{kind}/test/utt2num_frames").values()))
+        for kind in ("fbank26_d2", "ssl_small_l2")
+    }
+    assert 1.9 < frames["fbank26_d2"] / frames["ssl_small_l2"] < 2.2
+    other = json.loads((recipe.path / "exp/tiny_s/result.json").read_text())
+    seconds = [r["decoding"][0]["audio_seconds"] for r in (result, other)]
+    assert seconds[0] == pytest.approx(seconds[1], rel=0.1)
+    again = recipe.call(recipe.path / "run.sh", *words)
+    stages = re.split(r"^== stage \d: [A-Z].*$", again.stdout, flags=re.MULTILINE)[1:]
+    assert all("up to date" in stage for stage in stages), again.stdout
 
 
 def test_a_failed_training_is_told_and_the_others_are_kept(recipe):

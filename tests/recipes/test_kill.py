@@ -13,18 +13,11 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map
 
-from tests.fixtures import forked, miniature
+from tests.fixtures import finished, forked, miniature
 
 pytestmark = pytest.mark.xdist_group("kill")
 
-CONFIG = "conf/train_tiny.yaml"
-VERBS = {
-    "features": ("features", CONFIG, "--nj", "1"),
-    "tokens": ("tokens", CONFIG),
-    "train": ("train", CONFIG, "--threads", "1"),
-    "deploy": ("deploy", CONFIG),
-    "decode": ("decode", CONFIG, "--sets", "test", "--nj", "1"),
-}
+VERBS = {k: finished.VERBS[k] for k in ("features", "tokens", "train", "deploy", "decode")}
 WRITES = ("os.rename", "os.remove", "os.symlink", "os.mkdir", "os.rmdir", "open")
 
 

@@ -1,6 +1,7 @@
 """The verb check: every mistake named with the nearest valid name, in one process."""
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -305,3 +306,26 @@ def test_streaming_and_residual_options_are_checked(examine_file, tmp_path, conf
     (problem,) = examine_file(tmp_path / "train_y.yaml").problems
     assert said in problem
     assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ({"task": "st"}, "task: st needs the language to translate into, as in target: en"),
+        ({"task": "st", "target": False}, "target must be a language.*YAML reads no as false"),
+        ({"task": "st", "target": "english text"}, "target must be a language, as in en or zh-CN"),
+        ({"target": "en"}, "target: en is for task st, not for task asr"),
+        ({"task": "translation", "target": "en"}, "unknown task 'translation'"),
+    ],
+)
+def test_a_target_language_is_needed_by_translation_and_by_nothing_else(examine, recipe, told):
+    found = examine(recipe=recipe)
+    assert len([p for p in found.problems if re.search(told, p)]) == 1, found.problems
+
+
+def test_a_translating_config_is_checked_as_a_recogniser_is(examine):
+    found = examine(recipe={"task": "st", "target": "zh-CN"})
+    assert found.problems == []
+    assert found.parameters == examine().parameters
+    wrong = examine(ctc_conf={"dropout": 0.1}, recipe={"task": "st", "target": "en"})
+    assert any("ctc_conf: unknown key of CTC" in p for p in wrong.problems)

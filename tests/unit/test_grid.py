@@ -89,6 +89,8 @@ def test_the_config_of_a_cell_states_its_difference(tmp_path):
         ({"seeds": [1, 1]}, "a seed stands twice"),
         ({"part": "train"}, "part must be test or dev"),
         ({"baseline": "lite"}, "did you mean 'light'"),
+        ({"known": {"log-mel": 33.4}}, "score from 0 to 1"),
+        ({"known": ["log-mel"]}, "score from 0 to 1"),
         ({"systems": {}}, "systems must be names"),
         ({"systems": {"a": {"vary": {}}}}, "names no config"),
         ({"systems": {"a": {"config": "no.yaml"}}}, "no config"),
@@ -153,6 +155,7 @@ def cell(system, fold, seed, hypotheses):
         "seed": seed,
         "references": references,
         "hypotheses": hypotheses,
+        "speakers": [f"{fold}1", f"{fold}1", f"{fold}2", f"{fold}2"],
         "parameters": 10,
         "training_parameters": 20,
         "macs_per_second": 5,
@@ -183,6 +186,7 @@ def test_the_summary_of_a_grid(tmp_path):
     assert record["majority"] == pytest.approx(alone)
     assert light["weighted_f1"]["mean"] == pytest.approx(alone)
     assert better["weighted_f1"]["mean"] == pytest.approx((1 + alone) / 2)
+    assert better["by_unit"] == pytest.approx({"x": 1.0, "y": alone})
     assert better["difference"] == pytest.approx((1 - alone) / 2)
     # pooled: joy 4 of 4 named 6 times, sad 2 of 4 named twice
     assert better["pooled"]["mean"] == pytest.approx((2 * 4 / 10 + 2 * 2 / 6) / 2)
@@ -195,6 +199,32 @@ def test_the_summary_of_a_grid(tmp_path):
     del record["systems"][0]["pooled"]
     with pytest.raises(UserError, match="pooled"):
         grids.check(record, "grid")
+
+
+def test_the_unit_can_be_the_speaker(tmp_path):
+    right, wrong = ["joy", "sad", "joy", "sad"], ["joy", "sad", "sad", "joy"]
+    cells = [cell("light", f, s, wrong) for f in "xy" for s in (1, 2)]
+    cells += [cell("better", f, s, right) for f in "xy" for s in (1, 2)]
+    grid = read_grid(write(tmp_path, GRID | {"unit": "speaker"}))
+    record = grids.summary(grid, cells, ["joy", "sad"])
+    light, better = record["systems"]
+    assert (record["folds"], record["units"], record["decisions"]) == (2, 4, 8)
+    assert light["by_unit"] == {"x1": 1.0, "x2": 0.0, "y1": 1.0, "y2": 0.0}
+    assert set(better["by_unit"].values()) == {1.0}
+    assert better["difference"] == 0.5
+    assert better["p"] == 0.5  # of 16 ways to flip the signs 8 give a mean as large
+    # Every decision is pooled once, as without the unit.
+    folds = grids.summary(read_grid(write(tmp_path, GRID)), cells, ["joy", "sad"])
+    assert [s["pooled"] for s in folds["systems"]] == [s["pooled"] for s in record["systems"]]
+    # Where a speaker is in several folds, the decisions of all of them count together.
+    for one in cells:
+        one["speakers"] = ["1", "1", "2", "2"]
+    assert grids.summary(grid, cells, ["joy", "sad"])["systems"][0]["by_unit"] == {
+        "1": 1.0,
+        "2": 0.0,
+    }
+    with pytest.raises(UserError, match="unit must be"):
+        read_grid(write(tmp_path, GRID | {"unit": "voice"}))
 
 
 def test_systems_of_one_name_are_refused(tmp_path):

@@ -219,11 +219,13 @@ def test_missing_site_and_second_method_are_refused():
         apply_hrf(model, HRFOptions())
 
 
-def test_other_parametrizations_are_refused():
+def test_other_parametrizations_keep_their_layer():
     """A depthwise weight (o, 1, 1) would fit into a pointwise one by broadcasting."""
-    depthwise = nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 1, groups=4))
-    with pytest.raises(UserError, match="Conv1d"):
-        deploy(nn.Sequential(depthwise).eval())
+    depthwise = nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 1, groups=4)).eval()
+    (plain,) = deploy(nn.Sequential(depthwise).eval())
+    assert (type(plain), plain.weight.shape, plain.groups) == (nn.Conv1d, (4, 1, 1), 4)
+    x = torch.randn(1, 4, 9)
+    torch.testing.assert_close(plain(x), depthwise(x))
 
 
 def test_overflow_of_the_product_is_told():

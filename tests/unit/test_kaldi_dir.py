@@ -262,3 +262,48 @@ def test_a_directory_made_elsewhere_has_no_digest(corpus):
     assert [path.name for path in kaldi_dir.audio_inputs(corpus / "train")] == ["utt2dur"]
     (corpus / "train/utt2dur").unlink()
     assert kaldi_dir.audio_inputs(corpus / "train") == []
+
+
+def translated(corpus, *translations):
+    found = [
+        replace(item, translations=(("en", text),))
+        for item, text in zip(check(corpus), translations, strict=True)
+    ]
+    write_data_dir(corpus / "train", found)
+    return found
+
+
+def test_translations_are_files_by_language_and_are_read_back(corpus):
+    written = translated(corpus, "One, I say.", "ten", "two")
+    assert (corpus / "train/text.en").read_text() == "a-1 One, I say.\nb-10 ten\nb-2 two\n"
+    assert check(corpus) == written
+    assert written[0].translated("en") == "One, I say."
+    assert written[0].translated("de") == ""
+    assert "text.en" in kaldi_dir.files_of(written)
+
+
+def test_faults_of_translations(corpus):
+    translated(corpus, "one", "ten", "two")
+    edit(corpus, "text.en", "b-10 ten\n", "")
+    with pytest.raises(UserError, match=r"train/text.en: b-10 is missing"):
+        check(corpus)
+    items = [replace(u, translations=()) if u.id == "a-1" else u for u in translated_items()]
+    with pytest.raises(UserError, match="a-1 has no translation into en"):
+        write_data_dir(corpus / "other", items)
+    assert not (corpus / "other").exists()
+
+
+def translated_items():
+    return [
+        Utterance(key, "s", f"text of {key}", f"{key}.flac", 0.5, "", (("en", f"{key} said"),))
+        for key in ("a-1", "b-10", "b-2")
+    ]
+
+
+def test_a_translation_of_train_is_refused_in_another_set_unless_it_may_overlap(corpus):
+    items = translated_items()
+    train, test = items[:2], [replace(items[2], translations=items[0].translations)]
+    os.chdir(corpus)
+    with pytest.raises(UserError, match=r"test/text.en: b-2 has the translation of a-1"):
+        kaldi_dir.write_sets(corpus, {"train": train, "test": test})
+    kaldi_dir.write_sets(corpus, {"train": train, "test": test}, overlapping=("test",))

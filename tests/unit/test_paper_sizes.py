@@ -85,6 +85,32 @@ def test_footprint_prints_the_whole_models(tmp_path, vocabulary, total):
     assert printed["parameters"] == printed["training_parameters"]
 
 
+RECIPES = ("librispeech_100/asr1", "covost2/st1", "mslt/st1")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("k", BY_GROUP)
+def test_configs_of_other_recipes_have_the_papers_blocks(blocks, recipe, k):
+    for form, expected in zip(("share", "residual"), BY_GROUP[k], strict=True):
+        path = CONFIGS.parents[2] / recipe / f"conf/train_{form}_stream_paper_k{k}.yaml"
+        conf = dict(load_config(path).espnet["encoder_conf"])
+        assert blocks(**conf.pop("residual")) == expected
+        plain = load_config(path.with_name("train_stream_paper.yaml")).espnet["encoder_conf"]
+        assert conf == plain
+
+
+def test_whole_models_of_other_recipes(tmp_path):
+    recognition, translation = (CONFIGS.parents[2] / name / "conf" for name in RECIPES[:2])
+    printed = footprint(recognition / "train_stream_paper.yaml", tmp_path)
+    assert millions(printed["parameters"]["total"]) == 77.989
+    # The characters of a training text, as stage 3 lists them: as many as the paper has.
+    listed = tmp_path / "data/token_list/char.zh-CN/tokens.txt"
+    listed.parent.mkdir(parents=True)
+    listed.write_text("".join(f"c{n}\n" for n in range(11109)))
+    printed = footprint(translation / "train_stream_paper.yaml", tmp_path)
+    assert millions(printed["parameters"]["total"]) == 83.909
+
+
 def test_footprint_prints_the_shared_model(tmp_path):
     """K = 3, R = 16; the file is within 2 % of 4 bytes a parameter."""
     printed = footprint(CONFIGS / "train_residual_stream_paper_k3.yaml", tmp_path)

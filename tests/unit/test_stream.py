@@ -209,13 +209,38 @@ def test_bad_streams_are_one_line(experiment, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=said) as caught:
             list(streamer.run(pieces(source, RATE, streamer.piece), Timing()))
         assert "\n" not in str(caught.value)
-    # Silence, and less than a chunk, are streams like any other.
-    for samples in (np.zeros(RATE, np.float32), wave(0.03), wave(0.1)):
+    # Silence, and less than a chunk, have a text as any other stream, and a doubt beside it.
+    short = "less than a chunk of 0.16 s"
+    for samples, doubts in (
+        (np.zeros(RATE, np.float32), ["silence: all its samples are 0"]),
+        (wave(0.03), ["0.030 s, " + short]),
+        (wave(0.1), ["0.100 s, " + short]),
+        (np.zeros(800, np.float32), ["0.050 s, " + short, "silence"]),
+        (wave(0.16), []),
+    ):
         timing = Timing()
         source = pieces(audio(tmp_path / "fine.wav", samples), RATE, streamer.piece)
         (*_, (second, text)) = streamer.run(source, timing)
         assert second == pytest.approx(len(samples) / RATE)
         assert isinstance(text, str)
+        told = streamer.doubts(timing)
+        assert len(told) == len(doubts)
+        assert all(said in line for said, line in zip(doubts, told, strict=True))
+
+
+def test_verb_says_that_a_stream_is_silent_in_one_line(experiment, tmp_path, monkeypatch, capsys):
+    from espnet_ext.bin import stream
+
+    monkeypatch.chdir(experiment)
+    silent = audio(tmp_path / "silent.wav", np.zeros(RATE, np.float32))
+    parser = argparse.ArgumentParser()
+    stream.add_arguments(parser)
+    stream.run(parser.parse_args(["train_tiny.yaml", silent, "--variant", "shared"]))
+    told = capsys.readouterr()
+    lines = [line for line in told.err.splitlines() if line.startswith("espnet-ext stream")]
+    assert len(lines) == 1 and "silence" in lines[0] and silent in lines[0]
+    stream.run(parser.parse_args(["train_tiny.yaml", "speech.wav", "--variant", "shared"]))
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_verb_refuses_in_one_line(experiment, monkeypatch):

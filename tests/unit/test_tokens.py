@@ -79,3 +79,17 @@ def test_up_to_date_until_the_text_changes(folder, capsys):
         stream.write("u99 quiz\n")
     make("char")
     assert "z" in listed("char")
+
+
+def test_a_translation_has_a_list_for_each_language(folder):
+    lines = Path("data/train/text").read_text().splitlines()
+    for language in ("en", "de"):
+        swapped = [f"{line.split()[0]} {language} {line.split()[1]}" for line in lines]
+        Path(f"data/train/text.{language}").write_text("\n".join(swapped) + "\n")
+        make("char", task="st", target=language)
+    assert set("en") <= set(listed("char.en"))
+    assert "d" in listed("char.de")[2:9]
+    with pytest.raises(UserError, match=r"no data/train/text.fr: recipe: target: 'fr'.*de, en"):
+        make("char", task="st", target="fr")
+    with pytest.raises(UserError, match=r"no data/train/text.dee.*did you mean 'de'"):
+        make("char", task="st", target="dee")

@@ -13,9 +13,11 @@ from espnet_ext.bin import report as verb
 from espnet_ext.errors import UserError
 from espnet_ext.files import write_json
 from espnet_ext.report.benchmarks import read_benchmarks
+from espnet_ext.report.claims import read_claims
+from espnet_ext.report.grids import read_grids
 from espnet_ext.report.page import README_MARKERS, results_page
 from espnet_ext.report.result import read_results
-from espnet_ext.report.schema import SCORE, validate
+from espnet_ext.report.schema import any_score, validate
 from tests.fixtures.a_run import edit, make_run, run_verb
 
 OTHER_BEAM = "encoder: x\nrecipe: {decode: {ctc_att_beam: {beam_size: 3}}}\n"
@@ -138,7 +140,46 @@ def test_a_training_step_is_told_with_its_command(recipe):
     ]
 
 
-@pytest.mark.parametrize("name", ["whole_job.json", "hrf_training_step.json"])
+LATENCY = {
+    "seconds": 3.0,
+    "calls": 5,
+    "threads": 1,
+    "cpu": "some CPU",
+    "torch": "2.14",
+    "command": ["/somewhere/benchmarks/merged_latency.py", "a.yaml"],
+    "results": [
+        {
+            "model": "hrf_a_s",
+            "parameters": 12345,
+            "times": {"plain": [0.004, 0.006, 0.005], "merged": [0.004, 0.006, 0.006]},
+            "to_plain": {
+                "plain again": {"ratio": 0.998, "interval": [0.99, 1.006]},
+                "merged": {"ratio": 1.0621, "interval": [0.95, 1.2]},
+            },
+        }
+    ],
+}
+
+
+def test_latency_of_merged_models_is_told_with_its_interval(recipe):
+    run_verb("conf/train_hrf_xs.yaml", "--publish")
+    root = recipe.parents[2]
+    write_json(root / "results/merged_latency.json", LATENCY)
+    run_verb("--all")
+    text = (root / "RESULTS.md").read_text()
+    assert "\npython benchmarks/merged_latency.py a.yaml\n" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| hrf_a_s")]
+    assert [cell.strip() for cell in row.split("|")[2:6]] == [
+        "12,345",
+        "5.00",
+        "0.998 (0.990-1.006)",
+        "1.062 (0.950-1.200)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["whole_job.json", "hrf_training_step.json", "merged_latency.json"]
+)
 def test_a_benchmarks_file_that_does_not_fit_is_named_and_the_page_kept(recipe, name):
     run_verb("conf/train_hrf_xs.yaml", "--publish")
     root = recipe.parents[2]
@@ -308,14 +349,21 @@ def test_bad_committed_result_is_named_and_the_page_kept(recipe, content, part):
 def test_this_repositorys_results_are_valid():
     root = Path(verb.__file__).parents[2]
     results = read_results(root / "results")
-    if results:
+    published = read_grids(root / "results")
+    if results or published:
         committed = (root / "RESULTS.md").read_text(encoding="utf-8")
-        plotted = {p.parent.name for p in (root / "results").glob("*/wer_bytes.svg")}
+        plotted = {p.parent.name for p in (root / "results").glob("*/*_bytes.svg")}
         benchmarks = read_benchmarks(root / "results")
-        assert committed == results_page(results, plotted=plotted, benchmarks=benchmarks)
+        assert committed == results_page(
+            results,
+            plotted=plotted,
+            benchmarks=benchmarks,
+            committed_grids=published,
+            papers=read_claims(root / "results"),
+        )
     for result in results:
         for score in result["scores"]:
-            validate(score, SCORE, result["tag"])
+            validate(score, any_score, result["tag"])
 
 
 def test_reporting_imports_neither_torch_nor_espnet(recipe):

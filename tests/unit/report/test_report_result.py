@@ -9,7 +9,7 @@ import pytest
 from espnet_ext.config import load_config
 from espnet_ext.errors import UserError
 from espnet_ext.report.page import results_page
-from espnet_ext.report.plots import plot_wer_bytes, read_curves
+from espnet_ext.report.plots import plot_score_bytes, read_curves
 from espnet_ext.report.result import collect
 from espnet_ext.report.schema import NOT_MEASURED, RESULT, plain, validate
 from espnet_ext.report.table import (
@@ -236,11 +236,11 @@ def test_curves_from_the_training_log(tmp_path):
 
 def test_plot_is_the_same_for_the_same_results(result, tmp_path):
     paths = [tmp_path / "a.svg", tmp_path / "b.svg"]
-    assert all(plot_wer_bytes([result], path) for path in paths)
+    assert all(plot_score_bytes([result], path) for path in paths)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     result["scores"][0]["wer"]["value"] = 0.9
-    plot_wer_bytes([result], paths[1])
+    plot_score_bytes([result], paths[1])
     assert paths[0].read_bytes() != paths[1].read_bytes()
     result["bytes"] = NOT_MEASURED
-    assert not plot_wer_bytes([result], tmp_path / "c.svg")
+    assert not plot_score_bytes([result], tmp_path / "c.svg")
     assert not (tmp_path / "c.svg").exists()

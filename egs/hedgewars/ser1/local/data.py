@@ -11,44 +11,31 @@ Writes 16 kHz mono FLAC to data/audio, and these sets:
   data/voice-VOICE/{train,dev,test}   leave one voice out: test VOICE, dev the voice after it
   data/strict-VOICE-{a,b}/{train,dev,test}   voices and phrases apart: the events of each class
       are halved; test and dev hold one half, train the other half in other voices
-Every clip is tested once in the folds of `voice`, and once in those of `strict`.
+  data/group-{1..3}/..., data/group_strict-{1..3}-{a,b}/...   the same with five voices in test
+Every clip is tested once in the folds of each of these four ways of splitting.
 
 Rules: a clip's event is its file name without the digits at its end, its class that of the event
 in espnet_ext/data/hedgewars.py. The events Kamikaze and Melon are in no class (29 clips). A clip
 that is byte for byte an earlier one, by the name of voice and file, is left out (33).
 """
 
-import re
 from pathlib import Path
 
-from espnet_ext.data import corpus, hedgewars, kaldi_dir
-
-
-def phrase_half(utterance: kaldi_dir.Utterance) -> str:
-    """Return a or b for an utterance: every second event of its class, in the order of CLASSES."""
-    event = re.sub(r"\d+$", "", utterance.id.partition("-")[2])
-    events = hedgewars.CLASSES[utterance.label].lower().split()
-    return "ab"[events.index(event) % 2]
-
-
-def strict(utterances: hedgewars.Utterances) -> dict[str, dict[str, hedgewars.Utterances]]:
-    """Return the folds in which neither a voice nor a phrase of training is tested."""
-    found = {}
-    for voice, parts in hedgewars.by_voice(utterances).items():
-        for half in "ab":
-            found[f"{voice}-{half}"] = {
-                part: [u for u in items if (phrase_half(u) == half) == (part != "train")]
-                for part, items in parts.items()
-            }
-    return found
+from espnet_ext.data import corpus, hedgewars
 
 
 def make(
     files: dict[str, Path], audio: Path, jobs: int, counted: bool
 ) -> tuple[dict[str, hedgewars.Utterances], hedgewars.Folds]:
-    """Return the sets and the folds of both ways of splitting."""
+    """Return the sets and the folds of the four ways of splitting."""
     utterances = corpus.convert(hedgewars.classed(files, counted), audio, jobs)
-    folds = {"voice": hedgewars.by_voice(utterances), "strict": strict(utterances)}
+    voice, group = hedgewars.by_voice(utterances), hedgewars.by_group(utterances)
+    folds = {
+        "voice": voice,
+        "strict": hedgewars.strict(voice),
+        "group": group,
+        "group_strict": hedgewars.strict(group),
+    }
     return {"all": utterances, **hedgewars.fixed(utterances)}, folds
 
 

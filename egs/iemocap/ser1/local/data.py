@@ -56,7 +56,8 @@ def read_session(session: Path) -> list[corpus.Clip]:
     """Read the labels of a session; utterances of other emotions are left out.
 
     Raises:
-        UserError: no labels, an unknown one, an utterance twice, or one without audio.
+        UserError: no labels (or none in a file), an unknown one, an utterance twice or without
+            audio.
     """
     folder = session / "dialog/EmoEvaluation"
     files = sorted(path for path in folder.glob("*.txt") if not path.name.startswith("."))
@@ -64,7 +65,13 @@ def read_session(session: Path) -> list[corpus.Clip]:
         raise UserError(f"{folder}: no files of labels in it")
     clips, seen = [], set()
     for path in files:
-        for name, code in _LINE.findall(path.read_text(encoding="utf-8", errors="replace")):
+        turns = _LINE.findall(path.read_text(encoding="utf-8", errors="replace"))
+        if not turns:
+            raise UserError(
+                f"{path}: no line of a turn in it, [start - end], utterance, emotion, [V, A, D] "
+                "with tabs between"
+            )
+        for name, code in turns:
             if code not in CLASSES and code not in OTHERS:
                 known = [*CLASSES, *OTHERS]
                 raise UserError(f"{path}: {name} has the unknown label {nearest(code, known)}")

@@ -53,7 +53,7 @@ def read_clips(
     Raises:
         UserError: a series is in no part or has no annotation, an unknown class, no audio.
     """
-    annotation: Any = read_json(root / "annotation.json")
+    annotation = read_annotation(root / "annotation.json")
     audio = {path.stem: path for path in sorted((root / "modality_speech").rglob("*.wav"))}
     for series in part_of:
         if series not in annotation:
@@ -67,17 +67,18 @@ def read_clips(
         if series not in part_of:
             raise UserError(f"{root}/splitInfo: {series} of annotation.json is in no list")
         for dialogue in dialogues.values():
-            for name, entry in dialogue["Dialog"].items():
-                label = entry["EmoAnnotation"]["final_main_emo"]
+            for name, entry in _key(root, series, dialogue, "Dialog").items():
+                label = _key(root, name, entry, "EmoAnnotation", "final_main_emo")
                 if label not in CLASSES:
                     known = nearest(str(label), CLASSES)
                     raise UserError(f"{root}/annotation.json: {name}: unknown class {known}")
-                letter = entry["Speaker"]
+                letter = _key(root, name, entry, "Speaker")
                 # The id in the annotation lacks the speaker that the file's name begins with.
                 path = audio.get(f"{letter}_{name}")
                 if path is None:
                     raise UserError(f"{root}/modality_speech: no {letter}_{name}.wav in it")
-                who = "".join(dialogue["SpeakerInfo"][letter]["Name"].split()) or letter
+                who = str(_key(root, name, dialogue, "SpeakerInfo", letter, "Name"))
+                who = "".join(who.split()) or letter
                 speaker = f"{series}_{who}"
                 count[part_of[series]] += 1
                 if is_empty(path):
@@ -86,6 +87,31 @@ def read_clips(
                 clip = corpus.Clip(f"{speaker}-{letter}_{name}", speaker, label, path)
                 clips[part_of[series]].append(clip)
     return clips, count
+
+
+def read_annotation(path: Path) -> dict[str, Any]:
+    """Return the dialogues by series.
+
+    Raises:
+        UserError: the file is not JSON, or no series of dialogues.
+    """
+    try:
+        annotation = read_json(path)
+    except ValueError:
+        raise UserError(f"{path}: not valid JSON in UTF-8; fetch it again") from None
+    if not isinstance(annotation, dict) or not all(
+        isinstance(d, dict) for d in annotation.values()
+    ):
+        raise UserError(f"{path}: expected series, each with its dialogues")
+    return annotation
+
+
+def _key(root: Path, owner: str, value: Any, *keys: str) -> Any:
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise UserError(f"{root}/annotation.json: {owner}: no {key}")
+        value = value[key]
+    return value
 
 
 def is_empty(path: Path) -> bool:

@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""Prepare CoVoST 2 (Wang et al., arXiv 2007.10310): Common Voice 4 and its translations.
+
+Example:
+  python local/data.py --corpus /data/covost --source en --target zh-CN
+
+The folder holds Common Voice 4 (cv-corpus-4-2019-12-10) and the lists of translations:
+  <source>/validated.tsv, <source>/clips/*.mp3
+  covost_v2.<source>_<target>.tsv, there or in <source>/
+
+Writes 16 kHz mono FLAC to data/audio and data/{train,dev,test}, each with the words spoken (text)
+and the translation (text.<target>). The sets are CoVoST's, not Common Voice's: both lists are
+joined by the name of the clip. Rows of the split train_covost belong to train. Left out, and
+counted: clips that are missing or empty, rows without a translation or without a sentence.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from espnet_ext.data import corpus
+from espnet_ext.data.text import collapse_blanks
+from espnet_ext.errors import UserError, nearest, run_cli
+
+FOLDER = "the folder of Common Voice 4, which holds <source>/validated.tsv and <source>/clips"
+SPLITS = {"train": "train", "train_covost": "train", "dev": "dev", "test": "test"}
+
+
+def read_tsv(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """Yield the rows of a table with a header by the names of its columns.
+
+    A quotation mark is a character as any other: sentences begin with one and do not end with one.
+
+    Raises:
+        UserError: no such file, not UTF-8, a column is missing, or a row has too few or too many.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"no {path}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
+    header = lines[0].rstrip("\r").split("\t")
+    for name in needed:
+        if name not in header:
+            raise UserError(f"{path}: no column {nearest(name, header)}")
+    for number, line in enumerate(lines[1:], 2):
+        if not line.strip():
+            continue
+        cells = line.rstrip("\r").split("\t")
+        if len(cells) != len(header):
+            raise UserError(f"{path}: line {number} has {len(cells)} columns, not {len(header)}")
+        yield dict(zip(header, cells, strict=True))
+
+
+def read_clips(
+    root: Path, source: str, target: str, listed: Path, count: Counter[str]
+) -> dict[str, list[corpus.Clip]]:
+    """Join both lists by ``path``; return train, dev and test.
+
+    Raises:
+        UserError: a clip of CoVoST is not in Common Voice's list, a clip is listed twice, or a
+            split is none of SPLITS.
+    """
+    voice = {
+        row["path"]: row
+        for row in read_tsv(root / source / "validated.tsv", ("client_id", "path", "sentence"))
+    }
+    sets: dict[str, list[corpus.Clip]] = {"train": [], "dev": [], "test": []}
+    seen = set()
+    for row in read_tsv(listed, ("path", "translation", "split")):
+        name, part = row["path"], SPLITS.get(row["split"])
+        if part is None:
+            raise UserError(f"{listed}: {name} has the split {nearest(row['split'], SPLITS)}")
+        if name in seen:
+            raise UserError(f"{listed}: {name} occurs twice")
+        seen.add(name)
+        if name not in voice:
+            raise UserError(
+                f"{root / source / 'validated.tsv'}: no {name}, which {listed.name} translates; "
+                "CoVoST 2 is made of Common Voice 4 (cv-corpus-4-2019-12-10)"
+            )
+        sentence = collapse_blanks(voice[name]["sentence"])
+        translation = collapse_blanks(row["translation"])
+        path = root / source / "clips" / name
+        if not sentence or not translation:
+            count["without a translation" if sentence else "without a sentence"] += 1
+        elif not path.is_file() or path.stat().st_size == 0:
+            count["empty clip" if path.is_file() else "missing clip"] += 1
+        else:
+            # A speaker is a hash of 128 digits; 16 of them tell all apart.
+            speaker = voice[name]["client_id"][:16]
+            sets[part].append(
+                corpus.Clip(
+                    id=f"{speaker}-{path.stem}",
+                    speaker=speaker,
+                    label="",
+                    source=path,
+                    text=sentence,
+                    translations=((target, translation),),
+                )
+            )
+    return sets
+
+
+def list_of(root: Path, source: str, target: str) -> Path:
+    """The list of translations.
+
+    Raises:
+        UserError: there is none for these languages; says which there are.
+    """
+    name = f"covost_v2.{source}_{target}.tsv"
+    for folder in (root, root / source):
+        if (folder / name).is_file():
+            return folder / name
+    found = [*root.glob("covost_v2.*.tsv"), *root.glob("*/covost_v2.*.tsv")]
+    raise UserError(f"{root}: no translations {nearest(name, [path.name for path in found])}")
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Make the data directories, unless they are up to date."""
+    needed = (f"{args.source}/validated.tsv", f"{args.source}/clips")
+    root = corpus.corpus_folder(args, needed, FOLDER)
+    listed = list_of(root, args.source, args.target)
+    inputs = [root / args.source / "validated.tsv", listed]
+    stamp = corpus.stamp_of(args, [__file__], inputs, [args.source, args.target])
+    if stamp.is_current():
+        print(f"{args.out}: up to date")
+        return
+    count: Counter[str] = Counter()
+    found = read_clips(root, args.source, args.target, listed, count)
+    print("left out: " + (", ".join(f"{n} {what}" for what, n in sorted(count.items())) or "none"))
+    for part, clips in found.items():
+        if not clips:
+            raise UserError(f"{listed}: no clip of {part} is left ({dict(count)})")
+    utterances = corpus.convert(
+        [clip for clips in found.values() for clip in clips], Path(args.out) / "audio", args.nj
+    )
+    rows = iter(utterances)
+    sets = {part: [next(rows) for _ in clips] for part, clips in found.items()}
+    # The sets are official: what texts they share ("Yes.") they share.
+    corpus.write_corpus(args, stamp, sets, overlapping=sets)
+
+
+def main() -> None:
+    """Read the command line and prepare the data."""
+    parser = corpus.corpus_parser(__doc__, FOLDER)
+    parser.add_argument("--source", default="en", help="language spoken (default en)")
+    parser.add_argument("--target", default="zh-CN", help="language translated into (zh-CN)")
+    args = parser.parse_args()
+    sys.exit(run_cli("local/data.py", lambda: prepare(args)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Fish Fillets: Czech and Dutch acted dialogue into English text.
+# shellcheck source=utils/recipe.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
+
+config=conf/train_stream_xs.yaml # FILE, training config, one of conf/train_*.yaml
+variant=                         # deployed form; empty: what the config says
+test_sets="test_cs test_nl"      # sets to decode and score
+targets=en                       # languages to translate into; the config names the one that is learnt
+packages=                        # DIR of the Debian packages; empty: fetch them
+downloads=downloads              # DIR where the fetched packages are kept
+parse_options "$@"
+
+stage 1 "Prepare data" \
+  python local/data.py --out data --downloads "$downloads" --nj "$nj" \
+  --targets "$targets" ${packages:+--packages "$packages"}
+
+stage 2 "Features" \
+  espnet-ext features "$config" --nj "$nj"
+
+stage 3 "Tokens" \
+  espnet-ext tokens "$config"
+
+stage 4 "Train" \
+  espnet-ext train "$config" --ngpu "$ngpu" -- "${extra[@]}"
+
+stage 5 "Average and deploy" \
+  espnet-ext deploy "$config" ${variant:+--variant "$variant"}
+
+stage 6 "Decode" \
+  espnet-ext decode "$config" --sets "$test_sets" --nj "$nj" ${variant:+--variant "$variant"}
+
+stage 7 "Score" \
+  espnet-ext score "$config" --sets "$test_sets" ${variant:+--variant "$variant"}
+
+stage 8 "Report" \
+  espnet-ext report "$config" ${variant:+--variant "$variant"}

@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Prepare MSLT (Federmann and Lewis, IWSLT 2016): Skype calls and their translations.
+
+Example:
+  python local/data.py --corpus /data/MSLT_Corpus --source en --target zh-CN
+
+Reads Data/MSLT_{Test,Dev}_<SOURCE>_<date>/ with, for every utterance, .T0.<source>.wav (audio),
+.T2.<source>.snt (transcript, cleaned) and .T3.<target>.snt (translation); .snt is UTF-16 with a
+byte order mark. Writes 16 kHz mono FLAC to data/audio and data/{dev,test,dev_test}, each with the
+words spoken (text) and the translation (text.<target>); dev_test is both together, as the paper of
+ResidualTransformer reports. There is nothing to train on. Every utterance is a speaker of its own:
+who speaks is not told. Left out, and counted: utterances with an empty transcript or translation.
+
+The target is named as the trained model names it; MSLT names languages without regions, so zh-CN
+is its zh.
+"""
+
+import argparse
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+from espnet_ext.data import corpus
+from espnet_ext.data.text import collapse_blanks
+from espnet_ext.errors import UserError, nearest, run_cli
+
+FOLDER = "the folder MSLT_Corpus, which holds Data/MSLT_Test_<SOURCE>_<date>"
+
+
+def read_snt(path: Path) -> str:
+    """Read a file of one text, UTF-16 by its byte order mark, or UTF-8.
+
+    Raises:
+        UserError: missing, or neither.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    try:
+        return collapse_blanks(data.decode("utf-16" if utf16 else "utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read as {error.encoding} ({error.reason})") from None
+
+
+def primary(language: str) -> str:
+    """A language without its region."""
+    return re.split("[-_]", language)[0].lower()
+
+
+def folder_of(root: Path, part: str, source: str) -> Path:
+    """Data/MSLT_<part>_<SOURCE>_<date>, of the newest date that has it.
+
+    Raises:
+        UserError: there is none; says which languages there are.
+    """
+    found = sorted(path for path in (root / "Data").glob(f"MSLT_{part}_*_*") if path.is_dir())
+    mine = [path for path in found if path.name.split("_")[2].lower() == primary(source)]
+    if not mine:
+        known = {path.name.split("_")[2].lower() for path in found}
+        raise UserError(f"{root}/Data: no MSLT_{part} of language {nearest(source, known)}")
+    return max(mine, key=lambda path: path.name.split("_")[3])
+
+
+def read_part(folder: Path, source: str, target: str, count: Counter[str]) -> list[corpus.Clip]:
+    """Read the utterances of a folder.
+
+    Raises:
+        UserError: no audio, a file of an utterance is missing, or not one is translated into the
+            target; says which languages there are.
+    """
+    spoken, wanted = primary(source), primary(target)
+    known = {path.name.split(".")[2] for path in folder.glob("*.T3.*.snt")}
+    if wanted not in known:
+        raise UserError(f"{folder}: no translations into {nearest(wanted, known)}")
+    clips = []
+    for audio in sorted(folder.glob(f"*.T0.{spoken}.wav")):
+        name = audio.name.partition(".")[0]
+        if name.startswith("._"):
+            continue
+        text = read_snt(folder / f"{name}.T2.{spoken}.snt")
+        translation = read_snt(folder / f"{name}.T3.{wanted}.snt")
+        if not text or not translation:
+            count[f"{folder.name} without a {'translation' if text else 'transcript'}"] += 1
+            continue
+        key = name.lower().replace("_", "-")
+        clips.append(
+            corpus.Clip(key, key, "", audio, text=text, translations=((target, translation),))
+        )
+    if not clips:
+        raise UserError(f"{folder}: no utterance <name>.T0.{spoken}.wav with texts in it")
+    return clips
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Make the data directories, unless they are up to date."""
+    root = corpus.corpus_folder(args, ("Data",), FOLDER)
+    folders = {part.lower(): folder_of(root, part, args.source) for part in ("Dev", "Test")}
+    inputs = sorted(path for folder in folders.values() for path in folder.glob("*.snt"))
+    stamp = corpus.stamp_of(args, [__file__], inputs, [args.source, args.target])
+    if stamp.is_current():
+        print(f"{args.out}: up to date")
+        return
+    count: Counter[str] = Counter()
+    found = {p: read_part(f, args.source, args.target, count) for p, f in folders.items()}
+    print("left out: " + (", ".join(f"{n} {what}" for what, n in sorted(count.items())) or "none"))
+    clips = [*found["dev"], *found["test"]]
+    utterances = corpus.convert(clips, Path(args.out) / "audio", args.nj)
+    cut = len(found["dev"])
+    sets = {"dev": utterances[:cut], "test": utterances[cut:], "dev_test": utterances}
+    corpus.write_corpus(args, stamp, sets)
+
+
+def main() -> None:
+    """Read the command line and prepare the data."""
+    parser = corpus.corpus_parser(__doc__, FOLDER)
+    parser.add_argument("--source", default="en", help="language spoken (default en)")
+    parser.add_argument("--target", default="zh-CN", help="language translated into (zh-CN)")
+    args = parser.parse_args()
+    sys.exit(run_cli("local/data.py", lambda: prepare(args)))
+
+
+if __name__ == "__main__":
+    main()

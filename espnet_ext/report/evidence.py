@@ -1,0 +1,222 @@
+"""What committed results say about two systems, for the rules of ``report.claims``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from espnet_ext.errors import UserError, nearest
+from espnet_ext.report import classes, table
+from espnet_ext.report.result import run_name
+from espnet_ext.report.schema import NOT_MEASURED
+from espnet_ext.report.table import SIGNIFICANT, p_value
+from espnet_ext.score.folds import mean_interval, sign_flip_p
+
+_METRICS = ("wer", "cer", "weighted_f1")
+
+
+@dataclass(frozen=True)
+class Results:
+    """Committed results by name: <dataset>_<task>/<name of grid or run>."""
+
+    grids: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, results: Sequence[Mapping[str, Any]], grids: Sequence[Mapping[str, Any]]
+    ) -> "Results":
+        """Name what ``read_results`` and ``read_grids`` returned."""
+        corpus = "{dataset}_{task}/".format_map
+        return cls(
+            grids={corpus(record) + record["grid"]: record for record in grids},
+            runs={corpus(result) + run_name(result): result for result in results},
+        )
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A system against another; the gain is positive where the system is better."""
+
+    of: float
+    than: float
+    gain: float
+    interval: tuple[float, float] | None
+    p: float | None
+    direction: int  # 1 or -1 where the gain is told apart from 0, else 0
+    unit: str  # what was compared, and over what
+
+    def text(self) -> str:
+        """One line for the table."""
+        return f"{self.of:.3f} against {self.than:.3f} {self.unit}: {self.of - self.than:+.3f} " + (
+            _test_text(self.interval, self.p)
+        )
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A part of a curve over systems in order: its coefficient for one step."""
+
+    values: Mapping[str, float]
+    coefficient: float
+    interval: tuple[float, float] | None
+    p: float | None
+    direction: int
+    kind: str
+
+    def text(self) -> str:
+        """One line for the table."""
+        curve = ", ".join(f"{name} {value:.3f}" for name, value in self.values.items())
+        found = f"{self.kind} {self.coefficient:+.4f} " + _test_text(self.interval, self.p, 4)
+        return f"{curve}; {found}"
+
+
+def _test_text(interval: tuple[float, float] | None, p: float | None, places: int = 3) -> str:
+    if interval is None or p is None:
+        return "(too few to test)"
+    low, high = interval
+    return f"(gain {low:+.{places}f} to {high:+.{places}f}, p {p_value(p)})"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One item of a claim's evidence, looked up in the committed results."""
+
+    source: str  # for messages
+    item: Mapping[str, Any]
+    results: Results
+
+    def is_there(self) -> bool:
+        """False if a grid or run that is named has not been published."""
+        if "grid" in self.item:
+            return self.item["grid"] in self.results.grids
+        return self.item["run"] in self.results.runs
+
+    def compared(self, than: str | None = None) -> Compared:
+        """Compare the system with ``than``; default: the one that the evidence names."""
+        if "run" in self.item:
+            return self._compared_runs()
+        than = self.item["than"] if than is None else than
+        after, before = (self._by_unit(name) for name in (self.item["system"], than))
+        differences = after - before
+        p, gain = sign_flip_p(differences), float(differences.mean())
+        kind = self.results.grids[self.item["grid"]]["unit"]
+        unit = f"weighted F1, {len(differences)} {kind}s"
+        interval = mean_interval(differences)
+        return Compared(
+            float(after.mean()), float(before.mean()), gain, interval, p, _told(gain, p), unit
+        )
+
+    def trend(self, degree: int) -> Trend:
+        """Return the straight (1) or bent (2) part of the curve over the named systems."""
+        names = self.item["systems"]
+        if degree not in (1, 2) or len(names) <= degree:
+            raise UserError(
+                f"{self.source}: a trend has degree 1 or 2 and more systems than that, "
+                f"not {degree} and {len(names)}"
+            )
+        curves = np.stack([self._by_unit(name) for name in names])  # (systems, units)
+        steps = np.arange(len(names)) - (len(names) - 1) / 2
+        contrast = steps if degree == 1 else steps**2 - (steps**2).mean()
+        parts = contrast @ curves / (contrast @ contrast)
+        p, middle = sign_flip_p(parts), float(parts.mean())
+        values = dict(zip(names, curves.mean(axis=1).tolist(), strict=True))
+        kind = "slope a step" if degree == 1 else "bend"
+        return Trend(values, middle, mean_interval(parts), p, _told(middle, p), kind)
+
+    def fields(self, name: str) -> tuple[Any, Any]:
+        """The field ``name`` (dotted) of the system and of the one that it is compared with."""
+        return self.field(name), self._field(self.item["than"], name)
+
+    def field(self, name: str) -> Any:
+        """The field ``name`` (dotted) of the system; "not measured" where it says so."""
+        own = self.item["run"] if "run" in self.item else self.item["system"]
+        return self._field(own, name)
+
+    def _field(self, system: str, name: str) -> Any:
+        if "run" in self.item:
+            corpus = self.item["run"].partition("/")[0]
+            path = system if "/" in system else f"{corpus}/{system}"
+            if path not in self.results.runs:
+                return NOT_MEASURED
+            value: Any = self.results.runs[path]
+        else:
+            value = self._system(system)
+        for key in name.split("."):
+            if value == NOT_MEASURED:
+                return value
+            if not isinstance(value, Mapping) or key not in value:
+                known = list(value) if isinstance(value, Mapping) else []
+                raise UserError(f"{self.source}: {system} has no field {nearest(key, known)}")
+            value = value[key]
+        if value != NOT_MEASURED and not isinstance(value, int | float):
+            raise UserError(f"{self.source}: {name} of {system} is no number")
+        return value
+
+    def _system(self, name: str) -> Mapping[str, Any]:
+        rows = {row["system"]: row for row in self.results.grids[self.item["grid"]]["systems"]}
+        if name not in rows:
+            raise UserError(
+                f"{self.source}: grid {self.item['grid']} has no system {nearest(name, rows)}"
+            )
+        return rows[name]
+
+    def _by_unit(self, name: str) -> np.ndarray:
+        scores = self._system(name)["by_unit"]
+        return np.array([scores[unit] for unit in sorted(scores)])
+
+    def _compared_runs(self) -> Compared:
+        result = self.results.runs[self.item["run"]]
+        score = self._score(result)
+        metric = self.item.get("metric", "wer")
+        classified = "weighted_f1" in score
+        if metric not in _METRICS or (metric == "weighted_f1") != classified:
+            known = ("weighted_f1",) if classified else ("wer", "cer")
+            raise UserError(f"{self.source}: unknown metric {nearest(str(metric), known)}")
+        versus = score["baseline"]
+        if versus is None or versus["tag"] != self.item["than"].rpartition("/")[2]:
+            raise UserError(
+                f"{self.source}: {self.item['run']} was not compared with {self.item['than']}; "
+                "its config must name that as recipe: baseline"
+            )
+        if classified:
+            told, key, prefix, sign = classes.verdict(score), "difference", "", 1
+            value = score["weighted_f1"]
+        else:
+            told, key, sign = table.verdict(score, metric), f"{metric}_difference", -1
+            prefix, value = ("" if metric == "wer" else "cer_"), score[metric]["value"]
+        few = score["speakers"] is not None and score["speakers"] <= table.FEW_SPEAKERS
+        by = f"{prefix}interval_by_speaker" if few else f"{prefix}interval"
+        ends = versus[by] or versus[f"{prefix}interval"]
+        interval = (
+            None if ends is None else (min(sign * e for e in ends), max(sign * e for e in ends))
+        )
+        return Compared(
+            of=value,
+            than=value - versus[key],
+            gain=sign * versus[key],
+            interval=interval,
+            p=versus[f"{prefix}p"],
+            direction={"better": 1, "worse": -1}.get(told, 0),
+            unit=f"{metric.replace('_', ' ') if classified else metric.upper()}, {score['set']}",
+        )
+
+    def _score(self, result: Mapping[str, Any]) -> Mapping[str, Any]:
+        chosen = [
+            score
+            for score in result["scores"]
+            if all(score[key] == self.item[key] for key in ("set", "method") if key in self.item)
+        ]
+        if len(chosen) != 1:
+            known = ", ".join(f"{s['set']} {s['method']}" for s in result["scores"])
+            raise UserError(
+                f"{self.source}: set and method must name one score of {self.item['run']}: {known}"
+            )
+        return chosen[0]
+
+
+def _told(value: float, p: float | None) -> int:
+    if p is None or p >= SIGNIFICANT or value == 0:
+        return 0
+    return 1 if value > 0 else -1
