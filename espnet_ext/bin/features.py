@@ -17,12 +17,14 @@ Example:
 
 import argparse
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import numpy as np
 
 from espnet_ext.bin.checked import checked_config
 from espnet_ext.config import Config
-from espnet_ext.data.definitions import Definition, ark_definition
+from espnet_ext.data.definitions import Definition, Fbank, ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs, read_table
 from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError, at_least
@@ -168,7 +170,7 @@ def _write_shard(
 
     lines, path, final = job
     torch.set_num_threads(1)
-    extract = definition.extractor()
+    extract = _extractor(definition)
     rows = []
     with open(path, "wb") as stream:
         for utterance, audio in lines:
@@ -177,3 +179,12 @@ def _write_shard(
             kaldiio.save_ark(stream, {utterance: feats})
             rows.append((utterance, f"{final}:{offset}", len(feats)))
     return rows
+
+
+def _extractor(definition: Definition) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes features (frames, width) of a wave (samples,)."""
+    if isinstance(definition, Fbank):
+        return definition.extractor()
+    from espnet_ext.encoders.stack_features import layer_extractor
+
+    return layer_extractor(definition)

@@ -80,7 +80,12 @@ class Stack(nn.Module):
         raise NotImplementedError
 
     def run(
-        self, h: Tensor, lengths: Tensor, start: int = 0, stop: int | None = None
+        self,
+        h: Tensor,
+        lengths: Tensor,
+        start: int = 0,
+        stop: int | None = None,
+        finished: bool = True,
     ) -> list[Tensor]:
         """Run the layers at places ``start`` to ``stop`` of those still there.
 
@@ -89,6 +94,7 @@ class Stack(nn.Module):
             lengths: frames (batch,); others see nothing of what lies beyond.
             start: place of the first layer to run.
             stop: place behind the last one; None: run to the end.
+            finished: let ``finish`` follow the last layer of the stack.
 
         Returns:
             The output of every layer that ran, the last of the stack followed by ``finish``.
@@ -96,10 +102,11 @@ class Stack(nn.Module):
         """
         stop = self.num_layers if stop is None else stop
         context = self._context(h, lengths)
+        last = self.num_layers - 1 if finished else None
         outputs = []
         for place in range(start, stop):
             h = self._step(self.layers[place], h, context)
-            outputs.append(self.finish(h) if place == self.num_layers - 1 else h)
+            outputs.append(self.finish(h) if place == last else h)
         return outputs
 
     def finish(self, h: Tensor) -> Tensor:
