@@ -119,7 +119,7 @@ FAULTS = {
         lambda f: (f / "model.safetensors").write_bytes(
             (f / "model.safetensors").read_bytes()[:99]
         ),
-        "small: cannot load it",
+        "small: damaged model.safetensors",
     ),
     "weights": (
         lambda f: edit(f / "config.json", num_hidden_layers=LAYERS + 1),
