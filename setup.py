@@ -29,12 +29,12 @@ REQUIRES = [
     "soxr",
     "tensorboard",
     "tqdm",
+    "transformers>=5",  # speech representation models
     "typeguard>=4",
 ]
 
 EXTRAS = {
     "export": ["onnx", "onnxruntime", "torchao"],
-    "ssl": ["transformers"],
     "dev": [
         "hypothesis",
         "import-linter",

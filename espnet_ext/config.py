@@ -5,6 +5,7 @@ Reading a config imports neither torch nor ESPnet.
 """
 
 import copy
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from espnet_ext.errors import UserError, nearest
 
 # Keys of ``recipe:`` that only stages 5 to 8 read: they may change after a training.
 READ_LATER = ("variant", "decode", "baseline", "vote")
+# Keys of ``recipe:`` that records do not hold at their default.
+_NEW = ("labels", "fetch", "mimic")
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,14 @@ class Recipe:
     features: str = "raw"  # raw: the frontend computes them; ark: written by stage 2
     vocabulary: int = 200  # SentencePiece pieces; not used with token_type char
     classes: int = 2  # of task cls
+    labels: str = "label"  # of task cls: which list of classes, where a recipe has several
     sentencepiece: str = "unigram"  # or bpe; not used with token_type char
     average: int = 5  # checkpoints averaged
     average_by: str = "valid.loss"  # criterion, as ESPnet names it
     variant: str = "merged"  # form that stage 5 writes
     decode: dict = field(default_factory=lambda: {"ctc_greedy": {}})
+    fetch: str | None = None  # pretrained model that stage 2 fetches into encoder_conf: path
+    mimic: dict | None = None  # StepOne's settings; None: mimics start at random
     baseline: str | None = None  # tag of the run that score compares with
     vote: bool = False  # task cls: one decision a speaker, by majority over the utterances
     cpu_dtype: str = "float32"  # bfloat16: forward passes on a CPU that computes in it
@@ -43,6 +49,45 @@ class Recipe:
         if self.task == "cls":
             return "label"
         return f"text.{self.target}" if self.task == "st" else "text"
+
+
+@dataclass(frozen=True)
+class StepOne:
+    """``recipe: mimic:``, how mimics learn their layers before they learn the task.
+
+    Adam at ``lr``, ``batch_size`` utterances a step; the weights of the least validation error
+    are kept. Activations of the teacher are kept on disk if all of them fit into ``cache_gb``.
+    """
+
+    epochs: int = 40
+    lr: float = 1e-3
+    batch_size: int = 16
+    cache_gb: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if type(self.lr) not in (int, float) or not 0 < self.lr < math.inf:
+            raise UserError(f"lr must be a number above 0, not {self.lr!r}")
+        if type(self.cache_gb) not in (int, float) or not self.cache_gb >= 0:
+            raise UserError(f"cache_gb must be a number of at least 0, not {self.cache_gb!r}")
+
+    @classmethod
+    def parse(cls, section: Any) -> "StepOne":
+        """Build it from what stands in the config; ``{}`` are the defaults.
+
+        Raises:
+            UserError: unknown key or wrong value.
+        """
+        if not isinstance(section, dict):
+            raise UserError(f"expected keys and values, not {section!r}")
+        known = [f.name for f in fields(cls)]
+        for key in section:
+            if key not in known:
+                raise UserError(f"unknown key {nearest(str(key), known)}")
+        return cls(**section)
 
 
 @dataclass(frozen=True)
@@ -59,9 +104,34 @@ class Config:
         """Folder of the experiment, relative to the recipe folder."""
         return Path("exp") / self.tag
 
+    def pretrained(self) -> list[Path]:
+        """Files of the pretrained model that the encoder is, if it is one.
+
+        Raises:
+            UserError: it has not been fetched.
+        """
+        path = (self.espnet.get("encoder_conf") or {}).get("path")
+        if self.espnet.get("encoder") != "stack" or path is None or str(path).startswith("hub:"):
+            return []
+        folder = Path(str(path))
+        if not folder.is_dir():
+            stage = "run stage 2" if self.recipe.fetch else "give the path of one in encoder_conf"
+            raise UserError(f"no pretrained model {path}; {stage}")
+        names = (
+            "config.json",
+            "model.safetensors",
+            "config.yaml",
+            "model.pth",
+            "deploy/*/model.pth",
+        )
+        return [path for name in names for path in sorted(folder.glob(name))]
+
     def as_dict(self) -> dict[str, Any]:
         """The whole config as plain containers, for records."""
         section = {f.name: getattr(self.recipe, f.name) for f in fields(Recipe)}
+        for key in _NEW:  # what was trained before there were these keys stays current
+            if section[key] == getattr(Recipe, key):
+                del section[key]
         return {"recipe": copy.deepcopy(section), **copy.deepcopy(self.espnet)}
 
 

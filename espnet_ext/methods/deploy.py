@@ -45,7 +45,7 @@ def deploy(model: nn.Module, variant: str = "merged") -> nn.Module:
     # tensor stays one however often it is used.
     memo: dict[int, Any] = {}
     for module in model.modules():
-        if parametrize.is_parametrized(module):
+        if _is_method(module):
             memo[id(module)] = _deployed_layer(module, variant, memo)
         for value in vars(module).values():
             # ESPnet's attention keeps its last weights, and deepcopy refuses a tensor with
@@ -76,8 +76,10 @@ def footprint(model: nn.Module) -> dict[str, int]:
     """Parameters by part; 0 for a part that the model lacks.
 
     ``encoder_blocks`` are the blocks without their normalisation layers, which stand in
-    ``encoder_norms``: so the papers count (arXiv 2310.02489, table 1). Parameters shared by
-    two parts count in both but once in the ``total``.
+    ``encoder_norms``: so the papers count (arXiv 2310.02489, table 1). Of a speech representation
+    model ``encoder_stack`` is all behind its front end, as arXiv 2409.16302 draws it: positions,
+    norms and layers, or the mimics in their place. Parameters shared by two parts count in both
+    but once in the ``total``.
     """
 
     def count(name: str) -> int:
@@ -94,6 +96,8 @@ def footprint(model: nn.Module) -> dict[str, int]:
         "encoder_blocks": whole - norms,
         "encoder_norms": norms,
     }
+    if _has(model, "encoder.stack_only"):
+        parts["encoder_stack"] = count("encoder.stack_only")
     parts |= {name: count(name) for name in ("encoder", "decoder", "joint_network", "ctc")}
     return {**parts, "total": parameter_count([model])}
 
@@ -111,7 +115,16 @@ def _has(model: nn.Module, name: str) -> bool:
 
 
 def _has_method(model: nn.Module) -> bool:
-    return any(parametrize.is_parametrized(m) for m in model.modules())
+    return any(_is_method(m) for m in model.modules())
+
+
+def _is_method(module: nn.Module) -> bool:
+    """True if a method is on a layer; torch's own weight normalisation is part of a plain one."""
+    if not parametrize.is_parametrized(module):
+        return False
+    lists: Any = module.parametrizations
+    parts = [part for one in lists.values() for part in one]
+    return not all(type(part).__module__.startswith("torch.") for part in parts)
 
 
 def _own_forms(layer: nn.Module) -> list[Any]:

@@ -11,6 +11,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.grid import Grid
 from espnet_ext.report.classes import plot_confusions
 from espnet_ext.report.schema import (
+    Check,
     count,
     items,
     mapping,
@@ -29,6 +30,34 @@ from espnet_ext.score.folds import mean_interval, paired_p, spread
 METRICS = ("weighted_f1", "unweighted_accuracy", "accuracy")
 
 _SPREAD = mapping(mean=number, over_units=optional(number), over_seeds=optional(number))
+_ROW: dict[str, Check] = {
+    "system": text,
+    "parameters": count,
+    "training_parameters": count,
+    "macs_per_second": measured(number),
+    "max_difference": number,
+    "training_seconds": number,
+    "epochs": number,
+    "weighted_f1": _SPREAD,
+    "unweighted_accuracy": _SPREAD,
+    "accuracy": _SPREAD,
+    "by_unit": named(number),  # weighted F1, mean over seeds
+    "pooled": _SPREAD,  # weighted F1 over the decisions of all folds
+    "per_class": named(number),  # F1, pooled over folds, mean over seeds
+    "confusion": items(items(count)),  # summed over folds and seeds
+    "difference": optional(number),  # of the mean weighted F1, to the baseline
+    "p": optional(number),
+}
+
+
+def _row(value: Any, where: str) -> None:
+    """A system; of models with a front end and a stack it also tells the size of the latter."""
+    keys = dict(_ROW)
+    if isinstance(value, Mapping) and "stack_parameters" in value:
+        keys["stack_parameters"] = count
+    mapping(**keys)(value, where)
+
+
 GRID = mapping(
     dataset=text,
     task=text,
@@ -44,26 +73,7 @@ GRID = mapping(
     majority=number,  # weighted F1 of always naming the commonest class, pooled
     baseline=optional(text),
     known=optional(named(number)),  # weighted F1 that others reached, from the grid's file
-    systems=items(
-        mapping(
-            system=text,
-            parameters=count,
-            training_parameters=count,
-            macs_per_second=measured(number),
-            max_difference=number,
-            training_seconds=number,
-            epochs=number,
-            weighted_f1=_SPREAD,
-            unweighted_accuracy=_SPREAD,
-            accuracy=_SPREAD,
-            by_unit=named(number),  # weighted F1, mean over seeds
-            pooled=_SPREAD,  # weighted F1 over the decisions of all folds
-            per_class=named(number),  # F1, pooled over folds, mean over seeds
-            confusion=items(items(count)),  # summed over folds and seeds
-            difference=optional(number),  # of the mean weighted F1, to the baseline
-            p=optional(number),
-        )
-    ),
+    systems=items(_row),
     commit=text,
     versions=named(text),
     machine=named(plain),
@@ -149,6 +159,8 @@ def _system(
         "training_seconds": mean(cell["training_seconds"] for cell in cells.values()),
         "epochs": mean(cell["epochs"] for cell in cells.values()),
     }
+    if "stack_parameters" in one:
+        row["stack_parameters"] = one["stack_parameters"]
     for metric in METRICS:
         found = spread({key: cell[metric] for key, cell in cells.items()})
         row[metric] = {
@@ -189,24 +201,22 @@ def _pooled(
 
 def table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return (header, rows): a row a system."""
-    header = [
-        "system",
-        "params",
-        "in training",
-        "MACs/s",
-        f"weighted F1, mean of {record['unit']}s",
-    ]
+    over = f"{record['unit']}s"
+    header = ["system", "params", "in training", "MACs/s", f"weighted F1, mean of {over}"]
     header += ["95 % CI", "pooled weighted F1", "UA", "accuracy", "F1 = 0", "vs baseline"]
     header += ["s a training"]
+    stacks = any("stack_parameters" in row for row in record["systems"])
+    if stacks:
+        header.insert(2, "of the stack")
     rows = []
     for row in record["systems"]:
         missed = [name for name, value in row["per_class"].items() if value == 0]
         cells = [row["system"], f"{row['parameters']:,}", f"{row['training_parameters']:,}"]
+        if stacks:
+            size = row.get("stack_parameters")
+            cells.insert(2, "none" if size is None else f"{size:,}")
         cells += [macs(row["macs_per_second"])]
-        found = [
-            _spread_text(row[key], f"{record['unit']}s")
-            for key in ("weighted_f1", "pooled", *METRICS[1:])
-        ]
+        found = [_spread_text(row[k], over) for k in ("weighted_f1", "pooled", *METRICS[1:])]
         cells += [found[0], _interval_text(_scores(row)), *found[1:], ", ".join(missed) or "none"]
         rows.append([*cells, _versus(record, row), f"{row['training_seconds']:.0f}"])
     return header, rows

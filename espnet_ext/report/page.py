@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.report import classes, grids, table, translation
+from espnet_ext.report import classes, grids, stacks, table, translation
 from espnet_ext.report.benchmarks import sections
 from espnet_ext.report.claims import Claim, claims_lines
 from espnet_ext.report.evidence import Results
@@ -43,6 +43,7 @@ def results_page(
     plotted: Collection[str] = (),
     benchmarks: Mapping[str, Any] | None = None,
     committed_grids: Sequence[Mapping[str, Any]] = (),
+    of_stacks: Sequence[tuple[str, Mapping[str, Any]]] = (),
     papers: Mapping[str, Sequence[Claim]] | None = None,
 ) -> str:
     """Return the text of RESULTS.md.
@@ -53,6 +54,7 @@ def results_page(
         plotted: names ``<dataset>_<task>`` that have a plot of WER or BLEU against bytes.
         benchmarks: what ``benchmarks.read_benchmarks`` found.
         committed_grids: validated summaries of grids.
+        of_stacks: what ``stacks.read_stacks`` found.
         papers: claims of papers, by paper.
     """
     lines = [
@@ -78,11 +80,14 @@ def results_page(
         )
     told = claims_lines(papers or {}, Results.of(results, committed_grids))
     lines += ["", *told] if told else []
-    for name in dict.fromkeys(_corpus(r) for r in [*results, *committed_grids]):
+    records = [*results, *committed_grids, *(record for _, record in of_stacks)]
+    for name in dict.fromkeys(_corpus(r) for r in records):
         lines += ["", f"## {name}"]
         for record in committed_grids:
             if _corpus(record) == name:
                 lines += ["", *grids.page_lines(record, f"{folder}/{name}")]
+        for section in stacks.sections(of_stacks, name, folder):
+            lines += ["", *section]
         group = [result for result in results if _corpus(result) == name]
         if not group:
             continue

@@ -11,6 +11,7 @@ from torch import nn
 
 from espnet_ext.config import Config
 from espnet_ext.data.definitions import ark_definition
+from espnet_ext.encoders.stack_encoder import without_files
 from espnet_ext.errors import UserError
 from espnet_ext.tasks.registry import TASKS, install
 
@@ -55,7 +56,8 @@ def build_model(config: Config, vocabulary: int | None = None) -> nn.Module:
             if args.normalize == "global_mvn":
                 args.normalize_conf = dict(args.normalize_conf)
                 args.normalize_conf["stats_file"] = _neutral(_width(config, args), Path(folder))
-            return TASKS[config.recipe.task].build_model(args).eval()
+            with without_files():
+                return TASKS[config.recipe.task].build_model(args).eval()
         except UserError as error:
             raise UserError(f"{config.path}: {error}") from None
         except _BUILD_ERRORS as error:

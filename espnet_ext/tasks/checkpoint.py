@@ -17,27 +17,10 @@ from torch import nn
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path
 from espnet_ext.methods.deploy import PLAIN, check_finite
+from espnet_ext.methods.state import compare_state, load_state
 from espnet_ext.tasks.registry import TASKS, install, task_of
 
 install()
-
-
-def load_state(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict without executing code.
-
-    Raises:
-        UserError: no such file, or not a whole checkpoint of tensors.
-    """
-    if not path.is_file():
-        raise UserError(f"no checkpoint {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a damaged file
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(f"{path} is not a readable checkpoint: {reason}") from None
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise UserError(f"{path} holds no model: give an averaged model or <n>epoch.pth")
-    return state
 
 
 def serialised(obj: Any, **options: Any) -> memoryview:
@@ -90,22 +73,6 @@ def expand_state(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, 
     """Give the tensors of ``state`` all names that they have in ``model``."""
     more = {n: state[first] for n, first in ties(model).items() if first in state}
     return {**more, **state}
-
-
-def compare_state(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Raise UserError naming the first key or shape in which ``state`` is not ``model``'s."""
-    own = model.state_dict()
-    for key in own:
-        if key not in state:
-            raise UserError(f"{path} is of another architecture: it lacks {key}")
-        if own[key].shape != state[key].shape:
-            raise UserError(
-                f"{path} is of another architecture: {key} has shape "
-                f"{tuple(state[key].shape)}, the config makes {tuple(own[key].shape)}"
-            )
-    for key in state:
-        if key not in own:
-            raise UserError(f"{path} is of another architecture: it holds {key}, the config not")
 
 
 def build(arguments: dict[str, Any]) -> nn.Module:

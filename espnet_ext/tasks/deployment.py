@@ -10,23 +10,25 @@ from torch import Tensor, nn
 
 from espnet_ext.data.fbank import FRAMES_PER_SECOND, kaldi_fbank
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+from espnet_ext.encoders.stack_encoder import StackEncoder
+from espnet_ext.encoders.stack_mimic import MimickedStack
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path, write_json
 from espnet_ext.methods.deploy import PLAIN, deploy, footprint
 from espnet_ext.methods.registry import METHODS
+from espnet_ext.methods.state import compare_state, load_state
 from espnet_ext.tasks.checkpoint import (
     build,
-    compare_state,
     expand_state,
     file_state,
     load_model,
-    load_state,
     read_config,
     save,
 )
 from espnet_ext.tasks.footprint import is_classifier, macs_per_second
 from espnet_ext.tasks.registry import stock_encoder
 
+STACK = "stack"  # the encoder's stack in its family's own format, without removed layers
 TOLERANCE = 1e-5  # float32, absolute, on the encoder's normalised outputs or the logits
 
 
@@ -70,6 +72,14 @@ def deploy_checkpoint(
         if statistics is not None:
             shutil.copyfile(statistics, temporary / "feats_stats.npz")
             arguments["normalize_conf"]["stats_file"] = str(folder / "feats_stats.npz")
+        if isinstance(deployed.encoder, StackEncoder):
+            conf = arguments["encoder_conf"]
+            if isinstance(deployed.encoder.stack, MimickedStack):
+                conf = deployed.encoder.portable_conf(conf)
+            else:
+                deployed.encoder.stack.save(temporary / STACK)
+                conf = stack_options(conf, folder / STACK)
+            arguments["encoder_conf"] = conf
         text = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
         (temporary / "config.yaml").write_text(text, encoding="utf-8")
         verified = verify(trained, temporary, arguments, waves, rate, deltas)
@@ -113,6 +123,13 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
     return arguments
 
 
+def stack_options(conf: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Options of ``encoder: stack`` that build the deployed form from the folder beside it."""
+    gone = ("remove", "keep", "architecture")
+    kept = {key: value for key, value in conf.items() if key not in gone}
+    return {**kept, "path": str(path)}
+
+
 @torch.no_grad()
 def verify(
     trained: nn.Module,
@@ -129,6 +146,8 @@ def verify(
             TOLERANCE.
     """
     local = dict(arguments)
+    if (folder / STACK).exists():
+        local["encoder_conf"] = {**arguments["encoder_conf"], "path": str(folder / STACK)}
     if (folder / "feats_stats.npz").exists():
         conf = dict(arguments["normalize_conf"], stats_file=str(folder / "feats_stats.npz"))
         local["normalize_conf"] = conf

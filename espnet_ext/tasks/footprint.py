@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from espnet_ext.config import Config
 from espnet_ext.data.definitions import ark_definition, frames_per_second
@@ -85,7 +85,7 @@ def macs_per_second(
     if encoder is None or any(isinstance(m, nn.RNNBase) for m in encoder.modules()):
         return NOT_MEASURED
     x, lengths = _ten_seconds(parts, rate, width, frames)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=MORE_FLOPS) as counter:
         if parts["preencoder"] is not None:
             x, lengths = parts["preencoder"](x, lengths)
         conditioned = getattr(encoder, "interctc_use_conditioning", False)
@@ -106,6 +106,15 @@ def is_classifier(model: nn.Module) -> bool:
     return hasattr(model, "classification_type")
 
 
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **more: Any) -> int:
+    """FLOPs of attention in one kernel; the arguments are shapes (batch, heads, time, width)."""
+    return sdpa_flop_count(query, key, value)
+
+
+# The one of CPUs, which torch does not count.
+MORE_FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+}
 _PARTS = ("frontend", "normalize", "preencoder", "encoder", "postencoder", "ctc")
 
 

@@ -15,8 +15,10 @@ from torch import nn
 
 from espnet_ext.encoders.compressed import compressed_choices
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+from espnet_ext.encoders.raw import RawSpeech
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
 from espnet_ext.encoders.ssl_features import SSLFeatures
+from espnet_ext.encoders.stack_encoder import StackEncoder
 from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.models.asr import ASRModel
@@ -75,6 +77,8 @@ def install() -> None:
     compressed = compressed_choices(bases, RECURRENT_BASES)
     for task in (asr, cls):
         task.encoder_choices.classes.update({**bases, **compressed})
+        task.encoder_choices.classes["stack"] = StackEncoder
+        task.frontend_choices.classes["raw"] = RawSpeech
         task.frontend_choices.classes["kaldi_fbank"] = KaldiFbank
         task.frontend_choices.classes["ssl"] = SSLFeatures
     asr.decoder_choices.classes["transducer"] = Predictor

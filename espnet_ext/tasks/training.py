@@ -23,7 +23,8 @@ from espnet2.train.trainer import autocast_args
 
 from espnet_ext.config import Config
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.tasks.checkpoint import build, compare_state, read_config, save
+from espnet_ext.methods.state import compare_state
+from espnet_ext.tasks.checkpoint import build, read_config, save
 from espnet_ext.tasks.quiet import quiet
 from espnet_ext.tasks.registry import CLSTask as PlainCLSTask
 from espnet_ext.tasks.registry import install

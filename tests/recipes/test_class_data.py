@@ -2,47 +2,15 @@
 
 import hashlib
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import soundfile
 
 from espnet_ext.data.corpus import read_folds
-from espnet_ext.data.kaldi_dir import read_data_dir, read_table, validate_data_dir
+from espnet_ext.data.kaldi_dir import read_data_dir, read_table
 from tests.fixtures import queen_builder as build
 from tests.fixtures.acted_voices import hedgewars, wave
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(recipe, folder, *words):
-    return subprocess.run(
-        [sys.executable, ROOT / "egs" / recipe / "local/data.py", "--nj", "1", *words],
-        cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def refused(result, *words):
-    assert result.returncode == 1, result.stdout
-    told = result.stderr.strip().splitlines()[-1]
-    assert told.startswith("local/data.py: error: ")
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in told, told
-
-
-def labels(folder):
-    return {u.id: u.label for u in validate_data_dir(folder, root=folder.parents[1])}
-
-
-def times(folder):
-    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+from tests.fixtures.data_stage import labels, refused, run, times
 
 
 def test_each_corpus_must_be_named(tmp_path):

@@ -11,7 +11,8 @@ from espnet_ext.bin.main import VERBS
 from espnet_ext.config import load_config
 from espnet_ext.errors import UserError
 
-WITH_CONFIG = [verb for verb in VERBS if verb not in ("variants", "grid")]
+OTHERS = ("variants", "grid", "fetch", "similarity")  # they take no training config
+WITH_CONFIG = [verb for verb in VERBS if verb not in OTHERS]
 MORE = {"stream": ["speech.flac"]}  # what a verb needs besides its config
 BROKEN = {
     "include: 3": "include: expected files, not 3",

@@ -57,6 +57,17 @@ def test_vary_stands_for_every_combination(tmp_path):
     assert cells[0].set_name("test") == "voice-a/test"
 
 
+def test_fixed_sets_of_another_name(tmp_path):
+    content = {key: value for key, value in GRID.items() if key != "split"}
+    (cell, *_) = read_grid(write(tmp_path, {**content, "sets": "keyword_"})).cells([""])
+    assert cell.set_name("test") == "keyword_test"
+    written = yaml.safe_load(cell.config_text(tmp_path))
+    assert written["recipe"]["train_set"] == "keyword_train"
+    for wrong in ({**GRID, "sets": "keyword_"}, {**content, "sets": 3}):
+        with pytest.raises(UserError, match="sets is what names of fixed sets begin with"):
+            read_grid(write(tmp_path, wrong))
+
+
 def test_the_config_of_a_cell_states_its_difference(tmp_path):
     system = read_grid(write(tmp_path, GRID)).systems[3]
     folder = tmp_path / "exp/grid_some/x/voice-a_s2"

@@ -15,6 +15,7 @@ from espnet_ext.config import load_config
 from espnet_ext.data.definitions import ark_definition, frames_per_second
 from espnet_ext.data.kaldi_dir import Utterance, write_sets
 from espnet_ext.data.ssl import FAMILIES, read_ssl
+from espnet_ext.encoders.stack_features import layer_extractor
 from espnet_ext.errors import UserError
 from tests.fixtures.ssl_models import LAYERS, WIDTH, make_ssl
 
@@ -37,7 +38,7 @@ def test_a_layer_is_that_of_the_whole_model(tmp_path, family, stable):
     for layer in range(LAYERS + 1):
         described = read_ssl(tmp_path / "small", layer)
         assert (described.width, described.frames_per_second, described.rate) == (WIDTH, 50, 16000)
-        found = described.extractor()(WAVE)
+        found = layer_extractor(described)(WAVE)
         assert found.dtype == np.float32 and found.shape == (49, WIDTH)
         np.testing.assert_allclose(found, expected[layer], atol=1e-5)
         others = [state for k, state in enumerate(expected) if k != layer]
@@ -47,7 +48,7 @@ def test_a_layer_is_that_of_the_whole_model(tmp_path, family, stable):
 def test_waves_are_prepared_as_the_model_says(tmp_path):
     whole = make_ssl(tmp_path / "small", stable=True)
     (tmp_path / "small/preprocessor_config.json").write_text('{"do_normalize": false}')
-    found = read_ssl(tmp_path / "small", 1).extractor()(WAVE)
+    found = layer_extractor(read_ssl(tmp_path / "small", 1))(WAVE)
     np.testing.assert_allclose(found, states(whole, WAVE)[1], atol=1e-5)
     assert np.abs(found - states(whole, (WAVE - WAVE.mean()) / WAVE.std())[1]).max() > 1e-2
 
@@ -75,7 +76,7 @@ def test_the_verb_writes_arks_and_another_model_makes_them_stale(recipe, capsys)
     assert sorted(p.name for p in Path("dump").iterdir()) == ["ssl_small_l2"]
     matrix = kaldiio.load_scp("dump/ssl_small_l2/dev/feats.scp")["a-dev"]
     wave, _ = soundfile.read("dev.flac", dtype="float32")
-    expected = read_ssl(Path("small"), 2).extractor()(wave)
+    expected = layer_extractor(read_ssl(Path("small"), 2))(wave)
     np.testing.assert_allclose(matrix, expected, atol=1e-5)
     assert matrix.shape == (len(wave) // 320 - 1, WIDTH)
     frames = Path("dump/ssl_small_l2/dev/utt2num_frames").read_text()
@@ -118,11 +119,11 @@ FAULTS = {
         lambda f: (f / "model.safetensors").write_bytes(
             (f / "model.safetensors").read_bytes()[:99]
         ),
-        "small: cannot load the model",
+        "small: damaged model.safetensors",
     ),
     "weights": (
         lambda f: edit(f / "config.json", num_hidden_layers=LAYERS + 1),
-        "weights are missing",
+        "small: its weights are of another model: they lack",
     ),
 }
 

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Hedgewars: what layers of Whisper know of acted lines, and a small network in their place.
+# shellcheck source=utils/recipe.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
+
+config=conf/train_mimic_whisper_tiny_s.yaml # FILE, training config, one of conf/train_*.yaml
+variant=                                    # deployed form; empty: what the config says
+test_sets="test"                            # sets to decode and score
+package=                                    # FILE, the Debian package; empty: fetch it
+downloads=downloads                         # DIR where the fetched package is kept
+parse_options "$@"
+
+stage 1 "Prepare data" \
+  python local/data.py --out data --downloads "$downloads" --nj "$nj" ${package:+--package "$package"}
+
+stage 2 "Features" \
+  espnet-ext features "$config" --nj "$nj"
+
+stage 3 "Tokens" \
+  espnet-ext tokens "$config"
+
+stage 4 "Train" \
+  espnet-ext train "$config" --ngpu "$ngpu" -- "${extra[@]}"
+
+stage 5 "Average and deploy" \
+  espnet-ext deploy "$config" ${variant:+--variant "$variant"}
+
+stage 6 "Decode" \
+  espnet-ext decode "$config" --sets "$test_sets" --nj "$nj" ${variant:+--variant "$variant"}
+
+stage 7 "Score" \
+  espnet-ext score "$config" --sets "$test_sets" ${variant:+--variant "$variant"}
+
+stage 8 "Report" \
+  espnet-ext report "$config" ${variant:+--variant "$variant"}

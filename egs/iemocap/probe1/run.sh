@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# IEMOCAP: emotion by a speech representation model, or a small network in place of its layers.
+# shellcheck source=utils/recipe.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
+
+config=conf/train_wav2vec2_base_m.yaml # FILE, training config, one of conf/train_*.yaml
+variant=                               # deployed form; empty: what the config says
+test_sets="test"                       # sets to decode and score
+corpus=                                # DIR that holds Session1 to Session5
+parse_options "$@"
+
+stage 1 "Prepare data" \
+  python ../ser1/local/data.py --out data --nj "$nj" ${corpus:+--corpus "$corpus"}
+
+stage 2 "Features" \
+  espnet-ext features "$config" --nj "$nj"
+
+stage 3 "Tokens" \
+  espnet-ext tokens "$config"
+
+stage 4 "Train" \
+  espnet-ext train "$config" --ngpu "$ngpu" -- "${extra[@]}"
+
+stage 5 "Average and deploy" \
+  espnet-ext deploy "$config" ${variant:+--variant "$variant"}
+
+stage 6 "Decode" \
+  espnet-ext decode "$config" --sets "$test_sets" --nj "$nj" ${variant:+--variant "$variant"}
+
+stage 7 "Score" \
+  espnet-ext score "$config" --sets "$test_sets" ${variant:+--variant "$variant"}
+
+stage 8 "Report" \
+  espnet-ext report "$config" ${variant:+--variant "$variant"}

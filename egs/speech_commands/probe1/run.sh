@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Speech Commands: words by a speech representation model, or a small network for its layers.
+# shellcheck source=utils/recipe.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
+
+config=conf/train_wav2vec2_base_m.yaml # FILE, training config, one of conf/train_*.yaml
+variant=                               # deployed form; empty: what the config says
+test_sets="test"                       # sets to decode and score
+corpus=                                # DIR of the 35 words (speech_commands_v0.02)
+official=                              # DIR, the official test set of 12 labels
+parse_options "$@"
+
+stage 1 "Prepare data" \
+  python local/data.py --out data --nj "$nj" ${corpus:+--corpus "$corpus"} \
+  ${official:+--test_set "$official"}
+
+stage 2 "Features" \
+  espnet-ext features "$config" --nj "$nj"
+
+stage 3 "Tokens" \
+  espnet-ext tokens "$config"
+
+stage 4 "Train" \
+  espnet-ext train "$config" --ngpu "$ngpu" -- "${extra[@]}"
+
+stage 5 "Average and deploy" \
+  espnet-ext deploy "$config" ${variant:+--variant "$variant"}
+
+stage 6 "Decode" \
+  espnet-ext decode "$config" --sets "$test_sets" --nj "$nj" ${variant:+--variant "$variant"}
+
+stage 7 "Score" \
+  espnet-ext score "$config" --sets "$test_sets" ${variant:+--variant "$variant"}
+
+stage 8 "Report" \
+  espnet-ext report "$config" ${variant:+--variant "$variant"}

@@ -1,0 +1,188 @@
+"""ESPnet encoder ``stack``: a speech representation model under a head of ESPnet's."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+from espnet2.asr.encoder.abs_encoder import AbsEncoder
+from torch import Tensor, nn
+
+from espnet_ext.encoders.stack import Stack, load_stack
+from espnet_ext.encoders.stack_mimic import MimickedStack, parse_mimic, stack_parts
+from espnet_ext.encoders.stack_transformers import architecture_of, build_transformers
+from espnet_ext.errors import UserError
+
+FRONT = "front"  # the value of ``frozen`` that leaves the layers to be trained
+_without_files: ContextVar[bool] = ContextVar("without_files", default=False)
+
+
+@contextlib.contextmanager
+def without_files() -> Iterator[None]:
+    """Inside, a stack with an ``architecture`` is built of random weights if its folder is absent.
+
+    For looking at a config (check, footprint) before anything was fetched.
+    """
+    token = _without_files.set(True)
+    try:
+        yield
+    finally:
+        _without_files.reset(token)
+
+
+class StackEncoder(AbsEncoder):
+    """Encoder ``stack``, for ``frontend: raw`` and no ``normalize``.
+
+    A probe is a classifier (``recipe: {task: cls}``) with this encoder frozen and the head
+    ``decoder: mlp``. The model's folder is read whenever the encoder is built; a checkpoint
+    then brings the trained weights.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        path: str | None = None,
+        frozen: bool | str = True,
+        remove: Sequence[int] | None = None,
+        keep: Sequence[int] | None = None,
+        upto: int | None = None,
+        architecture: dict | None = None,
+        mimic: dict | None = None,
+    ):
+        """Load the model.
+
+        Args:
+            input_size: 1, what ``frontend: raw`` gives.
+            path: of the model; see ``stack.load_stack``. None: random weights.
+            frozen: train nothing of it, or with ``front`` nothing of the front end; what is frozen
+                also runs without dropout. A mimic is trained in any case but its own.
+            remove: layers to leave out.
+            keep: layers to keep, the others are left out; not together with ``remove``.
+            upto: read the output of the first ``upto`` of the layers left; None: of all.
+            architecture: keys of transformers' config.json (model_type, ...): what to build
+                where there is no ``path``.
+            mimic: options of a network that replaces the last layers, those of
+                ``methods.mimic.MimicOptions``; also ``path`` of what step 1 trained (None: random
+                weights) and ``frozen``: train nothing of it.
+
+        Raises:
+            UserError: an option that does not fit the model, or what ``load_stack`` raises.
+        """
+        super().__init__()
+        if input_size != 1:
+            raise UserError("encoder: stack takes samples: choose frontend: raw and no normalize")
+        if remove is not None and keep is not None:
+            raise UserError("encoder: stack: give remove or keep, not both")
+        if frozen not in (True, False, FRONT):
+            raise UserError(
+                f"encoder: stack: frozen must be true, false or {FRONT}, not {frozen!r}"
+            )
+        stack = _find_stack(path, architecture)
+        if keep is not None:
+            stack.remove(set(keep) - set(stack.kept))  # refuses layers that are none
+            remove = sorted(set(stack.kept) - set(keep))
+        whole = stack.remove(remove) if remove else stack
+        if upto is not None and not 1 <= upto <= whole.num_layers:
+            raise UserError(f"encoder: stack: upto: {upto} is not in 1..{whole.num_layers}")
+        self.architecture = architecture_of(whole)
+        self.upto = upto
+        self.frozen = frozen
+        self.stack: Stack | MimickedStack = whole
+        if mimic is not None:
+            self.stack = self._mimicked(whole, mimic)
+        else:
+            self._freeze(whole)
+
+    def _mimicked(self, whole: Stack, conf: Mapping[str, Any]) -> MimickedStack:
+        if self.upto is not None:
+            raise UserError("encoder: stack: upto has no meaning beside mimic")
+        mimicked = MimickedStack(whole, parse_mimic(conf))
+        if conf.get("path") is not None:
+            mimicked.load(Path(conf["path"]))
+        self._freeze(mimicked.stack)
+        if conf.get("frozen", False):
+            mimicked.mimic.requires_grad_(False)
+        return mimicked
+
+    def _freeze(self, stack: Stack) -> None:
+        """Stop the gradients of what is frozen."""
+        if self.frozen:
+            stack.requires_grad_(False)
+        if self.frozen == FRONT:
+            for part in stack_parts(stack):
+                part.requires_grad_(True)
+
+    @property
+    def encoders(self) -> nn.ModuleList:
+        """The layers, or mimics, under the name that ESPnet's encoders have for them."""
+        if isinstance(self.stack, MimickedStack):
+            return nn.ModuleList([*self.stack.stack.layers, *self.stack.mimic.parts])
+        return self.stack.layers
+
+    @property
+    def stack_only(self) -> nn.ModuleList:
+        """All behind the front end: positions, norms and layers, or what replaces them."""
+        if isinstance(self.stack, MimickedStack):
+            return nn.ModuleList([*stack_parts(self.stack.stack), self.stack.mimic])
+        return nn.ModuleList(stack_parts(self.stack))
+
+    def portable_conf(self, conf: Mapping[str, Any]) -> dict[str, Any]:
+        """``encoder_conf`` that builds this encoder where no file of the model is."""
+        found = dict(conf)
+        if found.get("mimic") is not None:
+            found["mimic"] = {**found["mimic"], "path": None}
+        if self.architecture is not None:
+            gone = dict.fromkeys(("path", "remove", "keep"))
+            found |= {**gone, "architecture": self.architecture}
+        return found
+
+    def output_size(self) -> int:
+        """Features of a frame."""
+        return self.stack.width
+
+    def forward(
+        self, xs_pad: Tensor, ilens: Tensor, prev_states: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, None]:
+        """Encode samples (batch, samples, 1); return (batch, frames, width), lengths, None."""
+        mimicked = self.stack if isinstance(self.stack, MimickedStack) else None
+        below = self.stack if mimicked is None else mimicked.stack
+        assert isinstance(below, Stack)
+        self._without_dropout(below)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            x, lengths = below.front(xs_pad.squeeze(-1), ilens)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen is not True):
+            if mimicked is None:
+                return below.hidden(x, lengths, self.upto)[-1], lengths, None
+            x = mimicked.before(x, lengths)
+        return mimicked.mimic(x, lengths)[-1], lengths, None
+
+    def _without_dropout(self, below: Stack) -> None:
+        """Put what is frozen into evaluation mode: ESPnet's trainer has all of it in training."""
+        if self.frozen:
+            below.eval()
+        if self.frozen == FRONT:
+            for part in stack_parts(below):
+                part.train(self.training)
+        if isinstance(self.stack, MimickedStack):
+            trained = any(p.requires_grad for p in self.stack.mimic.parameters())
+            self.stack.mimic.train(self.training and trained)
+
+
+def _find_stack(path: str | None, architecture: dict | None) -> Stack:
+    """Load ``path``, or build ``architecture`` where that is asked for."""
+    if path is None and architecture is None:
+        raise UserError("encoder: stack: give the path of a model, or an architecture to build")
+    absent = path is None or (_without_files.get() and not Path(path).exists())
+    if architecture is not None and absent:
+        return build_transformers(architecture)
+    assert path is not None
+    stack = load_stack(path)
+    if architecture is not None and (found := architecture_of(stack)) is not None:
+        for key, value in architecture.items():
+            if found.get(key, value) != value:
+                raise UserError(
+                    f"{path} has {key} {found[key]!r}, encoder_conf: architecture says {value!r}"
+                )
+    return stack

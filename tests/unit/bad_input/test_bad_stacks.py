@@ -1,0 +1,228 @@
+"""Wrong models, layers, sets and options for stacks: one line that says what to do."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+
+from espnet_ext.encoders.stack import load_stack
+from espnet_ext.errors import UserError
+from tests.fixtures import forked, probe, speech_models
+
+pytestmark = pytest.mark.xdist_group("probe")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = probe.make(tmp_path_factory.mktemp("bad_stacks"), max_epoch=1)
+    probe.train(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(recipe, tmp_path):
+    folder = shutil.copytree(recipe, tmp_path / "egs/toy/probe1")
+    shutil.copytree(recipe.parents[1] / "conf", tmp_path / "egs/conf")
+    return folder
+
+
+def refused(folder, *words):
+    """Run a verb that must fail with one line and write nothing; return the line."""
+    forked.load()
+    files = {path for path in folder.rglob("*") if path.is_file()}
+    ended = forked.Command(folder, words, folder.with_suffix(".logs")).wait(200)
+    assert ended.code == 1, ended.stdout + ended.stderr
+    lines = [line for line in ended.stderr.splitlines() if line and "%|" not in line]
+    assert len(lines) == 1, ended.stderr
+    assert lines[0].startswith(f"espnet-ext {words[0]}: error: ")
+    assert {path for path in folder.rglob("*") if path.is_file()} == files
+    return lines[0]
+
+
+PRUNE = ("prune", probe.CONFIG, "--score_set", "train", "--set", "test", "--repeats", "1")
+WRITE = ("prune", "--model", probe.MODEL, "--out", "less", "--remove")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((*WRITE, "4"), "no layer 4 in this whisper stack; its layers are 0, 1, 2, 3"),
+        ((*WRITE, "-1"), "no layer -1 in this whisper stack"),
+        ((*WRITE, "0", "1", "2", "3"), "all 4 layers asked to go; at least one must stay"),
+        (("prune", "--remove", "1", "--out", "x"), "give a CONFIG, or --model"),
+        (("prune", probe.CONFIG, "--remove", "1"), "leave out CONFIG, or these"),
+        (
+            ("similarity", "downloads/modell", "--k", "2"),
+            "no model folder downloads/modell; a model of",
+        ),
+        (("similarity", "data", "--k", "2"), "data holds no model: neither config.json with"),
+        (("similarity", "exp", "--k", "2"), "exp holds no model"),
+        (("similarity", probe.MODEL, "--set", "tset"), "no set 'tset'; did you mean 'test'?"),
+        (
+            ("similarity", probe.MODEL, "--set", "test"),
+            "--k 64 neighbours in a batch of 12 utterances of test; choose a smaller k",
+        ),
+        (
+            ("similarity", probe.MODEL, "--k", "2", "8", "--batch_size", "8"),
+            "--k 8 neighbours in a batch of 8 utterances of dev",
+        ),
+        (("similarity", probe.MODEL, "--k", "2", "--seconds", "0"), "--seconds must be above 0"),
+        ((*PRUNE, "--k", "64"), "--k 64 neighbours in a batch of 36 utterances of train"),
+        ((*PRUNE, "--k", "2", "--protect", "7"), "no layer 7 in this whisper stack"),
+        ((*PRUNE, "--k", "2", "--protect", "1", "2", "3"), "all 4 layers are protected"),
+        ((*PRUNE, "--k", "2", "--tags", "other"), "no exp/other/deploy/merged/model.pth; run"),
+        ((*PRUNE[:3], "test", "--k", "2"), "--score_set and --set are both test"),
+        (("fetch", "whisper_bas", "--out", "x"), "'whisper_bas'; did you mean 'whisper_base'?"),
+    ],
+    ids=lambda value: None if isinstance(value, tuple) else value[:30],
+)
+def test_wrong_words(recipe, words, says):
+    assert says in refused(recipe, *words)
+
+
+def test_a_set_with_one_class(copy):
+    labels = copy / "data/test/label"
+    lines = [line.split()[0] + " low" for line in labels.read_text().splitlines()]
+    labels.write_text("\n".join(lines) + "\n")
+    line = refused(copy, *PRUNE, "--k", "2")
+    assert "data/test/label: all 12 utterances are of the class low" in line
+
+
+def test_a_class_that_the_probe_lacks(copy):
+    labels = copy / "data/test/label"
+    labels.write_text(labels.read_text().replace(" low", " deep"))
+    assert "the class deep, which the probe was not trained on" in refused(copy, *PRUNE, "--k", "2")
+
+
+def test_a_model_of_an_unknown_family(copy):
+    config = copy / probe.MODEL / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "wav2vec3"}))
+    line = refused(copy, "similarity", probe.MODEL, "--k", "2")
+    assert "unknown model family 'wav2vec3'; did you mean 'wav2vec2'?" in line
+
+
+def test_weights_of_another_shape_stop_a_training(copy):
+    config = copy / probe.MODEL / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "encoder_ffn_dim": 40}))
+    shutil.rmtree(copy / "exp")
+    line = refused(copy, "train", probe.CONFIG, "--threads", "1")
+    assert f"{probe.MODEL}: cannot load it" in line
+
+
+@pytest.mark.parametrize(
+    ("over", "says"),
+    [
+        ({"remove": [9]}, "no layer 9 in this whisper stack"),
+        ({"keep": [0, 9]}, "no layer 9 in this whisper stack"),
+        ({"keep": []}, "all 4 layers asked to go"),
+        ({"remove": [1], "keep": [0]}, "give remove or keep, not both"),
+        ({"upto": 5}, "upto: 5 is not in 1..4"),
+        ({"path": "nowhere"}, "no model folder nowhere"),
+    ],
+)
+def test_options_of_the_encoder(recipe, monkeypatch, over, says):
+    from espnet_ext.config import load_config
+    from espnet_ext.tasks.checking import examine
+
+    monkeypatch.chdir(recipe)
+    config = load_config(probe.CONFIG)
+    config.espnet["encoder_conf"] |= over
+    (problem,) = examine(config).problems
+    assert says in problem
+
+
+@pytest.mark.parametrize(
+    ("over", "says"),
+    [
+        ({"normalize": "utterance_mvn"}, "frontend: raw needs normalize: null"),
+        ({"frontend": "default"}, "encoder: stack takes samples: needs frontend: raw"),
+    ],
+)
+def test_samples_must_reach_the_stack(recipe, monkeypatch, over, says):
+    from espnet_ext.config import load_config
+    from espnet_ext.tasks.checking import examine
+
+    monkeypatch.chdir(recipe)
+    config = load_config(probe.CONFIG)
+    config.espnet.update(over)
+    assert any(says in problem for problem in examine(config).problems)
+
+
+# -- folders of models
+
+
+@pytest.fixture
+def model(tmp_path):
+    speech_models.make(tmp_path / "model", "wavlm")
+    return tmp_path / "model"
+
+
+def complains(folder):
+    with pytest.raises(UserError) as error:
+        load_stack(folder)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+    return str(error.value)
+
+
+def test_the_first_layer_of_wavlm_is_protected(model):
+    stack = load_stack(model)
+    with pytest.raises(UserError, match="layer 0 must stay: WavLM's first layer makes the pos"):
+        stack.remove([0, 1])
+    with pytest.raises(UserError, match="no layer 1 in this wavlm stack; its layers are 0, 2, 3"):
+        stack.remove([1]).remove([1])
+
+
+def test_weights_of_another_shape(model):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
+    assert "cannot load it" in complains(model)
+
+
+def test_weights_that_lack_a_layer(model):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
+    assert "they lack encoder.layers.4." in complains(model)
+
+
+@pytest.mark.parametrize("left", [0, 4, 5000])
+def test_weights_cut_short(model, left):
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:left])
+    assert str(model) in complains(model)
+
+
+def test_no_weights_but_a_pickle(model):
+    (model / "model.safetensors").unlink()
+    torch.save({}, model / "pytorch_model.bin")
+    assert str(model) in complains(model)
+
+
+def test_a_config_that_is_no_json(model):
+    (model / "config.json").write_text("{")
+    assert "not valid JSON" in complains(model)
+    (model / "config.json").write_text("[]")
+    assert "unknown model family 'None'" in complains(model)
+
+
+def test_code_in_a_folder_is_not_run(model):
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "evil.py").write_text("import sys\nsys.modules['was_run'] = sys\n")
+    assert load_stack(model).num_layers == 4
+    assert "was_run" not in sys.modules
+
+
+def test_utterances_of_a_length_that_cannot_be(tmp_path, model):
+    stack = load_stack(model)
+    with pytest.raises(UserError, match="an utterance of 9 samples is too short for wavlm"):
+        stack.front(*speech_models.speech(1600, 9))
+    speech_models.make(tmp_path / "whisper", "whisper")
+    whisper = load_stack(tmp_path / "whisper")
+    with pytest.raises(UserError, match=r"31\.0 s is longer than the 30 s that Whisper"):
+        whisper.front(*speech_models.speech(31 * 16000))
+    with pytest.raises(UserError, match="100 samples is too short for whisper"):
+        whisper.front(*speech_models.speech(1600, 100))
