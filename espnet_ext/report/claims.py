@@ -133,7 +133,8 @@ def _ratio(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
         return NOT_MEASURED, NOT_MEASURED
     low, high = options.get("low"), options.get("high")
     inside = (low is None or one / other >= low) and (high is None or one / other <= high)
-    text = f"{options['field']} {one:,} / {other:,} = {one / other:.3f}"
+    form = ",.1f" if isinstance(one, float) else ","
+    text = f"{options['field']} {one:{form}} / {other:{form}} = {one / other:.3f}"
     return text, HOLDS if inside else DOES_NOT
 
 
