@@ -189,8 +189,12 @@ def test_sites_take_what_they_name():
 
 
 def test_a_parametrization_that_is_not_ours_is_refused_in_one_line():
+    class Negative(nn.Module):
+        def forward(self, weight):
+            return -weight
+
     layer = nn.ConvTranspose1d(4, 4, 3)
-    parametrize.register_parametrization(layer, "weight", nn.Identity())
+    parametrize.register_parametrization(layer, "weight", Negative())
     with pytest.raises(UserError, match="cannot deploy a ") as caught:
         deploy(layer.eval())
     assert "\n" not in str(caught.value)
