@@ -238,6 +238,7 @@ def test_features_of_a_self_supervised_model_go_through_all_stages(recipe):
 
 
 def test_a_failed_training_is_told_and_the_others_are_kept(recipe):
+    assert recipe.grid("--nj", "2").returncode == 0  # done already, unless this test runs alone
     table = recipe.path / "data/voice-pirate/train/label"
     whole = table.read_bytes()
     table.write_bytes(whole.replace(b" joy", b" jov", 1))
