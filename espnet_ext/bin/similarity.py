@@ -4,7 +4,8 @@ MODEL is a folder in transformers' format (wav2vec 2.0, HuBERT, WavLM, Whisper),
 encoder trained here, or hub:NAME. Run in a recipe's folder, after stage 1. Writes
 exp/similarity/<name>.json and a heat map for each measure, with the blocks of layers that it
 shows. Batches are averaged, so memory depends on the batch and its longest utterance, not on the
-set.
+set. Where lengths differ much, --time flat shows the lengths too: long utterances are long
+vectors in every layer. Then cut them with --seconds, or take --time mean.
 
 Example:
   espnet-ext similarity downloads/whisper_base --set dev

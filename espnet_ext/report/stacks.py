@@ -77,7 +77,7 @@ PRUNING = mapping(
                     removed=count,
                     parameters=count,  # of the stack left, without its front end
                     value=number,  # on the whole set, mean over repeats
-                    interval=interval,  # 2.5 to 97.5 % over repeats, each on a resampled set
+                    interval=interval,  # 2.5 to 97.5 % over repeats, each on many resampled sets
                 )
             ),
         )
@@ -143,8 +143,8 @@ def notes(record: Mapping[str, Any], kind: str) -> list[str]:
     lines.append(
         f"Scored on {record['score_set']}, {record['metric']} on {record['set']} "
         f"({record['utterances']} utterances), no retraining; {record['repeats']} repeats: a "
-        "probe, a draw of batches to score on, a resampled set. Layers "
-        f"{', '.join(map(str, record['protected']))} stay."
+        "probe, a draw of batches to score on; bands: 2.5 to 97.5 % over repeats and resampled "
+        f"sets. Layers {', '.join(map(str, record['protected']))} stay."
     )
     lines.append(
         f"Whole stack {record['full']:.3f}; chance {record['chance']:.3f}; "

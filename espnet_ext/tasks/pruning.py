@@ -19,6 +19,7 @@ from espnet_ext.score.classification import metrics, weighted_f1
 from espnet_ext.tasks.stacks import Rows, classes_after, compare_layers, draw_batches, load_probe
 
 _BAND = (0.025, 0.975)
+RESAMPLES = 200  # of the set, for each repeat: a band of five repeats alone would be luck
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,16 @@ class Curves:
 
     def summary(self) -> dict[str, Any]:
         """The part of a pruning record (``report.stacks.PRUNING``) that comes of the repeats."""
-        names = [*self.classes, ""]  # the last stands for what is no class
-        whole = self._values(np.arange(len(self.references)), names)
-        resampled = []
-        for repeat in range(len(self._repeats)):
-            rng = np.random.default_rng([self.seed, repeat])
-            drawn = rng.integers(len(self.references), size=len(self.references))
-            resampled.append(self._values(drawn, names)[repeat])
+        count = len(self.references)
+        places = [self._places(repeat) for repeat in self._repeats]
+        every = np.arange(count)
+        whole = [self._values(*pair, every) for pair in zip(self._repeats, places, strict=True)]
+        rng = np.random.default_rng(self.seed)
+        resampled = [
+            self._values(*pair, rng.integers(count, size=count))
+            for pair in zip(self._repeats, places, strict=True)
+            for _ in range(RESAMPLES)
+        ]
         full = float(np.mean([values[self.orders[0]][0] for values in whole]))
         share = Counter(self.references).most_common(1)[0][1] / len(self.references)
         always = metrics(self.references, self.references, self.classes)["majority"]["weighted_f1"]
@@ -77,25 +81,27 @@ class Curves:
             "orders": [self._order(order, whole, resampled, full) for order in self.orders],
         }
 
-    def _values(self, chosen: np.ndarray, names: Sequence[str]) -> list[dict[str, list[float]]]:
-        """For each repeat and order, the metric after 0, 1, 2 ... removals on chosen utterances."""
-        place = {name: index for index, name in enumerate(names)}
-        meant = np.array([place[label] for label in self.references])[chosen]
-        found = []
-        for repeat in self._repeats:
-            named = {
-                gone: np.array([place.get(label, len(names) - 1) for label in labels])[chosen]
-                for gone, labels in repeat.decisions.items()
-            }
-            found.append(
-                {
-                    order: [
-                        self._score(meant, named[gone], len(names)) for gone in prefixes(sequence)
-                    ]
-                    for order, sequence in repeat.sequences.items()
-                }
-            )
-        return found
+    def _places(self, repeat: _Repeat) -> dict[tuple[int, ...], np.ndarray]:
+        """What was decided after each removal as indices of classes; one more is no class."""
+        place = {name: index for index, name in enumerate(self.classes)}
+        return {
+            gone: np.array([place.get(label, len(place)) for label in labels])
+            for gone, labels in repeat.decisions.items()
+        }
+
+    def _values(
+        self, repeat: _Repeat, places: Mapping[tuple[int, ...], np.ndarray], chosen: np.ndarray
+    ) -> dict[str, list[float]]:
+        """For each order, the metric after 0, 1, 2 ... removals on the chosen utterances."""
+        meant = np.array([self.classes.index(label) for label in self.references])[chosen]
+        scores = {
+            gone: self._score(meant, named[chosen], len(self.classes) + 1)
+            for gone, named in places.items()
+        }
+        return {
+            order: [scores[gone] for gone in prefixes(sequence)]
+            for order, sequence in repeat.sequences.items()
+        }
 
     def _score(self, meant: np.ndarray, named: np.ndarray, classes: int) -> float:
         if self.metric == "accuracy":

@@ -291,3 +291,18 @@ def test_encoder_without_equal_layers_is_refused(tmp_path):
     (tmp_path / "model.pth").write_bytes(b"")
     with pytest.raises(UserError, match="no stack of equal layers in encoder 'speechformer'"):
         load_stack(tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["wav2vec2", "wavlm"])
+def test_weight_normalisation_is_no_method(tmp_path, family):
+    """The positional convolution is parametrized by torch itself and deployed as it is."""
+    from espnet_ext.methods.deploy import deploy, variants
+
+    models.make(tmp_path, family)
+    stack = load_stack(tmp_path)
+    assert variants(stack) == ("plain", "merged")
+    deployed = deploy(stack)
+    waves, lengths = models.speech(1600)
+    assert torch.equal(deployed(waves, lengths)[0], stack(waves, lengths)[0])
+    assert deployed.state_dict().keys() == stack.state_dict().keys()
