@@ -62,6 +62,15 @@ def convert(clips: Sequence[Clip], folder: Path, jobs: int) -> list[kaldi_dir.Ut
     ]
 
 
+def convert_sets(
+    sets: Mapping[str, Sequence[Clip]], folder: Path, jobs: int
+) -> dict[str, list[kaldi_dir.Utterance]]:
+    """Convert the clips of all sets as ``convert`` does; return the utterances of each."""
+    clips = [clip for found in sets.values() for clip in found]
+    utterances = iter(convert(clips, folder, jobs))
+    return {name: [next(utterances) for _ in found] for name, found in sets.items()}
+
+
 def _convert(task: tuple[Clip, Path, str]) -> float:
     from espnet_ext.data import audio
 
@@ -183,14 +192,34 @@ def remove_leftovers(*folders: Path) -> None:
 
 def corpus_parser(doc: str | None, folder: str) -> argparse.ArgumentParser:
     """Options of the data stage of a corpus that the user has: ``folder`` says what to give."""
+    parser = _parser(doc)
+    parser.add_argument("--corpus", metavar="DIR", help=folder)
+    # For tests on miniature trees, which have other counts.
+    parser.add_argument("--uncounted", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def package_parser(doc: str | None, several: bool = False) -> argparse.ArgumentParser:
+    """Options of the data stage of a corpus in a package that is fetched, or in several."""
+    parser = _parser(doc)
+    parser.add_argument("--downloads", default="downloads", help="folder of what is fetched")
+    if several:
+        parser.add_argument(
+            "--packages", metavar="DIR", help="folder of the .deb, if you have them"
+        )
+    else:
+        parser.add_argument("--package", metavar="FILE", help="the .deb, if you have it already")
+    # For tests with packages of their own; the counts are then not compared.
+    parser.add_argument("--sha256", help=argparse.SUPPRESS)
+    return parser
+
+
+def _parser(doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--corpus", metavar="DIR", help=folder)
     parser.add_argument("--out", default="data", help="folder of the data directories")
     parser.add_argument("--nj", type=at_least(1), default=2, help="processes (default 2)")
-    # For tests on miniature trees, which have other counts.
-    parser.add_argument("--uncounted", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 

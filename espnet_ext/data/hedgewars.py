@@ -15,7 +15,7 @@ from pathlib import Path
 
 from espnet_ext.data import corpus, kaldi_dir
 from espnet_ext.data.package import Package, fetch, unpack_folder
-from espnet_ext.errors import UserError, at_least, run_cli
+from espnet_ext.errors import UserError, run_cli
 from espnet_ext.files import Stamp
 
 PACKAGE = Package(
@@ -184,16 +184,7 @@ def main(
         make: from the files by name, the folder of the audio, the number of processes and
             whether counts must hold, to the sets and the folds.
     """
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", default="data", help="folder of the data directories")
-    parser.add_argument("--downloads", default="downloads", help="folder of what is fetched")
-    parser.add_argument("--package", metavar="FILE", help="the .deb, if you have it already")
-    parser.add_argument("--nj", type=at_least(1), default=2, help="processes (default 2)")
-    # For tests with a package of their own; the counts are then not compared.
-    parser.add_argument("--sha256", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = corpus.package_parser(doc).parse_args()
     sys.exit(run_cli("local/data.py", lambda: _prepare(args, script, make)))
 
 

@@ -1,9 +1,11 @@
 """Recorded lines with translations: which are kept, and in which set each belongs.
 
-Shared by the data stages of speech translation that make their own splits. A line's set goes by its
-English text, so that all its languages fall into one set and no translation of train is tested.
+Shared by the data stages of speech translation, most of it by those that make their own splits. A
+line's set goes by its English text, so that all its languages fall into one set and no translation
+of train is tested.
 """
 
+import argparse
 import hashlib
 import re
 import unicodedata
@@ -11,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from espnet_ext.data import corpus
 from espnet_ext.data.corpus import Clip
 from espnet_ext.data.kaldi_dir import Utterance
 from espnet_ext.data.splits import implausible, split_of
@@ -103,3 +106,11 @@ def texts_of(line: Line) -> set[tuple[str, str]]:
     """What is spoken, in whichever language, and the translations, normalised."""
     texts = [("spoken", line.clip.text), *line.clip.translations]
     return {(language, normalise_text(text)) for language, text in texts}
+
+
+def corpus_parser(doc: str | None, folder: str) -> argparse.ArgumentParser:
+    """Options of ``corpus.corpus_parser``, and of which language into which."""
+    parser = corpus.corpus_parser(doc, folder)
+    parser.add_argument("--source", default="en", help="language spoken (default en)")
+    parser.add_argument("--target", default="zh-CN", help="language translated into (zh-CN)")
+    return parser

@@ -1,7 +1,5 @@
 """Stage 1 of the recipes of translation, and of LibriSpeech, on miniatures of their corpora."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,19 +8,7 @@ from espnet_ext.data.kaldi_dir import read_table, validate_data_dir
 from espnet_ext.data.text import normalise_text
 from tests.fixtures import translated
 from tests.fixtures.acted_voices import wave
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(recipe, folder, *words):
-    return subprocess.run(
-        [sys.executable, ROOT / "egs" / recipe / "local/data.py", "--nj", "1", *words],
-        cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+from tests.fixtures.data_stage import refused, run
 
 
 def prepared(recipe, folder, *words):
@@ -33,15 +19,6 @@ def prepared(recipe, folder, *words):
     assert "up to date" in again.stdout, again.stderr
     sets = sorted(path.parent for path in (folder / "data").glob("*/wav.scp"))
     return {path.name: validate_data_dir(path, root=folder) for path in sets}, done.stdout
-
-
-def refused(result, *words):
-    assert result.returncode == 1, result.stdout
-    told = result.stderr.strip().splitlines()[-1]
-    assert told.startswith("local/data.py: error: ")
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in told, told
 
 
 def english(utterances, language="en"):

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from espnet_ext.data import corpus
+from espnet_ext.data import corpus, parallel_text
 from espnet_ext.data.text import collapse_blanks
 from espnet_ext.errors import UserError, nearest, run_cli
 
@@ -135,21 +135,14 @@ def prepare(args: argparse.Namespace) -> None:
     for part, clips in found.items():
         if not clips:
             raise UserError(f"{listed}: no clip of {part} is left ({dict(count)})")
-    utterances = corpus.convert(
-        [clip for clips in found.values() for clip in clips], Path(args.out) / "audio", args.nj
-    )
-    rows = iter(utterances)
-    sets = {part: [next(rows) for _ in clips] for part, clips in found.items()}
+    sets = corpus.convert_sets(found, Path(args.out) / "audio", args.nj)
     # The sets are official: what texts they share ("Yes.") they share.
     corpus.write_corpus(args, stamp, sets, overlapping=sets)
 
 
 def main() -> None:
     """Read the command line and prepare the data."""
-    parser = corpus.corpus_parser(__doc__, FOLDER)
-    parser.add_argument("--source", default="en", help="language spoken (default en)")
-    parser.add_argument("--target", default="zh-CN", help="language translated into (zh-CN)")
-    args = parser.parse_args()
+    args = parallel_text.corpus_parser(__doc__, FOLDER).parse_args()
     sys.exit(run_cli("local/data.py", lambda: prepare(args)))
 
 

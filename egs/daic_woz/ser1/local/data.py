@@ -154,10 +154,7 @@ def prepare(args: argparse.Namespace) -> None:
         corpus.expect(args.corpus, PARTICIPANTS, counts)
         lengths = {"train and dev": len(clips["train"]) + len(clips["dev"])}
         corpus.expect(args.corpus, SEGMENTS, lengths | {"test": len(clips["test"])})
-    every = [clip for found in clips.values() for clip in found]
-    utterances = iter(corpus.convert(every, out / "audio", args.nj))
-    sets = {part: [next(utterances) for _ in found] for part, found in clips.items()}
-    corpus.write_corpus(args, stamp, sets)
+    corpus.write_corpus(args, stamp, corpus.convert_sets(clips, out / "audio", args.nj))
 
 
 if __name__ == "__main__":

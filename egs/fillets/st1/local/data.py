@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from espnet_ext.data import corpus, package, parallel_text, splits, text
-from espnet_ext.errors import UserError, at_least, nearest, run_cli
+from espnet_ext.errors import UserError, nearest, run_cli
 
 VERSION = "1.0.1-1.1"
 SCRIPTS = package.Package(
@@ -226,16 +226,8 @@ def prepare(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the command line and prepare the data."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", default="data", help="folder of the data directories")
-    parser.add_argument("--downloads", default="downloads", help="folder of what is fetched")
-    parser.add_argument("--packages", metavar="DIR", help="folder of the .deb, if you have them")
+    parser = corpus.package_parser(__doc__, several=True)
     parser.add_argument("--targets", default="en", help="languages to translate into (default en)")
-    parser.add_argument("--nj", type=at_least(1), default=2, help="processes (default 2)")
-    # For tests with packages of their own; the counts are then not compared.
-    parser.add_argument("--sha256", help=argparse.SUPPRESS)
     args = parser.parse_args()
     sys.exit(run_cli("local/data.py", lambda: prepare(args)))
 

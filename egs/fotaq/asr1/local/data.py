@@ -36,7 +36,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from espnet_ext.data import kaldi_dir, queen, splits, text
-from espnet_ext.data.corpus import expect, remove_leftovers
+from espnet_ext.data.corpus import expect, package_parser, remove_leftovers
 from espnet_ext.data.package import Package, fetch, unpack_member
 from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import at_least, run_cli
@@ -238,19 +238,10 @@ def remove_audio(folder: Path, candidates: list[Candidate], keep: Container[Path
 
 def main() -> None:
     """Read the command line and prepare the data."""
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=f"{summary}\n{rest}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", default="data", help="folder of the data directories")
-    parser.add_argument("--downloads", default="downloads", help="folder of what is fetched")
-    parser.add_argument("--package", metavar="FILE", help="the .deb, if you have it already")
-    parser.add_argument("--nj", type=at_least(1), default=2, help="processes (default 2)")
+    parser = package_parser(__doc__)
     parser.add_argument(
         "--limit", type=at_least(1), help="at most so many utterances a set: a trial"
     )
-    # For tests with a package of their own; the counts are then not compared.
-    parser.add_argument("--sha256", help=argparse.SUPPRESS)
     args = parser.parse_args()
     sys.exit(run_cli("local/data.py", lambda: prepare(args)))
 

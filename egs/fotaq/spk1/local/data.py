@@ -133,15 +133,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the command line and prepare the data."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", default="data", help="folder of the data directories")
-    parser.add_argument("--downloads", default="downloads", help="folder of what is fetched")
-    parser.add_argument("--package", metavar="FILE", help="the .deb, if you have it already")
-    parser.add_argument("--nj", type=at_least(1), default=2, help="processes (default 2)")
-    # For tests with a package of their own; the counts are then not compared.
-    parser.add_argument("--sha256", help=argparse.SUPPRESS)
+    parser = corpus.package_parser(__doc__)
     parser.add_argument("--each", type=at_least(1), default=EACH, help=argparse.SUPPRESS)
     args = parser.parse_args()
     sys.exit(run_cli("local/data.py", lambda: prepare(args)))

@@ -139,10 +139,7 @@ def prepare(args: argparse.Namespace) -> None:
     print(f"{root}: {count['empty']} utterances left out, their audio is empty")
     if not args.uncounted:
         corpus.expect(args.corpus, COUNTS, count)
-    every = [clip for found in clips.values() for clip in found]
-    utterances = iter(corpus.convert(every, out / "audio", args.nj))
-    sets = {part: [next(utterances) for _ in found] for part, found in clips.items()}
-    corpus.write_corpus(args, stamp, sets)
+    corpus.write_corpus(args, stamp, corpus.convert_sets(clips, out / "audio", args.nj))
 
 
 if __name__ == "__main__":

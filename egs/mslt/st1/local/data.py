@@ -21,7 +21,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from espnet_ext.data import corpus
+from espnet_ext.data import corpus, parallel_text
 from espnet_ext.data.text import collapse_blanks
 from espnet_ext.errors import UserError, nearest, run_cli
 
@@ -106,19 +106,13 @@ def prepare(args: argparse.Namespace) -> None:
     count: Counter[str] = Counter()
     found = {p: read_part(f, args.source, args.target, count) for p, f in folders.items()}
     print("left out: " + (", ".join(f"{n} {what}" for what, n in sorted(count.items())) or "none"))
-    clips = [*found["dev"], *found["test"]]
-    utterances = corpus.convert(clips, Path(args.out) / "audio", args.nj)
-    cut = len(found["dev"])
-    sets = {"dev": utterances[:cut], "test": utterances[cut:], "dev_test": utterances}
-    corpus.write_corpus(args, stamp, sets)
+    sets = corpus.convert_sets(found, Path(args.out) / "audio", args.nj)
+    corpus.write_corpus(args, stamp, {**sets, "dev_test": [*sets["dev"], *sets["test"]]})
 
 
 def main() -> None:
     """Read the command line and prepare the data."""
-    parser = corpus.corpus_parser(__doc__, FOLDER)
-    parser.add_argument("--source", default="en", help="language spoken (default en)")
-    parser.add_argument("--target", default="zh-CN", help="language translated into (zh-CN)")
-    args = parser.parse_args()
+    args = parallel_text.corpus_parser(__doc__, FOLDER).parse_args()
     sys.exit(run_cli("local/data.py", lambda: prepare(args)))
 
 

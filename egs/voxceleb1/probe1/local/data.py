@@ -167,10 +167,7 @@ def prepare(args: argparse.Namespace) -> None:
         counts = {name: len(clips) for name, clips in parts.items()}
         counts["speakers"] = len({clip.speaker for clip in parts["train"]})
         corpus.expect(args.corpus, COUNTS, counts)
-    every = [clip for clips in parts.values() for clip in clips]
-    utterances = iter(corpus.convert(every, out / "audio", args.nj))
-    sets = {name: [next(utterances) for _ in clips] for name, clips in parts.items()}
-    corpus.write_corpus(args, stamp, sets)
+    corpus.write_corpus(args, stamp, corpus.convert_sets(parts, out / "audio", args.nj))
 
 
 if __name__ == "__main__":
