@@ -231,11 +231,9 @@ def summarise(grid: Grid, cells: list[Cell]) -> dict[str, Any]:
 def _publish(record: dict[str, Any]) -> None:
     """Copy a summary into results/ of the repository and regenerate RESULTS.md."""
     from espnet_ext.report import grids
-    from espnet_ext.report.result import repository_root
+    from espnet_ext.report.result import publishing_root
 
-    root = repository_root(Path.cwd())
-    if root is None:
-        raise UserError("this recipe is in no repository (no folder egs/ above)")
+    root = publishing_root()
     target = root / "results" / f"{record['dataset']}_{record['task']}" / "grids"
     write_json(target / f"{record['grid']}.json", record)
     grids.plot(record, target, kind="svg")

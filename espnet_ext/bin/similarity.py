@@ -99,16 +99,13 @@ def rows_of(name: str) -> list[tuple[str, str]]:
         UserError: no such set.
     """
     from espnet_ext.bin.features import data_sets
-    from espnet_ext.data.kaldi_dir import read_table
+    from espnet_ext.data.kaldi_dir import audio_rows
 
     scp = Path("data") / name / "wav.scp"
     if not scp.is_file():
         known = data_sets(Path("data"))
         raise UserError(f"no {scp}: no set {nearest(name, known)} (stage 1 makes the sets)")
-    rows = list(read_table(scp).items())
-    if not rows:
-        raise UserError(f"{scp}: no utterance in it; run stage 1")
-    return rows
+    return audio_rows(scp.parent)
 
 
 def check_measure(args: argparse.Namespace, name: str, utterances: int) -> None:
@@ -163,13 +160,11 @@ def finish(record: dict[str, Any], kind: str, args: argparse.Namespace) -> None:
     """Check, write, draw and print a record; publish it if asked."""
     from espnet_ext.bin.report import refuse_uncommitted, regenerate
     from espnet_ext.report import stacks
-    from espnet_ext.report.result import repository_root
+    from espnet_ext.report.result import publishing_root
     from espnet_ext.report.table import print_table
 
     stacks.check(record, kind, kind)
-    root = repository_root(Path.cwd())
-    if args.publish and root is None:
-        raise UserError("this recipe is in no repository (no folder egs/ above)")
+    results = publishing_root() / "results" if args.publish else None
     output = Path("exp") / kind / f"{record['name']}.json"
     write_json(output, record)
     stacks.plot(record, kind, output.with_suffix(".png"))
@@ -177,9 +172,8 @@ def finish(record: dict[str, Any], kind: str, args: argparse.Namespace) -> None:
     for line in stacks.notes(record, kind):
         print(line)
     print(f"wrote {output} and {output.with_suffix('.png')}")
-    if args.publish:
+    if results is not None:
         if not args.allow_dirty:
             refuse_uncommitted(f"{kind} {record['name']}", record["commit"])
-        assert root is not None  # refused above
-        stacks.publish(record, kind, root / "results")
-        regenerate(root / "results")
+        stacks.publish(record, kind, results)
+        regenerate(results)

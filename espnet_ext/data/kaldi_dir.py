@@ -121,6 +121,21 @@ def read_table(path: str | os.PathLike) -> dict[str, str]:
     return table
 
 
+def audio_rows(path: str | Path) -> list[tuple[str, str]]:
+    """The (utterance, audio path) of a data directory, from its ``wav.scp``.
+
+    Raises:
+        UserError: there is none, or no utterance in it.
+    """
+    scp = Path(path) / "wav.scp"
+    if not scp.is_file():
+        raise UserError(f"no {scp}; run stage 1")
+    rows = list(read_table(scp).items())
+    if not rows:
+        raise UserError(f"{scp}: no utterance in it; run stage 1")
+    return rows
+
+
 def read_data_dir(path: str | Path) -> list[Utterance]:
     """Read and check a data directory without opening its audio; utterances sorted by id.
 

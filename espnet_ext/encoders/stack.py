@@ -151,6 +151,22 @@ class Stack(nn.Module):
         smaller.kept = tuple(self.kept[place] for place in places)
         return smaller
 
+    def select(self, remove: Iterable[int] | None, keep: Iterable[int] | None) -> Self:
+        """The stack without the layers ``remove``, or with ``keep`` only; itself if both are None.
+
+        Raises:
+            UserError: both are given, or what ``remove`` raises.
+        """
+        if keep is None:
+            gone = list(remove or [])
+        elif remove is not None:
+            raise UserError("encoder: stack: give remove or keep, not both")
+        else:
+            here, wanted = set(self.kept), set(keep)
+            check_layers(self, wanted - here)  # refuses what is none
+            gone = sorted(here - wanted)
+        return self.remove(gone) if gone else self
+
     def save(self, folder: str | Path) -> None:
         """Write the stack in its family's own format, whole or not at all.
 

@@ -73,17 +73,11 @@ class StackEncoder(AbsEncoder):
         super().__init__()
         if input_size != 1:
             raise UserError("encoder: stack takes samples: choose frontend: raw and no normalize")
-        if remove is not None and keep is not None:
-            raise UserError("encoder: stack: give remove or keep, not both")
         if frozen not in (True, False, FRONT):
             raise UserError(
                 f"encoder: stack: frozen must be true, false or {FRONT}, not {frozen!r}"
             )
-        stack = _find_stack(path, architecture)
-        if keep is not None:
-            stack.remove(set(keep) - set(stack.kept))  # refuses layers that are none
-            remove = sorted(set(stack.kept) - set(keep))
-        whole = stack.remove(remove) if remove else stack
+        whole = _find_stack(path, architecture).select(remove, keep)
         if upto is not None and not 1 <= upto <= whole.num_layers:
             raise UserError(f"encoder: stack: upto: {upto} is not in 1..{whole.num_layers}")
         self.architecture = architecture_of(whole)

@@ -67,11 +67,7 @@ class MimickedStack(nn.Module):
         """The same from the front end's output."""
         if self.first == 0:
             return x
-        h = self.stack.enter(x, lengths)
-        context = self.stack._context(h, lengths)
-        for layer in self.stack.layers:
-            h = self.stack._step(layer, h, context)
-        return h
+        return self.stack.run(self.stack.enter(x, lengths), lengths, finished=False)[-1]
 
     def forward(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """What stands for the last layer, (batch, time, width), and frames (batch,)."""

@@ -187,4 +187,6 @@ def _like(layer: Any) -> nn.Module:
         sizes = (layer.input_size, layer.hidden_size)
         empty = recurrent(*sizes, **options, dtype=factor.dtype, device="meta")
         return empty.to_empty(device=factor.device)  # skip_init does not know these
-    raise UserError(f"cannot deploy a {type(layer).__name__}; known: Linear, Conv1d, Conv2d, LSTM")
+    raise UserError(
+        f"cannot deploy a {type(layer).__name__}; known: Linear, Conv1d, Conv2d, LSTM, GRU"
+    )

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.errors import UserError
-from espnet_ext.files import read_json
 from espnet_ext.report.schema import (
     Check,
     count,
@@ -18,8 +16,8 @@ from espnet_ext.report.schema import (
     number,
     optional,
     plain,
+    read_validated,
     text,
-    validate,
 )
 from espnet_ext.report.table import duration, markdown
 
@@ -82,16 +80,11 @@ def read_benchmarks(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: a file is not JSON or does not fit.
     """
-    found = {}
-    for name, check in _CHECKS.items():
-        path = folder / name
-        if path.is_file():
-            try:
-                found[name] = read_json(path)
-            except ValueError:
-                raise UserError(f"{path}: not valid JSON; run the benchmark again") from None
-            validate(found[name], check, str(path))
-    return found
+    return {
+        name: read_validated(folder / name, check, "run the benchmark again")
+        for name, check in _CHECKS.items()
+        if (folder / name).is_file()
+    }
 
 
 def sections(measured: Mapping[str, Any], folder: str) -> list[str]:

@@ -8,6 +8,7 @@ from espnet_ext.report.result import run_name
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.report.table import (
     FEW_SPEAKERS,
+    MEANING,
     SIGNIFICANT,
     decoding_rtf,
     duration,
@@ -64,18 +65,13 @@ def verdict(score: Mapping[str, Any]) -> str:
 def comparison(score: Mapping[str, Any]) -> str:
     """Return one sentence: how far from the baseline, and whether the paired test tells."""
     versus = score["baseline"]
-    meaning = {
-        "better": "better than",
-        "worse": "worse than",
-        "not told apart": "not told apart from",
-    }
     details = []
     for key, label in (("interval", "95 % interval"), ("interval_by_speaker", "by speaker")):
         if versus[key] and (key == "interval" or score["speakers"] <= FEW_SPEAKERS):
             details.append(f"{label} {versus[key][0]:+.3f} to {versus[key][1]:+.3f}")
     details.append("too few to test" if versus["p"] is None else f"p {p_value(versus['p'])}")
     return (
-        f"weighted F1 {meaning[verdict(score)]} {versus['tag']} "
+        f"weighted F1 {MEANING[verdict(score)]} {versus['tag']} "
         f"({versus['difference']:+.3f}; {', '.join(details)})"
     )
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from espnet_ext.errors import UserError
 from espnet_ext.grid import Grid
 from espnet_ext.report.classes import plot_confusions
 from espnet_ext.report.schema import (
@@ -20,6 +19,7 @@ from espnet_ext.report.schema import (
     number,
     optional,
     plain,
+    read_validated,
     text,
     validate,
 )
@@ -269,15 +269,12 @@ def _spread_text(value: Mapping[str, Any], unit: str) -> str:
 def notes(record: Mapping[str, Any]) -> list[str]:
     """Return what must be read with the table."""
     split = record["split"] or "the fixed split"
-    known = [
-        f"known scores: {', '.join(f'{k} {v:.3f}' for k, v in record['known'].items())}."
-        for _ in range(record["known"] is not None)
-    ]
+    known = ", ".join(f"{name} {score:.3f}" for name, score in (record["known"] or {}).items())
     return [
         f"{split}: {record['folds']} folds, seeds {', '.join(map(str, record['seeds']))}, "
         f"{record['decisions']} decisions a seed on {record['part']}; always naming the commonest "
         f"class scores {record['majority']:.3f} pooled.",
-        *known,
+        *([f"known scores: {known}."] if known else []),
         f"Intervals are Student's, over the {record['units']} {record['unit']}s. The test is a "
         f"paired permutation test over {record['unit']}s, seeds averaged; folds share training "
         "data, so a p just below 0.05 is weak evidence.",
@@ -363,14 +360,5 @@ def read_grids(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a file is not JSON or does not fit the schema.
     """
-    from espnet_ext.files import read_json
-
-    found = []
-    for path in sorted(folder.glob("*/grids/*.json")):
-        try:
-            record = read_json(path)
-        except ValueError:
-            raise UserError(f"{path}: not valid JSON; publish that grid again") from None
-        check(record, str(path))
-        found.append(record)
-    return found
+    paths = sorted(folder.glob("*/grids/*.json"))
+    return [read_validated(path, GRID, "publish that grid again") for path in paths]

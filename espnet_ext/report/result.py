@@ -13,6 +13,7 @@ from espnet_ext.report.schema import (
     RESULT,
     SCHEMA_VERSION,
     any_score_file,
+    read_validated,
     validate,
 )
 
@@ -38,6 +39,18 @@ def repository_root(start: Path) -> Path | None:
         if (folder / "egs").is_dir():
             return folder
     return None
+
+
+def publishing_root() -> Path:
+    """Return the repository that the recipe in the working folder publishes into.
+
+    Raises:
+        UserError: it is in none.
+    """
+    root = repository_root(Path.cwd())
+    if root is None:
+        raise UserError("this recipe is in no repository (no folder egs/ above)")
+    return root
 
 
 def package_root() -> Path | None:
@@ -238,11 +251,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     """
     results = []
     for path in sorted(folder.glob("*/*.json")):
-        try:
-            result = read_json(path)
-        except ValueError:
-            raise UserError(f"{path}: not valid JSON; publish that run again") from None
-        validate(result, RESULT, str(path))
+        result = read_validated(path, RESULT, "publish that run again")
         if path != published_path(folder, result):
             raise UserError(f"{path}: holds the run of {published_path(folder, result)}; move it")
         results.append(result)

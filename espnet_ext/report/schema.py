@@ -6,9 +6,11 @@ the string ``not measured``, never a guess, null or 0.
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.files import read_json
 
 NOT_MEASURED = "not measured"
 SCHEMA_VERSION = 2
@@ -30,6 +32,25 @@ def validate(value: Any, check: Check, source: str) -> None:
         check(value, "")
     except _SchemaError as error:
         raise UserError(f"{source}: {error}") from None
+
+
+def read_validated(path: Path, check: Check, again: str) -> Any:
+    """Read a JSON file and check it.
+
+    Args:
+        path: the file.
+        check: what it must fit.
+        again: what to do about a file that is damaged, for the message.
+
+    Raises:
+        UserError: the file is not JSON or does not fit.
+    """
+    try:
+        value = read_json(path)
+    except ValueError:
+        raise UserError(f"{path}: not valid JSON; {again}") from None
+    validate(value, check, str(path))
+    return value
 
 
 def number(value: Any, where: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.files import read_json, write_json
+from espnet_ext.files import write_json
 from espnet_ext.report.schema import (
     Check,
     count,
@@ -15,6 +15,7 @@ from espnet_ext.report.schema import (
     number,
     optional,
     plain,
+    read_validated,
     text,
     validate,
 )
@@ -226,14 +227,16 @@ def publish(record: Mapping[str, Any], kind: str, results: Path) -> None:
 
 
 def read_stacks(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Read and check ``<folder>/<dataset>_<task>/<kind>/*.json``: (kind, record), in order."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    for kind in _KINDS:
-        for path in sorted(folder.glob(f"*/{kind}/*.json")):
-            record = read_json(path)
-            check(record, kind, str(path))
-            found.append((kind, record))
-    return found
+    """Read and check ``<folder>/<dataset>_<task>/<kind>/*.json``: (kind, record), in order.
+
+    Raises:
+        UserError: a file is not JSON or does not fit the schema.
+    """
+    return [
+        (kind, read_validated(path, schema, "publish that record again"))
+        for kind, schema in _KINDS.items()
+        for path in sorted(folder.glob(f"*/{kind}/*.json"))
+    ]
 
 
 def sections(

@@ -1,7 +1,8 @@
 """Results as tables of text; every cell of a number that was not measured says so."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from espnet_ext.report.result import is_average, run_name
@@ -9,15 +10,47 @@ from espnet_ext.report.schema import NOT_MEASURED
 
 FEW_SPEAKERS = 10  # up to here the interval by speaker is shown, and decides, too
 SIGNIFICANT = 0.05
+MEANING = {
+    "better": "better than",
+    "worse": "worse than",
+    "equal": "equal to",
+    "not told apart": "not told apart from",
+}  # of a verdict, in a sentence
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What one kind of scores adds to a table of runs; the first metric is compared."""
+
+    titles: Mapping[str, str]  # of its metrics
+    cell: Callable[[Mapping[str, Any], str], str]  # of a score and a metric
+    p: str  # key of the comparison's p
+    points: Callable[[Mapping[str, Any]], float]  # of a comparison
+    verdict: Callable[[Mapping[str, Any], str], str]  # of a score and a metric
 
 
 def summary_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Return (header, rows): one row for each run and decoding method."""
+    return runs_table(
+        results,
+        Metrics(
+            titles={"wer": "WER %", "cer": "CER %"},
+            cell=rate,
+            p="p",
+            points=lambda versus: 100 * versus["wer_difference"],
+            verdict=verdict,
+        ),
+    )
+
+
+def runs_table(
+    results: Sequence[Mapping[str, Any]], metrics: Metrics
+) -> tuple[list[str], list[list[str]]]:
+    """Return (header, rows): one row for each run and decoding method, scored by ``metrics``."""
     sets = list(dict.fromkeys(score["set"] for result in results for score in result["scores"]))
     header = ["model", "method", "params", "file MB", "MACs/s", "RTF 1-thread"]
-    for name in sets:
-        header += [f"{name} WER % (95 % CI)", f"{name} CER % (95 % CI)"]
-    header += ["WER vs baseline", "training time", "config"]
+    header += [f"{name} {title} (95 % CI)" for name in sets for title in metrics.titles.values()]
+    header += [f"{next(iter(metrics.titles)).upper()} vs baseline", "training time", "config"]
     rows = []
     for result in results:
         name = run_name(result)
@@ -26,10 +59,13 @@ def summary_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
             scores = {s["set"]: s for s in result["scores"] if s["method"] == method}
             row = [model, method, parameters(result), megabytes(result["bytes"])]
             row += [macs(result["macs_per_second"]), _rtf(result, method)]
-            for name in sets:
-                for metric in ("wer", "cer"):
-                    row.append(rate(scores[name], metric) if name in scores else NOT_MEASURED)
-            row += [_versus(result, list(scores.values())), duration(result["training"]["seconds"])]
+            row += [
+                metrics.cell(scores[name], metric) if name in scores else NOT_MEASURED
+                for name in sets
+                for metric in metrics.titles
+            ]
+            row += [_versus(result, list(scores.values()), metrics)]
+            row += [duration(result["training"]["seconds"])]
             rows.append([*row, result["config_path"]])
     return header, rows
 
@@ -124,15 +160,8 @@ def comparison(score: Mapping[str, Any], metric: str) -> str:
             details.append(f"{label} {100 * low_high[0]:+.1f} to {100 * low_high[1]:+.1f}")
     p = versus[f"{prefix}p"]
     details.append("too few utterances to test" if p is None else f"p {p_value(p)}")
-    found = verdict(score, metric)
-    meaning = {
-        "better": "better than",
-        "worse": "worse than",
-        "equal": "equal to",
-        "not told apart": "not told apart from",
-    }[found]
     return (
-        f"{metric.upper()} {meaning} {versus['tag']} "
+        f"{metric.upper()} {MEANING[verdict(score, metric)]} {versus['tag']} "
         f"({100 * difference:+.1f} points; {', '.join(details)})"
     )
 
@@ -186,14 +215,17 @@ def _rtf(result: Mapping[str, Any], method: str) -> str:
     return cells[0] if cells else NOT_MEASURED
 
 
-def _versus(result: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) -> str:
+def _versus(
+    result: Mapping[str, Any], scores: Sequence[Mapping[str, Any]], metrics: Metrics
+) -> str:
     cells = []
     for score in scores:
         versus = score["baseline"]
         if versus:
-            p = "no test" if versus["p"] is None else f"p {p_value(versus['p'])}"
-            points = f"{100 * versus['wer_difference']:+.1f}"
-            cells.append(f"{score['set']} {points} ({p}, {verdict(score, 'wer')})")
+            found = versus[metrics.p]
+            p = "no test" if found is None else f"p {p_value(found)}"
+            told = metrics.verdict(score, next(iter(metrics.titles)))
+            cells.append(f"{score['set']} {metrics.points(versus):+.1f} ({p}, {told})")
     named = (result["config"].get("recipe") or {}).get("baseline")
     nothing = NOT_MEASURED if named not in (None, result["tag"]) else "no baseline named"
     return "; ".join(cells) or nothing

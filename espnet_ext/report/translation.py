@@ -3,25 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from espnet_ext.report.result import is_average, run_name
 from espnet_ext.report.schema import NOT_MEASURED
-from espnet_ext.report.table import (
-    SIGNIFICANT,
-    decoding_rtf,
-    duration,
-    macs,
-    megabytes,
-    p_value,
-    parameters,
-)
+from espnet_ext.report.table import MEANING, SIGNIFICANT, Metrics, p_value, runs_table
 
 _NAMES = {"bleu": "BLEU", "chrf": "chrF"}
-_MEANING = {
-    "better": "better than",
-    "worse": "worse than",
-    "equal": "equal to",
-    "not told apart": "not told apart from",
-}
 
 
 def is_translation(results: Sequence[Mapping[str, Any]]) -> bool:
@@ -69,45 +54,22 @@ def comparison(score: Mapping[str, Any], metric: str) -> str:
     versus = score["baseline"]
     p, difference = versus[f"{metric}_p"], versus[f"{metric}_difference"]
     test = "nothing to test" if p is None else f"p {p_value(p)}"
-    meaning = _MEANING[verdict(score, metric)]
+    meaning = MEANING[verdict(score, metric)]
     return f"{_NAMES[metric]} {meaning} {versus['tag']} ({difference:+.1f}, {test})"
 
 
 def summary_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Return (header, rows): one row for each run and decoding method."""
-    sets = list(dict.fromkeys(score["set"] for result in results for score in result["scores"]))
-    header = ["model", "method", "params", "file MB", "MACs/s", "RTF 1-thread"]
-    for name in sets:
-        header += [f"{name} BLEU (95 % CI)", f"{name} chrF (95 % CI)"]
-    header += ["BLEU vs baseline", "training time", "config"]
-    rows = []
-    for result in results:
-        name = run_name(result)
-        model = name if is_average(result) else f"{name} ({result['checkpoint']})"
-        for method in dict.fromkeys(score["method"] for score in result["scores"]):
-            scores = {s["set"]: s for s in result["scores"] if s["method"] == method}
-            logs = [decoding_rtf(log) for log in result["decoding"] if log["method"] == method]
-            row = [model, method, parameters(result), megabytes(result["bytes"])]
-            row += [macs(result["macs_per_second"]), logs[0] if logs else NOT_MEASURED]
-            for name in sets:
-                for metric in _NAMES:
-                    row.append(cell(scores[name], metric) if name in scores else NOT_MEASURED)
-            row += [_versus(result, scores.values()), duration(result["training"]["seconds"])]
-            rows.append([*row, result["config_path"]])
-    return header, rows
-
-
-def _versus(result: Mapping[str, Any], scores: Any) -> str:
-    cells = []
-    for score in scores:
-        versus = score["baseline"]
-        if versus:
-            p = "no test" if versus["bleu_p"] is None else f"p {p_value(versus['bleu_p'])}"
-            points = f"{versus['bleu_difference']:+.1f}"
-            cells.append(f"{score['set']} {points} ({p}, {verdict(score, 'bleu')})")
-    named = (result["config"].get("recipe") or {}).get("baseline")
-    nothing = NOT_MEASURED if named not in (None, result["tag"]) else "no baseline named"
-    return "; ".join(cells) or nothing
+    return runs_table(
+        results,
+        Metrics(
+            titles=_NAMES,
+            cell=cell,
+            p="bleu_p",
+            points=lambda versus: versus["bleu_difference"],
+            verdict=verdict,
+        ),
+    )
 
 
 def block_table(

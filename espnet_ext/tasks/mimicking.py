@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from espnet_ext.config import Config, StepOne
-from espnet_ext.data.kaldi_dir import audio_inputs, read_table
+from espnet_ext.data.kaldi_dir import audio_inputs, audio_rows
 from espnet_ext.encoders.stack import Stack, load_stack
 from espnet_ext.encoders.stack_mimic import parse_mimic
 from espnet_ext.errors import UserError
@@ -51,7 +51,7 @@ class Job:
         self.path = str(conf["path"])
         self.gone = {key: conf.get(key) for key in ("remove", "keep")}
         self.sets = (config.recipe.train_set, config.recipe.dev_set)
-        self.rows = [_rows(Path("data") / name) for name in self.sets]
+        self.rows = [audio_rows(Path("data") / name) for name in self.sets]
         self.sizes = [[soundfile.info(path).frames for _, path in rows] for rows in self.rows]
         self.model = {str(f): content_key(f) for f in config.pretrained()}
         self.audio = {str(f): content_key(f) for n in self.sets for f in _deciding(n)}
@@ -80,19 +80,7 @@ class Job:
 
     def teacher(self) -> Stack:
         """The stack that is imitated."""
-        stack = load_stack(self.path)
-        kept = self.gone["keep"]
-        remove = self.gone["remove"] if kept is None else set(stack.kept) - set(kept)
-        return (stack.remove(remove) if remove else stack).requires_grad_(False)
-
-
-def _rows(folder: Path) -> list[tuple[str, str]]:
-    if not (folder / "wav.scp").is_file():
-        raise UserError(f"no {folder}/wav.scp; run stage 1")
-    rows = list(read_table(folder / "wav.scp").items())
-    if not rows:
-        raise UserError(f"{folder}/wav.scp: no utterance in it; run stage 1")
-    return rows
+        return load_stack(self.path).select(**self.gone).requires_grad_(False)
 
 
 def _deciding(name: str) -> list[Path]:

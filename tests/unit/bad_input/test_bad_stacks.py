@@ -9,6 +9,7 @@ import torch
 
 from espnet_ext.encoders.stack import load_stack
 from espnet_ext.errors import UserError
+from espnet_ext.report.stacks import read_stacks
 from tests.fixtures import forked, probe, speech_models
 
 pytestmark = pytest.mark.xdist_group("probe")
@@ -226,3 +227,13 @@ def test_utterances_of_a_length_that_cannot_be(tmp_path, model):
         whisper.front(*speech_models.speech(31 * 16000))
     with pytest.raises(UserError, match="100 samples is too short for whisper"):
         whisper.front(*speech_models.speech(1600, 100))
+
+
+@pytest.mark.parametrize("kind", ["similarity", "pruning"])
+@pytest.mark.parametrize(("content", "says"), [("{", "not valid JSON"), ("{}", "missing key")])
+def test_a_broken_record_is_named(tmp_path, kind, content, says):
+    path = tmp_path / "toy_probe1" / kind / "small.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(UserError, match=rf"small\.json: {says}"):
+        read_stacks(tmp_path)
