@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _PACKAGES = ("espnet", "torch", "torchaudio", "numpy", "sentencepiece", "kaldiio", "jiwer")
+_PUBLISHED = [f":(top,exclude){name}" for name in ("results", "RESULTS.md", "README.md")]
 
 
 def environment() -> dict:
@@ -14,19 +15,22 @@ def environment() -> dict:
     return {"commit": commit(), "versions": _versions(), "machine": _machine()}
 
 
-def commit() -> str:
-    """The repository's commit, ``+dirty`` if the tree differs from it, or "unknown"."""
-    root = Path(__file__).parent
+def commit(folder: Path = Path(__file__).parent) -> str:
+    """The commit of the repository around ``folder``, or "unknown".
+
+    ``+dirty`` follows if the tree differs from it elsewhere than in what publishing writes: who
+    publishes several results in a row need not commit after each.
+    """
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
         )
         return done.stdout.strip()
 
     try:
-        dirty = "+dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
-        return git("rev-parse", "HEAD") + dirty
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", *_PUBLISHED)
+        return git("rev-parse", "HEAD") + ("+dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
