@@ -15,7 +15,7 @@ A file results/claims/<paper>.yaml holds claims in our words and names committed
 
 ``grid`` is results/<dataset>_<task>/grids/<name>.json, whose weighted F1 is compared fold by
 fold, or speaker by speaker; ``run`` is results/<dataset>_<task>/<run>.json, with the comparison
-that stage 7 made.
+that stage 7 made; ``similarity`` and ``pruning`` lie in folders of these names.
 ``RULES`` has the rules and their keys; each is explained where its verdict is computed.
 """
 
@@ -27,8 +27,9 @@ from typing import Any
 import yaml
 
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.report.evidence import Evidence, Results
+from espnet_ext.report.evidence import KINDS, Evidence, Results
 from espnet_ext.report.schema import NOT_MEASURED
+from espnet_ext.report.stacks import MEASURES
 from espnet_ext.report.table import SIGNIFICANT, markdown
 
 HOLDS = "holds"
@@ -59,6 +60,7 @@ class Rule:
     options: Mapping[str, type | tuple]  # keys of the claim; None may stand for an open end
     evidence: tuple[str, ...]  # keys of an item of evidence besides its source
     needed: tuple[str, ...] = ()  # of the options
+    kinds: tuple[str, ...] = ("grid", "run")  # of evidence
 
 
 def _better(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
@@ -147,6 +149,37 @@ def _at_most(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
     return text, HOLDS if found <= options["limit"] else DOES_NOT
 
 
+def _blocks(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
+    """Holds if, where the stack is cut, neighbouring layers are the least alike of all.
+
+    Without that the cut is only a place on a smooth way from the first layer to the last.
+    """
+    record, measure = evidence.record(), evidence.item["measure"]
+    if measure not in MEASURES:
+        raise UserError(f"{evidence.source}: unknown measure {nearest(measure, MEASURES)}")
+    matrix = record[measure]
+    cuts = record["blocks"][measure]["first_layers"]
+    if cuts is None:
+        return f"{len(matrix)} layers are too few to cut", UNTOLD
+    beside = {i: matrix[i - 1][i] for i in range(1, len(matrix))}
+    across = max(beside.pop(cut) for cut in cuts)
+    ends = [0, *cuts, len(matrix)]
+    spans = ", ".join(f"{a}-{b - 1}" for a, b in zip(ends, ends[1:], strict=False))
+    text = f"layers {spans}; neighbours across {across:.3f}, others from {min(beside.values()):.3f}"
+    return text, HOLDS if across < min(beside.values()) else DOES_NOT
+
+
+def _removable(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
+    """Holds if at least the share ``low`` of the layers can go at 95 % of the whole's score."""
+    record, name = evidence.record(), evidence.item["order"]
+    orders = {order["order"]: order for order in record["orders"]}
+    if name not in orders:
+        raise UserError(f"{evidence.source}: no order {nearest(name, orders)}")
+    gone, layers = orders[name]["removable"], record["model"]["layers"]
+    text = f"{gone} of {layers} layers, {gone / layers:.0%}"
+    return text, HOLDS if gone / layers >= options["low"] else DOES_NOT
+
+
 _NUMBER = (int, float)
 _PAIR = ("system", "than")
 _BOUNDS = {"low": (*_NUMBER, type(None)), "high": (*_NUMBER, type(None))}
@@ -159,6 +192,8 @@ RULES: dict[str, Rule] = {
     "equal": Rule(_equal, {"fields": list}, _PAIR, ("fields",)),
     "ratio": Rule(_ratio, {"field": str, **_BOUNDS}, _PAIR, ("field",)),
     "at_most": Rule(_at_most, {"field": str, "limit": _NUMBER}, ("system",), ("field", "limit")),
+    "blocks": Rule(_blocks, {}, ("measure",), kinds=("similarity",)),
+    "removable": Rule(_removable, {"low": _NUMBER}, ("order",), ("low",), ("pruning",)),
 }
 
 
@@ -216,11 +251,11 @@ def _claim(source: str, entry: Any) -> Claim:
 
 
 def _check_evidence(source: str, item: Mapping[str, Any], rule: Rule) -> None:
-    kinds = [kind for kind in ("grid", "run") if kind in item]
-    if len(kinds) != 1:
-        raise UserError(f"{source}: name one of grid and run")
+    kinds = [kind for kind in KINDS if kind in item]
+    if len(kinds) != 1 or kinds[0] not in rule.kinds:
+        raise UserError(f"{source}: name one of {' and '.join(rule.kinds)}")
     # A run is its own system; what it is compared with is beside it, or its baseline.
-    own = tuple(key for key in rule.evidence if kinds == ["grid"] or key != "system")
+    own = tuple(key for key in rule.evidence if kinds != ["run"] or key != "system")
     known = (*kinds, *own, *(("set", "method", "metric") if kinds == ["run"] else ()))
     for key in item:
         if key not in known:
@@ -264,7 +299,10 @@ def claims_lines(papers: Mapping[str, Sequence[Claim]], results: Results) -> lis
         "does. `best`: holds if better than each other one; does not hold if one is better (p "
         "times their number < 0.05). `trend`: the straight (degree 1) or bent (degree 2, upwards "
         "at the ends) part of the curve, told apart from 0. `equal`, `ratio` and `at_most` "
-        "compare counts and measured differences directly. All else cannot be told at this scale.",
+        "compare counts and measured differences directly. `blocks`: holds if the neighbouring "
+        "layers at the cut are the least alike of all neighbours. `removable`: holds if at least "
+        "that share of the layers can go at 95 % of the whole stack's score. All else cannot be "
+        "told at this scale.",
     ]
     for paper, claims in papers.items():
         rows = []
@@ -283,6 +321,9 @@ def _name(item: Mapping[str, Any]) -> str:
     if "run" in item:
         words = [item["run"], *(str(item[key]) for key in ("set", "method") if key in item)]
         return " ".join(words) + (f" against {item['than']}" if "than" in item else "")
+    for kind, key in (("similarity", "measure"), ("pruning", "order")):
+        if kind in item:
+            return f"{kind} {item[kind]}: {item[key]}"
     words = [f"grid {item['grid']}:"]
     if "systems" in item:
         words.append(", ".join(item["systems"]))

@@ -13,26 +13,43 @@ from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.report.table import SIGNIFICANT, p_value
 from espnet_ext.score.folds import mean_interval, sign_flip_p
 
+KINDS = ("grid", "run", "similarity", "pruning")
 _METRICS = ("wer", "cer", "weighted_f1")
 
 
 @dataclass(frozen=True)
 class Results:
-    """Committed results by name: <dataset>_<task>/<name of grid or run>."""
+    """Committed results by name: <dataset>_<task>/<name of grid, run, similarity or pruning>."""
 
     grids: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    similarities: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    prunings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, results: Sequence[Mapping[str, Any]], grids: Sequence[Mapping[str, Any]]
+        cls,
+        results: Sequence[Mapping[str, Any]],
+        grids: Sequence[Mapping[str, Any]],
+        of_stacks: Sequence[tuple[str, Mapping[str, Any]]] = (),
     ) -> "Results":
-        """Name what ``read_results`` and ``read_grids`` returned."""
+        """Name what ``read_results``, ``read_grids`` and ``read_stacks`` returned."""
         corpus = "{dataset}_{task}/".format_map
+
+        def records(kind: str) -> dict[str, Mapping[str, Any]]:
+            return {corpus(r) + r["name"]: r for found, r in of_stacks if found == kind}
+
         return cls(
             grids={corpus(record) + record["grid"]: record for record in grids},
             runs={corpus(result) + run_name(result): result for result in results},
+            similarities=records("similarity"),
+            prunings=records("pruning"),
         )
+
+    def by_kind(self, kind: str) -> Mapping[str, Mapping[str, Any]]:
+        """The results of a kind of evidence: grid, run, similarity or pruning."""
+        kinds = {"grid": self.grids, "run": self.runs}
+        return (kinds | {"similarity": self.similarities, "pruning": self.prunings})[kind]
 
 
 @dataclass(frozen=True)
@@ -87,11 +104,18 @@ class Evidence:
     item: Mapping[str, Any]
     results: Results
 
+    @property
+    def kind(self) -> str:
+        """What is named: a key of ``KINDS``."""
+        return next(kind for kind in KINDS if kind in self.item)
+
     def is_there(self) -> bool:
-        """False if a grid or run that is named has not been published."""
-        if "grid" in self.item:
-            return self.item["grid"] in self.results.grids
-        return self.item["run"] in self.results.runs
+        """False if what is named has not been published."""
+        return self.item[self.kind] in self.results.by_kind(self.kind)
+
+    def record(self) -> Mapping[str, Any]:
+        """The result that is named."""
+        return self.results.by_kind(self.kind)[self.item[self.kind]]
 
     def compared(self, than: str | None = None) -> Compared:
         """Compare the system with ``than``; default: the one that the evidence names."""

@@ -78,7 +78,7 @@ def results_page(
             " BLEU and chrF are sacreBLEU's, from 0 to 100, with its own bootstrap intervals and "
             "paired test, which draw segments; their signatures say the rest."
         )
-    told = claims_lines(papers or {}, Results.of(results, committed_grids))
+    told = claims_lines(papers or {}, Results.of(results, committed_grids, of_stacks))
     lines += ["", *told] if told else []
     records = [*results, *committed_grids, *(record for _, record in of_stacks)]
     for name in dict.fromkeys(_corpus(r) for r in records):

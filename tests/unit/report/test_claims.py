@@ -40,8 +40,51 @@ def verdict(tmp_path, rule, item, results, **options):
     return judge(read, item, results)
 
 
-def of(*grids, runs=()):
-    return Results.of(runs, grids)
+def of(*grids, runs=(), of_stacks=()):
+    return Results.of(runs, grids, of_stacks)
+
+
+def similarity(beside, cuts):
+    """A record whose neighbouring layers are this alike."""
+    count = len(beside) + 1
+    matrix = np.eye(count)
+    for i, value in enumerate(beside):
+        matrix[i, i + 1] = matrix[i + 1, i] = value
+    found = {"cka": matrix.tolist(), "blocks": {"cka": {"first_layers": cuts}}}
+    return "similarity", {"dataset": "d", "task": "t", "name": "s", **found}
+
+
+@pytest.mark.parametrize(
+    ("beside", "cuts", "expected", "measured"),
+    [
+        ((0.9, 0.4, 0.8), [2], HOLDS, "layers 0-1, 2-3; neighbours across 0.400, others from 0.8"),
+        ((0.9, 0.8, 0.4), [2], DOES_NOT, "neighbours across 0.800, others from 0.400"),
+        ((0.9,), None, UNTOLD, "2 layers are too few to cut"),
+    ],
+)
+def test_blocks(tmp_path, beside, cuts, expected, measured):
+    results = of(of_stacks=[similarity(beside, cuts)])
+    item = {"similarity": "d_t/s", "measure": "cka"}
+    text, told = verdict(tmp_path, "blocks", item, results)
+    assert (told, measured in text) == (expected, True)
+    assert verdict(tmp_path, "blocks", {**item, "similarity": "d_t/no"}, results) == (
+        NOT_MEASURED,
+        NOT_MEASURED,
+    )
+    with pytest.raises(UserError, match="unknown measure 'cqa'; did you mean 'cka'"):
+        verdict(tmp_path, "blocks", {**item, "measure": "cqa"}, results)
+
+
+@pytest.mark.parametrize(("gone", "expected"), [(2, HOLDS), (1, DOES_NOT)])
+def test_removable_layers(tmp_path, gone, expected):
+    orders = [{"order": "backward", "removable": gone}, {"order": "forward", "removable": 0}]
+    record = {"dataset": "d", "task": "t", "name": "p", "orders": orders, "model": {"layers": 5}}
+    item = {"pruning": "d_t/p", "order": "backward"}
+    results = of(of_stacks=[("pruning", record)])
+    text, told = verdict(tmp_path, "removable", item, results, low=0.4)
+    assert (text, told) == (f"{gone} of 5 layers, {gone / 5:.0%}", expected)
+    with pytest.raises(UserError, match="no order 'bakward'; did you mean 'backward'"):
+        verdict(tmp_path, "removable", {**item, "order": "bakward"}, results, low=0.4)
 
 
 PAIR = {"grid": "d_t/g", "system": "a", "than": "b"}
@@ -199,6 +242,7 @@ def test_evidence_that_is_there_must_have_what_is_named(tmp_path, item, words):
         ({"gain": True}, "gain has the wrong kind"),
         ({"evidence": []}, "evidence must be a list"),
         ({"evidence": [{"system": "a", "than": "b"}]}, "name one of grid and run"),
+        ({"evidence": [{"pruning": "d_t/p", "order": "backward"}]}, "name one of grid and run"),
         ({"evidence": [{"grid": "g", "system": "a"}]}, "missing key than"),
         ({"evidence": [{**PAIR, "then": "b"}]}, "did you mean 'than'"),
         ({"evidence": [{**PAIR, "than": ["b"]}]}, "than has the wrong kind"),
@@ -244,7 +288,7 @@ def test_the_page_has_a_table_of_each_paper_and_says_what_is_not_measured():
     papers = read_claims(ROOT / "results")
     lines = "\n".join(claims_lines(papers, Results()))
     assert "### HRF (arXiv 2411.09339)" in lines
-    rows = [line for line in lines.splitlines() if line.startswith("| ") and "grid" in line]
+    rows = [line for line in lines.splitlines() if line.endswith(f"| {NOT_MEASURED} |")]
     assert len(rows) == sum(len(c.evidence) for claims in papers.values() for c in claims)
     assert all(row.count(NOT_MEASURED) == 2 for row in rows)
     assert lines in results_page([], papers=papers)
