@@ -18,6 +18,7 @@ from espnet_ext.report.grids import read_grids
 from espnet_ext.report.page import README_MARKERS, results_page
 from espnet_ext.report.result import read_results
 from espnet_ext.report.schema import any_score, validate
+from espnet_ext.report.stacks import read_stacks
 from tests.fixtures.a_run import edit, make_run, run_verb
 
 OTHER_BEAM = "encoder: x\nrecipe: {decode: {ctc_att_beam: {beam_size: 3}}}\n"
@@ -359,6 +360,7 @@ def test_this_repositorys_results_are_valid():
             plotted=plotted,
             benchmarks=benchmarks,
             committed_grids=published,
+            of_stacks=read_stacks(root / "results"),
             papers=read_claims(root / "results"),
         )
     for result in results:
