@@ -124,6 +124,8 @@ def comparison(score: Mapping[str, Any], metric: str) -> str:
             details.append(f"{label} {100 * low_high[0]:+.1f} to {100 * low_high[1]:+.1f}")
     p = versus[f"{prefix}p"]
     details.append("too few utterances to test" if p is None else f"p {p_value(p)}")
+    if metric == "wer":
+        details += _mapsswe(versus)
     found = verdict(score, metric)
     meaning = {
         "better": "better than",
@@ -191,12 +193,19 @@ def _versus(result: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) -> s
     for score in scores:
         versus = score["baseline"]
         if versus:
-            p = "no test" if versus["p"] is None else f"p {p_value(versus['p'])}"
+            tests = ["no test" if versus["p"] is None else f"p {p_value(versus['p'])}"]
+            tests += [*_mapsswe(versus), verdict(score, "wer")]
             points = f"{100 * versus['wer_difference']:+.1f}"
-            cells.append(f"{score['set']} {points} ({p}, {verdict(score, 'wer')})")
+            cells.append(f"{score['set']} {points} ({', '.join(tests)})")
     named = (result["config"].get("recipe") or {}).get("baseline")
     nothing = NOT_MEASURED if named not in (None, result["tag"]) else "no baseline named"
     return "; ".join(cells) or nothing
+
+
+def _mapsswe(versus: Mapping[str, Any]) -> list[str]:
+    """The p of MAPSSWE, which results of before it was here lack."""
+    p = versus.get("mapsswe", {}).get("p")
+    return [] if p is None else [f"MAPSSWE p {p_value(p)}"]
 
 
 def _few(score: Mapping[str, Any]) -> bool:
