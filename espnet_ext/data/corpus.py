@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,16 @@ def _convert(task: tuple[Clip, Path, str]) -> float:
 
     clip, path, code = task
     try:
-        key = f"{clip.source} {content_key(clip.source)} {clip.start} {clip.end} {code}"
+        status = clip.source.stat()
+        content = _content(clip.source, status.st_size, status.st_mtime_ns)
+        key = f"{clip.source} {content} {clip.start} {clip.end} {code}"
         key += "" if clip.channel is None else f" {clip.channel}"
         made = hashlib.sha256(key.encode()).hexdigest()
         if _origin(path).is_file() and _origin(path).read_text() == made:
             seconds = audio.flac_seconds(path)
             if seconds is not None:
                 return seconds
-        if not clip.source.stat().st_size:
+        if not status.st_size:
             raise UserError(f"{clip.id}: {clip.source}: empty audio file")
     except OSError as error:
         raise UserError(f"{clip.id}: cannot read {clip.source}: {error.strerror}") from None
@@ -100,6 +103,12 @@ def _convert(task: tuple[Clip, Path, str]) -> float:
     seconds = audio.write_flac(path, samples, rate)
     write_text(_origin(path), made)
     return seconds
+
+
+@lru_cache(maxsize=64)
+def _content(source: Path, size: int, time: int) -> str:
+    """The key of a source, which many clips may share: a call has a hundred utterances."""
+    return content_key(source)
 
 
 def _origin(path: Path) -> Path:
