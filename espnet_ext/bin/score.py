@@ -1,4 +1,4 @@
-"""Score hypotheses: WER and CER, BLEU and chrF, or weighted F1; 95 % intervals, a paired test.
+"""Score hypotheses: WER and CER, BLEU and chrF, or weighted F1; intervals, paired tests.
 
 Stage 7. Reads exp/<tag>/decode/<variant>/<method>/<set>/text and data/<set>/text, writes
 exp/<tag>/score/<variant>/<method>/<set>.json and, beside it, the alignment of every utterance
@@ -6,8 +6,12 @@ exp/<tag>/score/<variant>/<method>/<set>.json and, beside it, the alignment of e
 data/<set>/text.<language> by sacreBLEU; they have no alignments. Or scores two plain files of
 lines "id words".
 
+Any two runs compare: --baseline names the other, --out a folder for scores that are not the
+run's own. Differences have bootstrap intervals, and of words NIST's matched-pairs test (MAPSSWE).
+
 Example:
     espnet-ext score conf/train_hrf_conformer_xs.yaml --sets "test unseen" --baseline conformer_xs
+    espnet-ext score conf/train_a_xs.yaml --baseline b_xs/merged --out exp/a_against_b
     espnet-ext score --ref data/test/text --hyp other/text --out scores/other
     espnet-ext score --ref data/test/text.en --hyp other/text --target en --out scores/other
 """
@@ -46,14 +50,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sets", help="names of sets (default: all that stage 6 decoded)")
     parser.add_argument("--tag", help="name of the experiment (default: from the config's name)")
     parser.add_argument("--variant", help="deployed form (default: the config's)")
-    parser.add_argument("--baseline", metavar="TAG", help="run to compare with (default: config's)")
+    parser.add_argument(
+        "--baseline",
+        metavar="TAG[/VARIANT]",
+        help="run, or form of a run, to compare with (default: the config's)",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for the scores: with plain files score.json and score.ali.txt; "
+        "with a config, instead of exp/<tag>/score/<variant>",
+    )
     plain = parser.add_argument_group("plain files instead of a config")
     plain.add_argument("--ref", metavar="FILE", help="references, one 'id words' a line")
     plain.add_argument("--hyp", metavar="FILE", help="hypotheses, one 'id words' a line")
     plain.add_argument("--utt2spk", metavar="FILE", help="speakers, one 'id speaker' a line")
     plain.add_argument("--baseline-hyp", metavar="FILE", help="hypotheses to compare with")
     plain.add_argument("--target", metavar="LANGUAGE", help="translations into it: BLEU and chrF")
-    plain.add_argument("--out", metavar="DIR", help="folder for score.json and score.ali.txt")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -73,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
                 raise UserError(f"--{option} needs a CONFIG; plain files have --baseline-hyp")
         _score_files(args)
         return
+    del plain["--out"]
     plain |= {"--utt2spk": args.utt2spk, "--baseline-hyp": args.baseline_hyp}
     plain |= {"--target": args.target}
     for option, value in plain.items():
@@ -117,6 +131,10 @@ def _score_one(
     recipe = config.recipe
     tag = args.baseline or recipe.baseline
     baseline = None
+    if args.baseline in (config.tag, f"{config.tag}/{variant}"):
+        raise UserError(
+            f"--baseline {tag}: this is the run itself; another form of it is {config.tag}/VARIANT"
+        )
     if tag is not None and tag != config.tag:
         baseline = _baseline_text(tag, variant, method, name, required=args.baseline is not None)
     files = Files(
@@ -126,7 +144,8 @@ def _score_one(
         baseline=baseline,
     )
     names = (name, method, tag if baseline else None)
-    stem = config.exp / "score" / variant / method / name
+    folder = config.exp / "score" / variant if args.out is None else Path(args.out)
+    stem = folder / method / name
     if recipe.task == "cls":
         _score_classes(config, files, names, stem)
     elif recipe.task == "st":
@@ -136,14 +155,18 @@ def _score_one(
 
 
 def _baseline_text(tag: str, variant: str, method: str, name: str, required: bool) -> Path | None:
-    """Find the baseline's hypotheses: of the same variant, or of the only one that it has."""
+    """Find the baseline's hypotheses: of the form that TAG/VARIANT names, or else of the same
+    variant, or of the only one that it has.
+    """
+    tag, _, named = tag.partition("/")
+    variant = named or variant
     root = Path("exp", tag)
     if not root.is_dir() and required:
         known = [path.name for path in Path("exp").glob("*") if (path / "decode").is_dir()]
         raise UserError(f"no baseline run {nearest(tag, known)} in exp/")
     found = sorted(root.glob(f"decode/*/{method}/{name}/text"))
     same = [path for path in found if path.parts[-4] == variant]
-    if same or len(found) == 1:
+    if same or (len(found) == 1 and not named):
         return (same or found)[0]
     if found:
         forms = ", ".join(path.parts[-4] for path in found)
@@ -176,6 +199,7 @@ def _score_texts(files: Files, names: Names, stem: Path) -> None:
     from espnet_ext.data.text import NORMALISATION
     from espnet_ext.report.schema import SCHEMA_VERSION, SCORE_FILE
     from espnet_ext.report.table import score_line
+    from espnet_ext.score.mapsswe import BUFFER
     from espnet_ext.score.pairs import read_pairs
     from espnet_ext.score.scoring import score_set
     from espnet_ext.score.significance import RESAMPLES, SEED
@@ -189,6 +213,7 @@ def _score_texts(files: Files, names: Names, stem: Path) -> None:
 
     settings = [SCHEMA_VERSION, NORMALISATION, RESAMPLES, SEED, *names]
     settings += [str(files.utt2spk), str(files.baseline)]
+    settings += [] if files.baseline is None else ["mapsswe", BUFFER]
     print(score_line(_score_and_write(stem, settings, files, SCORE_FILE, score)))
 
 

@@ -44,21 +44,26 @@ def decode(data: bytes, name: str, sample_rate: int | None = None) -> tuple[np.n
 
 
 def read_stretch(
-    path: Path, name: str, start: float = 0.0, end: float | None = None
+    path: Path,
+    name: str,
+    start: float = 0.0,
+    end: float | None = None,
+    channel: int | None = None,
 ) -> tuple[np.ndarray, int]:
-    """Decode a stretch of an audio file, its channels averaged.
+    """Decode a stretch of an audio file, one of its channels or the mean of all.
 
     Args:
         path: the file.
         name: what to call the stretch in an error.
         start: where it begins, seconds.
         end: where it ends, seconds; None is the end of the file, and so is what lies beyond.
+        channel: from 0; None averages all.
 
     Returns:
         Samples (frames,), float32 in [-1, 1], and the sample rate in Hz.
 
     Raises:
-        UserError: undecodable, or nothing lies there.
+        UserError: undecodable, nothing lies there, or there is no such channel.
     """
     try:
         if path.suffix == ".gsm":
@@ -66,10 +71,29 @@ def read_stretch(
         else:
             samples, rate = _read_part(path, start, end)
     except (RuntimeError, OSError, ValueError):
+        if _is_shortened(path):
+            raise UserError(
+                f"{name}: {path} is compressed (SPHERE with shorten), which libsndfile does not "
+                "read; expand all such files with LDC's sph2pipe -f sph FILE NEW, same names"
+            ) from None
         raise UserError(f"{name}: cannot decode {path}") from None
     if len(samples) == 0:
         raise UserError(f"{name}: {path}: audio without samples from {start} s on")
-    return samples.mean(axis=1), rate
+    if channel is None:
+        return samples.mean(axis=1), rate
+    if channel >= samples.shape[1]:
+        raise UserError(f"{name}: {path} has {samples.shape[1]} channel, no channel {channel + 1}")
+    return samples[:, channel], rate
+
+
+def _is_shortened(path: Path) -> bool:
+    """True for a NIST SPHERE file whose samples are compressed."""
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(1024)
+    except OSError:
+        return False
+    return header.startswith(b"NIST_1A") and b"shorten" in header.partition(b"end_head")[0]
 
 
 def _read_part(path: Path, start: float, end: float | None) -> tuple[np.ndarray, int]:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,15 @@ class Clip:
     end: float | None = None  # None: to the end of the file
     text: str = ""
     translations: tuple[tuple[str, str], ...] = ()
+    channel: int | None = None  # from 0; None: the mean of all
 
 
 def convert(clips: Sequence[Clip], folder: Path, jobs: int) -> list[kaldi_dir.Utterance]:
     """Write the clips as 16 kHz mono FLAC into ``folder``; return utterances in their order.
 
-    Channels are averaged. A file that is there, whole, and was made of the same stretch of the same
-    source by the same code is kept; one that was made so for a clip that is no more is removed.
+    Channels are averaged unless a clip names one. A file that is there, whole, and was made of the
+    same stretch of the same source by the same code is kept; one that was made so for a clip that
+    is no more is removed.
 
     Raises:
         UserError: a source is missing, empty or cannot be decoded.
@@ -76,17 +79,22 @@ def _convert(task: tuple[Clip, Path, str]) -> float:
 
     clip, path, code = task
     try:
-        key = f"{clip.source} {content_key(clip.source)} {clip.start} {clip.end} {code}"
+        status = clip.source.stat()
+        content = _content(clip.source, status.st_size, status.st_mtime_ns)
+        key = f"{clip.source} {content} {clip.start} {clip.end} {code}"
+        key += "" if clip.channel is None else f" {clip.channel}"
         made = hashlib.sha256(key.encode()).hexdigest()
         if _origin(path).is_file() and _origin(path).read_text() == made:
             seconds = audio.flac_seconds(path)
             if seconds is not None:
                 return seconds
-        if not clip.source.stat().st_size:
+        if not status.st_size:
             raise UserError(f"{clip.id}: {clip.source}: empty audio file")
     except OSError as error:
         raise UserError(f"{clip.id}: cannot read {clip.source}: {error.strerror}") from None
-    samples, rate = audio.read_stretch(clip.source, clip.id, clip.start, clip.end)
+    samples, rate = audio.read_stretch(
+        clip.source, clip.id, clip.start, clip.end, channel=clip.channel
+    )
     if len(samples) < audio.SHORTEST * rate:
         raise UserError(
             f"{clip.id}: {clip.source}: {len(samples)} samples from {clip.start} s on, "
@@ -95,6 +103,12 @@ def _convert(task: tuple[Clip, Path, str]) -> float:
     seconds = audio.write_flac(path, samples, rate)
     write_text(_origin(path), made)
     return seconds
+
+
+@lru_cache(maxsize=64)
+def _content(source: Path, size: int, time: int) -> str:
+    """The key of a source, which many clips may share: a call has a hundred utterances."""
+    return content_key(source)
 
 
 def _origin(path: Path) -> Path:
@@ -256,10 +270,12 @@ def write_corpus(
     folds: Mapping[str, Mapping[str, Mapping[str, Sequence[kaldi_dir.Utterance]]]] | None = None,
     apart: str = "speaker",
     overlapping: Container[str] = (),
+    beside: Iterable[Path] = (),
 ) -> None:
     """Write the sets, then the folds of each way of splitting, then the stamp.
 
-    The sets ``overlapping`` may hold texts of train.
+    The sets ``overlapping`` may hold texts of train; ``beside`` are files that the data stage has
+    written itself.
     """
     out = Path(args.out)
     kaldi_dir.write_sets(out, sets, args.nj, overlapping)
@@ -270,4 +286,4 @@ def write_corpus(
     for split, found in (folds or {}).items():
         files += write_folds(out, split, found, apart, digests)
     files += {Path(u.audio) for utterances in sets.values() for u in utterances}
-    stamp.write(sorted(files))
+    stamp.write(sorted([*files, *beside]))

@@ -78,6 +78,11 @@ def results_page(
             " BLEU and chrF are sacreBLEU's, from 0 to 100, with its own bootstrap intervals and "
             "paired test, which draw segments; their signatures say the rest."
         )
+    if any("mapsswe" in (s["baseline"] or {}) for r in results for s in r["scores"]):
+        lines[-1] += (
+            " MAPSSWE is NIST's matched-pairs test of words, over segments between words that "
+            "both runs have right; the bootstrap decides, and takes speakers into account."
+        )
     told = claims_lines(papers or {}, Results.of(results, committed_grids, of_stacks))
     lines += ["", *told] if told else []
     records = [*results, *committed_grids, *(record for _, record in of_stacks)]

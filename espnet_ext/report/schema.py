@@ -121,8 +121,18 @@ def optional(check: Check) -> Check:
     return inner
 
 
+class later:  # noqa: N801  # one of the checks, which are functions
+    """What ``check`` allows; a file that was written before there was this key lacks it."""
+
+    def __init__(self, check: Check) -> None:
+        self._check = check
+
+    def __call__(self, value: Any, where: str) -> None:
+        self._check(value, where)
+
+
 def mapping(**keys: Check) -> Check:
-    """A mapping with exactly these keys."""
+    """A mapping with exactly these keys, but for those that came later."""
 
     def inner(value: Any, where: str) -> None:
         _require_mapping(value, where)
@@ -131,9 +141,10 @@ def mapping(**keys: Check) -> Check:
                 raise _SchemaError(f"unknown key {nearest(str(key), keys)} in {where or 'it'}")
         for key, check in keys.items():
             path = f"{where}.{key}" if where else key
-            if key not in value:
+            if key in value:
+                check(value[key], path)
+            elif not isinstance(check, later):
                 raise _SchemaError(f"missing key {path}")
-            check(value[key], path)
 
     return inner
 
@@ -195,6 +206,8 @@ _SCORE: dict[str, Check] = {
             interval=optional(interval),
             interval_by_speaker=optional(interval),
             p=optional(number),
+            # Of words, as NIST's sc_stats; null: nothing to test.
+            mapsswe=later(mapping(segments=count, z=optional(number), p=optional(number))),
             cer_difference=number,
             cer_interval=optional(interval),
             cer_interval_by_speaker=optional(interval),

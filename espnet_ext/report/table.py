@@ -160,6 +160,8 @@ def comparison(score: Mapping[str, Any], metric: str) -> str:
             details.append(f"{label} {100 * low_high[0]:+.1f} to {100 * low_high[1]:+.1f}")
     p = versus[f"{prefix}p"]
     details.append("too few utterances to test" if p is None else f"p {p_value(p)}")
+    if metric == "wer":
+        details += _mapsswe(versus)
     return (
         f"{metric.upper()} {MEANING[verdict(score, metric)]} {versus['tag']} "
         f"({100 * difference:+.1f} points; {', '.join(details)})"
@@ -223,12 +225,19 @@ def _versus(
         versus = score["baseline"]
         if versus:
             found = versus[metrics.p]
-            p = "no test" if found is None else f"p {p_value(found)}"
-            told = metrics.verdict(score, next(iter(metrics.titles)))
-            cells.append(f"{score['set']} {metrics.points(versus):+.1f} ({p}, {told})")
+            tests = ["no test" if found is None else f"p {p_value(found)}"]
+            tests += [*_mapsswe(versus), metrics.verdict(score, next(iter(metrics.titles)))]
+            points = f"{metrics.points(versus):+.1f}"
+            cells.append(f"{score['set']} {points} ({', '.join(tests)})")
     named = (result["config"].get("recipe") or {}).get("baseline")
     nothing = NOT_MEASURED if named not in (None, result["tag"]) else "no baseline named"
     return "; ".join(cells) or nothing
+
+
+def _mapsswe(versus: Mapping[str, Any]) -> list[str]:
+    """The p of MAPSSWE, which results of before it was here lack."""
+    p = versus.get("mapsswe", {}).get("p")
+    return [] if p is None else [f"MAPSSWE p {p_value(p)}"]
 
 
 def _few(score: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from espnet_ext.data.text import NORMALISATION
+from espnet_ext.score.mapsswe import mapsswe
 from espnet_ext.score.pairs import Pairs
 from espnet_ext.score.significance import (
     RESAMPLES,
@@ -45,10 +46,12 @@ def score_set(
         "baseline": None,
     }
     if pairs.baseline is not None:
+        tested = mapsswe(pairs.references, pairs.baseline, pairs.hypotheses)
         score["baseline"] = {
             "tag": baseline_tag,
             **_compare("wer", align_words, pairs, words.errors),
             **_compare("cer", align_characters, pairs, characters.errors),
+            "mapsswe": {"segments": tested.segments, "z": tested.z, "p": tested.p},
         }
     return score, words
 

@@ -111,6 +111,40 @@ def test_whole_models_of_other_recipes(tmp_path):
     assert millions(printed["parameters"]["total"]) == 83.909
 
 
+@pytest.mark.parametrize("recipe", ["swbd/asr1", "librispeech_100/asr1"])
+def test_the_conformer_of_the_one_pass_paper(recipe):
+    """ESPnet publishes 44.53 M for it; the encoder's parts by hand: layers of 256, FFN of 2,048."""
+    from espnet_ext.tasks.checking import examine_file
+
+    width, inner, kernel, words = 256, 2048, 31, 2000
+    norm = 2 * width
+    ffn = 2 * width * inner + inner + width
+    attention = 4 * (width * width + width) + width * width + 2 * width  # positions, two biases
+    pointwise = width * 2 * width + 2 * width + width * width + width
+    conv = pointwise + width * kernel + width + norm  # and batch norm
+    layers = 12 * (2 * ffn + attention + conv + 5 * norm)
+    bands = ((80 - 1) // 2 - 1) // 2
+    front = 9 * width + width + 9 * width * width + width + width * bands * width + width
+    attended = 4 * (width * width + width)
+    decoder = 6 * (2 * attended + ffn + 3 * norm) + words * width + norm + width * words + words
+    total = front + layers + norm + decoder + width * words + words
+    path = CONFIGS.parents[2] / recipe / "conf/train_conformer_paper.yaml"
+    found = examine_file(path)
+    assert found.problems == []
+    assert found.parameters == total == 44_527_008
+
+
+def test_wav2vec2_base_under_ctc():
+    """The library's own base model, and a layer for the letters: a blank, unknown and the end."""
+    from espnet_ext.tasks.checking import examine_file
+
+    found = examine_file(
+        CONFIGS.parents[2] / "librispeech_100/asr1/conf/train_wav2vec2_base_m.yaml"
+    )
+    assert found.problems == []
+    assert millions(found.parameters) == pytest.approx(94.40, abs=0.01)
+
+
 def test_footprint_prints_the_shared_model(tmp_path):
     """K = 3, R = 16; the file is within 2 % of 4 bytes a parameter."""
     printed = footprint(CONFIGS / "train_residual_stream_paper_k3.yaml", tmp_path)

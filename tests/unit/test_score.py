@@ -10,6 +10,7 @@ from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.text import normalise_text
 from espnet_ext.errors import UserError
 from espnet_ext.report.schema import SCORE, validate
+from espnet_ext.report.table import score_line
 from espnet_ext.score.pairs import Pairs, read_pairs
 from espnet_ext.score.scoring import score_set
 from espnet_ext.score.significance import bootstrap_interval, paired_difference
@@ -182,6 +183,12 @@ def test_score_of_a_set():
     baseline = score["baseline"]
     assert baseline["tag"] == "base" and baseline["p"] < 0.01 and baseline["cer_p"] < 0.01
     assert baseline["interval"][0] <= baseline["wer_difference"] <= baseline["interval"][1] < 0
+    assert baseline["mapsswe"]["p"] < 1e-6 and baseline["mapsswe"]["z"] < 0
+    line = score_line(score)
+    assert "MAPSSWE p < 0.001" in line and line.count("MAPSSWE") == 1  # of words, not characters
+    del baseline["mapsswe"]  # as in a file of before there was the test
+    validate(score, SCORE, "score")
+    assert "MAPSSWE" not in score_line(score)
 
 
 # --- reading

@@ -106,6 +106,9 @@ def test_verb_takes_the_baselines_only_variant(recipe):
         (["CONFIG", "--variant", "shared"], "run stage 6: espnet-ext decode"),
         (["CONFIG", "--sets", "test", "--variant", "shared"], "--variant shared --sets test"),
         (["CONFIG", "--baseline", "bas_xs"], "did you mean 'base_xs'?"),
+        (["CONFIG", "--baseline", "hrf_xs"], "another form of it is hrf_xs/VARIANT"),
+        (["CONFIG", "--baseline", "hrf_xs/merged"], "this is the run itself"),
+        (["CONFIG", "--baseline", "base_xs/plain"], "decoded as merged but not as plain"),
         (["conf/none.yaml"], "no config"),
     ],
 )
@@ -150,6 +153,25 @@ def test_plain_files_with_baseline(recipe, capsys):
     verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
     staged = json.loads(Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text())
     assert staged["wer"] == score["wer"] and staged["cer"] == score["cer"]
+
+
+def test_any_two_runs_and_forms_compare_beside_the_runs_own_scores(recipe):
+    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
+    own = Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text()
+    other = Path("exp/hrf_xs/decode/4bit/ctc_greedy/test/text")
+    write_table(other, *zip(*_shuffled("data/test/text"), strict=True))
+    arguments = ["conf/train_hrf_xs.yaml", "--sets", "test", "--out", "compared"]
+    verb.run(parse(*arguments, "--baseline", "hrf_xs/4bit"))
+    found = json.loads(Path("compared/ctc_greedy/test.json").read_text())
+    assert found["baseline"]["tag"] == "hrf_xs/4bit" and found["baseline"]["wer_difference"] < 0
+    assert found["baseline"]["mapsswe"]["p"] < 1e-6 and found["baseline"]["mapsswe"]["z"] < 0
+    assert Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text() == own
+    assert json.loads(own)["wer"] == found["wer"]
+
+
+def _shuffled(reference):
+    rows = [line.split() for line in Path(reference).read_text().splitlines()]
+    return [(row[0], " ".join(reversed(row[1:]))) for row in rows]
 
 
 def test_error_of_the_command_is_one_line(tmp_path):

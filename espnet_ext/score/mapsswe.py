@@ -1,0 +1,151 @@
+"""Matched-pairs sentence-segment word error test (MAPSSWE), as NIST's sc_stats computes it.
+
+Gillick, Cox: "Some statistical issues in the comparison of speech recognition algorithms", ICASSP
+1989; Pallett, Fisher, Fiscus: "Tools for the analysis of benchmark speech recognition tests",
+ICASSP 1990. Errors of one utterance depend on each other, but hardly on what stands beyond a few
+words that both systems have right. Utterances are therefore cut into segments there, and the
+difference of the two systems' errors is tested over segments. Which words a segment holds depends
+on the alignment, so it is sclite's, whose costs are 3, 3 and 4; jiwer and kaldialign break ties in
+other ways.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+BUFFER = 2  # correct words in a row, in both systems, that end a segment: sc_stats's constant
+_GAP = 3  # sclite's cost of an insertion and of a deletion
+_SUBSTITUTION = 4
+
+
+@dataclass(frozen=True)
+class Mapsswe:
+    """The test of a second system against a first; z is negative if the second is better."""
+
+    segments: int
+    first_errors: int
+    second_errors: int
+    z: float | None  # None: fewer than two segments, or all with the same difference, not 0
+    p: float | None  # two-sided
+
+
+def mapsswe(
+    references: Sequence[str], first: Sequence[str], second: Sequence[str], buffer: int = BUFFER
+) -> Mapsswe:
+    """Compare two systems' hypotheses of the same utterances.
+
+    Args:
+        references: normalised texts, one an utterance.
+        first: hypotheses of the system compared with (the baseline).
+        second: hypotheses of the system in question.
+        buffer: correct words that end a segment.
+
+    Returns:
+        Segments, the errors in them, z = mean / (deviation / sqrt(segments)) of second minus
+        first, and p from the normal distribution. sc_stats prints z = 0 where ours is None.
+    """
+    found = []
+    for reference, one, other in zip(references, first, second, strict=True):
+        words = reference.split()
+        paths = (align(words, one.split()), align(words, other.split()))
+        found += segment_errors(*paths, buffer)
+    z = z_statistic([after - before for before, after in found])
+    return Mapsswe(
+        segments=len(found),
+        first_errors=sum(before for before, _ in found),
+        second_errors=sum(after for _, after in found),
+        z=z,
+        p=None if z is None else math.erfc(abs(z) / math.sqrt(2)),
+    )
+
+
+def z_statistic(differences: Sequence[int]) -> float | None:
+    """Return mean / standard error of differences (segments,); None where it has no value."""
+    if len(differences) < 2:
+        return None
+    spread = stdev(differences)
+    if spread == 0:
+        return None if differences[0] else 0.0
+    return mean(differences) / (spread / math.sqrt(len(differences)))
+
+
+def segment_errors(first: str, second: str, buffer: int = BUFFER) -> list[tuple[int, int]]:
+    """Cut one utterance into segments and count both systems' errors in each.
+
+    A segment ends after ``buffer`` words in a row that both systems have right, with nothing
+    inserted between them, and at the end of the utterance. Segments without an error are none.
+
+    Args:
+        first: operations of an alignment as of ``align``.
+        second: operations of another system, of the same reference.
+        buffer: correct words that end a segment.
+    """
+    segments = []
+    before = after = right = 0
+    for (inserted, word), (inserted_too, word_too) in zip(
+        _by_word(first), _by_word(second), strict=True
+    ):
+        if inserted or inserted_too:
+            right = 0
+        right = right + 1 if word == word_too == "C" else 0
+        before += inserted + (word in ("S", "D"))
+        after += inserted_too + (word_too in ("S", "D"))
+        if right >= buffer and (before or after):
+            segments.append((before, after))
+            before = after = 0
+    if before or after:
+        segments.append((before, after))
+    return segments
+
+
+def _by_word(operations: str) -> list[tuple[int, str]]:
+    """Each reference word's operation with the insertions before it; last those at the end."""
+    found, inserted = [], 0
+    for operation in operations:
+        if operation == "I":
+            inserted += 1
+        else:
+            found.append((inserted, operation))
+            inserted = 0
+    return [*found, (inserted, "")]
+
+
+def align(reference: Sequence[str], hypothesis: Sequence[str]) -> str:
+    """Align as sclite does; return a letter for each step: C, S, D or I.
+
+    Costs are 4 for a substitution, 3 for a deletion or an insertion. Of equal costs the diagonal
+    is taken first, then the insertion, then the deletion, from the ends of the texts on.
+    """
+    if reference == hypothesis:
+        return "C" * len(reference)
+    costs = [_GAP * column for column in range(len(hypothesis) + 1)]
+    steps = [["I"] * len(costs)]
+    for row, word in enumerate(reference, 1):
+        above, costs = costs, [_GAP * row]
+        taken = ["D"]
+        for column, other in enumerate(hypothesis, 1):
+            diagonal = above[column - 1] + (0 if word == other else _SUBSTITUTION)
+            deletion, insertion = above[column] + _GAP, costs[-1] + _GAP
+            if diagonal <= deletion and diagonal <= insertion:
+                costs.append(diagonal)
+                taken.append("C" if word == other else "S")
+            elif deletion < insertion:
+                costs.append(deletion)
+                taken.append("D")
+            else:
+                costs.append(insertion)
+                taken.append("I")
+        steps.append(taken)
+    return _back(steps)
+
+
+def _back(steps: Sequence[Sequence[str]]) -> str:
+    """Read the best path from its end."""
+    row, column, found = len(steps) - 1, len(steps[0]) - 1, []
+    while row or column:
+        step = steps[row][column]
+        found.append(step)
+        row -= step != "I"
+        column -= step != "D"
+    return "".join(reversed(found))
