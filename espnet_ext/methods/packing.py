@@ -1,8 +1,6 @@
-"""Quantised layers of a deployed model, and their integers in as few bits as they need.
+"""Integers of quantised weights in as few bits as they need.
 
-A layer that is deployed at 8, 4 or 2 bits is a plain layer whose weight is integers times scale;
-``quantise_layer`` makes it and leaves the integers with the layer, where ``quantised_state`` finds
-them for the file. ``pack`` writes integers of b bits into n b / 8 bytes.
+``pack`` writes integers of b bits into n b / 8 bytes.
 
 The 4-bit integers of a weight are nearly, but not quite, a function of its 8-bit ones: at
 W / max|W| = 0.0714 the 4-bit integer changes from 0 to 1 amid the weights whose 8-bit integer is 9.
@@ -11,16 +9,15 @@ So a file that holds 8 bits and rounds them again does not hold the 4-bit weight
 more bit. That is 8.1 bits for a weight at both widths in place of 12, and nothing is lost.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from espnet_ext.methods.quantise import QuantConf, dequantise, integers, largest_integer
+from espnet_ext.methods.quantise import dequantise, largest_integer
 
-_MARK = "quantised"  # attribute of a layer that holds {name of a weight: Quantised}
 # W / s is computed in float32, so it may lie this far outside the half step of its integer.
 _SLACK = 1e-3
 
@@ -44,51 +41,27 @@ class Quantised:
         return dequantise(self.ints, self.scale)
 
 
-def quantise_layer(
-    layer: nn.Module, conf: QuantConf, scale: Tensor | None = None, name: str = "weight"
-) -> None:
-    """Put into a plain layer what ``conf`` makes of its weight, in place; keep the integers.
-
-    At 32 bits nothing is done.
+def quantised_state(
+    model: nn.Module, weights: Mapping[str, Quantised]
+) -> dict[str, Tensor | Quantised]:
+    """The state dict of ``model`` with ``weights`` in the places of their products.
 
     Args:
-        layer: has a parameter ``name``, (o, ...) float32, that is not quantised yet.
-        conf: bits, and one scale for the layer or one a channel.
-        scale: learnt, or of the larger weight of which this is a part; default: by maximum.
-        name: which parameter.
+        model: a deployed one. Each of its tensors stands under the first of its names only.
+        weights: by any name that they have in the state dict.
 
     Raises:
-        UserError: NaN or infinite values in the weight or the scale.
+        KeyError: the model has no such parameter.
     """
-    if conf.bits == 32:
-        return
-    weight: Any = getattr(layer, name)
-    made = Quantised(*integers(weight, conf.bits, conf.per, scale), conf.bits)
-    with torch.no_grad():
-        weight.copy_(made.dequantised())
-    setattr(layer, _MARK, {**getattr(layer, _MARK, {}), name: made})
-
-
-def quantised_state(model: nn.Module) -> dict[str, Tensor | Quantised]:
-    """The state dict of ``model`` with the integers of quantised layers in place of weights.
-
-    Each tensor stands under the first of its names only.
-    """
-    marks: dict[str, Quantised] = {}
-    for path, layer in model.named_modules():
-        for name, made in getattr(layer, _MARK, {}).items():
-            marks[f"{path}.{name}" if path else name] = made
-    first: dict[int, str] = {}
+    names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        kept = first.setdefault(id(parameter), name)
-        if name in marks:  # a tied layer may be marked under a later name only
-            marks.setdefault(kept, marks[name])
-    unique = set(first.values())
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        names.setdefault(id(parameter), []).append(name)
+    first = {name: same[0] for same in names.values() for name in same}
+    packed = {first[name]: weight for name, weight in weights.items()}
     return {
-        name: marks.get(name, tensor)
+        name: packed.get(name, tensor.detach())
         for name, tensor in model.state_dict().items()
-        if name in unique or name not in parameters
+        if first.get(name, name) == name
     }
 
 
@@ -162,7 +135,8 @@ def refined(fine: Quantised, scale: Tensor, bits: int, more: Tensor, width: int)
 def _between(fine: Quantised, scale: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """The least and the largest integer, int8, at ``scale`` of weights with these finer ones.
 
-    In float64, in which the same operations give the same result everywhere.
+    In float64, in which the same operations give the same result everywhere. Where both have one
+    scale, as in rows of zeros, the integers differ by nothing but clipping.
     """
     ratio = fine.scale.double() / scale.double()
     ends = []
@@ -171,5 +145,6 @@ def _between(fine: Quantised, scale: Tensor, limit: int) -> tuple[Tensor, Tensor
         # Beyond the largest finer integer the weight was clipped: it may be any larger one.
         beyond = fine.ints * side == largest_integer(fine.bits)
         edge[beyond] = side * limit
+        edge = torch.where(ratio == 1, fine.ints.double(), edge)
         ends.append(edge.round().clamp(-limit, limit).to(torch.int8))
     return ends[0], ends[1]

@@ -4,24 +4,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from espnet_ext.errors import UserError
 from espnet_ext.methods.packing import (
     Quantised,
     pack,
     packed_bytes,
-    quantise_layer,
     quantised_state,
     refine,
     refined,
     unpack,
 )
-from espnet_ext.methods.quantise import (
-    QuantConf,
-    fake_quantise,
-    first_scale,
-    integers,
-    largest_integer,
-)
+from espnet_ext.methods.quantise import first_scale, integers, largest_integer
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -98,36 +90,14 @@ def test_another_weight_is_refused():
         refined(fine, coarse.scale, 4, torch.zeros(99, dtype=torch.uint8), 1)
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
-@pytest.mark.parametrize("layer", [nn.Linear(7, 5), nn.Conv1d(6, 6, 3, groups=6)])
-def test_a_quantised_layer_computes_what_training_saw(bits, layer):
-    weight = layer.weight.detach().clone()
-    model = nn.Sequential(nn.Linear(2, 2), layer)
-    layer.__dict__.pop("quantised", None)
-    quantise_layer(layer, QuantConf(bits))
-    assert torch.equal(layer.weight, fake_quantise(weight, bits))
-    state = quantised_state(model)
-    assert list(state) == ["0.weight", "0.bias", "1.weight", "1.bias"]
-    made = state["1.weight"]
-    assert isinstance(made, Quantised) and torch.equal(made.dequantised(), layer.weight)
-    assert all(torch.is_tensor(state[name]) for name in ("0.weight", "0.bias", "1.bias"))
-
-
-def test_tied_layers_are_one_in_the_state():
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+def test_a_state_holds_each_tensor_once_with_integers_for_its_products():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4))
     model[1].weight = model[0].weight
-    quantise_layer(model[1], QuantConf(4))
-    state = quantised_state(model)
-    assert list(state) == ["0.weight", "0.bias", "1.bias"]
-    assert isinstance(state["0.weight"], Quantised)
-
-
-def test_32_bits_change_nothing_and_nan_is_refused():
-    layer = nn.Linear(3, 3)
-    before = layer.weight.detach().clone()
-    quantise_layer(layer, QuantConf(32))
-    assert torch.equal(layer.weight, before)
-    assert all(torch.is_tensor(t) for t in quantised_state(layer).values())
-    with pytest.raises(UserError, match="a scale holds NaN"):
-        quantise_layer(layer, QuantConf(8), torch.tensor(float("nan")))
-    assert torch.equal(layer.weight, before)
+    made = quantised(model[1].weight, 4)
+    state = quantised_state(model, {"1.weight": made})
+    assert list(state)[:4] == ["0.weight", "0.bias", "1.bias", "2.weight"]
+    assert state["0.weight"] is made
+    assert {"2.running_mean", "2.running_var", "2.num_batches_tracked"} < set(state)
+    assert all(torch.is_tensor(state[name]) for name in list(state)[1:])
+    with pytest.raises(KeyError):
+        quantised_state(model, {"1.wait": made})
