@@ -1,8 +1,284 @@
-"""Nested sub-networks of one parameter set: depth, width and precision (arXiv 2406.10160)."""
+"""Nested sub-networks of one parameter set: depth, width and precision (arXiv 2406.10160).
 
+The layers of an encoder stay where they are. What differs between the sub-networks is computed:
+a weight by a parametrization (its leading units, rounded to b bits), the sequence of layers by
+their container. Which sub-network is computed, all of them read in one ``Choice``.
+
+Two sub-networks of the same width and precision whose first layers are the same have the same
+activations there, so ``running`` computes those once for both: of a family of "first d layers" a
+depth is an exit on the way of the next. Widths and precisions differ from the first layer on and
+share what stands before it. A batch normalisation has statistics for each of these ways through
+the stack, which is what every sub-network taken alone would have gathered.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
+from espnet_ext.methods.nested_options import Member, NestedOptions, find_member, members
+from espnet_ext.methods.quantise import fake_quantise, first_scale, integers
+from espnet_ext.methods.sites import Layer, feed_forward_role, tied_groups
+
+
+@dataclass
+class Choice:
+    """The sub-network that the layers of a family compute, read by all of them."""
+
+    member: Member
+    path: tuple[int, ...] = ()  # the layers up to the one that runs
+    running: tuple[Member, ...] = ()  # the members that one pass computes; none: ``member`` alone
+    exits: dict[Member, tuple] = field(default_factory=dict)
+    rounded: dict[tuple[int, int], Tensor] | None = None  # of this pass, by weight and bits
+
+
+class NestedWeight(nn.Module):
+    """Parametrization of a weight: rounded to the chosen bits, cut to the chosen width.
+
+    The scale is that of the whole weight, also of a part: so a step rounds a weight once for all
+    widths, and the integers of a narrow sub-network are among those of a wide one.
+    """
+
+    rounds = True  # so it is deployed in the type that it is trained in
+
+    def __init__(self, weight: Tensor, choice: Choice, options: NestedOptions, cut: int | None):
+        """``cut``: the dimension of the inner units of a feed-forward network, None elsewhere."""
+        super().__init__()
+        self.choice, self.per, self.cut = choice, options.per, cut
+        self.scales = nn.ParameterDict()
+        if options.scale == "learnt":
+            for bits in sorted(set(options.bits) - {32}):
+                self.scales[str(bits)] = nn.Parameter(first_scale(weight, bits, options.per))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the chosen part (o, ...) of a weight."""
+        bits, rounded = self.choice.member.bits, self.choice.rounded
+        if bits != 32:
+            key = (id(self), bits)
+            found = None if rounded is None else rounded.get(key)
+            if found is None:
+                found = fake_quantise(weight, bits, self.per, self._scale(bits))
+            if rounded is not None:
+                rounded[key] = found
+            weight = found
+        return self._cut(weight)
+
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Integers and scale whose product ``forward`` returns."""
+        bits = self.choice.member.bits
+        whole, scale = integers(weight, bits, self.per, self._scale(bits))
+        if self.cut == 0 and scale.dim():
+            scale = self._cut(scale)
+        return self._cut(whole), scale
+
+    def _scale(self, bits: int) -> Tensor | None:
+        return dict(self.scales.items()).get(str(bits))
+
+    def _cut(self, weight: Tensor) -> Tensor:
+        width = self.choice.member.width
+        if self.cut is None or width is None or width == weight.shape[self.cut]:
+            return weight
+        return weight.narrow(self.cut, 0, width)
+
+
+class NestedBias(nn.Module):
+    """Parametrization of the bias of inner units: those of the chosen width."""
+
+    def __init__(self, choice: Choice):
+        super().__init__()
+        self.choice = choice
+
+    def forward(self, bias: Tensor) -> Tensor:
+        """Return the leading part of a bias."""
+        return bias[: self.choice.member.width]
+
+
+class NestedBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation with statistics for each way that leads to it, one weight and bias."""
+
+    choice: Choice
+    first: str  # the key of the largest network, whose statistics are in the usual place
+    statistics: nn.ModuleDict
+
+    @classmethod
+    def convert(cls, norm: nn.BatchNorm1d, choice: Choice, keys: Sequence[str]) -> None:
+        """Give a plain one statistics for every key, in place."""
+        norm.__class__ = cls
+        assert isinstance(norm, cls)
+        norm.choice, norm.first = choice, keys[0]
+        # Of these only the statistics are used.
+        others = {key: nn.BatchNorm1d(norm.num_features, affine=False) for key in keys[1:]}
+        norm.statistics = nn.ModuleDict(others)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (batch, channels, frames) or (batch, channels)."""
+        mean, var, count = self._chosen()
+        if self.training:
+            count.add_(1)
+        momentum = 1.0 / float(count) if self.momentum is None else self.momentum
+        weight, bias = self.weight, self.bias
+        return F.batch_norm(x, mean, var, weight, bias, self.training, momentum, self.eps)
+
+    def deployed(self, memo: dict[int, Any]) -> nn.BatchNorm1d:
+        """The plain one of the chosen sub-network."""
+        plain = nn.BatchNorm1d(self.num_features, self.eps, self.momentum)
+        plain.weight, plain.bias = (copy.deepcopy(p, memo) for p in (self.weight, self.bias))
+        names = ("running_mean", "running_var", "num_batches_tracked")
+        for name, own in zip(names, self._chosen(), strict=True):
+            setattr(plain, name, own.detach().clone())
+        return plain.train(self.training)
+
+    def _chosen(self) -> tuple[Tensor, Tensor, Tensor]:
+        key = _key(self.choice.path, self.choice.member)
+        own: Any = self if key == self.first else self.statistics[key]
+        return own.running_mean, own.running_var, own.num_batches_tracked
+
+
+class FrameNorm(nn.LayerNorm):
+    """What ``norm: layer`` puts in place of a batch normalisation: each frame for itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (batch, channels, frames) over the channels."""
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class NestedStack(nn.Module):
+    """The container of layers of a family; mixed into the class that ESPnet's encoder has there.
+
+    An encoder's forward pass asks it for its layers one after another. Of one sub-network it
+    gives those; while ``running`` it gives a single one that runs all sub-networks.
+    """
+
+    choice: Choice
+    family: tuple[Member, ...]
+    options: NestedOptions
+    _plain: type[nn.Module]
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.choice.running:
+            yield self._run
+            return
+        layers = self.choice.member.layers
+        for place, layer in enumerate(layers, 1):
+            self.choice.path = layers[:place]
+            yield self._modules[str(layer)]
+
+    @contextlib.contextmanager
+    def running(self, chosen: Sequence[Member]) -> Iterator[dict[Member, tuple]]:
+        """Inside, a forward pass of the encoder computes all ``chosen``; its own output is that
+        of the first. Yields what the last layer of each returned, once the pass is over."""
+        before = self.choice.member
+        self.choice.running, self.choice.exits, self.choice.rounded = tuple(chosen), {}, {}
+        try:
+            yield self.choice.exits
+        finally:
+            self.choice.running, self.choice.exits, self.choice.rounded = (), {}, None
+            self.choice.member = before
+
+    @contextlib.contextmanager
+    def as_member(self, name: str) -> Iterator[Member]:
+        """Inside, the encoder is the sub-network ``name``; ``merged`` is the largest."""
+        before = self.choice.member
+        self.choice.member = find_member(self.family, name)
+        try:
+            yield self.choice.member
+        finally:
+            self.choice.member = before
+
+    def deployed_stack(self, memo: dict[int, Any]) -> nn.Module:
+        """The plain container of the chosen sub-network's layers."""
+        layers = self.choice.member.layers
+        for place, layer in enumerate(layers, 1):
+            self.choice.path = layers[:place]
+            for norm in self.get_submodule(str(layer)).modules():
+                if isinstance(norm, NestedBatchNorm):
+                    memo[id(norm)] = norm.deployed(memo)
+        plain: Any = self._plain.__new__(self._plain)
+        ours = ("choice", "family", "options", "_plain")
+        plain.__dict__ = {k: v for k, v in self.__dict__.items() if k not in ours}
+        plain._modules = {str(k): self._modules[str(layer)] for k, layer in enumerate(layers)}
+        plain._buffers = {k: v for k, v in self._buffers.items() if k != "steps"}
+        return copy.deepcopy(plain, memo)
+
+    def _run(self, *start: Any) -> Any:
+        """Run the layers of all members, those that are one way only once."""
+        ways: dict[tuple[int | None, int], list[Member]] = {}
+        for member in self.choice.running:
+            ways.setdefault((member.width, member.bits), []).append(member)
+        for group in ways.values():
+            self.choice.member = group[0]  # what counts are width and bits
+            self._descend((), group, start)
+        return self.choice.exits[self.choice.running[0]]
+
+    def _descend(self, path: tuple[int, ...], group: list[Member], inputs: Any) -> None:
+        """Run the layers behind ``path``, whose output is ``inputs``."""
+        for member in group:
+            if member.layers == path:
+                self.choice.exits[member] = inputs
+        further = [m for m in group if len(m.layers) > len(path)]
+        for layer in dict.fromkeys(m.layers[len(path)] for m in further):
+            self.choice.path = (*path, layer)
+            given = inputs if isinstance(inputs, tuple) else (inputs,)
+            output: Any = self.get_submodule(str(layer))(*given)
+            taking = [m for m in further if m.layers[len(path)] == layer]
+            self._descend((*path, layer), taking, output)
+
+
+def apply_nested(module: nn.Module, options: NestedOptions) -> nn.Module:
+    """Make a family of the encoder ``module``, in place; return ``module``.
+
+    Raises:
+        UserError: the encoder has no single stack of layers, its feed-forward networks differ in
+            width, or the options do not fit it.
+    """
+    name, stack = find_stack(module)
+    _refuse_other_ways(module, stack)
+    if options.norm == "layer":
+        _replace_norms(stack)
+    if options.form == "plain":
+        return module
+    found = [
+        Layer(f"{name}.{inner}", layer, feed_forward_role(inner) or "other")
+        for inner, layer in stack.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
+    ]
+    family = members(options, len(stack._modules), _inner_width(found))
+    choice = Choice(family[0])
+    rounded, narrowed = set(options.bits) != {32}, len({m.width for m in family}) > 1
+    groups = tied_groups(module, found)
+    for group in groups:
+        role = group[0].site if narrowed else "other"
+        if rounded or role != "other":
+            _nest(group, choice, options, role)
+    if options.norm == "own":
+        _nest_norms(stack, family, choice)
+    kind = type(stack)
+    stack.__class__ = type(f"Nested{kind.__name__}", (NestedStack, kind), {})
+    assert isinstance(stack, NestedStack)
+    stack.choice, stack.family, stack.options, stack._plain = choice, family, options, kind
+    if options.sample != "all":
+        stack.register_buffer("steps", torch.zeros((), dtype=torch.long))
+    return module
+
+
+def nest_layer(layer: nn.Module, options: NestedOptions) -> None:
+    """Parametrize one layer alone, at the largest network's precision, in place."""
+    if parametrize.is_parametrized(layer):
+        raise UserError("nested: this layer already has a method; one method a layer")
+    choice = Choice(Member((), None, max(options.bits)))
+    _nest([Layer("", layer, "other")], choice, options, "other")
+
+
+def nested_stack(module: nn.Module) -> NestedStack | None:
+    """The container of the family that ``module`` holds, None if it holds none."""
+    return next((m for m in module.modules() if isinstance(m, NestedStack)), None)
 
 
 def find_stack(module: nn.Module) -> tuple[str, nn.Module]:
@@ -37,9 +313,126 @@ def quantised_weights(encoder: nn.Module) -> dict[str, Tensor]:
         Weights (o, ...) by the name that they have in a plain encoder's state dict, each once
         however often it is used. Those of a training form are of the member that it computes.
     """
-    name, stack = find_stack(encoder)
-    return {
-        f"{name}.{inner}.weight": layer.weight
+    return {f"{name}.weight": layer.weight for name, layer in _rounded_layers(encoder)}
+
+
+def integer_weights(encoder: nn.Module, name: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Integers (int8) and scales of the member ``name`` of a family at 8, 4 or 2 bits.
+
+    Args:
+        encoder: the training form.
+        name: of the member.
+
+    Returns:
+        By the name in the state dict of ``deploy(encoder, name)``, whose weights are the products
+        to the last bit. A scale has the shape () or (o, 1, ...).
+    """
+    stack = nested_stack(encoder)
+    if stack is None:
+        raise UserError("this encoder holds no family of sub-networks")
+    prefix = find_stack(encoder)[0]
+    with stack.as_member(name) as member:
+        if member.bits == 32:
+            raise UserError(f"nested: {name} is at 32 bits; it has no integers")
+        found = {}
+        for place, layer in enumerate(member.layers):
+            for inner, part in _rounded_layers(stack.get_submodule(str(layer)), whole=True):
+                weights: Any = part.parametrizations["weight"]
+                key = f"{prefix}.{place}.{inner}.weight"
+                found[key] = weights[0].integers(weights.original)
+        return found
+
+
+def block_bits(encoder: nn.Module, bits: int) -> int:
+    """Bits of a plain encoder's blocks: ``quantised_weights`` at ``bits``, the rest at 32.
+
+    So the paper counts (arXiv 2406.10160): without what scales take.
+    """
+    _, stack = find_stack(encoder)
+    every = sum(p.numel() for p in stack.parameters())
+    rounded = sum(weight.numel() for weight in quantised_weights(encoder).values())
+    return rounded * bits + (every - rounded) * 32
+
+
+def _refuse_other_ways(encoder: nn.Module, stack: nn.Module) -> None:
+    """Raise UserError if an encoder takes other ways through its layers than one after another."""
+    if getattr(encoder, "interctc_layer_idx", None):
+        raise UserError(
+            "nested: the smaller depths take the place of intermediate CTC losses; "
+            "choose interctc_layer_idx: []"
+        )
+    for owner in (encoder, stack):
+        if getattr(owner, "layer_drop_rate", 0):
+            raise UserError("nested: layers cannot be dropped at random; choose layer_drop_rate: 0")
+    if getattr(encoder, "gradient_checkpoint_layers", None):
+        raise UserError("nested: choose gradient_checkpoint_layers: []")
+
+
+def _rounded_layers(module: nn.Module, whole: bool = False) -> list[tuple[str, nn.Module]]:
+    """Names and layers that a precision concerns, in an encoder, or in the ``whole`` module."""
+    name, stack = ("", module) if whole else find_stack(module)
+    return [
+        (f"{name}.{inner}".lstrip("."), layer)
         for inner, layer in stack.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
-    }
+    ]
+
+
+def _inner_width(found: Sequence[Layer]) -> int | None:
+    """Inner units of the feed-forward networks among the layers; None if there are none."""
+    widths = {layer.module.weight.shape[0] for layer in found if layer.site == "up"}
+    if len(widths) > 1:
+        raise UserError(f"nested: feed-forward networks of different widths: {sorted(widths)}")
+    return widths.pop() if widths else None
+
+
+def _nest(group: Sequence[Layer], choice: Choice, options: NestedOptions, role: str) -> None:
+    """Parametrize layers that are tied, or one alone."""
+    first, *others = (layer.module for layer in group)
+    cut = {"up": 0, "down": 1}.get(role)
+    weight = NestedWeight(first.weight, choice, options, cut)
+    # unsafe: torch's check would compute every weight once more.
+    parametrize.register_parametrization(first, "weight", weight, unsafe=True)
+    if role == "up" and first.bias is not None:
+        parametrize.register_parametrization(first, "bias", NestedBias(choice), unsafe=True)
+    for other in others:
+        for name in first.parametrizations:
+            parametrize.register_parametrization(other, name, nn.Identity(), unsafe=True)
+        other.parametrizations.update(first.parametrizations.items())
+
+
+def _key(path: tuple[int, ...], member: Member) -> str:
+    """The way that leads to a layer: the layers before it and it, width and precision."""
+    found = Member(path, member.width, member.bits)
+    if path == tuple(range(len(path))):  # all members with these first layers
+        return found.name.partition("L")[2].lstrip("-")
+    return found.name.replace(".", "_")
+
+
+def _nest_norms(stack: nn.Module, family: Sequence[Member], choice: Choice) -> None:
+    """Give every batch normalisation of the stack its statistics, in place."""
+    keys: dict[int, tuple[nn.BatchNorm1d, dict[str, None]]] = {}
+    for member in family:
+        own: dict[int, str] = {}
+        for place, layer in enumerate(member.layers, 1):
+            for norm in stack.get_submodule(str(layer)).modules():
+                if type(norm) is nn.BatchNorm1d:
+                    key = _key(member.layers[:place], member)
+                    keys.setdefault(id(norm), (norm, {}))[1][key] = None
+                    if own.setdefault(id(norm), key) != key:
+                        raise UserError(
+                            f"nested: {member.name} has a layer twice, whose batch normalisation "
+                            "then has one set of statistics; choose norm: layer"
+                        )
+    for norm, found in keys.values():
+        NestedBatchNorm.convert(norm, choice, list(found))
+
+
+def _replace_norms(stack: nn.Module) -> None:
+    """Put a FrameNorm in the place of every batch normalisation."""
+    memo: dict[int, nn.Module] = {}
+    for parent in list(stack.modules()):
+        for name, child in list(parent._modules.items()):
+            if type(child) is nn.BatchNorm1d:
+                new = memo.setdefault(id(child), FrameNorm(child.num_features))
+                parent._modules[name] = new

@@ -89,4 +89,9 @@ def install() -> None:
 def stock_encoder(name: str) -> str:
     """Return the encoder under ``name``: hrf_conformer gives conformer."""
     # Both parts may hold underscores: the names are made again, not cut in two.
-    return {f"{method}_{base}": base for method in METHODS for base in BASES}.get(name, name)
+    return {
+        f"{name}_{base}": base
+        for name, method in METHODS.items()
+        for base in BASES
+        if method.fits(base, base in RECURRENT_BASES)
+    }.get(name, name)
