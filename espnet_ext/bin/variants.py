@@ -25,16 +25,17 @@ def run(args: argparse.Namespace) -> None:
         from espnet_ext.methods.deploy import deploy, parameter_count, variants
         from espnet_ext.tasks.build import build_model
         from espnet_ext.tasks.checking import refuse_problems
-        from espnet_ext.tasks.footprint import file_bytes
+        from espnet_ext.tasks.members import file_bytes
 
         refuse_problems(config)
         model = build_model(config, vocabulary(config))
-        for name in variants(model):
+        known = variants(model)
+        width = max(12, *(len(name) + 1 for name in known))
+        for name in known:
             deployed = deploy(model, name)
             count = parameter_count([deployed])
             default = "  (recipe: variant)" if name == config.recipe.variant else ""
-            line = (
-                f"{name:12}{count:>14,} parameters{file_bytes(deployed, name):>14,} bytes{default}"
-            )
+            size = file_bytes(model, deployed, name)
+            line = f"{name:{width}}{count:>14,} parameters{size:>14,} bytes{default}"
             lines.append(line)
     print("\n".join(lines))

@@ -12,7 +12,7 @@ from espnet_ext.data.fbank import FRAMES_PER_SECOND
 from espnet_ext.methods.deploy import deploy, footprint
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.tasks.build import build_model, feature_width
-from espnet_ext.tasks.checkpoint import file_state, serialised
+from espnet_ext.tasks.members import file_bytes
 
 _SECONDS = 10.0
 
@@ -38,16 +38,11 @@ def measure(config: Config, variant: str | None = None, vocabulary: int | None =
     return {
         "parameters": footprint(deployed),
         "training_parameters": footprint(model),
-        "bytes": file_bytes(deployed, variant),
+        "bytes": file_bytes(model, deployed, variant),
         "macs_per_second": macs_per_second(
             deployed, sampling_rate(config), feature_width(config), frames_per_second(config)
         ),
     }
-
-
-def file_bytes(model: nn.Module, variant: str) -> int:
-    """Size of the model.pth that ``deploy`` writes for a deployed model."""
-    return len(serialised(file_state(model, variant)))
 
 
 def sampling_rate(config: Config) -> int:
