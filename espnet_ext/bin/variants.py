@@ -1,5 +1,8 @@
 """List the forms in which a config's model can be deployed, with parameters and bytes.
 
+Of a nested family these are its members: layers, inner units of the feed-forward networks, bits;
+the last column counts as the paper does, how many times fewer bits the encoder's blocks take.
+
 Example:
   espnet-ext variants conf/train_hrf_conformer_xs.yaml
 """
@@ -25,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
         from espnet_ext.methods.deploy import deploy, parameter_count, variants
         from espnet_ext.tasks.build import build_model
         from espnet_ext.tasks.checking import refuse_problems
-        from espnet_ext.tasks.footprint import file_bytes
+        from espnet_ext.tasks.footprint import encoder_compression, file_bytes
 
         refuse_problems(config)
         model = build_model(config, vocabulary(config))
@@ -33,8 +36,8 @@ def run(args: argparse.Namespace) -> None:
             deployed = deploy(model, name)
             count = parameter_count([deployed])
             default = "  (recipe: variant)" if name == config.recipe.variant else ""
-            line = (
-                f"{name:12}{count:>14,} parameters{file_bytes(deployed, name):>14,} bytes{default}"
-            )
-            lines.append(line)
+            line = f"{name:16}{count:>14,} parameters{file_bytes(deployed, name):>14,} bytes"
+            ratio = encoder_compression(model, deployed, name).get("encoder_compression")
+            line += "" if ratio is None else f"{ratio:>8.2f} x encoder"
+            lines.append(line + default)
     print("\n".join(lines))

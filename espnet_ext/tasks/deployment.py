@@ -1,5 +1,6 @@
 """Stage 5's work: training form to a stock ESPnet model on disk, verified on real speech."""
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 
 from espnet_ext.data.fbank import FRAMES_PER_SECOND, kaldi_fbank
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+from espnet_ext.encoders.nested import plain_conf
 from espnet_ext.encoders.stack_encoder import StackEncoder
 from espnet_ext.encoders.stack_mimic import MimickedStack
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path, write_json
 from espnet_ext.methods.deploy import PLAIN, deploy, footprint
+from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.methods.state import compare_state, load_state
 from espnet_ext.tasks.checkpoint import (
@@ -25,7 +28,7 @@ from espnet_ext.tasks.checkpoint import (
     read_config,
     save,
 )
-from espnet_ext.tasks.footprint import is_classifier, macs_per_second
+from espnet_ext.tasks.footprint import encoder_compression, is_classifier, macs_per_second
 from espnet_ext.tasks.registry import stock_encoder
 
 STACK = "stack"  # the encoder's stack in its family's own format, without removed layers
@@ -82,7 +85,9 @@ def deploy_checkpoint(
             arguments["encoder_conf"] = conf
         text = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
         (temporary / "config.yaml").write_text(text, encoding="utf-8")
-        verified = verify(trained, temporary, arguments, waves, rate, deltas)
+        family = nested_stack(trained)
+        with contextlib.nullcontext() if family is None else family.as_member(variant):
+            verified = verify(trained, temporary, arguments, waves, rate, deltas)
         summary = {
             "variant": variant,
             "checkpoint": str(checkpoint),
@@ -91,7 +96,7 @@ def deploy_checkpoint(
             "bytes": (temporary / "model.pth").stat().st_size,
             "macs_per_second": macs_per_second(deployed, rate, arguments.get("input_size"), frames),
             "verified": verified,
-        }
+        } | encoder_compression(trained, deployed, variant)
         write_json(temporary / "deploy.json", summary)
     return summary
 
@@ -99,13 +104,17 @@ def deploy_checkpoint(
 def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[str, Any]:
     """Turn a training config into one that builds the deployed form.
 
-    For ``merged`` that is the plain encoder, which stock ESPnet builds if it is one of its
-    own; another form keeps the method, whose option ``form`` names it. The Kaldi frontend is
-    ours and has no weights: the deployed model takes its features.
+    For ``merged`` and members of a family that is the plain encoder, which stock ESPnet builds if
+    it is one of its own; another form keeps the method, whose option ``form`` names it. The Kaldi
+    frontend is ours and has no weights: the deployed model takes its features.
     """
     arguments = dict(arguments)
     conf = dict(arguments.get("encoder_conf") or {})
-    if variant in ("merged", PLAIN):
+    if conf.get("nested") is not None:
+        conf = plain_conf(conf, variant)
+        if "nested" not in conf:
+            arguments["encoder"] = stock_encoder(arguments["encoder"])
+    elif variant in ("merged", PLAIN):
         arguments["encoder"] = stock_encoder(arguments["encoder"])
         for method in METHODS:
             conf.pop(method, None)
