@@ -6,6 +6,7 @@ parameters; the first is the largest network, the teacher of the others.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from espnet_ext.methods.quantise import QuantConf
 NORMS = ("own", "layer")
 FORMS = ("train", "plain")
 ALL = "all"
+_NAME = re.compile(r"(?:(\d+)L|L(\d+(?:\.\d+)*))(?:-(\d+))?-(\d+)b")
 _WEIGHTS = ("sub_weight", "kl_ctc", "kl_decoder")
 
 
@@ -37,11 +39,11 @@ class Member:
 
     @property
     def name(self) -> str:
-        """As in 12L-1024-4b; 0.2.5L-... if its layers are not the first ones."""
+        """As in 12L-1024-4b; L0.2.5-1024-4b if its layers are not the first ones."""
         first = self.layers == tuple(range(len(self.layers)))
-        depth = str(len(self.layers)) if first else ".".join(map(str, self.layers))
+        depth = f"{len(self.layers)}L" if first else f"L{'.'.join(map(str, self.layers))}"
         width = "" if self.width is None else f"-{self.width}"
-        return f"{depth}L{width}-{self.bits}b"
+        return f"{depth}{width}-{self.bits}b"
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class NestedOptions:
             if not isinstance(value, list | tuple) or (name == "bits" and not value):
                 raise UserError(f"nested: {name} must be a list, not {value!r}")
         for depth in self.depths:
-            several = isinstance(depth, list | tuple) and depth
-            if not all(map(_is_index, depth if several else [depth])) or depth == 0:
+            listed: Any = depth if isinstance(depth, list | tuple) and depth else [depth]
+            if not all(map(_is_index, listed)) or depth == 0:
                 raise UserError(
                     "nested: a depth is a number of layers or a list of layers, as in "
                     f"[12, 8] or [[0, 1, 4], 6], not {depth!r}"
@@ -151,9 +153,9 @@ def members(options: NestedOptions, layers: int, width: int | None) -> tuple[Mem
         raise UserError(f"nested: depths must contain {layers}: the largest network has all layers")
     if options.widths and width is None:
         raise UserError("nested: widths are of feed-forward networks, this encoder has none")
-    widths = set(options.widths) or {width}
-    for one in widths - {width}:
-        if one is not None and width is not None and one > width:
+    widths: set[int | None] = set(options.widths) or {width}
+    for one in options.widths:
+        if width is not None and one > width:
             raise UserError(f"nested: width {one} is more than the encoder's {width}")
     if width not in widths:
         raise UserError(f"nested: widths must contain {width}: the largest network has all units")
@@ -176,6 +178,20 @@ def find_member(family: Sequence[Member], name: str) -> Member:
     if name not in known:
         raise UserError(f"the family has no sub-network {nearest(name, known)}")
     return known[name]
+
+
+def parse_name(name: str) -> Member:
+    """The member of any family that has this name.
+
+    Raises:
+        UserError: it is no member's name.
+    """
+    found = _NAME.fullmatch(name)
+    if not found:
+        raise UserError(f"'{name}' is not the name of a sub-network, as 12L-1024-4b is")
+    depth, listed, width, bits = found.groups()
+    layers = tuple(map(int, listed.split("."))) if depth is None else tuple(range(int(depth)))
+    return Member(layers, None if width is None else int(width), int(bits))
 
 
 def of_step(options: NestedOptions, family: Sequence[Member], step: int) -> list[Member]:

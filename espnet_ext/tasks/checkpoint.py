@@ -16,7 +16,8 @@ from torch import nn
 
 from espnet_ext.errors import UserError
 from espnet_ext.files import PACKED, atomic_path
-from espnet_ext.methods.deploy import PLAIN, check_finite
+from espnet_ext.methods.deploy import check_finite
+from espnet_ext.methods.residual import ResidualWeight
 from espnet_ext.methods.state import compare_state, load_state
 from espnet_ext.tasks.packed_file import dequantised, read_member
 from espnet_ext.tasks.registry import TASKS, install, task_of
@@ -59,7 +60,7 @@ def file_state(model: nn.Module, variant: str) -> dict[str, torch.Tensor]:
     4 MB. ESPnet loads it as any other, since the model that it loads into shares.
     """
     state = model.state_dict()
-    if variant in ("merged", PLAIN):
+    if variant != ResidualWeight.variant:
         return state
     others = ties(model)
     kept = {name: tensor for name, tensor in state.items() if name not in others}

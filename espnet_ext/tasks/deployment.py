@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from espnet_ext.data.fbank import FRAMES_PER_SECOND, kaldi_fbank
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+from espnet_ext.encoders.nested import plain_conf
 from espnet_ext.encoders.stack_encoder import StackEncoder
 from espnet_ext.encoders.stack_mimic import MimickedStack
 from espnet_ext.errors import UserError
 from espnet_ext.files import PACKED, atomic_path, weights_file, write_json
-from espnet_ext.methods.deploy import PLAIN, deploy, footprint
+from espnet_ext.methods.deploy import PLAIN, footprint
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.tasks.checkpoint import (
     build,
@@ -25,8 +26,8 @@ from espnet_ext.tasks.checkpoint import (
     read_config,
     save,
 )
-from espnet_ext.tasks.footprint import is_classifier, macs_per_second
-from espnet_ext.tasks.members import computing, packed_state
+from espnet_ext.tasks.footprint import encoder_compression, is_classifier, macs_per_second
+from espnet_ext.tasks.members import computing, formed, split_variant
 from espnet_ext.tasks.packed_file import write_member
 from espnet_ext.tasks.registry import stock_encoder
 
@@ -65,11 +66,10 @@ def deploy_checkpoint(
         The contents of deploy.json.
     """
     trained = load_model(config, checkpoint)
-    deployed = deploy(trained, variant)
-    arguments = stock_arguments(read_config(config), variant)
+    deployed, packed = formed(trained, variant)
+    arguments = stock_arguments(read_config(config), split_variant(variant)[0])
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
-        packed = packed_state(trained, deployed, variant)
         if packed is None:
             save(file_state(deployed, variant), temporary / "model.pth")
         else:
@@ -88,7 +88,10 @@ def deploy_checkpoint(
                 arguments["encoder_conf"] = conf
         text = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
         (temporary / "config.yaml").write_text(text, encoding="utf-8")
-        verified = verify((trained, deployed), temporary, arguments, waves, rate, deltas, variant)
+        rounded = split_variant(variant)[1] is not None  # then the training form is another
+        forms = [deployed] if rounded else [trained, deployed]
+        with computing(trained, "merged" if rounded else variant):
+            verified = verify(forms, temporary, arguments, waves, rate, deltas)
         summary = {
             "variant": variant,
             "checkpoint": str(checkpoint),
@@ -97,7 +100,7 @@ def deploy_checkpoint(
             "bytes": weights_file(temporary).stat().st_size,
             "macs_per_second": macs_per_second(deployed, rate, arguments.get("input_size"), frames),
             "verified": verified,
-        }
+        } | encoder_compression(trained, deployed, variant)
         write_json(temporary / "deploy.json", summary)
     return summary
 
@@ -105,13 +108,17 @@ def deploy_checkpoint(
 def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[str, Any]:
     """Turn a training config into one that builds the deployed form.
 
-    For ``merged`` that is the plain encoder, which stock ESPnet builds if it is one of its
-    own; another form keeps the method, whose option ``form`` names it. The Kaldi frontend is
-    ours and has no weights: the deployed model takes its features.
+    For ``merged`` and members of a family that is the plain encoder, which stock ESPnet builds if
+    it is one of its own; another form keeps the method, whose option ``form`` names it. The Kaldi
+    frontend is ours and has no weights: the deployed model takes its features.
     """
     arguments = dict(arguments)
     conf = dict(arguments.get("encoder_conf") or {})
-    if variant in ("merged", PLAIN):
+    if conf.get("nested") is not None:
+        conf = plain_conf(conf, variant)
+        if "nested" not in conf:
+            arguments["encoder"] = stock_encoder(arguments["encoder"])
+    elif variant in ("merged", PLAIN):
         arguments["encoder"] = stock_encoder(arguments["encoder"])
         for method in METHODS:
             conf.pop(method, None)
@@ -151,9 +158,8 @@ def verify(
     waves: list[Tensor],
     rate: int,
     deltas: int = 0,
-    variant: str = "merged",
 ) -> dict[str, Any]:
-    """Compare the files in ``folder`` with the training form and the deployed one on real speech.
+    """Compare the files in ``folder`` with ``forms`` of the model on real speech.
 
     Raises:
         UserError: another architecture than stock ESPnet's, or outputs further apart than
@@ -169,12 +175,11 @@ def verify(
     load_weights(stock, weights_file(folder))
     difference = 0.0
     width = arguments.get("input_size")
-    with computing(forms[0], variant):
-        for wave in waves:
-            written = encode(stock, wave, rate, width, deltas)
-            for form in forms:
-                other = encode(form, wave, rate, width, deltas)
-                difference = max(difference, (written - other).abs().max().item())
+    for wave in waves:
+        written = encode(stock, wave, rate, width, deltas)
+        for form in forms:
+            other = encode(form, wave, rate, width, deltas)
+            difference = max(difference, (written - other).abs().max().item())
     if not difference <= TOLERANCE:
         raise UserError(
             f"the deployed model differs from the training form by {difference:.1e} "

@@ -1,8 +1,4 @@
-"""The family of a trained model in one file, and members taken out of it.
-
-from espnet_ext.tasks.family import load
-model, entry = load("exp/nested_conformer_xs/deploy/family/family.safetensors", max_bytes=2**20)
-"""
+"""The family of a trained model in one file (``tasks.family_file``), and members out of it."""
 
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +11,7 @@ from torch import Tensor, nn
 
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path
-from espnet_ext.methods.deploy import deploy, footprint
+from espnet_ext.methods.deploy import footprint
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_options import Member
 from espnet_ext.methods.packing import quantised_state
@@ -24,7 +20,7 @@ from espnet_ext.tasks.checkpoint import build, fill, load_model, read_config
 from espnet_ext.tasks.deployment import TOLERANCE, encode, portable_arguments, stock_arguments
 from espnet_ext.tasks.family_file import Entry, FamilyFile, choose, write_family
 from espnet_ext.tasks.footprint import is_classifier
-from espnet_ext.tasks.members import computing, file_bytes, packed_state
+from espnet_ext.tasks.members import computing, file_bytes, formed
 from espnet_ext.tasks.packed_file import State, dequantised
 
 
@@ -46,7 +42,10 @@ def load(
 
     Best is the member whose posteriors are nearest to the largest member's on speech, as the file
     has it from when it was written (``family_file.choose``). The weights of the file are compared
-    with their SHA-256 first.
+    with their SHA-256 first. Once they are loaded they are float32: depth and width of a small
+    member save memory and time, its bits save bytes on disk.
+
+        model, entry = load("exp/nested_xs/deploy/family/family.safetensors", max_bytes=2**20)
 
     Args:
         file: that ``espnet-ext deploy --family`` wrote.
@@ -152,13 +151,14 @@ def _deployed(
     deltas: int,
 ) -> tuple[_Member, list[Tensor | None]]:
     """A member, and its posteriors on each wave."""
-    deployed = deploy(trained, member.name)
+    form = formed(trained, member.name)
+    deployed = form.module
     config = portable_arguments(stock_arguments(arguments, member.name), deployed)
     width = config.get("input_size")
     with computing(trained, member.name):
         outputs = [encode(trained, wave, rate, width, deltas) for wave in waves]
-    state = packed_state(trained, deployed, member.name) or quantised_state(deployed, {})
-    size = file_bytes(trained, deployed, member.name)
+    state = quantised_state(deployed, {}) if form.state is None else form.state
+    size = file_bytes(form, member.name)
     one = _Member(Entry(member, size, None, config), state, outputs, footprint(deployed)["total"])
     return one, [posteriors(deployed, output) for output in outputs]
 
