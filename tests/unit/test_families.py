@@ -126,7 +126,7 @@ def test_bytes_on_disk_are_those_of_the_arithmetic(experiment):
         channels = experiment.stack.options.per == "channel"
         scales = sum(len(weight) if channels else 1 for weight in weights)
         rest = sum(t.nbytes for t in plain.state_dict().values()) - 4 * count
-        # Each weight's integers end at a byte.
+        # Each weight's integers end at a byte: at most one more for each weight.
         wanted = count * member.bits / 8 + 4 * scales + rest
         extra = (folder / "model.safetensors").stat().st_size - wanted
         assert 0 < extra < 1024 + 10 * len(plain.state_dict()) + len(weights)
@@ -185,7 +185,7 @@ def test_a_family_file_takes_little_more_than_its_largest_member(experiment):
     size = experiment.family.stat().st_size
     apart = [weights_file(experiment.deploy(m.name)) for m in experiment.stack.family]
     largest = apart[0].stat().st_size
-    assert largest < size < 0.6 * sum(path.stat().st_size for path in apart)
+    assert size < 0.75 * sum(path.stat().st_size for path in apart)
     statistics = 4 * 2 * 32 * sum(len(m.layers) for m in experiment.stack.family)
     names = 40 * len(experiment.trained.state_dict())
     assert size - largest < 0.3 * largest + statistics + names
@@ -247,9 +247,9 @@ def test_rounding_after_training_is_that_of_the_weights_of_the_merged_form(float
 
 
 def test_what_cannot_be_rounded_is_named(integer_family, float_family):
-    with pytest.raises(UserError, match="3L-64-8b is rounded already"):
+    with pytest.raises(UserError, match="3L-64-8b is rounded already in training"):
         integer_family.deploy("merged+4b")
-    with pytest.raises(UserError, match="3L-64-4b is rounded already"):
+    with pytest.raises(UserError, match=r"unknown variant '3L-64-4b\+2b'; did you mean"):
         float_family.deploy("3L-64-4b+2b")
     with pytest.raises(UserError, match="bits must be one of 32, 8, 4, 2, not 3"):
         float_family.deploy("merged+3b")
