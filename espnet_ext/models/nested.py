@@ -128,7 +128,7 @@ def _outputs(model: Any) -> Iterator[Outputs]:
         found.setdefault("ctc", (output, model.encoded[1]))
 
     def of_decoder(layer: nn.Module, inputs: Any, output: Any) -> None:
-        found.setdefault("decoder", output[:2])
+        found.setdefault("decoder", (output[0], inputs[3]))  # the lengths that it returns are none
 
     hooks = []
     if model.ctc is not None:
