@@ -114,7 +114,7 @@ def test_the_loss_is_that_of_plain_models_of_all_members(tmp_path, mean):
     assert stats["loss_smallest"].item() == pytest.approx(found[-1][0].item(), rel=1e-5)
     for head, each in divergences.items():
         assert stats[f"kl_{head}"].item() == pytest.approx(sum(each).item() / 7, rel=1e-4)
-        assert all(one > 1e-4 for one in each)
+        assert max(each) > 1e-4
     total.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
