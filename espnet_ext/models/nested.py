@@ -65,9 +65,9 @@ def family_loss(
         with _outputs(model) as outputs:
             model.encoded = encoded[member]
             try:
-                # ESPnet may change its arguments in place.
-                given = {k: v.clone() if torch.is_tensor(v) else v for k, v in batch.items()}
-                loss, found, weight = one_loss(**given)
+                # ESPnet changes texts and their lengths in place.
+                texts = {key: batch[key].clone() for key in ("text", "text_lengths")}
+                loss, found, weight = one_loss(**{**batch, **texts})
             finally:
                 model.encoded = None
         losses.append(loss)

@@ -209,7 +209,7 @@ def test_classification_is_refused(tmp_path):
     found = recipe_problems(
         Config(tmp_path / "x.yaml", "x", recipe, {"encoder": "nested_conformer"})
     )
-    assert any("nested_conformer is for task asr or st" in problem for problem in found)
+    assert any("a nested family is for task asr or st" in problem for problem in found)
 
 
 def test_f_kl_div_is_the_definition():
