@@ -1,9 +1,9 @@
 """Print what a config's model weighs and costs, without training it.
 
 Parameters are counted once however often they are used. ``bytes`` is the size of the file
-that ``deploy`` writes; MACs are multiply-accumulates of the deployed encoder and
-CTC output on 10 s of audio: matrix products and convolutions, without the frontend. Of a member of
-a nested family its encoder's compression is printed as the paper counts it: bits of the blocks.
+that ``deploy`` writes; MACs are multiply-accumulates of the deployed encoder and CTC output on
+10 s of audio: matrix products and convolutions, without the frontend. Of a member of a nested
+family its encoder's compression is printed as the paper counts it: bits of the blocks.
 
 Example:
   espnet-ext footprint conf/train_hrf_conformer_xs.yaml --json

@@ -41,6 +41,8 @@ def plain_conf(conf: Mapping[str, Any], variant: str) -> dict[str, Any]:
         it stays, in its form ``plain``.
     """
     found = {key: value for key, value in conf.items() if key != "nested"}
+    if found.keys() & {"path", "architecture"}:  # encoder: stack, whose sizes the model tells
+        return found
     options: NestedOptions = METHODS["nested"].parse(conf["nested"])
     if options.norm == "layer":
         found["nested"] = {"norm": "layer", "form": "plain"}

@@ -61,6 +61,10 @@ def deploy(model: nn.Module, variant: str = "merged") -> nn.Module:
         for stack in _families(model):  # last: they copy layers, which the memo holds by now
             memo[id(stack)] = stack.deployed_stack(memo)
         plain = copy.deepcopy(model, memo)
+        for stack in _families(model):
+            for module in plain.modules():
+                if hasattr(module, "taken_out"):  # what knows its layers by other means too
+                    module.taken_out(stack.choice.member)
     check_finite(plain)  # finite factors may have a product that is not
     return plain
 

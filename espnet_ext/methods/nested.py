@@ -13,7 +13,7 @@ the stack, which is what every sub-network taken alone would have gathered.
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -92,17 +92,33 @@ class NestedStack(nn.Module):
         plain._buffers = {k: v for k, v in self._buffers.items() if k != "steps"}
         return copy.deepcopy(plain, memo)
 
-    def _run(self, *start: Any) -> Any:
-        """Run the layers of all members, those that are one way only once."""
+    def walk(self, step: Callable[[nn.Module, Any], Any], start: Any) -> Any:
+        """Run the layers of all members, those that are one way only once.
+
+        Args:
+            step: maps a layer and its input to its output, the input of the next.
+            start: input of the first layers.
+
+        Returns:
+            The output of the first member that ``running`` was given.
+        """
         ways: dict[tuple[int | None, int], list[Member]] = {}
         for member in self.choice.running:
             ways.setdefault((member.width, member.bits), []).append(member)
         for group in ways.values():
             self.choice.member = group[0]  # what counts are width and bits
-            self._descend((), group, start)
+            self._descend((), group, start, step)
         return self.choice.exits[self.choice.running[0]]
 
-    def _descend(self, path: tuple[int, ...], group: list[Member], inputs: Any) -> None:
+    def _run(self, *start: Any) -> Any:
+        """Run all members as ESPnet's encoders run layers: what one returns, the next is given."""
+        return self.walk(
+            lambda layer, given: layer(*(given if isinstance(given, tuple) else (given,))), start
+        )
+
+    def _descend(
+        self, path: tuple[int, ...], group: list[Member], inputs: Any, step: Callable
+    ) -> None:
         """Run the layers behind ``path``, whose output is ``inputs``."""
         for member in group:
             if member.layers == path:
@@ -110,10 +126,9 @@ class NestedStack(nn.Module):
         further = [m for m in group if len(m.layers) > len(path)]
         for layer in dict.fromkeys(m.layers[len(path)] for m in further):
             self.choice.path = (*path, layer)
-            given = inputs if isinstance(inputs, tuple) else (inputs,)
-            output: Any = self.get_submodule(str(layer))(*given)
+            output = step(self.get_submodule(str(layer)), inputs)
             taking = [m for m in further if m.layers[len(path)] == layer]
-            self._descend((*path, layer), taking, output)
+            self._descend((*path, layer), taking, output, step)
 
 
 def apply_nested(module: nn.Module, options: NestedOptions) -> nn.Module:

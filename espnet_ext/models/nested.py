@@ -65,9 +65,9 @@ def family_loss(
         with _outputs(model) as outputs:
             model.encoded = encoded[member]
             try:
-                # ESPnet may change its arguments in place.
-                given = {k: v.clone() if torch.is_tensor(v) else v for k, v in batch.items()}
-                loss, found, weight = one_loss(**given)
+                # ESPnet changes texts and their lengths in place.
+                texts = {key: batch[key].clone() for key in ("text", "text_lengths")}
+                loss, found, weight = one_loss(**{**batch, **texts})
             finally:
                 model.encoded = None
         losses.append(loss)
@@ -128,7 +128,7 @@ def _outputs(model: Any) -> Iterator[Outputs]:
         found.setdefault("ctc", (output, model.encoded[1]))
 
     def of_decoder(layer: nn.Module, inputs: Any, output: Any) -> None:
-        found.setdefault("decoder", output[:2])
+        found.setdefault("decoder", (output[0], inputs[3]))  # the lengths that it returns are none
 
     hooks = []
     if model.ctc is not None:

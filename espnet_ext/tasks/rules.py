@@ -161,8 +161,10 @@ def _stack_problems(config: Config) -> Iterator[str]:
 def _nested_problems(config: Config) -> Iterator[str]:
     """The loss of a family is that of a recogniser."""
     encoder = str(config.espnet.get("encoder", "")).lower()
-    if encoder.startswith("nested_") and config.recipe.task == "cls":
-        yield f"encoder: {encoder} is for task asr or st: classification would train its largest"
+    conf = section(config.espnet, "encoder_conf")
+    is_family = encoder.startswith("nested_") or conf.get("nested") is not None
+    if is_family and config.recipe.task == "cls":
+        yield f"encoder: {encoder}: a nested family is for task asr or st, whose loss trains it all"
 
 
 def _average_problems(config: Config) -> list[str]:

@@ -28,7 +28,7 @@ DECODER |= {
     f"{kind}_dropout_rate": 0.0 for kind in ("positional", "self_attention", "src_attention")
 }
 NESTED = {"depths": [2, 1], "widths": [24, 10], "bits": [32, 4]}
-NESTED |= {"sub_weight": 0.7, "kl_ctc": 0.3, "kl_decoder": 0.2, "weights": {"1L-10-4b": 1.5}}
+NESTED |= {"sub_weight": 0.7, "kl_ctc": 3.0, "kl_decoder": 200.0, "weights": {"1L-10-4b": 1.5}}
 VOCABULARY = 9
 
 
@@ -48,6 +48,13 @@ def build(tmp_path, nested=NESTED, seed=3, **over):
     config = Config(tmp_path / "train_x.yaml", "x", Recipe(), espnet)
     model = build_model(config, VOCABULARY)
     model.normalize = None
+    with torch.no_grad():
+        for head in (
+            getattr(model.ctc, "ctc_lo", None),
+            getattr(model.decoder, "output_layer", None),
+        ):
+            if head is not None:
+                head.weight *= 20  # at random all posteriors are flat, and every divergence nothing
     return model
 
 
@@ -96,8 +103,8 @@ def test_the_loss_is_that_of_plain_models_of_all_members(tmp_path, mean):
         divergences["ctc"].append(kl(ctc, logits, frames))
         divergences["decoder"].append(kl(decoded, tokens, given["text_lengths"] + 1))
         weight = 1.5 if member.name == "1L-10-4b" else 0.7
-        expected += weight * loss.double().item() + 0.3 * divergences["ctc"][-1].item()
-        expected += 0.2 * divergences["decoder"][-1].item()
+        expected += weight * loss.double().item() + 3.0 * divergences["ctc"][-1].item()
+        expected += 200.0 * divergences["decoder"][-1].item()
     expected = found[0][0].double().item() + expected / (len(family) - 1 if mean else 1)
     total, stats, weight = model.train()(**copy.deepcopy(given))
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -107,7 +114,7 @@ def test_the_loss_is_that_of_plain_models_of_all_members(tmp_path, mean):
     assert stats["loss_smallest"].item() == pytest.approx(found[-1][0].item(), rel=1e-5)
     for head, each in divergences.items():
         assert stats[f"kl_{head}"].item() == pytest.approx(sum(each).item() / 7, rel=1e-4)
-        assert all(one > 0 for one in each)
+        assert max(each) > 1e-4
     total.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
@@ -192,7 +199,7 @@ def test_what_the_loss_cannot_do_is_refused(tmp_path):
     with pytest.raises(UserError, match="kl_ctc needs CTC"):
         build(tmp_path, model_conf={"ctc_weight": 0.0})
     with pytest.raises(UserError, match="kl_decoder: 0"):
-        build(tmp_path, decoder="transducer", decoder_conf={"hidden_size": 8})
+        build(tmp_path, decoder="transducer", decoder_conf={"hidden_size": 8}, joint_net_conf={})
 
 
 def test_classification_is_refused(tmp_path):
@@ -202,7 +209,7 @@ def test_classification_is_refused(tmp_path):
     found = recipe_problems(
         Config(tmp_path / "x.yaml", "x", recipe, {"encoder": "nested_conformer"})
     )
-    assert any("nested_conformer is for task asr or st" in problem for problem in found)
+    assert any("a nested family is for task asr or st" in problem for problem in found)
 
 
 def test_f_kl_div_is_the_definition():

@@ -1,0 +1,92 @@
+"""A family through the stages: trained, a member taken out, decoded by stock ESPnet."""
+
+import json
+import re
+
+import pytest
+import torch
+import yaml
+
+from espnet_ext.data.kaldi_dir import read_table
+from tests.fixtures import forked, miniature
+from tests.fixtures.finished import CONFIG, VERBS
+from tests.fixtures.stock import stock_decoding
+
+pytestmark = pytest.mark.xdist_group("nested_pipeline")
+
+NESTED = {"depths": [2, 1], "widths": [24, 12], "bits": [32, 4], "sample": 2}
+SMALL = "1L-12-32b"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A recipe whose family is trained, with one member deployed and decoded."""
+    folder = tmp_path_factory.mktemp("nested")
+    made = miniature.make_with_data(
+        folder,
+        encoder="nested_conformer",
+        encoder_conf={"nested": NESTED},
+        best_model_criterion=[["valid", "cer_ctc_mean", "min"]],
+        max_epoch=6,
+        recipe={"average_by": "valid.cer_ctc_mean"},
+    )
+    config = yaml.safe_load((made / CONFIG).read_text())
+    del config["encoder_conf"]["hrf"]
+    (made / CONFIG).write_text(yaml.safe_dump(config))
+    forked.load()
+    for verb in ("features", "tokens", "train", "deploy", "decode"):
+        chosen = ("--variant", SMALL) if verb in ("deploy", "decode") else ()
+        ended = forked.Command(made, (*VERBS[verb], *chosen), folder / "logs").wait(1200)
+        assert ended.code == 0, ended.stdout + ended.stderr
+    return made
+
+
+def test_stock_espnet_decodes_the_smallest_member(recipe):
+    deployed = recipe / "exp/tiny/deploy" / SMALL
+    conf = yaml.safe_load((deployed / "config.yaml").read_text())
+    assert conf["encoder"] == "conformer"
+    assert (conf["encoder_conf"]["num_blocks"], conf["encoder_conf"]["linear_units"]) == (1, 12)
+    assert "nested" not in conf["encoder_conf"]
+    stock = stock_decoding(recipe, f"exp/tiny/deploy/{SMALL}", ("test",))
+    assert stock["modules"] == []
+    assert stock["kinds"] == ["espnet2", "torch"]
+    for method, texts in stock["texts"].items():
+        own = read_table(recipe / "exp/tiny/decode" / SMALL / method / "test/text")
+        assert texts["test"] == own
+        assert len(set(own.values())) > 1  # equal for a reason
+
+
+def test_what_was_deployed_is_a_part_of_what_was_trained(recipe):
+    summary = json.loads((recipe / f"exp/tiny/deploy/{SMALL}/deploy.json").read_text())
+    assert summary["verified"]["max_difference"] <= 1e-5
+    assert summary["encoder_compression"] > 2
+    state = torch.load(recipe / f"exp/tiny/deploy/{SMALL}/model.pth", weights_only=True)
+    average = torch.load(recipe / "exp/tiny/valid.cer_ctc_mean.ave_2best.pth", weights_only=True)
+    whole = average["encoder.encoders.0.feed_forward.w_1.parametrizations.weight.original"]
+    assert torch.equal(state["encoder.encoders.0.feed_forward.w_1.weight"], whole[:12])
+    own = average["encoder.encoders.0.conv_module.norm.statistics.12-32b.running_mean"]
+    assert torch.equal(state["encoder.encoders.0.conv_module.norm.running_mean"], own)
+
+
+def test_every_step_was_counted_and_every_member_validated(recipe):
+    state = torch.load(recipe / "exp/tiny/checkpoint.pth", weights_only=True)
+    epochs = state["reporter"]["stats"]
+    steps = len(re.findall(r":train:", (recipe / "exp/tiny/train.log").read_text()))
+    assert int(state["model"]["encoder.encoders.steps"]) >= max(6, steps)
+    for name in ("2L-24-32b", "2L-12-4b", SMALL, "mean"):
+        assert f"cer_ctc_{name}" in epochs[6]["valid"]
+    train = epochs[6]["train"]
+    assert {"loss_largest", "loss_smallest", "loss_others", "kl_ctc", "kl_decoder"} <= set(train)
+    assert epochs[6]["train"]["loss"] < epochs[1]["train"]["loss"]
+
+
+def test_a_member_that_the_family_lacks_is_one_line(recipe):
+    ended = forked.Command(
+        recipe, (*VERBS["deploy"], "--variant", "1L-12-16b"), recipe / "logs"
+    ).wait()
+    assert ended.code == 1
+    lines = ended.stderr.splitlines()
+    assert len(lines) == 1
+    assert "1L-12-16b" in lines[0]
+    assert "did you mean '1L-12-" in lines[0]
+    assert not (recipe / "exp/tiny/deploy/1L-12-16b").exists()
