@@ -29,14 +29,14 @@ FLOATS = {
 class Experiment:
     """A trained-like family and what stage 5 makes of it."""
 
-    def __init__(self, root: Path, **nested: Any):
+    def __init__(self, root: Path, base: dict[str, Any] = families.ESPNET, **nested: Any):
         import torch
 
         from espnet_ext.methods.nested import nested_stack
         from espnet_ext.tasks.checkpoint import load_model
 
         self.root = root
-        self.exp = families.make(root, **nested)
+        self.exp = families.make(root, base, **nested)
         self.config, self.checkpoint = self.exp / "config.yaml", self.exp / "1epoch.pth"
         self.trained = load_model(self.config, self.checkpoint)
         self.stack: Any = nested_stack(self.trained)
@@ -219,6 +219,35 @@ def test_the_best_member_is_the_one_whose_posteriors_are_nearest(experiment):
         entry = load(family, max_bytes=limit).entry
         assert entry.member.name == min(fitting, key=lambda name: listed[name]["divergence"])
         assert entry.bytes <= limit
+
+
+def test_a_pretrained_stack_comes_out_without_the_folder_it_came_from(tmp_path):
+    import torch
+
+    from espnet_ext.tasks.checkpoint import load_model
+    from espnet_ext.tasks.family import load
+
+    pretrained = tmp_path / "wav2vec2"
+    options = {"depths": [4, [0, 2]], "widths": [48, 20], "bits": [8, 2], "kl_decoder": 0.0}
+    base = families.wav2vec2(pretrained)
+    experiment = Experiment(tmp_path / "recipe", base, **options)
+    for name in ("4L-48-8b", "L0.2-20-2b"):
+        assert sorted(p.name for p in experiment.deploy(name).iterdir()) == [
+            "config.yaml",
+            "deploy.json",
+            "model.safetensors",
+        ]
+    family = experiment.family
+    pretrained.rename(tmp_path / "gone")
+    for member in experiment.stack.family:
+        model = load(family, list(member.layers), member.width, member.bits).model
+        trained = experiment.outputs(experiment.trained, member.name)
+        for one, other in zip(experiment.outputs(model), trained, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    folder = experiment.deploy("L0.2-20-2b")
+    model = load_model(folder / "config.yaml", folder / "model.safetensors")
+    for one, other in zip(experiment.outputs(model), trained, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
