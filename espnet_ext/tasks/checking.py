@@ -24,6 +24,7 @@ from espnet_ext.errors import UserError, nearest
 from espnet_ext.methods.deploy import parameter_count, variants
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.tasks.build import build_model
+from espnet_ext.tasks.members import rounded_afterwards
 from espnet_ext.tasks.registry import TASKS, install, stock_encoder
 from espnet_ext.tasks.rules import is_int, is_number, recipe_problems, warnings_of
 
@@ -78,7 +79,7 @@ def examine(config: Config) -> Examined:
         return Examined([str(error).removeprefix(f"{config.path}: ")], warnings)
     problems += _optimizer_problems(config.espnet)
     known = variants(model)
-    if config.recipe.variant not in known:
+    if config.recipe.variant not in (*known, *rounded_afterwards(model)):
         problems.append(f"recipe: unknown variant {nearest(config.recipe.variant, known)}")
     return Examined(problems, warnings, parameter_count([model]), known)
 

@@ -1,8 +1,8 @@
 """Deployed forms whose weights are packed: members of families, and what is rounded afterwards.
 
-A variant is a form that ``methods.deploy`` knows (merged, or a member as 12L-1024-4b), or such a
-form at 32 bits and how its trained weights are rounded, merged+4b: post-training quantisation, with
-one scale by maximum for each output channel, of the weights that a family rounds in training.
+A variant is a form that ``methods.deploy`` knows (merged, or a member as 12L-1024-4b), or merged
+and how its trained weights are rounded, merged+4b: post-training quantisation, with one scale by
+maximum for each output channel, of the weights that a family rounds in training.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from espnet_ext.methods.quantise import BITS, integers, largest_integer
 from espnet_ext.tasks.checkpoint import file_state, serialised
 from espnet_ext.tasks.packed_file import State, dequantised, member_bytes
 
-_AFTERWARDS = re.compile(r"(.+)\+(\d+)b")
+_AFTERWARDS = re.compile(r"merged\+(\d+)b")
 
 
 class Form(NamedTuple):
@@ -42,11 +42,9 @@ def formed(trained: nn.Module, variant: str) -> Form:
     module = deploy(trained, name)
     if bits is None:
         return Form(module, packed_state(trained, module, name))
-    if name != "merged" and member_of(trained, name) is None:
-        raise UserError(f"{variant}: only merged, or a member of a family, can be rounded")
-    member = member_of(trained, name) or member_of(trained, _largest(trained))
-    if member is not None and member.bits != 32:
-        raise UserError(f"{variant}: {member.name} is rounded already; round a member of 32 bits")
+    stack = nested_stack(trained)
+    if stack is not None and stack.family[0].bits != 32:
+        raise UserError(f"{variant}: {stack.family[0].name} is rounded already in training")
     weights = {}
     encoder: Any = module.encoder
     for key, weight in quantised_weights(encoder).items():
@@ -65,25 +63,21 @@ def split_variant(variant: str) -> tuple[str, int | None]:
     found = _AFTERWARDS.fullmatch(variant)
     if found is None:
         return variant, None
-    bits = int(found[2])
+    bits = int(found[1])
     largest_integer(bits)  # refuses others
-    return found[1], bits
+    return "merged", bits
 
 
 def rounded_afterwards(trained: Any) -> list[str]:
     """Names of the variants that round the merged form of a model."""
-    member = member_of(trained, _largest(trained))
     try:
         find_stack(trained.encoder)
     except UserError:
         return []
-    return [f"merged+{b}b" for b in BITS if b != 32 and (member is None or member.bits == 32)]
-
-
-def _largest(trained: nn.Module) -> str:
-    """Name of the largest member of a family; merged if there is none."""
     stack = nested_stack(trained)
-    return "merged" if stack is None else stack.family[0].name
+    if stack is not None and stack.family[0].bits != 32:
+        return []
+    return [f"merged+{bits}b" for bits in BITS if bits != 32]
 
 
 def member_of(model: nn.Module, variant: str) -> Member | None:

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.xdist_group("nested_pipeline")
 
 NESTED = {"depths": [2, 1], "widths": [24, 12], "bits": [32, 4], "sample": 5}
 SMALL = "1L-12-32b"
+PACKED = "2L-24-4b"
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,38 @@ def test_stock_espnet_decodes_the_smallest_member(recipe):
         own = read_table(recipe / "exp/tiny/decode" / SMALL / method / "test/text")
         assert texts["test"] == own
         assert len(set(own.values())) > 1  # equal for a reason
+
+
+def test_a_packed_member_goes_through_all_stages(recipe):
+    for verb in ("deploy", "decode", "score", "report"):
+        words = (*VERBS[verb], "--variant", PACKED)
+        ended = forked.Command(recipe, words, recipe / "logs").wait(600)
+        assert ended.code == 0, ended.stdout + ended.stderr
+    deployed = recipe / "exp/tiny/deploy" / PACKED
+    assert not (deployed / "model.pth").exists()
+    size = (deployed / "model.safetensors").stat().st_size
+    result = json.loads((recipe / f"exp/tiny/result_{PACKED}.json").read_text())
+    assert result["bytes"] == size
+    whole = recipe / "exp/tiny/valid.cer_ctc_mean.ave_2best.pth"
+    assert size < whole.stat().st_size / 2
+    for method in ("ctc_greedy", "ctc_att_beam"):
+        texts = read_table(recipe / "exp/tiny/decode" / PACKED / method / "test/text")
+        assert len(set(texts.values())) > 1
+    again = forked.Command(recipe, (*VERBS["decode"], "--variant", PACKED), recipe / "logs").wait()
+    assert "up to date" in again.stdout
+
+
+def test_the_family_goes_into_one_file(recipe):
+    from espnet_ext.tasks.family import load
+
+    ended = forked.Command(recipe, (*VERBS["deploy"], "--family"), recipe / "logs").wait(600)
+    assert ended.code == 0, ended.stdout + ended.stderr
+    assert "8 members" in ended.stdout
+    path = recipe / "exp/tiny/deploy/family/family.safetensors"
+    packed = (recipe / "exp/tiny/deploy" / PACKED / "model.safetensors").stat().st_size
+    model, entry = load(path, depth=2, max_bytes=packed)
+    assert entry.member.name == PACKED and entry.bytes == packed
+    assert sum(p.numel() for p in model.parameters()) > 1000
 
 
 def test_what_was_deployed_is_a_part_of_what_was_trained(recipe):

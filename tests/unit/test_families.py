@@ -29,14 +29,14 @@ FLOATS = {
 class Experiment:
     """A trained-like family and what stage 5 makes of it."""
 
-    def __init__(self, root: Path, **nested: Any):
+    def __init__(self, root: Path, base: dict[str, Any] = families.ESPNET, **nested: Any):
         import torch
 
         from espnet_ext.methods.nested import nested_stack
         from espnet_ext.tasks.checkpoint import load_model
 
         self.root = root
-        self.exp = families.make(root, **nested)
+        self.exp = families.make(root, base, **nested)
         self.config, self.checkpoint = self.exp / "config.yaml", self.exp / "1epoch.pth"
         self.trained = load_model(self.config, self.checkpoint)
         self.stack: Any = nested_stack(self.trained)
@@ -126,7 +126,7 @@ def test_bytes_on_disk_are_those_of_the_arithmetic(experiment):
         channels = experiment.stack.options.per == "channel"
         scales = sum(len(weight) if channels else 1 for weight in weights)
         rest = sum(t.nbytes for t in plain.state_dict().values()) - 4 * count
-        # Each weight's integers end at a byte.
+        # Each weight's integers end at a byte: at most one more for each weight.
         wanted = count * member.bits / 8 + 4 * scales + rest
         extra = (folder / "model.safetensors").stat().st_size - wanted
         assert 0 < extra < 1024 + 10 * len(plain.state_dict()) + len(weights)
@@ -185,7 +185,7 @@ def test_a_family_file_takes_little_more_than_its_largest_member(experiment):
     size = experiment.family.stat().st_size
     apart = [weights_file(experiment.deploy(m.name)) for m in experiment.stack.family]
     largest = apart[0].stat().st_size
-    assert largest < size < 0.6 * sum(path.stat().st_size for path in apart)
+    assert size < 0.75 * sum(path.stat().st_size for path in apart)
     statistics = 4 * 2 * 32 * sum(len(m.layers) for m in experiment.stack.family)
     names = 40 * len(experiment.trained.state_dict())
     assert size - largest < 0.3 * largest + statistics + names
@@ -221,6 +221,35 @@ def test_the_best_member_is_the_one_whose_posteriors_are_nearest(experiment):
         assert entry.bytes <= limit
 
 
+def test_a_pretrained_stack_comes_out_without_the_folder_it_came_from(tmp_path):
+    import torch
+
+    from espnet_ext.tasks.checkpoint import load_model
+    from espnet_ext.tasks.family import load
+
+    pretrained = tmp_path / "wav2vec2"
+    options = {"depths": [4, [0, 2]], "widths": [48, 20], "bits": [8, 2], "kl_decoder": 0.0}
+    base = families.wav2vec2(pretrained)
+    experiment = Experiment(tmp_path / "recipe", base, **options)
+    for name in ("4L-48-8b", "L0.2-20-2b"):
+        assert sorted(p.name for p in experiment.deploy(name).iterdir()) == [
+            "config.yaml",
+            "deploy.json",
+            "model.safetensors",
+        ]
+    family = experiment.family
+    pretrained.rename(tmp_path / "gone")
+    for member in experiment.stack.family:
+        model = load(family, list(member.layers), member.width, member.bits).model
+        trained = experiment.outputs(experiment.trained, member.name)
+        for one, other in zip(experiment.outputs(model), trained, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    folder = experiment.deploy("L0.2-20-2b")
+    model = load_model(folder / "config.yaml", folder / "model.safetensors")
+    for one, other in zip(experiment.outputs(model), trained, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_rounding_after_training_is_that_of_the_weights_of_the_merged_form(float_family, bits):
     import torch
@@ -247,9 +276,9 @@ def test_rounding_after_training_is_that_of_the_weights_of_the_merged_form(float
 
 
 def test_what_cannot_be_rounded_is_named(integer_family, float_family):
-    with pytest.raises(UserError, match="3L-64-8b is rounded already"):
+    with pytest.raises(UserError, match="3L-64-8b is rounded already in training"):
         integer_family.deploy("merged+4b")
-    with pytest.raises(UserError, match="3L-64-4b is rounded already"):
+    with pytest.raises(UserError, match=r"unknown variant '3L-64-4b\+2b'; did you mean"):
         float_family.deploy("3L-64-4b+2b")
     with pytest.raises(UserError, match="bits must be one of 32, 8, 4, 2, not 3"):
         float_family.deploy("merged+3b")
