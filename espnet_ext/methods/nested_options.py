@@ -65,7 +65,9 @@ class NestedOptions:
         scale: by the ``maximum`` of the weight, or ``learnt``.
         norm: batch normalisations have their ``own`` statistics for each sub-network, or become
             normalisations of each frame (``layer``), which have none.
-        sample: sub-networks of a training step: ``all``, or a number n: the smallest and n drawn.
+        sample: sub-networks of a training step: ``all``, or a number n: the smallest and n drawn
+            (over several GPUs with learnt scales, some of which a step then does not use, take
+            ESPnet's ``unused_parameters: true``).
         seed: of the draws.
         sub_weight, kl_ctc, kl_decoder: see above.
         weights: sub_weight of single members, by name.

@@ -60,7 +60,7 @@ def test_variants_lists_every_member(capsys, monkeypatch):
     assert size["6L-384-32b"] > size["6L-384-8b"] > size["6L-384-4b"] > size["2L-384-4b"]
     for name in names:
         ratio = float(lines[name].split(" x encoder")[0].split()[-1])
-        assert ratio == pytest.approx(6 / int(name[0]) * 32 / int(name[6:-1]), rel=0.3)
+        assert ratio == pytest.approx(6 / int(name[0]) * 32 / int(name[7:-1]), rel=0.3)
 
 
 def test_a_members_own_training_has_its_size():
