@@ -38,7 +38,7 @@ from espnet_ext.files import atomic_path
 from espnet_ext.methods.nested_options import Member
 from espnet_ext.methods.packing import Quantised, pack, packed_bytes, refine, refined, unpack
 from espnet_ext.methods.quantise import BITS, integers
-from espnet_ext.tasks.packed_file import State, Taker, guarded, joined, read_stored, stored
+from espnet_ext.tasks.packed_file import State, Taker, guarded, read_stored, refuse_unusable, stored
 
 FAMILY = "family 1"  # kind of file, and the version of its format
 
@@ -72,7 +72,7 @@ def write_family(found: Sequence[tuple[Entry, State]], path: Path) -> None:
         UserError: NaN or infinite values.
     """
     for _, state in found:
-        joined(state.items())  # refuses what is not finite
+        refuse_unusable(state)
     sources = _Sources()
     order = sorted(range(len(found)), key=lambda k: -found[k][0].member.bits)
     places = {k: sources.place(found[k][1]) for k in order}
@@ -135,7 +135,7 @@ class FamilyFile:
             if any(n > m for n, m in zip(shape, _shape(value), strict=True)):
                 raise ValueError(f"{name} is larger than its source")
             state[name] = _leading(value, shape)
-        joined(state.items())  # refuses what is not finite
+        refuse_unusable(state)
         return state
 
     def _read_entries(self) -> list[Entry]:

@@ -74,6 +74,12 @@ def dequantised(state: Mapping[str, Tensor | Quantised]) -> dict[str, Tensor]:
     return {n: v.dequantised() if isinstance(v, Quantised) else v for n, v in state.items()}
 
 
+def refuse_unusable(state: State) -> None:
+    """Raise UserError, with its name, if a value has NaN or infinite entries."""
+    for name, value in state.items():
+        _refuse(value.scale if isinstance(value, Quantised) else value, name)
+
+
 def joined(values: Iterable[tuple[str, Tensor | Quantised]]) -> tuple[dict[str, Tensor], list]:
     """Join named values into few tensors; return these and the layout.
 
