@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+PACKED = "model.safetensors"  # weights of a form at 8, 4 or 2 bits (espnet_ext.tasks.packed_file)
 _ABANDONED = 24 * 3600.0  # seconds after which another machine's temporary counts as left over
 
 
@@ -25,6 +26,15 @@ def lock(path: str | os.PathLike) -> Iterator[None]:
     with open(path, "a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+def weights_file(folder: str | os.PathLike) -> Path:
+    """The weights of a deployed model: model.safetensors of a packed form, else model.pth.
+
+    The file need not exist.
+    """
+    packed = Path(folder) / PACKED
+    return packed if packed.is_file() else Path(folder) / "model.pth"
 
 
 def sha256_file(path: str | os.PathLike) -> str:

@@ -18,7 +18,7 @@ from espnet_ext.config import Config
 from espnet_ext.data.definitions import frames_per_second
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.errors import UserError, at_least, nearest
-from espnet_ext.files import Stamp, sha256_file, write_json, write_text
+from espnet_ext.files import Stamp, sha256_file, weights_file, write_json, write_text
 from espnet_ext.report.schema import SCHEMA_VERSION
 from espnet_ext.tasks.quiet import quiet
 
@@ -40,14 +40,14 @@ def run(args: argparse.Namespace, timed: bool = True) -> None:
     config = checked_config(args.config, args.tag)
     variant = args.variant or config.recipe.variant
     model = config.exp / "deploy" / variant
-    if not (model / "model.pth").is_file():
+    if not weights_file(model).is_file():
         raise UserError(f"no {model}/model.pth; run stage 5")
     todo = []
     for method, options in config.recipe.decode.items():
         for name in args.sets.split():
             scp = list_of(config, name)
             out = config.exp / "decode" / variant / method / name
-            inputs = [scp, model / "model.pth", model / "config.yaml"]
+            inputs = [scp, weights_file(model), model / "config.yaml"]
             inputs += audio_inputs(Path("data") / name)
             settings = {"schema": SCHEMA_VERSION, "method": method, "options": options}
             stamp = Stamp(out / ".done.json", settings, inputs)
@@ -86,7 +86,7 @@ def _decode(config: Config, model: Path, todo: list, nj: int, timed: bool) -> No
         rows, summary = decode_set(model, method, options, scp, rate, nj, deltas, timed, frames)
         write_text(out / "text", "".join(f"{utt} {text}\n" for utt, text in rows))
         # Stage 8 joins this with files of other stages: they must be of the same model.
-        made_by = {"model": sha256_file(model / "model.pth"), "options": options}
+        made_by = {"model": sha256_file(weights_file(model)), "options": options}
         write_json(out / "decode.json", summary | made_by)
         stamp.write([out / "text", out / "decode.json"])
         speed = f", RTF {summary['rtf']:.4f}" if timed else ""

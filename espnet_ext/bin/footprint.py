@@ -1,8 +1,9 @@
 """Print what a config's model weighs and costs, without training it.
 
 Parameters are counted once however often they are used. ``bytes`` is the size of the file
-that ``deploy`` writes (float32); MACs are multiply-accumulates of the deployed encoder and
-CTC output on 10 s of audio: matrix products and convolutions, without the frontend.
+that ``deploy`` writes; MACs are multiply-accumulates of the deployed encoder and CTC output on
+10 s of audio: matrix products and convolutions, without the frontend. Of a member of a nested
+family its encoder's compression is printed as the paper counts it: bits of the blocks.
 
 Example:
   espnet-ext footprint conf/train_hrf_conformer_xs.yaml --json
@@ -53,4 +54,6 @@ def table(found: dict) -> str:
     cost = f"{macs / 1e6:,.1f} million" if isinstance(macs, int) else macs
     lines.append(f"bytes           {found['bytes']:>14,}")
     lines.append(f"MACs per second of audio: {cost}")
+    if "encoder_compression" in found:
+        lines.append(f"encoder blocks: {found['encoder_compression']:.2f} times fewer bits")
     return "\n".join(lines)

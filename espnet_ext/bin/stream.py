@@ -18,7 +18,7 @@ from espnet_ext.bin.checked import checked_config
 from espnet_ext.bin.features import deltas_of
 from espnet_ext.data.source import STDIN, pieces
 from espnet_ext.errors import UserError
-from espnet_ext.files import write_json
+from espnet_ext.files import weights_file, write_json
 from espnet_ext.tasks.quiet import quiet
 from espnet_ext.tasks.rules import TRANSDUCER
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     if deltas_of(config):
         raise UserError(f"{config.path}: frontend_conf: deltas cannot stream; train without them")
     folder = config.exp / "deploy" / (args.variant or config.recipe.variant)
-    if not (folder / "model.pth").is_file():
+    if not weights_file(folder).is_file():
         raise UserError(f"no {folder}/model.pth; run stage 5")
     chosen = [m for m in config.recipe.decode if m in TRANSDUCER]
     method = args.method or next(iter(chosen), "transducer_greedy")

@@ -1,5 +1,9 @@
 """List the forms in which a config's model can be deployed, with parameters and bytes.
 
+Of a nested family these are its members: layers, inner units of the feed-forward networks, bits;
+the last column counts as the paper does, how many times fewer bits the encoder's blocks take.
+merged+8b and the like round the weights of the encoder's blocks after training.
+
 Example:
   espnet-ext variants conf/train_hrf_conformer_xs.yaml
 """
@@ -22,19 +26,23 @@ def run(args: argparse.Namespace) -> None:
 
     lines = []
     with quiet():
-        from espnet_ext.methods.deploy import deploy, parameter_count, variants
+        from espnet_ext.methods.deploy import parameter_count, variants
         from espnet_ext.tasks.build import build_model
         from espnet_ext.tasks.checking import refuse_problems
-        from espnet_ext.tasks.footprint import file_bytes
+        from espnet_ext.tasks.footprint import encoder_compression
+        from espnet_ext.tasks.members import file_bytes, formed, rounded_afterwards
 
         refuse_problems(config)
         model = build_model(config, vocabulary(config))
-        for name in variants(model):
-            deployed = deploy(model, name)
-            count = parameter_count([deployed])
+        known = [*variants(model), *rounded_afterwards(model)]
+        width = max(12, *(len(name) + 1 for name in known))
+        for name in known:
+            form = formed(model, name)
+            count = parameter_count([form.module])
             default = "  (recipe: variant)" if name == config.recipe.variant else ""
-            line = (
-                f"{name:12}{count:>14,} parameters{file_bytes(deployed, name):>14,} bytes{default}"
-            )
-            lines.append(line)
+            size = file_bytes(form, name)
+            line = f"{name:{width}}{count:>14,} parameters{size:>14,} bytes"
+            ratio = encoder_compression(model, form.module, name).get("encoder_compression")
+            line += "" if ratio is None else f"{ratio:>8.2f} x encoder"
+            lines.append(line + default)
     print("\n".join(lines))

@@ -28,7 +28,7 @@ def compressed_encoder(base: type[nn.Module], method: Method) -> type[nn.Module]
 
         def compress_head(self, head: nn.Module) -> None:
             """Apply the method to the classifier or CTC output if ``cls`` is among its sites."""
-            if {"cls", "all"} & set(self.method_options.sites):
+            if {"cls", "all"} & set(getattr(self.method_options, "sites", ())):
                 for layer in head.modules():
                     if is_linear(layer):
                         method.apply_layer(layer, self.method_options)
@@ -48,11 +48,11 @@ def _signature(base: type, method: Method) -> inspect.Signature:
 def compressed_choices(bases: dict[str, type], recurrent: Collection[str]) -> dict[str, type]:
     """Return ``{"<method>_<encoder>": class}`` for every method and every base encoder.
 
-    Bases that are named ``recurrent`` only with methods that can be applied to these.
+    Of bases that are named ``recurrent``, and of any, only those that a method can be applied to.
     """
     return {
         f"{method.name}_{name}": compressed_encoder(base, method)
         for method in METHODS.values()
         for name, base in bases.items()
-        if method.recurrent or name not in recurrent
+        if method.fits(name, name in recurrent)
     }

@@ -20,6 +20,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.methods.nested import NestedStack
 
 RATE = 16000  # samples per second of the speech that every stack takes
 HUB = "hub:"  # before the name of a model of transformers' hub
@@ -100,6 +101,9 @@ class Stack(nn.Module):
             The output of every layer that ran, the last of the stack followed by ``finish``.
             Frames beyond an utterance's end hold no meaning.
         """
+        layers: Any = self.layers
+        if isinstance(layers, NestedStack) and start == 0 and stop is None:
+            return self._run_nested(layers, h, lengths, finished)
         stop = self.num_layers if stop is None else stop
         context = self._context(h, lengths)
         last = self.num_layers - 1 if finished else None
@@ -108,6 +112,21 @@ class Stack(nn.Module):
             h = self._step(self.layers[place], h, context)
             outputs.append(self.finish(h) if place == last else h)
         return outputs
+
+    def _run_nested(
+        self, layers: NestedStack, h: Tensor, lengths: Tensor, finished: bool
+    ) -> list[Tensor]:
+        """Run the layers of a family's chosen member, or of all that are ``running`` (then what
+        the first of them gives is returned)."""
+        context = self._context(h, lengths)
+        outputs = []
+        if layers.choice.running:
+            outputs = [layers.walk(lambda layer, x: self._step(layer, x, context), h)]
+        else:
+            for layer in layers:
+                h = self._step(layer, h, context)
+                outputs.append(h)
+        return [*outputs[:-1], self.finish(outputs[-1])] if finished else outputs
 
     def finish(self, h: Tensor) -> Tensor:
         """Apply what follows the last layer: the final norm of a pre-norm family, else nothing."""
@@ -185,6 +204,10 @@ class Stack(nn.Module):
 
     def _keep(self, places: Sequence[int]) -> None:
         """Keep the layers at ``places`` of this stack's, in place."""
+        raise NotImplementedError
+
+    def take_note(self, places: Sequence[int], width: int | None) -> None:
+        """Note that layers at other ``places`` are gone, and the width of feed-forward networks."""
         raise NotImplementedError
 
 

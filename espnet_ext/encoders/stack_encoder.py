@@ -14,6 +14,9 @@ from espnet_ext.encoders.stack import Stack, load_stack
 from espnet_ext.encoders.stack_mimic import MimickedStack, parse_mimic, stack_parts
 from espnet_ext.encoders.stack_transformers import architecture_of, build_transformers
 from espnet_ext.errors import UserError
+from espnet_ext.methods.nested import apply_nested, nested_stack
+from espnet_ext.methods.nested_options import Member
+from espnet_ext.methods.registry import METHODS
 
 FRONT = "front"  # the value of ``frozen`` that leaves the layers to be trained
 _without_files: ContextVar[bool] = ContextVar("without_files", default=False)
@@ -50,6 +53,7 @@ class StackEncoder(AbsEncoder):
         upto: int | None = None,
         architecture: dict | None = None,
         mimic: dict | None = None,
+        nested: dict | None = None,
     ):
         """Load the model.
 
@@ -66,6 +70,8 @@ class StackEncoder(AbsEncoder):
             mimic: options of a network that replaces the last layers, those of
                 ``methods.mimic.MimicOptions``; also ``path`` of what step 1 trained (None: random
                 weights) and ``frozen``: train nothing of it.
+            nested: options of a family of sub-networks of the stack, of a model of transformers;
+                those of ``methods.nested_options.NestedOptions``.
 
         Raises:
             UserError: an option that does not fit the model, or what ``load_stack`` raises.
@@ -84,10 +90,42 @@ class StackEncoder(AbsEncoder):
         self.upto = upto
         self.frozen = frozen
         self.stack: Stack | MimickedStack = whole
+        if nested is not None:
+            self._nest(whole, nested, mimic)
         if mimic is not None:
             self.stack = self._mimicked(whole, mimic)
         else:
             self._freeze(whole)
+
+    def _nest(self, whole: Stack, conf: dict, mimic: dict | None) -> None:
+        """Make a family of the stack, in place."""
+        if mimic is not None or self.upto is not None or self.frozen is True:
+            raise UserError(
+                "encoder: stack: nested needs frozen: false or front, no mimic, no upto"
+            )
+        if self.architecture is None:
+            raise UserError(
+                "encoder: stack: nested is for models of transformers; of ESPnet's encoders take "
+                "nested_conformer or the like"
+            )
+        apply_nested(whole, METHODS["nested"].parse(conf))
+        family: Any = nested_stack(whole)
+        for member in family.family:
+            for layer in set(whole.protected) - set(member.layers):
+                raise UserError(
+                    f"nested: {member.name} lacks layer {layer}: {whole.protected[layer]}"
+                )
+
+    def taken_out(self, member: Member) -> None:
+        """Note which sub-network this has become; ``deploy`` calls it."""
+        assert isinstance(self.stack, Stack)
+        self.stack.take_note(member.layers, member.width)
+        self.architecture = architecture_of(self.stack)
+
+    def after_norm(self, h: Tensor) -> Tensor:
+        """What follows the last layer, of any depth."""
+        assert isinstance(self.stack, Stack)
+        return self.stack.finish(h)
 
     def _mimicked(self, whole: Stack, conf: Mapping[str, Any]) -> MimickedStack:
         if self.upto is not None:

@@ -111,6 +111,12 @@ class Wav2Vec2Stack(Stack):
         encoder.layers = nn.ModuleList(encoder.layers[place] for place in places)
         self.model.config.num_hidden_layers = len(places)
 
+    def take_note(self, places: Sequence[int], width: int | None) -> None:
+        """Put sizes into the config; see ``Stack.take_note``."""
+        self.kept = tuple(self.kept[place] for place in places)
+        self.model.config.num_hidden_layers = len(places)
+        self.model.config.intermediate_size = width
+
     def save(self, folder: str | Path) -> None:
         """Write transformers' folder: config.json, model.safetensors, preprocessor_config.json."""
         from transformers import Wav2Vec2FeatureExtractor
@@ -196,6 +202,12 @@ class WhisperStack(Stack):
     def _keep(self, places: Sequence[int]) -> None:
         self.model.layers = nn.ModuleList(self.model.layers[place] for place in places)
         self.model.config.encoder_layers = len(places)
+
+    def take_note(self, places: Sequence[int], width: int | None) -> None:
+        """Put sizes into the config; see ``Stack.take_note``."""
+        self.kept = tuple(self.kept[place] for place in places)
+        self.model.config.encoder_layers = len(places)
+        self.model.config.encoder_ffn_dim = width
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that transformers' ``WhisperEncoder.from_pretrained`` reads."""

@@ -6,6 +6,7 @@ builds new plain layers from the effective weights. It never calls torch's
 copy shares its generated class.
 """
 
+import contextlib
 import copy
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +24,9 @@ def variants(model: nn.Module) -> tuple[str, ...]:
     """Names that ``deploy(model, name)`` takes."""
     if not _has_method(model):
         return (PLAIN, "merged")
-    return ("merged", *sorted({p.variant for m in model.modules() for p in _own_forms(m)}))
+    members = [member.name for stack in _families(model) for member in stack.family]
+    forms = sorted({p.variant for m in model.modules() for p in _own_forms(m)})
+    return ("merged", *members, *forms)
 
 
 def deploy(model: nn.Module, variant: str = "merged") -> nn.Module:
@@ -44,15 +47,24 @@ def deploy(model: nn.Module, variant: str = "merged") -> nn.Module:
     # deepcopy takes what the memo holds in place of the original, so each replaced layer or
     # tensor stays one however often it is used.
     memo: dict[int, Any] = {}
-    for module in model.modules():
-        if _is_method(module):
-            memo[id(module)] = _deployed_layer(module, variant, memo)
-        for value in vars(module).values():
-            # ESPnet's attention keeps its last weights, and deepcopy refuses a tensor with
-            # a graph behind it.
-            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
-                memo[id(value)] = value.detach().clone()
-    plain = copy.deepcopy(model, memo)
+    with contextlib.ExitStack() as chosen:
+        for stack in _families(model):
+            chosen.enter_context(stack.as_member(variant))
+        for module in model.modules():
+            if _is_parametrized(module):
+                memo[id(module)] = _deployed_layer(module, variant, memo)
+            for value in vars(module).values():
+                # ESPnet's attention keeps its last weights, and deepcopy refuses a tensor with
+                # a graph behind it.
+                if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                    memo[id(value)] = value.detach().clone()
+        for stack in _families(model):  # last: they copy layers, which the memo holds by now
+            memo[id(stack)] = stack.deployed_stack(memo)
+        plain = copy.deepcopy(model, memo)
+        for stack in _families(model):
+            for module in plain.modules():
+                if hasattr(module, "taken_out"):  # what knows its layers by other means too
+                    module.taken_out(stack.choice.member)
     check_finite(plain)  # finite factors may have a product that is not
     return plain
 
@@ -118,8 +130,18 @@ def _has_method(model: nn.Module) -> bool:
     return any(_is_method(m) for m in model.modules())
 
 
+def _families(model: nn.Module) -> list[Any]:
+    """Containers of layers that are families of sub-networks (``methods.nested``)."""
+    return [module for module in model.modules() if hasattr(module, "deployed_stack")]
+
+
 def _is_method(module: nn.Module) -> bool:
-    """True if a method is on a layer; torch's own weight normalisation is part of a plain one."""
+    """True if a method is on a layer, or makes a family of a stack of them."""
+    return hasattr(module, "deployed_stack") or _is_parametrized(module)
+
+
+def _is_parametrized(module: nn.Module) -> bool:
+    """True if a method computes a layer's weight; torch's own weight normalisation is none."""
     if not parametrize.is_parametrized(module):
         return False
     lists: Any = module.parametrizations
@@ -148,7 +170,9 @@ def _plain_layer(layer: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
     ``memo`` maps the id of a parametrization or parameter to the tensor that replaces it.
     """
-    exact = copy.deepcopy(layer).double()
+    exact = copy.deepcopy(layer)
+    if not any(getattr(m, "rounds", False) for m in exact.modules()):  # float64 rounds otherwise
+        exact = exact.double()
     plain = _like(layer)
     # What was parametrized, and what was left alone (a bias, say).
     names = [*layer.parametrizations, *(n for n, p in layer._parameters.items() if p is not None)]
@@ -171,7 +195,8 @@ def _like(layer: Any) -> nn.Module:
     kind = {"dtype": factor.dtype, "device": factor.device}
     if isinstance(layer, nn.Linear):
         bias = layer.bias is not None
-        return skip_init(nn.Linear, layer.in_features, layer.out_features, bias=bias, **kind)
+        outputs, inputs = layer.weight.shape  # of what is computed, which may be a part
+        return skip_init(nn.Linear, inputs, outputs, bias=bias, **kind)
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         names = "kernel_size stride padding dilation groups padding_mode".split()
         options = {name: getattr(layer, name) for name in names}

@@ -13,6 +13,8 @@ from torch import nn
 
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.methods.hrf import HRFOptions, apply_hrf, factorize
+from espnet_ext.methods.nested import apply_nested, nest_layer
+from espnet_ext.methods.nested_options import NestedOptions
 from espnet_ext.methods.residual import ResidualOptions, apply_residual, share_layer
 
 
@@ -26,7 +28,12 @@ class Method:
     apply_layer: Callable[[nn.Module, Any], None]  # to one layer (the head is outside)
     paper: str
     recurrent: bool = False  # may be applied to encoders of recurrent layers
+    bases: tuple[str, ...] | None = None  # the only encoders that it may be applied to
     trials: tuple[dict, ...] = field(default=({},))  # options that the contract tests use
+
+    def fits(self, base: str, recurrent: bool) -> bool:
+        """True if it may be applied to the encoder ``base``, whose layers may be recurrent."""
+        return (self.recurrent or not recurrent) and (self.bases is None or base in self.bases)
 
     def parse(self, options: dict | None) -> Any:
         """Build the options dataclass from a config mapping.
@@ -84,6 +91,24 @@ register(
             {"share": 2, "rank": 0, "diagonal": False},
             {"share": 2, "rank": 3, "diagonal": False, "sites": ["qkv"]},
             {"share": 2, "rank": 0, "sites": ["ffn", "conv"]},
+        ),
+    )
+)
+
+register(
+    Method(
+        name="nested",
+        options=NestedOptions,
+        apply=apply_nested,
+        apply_layer=nest_layer,
+        paper="arXiv 2406.10160",
+        bases=("conformer", "transformer", "e_branchformer"),
+        trials=(
+            {"depths": [2, 1], "widths": [24, 10], "bits": [32, 8, 4]},
+            {"depths": [3, [1, 2]], "widths": [24, 10], "bits": [8]},
+            {"depths": [2, [1]], "bits": [8, 2], "per": "tensor"},
+            {"bits": [8], "scale": "learnt"},
+            {"widths": [24, 1], "bits": [4], "scale": "learnt", "per": "tensor"},
         ),
     )
 )

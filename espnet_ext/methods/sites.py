@@ -58,6 +58,15 @@ def check_sites(sites: Iterable[str], beyond: bool = False) -> tuple[str, ...]:
     return chosen
 
 
+def feed_forward_role(name: str) -> str | None:
+    """``up`` for the layer into the inner units of a feed-forward network, ``down`` for the one
+    out of them, by its dotted name; None for any other."""
+    if not re.search(_PATTERNS["ffn"], name):
+        return None
+    into = ("w_1", "fc1", "linear1", "intermediate_dense")
+    return "up" if name.rpartition(".")[2] in into else "down"
+
+
 def is_linear(module: nn.Module) -> bool:
     """True for a linear layer and for a convolution that is one (width 1, one group)."""
     if isinstance(module, nn.Linear):

@@ -7,7 +7,7 @@ from typing import Any
 import espnet_ext
 from espnet_ext.config import READ_LATER, Config
 from espnet_ext.errors import UserError
-from espnet_ext.files import read_json, sha256_file
+from espnet_ext.files import read_json, sha256_file, weights_file
 from espnet_ext.report.schema import (
     NOT_MEASURED,
     RESULT,
@@ -83,7 +83,7 @@ def refuse_other_inputs(config: Config, variant: str) -> None:
     """
     folder = config.exp / "deploy" / variant
     _read(folder / "deploy.json", "5 (espnet-ext deploy)")
-    model = _digest(folder / "model.pth", "stage 5 (espnet-ext deploy)")
+    model = _digest(weights_file(folder), "stage 5 (espnet-ext deploy)")
     for method, options in config.recipe.decode.items():
         for path in sorted((config.exp / "score" / variant / method).glob("*.json")):
             decoded = config.exp / "decode" / variant / method / path.stem

@@ -55,7 +55,8 @@ def build_model(config: Config, vocabulary: int | None = None) -> nn.Module:
             args.init_param = []
             if args.normalize == "global_mvn":
                 args.normalize_conf = dict(args.normalize_conf)
-                args.normalize_conf["stats_file"] = _neutral(_width(config, args), Path(folder))
+                width = _width(config, args)
+                args.normalize_conf["stats_file"] = neutral_statistics(width, Path(folder))
             with without_files():
                 return TASKS[config.recipe.task].build_model(args).eval()
         except UserError as error:
@@ -117,8 +118,12 @@ def _width(config: Config, args: argparse.Namespace) -> int:
     return frontend(**args.frontend_conf).output_size()
 
 
-def _neutral(width: int, folder: Path) -> str:
-    """Write statistics of mean 0 and variance 1, types as ESPnet's collect_stats writes them."""
+def neutral_statistics(width: int, folder: Path) -> str:
+    """Write statistics of mean 0 and variance 1, types as ESPnet's collect_stats writes them.
+
+    Returns:
+        Path of the file.
+    """
     path = folder / "feats_stats.npz"
     sums = np.zeros(width, np.float32)
     np.savez(path, count=1, sum=sums, sum_square=sums + 1)

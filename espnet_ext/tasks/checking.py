@@ -24,7 +24,8 @@ from espnet_ext.errors import UserError, nearest
 from espnet_ext.methods.deploy import parameter_count, variants
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.tasks.build import build_model
-from espnet_ext.tasks.registry import TASKS, install, stock_encoder
+from espnet_ext.tasks.members import rounded_afterwards
+from espnet_ext.tasks.registry import BASES, RECURRENT_BASES, TASKS, install, stock_encoder
 from espnet_ext.tasks.rules import is_int, is_number, recipe_problems, warnings_of
 
 install()
@@ -78,7 +79,7 @@ def examine(config: Config) -> Examined:
         return Examined([str(error).removeprefix(f"{config.path}: ")], warnings)
     problems += _optimizer_problems(config.espnet)
     known = variants(model)
-    if config.recipe.variant not in known:
+    if config.recipe.variant not in (*known, *rounded_afterwards(model)):
         problems.append(f"recipe: unknown variant {nearest(config.recipe.variant, known)}")
     return Examined(problems, warnings, parameter_count([model]), known)
 
@@ -202,7 +203,11 @@ def _section_problems(config: Config) -> Iterator[str]:
             if name in METHODS and name in parameters:
                 yield from _method_problems(key, name, value)
             elif name in METHODS:
-                yield f"{key}: {owner} takes no {name}; did you mean encoder: {name}_{owner}?"
+                base = stock_encoder(owner)
+                fit = METHODS[name].fits(base, base in RECURRENT_BASES)
+                known = METHODS[name].bases or BASES
+                hint = f"{name}_{base}" if fit else " or ".join(f"{name}_{b}" for b in known)
+                yield f"{key}: {owner} takes no {name}; did you mean encoder: {hint}?"
             elif name == "stats_file" and owner == "global_mvn":
                 continue  # a warning: training gives it
             elif name not in parameters and _is_open(constructor):

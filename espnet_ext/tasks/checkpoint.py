@@ -15,9 +15,11 @@ import yaml
 from torch import nn
 
 from espnet_ext.errors import UserError
-from espnet_ext.files import atomic_path
-from espnet_ext.methods.deploy import PLAIN, check_finite
+from espnet_ext.files import PACKED, atomic_path
+from espnet_ext.methods.deploy import check_finite
+from espnet_ext.methods.residual import ResidualWeight
 from espnet_ext.methods.state import compare_state, load_state
+from espnet_ext.tasks.packed_file import dequantised, read_member
 from espnet_ext.tasks.registry import TASKS, install, task_of
 
 install()
@@ -58,7 +60,7 @@ def file_state(model: nn.Module, variant: str) -> dict[str, torch.Tensor]:
     4 MB. ESPnet loads it as any other, since the model that it loads into shares.
     """
     state = model.state_dict()
-    if variant in ("merged", PLAIN):
+    if variant != ResidualWeight.variant:
         return state
     others = ties(model)
     kept = {name: tensor for name, tensor in state.items() if name not in others}
@@ -94,11 +96,33 @@ def load_model(config: Path, checkpoint: Path) -> nn.Module:
         UserError: another architecture, unreadable file, weights that are not finite.
     """
     model = build(read_config(config))
-    state = expand_state(model, load_state(checkpoint))
-    compare_state(model, state, checkpoint)
+    load_weights(model, checkpoint)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, checkpoint: Path) -> None:
+    """Load a checkpoint, or the packed file of a deployed form, into a model, strictly.
+
+    Raises:
+        UserError: as ``load_model``.
+    """
+    if checkpoint.name == PACKED:
+        found = dequantised(read_member(checkpoint))
+    else:
+        found = load_state(checkpoint)
+    fill(model, found, checkpoint)
+
+
+def fill(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Load a state that was read from ``path`` into a model, strictly.
+
+    Raises:
+        UserError: another architecture, weights that are not finite.
+    """
+    state = expand_state(model, state)
+    compare_state(model, state, path)
     model.load_state_dict(state)
     try:
         check_finite(model)
     except UserError as error:
-        raise UserError(f"{checkpoint}: {error}") from None
-    return model.eval()
+        raise UserError(f"{path}: {error}") from None

@@ -22,8 +22,9 @@ from espnet_ext.data.fbank import FRAMES_PER_SECOND, kaldi_fbank
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.parallel import map_processes
 from espnet_ext.errors import UserError
+from espnet_ext.files import PACKED, weights_file
 from espnet_ext.models.transducer_search import BeamSearch, GreedySearch, Search
-from espnet_ext.tasks.checkpoint import load_model
+from espnet_ext.tasks.checkpoint import load_model, load_weights
 from espnet_ext.tasks.rules import TRANSDUCER
 
 _BATCH = 16
@@ -69,7 +70,7 @@ def decode_set(
     if not rows:
         raise UserError(f"{scp}: no utterance in it; run stages 1 and 2")
     # Speech2Text loads whatever fits; this refuses what does not.
-    load_model(model / "config.yaml", model / "model.pth")
+    load_model(model / "config.yaml", weights_file(model))
     speech2text = load_inference(model, method, options)
     search = search_of(speech2text.asr_model, method, options)
     _shared.update(speech2text=speech2text, method=method, search=search)
@@ -106,10 +107,23 @@ def load_inference(model: Path, method: str, options: dict) -> Any:
     """ESPnet's inference class on a deployed model: ``Classification`` or ``Speech2Text``."""
     if method != "classify":
         return load_speech2text(model, method, options)
-    found = Classification(str(model / "config.yaml"), str(model / "model.pth"))
+    found = Classification(str(model / "config.yaml"), _espnet_file(model))
     # Under the names that Speech2Text has.
     found.asr_model = found.classification_model
     found.asr_train_args = found.classification_train_args
+    return _with_packed(found, model)
+
+
+def _espnet_file(model: Path) -> str | None:
+    """The file of weights that ESPnet's inference classes can read, if there is one."""
+    weights = weights_file(model)
+    return None if weights.name == PACKED else str(weights)
+
+
+def _with_packed(found: Any, model: Path) -> Any:
+    """ESPnet's inference class, the weights of a packed form loaded into its model."""
+    if _espnet_file(model) is None:
+        load_weights(found.asr_model, weights_file(model))
     return found
 
 
@@ -157,14 +171,15 @@ def load_speech2text(model: Path, method: str, options: dict) -> Speech2Text:
     if method == "ctc_att_beam":
         conf = {"ctc_weight": 0.3, "beam_size": 10, "lm_weight": 0.0, **options}
     try:
-        return Speech2Text(
+        found = Speech2Text(
             asr_train_config=str(model / "config.yaml"),
-            asr_model_file=str(model / "model.pth"),
+            asr_model_file=_espnet_file(model),
             device="cpu",
             **conf,
         )
     except TypeError as error:
         raise UserError(f"decode method {method}: {error}") from None
+    return _with_packed(found, model)
 
 
 def search_of(model: Any, method: str, options: dict) -> Search | None:

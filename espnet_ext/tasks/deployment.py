@@ -1,6 +1,7 @@
 """Stage 5's work: training form to a stock ESPnet model on disk, verified on real speech."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,24 @@ from torch import Tensor, nn
 
 from espnet_ext.data.fbank import FRAMES_PER_SECOND, kaldi_fbank
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+from espnet_ext.encoders.nested import plain_conf
 from espnet_ext.encoders.stack_encoder import StackEncoder
 from espnet_ext.encoders.stack_mimic import MimickedStack
 from espnet_ext.errors import UserError
-from espnet_ext.files import atomic_path, write_json
-from espnet_ext.methods.deploy import PLAIN, deploy, footprint
+from espnet_ext.files import PACKED, atomic_path, weights_file, write_json
+from espnet_ext.methods.deploy import PLAIN, footprint
 from espnet_ext.methods.registry import METHODS
-from espnet_ext.methods.state import compare_state, load_state
 from espnet_ext.tasks.checkpoint import (
     build,
-    expand_state,
     file_state,
     load_model,
+    load_weights,
     read_config,
     save,
 )
-from espnet_ext.tasks.footprint import is_classifier, macs_per_second
+from espnet_ext.tasks.footprint import encoder_compression, is_classifier, macs_per_second
+from espnet_ext.tasks.members import computing, formed, split_variant
+from espnet_ext.tasks.packed_file import write_member
 from espnet_ext.tasks.registry import stock_encoder
 
 STACK = "stack"  # the encoder's stack in its family's own format, without removed layers
@@ -45,7 +48,8 @@ def deploy_checkpoint(
     """Write ``folder`` with model.pth, config.yaml, feats_stats.npz and deploy.json.
 
     The folder appears only if everything holds: the deployed model read back from disk has
-    the keys and shapes that stock ESPnet builds, and the output of the training form.
+    the keys and shapes that stock ESPnet builds, and the output of the training form. A member of
+    a family at 8, 4 or 2 bits is packed: model.safetensors in the place of model.pth.
 
     Args:
         config: the experiment's config.yaml.
@@ -62,36 +66,41 @@ def deploy_checkpoint(
         The contents of deploy.json.
     """
     trained = load_model(config, checkpoint)
-    deployed = deploy(trained, variant)
-    arguments = stock_arguments(read_config(config), variant)
+    deployed, packed = formed(trained, variant)
+    arguments = stock_arguments(read_config(config), split_variant(variant)[0])
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
-        save(file_state(deployed, variant), temporary / "model.pth")
+        if packed is None:
+            save(file_state(deployed, variant), temporary / "model.pth")
+        else:
+            write_member(packed, temporary / PACKED)
         # The config names the statistics where they will be, and is built from where they are.
         statistics = (arguments.get("normalize_conf") or {}).get("stats_file")
         if statistics is not None:
             shutil.copyfile(statistics, temporary / "feats_stats.npz")
             arguments["normalize_conf"]["stats_file"] = str(folder / "feats_stats.npz")
         if isinstance(deployed.encoder, StackEncoder):
-            conf = arguments["encoder_conf"]
-            if isinstance(deployed.encoder.stack, MimickedStack):
-                conf = deployed.encoder.portable_conf(conf)
+            if packed is not None or isinstance(deployed.encoder.stack, MimickedStack):
+                arguments = portable_arguments(arguments, deployed)
             else:
                 deployed.encoder.stack.save(temporary / STACK)
-                conf = stack_options(conf, folder / STACK)
-            arguments["encoder_conf"] = conf
+                conf = stack_options(arguments["encoder_conf"], folder / STACK)
+                arguments["encoder_conf"] = conf
         text = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
         (temporary / "config.yaml").write_text(text, encoding="utf-8")
-        verified = verify(trained, temporary, arguments, waves, rate, deltas)
+        rounded = split_variant(variant)[1] is not None  # then the training form is another
+        forms = [deployed] if rounded else [trained, deployed]
+        with computing(trained, "merged" if rounded else variant):
+            verified = verify(forms, temporary, arguments, waves, rate, deltas)
         summary = {
             "variant": variant,
             "checkpoint": str(checkpoint),
             "parameters": footprint(deployed),
             "training_parameters": footprint(trained),
-            "bytes": (temporary / "model.pth").stat().st_size,
+            "bytes": weights_file(temporary).stat().st_size,
             "macs_per_second": macs_per_second(deployed, rate, arguments.get("input_size"), frames),
             "verified": verified,
-        }
+        } | encoder_compression(trained, deployed, variant)
         write_json(temporary / "deploy.json", summary)
     return summary
 
@@ -99,13 +108,17 @@ def deploy_checkpoint(
 def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[str, Any]:
     """Turn a training config into one that builds the deployed form.
 
-    For ``merged`` that is the plain encoder, which stock ESPnet builds if it is one of its
-    own; another form keeps the method, whose option ``form`` names it. The Kaldi frontend is
-    ours and has no weights: the deployed model takes its features.
+    For ``merged`` and members of a family that is the plain encoder, which stock ESPnet builds if
+    it is one of its own; another form keeps the method, whose option ``form`` names it. The Kaldi
+    frontend is ours and has no weights: the deployed model takes its features.
     """
     arguments = dict(arguments)
     conf = dict(arguments.get("encoder_conf") or {})
-    if variant in ("merged", PLAIN):
+    if conf.get("nested") is not None:
+        conf = plain_conf(conf, variant)
+        if "nested" not in conf:
+            arguments["encoder"] = stock_encoder(arguments["encoder"])
+    elif variant in ("merged", PLAIN):
         arguments["encoder"] = stock_encoder(arguments["encoder"])
         for method in METHODS:
             conf.pop(method, None)
@@ -123,6 +136,13 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
     return arguments
 
 
+def portable_arguments(arguments: dict[str, Any], deployed: nn.Module) -> dict[str, Any]:
+    """``stock_arguments`` that build a deployed model where no file of a pretrained one is."""
+    if not isinstance(deployed.encoder, StackEncoder):
+        return arguments
+    return {**arguments, "encoder_conf": deployed.encoder.portable_conf(arguments["encoder_conf"])}
+
+
 def stack_options(conf: dict[str, Any], path: Path) -> dict[str, Any]:
     """Options of ``encoder: stack`` that build the deployed form from the folder beside it."""
     gone = ("remove", "keep", "architecture")
@@ -132,14 +152,14 @@ def stack_options(conf: dict[str, Any], path: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def verify(
-    trained: nn.Module,
+    forms: Sequence[nn.Module],
     folder: Path,
     arguments: dict[str, Any],
     waves: list[Tensor],
     rate: int,
     deltas: int = 0,
 ) -> dict[str, Any]:
-    """Compare the files in ``folder`` with the training form on real speech.
+    """Compare the files in ``folder`` with ``forms`` of the model on real speech.
 
     Raises:
         UserError: another architecture than stock ESPnet's, or outputs further apart than
@@ -152,14 +172,14 @@ def verify(
         conf = dict(arguments["normalize_conf"], stats_file=str(folder / "feats_stats.npz"))
         local["normalize_conf"] = conf
     stock = build(local).eval()
-    state = expand_state(stock, load_state(folder / "model.pth"))
-    compare_state(stock, state, folder / "model.pth")
-    stock.load_state_dict(state)
+    load_weights(stock, weights_file(folder))
     difference = 0.0
+    width = arguments.get("input_size")
     for wave in waves:
-        width = arguments.get("input_size")
-        outputs = [encode(model, wave, rate, width, deltas) for model in (trained, stock)]
-        difference = max(difference, (outputs[0] - outputs[1]).abs().max().item())
+        written = encode(stock, wave, rate, width, deltas)
+        for form in forms:
+            other = encode(form, wave, rate, width, deltas)
+            difference = max(difference, (written - other).abs().max().item())
     if not difference <= TOLERANCE:
         raise UserError(
             f"the deployed model differs from the training form by {difference:.1e} "

@@ -9,10 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from espnet_ext.config import Config
 from espnet_ext.data.definitions import ark_definition, frames_per_second
 from espnet_ext.data.fbank import FRAMES_PER_SECOND
-from espnet_ext.methods.deploy import deploy, footprint
+from espnet_ext.methods.deploy import footprint
+from espnet_ext.methods.nested import compression
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.tasks.build import build_model, feature_width
-from espnet_ext.tasks.checkpoint import file_state, serialised
+from espnet_ext.tasks.members import file_bytes, formed, split_variant
 
 _SECONDS = 10.0
 
@@ -27,27 +28,33 @@ def measure(config: Config, variant: str | None = None, vocabulary: int | None =
 
     Returns:
         ``parameters`` of the deployed form and ``training_parameters``, by part; ``bytes`` of
-        the deployed file; ``macs_per_second``, see there.
+        the deployed file; ``macs_per_second``, see there; of a family's member also
+        ``encoder_compression``, see ``nested.compression``.
 
     Raises:
         UserError: the model does not build or has no such variant.
     """
     model = build_model(config, vocabulary)
     variant = variant or config.recipe.variant
-    deployed = deploy(model, variant)
-    return {
+    form = formed(model, variant)
+    deployed = form.module
+    found = {
         "parameters": footprint(deployed),
         "training_parameters": footprint(model),
-        "bytes": file_bytes(deployed, variant),
+        "bytes": file_bytes(form, variant),
         "macs_per_second": macs_per_second(
             deployed, sampling_rate(config), feature_width(config), frames_per_second(config)
         ),
     }
+    return found | encoder_compression(model, deployed, variant)
 
 
-def file_bytes(model: nn.Module, variant: str) -> int:
-    """Size of the model.pth that ``deploy`` writes for a deployed model."""
-    return len(serialised(file_state(model, variant)))
+def encoder_compression(model: Any, deployed: Any, variant: str) -> dict[str, float]:
+    """The entry ``encoder_compression`` of a family's member; nothing for any other model."""
+    if split_variant(variant)[1] is not None:
+        return {}
+    ratio = compression(model.encoder, deployed.encoder, variant)
+    return {} if ratio is None else {"encoder_compression": round(ratio, 4)}
 
 
 def sampling_rate(config: Config) -> int:

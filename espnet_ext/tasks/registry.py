@@ -16,6 +16,7 @@ from torch import nn
 from espnet_ext.encoders.compressed import compressed_choices
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
 from espnet_ext.encoders.raw import RawSpeech
+from espnet_ext.encoders.separable import with_separable
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
 from espnet_ext.encoders.ssl_features import SSLFeatures
 from espnet_ext.encoders.stack_encoder import StackEncoder
@@ -35,6 +36,8 @@ ESPNET_BASES = (
     "contextual_block_transformer",
     "contextual_block_conformer",
 )
+# Those of them that begin with ESPnet's two-dimensional convolutions, if told to.
+CONV2D_BASES = ("conformer", "transformer", "branchformer", "e_branchformer")
 RECURRENT_BASES = ("rnn", "vgg_rnn")
 OWN_BASES = {
     "speechformer": SpeechFormerEncoder,
@@ -74,6 +77,7 @@ def install() -> None:
     """Register encoders, frontend, models, predictor and heads with ESPnet's tasks. Idempotent."""
     espnet = (*ESPNET_BASES, *RECURRENT_BASES)
     bases = {name: asr.encoder_choices.classes[name] for name in espnet} | OWN_BASES
+    bases |= {name: with_separable(bases[name]) for name in CONV2D_BASES}
     compressed = compressed_choices(bases, RECURRENT_BASES)
     for task in (asr, cls):
         task.encoder_choices.classes.update({**bases, **compressed})
@@ -89,4 +93,9 @@ def install() -> None:
 def stock_encoder(name: str) -> str:
     """Return the encoder under ``name``: hrf_conformer gives conformer."""
     # Both parts may hold underscores: the names are made again, not cut in two.
-    return {f"{method}_{base}": base for method in METHODS for base in BASES}.get(name, name)
+    return {
+        f"{name}_{base}": base
+        for name, method in METHODS.items()
+        for base in BASES
+        if method.fits(base, base in RECURRENT_BASES)
+    }.get(name, name)

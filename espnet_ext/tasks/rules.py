@@ -88,6 +88,7 @@ def recipe_problems(config: Config) -> list[str]:
         *_average_problems(config),
         *_head_problems(config.espnet),
         *_stack_problems(config),
+        *_nested_problems(config),
     ]
     return found + list(_decode_problems(recipe, config.espnet))
 
@@ -155,6 +156,15 @@ def _stack_problems(config: Config) -> Iterator[str]:
             yield f"recipe: fetch: unknown model {nearest(str(config.recipe.fetch), PACKAGED)}"
         if conf.get("path") is None:
             yield "recipe: fetch has no place to go: give encoder_conf: path"
+
+
+def _nested_problems(config: Config) -> Iterator[str]:
+    """The loss of a family is that of a recogniser."""
+    encoder = str(config.espnet.get("encoder", "")).lower()
+    conf = section(config.espnet, "encoder_conf")
+    is_family = encoder.startswith("nested_") or conf.get("nested") is not None
+    if is_family and config.recipe.task == "cls":
+        yield f"encoder: {encoder}: a nested family is for task asr or st, whose loss trains it all"
 
 
 def _average_problems(config: Config) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from espnet_ext.data.fbank import FRAMES_PER_SECOND, OnlineFbank
 from espnet_ext.encoders.chunks import SUBSAMPLING
 from espnet_ext.errors import UserError
+from espnet_ext.files import weights_file
 from espnet_ext.tasks.checkpoint import load_model
 from espnet_ext.tasks.decoding import load_speech2text, search_of, text_of
 
@@ -76,7 +77,7 @@ class Streamer:
     """
 
     def __init__(self, model: Path, method: str, options: dict, rate: int = 16000):
-        load_model(model / "config.yaml", model / "model.pth")
+        load_model(model / "config.yaml", weights_file(model))
         self.speech2text: Speech2Text = load_speech2text(model, method, options)
         asr = self.speech2text.asr_model
         if not hasattr(asr.encoder, "forward_chunk"):

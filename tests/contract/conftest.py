@@ -15,7 +15,6 @@ from espnet_ext.encoders.compressed import compressed_encoder
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
 from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
 from espnet_ext.methods.registry import METHODS
-from espnet_ext.methods.sites import BEYOND, SITES
 
 FEATURES = 20
 
@@ -127,6 +126,7 @@ OWN = {  # encoders of this package
     "speechformer": SpeechFormerEncoder,
     "streaming_transformer": StreamingTransformerEncoder,
 }
+LAYERS = {"tied": 3}  # of others 2
 LACKS = {
     "stack": {"wide_conv", "recurrent"},
     "tied": {"wide_conv", "recurrent"},
@@ -163,7 +163,8 @@ class Case:
 
     def __str__(self) -> str:
         options = "-".join(
-            f"{k}={'+'.join(v) if isinstance(v, list) else v}" for k, v in self.options.items()
+            f"{k}={'+'.join(map(str, v)) if isinstance(v, list) else v}"
+            for k, v in self.options.items()
         )
         return f"{self.method}-{options or 'defaults'}-{self.target}"
 
@@ -217,13 +218,15 @@ def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
 
 
 def cases() -> list[Case]:
-    """All cases whose module has the sites that the options ask for."""
+    """All cases whose module has the sites and the layers that the options ask for."""
     found = []
     for method in METHODS.values():
         for options in method.trials:
-            sites = set(getattr(method.parse(options), "sites", (*SITES, *BEYOND)))
+            sites = set(getattr(method.parse(options), "sites", ()))
             for target in [*SMALL, *ENCODERS]:
-                if target in RECURRENT and not method.recurrent:
+                if target not in SMALL and not method.fits(target, target in RECURRENT):
+                    continue
+                if LAYERS.get(target, 2) not in options.get("depths", [LAYERS.get(target, 2)]):
                     continue
                 if not sites & LACKS.get(target, set()):
                     found.append(Case(method.name, options, target))

@@ -1,5 +1,6 @@
 """What every method promises, on every module. New methods join by being registered."""
 
+import contextlib
 import copy
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
 from espnet_ext.methods.deploy import PLAIN, deploy, footprint, variants
+from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.registry import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +30,12 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return (one - other).abs().max().item()
 
 
+def as_variant(model: nn.Module, variant: str) -> contextlib.AbstractContextManager:
+    """Inside, the training form computes what ``variant`` shall: a family has one for each."""
+    family = nested_stack(model)
+    return contextlib.nullcontext() if family is None else family.as_member(variant)
+
+
 def shapes(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
 
@@ -40,10 +48,15 @@ def storages(model: nn.Module) -> int:
 def test_output_is_the_same(case, tools, dtype):
     model = case.model().to(dtype)
     x, lengths = tools.batch(dtype)
-    expected = output(model, x, lengths)
+    outputs = []
     for variant in variants(model):
+        with as_variant(model, variant):
+            expected = output(model, x, lengths)
+        outputs.append(expected)
         assert difference(output(deploy(model, variant), x, lengths), expected) < TOLERANCE[dtype]
-    assert expected.std() > 0.1  # an output of zeros would be "the same" too
+        assert expected.std() > 0.1  # an output of zeros would be "the same" too
+    members = outputs[2:] if nested_stack(model) else []  # behind merged, which is the first one
+    assert all(difference(outputs[0], other) > 1e-3 for other in members)
 
 
 def test_method_matters(case, tools):

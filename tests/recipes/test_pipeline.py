@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from espnet_ext.config import load_config
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.report.schema import RESULT, validate
 from tests.fixtures import forked, miniature
+from tests.fixtures.stock import stock_decoding
 
 # One process makes the recipe, whatever pytest-xdist distributes.
 pytestmark = pytest.mark.xdist_group("pipeline")
@@ -135,51 +135,8 @@ def test_options_after_dashes_reach_espnet(recipe):
     assert (train["epochs"], train["config"]["max_epoch"]) == (2, 2)
 
 
-STOCK = """
-import itertools, json, sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "espnet_ext":
-            raise ImportError("espnet_ext is not for this process")
-
-sys.meta_path.insert(0, Blocked())
-import kaldiio, torch
-from espnet2.bin.asr_inference import Speech2Text
-
-folder, sets, beam = sys.argv[1], sys.argv[2].split(), json.loads(sys.argv[3])
-files = {"asr_train_config": f"{folder}/config.yaml", "asr_model_file": f"{folder}/model.pth"}
-decoder = Speech2Text(**files, lm_weight=0.0, **beam)
-model = decoder.asr_model
-
-def greedy(feats):
-    with torch.no_grad():
-        encoded, _ = model.encode(torch.from_numpy(feats)[None], torch.tensor([len(feats)]))
-        best = model.ctc.log_softmax(encoded)[0].argmax(-1).tolist()
-    tokens = [decoder.converter.token_list[i] for i, _ in itertools.groupby(best) if i != 0]
-    return decoder.tokenizer.tokens2text(tokens)
-
-found = {"ctc_greedy": {}, "ctc_att_beam": {}}
-for name in sets:
-    feats = kaldiio.load_scp(f"dump/fbank40/{name}/feats.scp")
-    found["ctc_greedy"][name] = {u: greedy(feats[u]) for u in feats}
-    found["ctc_att_beam"][name] = {u: decoder(feats[u])[0][0] for u in feats}
-modules = [name for name in sys.modules if name.partition(".")[0] == "espnet_ext"]
-kinds = sorted({type(module).__module__.partition(".")[0] for module in model.modules()})
-print(json.dumps({"texts": found, "modules": modules, "kinds": kinds}))
-"""
-
-
 def test_the_merged_model_decodes_in_stock_espnet_without_this_package(recipe):
-    clean = {k: v for k, v in recipe.environment.items() if not k.startswith("PYTHON")}
-    beam = miniature.CONFIG["recipe"]["decode"]["ctc_att_beam"]
-    words = ["exp/tiny/deploy/merged", " ".join(SETS), json.dumps(beam)]
-    command = [sys.executable, "-P", "-c", STOCK, *words]
-    result = subprocess.run(
-        command, cwd=recipe.path, env=clean, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    stock = json.loads(result.stdout.splitlines()[-1])
+    stock = stock_decoding(recipe.path, "exp/tiny/deploy/merged", SETS)
     assert stock["modules"] == []
     assert stock["kinds"] == ["espnet2", "torch"]
     for method in METHODS:

@@ -329,3 +329,13 @@ def test_a_translating_config_is_checked_as_a_recogniser_is(examine):
     assert found.parameters == examine().parameters
     wrong = examine(ctc_conf={"dropout": 0.1}, recipe={"task": "st", "target": "en"})
     assert any("ctc_conf: unknown key of CTC" in p for p in wrong.problems)
+
+
+def test_options_of_a_family_are_checked_and_where_they_belong(examine):
+    found = examine(encoder="rnn", encoder_conf={"nested": {}}).problems
+    (told,) = [problem for problem in found if "nested" in problem]
+    assert "did you mean encoder: nested_conformer or nested_transformer" in told
+    assert any("did you mean encoder: hrf_rnn?" in problem for problem in found)
+    for options, words in (({"bits": [3]}, "bits must be"), ({"depth": [2]}, "depths")):
+        found = examine(encoder="nested_conformer", encoder_conf={"nested": options}).problems
+        assert any(words in problem for problem in found if "nested" in problem)

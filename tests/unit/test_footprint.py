@@ -214,8 +214,12 @@ def test_variants_lists_every_form_with_its_size(measure, config, capsys):
 
     chosen = config(**HRF)
     variants.run(argparse.Namespace(config=chosen.path))
-    (line,) = capsys.readouterr().out.splitlines()
+    line, *rounded = capsys.readouterr().out.splitlines()
     found = measure(chosen)
     assert line.split()[0] == "merged"
+    assert [one.split()[0] for one in rounded] == ["merged+8b", "merged+4b", "merged+2b"]
+    for one in rounded:
+        variant = one.split()[0]
+        assert f"{measure(chosen, variant=variant)['bytes']:,}" in one
     assert f"{found['parameters']['total']:,}" in line
     assert f"{found['bytes']:,}" in line

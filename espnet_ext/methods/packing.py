@@ -1,0 +1,150 @@
+"""Integers of quantised weights in as few bits as they need.
+
+``pack`` writes integers of b bits into n b / 8 bytes.
+
+The 4-bit integers of a weight are nearly, but not quite, a function of its 8-bit ones: at
+W / max|W| = 0.0714 the 4-bit integer changes from 0 to 1 amid the weights whose 8-bit integer is 9.
+So a file that holds 8 bits and rounds them again does not hold the 4-bit weights that were trained.
+``refine`` keeps what is missing: for the few 8-bit integers amid which a 4-bit one changes, one
+more bit. That is 8.1 bits for a weight at both widths in place of 12, and nothing is lost.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from espnet_ext.methods.quantise import dequantise, largest_integer
+
+# W / s is computed in float32, so it may lie this far outside the half step of its integer.
+_SLACK = 1e-3
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A weight as integers times scale.
+
+    Attributes:
+        ints: (o, ...) int8.
+        scale: () or (o, 1, ...) float32.
+        bits: 8, 4 or 2.
+    """
+
+    ints: Tensor
+    scale: Tensor
+    bits: int
+
+    def dequantised(self) -> Tensor:
+        """The weight that the layer computes with, (o, ...) float32."""
+        return dequantise(self.ints, self.scale)
+
+
+def quantised_state(
+    model: nn.Module, weights: Mapping[str, Quantised]
+) -> dict[str, Tensor | Quantised]:
+    """The state dict of ``model`` with ``weights`` in the places of their products.
+
+    Args:
+        model: a deployed one. Each of its tensors stands under the first of its names only.
+        weights: by any name that they have in the state dict.
+
+    Raises:
+        KeyError: the model has no such parameter.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    first = {name: same[0] for same in names.values() for name in same}
+    packed = {first[name]: weight for name, weight in weights.items()}
+    return {
+        name: packed.get(name, tensor.detach())
+        for name, tensor in model.state_dict().items()
+        if first.get(name, name) == name
+    }
+
+
+def pack(ints: Tensor, bits: int) -> Tensor:
+    """Pack integers, the first into the lowest bits of the first byte.
+
+    Args:
+        ints: (n,) int8, each from -2^(bits-1) to 2^(bits-1) - 1 (or from 0 to 2^bits - 1).
+        bits: 8, 4, 2 or 1.
+
+    Returns:
+        (ceil(n bits / 8),) uint8.
+    """
+    fields = 8 // bits
+    low = ints.contiguous().view(torch.uint8) & (2**bits - 1)
+    low = F.pad(low, (0, -len(low) % fields)).view(-1, fields)
+    return (low << _shifts(bits)).sum(1, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, bits: int, count: int, signed: bool = True) -> Tensor:
+    """Return the ``count`` integers, int8, that ``pack`` made ``packed`` of."""
+    low = (packed.unsqueeze(1) >> _shifts(bits)) & (2**bits - 1)
+    found = low.flatten()[:count].view(torch.int8)
+    if not signed or bits == 8:
+        return found
+    sign = 2 ** (bits - 1)
+    return (found ^ sign) - sign
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes of ``count`` integers of ``bits`` bits."""
+    return -(-count * bits // 8)
+
+
+def _shifts(bits: int) -> Tensor:
+    return torch.arange(0, 8, bits, dtype=torch.uint8)
+
+
+def refine(fine: Quantised, coarse: Quantised) -> tuple[Tensor, int]:
+    """Return what ``refined`` needs beside the finer integers to give the coarser ones.
+
+    Args:
+        fine: a weight at more bits.
+        coarse: the same weight at fewer bits.
+
+    Returns:
+        Packed numbers, uint8, of which each takes as many bits as the second value says.
+
+    Raises:
+        ValueError: ``coarse`` is not the same weight.
+    """
+    low, high = _between(fine, coarse.scale, largest_integer(coarse.bits))
+    if not ((low <= coarse.ints) & (coarse.ints <= high)).all():
+        raise ValueError("not the same weight at fewer bits")
+    widest = int((high - low).amax()).bit_length()
+    bits = next(b for b in (1, 2, 4, 8) if b >= widest)
+    return pack((coarse.ints - low)[low != high], bits), bits
+
+
+def refined(fine: Quantised, scale: Tensor, bits: int, more: Tensor, width: int) -> Quantised:
+    """Return the weight at ``bits`` bits and ``scale`` from its finer integers and ``refine``'s."""
+    low, high = _between(fine, scale, largest_integer(bits))
+    unsure = low != high
+    count = int(unsure.sum())
+    if len(more) != packed_bytes(count, width):
+        raise ValueError("what refines the integers is not of this weight")
+    low[unsure] += unpack(more, width, count, signed=False)
+    return Quantised(low, scale, bits)
+
+
+def _between(fine: Quantised, scale: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """The least and the largest integer, int8, at ``scale`` of weights with these finer ones.
+
+    In float64, in which the same operations give the same result everywhere. Where both have one
+    scale, as in rows of zeros, the integers differ by nothing but clipping.
+    """
+    ratio = fine.scale.double() / scale.double()
+    ends = []
+    for side in (-1, 1):
+        edge = (fine.ints.double() + side * (0.5 + _SLACK)) * ratio
+        # Beyond the largest finer integer the weight was clipped: it may be any larger one.
+        beyond = fine.ints * side == largest_integer(fine.bits)
+        edge[beyond] = side * limit
+        edge = torch.where(ratio == 1, fine.ints.double(), edge)
+        ends.append(edge.round().clamp(-limit, limit).to(torch.int8))
+    return ends[0], ends[1]

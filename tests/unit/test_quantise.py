@@ -1,0 +1,170 @@
+"""Quantised weights: integers by hand, straight-through gradients, zeros and NaN."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from espnet_ext.errors import UserError
+from espnet_ext.methods.quantise import (
+    QuantConf,
+    dequantise,
+    fake_quantise,
+    first_scale,
+    integers,
+    largest_integer,
+    scale_by_maximum,
+)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+@pytest.mark.parametrize("shape", [(5, 7), (6, 5, 1), (8, 1, 31), (4, 3, 3, 3)])
+def test_what_training_sees_is_what_the_file_holds(bits, per, shape):
+    weight = noise(*shape) * 10.0 ** noise(shape[0], *[1] * (len(shape) - 1), seed=1)
+    for scale in (None, first_scale(weight, bits, per) * 0.7):
+        ints, used = integers(weight, bits, per, scale)
+        assert ints.dtype == torch.int8 and ints.abs().max() <= largest_integer(bits)
+        assert len(ints.unique()) > 2 or bits == 2
+        assert used.shape == ((shape[0], *[1] * (len(shape) - 1)) if per == "channel" else ())
+        assert torch.equal(fake_quantise(weight, bits, per, scale), dequantise(ints, used))
+
+
+def test_by_hand():
+    weight = torch.tensor([[7.0, 1.4, -1.6, 0.0], [-0.7, 0.04, 0.06, 0.7]])
+    ints, scale = integers(weight, 4)
+    torch.testing.assert_close(scale, torch.tensor([[1.0], [0.1]]))
+    assert ints.tolist() == [[7, 1, -2, 0], [-7, 0, 1, 7]]
+    ints, scale = integers(weight, 4, "tensor")
+    assert scale.item() == pytest.approx(1.0) and ints.tolist() == [[7, 1, -2, 0], [-1, 0, 0, 1]]
+    # Halves go to the even number, and a given scale clips.
+    ints, _ = integers(torch.tensor([[0.5, 1.5, 2.5, -9.0, 9.0]]), 4, scale=torch.tensor(1.0))
+    assert ints.tolist() == [[0, 2, 2, -7, 7]]
+    assert integers(torch.tensor([[1.0, 0.51, 0.49, -0.51]]), 2)[0].tolist() == [[1, 1, 0, -1]]
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_the_error_is_at_most_half_a_step(bits):
+    weight = noise(16, 64)
+    scale = scale_by_maximum(weight, bits)
+    error = (fake_quantise(weight, bits) - weight).abs() / scale
+    assert error.max() <= 0.5 + 1e-4 and error.max() > 0.45
+
+
+def test_32_bits_are_the_weight_itself():
+    weight = noise(3, 4).requires_grad_()
+    assert fake_quantise(weight, 32) is weight
+    with pytest.raises(UserError, match="at 32 bits has no integers"):
+        integers(weight, 32)
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_the_gradient_passes_straight_through(bits, per):
+    weight, gradient = noise(6, 9).requires_grad_(), noise(6, 9, seed=3)
+    fake_quantise(weight, bits, per).backward(gradient)
+    assert torch.equal(weight.grad, gradient)
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_gradients_with_a_learnt_scale_are_those_of_the_composed_operations(bits, per):
+    """By torch's own derivatives, the rounding alone passed straight through."""
+    weight, gradient = noise(6, 40).double(), noise(6, 40, seed=3).double()
+    scale = first_scale(weight, bits, per) * 0.6  # some are clipped, at 8 bits too
+    limit = largest_integer(bits)
+    scale = torch.minimum(scale, 0.8 * scale_by_maximum(weight, bits, per))
+    found, wanted = [
+        (weight.clone().requires_grad_(), scale.clone().requires_grad_()) for _ in "12"
+    ]
+    fake_quantise(found[0], bits, per, found[1]).backward(gradient)
+
+    ratio = (wanted[0] / wanted[1]).clamp(-limit, limit)
+    (wanted[1] * (ratio + (ratio.round() - ratio).detach())).backward(gradient)
+    assert torch.equal(found[0].grad == 0, wanted[0].grad == 0)
+    assert 0 < (found[0].grad == 0).sum() < weight.numel()
+    torch.testing.assert_close(found[0].grad, wanted[0].grad)
+    factor = (weight.numel() / scale.numel() * limit) ** -0.5
+    torch.testing.assert_close(found[1].grad, wanted[1].grad * factor)
+    assert (found[1].grad != 0).all()
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_a_learnt_scale_finds_a_smaller_error_than_the_maximum(bits):
+    weight = noise(4, 256)
+    scale = first_scale(weight, bits).requires_grad_()
+    optimiser = torch.optim.Adam([scale], lr=0.01)
+    for _ in range(200):
+        optimiser.zero_grad()
+        (fake_quantise(weight, bits, scale=scale) - weight).square().sum().backward()
+        optimiser.step()
+    learnt = (fake_quantise(weight, bits, scale=scale) - weight).square().sum()
+    assert learnt < 0.9 * (fake_quantise(weight, bits) - weight).square().sum()
+
+
+def test_the_sign_of_a_learnt_scale_does_not_matter():
+    weight, scale = noise(3, 8), first_scale(noise(3, 8), 4)
+    assert torch.equal(
+        fake_quantise(weight, 4, scale=-scale), fake_quantise(weight, 4, scale=scale)
+    )
+    assert (integers(weight, 4, scale=-scale)[1] > 0).all()
+
+
+def test_a_part_with_the_scale_of_the_whole_is_a_part_of_the_whole():
+    weight = noise(8, 12)
+    scale = scale_by_maximum(weight, 4)
+    part = fake_quantise(weight[:, :5], 4, scale=scale)
+    assert torch.equal(part, fake_quantise(weight, 4)[:, :5])
+    assert not torch.equal(part, fake_quantise(weight[:, :5], 4))
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+def test_zeros_stay_zeros(bits, per):
+    weight = noise(4, 6)
+    weight[1] = 0.0
+    weight[2] = 1e-42  # its scale could not be held
+    for scale in (None, first_scale(weight, bits, per)):
+        quantised = fake_quantise(weight.requires_grad_(), bits, per, scale)
+        assert not quantised[1:3].any() and torch.isfinite(quantised).all()
+        quantised.sum().backward()
+        assert torch.isfinite(weight.grad).all() and weight.grad[1].all()
+    zeros = torch.zeros(3, 4)
+    ints, scale = integers(zeros, bits, per)
+    assert not ints.any() and not dequantise(ints, scale).any() and torch.isfinite(scale).all()
+
+
+def test_nan_and_infinity_are_refused_in_integers_and_shown_in_training():
+    for value in (float("nan"), float("inf")):
+        weight = noise(3, 4)
+        weight[1, 2] = value
+        with pytest.raises(UserError, match="a weight holds NaN or infinite values"):
+            integers(weight, 4)
+        assert torch.isnan(fake_quantise(weight, 4)[1]).any()
+        with pytest.raises(UserError, match="a scale holds NaN or infinite values"):
+            integers(noise(3, 4), 4, scale=torch.full((3, 1), value))
+    assert torch.isnan(fake_quantise(noise(3, 4), 4, scale=torch.tensor(float("nan")))).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 3}, "bits must be one of 32, 8, 4, 2, not 3"),
+        ({"bits": 8.0}, "bits must be one of 32, 8, 4, 2, not 8.0"),
+        ({"bits": True}, "bits must be one of"),
+        ({"bits": 8, "per": "row"}, "per must be one of tensor, channel, not 'row'"),
+        ({"bits": 8, "scale": "max"}, "scale must be one of maximum, learnt, not 'max'"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        QuantConf(**options)
+
+
+def test_bits_that_are_not_offered_are_refused_everywhere():
+    for function in (fake_quantise, integers, scale_by_maximum, first_scale):
+        with pytest.raises(UserError, match="bits must be one of 32, 8, 4, 2, not 5"):
+            function(noise(2, 2), 5)
