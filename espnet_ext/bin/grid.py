@@ -160,7 +160,7 @@ def _train_and_score(cell: Cell, part: str, espnet: list[str], keep: bool) -> No
     path = str(config_path(cell))
     common = {"config": path, "tag": cell.tag, "variant": None}
     train.run(argparse.Namespace(**common, ngpu=0, threads=1, espnet=espnet))
-    deploy.run(argparse.Namespace(**common, checkpoint=None))
+    deploy.run(argparse.Namespace(**common, checkpoint=None, family=False))
     name = cell.set_name(part)
     # Other trainings run beside this one: a real-time factor would be theirs too.
     decode.run(argparse.Namespace(**common, sets=name, nj=1), timed=False)

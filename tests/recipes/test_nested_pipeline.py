@@ -86,8 +86,9 @@ def test_a_packed_member_goes_through_all_stages(recipe):
 def test_the_family_goes_into_one_file(recipe):
     from espnet_ext.tasks.family import load
 
-    ended = forked.Command(recipe, (*VERBS["deploy"], "--family"), recipe / "logs").wait(600)
-    assert ended.code == 0, ended.stdout + ended.stderr
+    for words in (("--variant", PACKED), ("--family",)):
+        ended = forked.Command(recipe, (*VERBS["deploy"], *words), recipe / "logs").wait(600)
+        assert ended.code == 0, ended.stdout + ended.stderr
     assert "8 members" in ended.stdout
     path = recipe / "exp/tiny/deploy/family/family.safetensors"
     packed = (recipe / "exp/tiny/deploy" / PACKED / "model.safetensors").stat().st_size
