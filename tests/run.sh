@@ -44,6 +44,6 @@ code=0
 echo "checks: $((6 - ${#failed[@]})) of 6 passed${failed[*]:+; failed: ${failed[*]}}"
 
 # pytest closes the run: its last line counts the tests.
-# Tests that share a trained recipe stay in one process (xdist_group).
-pytest -q -n 2 --dist loadgroup "$@" || code=$?
+# Tests of one file share a trained recipe, so a file stays in one process.
+pytest -q -n 2 --dist loadfile "$@" || code=$?
 exit "$code"

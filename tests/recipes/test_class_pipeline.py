@@ -18,9 +18,6 @@ from tests.fixtures import miniature
 from tests.fixtures.acted_voices import hedgewars
 from tests.fixtures.ssl_models import WIDTH, make_ssl
 
-# One process makes the recipe, whatever pytest-xdist distributes.
-pytestmark = pytest.mark.xdist_group("class_pipeline")
-
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
     "include": "../../../conf/base/cls.yaml",

@@ -15,8 +15,6 @@ from torch.utils._pytree import tree_map
 
 from tests.fixtures import finished, forked, miniature
 
-pytestmark = pytest.mark.xdist_group("kill")
-
 VERBS = {k: finished.VERBS[k] for k in ("features", "tokens", "train", "deploy", "decode")}
 WRITES = ("os.rename", "os.remove", "os.symlink", "os.mkdir", "os.rmdir", "open")
 

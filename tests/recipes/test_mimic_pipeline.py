@@ -19,9 +19,6 @@ from espnet_ext.errors import UserError
 from tests.fixtures import forked, miniature
 from tests.fixtures.acted_voices import hedgewars
 
-# One process makes the recipes, whatever pytest-xdist distributes.
-pytestmark = pytest.mark.xdist_group("mimic_pipeline")
-
 SMALL = {
     "model_type": "whisper",
     "d_model": 16,

@@ -12,8 +12,6 @@ from tests.fixtures import forked, miniature
 from tests.fixtures.finished import CONFIG, VERBS
 from tests.fixtures.stock import stock_decoding
 
-pytestmark = pytest.mark.xdist_group("nested_pipeline")
-
 NESTED = {"depths": [2, 1], "widths": [24, 12], "bits": [32, 4], "sample": 5}
 SMALL = "1L-12-32b"
 PACKED = "2L-24-4b"

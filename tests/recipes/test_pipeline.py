@@ -20,9 +20,6 @@ from espnet_ext.report.schema import RESULT, validate
 from tests.fixtures import forked, miniature
 from tests.fixtures.stock import stock_decoding
 
-# One process makes the recipe, whatever pytest-xdist distributes.
-pytestmark = pytest.mark.xdist_group("pipeline")
-
 SETS = ("test", "unseen")
 METHODS = ("ctc_greedy", "ctc_att_beam")
 

@@ -15,9 +15,6 @@ from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.report.schema import RESULT, validate
 from tests.fixtures import forked, translated
 
-# One process makes the recipes, whatever pytest-xdist distributes.
-pytestmark = pytest.mark.xdist_group("translation_pipeline")
-
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = {
     "include": "../../../conf/base/transducer.yaml",

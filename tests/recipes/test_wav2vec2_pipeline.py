@@ -11,9 +11,6 @@ from safetensors.torch import load_file
 from espnet_ext.data.kaldi_dir import read_table
 from tests.fixtures import forked, miniature
 
-# One process makes the recipe, whatever pytest-xdist distributes.
-pytestmark = pytest.mark.xdist_group("wav2vec2_pipeline")
-
 SMALL = {
     "model_type": "wav2vec2",
     "hidden_size": 16,

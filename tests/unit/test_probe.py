@@ -11,8 +11,6 @@ import torch
 from espnet_ext.data.kaldi_dir import read_table
 from tests.fixtures import probe, speech_models
 
-pytestmark = pytest.mark.xdist_group("probe")
-
 K = ("--k", "2", "4")
 
 

@@ -7,8 +7,6 @@ import torch
 
 from tests.fixtures.finished import CONFIG, VERBS, change, complains
 
-pytestmark = pytest.mark.xdist_group("bad_input")
-
 WRONG_CONFIGS = [
     ({"batch_bin": 1}, "unknown key 'batch_bin'; did you mean 'batch_bins'?"),
     ({"encoder": "hrf_confromer"}, "unknown encoder 'hrf_confromer'; did you mean 'hrf_conformer'"),

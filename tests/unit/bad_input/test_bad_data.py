@@ -13,8 +13,6 @@ import torch
 from tests.fixtures import forked
 from tests.fixtures.finished import AVERAGE, DEPLOYED, VERBS, change, complains
 
-pytestmark = pytest.mark.xdist_group("bad_input")
-
 
 def one_audio(folder: Path, name: str) -> Path:
     """The audio of the first utterance of a set."""

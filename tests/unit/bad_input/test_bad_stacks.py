@@ -12,8 +12,6 @@ from espnet_ext.errors import UserError
 from espnet_ext.report.stacks import read_stacks
 from tests.fixtures import forked, probe, speech_models
 
-pytestmark = pytest.mark.xdist_group("probe")
-
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):

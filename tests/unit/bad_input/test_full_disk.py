@@ -13,8 +13,6 @@ import pytest
 from tests.fixtures import forked
 from tests.fixtures.finished import VERBS, complains, content
 
-pytestmark = pytest.mark.xdist_group("bad_input")
-
 
 def full_disk(folder: str) -> Callable[[], None]:
     """Return what makes every opening of a file to be written under ``folder`` fail."""
