@@ -156,15 +156,22 @@ def _run_one(cell: Cell, part: str, espnet: list[str], keep: bool) -> str | None
     return None
 
 
+def _arguments(verb: Any, cell: Cell, *words: str) -> argparse.Namespace:
+    """What a verb gets for a cell; what is not among ``words`` is as its parser has it."""
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return parser.parse_args([str(config_path(cell)), "--tag", cell.tag, *words])
+
+
 def _train_and_score(cell: Cell, part: str, espnet: list[str], keep: bool) -> None:
-    path = str(config_path(cell))
-    common = {"config": path, "tag": cell.tag, "variant": None}
-    train.run(argparse.Namespace(**common, ngpu=0, threads=1, espnet=espnet))
-    deploy.run(argparse.Namespace(**common, checkpoint=None, family=False))
+    training = _arguments(train, cell, "--ngpu", "0", "--threads", "1")
+    training.espnet = espnet
+    train.run(training)
+    deploy.run(_arguments(deploy, cell))
     name = cell.set_name(part)
     # Other trainings run beside this one: a real-time factor would be theirs too.
-    decode.run(argparse.Namespace(**common, sets=name, nj=1), timed=False)
-    config = load_config(path, cell.tag)
+    decode.run(_arguments(decode, cell, "--sets", name, "--nj", "1"), timed=False)
+    config = load_config(config_path(cell), cell.tag)
     method, variant = next(iter(config.recipe.decode)), config.recipe.variant
     named = config.exp / "decode" / variant / method / name / "text"
     label, utt2spk = (Path("data") / name / file for file in ("label", "utt2spk"))

@@ -94,8 +94,8 @@ def stock_encoder(name: str) -> str:
     """Return the encoder under ``name``: hrf_conformer gives conformer."""
     # Both parts may hold underscores: the names are made again, not cut in two.
     return {
-        f"{name}_{base}": base
-        for name, method in METHODS.items()
+        f"{prefix}_{base}": base
+        for prefix, method in METHODS.items()
         for base in BASES
         if method.fits(base, base in RECURRENT_BASES)
     }.get(name, name)
