@@ -129,6 +129,9 @@ def plot_confusion(classes: Sequence[str], confusion: Sequence[Sequence[int]], p
     plot_confusions(classes, {"": confusion}, path)
 
 
+_READABLE = 12  # classes whose counts can be read in a panel
+
+
 def plot_confusions(
     classes: Sequence[str], matrices: Mapping[str, Sequence[Sequence[int]]], path: Path
 ) -> None:
@@ -142,6 +145,8 @@ def plot_confusions(
         axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
         for i, row in enumerate(confusion):
             for j, n in enumerate(row):
+                if n == 0 or len(classes) > _READABLE:  # the colour says it
+                    continue
                 color = "white" if shares[i][j] > 0.5 else "black"
                 axis.text(j, i, str(n), ha="center", va="center", color=color, fontsize=8)
         ticks = range(len(classes))
