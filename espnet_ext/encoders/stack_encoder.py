@@ -1,7 +1,7 @@
 """ESPnet encoder ``stack``: a speech representation model under a head of ESPnet's."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from torch import Tensor, nn
 
+from espnet_ext.encoders.frozen import digest, remembered
 from espnet_ext.encoders.stack import Stack, load_stack
 from espnet_ext.encoders.stack_mimic import MimickedStack, parse_mimic, stack_parts
 from espnet_ext.encoders.stack_transformers import architecture_of, build_transformers
@@ -54,6 +55,7 @@ class StackEncoder(AbsEncoder):
         architecture: dict | None = None,
         mimic: dict | None = None,
         nested: dict | None = None,
+        cache_gb: float = 0.0,
     ):
         """Load the model.
 
@@ -72,6 +74,9 @@ class StackEncoder(AbsEncoder):
                 weights) and ``frozen``: train nothing of it.
             nested: options of a family of sub-networks of the stack, of a model of transformers;
                 those of ``methods.nested_options.NestedOptions``.
+            cache_gb: memory that a training may take to keep what the frozen part gives, so that
+                it is computed once, not in every epoch. An encoder of ESPnet's, whose
+                convolutions see the padding of a batch, then sees each utterance alone.
 
         Raises:
             UserError: an option that does not fit the model, or what ``load_stack`` raises.
@@ -86,7 +91,11 @@ class StackEncoder(AbsEncoder):
         whole = _find_stack(path, architecture).select(remove, keep)
         if upto is not None and not 1 <= upto <= whole.num_layers:
             raise UserError(f"encoder: stack: upto: {upto} is not in 1..{whole.num_layers}")
+        if not cache_gb >= 0:
+            raise UserError(f"encoder: stack: cache_gb must be 0 or more, not {cache_gb}")
         self.architecture = architecture_of(whole)
+        self.cache_gb = cache_gb
+        self._digest: str | None = None
         self.upto = upto
         self.frozen = frozen
         self.stack: Stack | MimickedStack = whole
@@ -178,17 +187,44 @@ class StackEncoder(AbsEncoder):
         self, xs_pad: Tensor, ilens: Tensor, prev_states: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None]:
         """Encode samples (batch, samples, 1); return (batch, frames, width), lengths, None."""
-        mimicked = self.stack if isinstance(self.stack, MimickedStack) else None
-        below = self.stack if mimicked is None else mimicked.stack
-        assert isinstance(below, Stack)
-        self._without_dropout(below)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            x, lengths = below.front(xs_pad.squeeze(-1), ilens)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen is not True):
-            if mimicked is None:
-                return below.hidden(x, lengths, self.upto)[-1], lengths, None
-            x = mimicked.before(x, lengths)
-        return mimicked.mimic(x, lengths)[-1], lengths, None
+        self._without_dropout(self._below)
+        x, lengths = xs_pad.squeeze(-1), ilens
+        if self.frozen:
+            with torch.no_grad():
+                x, lengths = remembered(self._name, self._fixed, x, lengths, self.cache_gb)
+        else:
+            x, lengths = self._below.front(x, lengths)
+        if self.frozen is not True:
+            x = self._layers(x, lengths)
+        if isinstance(self.stack, MimickedStack):
+            x = self.stack.mimic(x, lengths)[-1]
+        return x, lengths, None
+
+    @property
+    def _below(self) -> Stack:
+        """The front end and the layers that no mimic replaces."""
+        stack = self.stack.stack if isinstance(self.stack, MimickedStack) else self.stack
+        assert isinstance(stack, Stack)
+        return stack
+
+    def _layers(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Behind the front end, up to the output or the first mimic."""
+        if isinstance(self.stack, MimickedStack):
+            return self.stack.before(x, lengths)
+        return self.stack.hidden(x, lengths, self.upto)[-1]
+
+    def _fixed(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What is frozen."""
+        x, lengths = self._below.front(speech, lengths)
+        return (self._layers(x, lengths) if self.frozen is True else x), lengths
+
+    def _name(self) -> tuple[Hashable, ...]:
+        """What decides the output of ``_fixed``, but for the utterance."""
+        if self._digest is None:
+            self._digest = digest(self._below)
+        first = self.stack.first if isinstance(self.stack, MimickedStack) else None
+        depth = (self._below.kept, self.upto, first) if self.frozen is True else ()
+        return (self._digest, self.frozen, *depth)
 
     def _without_dropout(self, below: Stack) -> None:
         """Put what is frozen into evaluation mode: ESPnet's trainer has all of it in training."""

@@ -22,6 +22,7 @@ from espnet2.train.trainer import Trainer as ESPnetTrainer
 from espnet2.train.trainer import autocast_args
 
 from espnet_ext.config import Config
+from espnet_ext.encoders.frozen import remembering
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.methods.state import compare_state
 from espnet_ext.tasks.checkpoint import build, read_config, save
@@ -297,7 +298,12 @@ def run_task(command: list[str], log: Path, task: str = "asr") -> None:
         UserError: ESPnet stopped with an error.
     """
     try:
-        with atomic_checkpoints(), open(log, "a") as stream, contextlib.redirect_stderr(stream):
+        with (
+            atomic_checkpoints(),
+            remembering(),
+            open(log, "a") as stream,
+            contextlib.redirect_stderr(stream),
+        ):
             _TRAINED[task].main(cmd=command)
     except UserError:
         raise

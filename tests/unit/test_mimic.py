@@ -19,32 +19,7 @@ from espnet_ext.methods.mimic import (
     masked_mse,
     mimic_loss,
 )
-
-TINY = {
-    "wav2vec2": {
-        "model_type": "wav2vec2",
-        "hidden_size": 16,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
-        "conv_dim": [8, 8],
-        "conv_kernel": [10, 3],
-        "conv_stride": [5, 64],
-        "num_conv_pos_embeddings": 4,
-        "num_conv_pos_embedding_groups": 2,
-    },
-    "whisper": {
-        "model_type": "whisper",
-        "d_model": 16,
-        "encoder_layers": 3,
-        "encoder_attention_heads": 2,
-        "encoder_ffn_dim": 24,
-        "num_mel_bins": 8,
-    },
-}
-TINY["pre_norm"] = TINY["wav2vec2"] | {"do_stable_layer_norm": True, "feat_extract_norm": "layer"}
-TINY["wavlm"] = TINY["wav2vec2"] | {"model_type": "wavlm"}
-TINY["hubert"] = TINY["wav2vec2"] | {"model_type": "hubert"}
+from tests.fixtures.speech_models import TINY
 
 
 def randomised(module):
