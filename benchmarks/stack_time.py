@@ -5,11 +5,14 @@ Protocol: evaluation mode, no gradients, one thread by default, the same random 
 The systems take turns, so that what else the machine does hits all of them; rounds that warm up
 are not counted, the median of the others is. On a GPU times are of CUDA events. ``front`` is the
 front end alone (of Whisper that includes its log-mel, on the CPU): no mimic can be faster.
+``stack_ms`` is the time behind it: the median over rounds of what a system takes longer.
 Time does not depend on the weights: mimics are random, and --architecture needs no weights at all.
 
 Example:
     python benchmarks/stack_time.py downloads/whisper_base --remove 2 --remove 2,3 \
         --mimic linear:64 --mimic linear:512:3 --mimic transformer:512 --json times.json
+    python ../../../benchmarks/stack_time.py downloads/whisper_base --mimic linear:64 \
+        --json ../../../results/stack_time/whisper_base.json   # then: espnet-ext report --all
     python benchmarks/stack_time.py --architecture '{"model_type": "wav2vec2"}' --device cuda
 """
 
@@ -46,10 +49,12 @@ def main() -> None:
 
     with quiet():
         found = measure(args)
-    columns = ("parameters", "stack_parameters", "macs_per_second", "ms")
+    columns = ("parameters", "stack_parameters", "macs_per_second", "ms", "stack_ms")
     print(f"{'system':24}" + "".join(f"{c:>18}" for c in columns) + f"{'of whole':>12}")
     for name, row in found["systems"].items():
-        cells = "".join(f"{row[c]:>18,.2f}" if c == "ms" else f"{row[c]:>18,}" for c in columns)
+        cells = "".join(
+            f"{row[c]:>18,.2f}" if c.endswith("ms") else f"{row[c]:>18,}" for c in columns
+        )
         print(f"{name:24}{cells}{row['ms'] / found['systems']['whole']['ms']:>12.3f}")
     if args.json:
         write_json(args.json, {**found, "command": sys.argv})
@@ -143,8 +148,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                     rows[name]["rounds"].append(seconds)
     for row in rows.values():
         row["ms"] = 1e3 * statistics.median(row["rounds"])
+        behind = [a - b for a, b in zip(row["rounds"], rows["front"]["rounds"], strict=True)]
+        row["stack_ms"] = 1e3 * statistics.median(behind)
     protocol = ("seconds", "batch", "warmup", "repeats", "threads", "device")
-    return {"systems": rows, **{key: getattr(args, key) for key in protocol}, **environment()}
+    model = args.path or json.dumps(args.architecture)
+    return {
+        "model": model,
+        "systems": rows,
+        **{key: getattr(args, key) for key in protocol},
+        **environment(),
+    }
 
 
 def timed(work: Callable[[], Any], device: str) -> float:

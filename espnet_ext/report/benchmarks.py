@@ -67,6 +67,30 @@ MERGED_LATENCY = mapping(
         )
     ),
 )
+STACK_TIME = mapping(
+    model=text,
+    seconds=number,  # of speech
+    batch=count,
+    warmup=count,
+    repeats=count,
+    threads=count,
+    device=text,
+    systems=named(
+        mapping(
+            parameters=count,
+            stack_parameters=count,  # behind the front end
+            macs_per_second=count,
+            rounds=items(number),  # seconds
+            ms=number,
+            stack_ms=number,
+        )
+    ),
+    commit=text,
+    versions=named(text),
+    machine=named(plain),
+    command=items(text),
+)
+_STACK_TIME = "stack_time"  # the folder; a file for each model
 _CHECKS: dict[str, Check] = {
     "whole_job.json": WHOLE_JOB,
     "hrf_training_step.json": TRAINING_STEP,
@@ -80,10 +104,22 @@ def read_benchmarks(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: a file is not JSON or does not fit.
     """
+    checks = dict(_CHECKS)
+    for path in sorted(folder.glob(f"{_STACK_TIME}/*.json")):
+        checks[f"{_STACK_TIME}/{path.name}"] = STACK_TIME
     return {
         name: read_validated(folder / name, check, "run the benchmark again")
-        for name, check in _CHECKS.items()
+        for name, check in checks.items()
         if (folder / name).is_file()
+    }
+
+
+def stack_times(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what ``read_benchmarks`` found, the times of stacks by the name of the model's file."""
+    return {
+        Path(name).stem: record
+        for name, record in measured.items()
+        if name.startswith(f"{_STACK_TIME}/")
     }
 
 
@@ -96,6 +132,8 @@ def sections(measured: Mapping[str, Any], folder: str) -> list[str]:
         lines += ["", *_training_step(measured["hrf_training_step.json"])]
     if "merged_latency.json" in measured:
         lines += ["", *_merged_latency(measured["merged_latency.json"])]
+    if times := stack_times(measured):
+        lines += ["", *_stack_times(times)]
     return lines
 
 
@@ -177,6 +215,44 @@ def _merged_latency(measured: Mapping[str, Any]) -> list[str]:
         f"{measured['calls']}, {measured['threads']} thread; {measured['cpu']}, "
         f"torch {measured['torch']}.",
     ]
+
+
+def _stack_times(times: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "## Time of stacks, whole and mimicked",
+        "",
+        "Random speech; the systems take turns, the first rounds are not counted; medians. The "
+        "time behind the front end is the median of what a system takes longer than the front end "
+        "alone in the same round.",
+    ]
+    header = ["system", "params", "behind the front", "MACs/s", "ms (range)", "to whole"]
+    header += ["ms behind the front", "to whole"]
+    for name, found in times.items():
+        program, *words = found["command"]
+        whole = found["systems"]["whole"]
+        rows = [
+            [
+                system,
+                f"{row['parameters']:,}",
+                f"{row['stack_parameters']:,}",
+                f"{row['macs_per_second'] / 1e6:,.1f} M",
+                _spread([1e3 * seconds for seconds in row["rounds"]], ".1f"),
+                f"{row['ms'] / whole['ms']:.3f}",
+                f"{row['stack_ms']:.2f}",
+                f"{row['stack_ms'] / whole['stack_ms']:.3f}",
+            ]
+            for system, row in found["systems"].items()
+        ]
+        lines += [
+            *("", f"### {name}", "", "```bash"),
+            f"python {shlex.join(['benchmarks/' + Path(program).name, *words])}",
+            *("```", "", markdown(header, rows), ""),
+            f"{found['batch']} x {found['seconds']:g} s, {found['repeats']} rounds after "
+            f"{found['warmup']}, {found['threads']} thread; {found['device']} of "
+            f"{found['machine']['cpu']}; torch {found['versions']['torch']}; "
+            f"commit {found['commit']}.",
+        ]
+    return lines
 
 
 def _spread(values: Sequence[float], form: str) -> str:

@@ -15,7 +15,8 @@ A file results/claims/<paper>.yaml holds claims in our words and names committed
 
 ``grid`` is results/<dataset>_<task>/grids/<name>.json, whose weighted F1 is compared fold by
 fold, or speaker by speaker; ``run`` is results/<dataset>_<task>/<run>.json, with the comparison
-that stage 7 made; ``similarity`` and ``pruning`` lie in folders of these names.
+that stage 7 made; ``similarity`` and ``pruning`` lie in folders of these names; ``time`` is
+results/stack_time/<model>.json.
 ``RULES`` has the rules and their keys; each is explained where its verdict is computed.
 """
 
@@ -86,6 +87,21 @@ def _within(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
         return found.text(), HOLDS
     outside = found.interval[1] < low or found.interval[0] > high
     return found.text(), DOES_NOT if outside else UNTOLD
+
+
+def _kept(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
+    """Holds if the interval of what lies above the share ``low`` of the other's score is positive.
+
+    Does not hold if that interval is negative.
+    """
+    found = evidence.kept(options["low"])
+    whole = found.than / options["low"]
+    text = f"{found.of:.3f} of {whole:.3f} {found.unit}, {found.of / whole:.0%}"
+    if found.interval is None:
+        return f"{text} (too few to test)", UNTOLD
+    low, high = found.interval
+    text += f"; to {options['low']:.0%} of it {found.gain:+.3f} ({low:+.3f} to {high:+.3f})"
+    return text, HOLDS if low >= 0 else DOES_NOT if high < 0 else UNTOLD
 
 
 def _question(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
@@ -190,7 +206,8 @@ RULES: dict[str, Rule] = {
     "best": Rule(_best, {}, ("system", "among")),
     "trend": Rule(_trend, {"degree": int}, ("systems",)),
     "equal": Rule(_equal, {"fields": list}, _PAIR, ("fields",)),
-    "ratio": Rule(_ratio, {"field": str, **_BOUNDS}, _PAIR, ("field",)),
+    "kept": Rule(_kept, {"low": _NUMBER}, _PAIR, ("low",), ("grid",)),
+    "ratio": Rule(_ratio, {"field": str, **_BOUNDS}, _PAIR, ("field",), ("grid", "run", "time")),
     "at_most": Rule(_at_most, {"field": str, "limit": _NUMBER}, ("system",), ("field", "limit")),
     "blocks": Rule(_blocks, {}, ("measure",), kinds=("similarity",)),
     "removable": Rule(_removable, {"low": _NUMBER}, ("order",), ("low",), ("pruning",)),
@@ -299,7 +316,9 @@ def claims_lines(papers: Mapping[str, Sequence[Claim]], results: Results) -> lis
         "does. `best`: holds if better than each other one; does not hold if one is better (p "
         "times their number < 0.05). `trend`: the straight (degree 1) or bent (degree 2, upwards "
         "at the ends) part of the curve, told apart from 0. `equal`, `ratio` and `at_most` "
-        "compare counts and measured differences directly. `blocks`: holds if the neighbouring "
+        "compare counts and measured differences or times directly. `kept`: holds if the interval "
+        "of what lies above that share of the other's score is positive, does not hold if it is "
+        "negative. `blocks`: holds if the neighbouring "
         "layers at the cut are the least alike of all neighbours. `removable`: holds if at least "
         "that share of the layers can go at 95 % of the whole stack's score. All else cannot be "
         "told at this scale.",
@@ -324,7 +343,8 @@ def _name(item: Mapping[str, Any]) -> str:
     for kind, key in (("similarity", "measure"), ("pruning", "order")):
         if kind in item:
             return f"{kind} {item[kind]}: {item[key]}"
-    words = [f"grid {item['grid']}:"]
+    kind = "time" if "time" in item else "grid"
+    words = [f"{kind} {item[kind]}:"]
     if "systems" in item:
         words.append(", ".join(item["systems"]))
     else:

@@ -13,18 +13,22 @@ from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.report.table import SIGNIFICANT, p_value
 from espnet_ext.score.folds import mean_interval, sign_flip_p
 
-KINDS = ("grid", "run", "similarity", "pruning")
+KINDS = ("grid", "run", "similarity", "pruning", "time")
 _METRICS = ("wer", "cer", "weighted_f1")
 
 
 @dataclass(frozen=True)
 class Results:
-    """Committed results by name: <dataset>_<task>/<name of grid, run, similarity or pruning>."""
+    """Committed results by name: <dataset>_<task>/<name of grid, run, similarity or pruning>.
+
+    Times are named by the model alone.
+    """
 
     grids: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     similarities: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     prunings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    times: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -32,8 +36,9 @@ class Results:
         results: Sequence[Mapping[str, Any]],
         grids: Sequence[Mapping[str, Any]],
         of_stacks: Sequence[tuple[str, Mapping[str, Any]]] = (),
+        times: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> "Results":
-        """Name what ``read_results``, ``read_grids`` and ``read_stacks`` returned."""
+        """Name what ``read_results``, ``read_grids``, ``read_stacks``, ``stack_times`` returned."""
         corpus = "{dataset}_{task}/".format_map
 
         def records(kind: str) -> dict[str, Mapping[str, Any]]:
@@ -44,12 +49,18 @@ class Results:
             runs={corpus(result) + run_name(result): result for result in results},
             similarities=records("similarity"),
             prunings=records("pruning"),
+            times=times or {},
         )
 
     def by_kind(self, kind: str) -> Mapping[str, Mapping[str, Any]]:
-        """The results of a kind of evidence: grid, run, similarity or pruning."""
-        kinds = {"grid": self.grids, "run": self.runs}
-        return (kinds | {"similarity": self.similarities, "pruning": self.prunings})[kind]
+        """The results of a kind of evidence, a key of ``KINDS``."""
+        return {
+            "grid": self.grids,
+            "run": self.runs,
+            "similarity": self.similarities,
+            "pruning": self.prunings,
+            "time": self.times,
+        }[kind]
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,9 @@ class Evidence:
         if "run" in self.item:
             return self._compared_runs()
         than = self.item["than"] if than is None else than
-        after, before = (self._by_unit(name) for name in (self.item["system"], than))
+        return self._differing(*(self._by_unit(name) for name in (self.item["system"], than)))
+
+    def _differing(self, after: np.ndarray, before: np.ndarray) -> Compared:
         differences = after - before
         p, gain = sign_flip_p(differences), float(differences.mean())
         kind = self.results.grids[self.item["grid"]]["unit"]
@@ -131,6 +144,11 @@ class Evidence:
         return Compared(
             float(after.mean()), float(before.mean()), gain, interval, p, _told(gain, p), unit
         )
+
+    def kept(self, share: float) -> Compared:
+        """Compare the system with ``share`` of what the other scores, a share for each unit."""
+        after, before = (self._by_unit(self.item[key]) for key in ("system", "than"))
+        return self._differing(after, share * before)
 
     def trend(self, degree: int) -> Trend:
         """Return the straight (1) or bent (2) part of the curve over the named systems."""
@@ -179,11 +197,11 @@ class Evidence:
         return value
 
     def _system(self, name: str) -> Mapping[str, Any]:
-        rows = {row["system"]: row for row in self.results.grids[self.item["grid"]]["systems"]}
+        found = self.record()["systems"]
+        rows = found if self.kind == "time" else {row["system"]: row for row in found}
         if name not in rows:
-            raise UserError(
-                f"{self.source}: grid {self.item['grid']} has no system {nearest(name, rows)}"
-            )
+            place = f"{self.kind} {self.item[self.kind]}"
+            raise UserError(f"{self.source}: {place} has no system {nearest(name, rows)}")
         return rows[name]
 
     def _by_unit(self, name: str) -> np.ndarray:

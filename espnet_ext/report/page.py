@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_ext.report import classes, grids, stacks, table, translation
-from espnet_ext.report.benchmarks import sections
+from espnet_ext.report.benchmarks import sections, stack_times
 from espnet_ext.report.claims import Claim, claims_lines
 from espnet_ext.report.evidence import Results
 from espnet_ext.report.result import published_path, run_name
@@ -83,7 +83,8 @@ def results_page(
             " MAPSSWE is NIST's matched-pairs test of words, over segments between words that "
             "both runs have right; the bootstrap decides, and takes speakers into account."
         )
-    told = claims_lines(papers or {}, Results.of(results, committed_grids, of_stacks))
+    times = stack_times(benchmarks or {})
+    told = claims_lines(papers or {}, Results.of(results, committed_grids, of_stacks, times))
     lines += ["", *told] if told else []
     records = [*results, *committed_grids, *(record for _, record in of_stacks)]
     for name in dict.fromkeys(_corpus(r) for r in records):

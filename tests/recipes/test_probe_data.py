@@ -44,6 +44,7 @@ def test_hedgewars_is_prepared_for_both_tasks(tmp_path):
     assert {u.speaker for u in read_data_dir(data / "keyword_test")} == {"mobster"}
     assert read_folds(data, "keyword") == ["keyword-british", "keyword-mobster", "keyword-pirate"]
     assert len(read_folds(data, "voice")) == 4
+    assert read_folds(data, "group") == ["group-1", "group-2", "group-3"]
     before = times(data)
     assert "up to date" in run("hedgewars/probe1", tmp_path, *words).stdout
     assert times(data) == before

@@ -2,11 +2,15 @@
 
 import json
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from espnet_ext.report.benchmarks import read_benchmarks
+from espnet_ext.report.page import results_page
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "benchmarks/stack_time.py"
@@ -39,6 +43,9 @@ def test_it_counts_and_times_all_systems(tmp_path):
     rows = found["systems"]
     assert list(rows) == ["whole", "front", "without 1", "mimic linear:8"]
     assert all(len(row["rounds"]) == 3 for row in rows.values())
+    behind = [a - b for a, b in zip(rows["whole"]["rounds"], rows["front"]["rounds"], strict=True)]
+    assert rows["whole"]["stack_ms"] == pytest.approx(1e3 * sorted(behind)[1])
+    assert rows["front"]["stack_ms"] == 0
     assert found["threads"] == 1
     layer = 4 * 16 * 16 + 3 * 16 + 2 * 16 * 24 + 24 + 16 + 4 * 16  # keys have no bias
     counts = {name: row["stack_parameters"] for name, row in rows.items()}
@@ -50,6 +57,12 @@ def test_it_counts_and_times_all_systems(tmp_path):
     assert macs["mimic linear:8"] - macs["front"] == 50 * 2 * 16 * 8
     one = 50 * (4 * 16 * 16 + 2 * 16 * 24) + 2 * 50 * 50 * 16
     assert macs["whole"] - macs["without 1"] == one
+    (tmp_path / "stack_time").mkdir()
+    out.rename(tmp_path / "stack_time/small.json")
+    page = results_page([], benchmarks=read_benchmarks(tmp_path))
+    assert "### small" in page
+    assert f"| mimic linear:8 | {rows['mimic linear:8']['parameters']:,} " in page
+    assert shlex.join(["python", "benchmarks/stack_time.py", *words]) in page
 
 
 @pytest.mark.parametrize(

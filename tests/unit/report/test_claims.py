@@ -139,6 +139,34 @@ def test_within_needs_the_whole_interval(tmp_path, a, options, expected):
     assert verdict(tmp_path, "within", PAIR, of(grid(a=a, b=0.5)), **options)[1] == expected
 
 
+@pytest.mark.parametrize(
+    ("a", "expected", "share"),
+    [(0.49, HOLDS, "98%"), (0.40, DOES_NOT, "80%"), (0.476, UNTOLD, "95%")],
+)
+def test_kept_is_told_from_the_share_of_every_fold(tmp_path, a, expected, share):
+    text, told = verdict(tmp_path, "kept", PAIR, of(grid(a=a, b=0.50)), low=0.95)
+    assert (told, f", {share}; to 95% of it" in text) == (expected, True)
+    # The interval by hand, of the share of each fold.
+    scores = {s["system"]: s["by_unit"] for s in grid(a=a, b=0.50)["systems"]}
+    above = [scores["a"][unit] - 0.95 * scores["b"][unit] for unit in scores["a"]]
+    half = stats.t.ppf(0.975, FOLDS - 1) * stats.sem(above)
+    assert f"({np.mean(above) - half:+.3f} to {np.mean(above) + half:+.3f})" in text
+
+
+def test_times_are_compared_within_one_file(tmp_path):
+    systems = {"whole": {"ms": 10.0, "parameters": 200}, "mimic": {"ms": 1.0, "parameters": 30}}
+    results = Results.of((), (), times={"model": {"systems": systems}})
+    item = {"time": "model", "system": "mimic", "than": "whole"}
+    told = verdict(tmp_path, "ratio", item, results, field="ms", high=0.2)
+    assert told == ("ms 1.0 / 10.0 = 0.100", HOLDS)
+    told = verdict(tmp_path, "ratio", item, results, field="parameters", high=0.1)
+    assert told == ("parameters 30 / 200 = 0.150", DOES_NOT)
+    absent = verdict(tmp_path, "ratio", {**item, "time": "no"}, results, field="ms", high=0.2)
+    assert absent == (NOT_MEASURED, NOT_MEASURED)
+    with pytest.raises(UserError, match="time model has no system 'mimik'; did you mean 'mimic'"):
+        verdict(tmp_path, "ratio", {**item, "system": "mimik"}, results, field="ms", high=0.2)
+
+
 def test_best_of_several(tmp_path):
     item = {"grid": "d_t/g", "system": "a", "among": ["b", "c"]}
     for scores, expected in (

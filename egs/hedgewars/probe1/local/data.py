@@ -7,7 +7,7 @@ Example:
 
 Writes 16 kHz mono FLAC to data/audio, and these sets:
   data/{train,dev,test}   event-affect: 777 clips of 15 voices in 7 classes; the clips, the fixed
-      split and the folds data/voice-VOICE/ are those of egs/hedgewars/ser1
+      split and the folds data/voice-VOICE/ and data/group-{1..3}/ are those of egs/hedgewars/ser1
   data/keyword_{train,dev,test}   which of 53 lines? The ten voices that speak English; test
       Mobster and Surfer, dev Pirate, the other seven
   data/keyword-VOICE/{train,dev,test}   the same, one of the ten voices left out
@@ -63,7 +63,11 @@ def make(
     by_word = [dataclasses.replace(written[clip.id], label=clip.label) for clip in spoken]
     sets = hedgewars.fixed(by_affect)
     sets |= {f"keyword_{part}": items for part, items in hedgewars.fixed(by_word).items()}
-    folds = {"voice": hedgewars.by_voice(by_affect), "keyword": hedgewars.by_voice(by_word)}
+    folds = {
+        "voice": hedgewars.by_voice(by_affect),
+        "group": hedgewars.by_group(by_affect),
+        "keyword": hedgewars.by_voice(by_word),
+    }
     return sets, folds
 
 
