@@ -140,6 +140,8 @@ def _record(
 
     words = f"--score_set {args.score_set} --set {args.set} --metric {args.metric}"
     words += f" --repeats {args.repeats} --k {' '.join(map(str, args.k))} --time {args.time}"
+    words += f" --tags {' '.join(args.tags)}" if args.tags else ""
+    words += f" --name {args.name}" if args.name else ""
     return {
         **named_here(args.name or f"{tags[0]}_{args.set}"),
         "model": model,
