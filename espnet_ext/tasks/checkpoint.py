@@ -7,6 +7,7 @@ gives random weights without a word.
 import argparse
 import io
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,32 @@ def save(obj: Any, path: str | os.PathLike, **options: Any) -> None:
 
     torch's own writer of files says "unexpected pos" then.
     """
-    content = serialised(obj, **options)
+    write(serialised(obj, **options), path)
+
+
+def write(content: memoryview, path: str | os.PathLike) -> None:
+    """Write the bytes of a file whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def deployed_bytes(model: nn.Module, variant: str) -> memoryview:
+    """The file of a deployed form; ``torch.load`` reads it.
+
+    In a form that keeps sharing the names of the tensors are compressed: those of hundreds of
+    small ones would add 3 % to a file of 4 MB.
+    """
+    content = serialised(file_state(model, variant))
+    if variant != ResidualWeight.variant:
+        return content
+    smaller = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as given, zipfile.ZipFile(smaller, "w") as made:
+        for entry in given.infolist():
+            again = zipfile.ZipInfo(entry.filename)  # without a date: equal models, equal files
+            if Path(entry.filename).name == "data.pkl":
+                again.compress_type = zipfile.ZIP_DEFLATED
+            made.writestr(again, given.read(entry))
+    return smaller.getbuffer()
 
 
 def ties(model: nn.Module) -> dict[str, str]:
@@ -56,8 +80,8 @@ def file_state(model: nn.Module, variant: str) -> dict[str, torch.Tensor]:
     """The state dict that a deployed form has on disk.
 
     In a form that keeps sharing, each tensor has one name, and all float32 tensors are parts
-    of one storage: names and records of hundreds of small tensors would add 6 % to a file of
-    4 MB. ESPnet loads it as any other, since the model that it loads into shares.
+    of one storage: records of hundreds of small tensors would add 3 % to a file of 4 MB.
+    ESPnet loads it as any other, since the model that it loads into shares.
     """
     state = model.state_dict()
     if variant != ResidualWeight.variant:

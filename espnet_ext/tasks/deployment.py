@@ -20,11 +20,11 @@ from espnet_ext.methods.deploy import PLAIN, footprint
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.tasks.checkpoint import (
     build,
-    file_state,
+    deployed_bytes,
     load_model,
     load_weights,
     read_config,
-    save,
+    write,
 )
 from espnet_ext.tasks.footprint import encoder_compression, is_classifier, macs_per_second
 from espnet_ext.tasks.members import computing, formed, split_variant
@@ -71,7 +71,7 @@ def deploy_checkpoint(
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
         if packed is None:
-            save(file_state(deployed, variant), temporary / "model.pth")
+            write(deployed_bytes(deployed, variant), temporary / "model.pth")
         else:
             write_member(packed, temporary / PACKED)
         # The config names the statistics where they will be, and is built from where they are.

@@ -19,7 +19,7 @@ from espnet_ext.methods.nested import find_stack, integer_weights, nested_stack,
 from espnet_ext.methods.nested_options import Member, find_member
 from espnet_ext.methods.packing import Quantised, quantised_state
 from espnet_ext.methods.quantise import BITS, integers, largest_integer
-from espnet_ext.tasks.checkpoint import file_state, serialised
+from espnet_ext.tasks.checkpoint import deployed_bytes
 from espnet_ext.tasks.packed_file import State, dequantised, member_bytes
 
 _AFTERWARDS = re.compile(r"merged\+(\d+)b")
@@ -128,4 +128,4 @@ def file_bytes(form: Form, variant: str) -> int:
     """Size of the weights' file that stage 5 writes for a deployed form."""
     if form.state is not None:
         return len(member_bytes(form.state))
-    return len(serialised(file_state(form.module, variant)))
+    return len(deployed_bytes(form.module, variant))
