@@ -12,7 +12,7 @@ Example:
     python benchmarks/stack_time.py downloads/whisper_base --remove 2 --remove 2,3 \
         --mimic linear:64 --mimic linear:512:3 --mimic transformer:512 --json times.json
     python ../../../benchmarks/stack_time.py downloads/whisper_base --mimic linear:64 \
-        --json ../../../results/stack_time/whisper_base.json   # then: espnet-ext report --all
+        --json ../../../results/stack_time.whisper_base.json   # then: espnet-ext report --all
     python benchmarks/stack_time.py --architecture '{"model_type": "wav2vec2"}' --device cuda
 """
 

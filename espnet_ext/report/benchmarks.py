@@ -90,7 +90,7 @@ STACK_TIME = mapping(
     machine=named(plain),
     command=items(text),
 )
-_STACK_TIME = "stack_time"  # the folder; a file for each model
+_STACK_TIME = "stack_time."  # what the name of its files begins with; then that of the model
 _CHECKS: dict[str, Check] = {
     "whole_job.json": WHOLE_JOB,
     "hrf_training_step.json": TRAINING_STEP,
@@ -105,8 +105,7 @@ def read_benchmarks(folder: Path) -> dict[str, Any]:
         UserError: a file is not JSON or does not fit.
     """
     checks = dict(_CHECKS)
-    for path in sorted(folder.glob(f"{_STACK_TIME}/*.json")):
-        checks[f"{_STACK_TIME}/{path.name}"] = STACK_TIME
+    checks |= {path.name: STACK_TIME for path in sorted(folder.glob(f"{_STACK_TIME}*.json"))}
     return {
         name: read_validated(folder / name, check, "run the benchmark again")
         for name, check in checks.items()
@@ -117,9 +116,9 @@ def read_benchmarks(folder: Path) -> dict[str, Any]:
 def stack_times(measured: Mapping[str, Any]) -> dict[str, Any]:
     """Of what ``read_benchmarks`` found, the times of stacks by the name of the model's file."""
     return {
-        Path(name).stem: record
+        name.removeprefix(_STACK_TIME).removesuffix(".json"): record
         for name, record in measured.items()
-        if name.startswith(f"{_STACK_TIME}/")
+        if name.startswith(_STACK_TIME)
     }
 
 

@@ -16,7 +16,7 @@ A file results/claims/<paper>.yaml holds claims in our words and names committed
 ``grid`` is results/<dataset>_<task>/grids/<name>.json, whose weighted F1 is compared fold by
 fold, or speaker by speaker; ``run`` is results/<dataset>_<task>/<run>.json, with the comparison
 that stage 7 made; ``similarity`` and ``pruning`` lie in folders of these names; ``time`` is
-results/stack_time/<model>.json.
+results/stack_time.<model>.json.
 ``RULES`` has the rules and their keys; each is explained where its verdict is computed.
 """
 

@@ -11,6 +11,7 @@ import pytest
 
 from espnet_ext.report.benchmarks import read_benchmarks
 from espnet_ext.report.page import results_page
+from espnet_ext.report.result import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "benchmarks/stack_time.py"
@@ -57,8 +58,8 @@ def test_it_counts_and_times_all_systems(tmp_path):
     assert macs["mimic linear:8"] - macs["front"] == 50 * 2 * 16 * 8
     one = 50 * (4 * 16 * 16 + 2 * 16 * 24) + 2 * 50 * 50 * 16
     assert macs["whole"] - macs["without 1"] == one
-    (tmp_path / "stack_time").mkdir()
-    out.rename(tmp_path / "stack_time/small.json")
+    out.rename(tmp_path / "stack_time.small.json")
+    assert read_results(tmp_path) == []  # it is no run
     page = results_page([], benchmarks=read_benchmarks(tmp_path))
     assert "### small" in page
     assert f"| mimic linear:8 | {rows['mimic linear:8']['parameters']:,} " in page
