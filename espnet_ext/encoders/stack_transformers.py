@@ -175,13 +175,14 @@ class WhisperStack(Stack):
 
     def _mel(self, wave: Tensor) -> Tensor:
         """Log-mel (time, bins) of one wave (samples,), by transformers' own extractor."""
-        found = self.extractor(
-            wave.detach().float().cpu().numpy(),
-            sampling_rate=RATE,
-            padding="longest",
-            truncation=False,
-            return_tensors="pt",
-        )
+        with torch.autocast("cpu", enabled=False):  # it asks torch for numpy arrays on the way
+            found = self.extractor(
+                wave.detach().float().cpu().numpy(),
+                sampling_rate=RATE,
+                padding="longest",
+                truncation=False,
+                return_tensors="pt",
+            )
         return found["input_features"][0].T.to(wave.device, self.model.conv1.weight.dtype)
 
     def enter(self, x: Tensor, lengths: Tensor) -> Tensor:

@@ -306,3 +306,17 @@ def test_weight_normalisation_is_no_method(tmp_path, family):
     waves, lengths = models.speech(1600)
     assert torch.equal(deployed(waves, lengths)[0], stack(waves, lengths)[0])
     assert deployed.state_dict().keys() == stack.state_dict().keys()
+
+
+def test_whisper_runs_under_autocast(tmp_path):
+    """With cpu_dtype: bfloat16 the forward pass is autocast; the log-mel stays float32."""
+    models.make(tmp_path, "whisper")
+    stack = load_stack(tmp_path)
+    waves, lengths = models.speech(6000, 4100)
+    expected = stack._mel(waves[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(stack._mel(waves[0]), expected)
+        found, frames = stack(waves, lengths)
+    plain, plain_frames = stack(waves, lengths)
+    assert torch.equal(frames, plain_frames)
+    assert 0 < (found.float() - plain).abs().max() < 0.2 * plain.abs().max()
