@@ -186,6 +186,7 @@ def regenerate(folder: Path | None) -> None:
     """Write RESULTS.md, its plots and the README's tables anew from the committed results."""
     from espnet_ext.report.benchmarks import read_benchmarks
     from espnet_ext.report.claims import read_claims
+    from espnet_ext.report.families import find_families, plot_family, without
     from espnet_ext.report.grids import read_grids
     from espnet_ext.report.page import readme_with_results, results_page
     from espnet_ext.report.plots import AXES, plot_score_bytes
@@ -201,9 +202,12 @@ def regenerate(folder: Path | None) -> None:
     drawn = set()
     for name in sorted({(r["dataset"], r["task"]) for r in results}):
         group = [r for r in results if (r["dataset"], r["task"]) == name]
+        corpus = folder / "_".join(name)
         for metric in AXES:
-            if plot_score_bytes(group, folder / "_".join(name) / f"{metric}_bytes.svg", metric):
-                drawn.add("_".join(name))
+            if plot_score_bytes(without(group), corpus / f"{metric}_bytes.svg", metric):
+                drawn.add(corpus.name)
+        for family in find_families(group):
+            plot_family(family, corpus / family.plot)
     root = folder.resolve().parent
     papers = read_claims(folder)
     page = results_page(

@@ -12,6 +12,7 @@ from espnet_ext.report.schema import (
     interval,
     items,
     mapping,
+    measured,
     named,
     number,
     optional,
@@ -90,7 +91,31 @@ STACK_TIME = mapping(
     machine=named(plain),
     command=items(text),
 )
-_STACK_TIME = "stack_time."  # what the name of its files begins with; then that of the model
+NESTED_STEP = mapping(
+    size=text,
+    encoder_conf=named(plain),
+    family=mapping(depths=items(count), widths=items(count), bits=items(count)),
+    batch=mapping(utterances=count, seconds_each=number),
+    dtype=text,
+    device=text,
+    threads=count,
+    torch=text,
+    command=items(text),
+    results=items(
+        mapping(
+            form=text,
+            members=count,  # of a step
+            of=count,
+            milliseconds=items(number),  # a step, in every round
+            to_largest=items(number),  # over that of the largest in the same round
+            held_mb=number,  # for the backward pass
+            peak_mb=measured,  # of a GPU
+        )
+    ),
+)
+# What the names of files begin with of which there are several.
+_STACK_TIME = "stack_time."  # then the model
+_NESTED_STEP = "nested_step."  # then the family
 _CHECKS: dict[str, Check] = {
     "whole_job.json": WHOLE_JOB,
     "hrf_training_step.json": TRAINING_STEP,
@@ -105,7 +130,8 @@ def read_benchmarks(folder: Path) -> dict[str, Any]:
         UserError: a file is not JSON or does not fit.
     """
     checks = dict(_CHECKS)
-    checks |= {path.name: STACK_TIME for path in sorted(folder.glob(f"{_STACK_TIME}*.json"))}
+    for prefix, check in ((_STACK_TIME, STACK_TIME), (_NESTED_STEP, NESTED_STEP)):
+        checks |= {path.name: check for path in sorted(folder.glob(f"{prefix}*.json"))}
     return {
         name: read_validated(folder / name, check, "run the benchmark again")
         for name, check in checks.items()
@@ -115,10 +141,14 @@ def read_benchmarks(folder: Path) -> dict[str, Any]:
 
 def stack_times(measured: Mapping[str, Any]) -> dict[str, Any]:
     """Of what ``read_benchmarks`` found, the times of stacks by the name of the model's file."""
+    return _several(measured, _STACK_TIME)
+
+
+def _several(measured: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {
-        name.removeprefix(_STACK_TIME).removesuffix(".json"): record
+        name.removeprefix(prefix).removesuffix(".json"): record
         for name, record in measured.items()
-        if name.startswith(_STACK_TIME)
+        if name.startswith(prefix)
     }
 
 
@@ -133,6 +163,8 @@ def sections(measured: Mapping[str, Any], folder: str) -> list[str]:
         lines += ["", *_merged_latency(measured["merged_latency.json"])]
     if times := stack_times(measured):
         lines += ["", *_stack_times(times)]
+    if steps := _several(measured, _NESTED_STEP):
+        lines += ["", *_nested_steps(steps)]
     return lines
 
 
@@ -250,6 +282,39 @@ def _stack_times(times: Mapping[str, Any]) -> list[str]:
             f"{found['warmup']}, {found['threads']} thread; {found['device']} of "
             f"{found['machine']['cpu']}; torch {found['versions']['torch']}; "
             f"commit {found['commit']}.",
+        ]
+    return lines
+
+
+def _nested_steps(steps: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "## A training step of a nested family",
+        "",
+        "Forward, losses with KL, backward, clipping, AdamW, on random features. The forms take "
+        "turns; a ratio is of two steps of the same round. The largest is the plain encoder alone.",
+    ]
+    header = ["sub-networks", "of the family", "ms a step, median (range)", "to the largest"]
+    header += ["held for backward, MB"]
+    for name, found in steps.items():
+        program, *words = found["command"]
+        batch = found["batch"]
+        rows = [
+            [
+                row["form"],
+                f"{row['members']} of {row['of']}",
+                _spread(row["milliseconds"], ".0f"),
+                _spread(row["to_largest"], ".2f"),
+                f"{row['held_mb']:.1f}",
+            ]
+            for row in found["results"]
+        ]
+        lines += [
+            *("", f"### {name}", "", "```bash"),
+            f"python {shlex.join(['benchmarks/' + Path(program).name, *words])}",
+            *("```", "", markdown(header, rows), ""),
+            f"Conformer {found['size']}, {batch['utterances']} x {batch['seconds_each']:g} s a "
+            f"batch, {found['dtype']}; {found['device']}, threads {found['threads']}, "
+            f"torch {found['torch']}.",
         ]
     return lines
 

@@ -156,6 +156,18 @@ def _ratio(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
     return text, HOLDS if inside else DOES_NOT
 
 
+def _of_sum(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
+    """Holds if the sum of the field over other runs is from low to high times that of the run."""
+    own, others = evidence.field(options["field"]), evidence.of_others(options["field"])
+    if NOT_MEASURED in (own, *others) or own == 0:
+        return NOT_MEASURED, NOT_MEASURED
+    low, high = options.get("low"), options.get("high")
+    ratio = sum(others) / own
+    inside = (low is None or ratio >= low) and (high is None or ratio <= high)
+    text = f"{options['field']}: {len(others)} together {sum(others):,.0f} / {own:,.0f}"
+    return f"{text} = {ratio:.2f}", HOLDS if inside else DOES_NOT
+
+
 def _at_most(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
     """Holds if the field of one system is no larger than the limit."""
     found = evidence.field(options["field"])
@@ -208,6 +220,7 @@ RULES: dict[str, Rule] = {
     "equal": Rule(_equal, {"fields": list}, _PAIR, ("fields",)),
     "kept": Rule(_kept, {"low": _NUMBER}, _PAIR, ("low",), ("grid",)),
     "ratio": Rule(_ratio, {"field": str, **_BOUNDS}, _PAIR, ("field",), ("grid", "run", "time")),
+    "of_sum": Rule(_of_sum, {"field": str, **_BOUNDS}, ("among",), ("field",), ("run",)),
     "at_most": Rule(_at_most, {"field": str, "limit": _NUMBER}, ("system",), ("field", "limit")),
     "blocks": Rule(_blocks, {}, ("measure",), kinds=("similarity",)),
     "removable": Rule(_removable, {"low": _NUMBER}, ("order",), ("low",), ("pruning",)),
@@ -283,7 +296,7 @@ def _check_evidence(source: str, item: Mapping[str, Any], rule: Rule) -> None:
         many = key in ("among", "systems")
         if not isinstance(item[key], list if many else str) or not item[key]:
             raise UserError(f"{source}: {key} has the wrong kind of value: {item[key]!r}")
-    if kinds == ["run"] and {"among", "systems"} & set(own):
+    if kinds == ["run"] and "grid" in rule.kinds and {"among", "systems"} & set(own):
         raise UserError(f"{source}: this rule compares systems of a grid")
 
 

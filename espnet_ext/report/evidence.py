@@ -171,6 +171,10 @@ class Evidence:
         """The field ``name`` (dotted) of the system and of the one that it is compared with."""
         return self.field(name), self._field(self.item["than"], name)
 
+    def of_others(self, name: str) -> list[Any]:
+        """The field ``name`` of each of the runs that stand beside the named one."""
+        return [self._field(other, name) for other in self.item["among"]]
+
     def field(self, name: str) -> Any:
         """The field ``name`` (dotted) of the system; "not measured" where it says so."""
         own = self.item["run"] if "run" in self.item else self.item["system"]

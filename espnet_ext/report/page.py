@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.report import classes, grids, stacks, table, translation
+from espnet_ext.report import classes, families, grids, stacks, table, translation
 from espnet_ext.report.benchmarks import sections, stack_times
 from espnet_ext.report.claims import Claim, claims_lines
 from espnet_ext.report.evidence import Results
@@ -24,7 +24,10 @@ README_MARKERS = ("<!-- results:begin -->", "<!-- results:end -->")
 
 
 def readme_with_results(readme: str, results: Sequence[Mapping[str, Any]]) -> str:
-    """Return ``readme`` with the summary tables between its markers, or as it is without them."""
+    """Return ``readme`` with the summary tables between its markers, or as it is without them.
+
+    Families of nested systems stand in RESULTS.md alone.
+    """
     begin, end = README_MARKERS
     before, found, rest = readme.partition(begin)
     _, ended, after = rest.partition(end)
@@ -32,7 +35,9 @@ def readme_with_results(readme: str, results: Sequence[Mapping[str, Any]]) -> st
         return readme
     tables = []
     for name in dict.fromkeys(_corpus(result) for result in results):
-        group = [result for result in results if _corpus(result) == name]
+        group = families.without(result for result in results if _corpus(result) == name)
+        if not group:
+            continue
         tables += ["", markdown(*_summary(group)), ""]
     return before + "\n".join([begin, *tables, end]) + after
 
@@ -102,6 +107,8 @@ def results_page(
         if name in plotted:
             lines += ["", f"![{plot} against bytes]({folder}/{name}/{plot.lower()}_bytes.svg)"]
         lines += ["", "### Against the baselines", "", *_comparisons(group)]
+        for family in families.find_families(group):
+            lines += ["", *families.page_lines(family, f"{folder}/{name}")]
         for result in group:
             lines += ["", *_block(result, folder)]
     lines += sections(benchmarks or {}, folder)

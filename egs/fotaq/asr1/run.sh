@@ -5,6 +5,7 @@
 
 config=conf/train_hrf_conformer_xs.yaml # FILE, training config, one of conf/train_*.yaml
 variant=                                # deployed form; empty: what the config says
+baseline=                               # run to compare with; empty: what the config says
 test_sets="test unseen"                 # sets to decode and score
 package=                                # FILE, the Debian package; empty: fetch it
 downloads=downloads                     # DIR where the fetched package is kept
@@ -29,7 +30,8 @@ stage 6 "Decode" \
   espnet-ext decode "$config" --sets "$test_sets" --nj "$nj" ${variant:+--variant "$variant"}
 
 stage 7 "Score" \
-  espnet-ext score "$config" --sets "$test_sets" ${variant:+--variant "$variant"}
+  espnet-ext score "$config" --sets "$test_sets" ${variant:+--variant "$variant"} \
+  ${baseline:+--baseline "$baseline"}
 
 stage 8 "Report" \
   espnet-ext report "$config" ${variant:+--variant "$variant"}

@@ -224,6 +224,19 @@ def run(tag="hrf_xs", **over):
     return {**result, "parameters": {"total": 900}, "scores": [a_score(**over)]}
 
 
+def test_a_sum_over_other_runs(tmp_path):
+    runs = [
+        run(tag) | {"training": {"seconds": seconds}}
+        for tag, seconds in (("all", 500.0), ("one", 300.0), ("two", 700.0))
+    ]
+    item = {"run": "d_asr1/all", "among": ["one", "two"]}
+    for low, expected in ((2.0, HOLDS), (2.1, DOES_NOT)):
+        options = {"field": "training.seconds", "low": low}
+        told = verdict(tmp_path, "of_sum", item, of(runs=runs), **options)
+        assert told == ("training.seconds: 2 together 1,000 / 500 = 2.00", expected)
+    assert verdict(tmp_path, "of_sum", item, of(runs=runs[:2]), **options)[1] == NOT_MEASURED
+
+
 def test_a_single_run_against_its_baseline(tmp_path):
     item = {"run": "d_asr1/hrf_xs", "than": "base_xs", "metric": "wer"}
     measured, found = verdict(tmp_path, "better", item, of(runs=[run()]))

@@ -178,8 +178,44 @@ def test_latency_of_merged_models_is_told_with_its_interval(recipe):
     ]
 
 
+NESTED = {
+    **{key: STEP[key] for key in ("size", "batch", "dtype", "device", "threads", "torch")},
+    "encoder_conf": {"num_blocks": 6},
+    "family": {"depths": [6, 3], "widths": [], "bits": [32, 4]},
+    "command": ["/somewhere/benchmarks/nested_step.py", "--depths", "6", "3"],
+    "results": [
+        {
+            "form": "all",
+            "members": 4,
+            "of": 4,
+            "milliseconds": [500.0, 520.0, 700.0],
+            "to_largest": [2.1, 2.0, 2.6],
+            "held_mb": 94.44,
+            "peak_mb": "not measured",
+        }
+    ],
+}
+
+
+def test_a_familys_step_is_told_with_its_command(recipe):
+    run_verb("conf/train_hrf_xs.yaml", "--publish")
+    root = recipe.parents[2]
+    write_json(root / "results/nested_step.four.json", NESTED)
+    run_verb("--all")
+    text = (root / "RESULTS.md").read_text()
+    assert "### four\n\n```bash\npython benchmarks/nested_step.py --depths 6 3\n" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| all ")]
+    assert [cell.strip() for cell in row.split("|")[2:6]] == [
+        "4 of 4",
+        "520 (500-700)",
+        "2.10 (2.00-2.60)",
+        "94.4",
+    ]
+
+
 @pytest.mark.parametrize(
-    "name", ["whole_job.json", "hrf_training_step.json", "merged_latency.json"]
+    "name",
+    ["whole_job.json", "hrf_training_step.json", "merged_latency.json", "nested_step.a.json"],
 )
 def test_a_benchmarks_file_that_does_not_fit_is_named_and_the_page_kept(recipe, name):
     run_verb("conf/train_hrf_xs.yaml", "--publish")

@@ -1,0 +1,32 @@
+"""egs/fotaq/asr1/local/family.sh: every system of the family, alone and rounded, in one run."""
+
+import re
+import subprocess
+from pathlib import Path
+
+from espnet_ext.config import load_config
+from espnet_ext.methods.nested_options import parse_name
+
+RECIPE = Path(__file__).parents[2] / "egs" / "fotaq" / "asr1"
+
+
+def test_each_member_is_compared_with_the_same_system_alone():
+    script = RECIPE / "local" / "family.sh"
+    done = subprocess.run([script, "--dry_run", "true"], capture_output=True, text=True, check=True)
+    scored = [line.split() for line in done.stdout.splitlines() if "espnet-ext score" in line]
+    family = load_config(RECIPE / "conf" / "train_nested_conformer_xs.yaml")
+    nested = family.espnet["encoder_conf"]["nested"]
+    members = [words for words in scored if words[2] == f"conf/{family.path.name}"]
+    named = {words[words.index("--variant") + 1]: words[-1] for words in members}
+    wanted = {f"{d}L-384-{b}b" for d in nested["depths"] for b in nested["bits"]}
+    assert set(named) == wanted
+    trained = {words[2] for words in scored if "--variant" not in words}
+    for member, tag in named.items():
+        alone = load_config(RECIPE / "conf" / f"train_{tag}.yaml")
+        assert f"conf/{alone.path.name}" in trained
+        conf, form = alone.espnet["encoder_conf"], parse_name(member)
+        assert conf["num_blocks"] == len(form.layers) and conf["linear_units"] == form.width
+        assert conf.get("nested", {"bits": [32]})["bits"] == [form.bits]
+        assert alone.espnet["max_epoch"] == family.espnet["max_epoch"]
+    rounded = re.findall(r"score conf/train_alone_xs_6l.yaml .*--variant (\S+)", done.stdout)
+    assert rounded == ["merged+8b", "merged+4b", "merged+2b"]
