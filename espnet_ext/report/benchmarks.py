@@ -94,7 +94,7 @@ STACK_TIME = mapping(
 NESTED_STEP = mapping(
     size=text,
     encoder_conf=named(plain),
-    family=mapping(depths=items(count), widths=items(count), bits=items(count)),
+    family=named(plain),  # depths, widths, bits
     batch=mapping(utterances=count, seconds_each=number),
     dtype=text,
     device=text,
@@ -109,7 +109,7 @@ NESTED_STEP = mapping(
             milliseconds=items(number),  # a step, in every round
             to_largest=items(number),  # over that of the largest in the same round
             held_mb=number,  # for the backward pass
-            peak_mb=measured,  # of a GPU
+            peak_mb=measured(number),  # of a GPU
         )
     ),
 )
