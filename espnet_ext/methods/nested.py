@@ -30,6 +30,7 @@ from espnet_ext.methods.nested_layers import (
     way,
 )
 from espnet_ext.methods.nested_options import Member, NestedOptions, find_member, members
+from espnet_ext.methods.nested_start import start_from_plain
 from espnet_ext.methods.sites import Layer, feed_forward_role, tied_groups
 
 
@@ -53,6 +54,10 @@ class NestedStack(nn.Module):
         for place, layer in enumerate(layers, 1):
             self.choice.path = layers[:place]
             yield self._modules[str(layer)]
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
+        start_from_plain(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @contextlib.contextmanager
     def running(self, chosen: Sequence[Member]) -> Iterator[dict[Member, tuple]]:

@@ -6,6 +6,8 @@ import torch
 
 from espnet_ext.config import Config
 from espnet_ext.errors import UserError
+from espnet_ext.methods.nested import NestedStack
+from espnet_ext.methods.nested_start import start_from_plain
 from espnet_ext.methods.state import load_state
 from espnet_ext.tasks.build import build_model
 from espnet_ext.tasks.checkpoint import ties
@@ -38,6 +40,9 @@ def refuse_other_start(
     shared = ties(model)
     for path in checkpoints:
         state = load_state(path)
+        for name, module in model.named_modules():
+            if isinstance(module, NestedStack):
+                start_from_plain(module, state, f"{name}.")
         where = f"init_param: {path} is of another model:"
         for name in own:
             if name not in state and not name.endswith(_NEW):
