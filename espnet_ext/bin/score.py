@@ -156,7 +156,7 @@ def _score_one(
 
 def _baseline_text(tag: str, variant: str, method: str, name: str, required: bool) -> Path | None:
     """Find the baseline's hypotheses: of the form that TAG/VARIANT names, or else of the same
-    variant, or of the only one that it has.
+    variant, of ``merged``, or of the only one that it has.
     """
     tag, _, named = tag.partition("/")
     variant = named or variant
@@ -165,12 +165,15 @@ def _baseline_text(tag: str, variant: str, method: str, name: str, required: boo
         known = [path.name for path in Path("exp").glob("*") if (path / "decode").is_dir()]
         raise UserError(f"no baseline run {nearest(tag, known)} in exp/")
     found = sorted(root.glob(f"decode/*/{method}/{name}/text"))
-    same = [path for path in found if path.parts[-4] == variant]
-    if same or (len(found) == 1 and not named):
-        return (same or found)[0]
+    forms = {path.parts[-4]: path for path in found}
+    for form in (variant,) if named else (variant, "merged"):
+        if form in forms:
+            return forms[form]
+    if len(found) == 1 and not named:
+        return found[0]
     if found:
-        forms = ", ".join(path.parts[-4] for path in found)
-        raise UserError(f"baseline {tag} was decoded as {forms} but not as {variant}; decode that")
+        made = ", ".join(forms)
+        raise UserError(f"baseline {tag} was decoded as {made} but not as {variant}; decode that")
     problem = f"baseline {tag} has no hypotheses {root}/decode/*/{method}/{name}/text"
     if required:
         raise UserError(f"{problem}; run stages 1 to 6 with its config first")

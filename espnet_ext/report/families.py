@@ -95,9 +95,12 @@ def _beside(member: Result, recipe: Sequence[Result]) -> Result | None:
     if versus is None:
         return None
     tag, _, variant = versus["tag"].partition("/")
-    runs = [r for r in recipe if r["tag"] == tag and (variant or "+" not in r["variant"])]
-    named = [r for r in runs if r["variant"] == (variant or member["variant"])]
-    return (named or (runs if len(runs) == 1 and not variant else [None]))[0]
+    forms = {r["variant"]: r for r in recipe if r["tag"] == tag}
+    # As stage 7 chooses it.
+    for form in (variant,) if variant else (member["variant"], "merged"):
+        if form in forms:
+            return forms[form]
+    return next(iter(forms.values())) if len(forms) == 1 and not variant else None
 
 
 def page_lines(family: Family, folder: str) -> list[str]:

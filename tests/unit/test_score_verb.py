@@ -93,6 +93,15 @@ def test_verb_takes_the_baselines_only_variant(recipe):
     assert score["baseline"]["tag"] == "base_xs"
 
 
+def test_verb_takes_the_baselines_merged_form_of_several(recipe):
+    rounded = Path("exp/base_xs/decode/merged+4b/ctc_greedy/test/text")
+    write_table(rounded, ["u"], ["x"])
+    Path("exp/hrf_xs/decode/merged").rename("exp/hrf_xs/decode/2L-8-4b")
+    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test", "--variant", "2L-8-4b"))
+    score = json.loads(Path("exp/hrf_xs/score/2L-8-4b/ctc_greedy/test.json").read_text())
+    assert score["baseline"]["tag"] == "base_xs"
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
