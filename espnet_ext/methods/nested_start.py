@@ -33,7 +33,7 @@ def start_from_plain(stack: nn.Module, state: dict[str, Any], prefix: str) -> No
         for inner, layer in stack.named_modules()
         if isinstance(layer, NestedBatchNorm)
     }
-    alone = _has_counted_alone(norms, state)
+    plain = _is_of_plain(norms, state)
     for inner, layer in stack.named_modules():
         place = f"{prefix}{inner}."
         if parametrize.is_parametrized(layer):
@@ -43,7 +43,7 @@ def start_from_plain(stack: nn.Module, state: dict[str, Any], prefix: str) -> No
                     original = state.pop(f"{place}{name}")
                     state[f"{place}parametrizations.{name}.original"] = original
                     _first_scales(chain[0], original, state, f"{place}parametrizations.{name}.0.")
-    for place, norm in norms.items() if alone else ():
+    for place, norm in norms.items() if plain else ():
         for key in norm.statistics:
             for name in _STATISTICS:
                 state[f"{place}statistics.{key}.{name}"] = state[place + name].clone()
@@ -59,12 +59,14 @@ def _first_scales(weight: nn.Module, original: Tensor, state: dict[str, Any], pl
             state[f"{place}scales.{bits}"] = first_scale(original, int(bits), weight.per)
 
 
-def _has_counted_alone(norms: Mapping[str, NestedBatchNorm], state: Mapping[str, Any]) -> bool:
-    """Whether every normalisation has seen batches as part of the largest network alone."""
+def _is_of_plain(norms: Mapping[str, NestedBatchNorm], state: Mapping[str, Any]) -> bool:
+    """Whether the other members have no statistics there, or none but those they begin with."""
     count = "num_batches_tracked"
-    others = [
-        f"{place}statistics.{key}." for place, norm in norms.items() for key in norm.statistics
+    counts = [
+        state.get(f"{place}statistics.{key}.{count}")
+        for place, norm in norms.items()
+        for key in norm.statistics
     ]
-    return all(state.get(place + count, 0) > 0 for place in norms) and not any(
-        state.get(other + count, 0) > 0 for other in others
-    )
+    if all(found is None for found in counts):
+        return all(place + name in state for place in norms for name in _STATISTICS)
+    return all(state.get(place + count, 0) > 0 for place in norms) and not any(counts)

@@ -1,13 +1,20 @@
 """A family that starts from a plain encoder computes what that encoder computes."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from espnet_ext.config import Config, Recipe
+from espnet_ext.errors import UserError
 from espnet_ext.methods.deploy import deploy
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.quantise import fake_quantise, first_scale
-from tests.unit.test_nested import batch, family, plain
+from espnet_ext.tasks.build import build_model
+from espnet_ext.tasks.starting import refuse_other_start
+from tests.unit.test_nested import CONF, FAMILY, batch, family, plain
 
 
 def trained_plain() -> nn.Module:
@@ -68,3 +75,25 @@ def test_another_encoder_is_still_refused():
     del state["encoders.1.feed_forward.w_1.weight"]
     with pytest.raises(RuntimeError, match=r"Missing key.*encoders\.1\.feed_forward\.w_1"):
         family().load_state_dict(state)
+
+
+def config(**conf) -> Config:
+    espnet = {"encoder": "nested_conformer", "input_size": 20, "normalize": None}
+    layers = conf.get("num_blocks", CONF["num_blocks"])
+    nested = {**FAMILY, "depths": [layers, 1], "scale": "learnt", "sample": 1}
+    options = {**CONF, **conf, "nested": nested}
+    espnet |= {"encoder_conf": options, "model_conf": {"ctc_weight": 1.0}}
+    return Config(Path("family.yaml"), "family", Recipe(), espnet)
+
+
+def test_a_training_may_start_from_a_plain_model_of_its_sizes(tmp_path):
+    small = config().espnet | {"encoder": "conformer", "encoder_conf": CONF}
+    source = build_model(replace(config(), espnet=small), 11)
+    torch.save(source.state_dict(), tmp_path / "model.pth")
+    refuse_other_start(config(), [tmp_path / "model.pth"], 11)
+    with pytest.raises(UserError, match=r"is of another model: .*w_1.* has shape \(24,"):
+        other = config(linear_units=32)
+        other.espnet["encoder_conf"]["nested"] |= {"widths": [32]}
+        refuse_other_start(other, [tmp_path / "model.pth"], 11)
+    with pytest.raises(UserError, match="it lacks encoder"):
+        refuse_other_start(config(num_blocks=4), [tmp_path / "model.pth"], 11)
