@@ -107,7 +107,7 @@ def _kept(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
 def _question(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
     """A question that the paper leaves open: which of the two is better, if that is told."""
     found = evidence.compared()
-    winner = {1: evidence.item["system"], -1: evidence.item["than"]}.get(found.direction)
+    winner = {1: evidence.system, -1: evidence.item["than"]}.get(found.direction)
     return found.text(), UNTOLD if winner is None else f"{winner} is better"
 
 

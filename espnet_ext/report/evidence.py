@@ -124,6 +124,11 @@ class Evidence:
         """False if what is named has not been published."""
         return self.item[self.kind] in self.results.by_kind(self.kind)
 
+    @property
+    def system(self) -> str:
+        """The system, or the run, that is compared with another."""
+        return str(self.item["run"] if "run" in self.item else self.item["system"])
+
     def record(self) -> Mapping[str, Any]:
         """The result that is named."""
         return self.results.by_kind(self.kind)[self.item[self.kind]]
@@ -177,8 +182,7 @@ class Evidence:
 
     def field(self, name: str) -> Any:
         """The field ``name`` (dotted) of the system; "not measured" where it says so."""
-        own = self.item["run"] if "run" in self.item else self.item["system"]
-        return self._field(own, name)
+        return self._field(self.system, name)
 
     def _field(self, system: str, name: str) -> Any:
         if "run" in self.item:
@@ -221,7 +225,8 @@ class Evidence:
             known = ("weighted_f1",) if classified else ("wer", "cer")
             raise UserError(f"{self.source}: unknown metric {nearest(str(metric), known)}")
         versus = score["baseline"]
-        if versus is None or versus["tag"] != self.item["than"].rpartition("/")[2]:
+        than = self.item["than"].rpartition("/")[2]
+        if versus is None or versus["tag"].removesuffix("/merged") != than:
             raise UserError(
                 f"{self.source}: {self.item['run']} was not compared with {self.item['than']}; "
                 "its config must name that as recipe: baseline"

@@ -237,6 +237,14 @@ def test_a_sum_over_other_runs(tmp_path):
     assert verdict(tmp_path, "of_sum", item, of(runs=runs[:2]), **options)[1] == NOT_MEASURED
 
 
+def test_an_open_question_about_a_run_names_it(tmp_path):
+    item = {"run": "d_asr1/hrf_xs", "than": "base_xs", "metric": "wer"}
+    assert verdict(tmp_path, "question", item, of(runs=[run()]))[1] == "d_asr1/hrf_xs is better"
+    named = run()
+    named["scores"][0]["baseline"]["tag"] = "base_xs/merged"  # a form of it, the usual one
+    assert verdict(tmp_path, "better", item, of(runs=[named]))[1] == HOLDS
+
+
 def test_a_single_run_against_its_baseline(tmp_path):
     item = {"run": "d_asr1/hrf_xs", "than": "base_xs", "metric": "wer"}
     measured, found = verdict(tmp_path, "better", item, of(runs=[run()]))
