@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.report.result import run_name
+from espnet_ext.report.result import published_path, run_name
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.report.table import (
+    decoding_rtf,
+    difference,
     duration,
+    error_rates,
+    macs,
     markdown,
     megabytes,
-    p_value,
     parameters,
     rate,
-    verdict,
 )
 
 Result = Mapping[str, Any]
@@ -44,9 +46,10 @@ class Family:
         """Name of the file of its plot."""
         return f"family_{self.tag}.svg"
 
-    def runs(self) -> set[str]:
-        """Names of all runs that this family's table shows."""
-        return {run_name(r) for r in (*self.members, *self.beside.values(), *self.rounded)}
+    def runs(self) -> dict[str, Result]:
+        """All runs that this family's table shows, by name."""
+        every = (*self.members, *self.beside.values(), *self.rounded)
+        return {run_name(run): run for run in every}
 
     def trained_beside(self) -> list[Result]:
         """One run of each training that the members are compared with, in their order."""
@@ -82,7 +85,7 @@ def without(results: Iterable[Result]) -> list[Result]:
 
 def _is_member(result: Result) -> bool:
     conf = result["config"].get("encoder_conf") or {}
-    return "nested" in conf and "+" not in result["variant"]
+    return "nested" in conf and "+" not in result["variant"] and "wer" in result["scores"][0]
 
 
 def _bytes(result: Result) -> int:
@@ -120,7 +123,21 @@ def page_lines(family: Family, folder: str) -> list[str]:
             rates = [rate(score, metric) if score else NOT_MEASURED for metric in ("wer", "cer")]
             rows.append([*row, *rates, "rounded after training", "", ""])
         lines += [f"{name}, {method}:", "", markdown(header, rows), ""]
-    return [*lines, *_times(family)]
+    return [*lines, *_times(family), "", *_provenance(family, Path(folder))]
+
+
+def _provenance(family: Family, folder: Path) -> list[str]:
+    """A table of the runs: where each number comes from."""
+    header = ["run", "command", "commit", "MACs/s", "RTF 1-thread", "training time"]
+    rows = []
+    for name, run in family.runs().items():
+        path = published_path(folder.parent, run)
+        row = [f"[{name}]({path.as_posix()})", f"`{run['command']}`", str(run["commit"])[:10]]
+        speed = [decoding_rtf(log) for log in run["decoding"]][:1] or [NOT_MEASURED]
+        row += [macs(run["macs_per_second"]), *speed]
+        rows.append([*row, duration(run["training"]["seconds"])])
+    text = "A run whose name ends in a form is that `--variant` of its training, from stage 5 on."
+    return [text, "", markdown(header, rows)]
 
 
 def _row(family: Family, member: Result, name: str, method: str) -> list[str]:
@@ -131,20 +148,9 @@ def _row(family: Family, member: Result, name: str, method: str) -> list[str]:
     row += [rate(score, metric) if score else NOT_MEASURED for metric in ("wer", "cer")]
     row += [NOT_MEASURED if other is None else run_name(other)]
     row += [NOT_MEASURED if its is None else f"{100 * its['wer']['value']:.1f}"]
-    return [*row, NOT_MEASURED if score is None else _difference(score)]
-
-
-def _difference(score: Mapping[str, Any]) -> str:
-    versus = score["baseline"]
-    if versus is None:
-        return NOT_MEASURED
-    tests = [
-        f"{label}p {p_value(found)}"
-        for label, found in (("", versus["p"]), ("MAPSSWE ", versus.get("mapsswe", {}).get("p")))
-        if found is not None
-    ]
-    tests.append(verdict(score, "wer"))
-    return f"{100 * versus['wer_difference']:+.1f} ({', '.join(tests)})"
+    if score is None or score["baseline"] is None:
+        return [*row, NOT_MEASURED]
+    return [*row, difference(score, error_rates())]
 
 
 def _score(result: Result, name: str, method: str) -> Mapping[str, Any] | None:

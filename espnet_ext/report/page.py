@@ -100,16 +100,16 @@ def results_page(
         for section in stacks.sections(of_stacks, name, folder):
             lines += ["", *section]
         group = [result for result in results if _corpus(result) == name]
-        if not group:
-            continue
-        lines += ["", markdown(*_summary(group))]
-        plot = "BLEU" if translation.is_translation(group) else "WER"
-        if name in plotted:
-            lines += ["", f"![{plot} against bytes]({folder}/{name}/{plot.lower()}_bytes.svg)"]
-        lines += ["", "### Against the baselines", "", *_comparisons(group)]
+        single = families.without(group)
+        if single:
+            lines += ["", markdown(*_summary(single))]
+            plot = "BLEU" if translation.is_translation(single) else "WER"
+            if name in plotted:
+                lines += ["", f"![{plot} against bytes]({folder}/{name}/{plot.lower()}_bytes.svg)"]
+            lines += ["", "### Against the baselines", "", *_comparisons(single)]
         for family in families.find_families(group):
             lines += ["", *families.page_lines(family, f"{folder}/{name}")]
-        for result in group:
+        for result in single:
             lines += ["", *_block(result, folder)]
     lines += sections(benchmarks or {}, folder)
     return "\n".join(lines) + "\n"

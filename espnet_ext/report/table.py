@@ -31,15 +31,17 @@ class Metrics:
 
 def summary_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Return (header, rows): one row for each run and decoding method."""
-    return runs_table(
-        results,
-        Metrics(
-            titles={"wer": "WER %", "cer": "CER %"},
-            cell=rate,
-            p="p",
-            points=lambda versus: 100 * versus["wer_difference"],
-            verdict=verdict,
-        ),
+    return runs_table(results, error_rates())
+
+
+def error_rates() -> Metrics:
+    """WER and CER."""
+    return Metrics(
+        titles={"wer": "WER %", "cer": "CER %"},
+        cell=rate,
+        p="p",
+        points=lambda versus: 100 * versus["wer_difference"],
+        verdict=verdict,
     )
 
 
@@ -222,16 +224,20 @@ def _versus(
 ) -> str:
     cells = []
     for score in scores:
-        versus = score["baseline"]
-        if versus:
-            found = versus[metrics.p]
-            tests = ["no test" if found is None else f"p {p_value(found)}"]
-            tests += [*_mapsswe(versus), metrics.verdict(score, next(iter(metrics.titles)))]
-            points = f"{metrics.points(versus):+.1f}"
-            cells.append(f"{score['set']} {points} ({', '.join(tests)})")
+        if score["baseline"]:
+            cells.append(f"{score['set']} {difference(score, metrics)}")
     named = (result["config"].get("recipe") or {}).get("baseline")
     nothing = NOT_MEASURED if named not in (None, result["tag"]) else "no baseline named"
     return "; ".join(cells) or nothing
+
+
+def difference(score: Mapping[str, Any], metrics: Metrics) -> str:
+    """Return the points that a score, which names a baseline, lies above it, and the tests."""
+    versus = score["baseline"]
+    found = versus[metrics.p]
+    tests = ["no test" if found is None else f"p {p_value(found)}"]
+    tests += [*_mapsswe(versus), metrics.verdict(score, next(iter(metrics.titles)))]
+    return f"{metrics.points(versus):+.1f} ({', '.join(tests)})"
 
 
 def _mapsswe(versus: Mapping[str, Any]) -> list[str]:

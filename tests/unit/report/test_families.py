@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from espnet_ext.report.families import find_families, page_lines, plot_family, without
-from espnet_ext.report.page import readme_with_results
+from espnet_ext.report.page import readme_with_results, results_page
 from espnet_ext.report.schema import NOT_MEASURED
 
 VERSUS = {
@@ -67,6 +67,18 @@ def test_table_and_times(runs):
     # 600 + 300 + 350 seconds alone against 500 at once.
     assert "20 min 50 s for the 3 trained alone, 2.50 times the family's" in text
     assert "1: 1.20, 2: 1.80, 3: 2.50." in text
+    row = next(
+        line for line in text.splitlines() if "(results/toy_asr1/six_merged+4b.json)" in line
+    )
+    assert "`espnet-ext train conf/train_hrf_xs.yaml`" in row and "10 min 0 s" in row
+
+
+def test_the_page_shows_a_family_in_its_section_alone(runs):
+    text = results_page(runs)
+    table, _, section = text.partition("### Family one")
+    assert "| plain " in table and "six" not in table
+    assert "### plain" in section and "### six" not in section
+    assert "## Family" not in results_page(runs[:1])
 
 
 def test_an_ablation_stands_beside_the_whole_family(runs, result):
