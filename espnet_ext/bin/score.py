@@ -155,25 +155,24 @@ def _score_one(
 
 
 def _baseline_text(tag: str, variant: str, method: str, name: str, required: bool) -> Path | None:
-    """Find the baseline's hypotheses: of the form that TAG/VARIANT names, or else of the same
-    variant, of ``merged``, or of the only one that it has.
-    """
+    """Find the baseline's hypotheses, of the form that ``baseline_form`` chooses."""
+    from espnet_ext.score.pairs import baseline_form
+
     tag, _, named = tag.partition("/")
-    variant = named or variant
     root = Path("exp", tag)
     if not root.is_dir() and required:
         known = [path.name for path in Path("exp").glob("*") if (path / "decode").is_dir()]
         raise UserError(f"no baseline run {nearest(tag, known)} in exp/")
     found = sorted(root.glob(f"decode/*/{method}/{name}/text"))
     forms = {path.parts[-4]: path for path in found}
-    for form in (variant,) if named else (variant, "merged"):
-        if form in forms:
-            return forms[form]
-    if len(found) == 1 and not named:
-        return found[0]
-    if found:
+    form = baseline_form(forms, variant, named)
+    if form is not None:
+        return forms[form]
+    if forms:
         made = ", ".join(forms)
-        raise UserError(f"baseline {tag} was decoded as {made} but not as {variant}; decode that")
+        raise UserError(
+            f"baseline {tag} was decoded as {made} but not as {named or variant}; decode that"
+        )
     problem = f"baseline {tag} has no hypotheses {root}/decode/*/{method}/{name}/text"
     if required:
         raise UserError(f"{problem}; run stages 1 to 6 with its config first")

@@ -149,11 +149,9 @@ def _ratio(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
     one, other = evidence.fields(options["field"])
     if NOT_MEASURED in (one, other) or other == 0:
         return NOT_MEASURED, NOT_MEASURED
-    low, high = options.get("low"), options.get("high")
-    inside = (low is None or one / other >= low) and (high is None or one / other <= high)
     form = ",.1f" if isinstance(one, float) else ","
     text = f"{options['field']} {one:{form}} / {other:{form}} = {one / other:.3f}"
-    return text, HOLDS if inside else DOES_NOT
+    return text, HOLDS if _inside(one / other, options) else DOES_NOT
 
 
 def _of_sum(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
@@ -161,11 +159,14 @@ def _of_sum(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:
     own, others = evidence.field(options["field"]), evidence.of_others(options["field"])
     if NOT_MEASURED in (own, *others) or own == 0:
         return NOT_MEASURED, NOT_MEASURED
-    low, high = options.get("low"), options.get("high")
     ratio = sum(others) / own
-    inside = (low is None or ratio >= low) and (high is None or ratio <= high)
     text = f"{options['field']}: {len(others)} together {sum(others):,.0f} / {own:,.0f}"
-    return f"{text} = {ratio:.2f}", HOLDS if inside else DOES_NOT
+    return f"{text} = {ratio:.2f}", HOLDS if _inside(ratio, options) else DOES_NOT
+
+
+def _inside(value: float, options: Mapping[str, Any]) -> bool:
+    low, high = options.get("low"), options.get("high")
+    return (low is None or value >= low) and (high is None or value <= high)
 
 
 def _at_most(evidence: Evidence, options: Mapping[str, Any]) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.report.result import published_path, run_name
+from espnet_ext.report.result import corpus_name, published_path, run_name
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.report.table import (
     decoding_rtf,
@@ -23,6 +23,7 @@ from espnet_ext.report.table import (
     parameters,
     rate,
 )
+from espnet_ext.score.pairs import baseline_form
 
 Result = Mapping[str, Any]
 
@@ -39,7 +40,7 @@ class Family:
     @property
     def corpus(self) -> str:
         """The folder of its results."""
-        return "{dataset}_{task}".format_map(self.members[0])
+        return corpus_name(self.members[0])
 
     @property
     def plot(self) -> str:
@@ -80,7 +81,7 @@ def without(results: Iterable[Result]) -> list[Result]:
     """Return the runs that no family shows."""
     every = list(results)
     shown = {(family.corpus, name) for family in find_families(every) for name in family.runs()}
-    return [r for r in every if ("{dataset}_{task}".format_map(r), run_name(r)) not in shown]
+    return [r for r in every if (corpus_name(r), run_name(r)) not in shown]
 
 
 def _is_member(result: Result) -> bool:
@@ -99,11 +100,8 @@ def _beside(member: Result, recipe: Sequence[Result]) -> Result | None:
         return None
     tag, _, variant = versus["tag"].partition("/")
     forms = {r["variant"]: r for r in recipe if r["tag"] == tag}
-    # As stage 7 chooses it.
-    for form in (variant,) if variant else (member["variant"], "merged"):
-        if form in forms:
-            return forms[form]
-    return next(iter(forms.values())) if len(forms) == 1 and not variant else None
+    form = baseline_form(forms, member["variant"], variant)
+    return None if form is None else forms[form]
 
 
 def page_lines(family: Family, folder: str) -> list[str]:
@@ -208,9 +206,8 @@ def plot_family(family: Family, path: Path) -> bool:
 def _draw(
     axis: Any, points: Sequence[tuple[float, Mapping[str, Any]]], label: str, marker: str
 ) -> None:
-    values = [100 * found["value"] for _, found in points]
-    ends = [found["interval"] or (found["value"], found["value"]) for _, found in points]
-    below = [max(0.0, v - 100 * low) for v, (low, _) in zip(values, ends, strict=True)]
-    above = [max(0.0, 100 * high - v) for v, (_, high) in zip(values, ends, strict=True)]
+    from espnet_ext.report.plots import error_bar
+
+    values, *ends = zip(*(error_bar(found, 100) for _, found in points), strict=True)
     sizes = [size for size, _ in points]
-    axis.errorbar(sizes, values, yerr=[below, above], fmt=marker, capsize=2, label=label, alpha=0.8)
+    axis.errorbar(sizes, values, yerr=ends, fmt=marker, capsize=2, label=label, alpha=0.8)

@@ -8,7 +8,7 @@ from espnet_ext.report import classes, families, grids, stacks, table, translati
 from espnet_ext.report.benchmarks import sections, stack_times
 from espnet_ext.report.claims import Claim, claims_lines
 from espnet_ext.report.evidence import Results
-from espnet_ext.report.result import published_path, run_name
+from espnet_ext.report.result import corpus_name, published_path, run_name
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.report.table import (
     comparison,
@@ -34,8 +34,8 @@ def readme_with_results(readme: str, results: Sequence[Mapping[str, Any]]) -> st
     if not found or not ended:
         return readme
     tables = []
-    for name in dict.fromkeys(_corpus(result) for result in results):
-        group = families.without(result for result in results if _corpus(result) == name)
+    for name in dict.fromkeys(corpus_name(result) for result in results):
+        group = families.without(result for result in results if corpus_name(result) == name)
         if not group:
             continue
         tables += ["", markdown(*_summary(group)), ""]
@@ -92,14 +92,14 @@ def results_page(
     told = claims_lines(papers or {}, Results.of(results, committed_grids, of_stacks, times))
     lines += ["", *told] if told else []
     records = [*results, *committed_grids, *(record for _, record in of_stacks)]
-    for name in dict.fromkeys(_corpus(r) for r in records):
+    for name in dict.fromkeys(corpus_name(r) for r in records):
         lines += ["", f"## {name}"]
         for record in committed_grids:
-            if _corpus(record) == name:
+            if corpus_name(record) == name:
                 lines += ["", *grids.page_lines(record, f"{folder}/{name}")]
         for section in stacks.sections(of_stacks, name, folder):
             lines += ["", *section]
-        group = [result for result in results if _corpus(result) == name]
+        group = [result for result in results if corpus_name(result) == name]
         single = families.without(group)
         if single:
             lines += ["", markdown(*_summary(single))]
@@ -113,10 +113,6 @@ def results_page(
             lines += ["", *_block(result, folder)]
     lines += sections(benchmarks or {}, folder)
     return "\n".join(lines) + "\n"
-
-
-def _corpus(result: Mapping[str, Any]) -> str:
-    return f"{result['dataset']}_{result['task']}"
 
 
 def _summary(group: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -120,10 +120,7 @@ def _point(
     from matplotlib.transforms import ScaledTranslation
 
     size, scale = at
-    value = scale * found["value"]
-    low, high = (scale * end for end in found["interval"] or (found["value"], found["value"]))
-    # A percentile interval need not hold the value, and an error bar cannot be negative.
-    below, above = max(0.0, value - low), max(0.0, high - value)
+    value, below, above = error_bar(found, scale)
     aside = ScaledTranslation(0.12 * steps, 0, axis.figure.dpi_scale_trans)
     axis.errorbar(
         size,
@@ -136,8 +133,16 @@ def _point(
         transform=axis.transData + aside,
     )
     # With a transform of their own the points do not count for the limits of the axes.
-    axis.update_datalim([(size, min(low, value)), (size, value + above)])
+    axis.update_datalim([(size, value - below), (size, value + above)])
     axis.autoscale_view()
+
+
+def error_bar(found: Mapping[str, Any], scale: int) -> tuple[float, float, float]:
+    """Return a score in units of 1 / ``scale`` and what its interval reaches below and above."""
+    value = scale * found["value"]
+    low, high = (scale * end for end in found["interval"] or (found["value"], found["value"]))
+    # A percentile interval need not hold the value, and an error bar cannot be negative.
+    return value, max(0.0, value - low), max(0.0, high - value)
 
 
 def new_figure(panels: int) -> tuple[Any, list[Any]]:

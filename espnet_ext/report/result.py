@@ -260,7 +260,12 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 def published_path(folder: Path, result: Mapping[str, Any]) -> Path:
     """Return where a result is committed: one file per run and, but for `merged`, variant."""
-    return folder / f"{result['dataset']}_{result['task']}" / f"{run_name(result)}.json"
+    return folder / corpus_name(result) / f"{run_name(result)}.json"
+
+
+def corpus_name(result: Mapping[str, Any]) -> str:
+    """Return the folder of the results of a recipe."""
+    return f"{result['dataset']}_{result['task']}"
 
 
 def is_average(result: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """References and hypotheses of one set, read from Kaldi tables and paired by utterance id."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from espnet_ext.data.kaldi_dir import read_table
@@ -18,6 +18,23 @@ class Pairs:
     hypotheses: list[str]
     speakers: list[str] | None = None
     baseline: list[str] | None = None  # hypotheses of the run that is compared with
+
+
+def baseline_form(forms: Collection[str], variant: str, named: str) -> str | None:
+    """Choose the form of a baseline that ``variant`` of a run is compared with.
+
+    Args:
+        forms: in which the baseline was decoded.
+        variant: of the run.
+        named: the form asked for as TAG/VARIANT; empty if none was.
+
+    Returns:
+        The named form, or else the same, ``merged``, or the only one; None if there is none.
+    """
+    for form in (named,) if named else (variant, "merged"):
+        if form in forms:
+            return form
+    return next(iter(forms)) if len(forms) == 1 and not named else None
 
 
 def read_pairs(
