@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from espnet2.asr.decoder.transducer_decoder import TransducerDecoder
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchaudio.functional import rnnt_loss
 
 from espnet_ext.errors import UserError
@@ -63,12 +64,19 @@ class TransducerLoss(nn.Module):
             tokens: (B,) labels of each utterance.
         """
         with torch.autocast(logits.device.type, enabled=False):
+            scores = logits.float().log_softmax(-1)
+            # Of V scores a cell's alignments use two. Torchaudio's C++ would go through all V,
+            # one after another; of these two it does the same sum in a sixth of the time.
+            following = F.pad(labels.long(), (0, 1))[:, None, :, None]
+            following = following.expand(-1, scores.shape[1], -1, -1)
+            blank_and_label = [scores[..., self.blank, None], scores.gather(3, following)]
             return rnnt_loss(
-                logits.float().contiguous(),
-                labels.int().contiguous(),
+                torch.cat(blank_and_label, dim=3),
+                torch.ones_like(labels, dtype=torch.int),
                 frames.int(),
                 tokens.int(),
-                blank=self.blank,
+                blank=0,
+                fused_log_softmax=False,
             )
 
 
