@@ -3,7 +3,8 @@
     split: voice                  # a list in data/folds; left out: the fixed sets train, dev, test
     sets: keyword_                # instead: fixed sets whose names begin so, keyword_train, ...
     seeds: [1, 2, 3, 4, 5]
-    part: test                    # scored part of a fold; dev where something is tuned
+    part: test                    # scored part of a fold; dev where something is tuned; without a
+                                  # split any set
     unit: fold                    # what is scored and compared in pairs; speaker: the decisions
                                   # about each speaker, where folds are too few for a test
     baseline: light               # the system that the others are compared with
@@ -14,24 +15,33 @@
         config: train_hrf_conformer_s.yaml
         vary: {encoder_conf.hrf.ratio: [2, 4, 8], encoder_conf.hrf.sites: [[ffn], [qkv]]}
 
+A recogniser's grid is of fixed sets; there a system may say more:
+
+      again:
+        config: train_share_again.yaml
+        after: share                 # starts from that system's model of the same seed
+        than: [share, small]         # what it is compared with, besides the baseline
+        seeds: [1]                   # of the grid's, if it is not trained with all
+
 A system with ``vary`` stands for one system for every combination of the values, each named by
 what differs: hrf_ratio-2_sites-ffn. Reading a grid imports neither torch nor ESPnet.
 """
 
 import itertools
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from espnet_ext.config import load_config
 from espnet_ext.errors import UserError, nearest
 
 _KEYS = ("split", "sets", "seeds", "part", "unit", "baseline", "known", "systems")
 UNITS = ("fold", "speaker")
-_SYSTEM_KEYS = ("config", "vary", "set")
+_SYSTEM_KEYS = ("config", "vary", "set", "after", "than", "seeds")
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,9 @@ class System:
     name: str
     config: Path
     changes: Mapping[str, Any] = field(default_factory=dict)  # dotted key: value
+    after: "System | None" = None  # its averaged model is what the training starts from
+    than: tuple[str, ...] = ()  # systems that it is compared with
+    seeds: tuple[int, ...] | None = None  # None: all of the grid
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,19 @@ class Cell:
         """Name of the experiment below exp/."""
         return f"grid_{self.grid}/{self.system.name}/{self.fold or 'fixed'}_s{self.seed}"
 
+    @property
+    def before(self) -> "Cell | None":
+        """The training whose model this one starts from."""
+        return None if self.system.after is None else replace(self, system=self.system.after)
+
+    @property
+    def start_model(self) -> Path | None:
+        """That model."""
+        if self.before is None:
+            return None
+        average = load_config(self.before.system.config).recipe.average_by
+        return Path("exp") / self.before.tag / f"{average}.ave.pth"
+
     def set_name(self, part: str) -> str:
         """The data set that is a part of the fold."""
         return f"{self.fold}/{part}" if self.fold else f"{self.sets}{part}"
@@ -68,6 +94,8 @@ class Cell:
         for key, value in self.system.changes.items():
             _put(changes, key, value)
         _put(changes, "seed", self.seed)
+        if self.start_model is not None:
+            _put(changes, "init_param", [self.start_model.as_posix()])
         _put(changes, "recipe.train_set", self.set_name("train"))
         _put(changes, "recipe.dev_set", self.set_name("dev"))
         _put(changes, "recipe.baseline", None)
@@ -95,6 +123,7 @@ class Grid:
             for fold in folds
             for seed in self.seeds
             for system in self.systems
+            if system.seeds is None or seed in system.seeds
         ]
 
 
@@ -121,7 +150,8 @@ def read_grid(path: Path) -> Grid:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: a seed stands twice in {seeds}")
     part = content.get("part", "test")
-    if part not in ("test", "dev"):
+    fixed = content.get("split") is None
+    if not isinstance(part, str) or not (part in ("test", "dev") or (part and fixed)):
         raise UserError(f"{path}: part must be test or dev, not {part!r}")
     sets = content.get("sets", "")
     if not isinstance(sets, str) or (sets and content.get("split") is not None):
@@ -135,13 +165,20 @@ def read_grid(path: Path) -> Grid:
     given = content.get("systems")
     if not isinstance(given, dict) or not given:
         raise UserError(f"{path}: systems must be names, each with a config")
-    systems = [s for name, entry in given.items() for s in _expand(path, str(name), entry)]
+    systems: list[System] = []
+    for name, entry in given.items():
+        systems += _expand(path, str(name), entry, systems, seeds)
     names = [system.name for system in systems]
     baseline = content.get("baseline")
     if baseline is not None and baseline not in names:
         raise UserError(f"{path}: baseline is no system: {nearest(str(baseline), names)}")
     if len(set(names)) < len(names):
         raise UserError(f"{path}: two systems have one name among {', '.join(names)}")
+    for system in systems:
+        for other in system.than:
+            if other not in names or other == system.name:
+                known = [name for name in names if name != system.name]
+                raise UserError(f"{path}: system {system.name}: than: {nearest(other, known)}")
     return Grid(
         name=path.stem.removeprefix("grid_"),
         split=content.get("split"),
@@ -160,25 +197,50 @@ def is_share(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
-def _expand(path: Path, name: str, entry: Any) -> list[System]:
+def _expand(
+    path: Path, name: str, entry: Any, before: Sequence[System], seeds: Sequence[int]
+) -> list[System]:
     if not isinstance(entry, dict) or "config" not in entry:
         raise UserError(f"{path}: system {name} names no config")
+    where = f"{path}: system {name}"
     for key in entry:
         if key not in _SYSTEM_KEYS:
-            raise UserError(f"{path}: system {name}: unknown key {nearest(key, _SYSTEM_KEYS)}")
+            raise UserError(f"{where}: unknown key {nearest(key, _SYSTEM_KEYS)}")
     config = path.parent / entry["config"]
     if not config.is_file():
-        raise UserError(f"{path}: system {name}: no config {config}")
+        raise UserError(f"{where}: no config {config}")
     fixed, vary = (entry.get(key) or {} for key in ("set", "vary"))
     for key, values in vary.items():
         if not isinstance(values, list) or not values:
-            raise UserError(f"{path}: system {name}: vary: {key} must be a list of values")
+            raise UserError(f"{where}: vary: {key} must be a list of values")
+    own, than = entry.get("seeds"), entry.get("than") or []
+    if own is not None and (not isinstance(own, list) or not own or set(own) - set(seeds)):
+        raise UserError(f"{where}: seeds must be some of {seeds}, not {own!r}")
+    if not isinstance(than, list):
+        raise UserError(f"{where}: than must be a list of systems, not {than!r}")
+    more = {
+        "after": _after(where, entry.get("after"), before),
+        "than": tuple(map(str, than)),
+        "seeds": None if own is None else tuple(own),
+    }
+    after = more["after"]
+    if after is not None and after.seeds is not None and set(own or seeds) - set(after.seeds):
+        raise UserError(f"{where}: {after.name} is not trained with all of its seeds")
     systems = []
     for chosen in itertools.product(*vary.values()):
         changes = dict(zip(vary, chosen, strict=True))
         words = [name, *(f"{key.rpartition('.')[2]}-{_word(v)}" for key, v in changes.items())]
-        systems.append(System("_".join(words), config, {**fixed, **changes}))
+        systems.append(System("_".join(words), config, {**fixed, **changes}, **more))
     return systems
+
+
+def _after(where: str, name: Any, before: Sequence[System]) -> System | None:
+    if name is None:
+        return None
+    known = {system.name: system for system in before}
+    if name not in known:
+        raise UserError(f"{where}: after must name a system above it: {nearest(str(name), known)}")
+    return known[name]
 
 
 def _word(value: Any) -> str:

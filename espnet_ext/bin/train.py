@@ -131,6 +131,11 @@ def checked_trainer(config: Config, args: argparse.Namespace) -> tuple[Config, A
 
 def data_files(config: Config) -> list[Path]:
     """Files whose content decides the training, besides the config."""
+    return [*corpus_files(config), *start_models(config), *config.pretrained()]
+
+
+def corpus_files(config: Config) -> list[Path]:
+    """Those that hold what is learnt from; the statistics depend on nothing else."""
     tokens = token_dir(config)
     sets = (config.recipe.train_set, config.recipe.dev_set)
     files = [audio_scp(config, name) for name in sets]
@@ -138,7 +143,7 @@ def data_files(config: Config) -> list[Path]:
     files += [file for name in sets for file in audio_inputs(Path("data") / name)]
     if config.recipe.features == "ark":
         files += ark_definition(config).files
-    return [*files, tokens / "tokens.txt", *start_models(config), *config.pretrained()]
+    return [*files, tokens / "tokens.txt"]
 
 
 def start_models(config: Config) -> list[Path]:
@@ -267,7 +272,7 @@ def collect_statistics(config: Config, command: list[str], data: dict) -> Path:
     folder = Path("exp") / f"stats_{digest}"
     # Two configs of one recipe may train at once and share this folder.
     with lock(folder / ".lock"):
-        stamp = Stamp(folder / ".done.json", settings, data_files(config))
+        stamp = Stamp(folder / ".done.json", settings, corpus_files(config))
         if not stamp.is_current():
             print(f"train: collecting statistics into {folder}")
             # Statistics do not depend on batches of the training's size, nor on its model.

@@ -14,8 +14,9 @@ A file results/claims/<paper>.yaml holds claims in our words and names committed
           - {run: fotaq_asr1/hrf_conformer_xs, than: conformer_xs, set: test, metric: wer}
 
 ``grid`` is results/<dataset>_<task>/grids/<name>.json, whose weighted F1 is compared fold by
-fold, or speaker by speaker; ``run`` is results/<dataset>_<task>/<run>.json, with the comparison
-that stage 7 made; ``similarity`` and ``pruning`` lie in folders of these names; ``time`` is
+fold, or speaker by speaker; of recognisers and translators it holds comparisons by ``metric``.
+``run`` is results/<dataset>_<task>/<run>.json, with the comparison that stage 7 made;
+``similarity`` and ``pruning`` lie in folders of these names; ``time`` is
 results/stack_time.<model>.json.
 ``RULES`` has the rules and their keys; each is explained where its verdict is computed.
 """
@@ -287,7 +288,8 @@ def _check_evidence(source: str, item: Mapping[str, Any], rule: Rule) -> None:
         raise UserError(f"{source}: name one of {' and '.join(rule.kinds)}")
     # A run is its own system; what it is compared with is beside it, or its baseline.
     own = tuple(key for key in rule.evidence if kinds != ["run"] or key != "system")
-    known = (*kinds, *own, *(("set", "method", "metric") if kinds == ["run"] else ()))
+    more = {"run": ("set", "method", "metric"), "grid": ("metric",)}.get(kinds[0], ())
+    known = (*kinds, *own, *more)
     for key in item:
         if key not in known:
             raise UserError(f"{source}: unknown key {nearest(str(key), known)}")
@@ -323,9 +325,10 @@ def claims_lines(papers: Mapping[str, Sequence[Claim]], results: Results) -> lis
         "The claims are told in our words; every figure and verdict of the last two columns is "
         "computed from the committed results. A difference of two systems of a grid is that of "
         "weighted F1, mean over folds or speakers, with Student's 95 % interval and the p of a "
-        "permutation test over them, seeds averaged. `better`: holds if p < 0.05 in the claimed "
-        "direction; does not hold if p < 0.05 against it, or if the interval stays below a claimed "
-        "gain. "
+        "permutation test over them, seeds averaged; of a grid of recognisers or translators it is "
+        "that of WER, CER or BLEU, by the bootstrap that its section explains. `better`: holds if "
+        "p < 0.05 in the claimed direction; does not hold if p < 0.05 against it, or if the "
+        "interval stays below a claimed gain. "
         "`within`: holds if the whole interval lies in the range, does not hold if none of it "
         "does. `best`: holds if better than each other one; does not hold if one is better (p "
         "times their number < 0.05). `trend`: the straight (degree 1) or bent (degree 2, upwards "

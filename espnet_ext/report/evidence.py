@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.report import classes, table
+from espnet_ext.report import classes, table, text_grids
 from espnet_ext.report.result import run_name
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.report.table import SIGNIFICANT, p_value
@@ -138,6 +138,8 @@ class Evidence:
         if "run" in self.item:
             return self._compared_runs()
         than = self.item["than"] if than is None else than
+        if text_grids.is_text_grid(self.record()):
+            return self._compared_texts(than)
         return self._differing(*(self._by_unit(name) for name in (self.item["system"], than)))
 
     def _differing(self, after: np.ndarray, before: np.ndarray) -> Compared:
@@ -148,6 +150,33 @@ class Evidence:
         interval = mean_interval(differences)
         return Compared(
             float(after.mean()), float(before.mean()), gain, interval, p, _told(gain, p), unit
+        )
+
+    def _compared_texts(self, than: str) -> Compared:
+        """Compare two systems of a grid whose words were scored; the grid's file names the pair."""
+        record, row = self.record(), self._system(self.item["system"])
+        metric = self.item.get("metric", record["metrics"][0])
+        if metric not in record["metrics"]:
+            known = nearest(str(metric), record["metrics"])
+            raise UserError(f"{self.source}: unknown metric {known}")
+        pairs = row["than"] or {}
+        if than not in pairs:
+            raise UserError(
+                f"{self.source}: {row['system']} was not compared with {nearest(than, pairs)}; "
+                "the grid's file must name it under than"
+            )
+        pair, value = pairs[than][metric], row["scores"][metric]
+        of = float(np.mean([value["by_seed"][str(seed)] for seed in pair["seeds"]]))
+        sign = 1 if metric == "bleu" else -1
+        ends = pair["interval"]
+        return Compared(
+            of=of,
+            than=of - pair["difference"],
+            gain=sign * pair["difference"],
+            interval=None if ends is None else tuple(sorted(sign * end for end in ends)),
+            p=pair["p"],
+            direction={"better": 1, "worse": -1}.get(text_grids.told(pair, metric), 0),
+            unit=f"{metric.upper()}, {record['part']}, {len(pair['seeds'])} seeds",
         )
 
     def kept(self, share: float) -> Compared:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from espnet_ext.grid import Grid
+from espnet_ext.report import text_grids
 from espnet_ext.report.classes import plot_confusions
 from espnet_ext.report.schema import (
     Check,
@@ -283,6 +284,8 @@ def notes(record: Mapping[str, Any]) -> list[str]:
 
 def page_lines(record: Mapping[str, Any], folder: str) -> list[str]:
     """Return the section of RESULTS.md."""
+    if text_grids.is_text_grid(record):
+        return text_grids.page_lines(record, folder)
     name = record["grid"]
     lines = [f"### Grid {name}", "", markdown(*table(record)), ""]
     lines += [f"- {note}" for note in notes(record)]
@@ -360,5 +363,10 @@ def read_grids(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a file is not JSON or does not fit the schema.
     """
+
+    def fits(value: Any, where: str) -> None:
+        is_text = isinstance(value, Mapping) and text_grids.is_text_grid(value)
+        (text_grids.TEXT_GRID if is_text else GRID)(value, where)
+
     paths = sorted(folder.glob("*/grids/*.json"))
-    return [read_validated(path, GRID, "publish that grid again") for path in paths]
+    return [read_validated(path, fits, "publish that grid again") for path in paths]

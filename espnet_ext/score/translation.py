@@ -63,19 +63,27 @@ def score_translations(
     return score
 
 
-def _metrics(target: str) -> dict[str, Metric]:
-    """BLEU and chrF2; new ones, since a metric remembers how it was last asked."""
+def bleu(target: str) -> BLEU:
+    """A new BLEU, since a metric remembers how it was last asked.
+
+    Raises:
+        UserError: sacreBLEU lacks what it needs to cut this language into words.
+    """
     # sacreBLEU knows languages without their regions.
     language = target.replace("_", "-").partition("-")[0]
     try:
         # force: a text that has blanks before full stops is scored as it is, without a warning.
-        return {"bleu": BLEU(trg_lang=language, force=True), "chrf": CHRF()}
+        return BLEU(trg_lang=language, force=True)
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"sacreBLEU cannot cut '{target}' into words: {reason[:120]}; "
             f"pip install 'sacrebleu[{language}]'"
         ) from None
+
+
+def _metrics(target: str) -> dict[str, Metric]:
+    return {"bleu": bleu(target), "chrf": CHRF()}
 
 
 def _rated(metric: Metric, pairs: Pairs) -> dict[str, Any]:

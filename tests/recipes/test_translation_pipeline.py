@@ -12,6 +12,7 @@ import sacrebleu
 import yaml
 
 from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.report import text_grids
 from espnet_ext.report.schema import RESULT, validate
 from tests.fixtures import forked, translated
 
@@ -47,6 +48,13 @@ RESIDUAL = {
     "include": "train_share_xs.yaml",
     "encoder_conf": {"residual": {"rank": 2, "diagonal": True}},
     "init_param": ["exp/share_xs/valid.loss.ave.pth"],
+}
+GRID = {
+    "seeds": [1, 2],
+    "systems": {
+        "share": {"config": "train_share_xs.yaml"},
+        "residual": {"config": "train_residual_xs.yaml", "after": "share", "than": ["share"]},
+    },
 }
 CONFIGS = {"plain_xs": PLAIN, "share_xs": SHARE, "residual_xs": RESIDUAL}
 
@@ -175,6 +183,34 @@ def test_mslt_decodes_what_covost_trained(recipes):
     assert paths[0].read_bytes() == paths[1].read_bytes()
     for n, told in enumerate(recipes.stages("mslt/st1", "share_xs"), 1):
         assert "up to date" in told or n == 2, told
+
+
+def test_a_grid_trains_in_its_order_and_scores_the_texts(recipes):
+    folder = recipes.path("covost2/st1")
+    (folder / "conf/grid_tiny.yaml").write_text(yaml.safe_dump(GRID, sort_keys=False))
+    done = recipes.verb("covost2/st1", "grid", "conf/grid_tiny.yaml", "--nj", "2")
+    assert done.code == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    record = json.loads((folder / "exp/grid_tiny/grid.json").read_text())
+    text_grids.check(record, "grid.json")
+    meant = list(read_table(folder / "data/test/text.zh-CN").values())
+    for row in record["systems"]:
+        for seed in (1, 2):
+            cell = folder / f"exp/grid_tiny/{row['system']}/fixed_s{seed}"
+            said = read_table(cell / "decode/shared/transducer_greedy/test/text").values()
+            expected = sacrebleu.corpus_bleu(list(said), [meant], tokenize="zh").score
+            assert row["scores"]["bleu"]["by_seed"][str(seed)] == pytest.approx(expected, abs=1e-9)
+            # Only what another training starts from is kept.
+            assert any(cell.rglob("*.pth")) == (row["system"] == "share")
+    start = "exp/grid_tiny/share/fixed_s2/valid.loss.ave.pth"
+    trained = yaml.safe_load((folder / "exp/grid_tiny/residual/fixed_s2/config.yaml").read_text())
+    assert trained["init_param"] == [start]
+    pair = record["systems"][1]["than"]["share"]["bleu"]
+    assert pair["seeds"] == [1, 2]
+    again = recipes.verb("covost2/st1", "grid", "conf/grid_tiny.yaml", "--dry_run")
+    assert "4 of 4 done" in again.stdout
+    (folder / start).unlink()  # what started from it is not done any more, nor a fault
+    again = recipes.verb("covost2/st1", "grid", "conf/grid_tiny.yaml", "--dry_run")
+    assert "3 of 4 done" in again.stdout
 
 
 def test_mslt_refuses_what_it_cannot_decode(recipes):

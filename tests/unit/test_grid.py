@@ -12,7 +12,7 @@ from espnet_ext.data.corpus import read_folds, write_folds
 from espnet_ext.data.kaldi_dir import Utterance, read_data_dir
 from espnet_ext.errors import UserError
 from espnet_ext.grid import Cell, System, read_grid
-from espnet_ext.report import grids
+from espnet_ext.report import grids, text_grids
 
 BASE = {"encoder": "conformer", "encoder_conf": {"hrf": {"ratio": 4}}, "seed": 1}
 GRID = {
@@ -233,3 +233,107 @@ def test_systems_of_one_name_are_refused(tmp_path):
     with pytest.raises(UserError, match="one name"):
         read_grid(write(tmp_path, GRID | {"systems": twice, "baseline": None}))
     assert System("x", tmp_path).changes == {}
+
+
+CHAINED = {
+    "seeds": [1, 2],
+    "systems": {
+        "share": {"config": "train_a_s.yaml"},
+        "again": {"config": "train_a_s.yaml", "after": "share", "than": ["share"]},
+        "residual": {
+            "config": "train_a_s.yaml",
+            "set": {"encoder_conf.hrf.ratio": 2},
+            "after": "share",
+            "than": ["again", "share"],
+            "seeds": [2],
+        },
+    },
+}
+
+
+def test_a_system_starts_from_anothers_model_of_its_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = read_grid(write(tmp_path, CHAINED))
+    cells = {(cell.system.name, cell.seed): cell for cell in found.cells([""])}
+    assert sorted(cells) == [
+        ("again", 1),
+        ("again", 2),
+        ("residual", 2),
+        ("share", 1),
+        ("share", 2),
+    ]
+    text = yaml.safe_load(cells["residual", 2].config_text(tmp_path / "exp"))
+    assert text["init_param"] == ["exp/grid_some/share/fixed_s2/valid.loss.ave.pth"]
+    assert "init_param" not in yaml.safe_load(cells["share", 1].config_text(tmp_path / "exp"))
+    waves = [{c.system.name for c in wave} for wave in verb._waves(list(cells.values()))]
+    assert waves == [{"share"}, {"again", "residual"}]
+    # Nothing to compare it with yet: not done, and no fault.
+    assert not verb.is_done(cells["again", 1], "test", [])
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        ({"after": "later"}, "after must name a system above it: 'later'"),
+        ({"than": ["shared"]}, "than: 'shared'; did you mean 'share'?"),
+        ({"than": ["other"]}, "than: 'other'"),
+        ({"than": "share"}, "than must be a list of systems, not 'share'"),
+        ({"seeds": [3]}, r"seeds must be some of \[1, 2\], not \[3\]"),
+        ({"after": "few"}, "few is not trained with all of its seeds"),
+    ],
+)
+def test_a_chain_that_makes_no_sense_is_one_line(tmp_path, system, message):
+    systems = {
+        "share": {"config": "train_a_s.yaml"},
+        "few": {"config": "train_a_s.yaml", "seeds": [1]},
+        "other": {"config": "train_a_s.yaml"} | system,
+        "later": {"config": "train_a_s.yaml"},
+    }
+    with pytest.raises(UserError, match=message):
+        read_grid(write(tmp_path, {"seeds": [1, 2], "systems": systems}))
+
+
+def text_cell(system, seed, hypotheses):
+    """What a training of a recogniser leaves."""
+    return {
+        "system": system,
+        "seed": seed,
+        "references": ["the cat sat", "a dog ran home", "it was late", "he left us"],
+        "hypotheses": hypotheses,
+        "parameters": 10,
+        "training_parameters": 12,
+        "macs_per_second": 5,
+        "max_difference": 1e-7,
+        "training_seconds": 2.0,
+        "epochs": 3,
+    }
+
+
+def test_words_of_a_grid_by_hand(tmp_path):
+    grid = read_grid(write(tmp_path, CHAINED))
+    right = text_cell("", 0, [])["references"]
+    wrong = ["the cat", "a dog ran", "it was", "he left"]  # a word less each
+    cells = [text_cell("share", seed, wrong) for seed in (1, 2)]
+    cells += [text_cell("again", 1, wrong), text_cell("again", 2, right)]
+    cells += [text_cell("residual", 2, right)]
+    record = text_grids.summary(grid, cells)
+    made = {"dataset": "toy", "task": "asr1", "commit": "abc", "command": "x"}
+    made |= {"machine": {"cpu": "some"}, "versions": {"torch": "2"}}
+    text_grids.check(record | made, "by hand")
+    share, again, residual = record["systems"]
+    assert share["scores"]["wer"]["value"] == pytest.approx(4 / 13)
+    assert again["scores"]["wer"]["by_seed"] == pytest.approx({"1": 4 / 13, "2": 0})
+    assert again["than"]["share"]["wer"]["difference"] == pytest.approx(-2 / 13)
+    pair = residual["than"]["share"]["wer"]
+    assert (pair["seeds"], pair["difference"]) == ([2], pytest.approx(-4 / 13))
+    assert text_grids.told(pair, "wer") == "better"
+    assert text_grids.told(residual["than"]["again"]["wer"], "wer") == "equal"
+    assert text_grids.told(again["than"]["share"]["wer"], "wer") == "not told apart"
+    header, rows = text_grids.comparisons(record)
+    assert [row[:3] for row in rows] == [
+        ["again", "share", "2"],
+        ["residual", "again", "1"],
+        ["residual", "share", "1"],
+    ]
+    assert rows[2][header.index("WER difference (95 % CI, p)")].startswith("-30.8 (")
+    assert {path.name for path in text_grids.plot(record, tmp_path)} == {"some.png"}

@@ -3,7 +3,7 @@
 # shellcheck source=utils/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
 
-config=conf/train_stream_xs.yaml       # FILE, training config, one of conf/train_*.yaml
+config=conf/train_start_stream_xs.yaml # FILE, training config, one of conf/train_*.yaml
 variant=                               # deployed form; empty: what the config says
 test_sets="test unseen retrieval_like" # sets to decode and score
 targets=en                             # languages to translate into; the config names the one that is learnt
