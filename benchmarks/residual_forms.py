@@ -15,11 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from espnet_ext.errors import UserError, run_cli
 from espnet_ext.files import write_json
+from espnet_ext.report.environment import processor
 
 COLUMNS = ("file_mb", "load_s", "offline_10s_ms", "chunk_ms_p50", "chunk_ms_p95", "peak_rss_mb")
 
@@ -50,7 +52,10 @@ def main() -> None:
                 cells = "".join(f"{rows[-1][c]:>16.2f}" for c in COLUMNS)
                 print(f"{config.stem.removeprefix('train_'):36}{form:8}{cells}", flush=True)
     if args.json:
-        write_json(args.json, {"results": rows, "command": sys.argv, "threads": args.threads})
+        made = {"command": sys.argv, "threads": args.threads}
+        write_json(
+            args.json, {"results": rows, **made, "cpu": processor(), "torch": version("torch")}
+        )
 
 
 def save_forms(path: Path, folder: Path) -> list[str]:

@@ -14,12 +14,14 @@ import argparse
 import statistics
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError, run_cli
 from espnet_ext.files import write_json
+from espnet_ext.report.environment import processor
 
 
 def main() -> None:
@@ -101,6 +103,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "batch": args.batch,
         "threads": args.threads,
         "command": sys.argv,
+        "cpu": processor(),
+        "torch": version("torch"),
     }
 
 

@@ -113,13 +113,53 @@ NESTED_STEP = mapping(
         )
     ),
 )
+RESIDUAL_FORMS = mapping(
+    results=items(
+        mapping(
+            config=text,
+            form=text,
+            file_mb=number,
+            load_s=number,
+            offline_10s_ms=number,
+            chunk_ms_p50=number,
+            chunk_ms_p95=number,
+            peak_rss_mb=number,
+            rss_before_model_mb=number,
+        )
+    ),
+    command=items(text),
+    threads=count,
+    cpu=text,
+    torch=text,
+)
+TRANSDUCER_DECODING = mapping(
+    espnet=items(number),  # seconds for the whole list, in every round
+    ours=items(number),
+    ratio=number,
+    audio_seconds=number,
+    utterances=count,
+    tokens_per_second=number,
+    search=mapping(espnet=items(number), ours=items(number)),
+    batch=count,
+    threads=count,
+    command=items(text),
+    cpu=text,
+    torch=text,
+)
 # What the names of files begin with of which there are several.
 _STACK_TIME = "stack_time."  # then the model
 _NESTED_STEP = "nested_step."  # then the family
+_DECODING = "transducer_decoding."  # then the model
 _CHECKS: dict[str, Check] = {
     "whole_job.json": WHOLE_JOB,
     "hrf_training_step.json": TRAINING_STEP,
     "merged_latency.json": MERGED_LATENCY,
+    "residual_forms.json": RESIDUAL_FORMS,
+}
+_SEVERAL: dict[str, Check] = {
+    _STACK_TIME: STACK_TIME,
+    _NESTED_STEP: NESTED_STEP,
+    _DECODING: TRANSDUCER_DECODING,
 }
 
 
@@ -130,7 +170,7 @@ def read_benchmarks(folder: Path) -> dict[str, Any]:
         UserError: a file is not JSON or does not fit.
     """
     checks = dict(_CHECKS)
-    for prefix, check in ((_STACK_TIME, STACK_TIME), (_NESTED_STEP, NESTED_STEP)):
+    for prefix, check in _SEVERAL.items():
         checks |= {path.name: check for path in sorted(folder.glob(f"{prefix}*.json"))}
     return {
         name: read_validated(folder / name, check, "run the benchmark again")
@@ -165,6 +205,10 @@ def sections(measured: Mapping[str, Any], folder: str) -> list[str]:
         lines += ["", *_stack_times(times)]
     if steps := _several(measured, _NESTED_STEP):
         lines += ["", *_nested_steps(steps)]
+    if "residual_forms.json" in measured:
+        lines += ["", *_residual_forms(measured["residual_forms.json"])]
+    if decodings := _several(measured, _DECODING):
+        lines += ["", *_decodings(decodings)]
     return lines
 
 
@@ -317,6 +361,71 @@ def _nested_steps(steps: Mapping[str, Any]) -> list[str]:
             f"torch {found['torch']}.",
         ]
     return lines
+
+
+def _residual_forms(measured: Mapping[str, Any]) -> list[str]:
+    program, *words = measured["command"]
+    header = ["config", "form", "file MB", "load s", "10 s offline, ms", "chunk, ms p50", "p95"]
+    header += ["peak MB", "of it before the model"]
+    rows = [
+        [
+            row["config"].removeprefix("train_"),
+            row["form"],
+            *(f"{row[key]:.2f}" for key in ("file_mb", "load_s")),
+            *(f"{row[key]:.1f}" for key in ("offline_10s_ms", "chunk_ms_p50", "chunk_ms_p95")),
+            *(f"{row[key]:,.0f}" for key in ("peak_rss_mb", "rss_before_model_mb")),
+        ]
+        for row in measured["results"]
+    ]
+    return [
+        "## Deployed forms of streaming models",
+        "",
+        "Random weights, each form in a process of its own; medians. `shared` keeps what layers "
+        "share once, the residuals apart; `merged` has plain layers.",
+        "",
+        "```bash",
+        f"python {shlex.join(['benchmarks/' + Path(program).name, *words])}",
+        "```",
+        "",
+        markdown(header, rows),
+        "",
+        f"Threads {measured['threads']}; {measured['cpu']}, torch {measured['torch']}.",
+    ]
+
+
+def _decodings(decodings: Mapping[str, Any]) -> list[str]:
+    header = ["model", "utterances", "batch", "ESPnet, s (range)", "ours", "ratio of medians"]
+    header += ["of the search alone"]
+    rows, commands = [], []
+    for name, found in decodings.items():
+        program, *words = found["command"]
+        commands.append(f"python {shlex.join(['benchmarks/' + Path(program).name, *words])}")
+        alone = [statistics.median(found["search"][key]) for key in ("espnet", "ours")]
+        rows.append(
+            [
+                name,
+                f"{found['utterances']} ({found['audio_seconds']:.0f} s)",
+                str(found["batch"]),
+                *(_spread(found[key], ".2f") for key in ("espnet", "ours")),
+                f"{found['ratio']:.2f}",
+                f"{alone[0] / alone[1]:.2f}",
+            ]
+        )
+    one = next(iter(decodings.values()))
+    return [
+        "## Decoding a set with a transducer",
+        "",
+        "Greedy, ESPnet's own inference one utterance after another, and ours in batches, taking "
+        "turns in one process; the texts are equal.",
+        "",
+        "```bash",
+        *commands,
+        "```",
+        "",
+        markdown(header, rows),
+        "",
+        f"Threads {one['threads']}; {one['cpu']}, torch {one['torch']}.",
+    ]
 
 
 def _spread(values: Sequence[float], form: str) -> str:

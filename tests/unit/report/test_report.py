@@ -213,9 +213,72 @@ def test_a_familys_step_is_told_with_its_command(recipe):
     ]
 
 
+FORMS = {
+    "cpu": "some CPU",
+    "torch": "2.14.1",
+    "threads": 1,
+    "command": ["/somewhere/benchmarks/residual_forms.py", "a.yaml"],
+    "results": [
+        {
+            "config": "train_residual_k3",
+            "form": "shared",
+            "file_mb": 12.345,
+            "load_s": 0.5,
+            "offline_10s_ms": 740.04,
+            "chunk_ms_p50": 9.87,
+            "chunk_ms_p95": 12.0,
+            "peak_rss_mb": 1515.2,
+            "rss_before_model_mb": 500,
+        }
+    ],
+}
+DECODING = {
+    "espnet": [3.0, 2.0, 2.5],
+    "ours": [1.0, 1.25, 2.0],
+    "ratio": 2.0,
+    "audio_seconds": 160.4,
+    "utterances": 64,
+    "tokens_per_second": 2.1,
+    "batch": 16,
+    "threads": 1,
+    "search": {"espnet": [0.9], "ours": [0.3]},
+    "cpu": "some CPU",
+    "torch": "2.14.1",
+    "command": ["/somewhere/benchmarks/transducer_decoding.py", "exp/a", "feats.scp"],
+}
+
+
+def test_streaming_benchmarks_are_told_with_their_commands(recipe):
+    run_verb("conf/train_hrf_xs.yaml", "--publish")
+    root = recipe.parents[2]
+    write_json(root / "results/residual_forms.json", FORMS)
+    write_json(root / "results/transducer_decoding.k3.json", DECODING)
+    run_verb("--all")
+    lines = (root / "RESULTS.md").read_text().splitlines()
+    assert "python benchmarks/residual_forms.py a.yaml" in lines
+    assert "python benchmarks/transducer_decoding.py exp/a feats.scp" in lines
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
+    assert [
+        "residual_k3",
+        "shared",
+        "12.35",
+        "0.50",
+        "740.0",
+        "9.9",
+        "12.0",
+        "1,515",
+        "500",
+    ] in rows
+    spread = ["2.50 (2.00-3.00)", "1.25 (1.00-2.00)"]
+    assert ["k3", "64 (160 s)", "16", *spread, "2.00", "3.00"] in rows
+
+
 @pytest.mark.parametrize(
     "name",
-    ["whole_job.json", "hrf_training_step.json", "merged_latency.json", "nested_step.a.json"],
+    [
+        *("whole_job.json", "hrf_training_step.json", "merged_latency.json"),
+        *("nested_step.a.json", "residual_forms.json", "transducer_decoding.a.json"),
+    ],
 )
 def test_a_benchmarks_file_that_does_not_fit_is_named_and_the_page_kept(recipe, name):
     run_verb("conf/train_hrf_xs.yaml", "--publish")
