@@ -213,34 +213,31 @@ def _expand(
     for key, values in vary.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{where}: vary: {key} must be a list of values")
-    own, than = entry.get("seeds"), entry.get("than") or []
-    if own is not None and (not isinstance(own, list) or not own or set(own) - set(seeds)):
-        raise UserError(f"{where}: seeds must be some of {seeds}, not {own!r}")
-    if not isinstance(than, list):
-        raise UserError(f"{where}: than must be a list of systems, not {than!r}")
-    more = {
-        "after": _after(where, entry.get("after"), before),
-        "than": tuple(map(str, than)),
-        "seeds": None if own is None else tuple(own),
-    }
-    after = more["after"]
-    if after is not None and after.seeds is not None and set(own or seeds) - set(after.seeds):
-        raise UserError(f"{where}: {after.name} is not trained with all of its seeds")
+    after, than, own = _chain(where, entry, before, seeds)
     systems = []
     for chosen in itertools.product(*vary.values()):
         changes = dict(zip(vary, chosen, strict=True))
         words = [name, *(f"{key.rpartition('.')[2]}-{_word(v)}" for key, v in changes.items())]
-        systems.append(System("_".join(words), config, {**fixed, **changes}, **more))
+        systems.append(System("_".join(words), config, {**fixed, **changes}, after, than, own))
     return systems
 
 
-def _after(where: str, name: Any, before: Sequence[System]) -> System | None:
-    if name is None:
-        return None
+def _chain(
+    where: str, entry: Mapping[str, Any], before: Sequence[System], seeds: Sequence[int]
+) -> tuple[System | None, tuple[str, ...], tuple[int, ...] | None]:
+    """What a system starts from, is compared with, and the seeds it is trained with."""
+    own, than, name = entry.get("seeds"), entry.get("than") or [], entry.get("after")
+    if own is not None and (not isinstance(own, list) or not own or set(own) - set(seeds)):
+        raise UserError(f"{where}: seeds must be some of {seeds}, not {own!r}")
+    if not isinstance(than, list):
+        raise UserError(f"{where}: than must be a list of systems, not {than!r}")
     known = {system.name: system for system in before}
-    if name not in known:
+    if name is not None and name not in known:
         raise UserError(f"{where}: after must name a system above it: {nearest(str(name), known)}")
-    return known[name]
+    after = None if name is None else known[name]
+    if after is not None and after.seeds is not None and set(own or seeds) - set(after.seeds):
+        raise UserError(f"{where}: {after.name} is not trained with all of its seeds")
+    return after, tuple(map(str, than)), None if own is None else tuple(own)
 
 
 def _word(value: Any) -> str:
