@@ -75,6 +75,58 @@ def test_blocks(tmp_path, beside, cuts, expected, measured):
         verdict(tmp_path, "blocks", {**item, "measure": "cqa"}, results)
 
 
+def text_grid(**pairs):
+    """A grid of recognisers: system a against b, by metric (difference, low, high, p)."""
+    compared = {
+        metric: {
+            "seeds": [1, 2],
+            "difference": found[0],
+            "p": found[3],
+            "interval": [found[1], found[2]],
+            "by_seed": {"1": found[0], "2": found[0]},
+        }
+        for metric, found in pairs.items()
+    }
+    scores = {metric: {"by_seed": {"1": 0.4, "2": 0.6, "3": 9.0}} for metric in pairs}
+    row = {"system": "a", "scores": scores, "than": {"b": compared}}
+    rows = [row, {"system": "b", "scores": scores, "than": None}]
+    record = {"dataset": "d", "task": "t", "grid": "g", "part": "test", "systems": rows}
+    return record | {"metrics": list(pairs)}
+
+
+@pytest.mark.parametrize(
+    ("metric", "pair", "expected", "gain"),
+    [
+        ("wer", (-0.02, -0.03, -0.01, 0.01), HOLDS, "gain +0.010 to +0.030"),
+        ("wer", (0.02, 0.01, 0.03, 0.01), DOES_NOT, "gain -0.030 to -0.010"),
+        ("wer", (-0.02, -0.05, 0.01, 0.2), UNTOLD, "gain -0.010 to +0.050"),
+        ("bleu", (2.0, 1.0, 3.0, 0.01), HOLDS, "gain +1.000 to +3.000"),
+        ("bleu", (-2.0, -3.0, -1.0, 0.01), DOES_NOT, "gain -3.000 to -1.000"),
+    ],
+)
+def test_recognisers_are_better_with_fewer_errors_translators_with_more_bleu(
+    tmp_path, metric, pair, expected, gain
+):
+    results = of(text_grid(**{metric: pair}))
+    item = {"grid": "d_t/g", "system": "a", "than": "b"}
+    text, told = verdict(tmp_path, "better", item, results)
+    assert told == expected
+    assert f"0.500 against {0.5 - pair[0]:.3f} {metric.upper()}, test, 2 seeds" in text
+    assert gain in text
+
+
+def test_recognisers_that_were_not_compared_are_named(tmp_path):
+    results = of(text_grid(wer=(0, 0, 0, 1)))
+    item = {"grid": "d_t/g", "system": "a", "than": "b"}
+    for change, words in (
+        ({"metric": "war"}, "unknown metric 'war'; did you mean 'wer'"),
+        ({"than": "c"}, "a was not compared with 'c'.*the grid's file must name it under than"),
+        ({"system": "b", "than": "a"}, "b was not compared with 'a'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            verdict(tmp_path, "better", item | change, results)
+
+
 @pytest.mark.parametrize(("gone", "expected"), [(2, HOLDS), (1, DOES_NOT)])
 def test_removable_layers(tmp_path, gone, expected):
     orders = [{"order": "backward", "removable": gone}, {"order": "forward", "removable": 0}]
@@ -325,10 +377,13 @@ def test_committed_claims_name_systems_of_the_grids():
                 corpus, _, name = item["grid"].partition("/")
                 dataset, _, task = corpus.rpartition("_")
                 path = ROOT / "egs" / dataset / task / "conf" / f"grid_{name}.yaml"
-                known = {system.name for system in read_grid(path).systems}
+                pairs = {system.name: system.than for system in read_grid(path).systems}
+                known = set(pairs)
                 wanted = {item.get("system"), item.get("than")} - {None}
                 wanted |= {*item.get("among", []), *item.get("systems", [])}
                 assert wanted <= known, (claim.source, wanted - known)
+                if any(pairs.values()):  # such a grid holds only the pairs that it names
+                    assert item["than"] in pairs[item["system"]], (claim.source, item)
                 named += len(wanted)
     assert named > 20
 
