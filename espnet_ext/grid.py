@@ -174,11 +174,15 @@ def read_grid(path: Path) -> Grid:
         raise UserError(f"{path}: baseline is no system: {nearest(str(baseline), names)}")
     if len(set(names)) < len(names):
         raise UserError(f"{path}: two systems have one name among {', '.join(names)}")
+    by_name = {system.name: system for system in systems}
     for system in systems:
         for other in system.than:
+            where = f"{path}: system {system.name}: than"
             if other not in names or other == system.name:
                 known = [name for name in names if name != system.name]
-                raise UserError(f"{path}: system {system.name}: than: {nearest(other, known)}")
+                raise UserError(f"{where}: {nearest(other, known)}")
+            if not set(system.seeds or seeds) & set(by_name[other].seeds or seeds):
+                raise UserError(f"{where}: {other} has no seed in common with it")
     return Grid(
         name=path.stem.removeprefix("grid_"),
         split=content.get("split"),

@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
         UserError: a wrong grid, an earlier stage that has not run, or trainings that failed.
     """
     grid = read_grid(Path(args.grid))
+    _refuse_other_task(grid, args.grid)
     folds = [""] if grid.split is None else read_folds(Path("data"), grid.split)
     cells = grid.cells(folds)
     chosen = cells[_slice(args.part)]
@@ -87,6 +88,15 @@ def run(args: argparse.Namespace) -> None:
         if not args.allow_dirty:
             refuse_uncommitted(f"grid {grid.name}", record["commit"])
         _publish(record)
+
+
+def _refuse_other_task(grid: Grid, path: str) -> None:
+    """Raise UserError if a key of the grid's file has no meaning for what is trained."""
+    is_cls = load_config(grid.systems[0].config).recipe.task == "cls"
+    if is_cls and any(system.than or system.seeds for system in grid.systems):
+        raise UserError(f"{path}: than and seeds of a system are for recognisers and translators")
+    if not is_cls and (grid.split or grid.known or grid.unit != "fold"):
+        raise UserError(f"{path}: split, unit and known are for classifiers; leave them out")
 
 
 def _slice(part: str | None) -> slice:

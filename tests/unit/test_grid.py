@@ -14,7 +14,12 @@ from espnet_ext.errors import UserError
 from espnet_ext.grid import Cell, System, read_grid
 from espnet_ext.report import grids, text_grids
 
-BASE = {"encoder": "conformer", "encoder_conf": {"hrf": {"ratio": 4}}, "seed": 1}
+BASE = {
+    "encoder": "conformer",
+    "encoder_conf": {"hrf": {"ratio": 4}},
+    "seed": 1,
+    "recipe": {"task": "cls", "classes": 3},
+}
 GRID = {
     "split": "voice",
     "seeds": [1, 2],
@@ -280,6 +285,7 @@ def test_a_system_starts_from_anothers_model_of_its_seed(tmp_path, monkeypatch):
         ({"than": "share"}, "than must be a list of systems, not 'share'"),
         ({"seeds": [3]}, r"seeds must be some of \[1, 2\], not \[3\]"),
         ({"after": "few"}, "few is not trained with all of its seeds"),
+        ({"than": ["few"], "seeds": [2]}, "than: few has no seed in common with it"),
     ],
 )
 def test_a_chain_that_makes_no_sense_is_one_line(tmp_path, system, message):
@@ -291,6 +297,24 @@ def test_a_chain_that_makes_no_sense_is_one_line(tmp_path, system, message):
     }
     with pytest.raises(UserError, match=message):
         read_grid(write(tmp_path, {"seeds": [1, 2], "systems": systems}))
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "words"),
+    [
+        ("cls", {}, "than and seeds of a system are for recognisers"),
+        ("asr", {"split": "voice"}, "split, unit and known are for classifiers"),
+        ("asr", {"unit": "speaker"}, "split, unit and known are for classifiers"),
+        ("asr", {"known": {"chance": 0.1}}, "split, unit and known are for classifiers"),
+    ],
+)
+def test_keys_of_another_task_are_refused(tmp_path, task, change, words):
+    path = write(tmp_path, CHAINED | change)
+    recipe = {"task": task, "classes": 3} if task == "cls" else {}
+    (tmp_path / "conf/train_a_s.yaml").write_text(yaml.safe_dump(BASE | {"recipe": recipe}))
+    arguments = argparse.Namespace(grid=str(path))
+    with pytest.raises(UserError, match=words):
+        verb.run(arguments)
 
 
 def text_cell(system, seed, hypotheses):
