@@ -167,7 +167,7 @@ class Evidence:
             )
         pair, value = pairs[than][metric], row["scores"][metric]
         of = float(np.mean([value["by_seed"][str(seed)] for seed in pair["seeds"]]))
-        sign = 1 if metric == "bleu" else -1
+        sign = text_grids.sign(metric)
         ends = pair["interval"]
         return Compared(
             of=of,
@@ -176,7 +176,7 @@ class Evidence:
             interval=None if ends is None else tuple(sorted(sign * end for end in ends)),
             p=pair["p"],
             direction={"better": 1, "worse": -1}.get(text_grids.told(pair, metric), 0),
-            unit=f"{metric.upper()}, {record['part']}, {len(pair['seeds'])} seeds",
+            unit=f"{text_grids.title(metric)}, {record['part']}, {len(pair['seeds'])} seeds",
         )
 
     def kept(self, share: float) -> Compared:

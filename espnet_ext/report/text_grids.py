@@ -25,9 +25,9 @@ from espnet_ext.report.schema import (
 from espnet_ext.report.table import SIGNIFICANT, duration, macs, markdown, p_value
 from espnet_ext.score.seeds import RESAMPLES, Statistics, difference, mean_score
 
-TITLES = {"wer": "WER %", "cer": "CER %", "bleu": "BLEU"}
+_NAMES = {"wer": "WER", "cer": "CER", "bleu": "BLEU", "chrf": "chrF"}
 _VALUE: dict[str, Check] = {
-    "value": number,  # mean over seeds; error rates as fractions, BLEU from 0 to 100
+    "value": number,  # mean over seeds; error rates as fractions, BLEU and chrF from 0 to 100
     "interval": optional(interval),
     "by_seed": named(number),
     "over_seeds": optional(number),  # standard deviation
@@ -61,6 +61,7 @@ TEXT_GRID = mapping(
     words=count,
     metrics=items(text),
     target=optional(text),
+    signatures=optional(named(text)),  # of sacreBLEU, by metric
     seeds=items(count),
     systems=items(mapping(**_ROW)),
     commit=text,
@@ -90,7 +91,7 @@ def summary(
         cells: what ``bin.grid`` wrote.
         target: language of translations; None of a recogniser.
     """
-    metrics = ["wer", "cer"] if target is None else ["bleu"]
+    metrics = ["wer", "cer"] if target is None else ["bleu", "chrf"]
     statistics = {metric: Statistics(metric, target) for metric in metrics}
     by_system: dict[str, list[Mapping[str, Any]]] = {}
     for cell in cells:
@@ -120,6 +121,7 @@ def summary(
         "words": sum(len(line.split()) for line in references),
         "metrics": metrics,
         "target": target,
+        "signatures": {m: f.signature for m, f in statistics.items()} if target else None,
         "seeds": list(grid.seeds),
         "systems": rows,
     }
@@ -183,14 +185,24 @@ def told(pair: Mapping[str, Any], metric: str) -> str:
         return "equal"
     if pair["p"] is None or pair["p"] >= SIGNIFICANT:
         return "not told apart"
-    return "better" if (pair["difference"] > 0) == (metric == "bleu") else "worse"
+    return "better" if sign(metric) * pair["difference"] > 0 else "worse"
+
+
+def title(metric: str) -> str:
+    """Return the metric's name as it is printed."""
+    return _NAMES[metric]
+
+
+def sign(metric: str) -> int:
+    """Return 1 where more is better, -1 for an error rate."""
+    return -1 if metric in ("wer", "cer") else 1
 
 
 def table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return (header, rows): a row a system."""
     metrics = record["metrics"]
     header = ["system", "starts from", "params", "in training", "MACs/s", "seeds"]
-    header += [f"{TITLES[metric]} (95 % CI; sd of seeds)" for metric in metrics]
+    header += [f"{_axis(metric)} (95 % CI; sd of seeds)" for metric in metrics]
     rows = []
     for row in record["systems"]:
         cells = [row["system"], row["after"] or "as its config says", f"{row['parameters']:,}"]
@@ -204,7 +216,7 @@ def table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def comparisons(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return (header, rows): a row for each pair of systems that the grid's file names."""
     header = ["system", "against", "seeds"]
-    header += [f"{metric.upper()} difference (95 % CI, p)" for metric in record["metrics"]]
+    header += [f"{title(metric)} difference (95 % CI, p)" for metric in record["metrics"]]
     rows = []
     for row in record["systems"]:
         for other, found in (row["than"] or {}).items():
@@ -215,7 +227,11 @@ def comparisons(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _scale(metric: str) -> int:
-    return 1 if metric == "bleu" else 100
+    return 1 if sign(metric) > 0 else 100
+
+
+def _axis(metric: str) -> str:
+    return title(metric) if sign(metric) > 0 else f"{title(metric)} %"
 
 
 def _value(found: Mapping[str, Any], metric: str) -> str:
@@ -238,7 +254,10 @@ def _pair_text(pair: Mapping[str, Any], metric: str) -> str:
 
 def notes(record: Mapping[str, Any]) -> list[str]:
     """Return what must be read with the table."""
-    what = "BLEU is sacreBLEU's, from 0 to 100" if record["target"] else NORMALISATION
+    what = NORMALISATION
+    if record["signatures"]:
+        found = (f"{title(metric)} {text}" for metric, text in record["signatures"].items())
+        what = f"sacreBLEU, from 0 to 100: {', '.join(found)}"
     return [
         f"set {record['part']}: {record['utterances']} utterances, {record['words']:,} words; "
         f"seeds {', '.join(map(str, record['seeds']))}; {what}.",
@@ -257,7 +276,7 @@ def page_lines(record: Mapping[str, Any], folder: str) -> list[str]:
         lines += [markdown(*comparisons(record)), ""]
     lines += [f"- {note}" for note in notes(record)]
     lines += [f"- command: `{record['command']}`; commit {record['commit']}", ""]
-    return [*lines, f"![{record['metrics'][0].upper()} of grid {name}]({folder}/grids/{name}.svg)"]
+    return [*lines, f"![{title(record['metrics'][0])} of grid {name}]({folder}/grids/{name}.svg)"]
 
 
 def plot(record: Mapping[str, Any], folder: Path, kind: str = "png") -> list[Path]:
@@ -273,7 +292,7 @@ def plot(record: Mapping[str, Any], folder: Path, kind: str = "png") -> list[Pat
             row["parameters"], value, yerr=[[below], [above]], marker="o", capsize=3, ls=""
         )
         axis.annotate(row["system"], (row["parameters"], value), fontsize=6)
-    axis.set(xlabel="parameters", ylabel=TITLES[metric], xscale="log")
+    axis.set(xlabel="parameters", ylabel=_axis(metric), xscale="log")
     axis.grid(alpha=0.3)
     save_figure(figure, path)
     return [path]

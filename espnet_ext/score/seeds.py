@@ -1,4 +1,4 @@
-"""Error rates and BLEU of a system that was trained with several seeds, and paired differences.
+"""Error rates, BLEU and chrF of a system trained with several seeds, and paired differences.
 
 What is drawn with replacement is utterances, as in ``score.significance``, and the seeds: a
 difference that one lucky training made goes with it. Two systems are compared seed by seed on
@@ -18,41 +18,37 @@ class Statistics:
     """What a metric adds up over utterances, and the metric of such sums."""
 
     def __init__(self, metric: str, language: str | None = None):
-        """``metric`` is wer, cer or bleu; ``language`` is the target's, for BLEU's tokenizer."""
-        from espnet_ext.score.translation import bleu  # imported where numbers are computed
+        """``metric`` is wer, cer, bleu or chrf; ``language`` is the target's of a translation.
+
+        Raises:
+            UserError: sacreBLEU lacks what it needs to cut this language into words.
+        """
+        from espnet_ext.score.translation import metrics  # imported where numbers are computed
         from espnet_ext.score.wer import align_characters, align_words
 
         self.metric = metric
-        self._bleu = bleu(str(language)) if metric == "bleu" else None
+        self._sacrebleu = None if language is None else metrics(language)[metric]
         self._align = align_words if metric == "wer" else align_characters
 
+    @property
+    def signature(self) -> str | None:
+        """sacreBLEU's, after a ``count``; None of an error rate."""
+        return None if self._sacrebleu is None else str(self._sacrebleu.get_signature())
+
     def count(self, references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
-        """Counts (utterances, k): errors and length, or n-grams right and had, and both lengths."""
-        if self._bleu is None:
+        """Counts (utterances, k): errors and length, or what sacreBLEU adds up for its metric."""
+        if self._sacrebleu is None:
             errors = self._align(references, hypotheses).errors
             return np.stack([errors.totals, errors.lengths], axis=1)
-        rows = []
-        for hypothesis, reference in zip(hypotheses, references, strict=True):
-            found = self._bleu.corpus_score([hypothesis], [[reference]])
-            rows.append([*found.counts, *found.totals, found.sys_len, found.ref_len])
-        return np.array(rows)
+        # Not public, but what every metric of sacreBLEU is made of; its bootstrap uses the same.
+        return np.array(self._sacrebleu._extract_corpus_statistics(hypotheses, [references]))
 
     def score(self, sums: np.ndarray) -> np.ndarray:
-        """The metric, a fraction or BLEU from 0 to 100, of sums of counts (..., k)."""
-        if self._bleu is None:
+        """The metric, a fraction, or BLEU or chrF from 0 to 100, of sums of counts (..., k)."""
+        if self._sacrebleu is None:
             return sums[..., 0] / sums[..., 1]
-        n = self._bleu.max_ngram_order
-        values = [
-            self._bleu.compute_bleu(
-                correct=list(row[:n]),
-                total=list(row[n : 2 * n]),
-                sys_len=int(row[-2]),
-                ref_len=int(row[-1]),
-                smooth_method=self._bleu.smooth_method,
-                max_ngram_order=n,
-            ).score
-            for row in sums.reshape(-1, sums.shape[-1])
-        ]
+        rows = sums.reshape(-1, sums.shape[-1]).tolist()
+        values = [self._sacrebleu._compute_score_from_stats(row).score for row in rows]
         return np.array(values).reshape(sums.shape[:-1])
 
 

@@ -54,7 +54,7 @@ def score_translations(
         "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "confidence": 0.95},
     }
     with _fixed_seed():
-        for name, metric in _metrics(target).items():
+        for name, metric in metrics(target).items():
             score[name] = _rated(metric, pairs)
         score["baseline"] = None
         if pairs.baseline is not None:
@@ -63,12 +63,7 @@ def score_translations(
     return score
 
 
-def bleu(target: str) -> BLEU:
-    """A new BLEU, since a metric remembers how it was last asked.
-
-    Raises:
-        UserError: sacreBLEU lacks what it needs to cut this language into words.
-    """
+def _bleu(target: str) -> BLEU:
     # sacreBLEU knows languages without their regions.
     language = target.replace("_", "-").partition("-")[0]
     try:
@@ -82,8 +77,13 @@ def bleu(target: str) -> BLEU:
         ) from None
 
 
-def _metrics(target: str) -> dict[str, Metric]:
-    return {"bleu": bleu(target), "chrf": CHRF()}
+def metrics(target: str) -> dict[str, Metric]:
+    """New metrics by name, since a metric remembers how it was last asked.
+
+    Raises:
+        UserError: sacreBLEU lacks what it needs to cut this language into words.
+    """
+    return {"bleu": _bleu(target), "chrf": CHRF()}
 
 
 def _rated(metric: Metric, pairs: Pairs) -> dict[str, Any]:
@@ -107,13 +107,13 @@ def _paired(baseline: Sequence[str], pairs: Pairs, target: str) -> dict[str, Any
     It is None where there is nothing to test: one segment, or the same hypotheses twice, for
     which sacreBLEU's formula would give the smallest p of all.
     """
-    metrics = _metrics(target)
-    names = {str(metric.corpus_score([""], [[""]]).name): key for key, metric in metrics.items()}
+    found = metrics(target)
+    names = {str(metric.corpus_score([""], [[""]]).name): key for key, metric in found.items()}
     systems: list[tuple[str, Sequence[str]]] = [
         ("baseline", baseline),
         ("system", pairs.hypotheses),
     ]
-    _, scores = PairedTest(systems, metrics, [pairs.references], "bs", RESAMPLES)()
+    _, scores = PairedTest(systems, found, [pairs.references], "bs", RESAMPLES)()
     result: dict[str, Any] = {}
     testable = len(pairs.ids) > 1 and list(baseline) != list(pairs.hypotheses)
     for name, key in names.items():

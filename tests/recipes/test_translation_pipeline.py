@@ -199,8 +199,11 @@ def test_a_grid_trains_in_its_order_and_scores_the_texts(recipes):
             said = read_table(cell / "decode/shared/transducer_greedy/test/text").values()
             expected = sacrebleu.corpus_bleu(list(said), [meant], tokenize="zh").score
             assert row["scores"]["bleu"]["by_seed"][str(seed)] == pytest.approx(expected, abs=1e-9)
+            expected = sacrebleu.corpus_chrf(list(said), [meant]).score
+            assert row["scores"]["chrf"]["by_seed"][str(seed)] == pytest.approx(expected, abs=1e-9)
             # Only what another training starts from is kept.
             assert any(cell.rglob("*.pth")) == (row["system"] == "share")
+    assert "tok:zh" in record["signatures"]["bleu"]
     start = "exp/grid_tiny/share/fixed_s2/valid.loss.ave.pth"
     trained = yaml.safe_load((folder / "exp/grid_tiny/residual/fixed_s2/config.yaml").read_text())
     assert trained["init_param"] == [start]

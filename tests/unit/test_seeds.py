@@ -26,12 +26,16 @@ def test_word_errors_are_those_of_the_alignment():
     assert ends[0] < value < ends[1]
 
 
-def test_bleu_of_sums_is_sacrebleus():
-    found = seeds.Statistics("bleu", "en")
+@pytest.mark.parametrize(
+    ("metric", "of_corpus"), [("bleu", sacrebleu.corpus_bleu), ("chrf", sacrebleu.corpus_chrf)]
+)
+def test_bleu_and_chrf_of_sums_are_sacrebleus(metric, of_corpus):
+    found = seeds.Statistics(metric, "en")
     counts = found.count(REFERENCES, HYPOTHESES)
-    whole = sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score
+    whole = of_corpus(HYPOTHESES, [REFERENCES]).score
     assert found.score(counts.sum(axis=0)) == pytest.approx(whole, abs=1e-9)
     assert 1 < whole < 99
+    assert f"version:{sacrebleu.__version__}" in found.signature
 
 
 def test_one_seed_is_the_bootstrap_of_utterances():
