@@ -6,7 +6,8 @@ Reading a config imports neither torch nor ESPnet.
 
 import copy
 import math
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,38 @@ def load_config(path: str | Path, tag: str | None = None) -> Config:
     if tag is None:
         tag = path.stem.removeprefix("train_")
     return Config(path=path, tag=tag, recipe=Recipe(**section), espnet=merged)
+
+
+def changed(config: Config, settings: Sequence[str]) -> Config:
+    """Return the config with ESPnet's options set anew.
+
+    Args:
+        config: any.
+        settings: ``KEY=VALUE`` each, a dotted key and a value in YAML.
+
+    Raises:
+        UserError: one has no ``=``, its value is not YAML, or its key is one of ``recipe:``.
+    """
+    espnet = config.espnet
+    for setting in settings:
+        changes: dict[str, Any] = {}
+        key, equals, value = setting.partition("=")
+        if not equals or key.partition(".")[0] in ("", "recipe"):
+            raise UserError(f"'{setting}': expected KEY=VALUE with a key of ESPnet's")
+        try:
+            put(changes, key, yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise UserError(f"'{setting}': the value is not valid YAML") from None
+        espnet = _merge(espnet, changes)
+    return replace(config, espnet=espnet)
+
+
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested mappings."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[last] = value
 
 
 def resolve_includes(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

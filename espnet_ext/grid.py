@@ -36,7 +36,7 @@ from typing import Any
 
 import yaml
 
-from espnet_ext.config import load_config
+from espnet_ext.config import load_config, put
 from espnet_ext.errors import UserError, nearest
 
 _KEYS = ("split", "sets", "seeds", "part", "unit", "baseline", "known", "systems")
@@ -92,13 +92,13 @@ class Cell:
         """The config of this training, to be written into ``folder``."""
         changes: dict[str, Any] = {"include": os.path.relpath(self.system.config, folder)}
         for key, value in self.system.changes.items():
-            _put(changes, key, value)
-        _put(changes, "seed", self.seed)
+            put(changes, key, value)
+        put(changes, "seed", self.seed)
         if self.start_model is not None:
-            _put(changes, "init_param", [self.start_model.as_posix()])
-        _put(changes, "recipe.train_set", self.set_name("train"))
-        _put(changes, "recipe.dev_set", self.set_name("dev"))
-        _put(changes, "recipe.baseline", None)
+            put(changes, "init_param", [self.start_model.as_posix()])
+        put(changes, "recipe.train_set", self.set_name("train"))
+        put(changes, "recipe.dev_set", self.set_name("dev"))
+        put(changes, "recipe.baseline", None)
         return yaml.safe_dump(changes, sort_keys=False)
 
 
@@ -246,11 +246,3 @@ def _chain(
 
 def _word(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested mappings."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[last] = value

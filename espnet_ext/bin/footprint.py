@@ -7,34 +7,52 @@ family its encoder's compression is printed as the paper counts it: bits of the 
 
 Example:
   espnet-ext footprint conf/train_hrf_conformer_xs.yaml --json
+  espnet-ext footprint conf/train_residual_stream_paper_k3.yaml --set encoder_conf.residual.rank=4
+  espnet-ext footprint conf/train_stream_paper.yaml --vocabulary 11109
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from espnet_ext.bin.tokens import token_dir
-from espnet_ext.config import Config, load_config
+from espnet_ext.config import Config, changed, load_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("config", help="training config")
     parser.add_argument("--variant", help="deployed form; default: recipe: variant")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value of one of ESPnet's options; may be repeated",
+    )
+    parser.add_argument(
+        "--vocabulary", type=int, metavar="N", help="tokens; default: those of stage 3's list"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> None:
     """Build, deploy, measure, print."""
-    config = load_config(args.config)
+    config = changed(load_config(args.config), args.set)
     from espnet_ext.tasks.quiet import quiet
 
     with quiet():
+        from espnet_ext.tasks.build import token_count
         from espnet_ext.tasks.checking import refuse_problems
         from espnet_ext.tasks.footprint import measure
 
         refuse_problems(config)
-        found = measure(config, args.variant, vocabulary(config))
+        known = args.vocabulary or vocabulary(config)
+        tokens = known or token_count(config)
+        found = measure(config, args.variant, tokens)
+    if known is None:
+        print(f"no token list yet: {tokens} tokens assumed; see --vocabulary", file=sys.stderr)
     print(json.dumps(found, indent=2) if args.json else table(found))
 
 

@@ -178,13 +178,24 @@ def test_shared_parameters_count_once(config):
     assert footprint(model)["encoder_blocks"] == before["encoder_blocks"] - saved
 
 
+def asked(*words: object) -> argparse.Namespace:
+    """Arguments of the verb."""
+    from espnet_ext.bin import footprint
+
+    parser = argparse.ArgumentParser()
+    footprint.add_arguments(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
 def test_the_token_list_decides_when_it_exists(config, tmp_path, monkeypatch, capsys):
     from espnet_ext.bin import footprint
 
     monkeypatch.chdir(tmp_path)
-    args = argparse.Namespace(config=config(token_type="char").path, variant=None, json=True)
+    args = asked(config(token_type="char").path, "--json")
     footprint.run(args)
-    english = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    assert told.err == "no token list yet: 31 tokens assumed; see --vocabulary\n"
+    english = json.loads(told.out)
     tokens = Path("data/token_list/char/tokens.txt")
     tokens.parent.mkdir(parents=True)
     tokens.write_text("".join(f"{k}\n" for k in range(31 + 9)))
@@ -204,9 +215,9 @@ def test_a_wrong_config_or_variant_is_one_line(config):
     wrong = config(encoder_conf={"output_sise": 3}).path
     for verb in (footprint, variants):
         with pytest.raises(UserError, match="output_size"):
-            verb.run(argparse.Namespace(config=wrong, variant=None, json=False))
+            verb.run(asked(wrong))
     with pytest.raises(UserError, match="merged"):
-        footprint.run(argparse.Namespace(config=config().path, variant="mergd", json=False))
+        footprint.run(asked(config().path, "--variant", "mergd"))
 
 
 def test_variants_lists_every_form_with_its_size(measure, config, capsys):

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from espnet_ext.config import load_config
+from espnet_ext.config import changed, load_config
+from espnet_ext.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "egs/fotaq/asr1/conf"
 # K: (shared, with residuals of rank 16), millions; the paper rounds them to one decimal.
@@ -17,10 +17,7 @@ BY_RANK = {
     3: {8: 20.284, 4: 19.621, 2: 19.289, 1: 19.123},
     9: {8: 7.683, 4: 7.020, 2: 6.688, 1: 6.522},
 }
-CONTROLS = {  # of equal size: the last layer unique, four sets over 18 layers
-    (3, 3, 3, 3, 3, 2, 1): 22.052,
-    (5, 5, 4, 4): 12.601,
-}
+CONTROLS = {"last": 22.052, "sets4": 12.601}  # the last layer unique, four sets over 18 layers
 
 
 def millions(count: int) -> float:
@@ -63,23 +60,37 @@ def test_sizes_by_rank(blocks, k):
     assert {r: blocks(share=k, rank=r) for r in BY_RANK[k]} == BY_RANK[k]
 
 
-@pytest.mark.parametrize("groups", CONTROLS, ids=str)
-def test_sizes_of_the_controls(blocks, groups):
-    assert blocks(share=list(groups), rank=0, diagonal=False) == CONTROLS[groups]
+@pytest.mark.parametrize("name", CONTROLS)
+def test_sizes_of_the_controls(blocks, name):
+    conf = load_config(CONFIGS / f"train_share_stream_xs_{name}.yaml").espnet["encoder_conf"]
+    assert blocks(**conf["residual"]) == CONTROLS[name]
+
+
+def test_footprint_prints_the_rank_table(tmp_path):
+    path = CONFIGS / "train_residual_stream_paper_k3.yaml"
+    printed = footprint(path, tmp_path, "--set", "encoder_conf.residual.rank=4")
+    assert millions(printed["parameters"]["encoder_blocks"]) == BY_RANK[3][4]
+
+
+def test_footprint_refuses_settings_in_one_line(tmp_path):
+    config = load_config(CONFIGS / "train_stream_xs.yaml")
+    for setting in ("encoder_conf.dropout_rate", "recipe.vocabulary=3", "=3"):
+        with pytest.raises(UserError, match="expected KEY=VALUE"):
+            changed(config, [setting])
+    with pytest.raises(UserError, match="not valid YAML"):
+        changed(config, ["encoder=[x"])
+    both = changed(config, ["encoder_conf.num_blocks=2", "encoder_conf.linear_units=8"])
+    assert both.espnet["encoder_conf"] == {
+        **config.espnet["encoder_conf"],
+        "num_blocks": 2,
+        "linear_units": 8,
+    }
 
 
 @pytest.mark.parametrize(("vocabulary", "total"), [(4002, 77.989), (11109, 83.909)])
 def test_footprint_prints_the_whole_models(tmp_path, vocabulary, total):
-    path = tmp_path / "train_paper.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "include": str(CONFIGS / "train_stream_paper.yaml"),
-                "recipe": {"vocabulary": vocabulary},
-            }
-        )
-    )
-    printed = footprint(path, tmp_path)
+    path = CONFIGS / "train_stream_paper.yaml"
+    printed = footprint(path, tmp_path, "--vocabulary", str(vocabulary))
     assert millions(printed["parameters"]["encoder_blocks"]) == 56.706
     assert millions(printed["parameters"]["total"]) == total
     assert printed["parameters"] == printed["training_parameters"]
@@ -103,11 +114,7 @@ def test_whole_models_of_other_recipes(tmp_path):
     recognition, translation = (CONFIGS.parents[2] / name / "conf" for name in RECIPES[:2])
     printed = footprint(recognition / "train_stream_paper.yaml", tmp_path)
     assert millions(printed["parameters"]["total"]) == 77.989
-    # The characters of a training text, as stage 3 lists them: as many as the paper has.
-    listed = tmp_path / "data/token_list/char.zh-CN/tokens.txt"
-    listed.parent.mkdir(parents=True)
-    listed.write_text("".join(f"c{n}\n" for n in range(11109)))
-    printed = footprint(translation / "train_stream_paper.yaml", tmp_path)
+    printed = footprint(translation / "train_stream_paper.yaml", tmp_path, "--vocabulary", "11109")
     assert millions(printed["parameters"]["total"]) == 83.909
 
 
@@ -153,8 +160,9 @@ def test_footprint_prints_the_shared_model(tmp_path):
     assert wanted < printed["bytes"] < 1.02 * wanted
 
 
-def footprint(config: Path, folder: Path) -> dict:
+def footprint(config: Path, folder: Path, *words: str) -> dict:
     command = [sys.executable, "-m", "espnet_ext.bin.main", "footprint", str(config), "--json"]
+    command += words
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
