@@ -36,6 +36,8 @@ class Geometry:
         for name, size in sizes.items():
             if type(size) is not int or size < 0 or (name == "chunk_ms" and size == 0):
                 raise UserError(f"{name} must be a number of milliseconds, not {size!r}")
+            if name == "history_ms" and 0 < size < _FRAME_MS:
+                raise UserError(f"history_ms {size} is less than a frame; take 0 or {_FRAME_MS}")
             if name != "history_ms" and size % _FRAME_MS:
                 near = max(_FRAME_MS, round(size / _FRAME_MS) * _FRAME_MS)
                 raise UserError(

@@ -103,6 +103,27 @@ def test_loss_is_float32_under_autocast():
     assert torch.equal(loss, exact)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("autocast", [None, torch.float16, torch.bfloat16], ids=str)
+def test_loss_on_a_gpu_is_that_of_the_cpu(autocast):
+    from espnet_ext.models.transducer import TransducerLoss
+
+    torch.manual_seed(0)
+    values = torch.randn(3, 60, 12, 150)
+    labels = torch.randint(1, 150, (3, 11))
+    frames, tokens = torch.tensor([60, 33, 58]), torch.tensor([11, 4, 0])
+    found = []
+    for device in ("cpu", "cuda"):
+        logits = values.to(device).requires_grad_()
+        with torch.autocast(device, autocast, enabled=autocast is not None and device == "cuda"):
+            loss = TransducerLoss(0)(*(x.to(device) for x in (logits, labels, frames, tokens)))
+        loss.backward()
+        found.append((loss.item(), values.new_tensor(logits.grad.tolist())))
+    (cpu, cpu_grad), (gpu, gpu_grad) = found
+    assert gpu == pytest.approx(cpu, rel=1e-5)
+    assert (gpu_grad - cpu_grad).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("conf", [{}, {"ctc_weight": 0.3}, {"report_cer": True}], ids=str)
 def test_model_trains_and_validates(conf):
     from espnet_ext.tasks.build import build_model  # noqa: F401 (registers)
