@@ -302,6 +302,32 @@ def test_mslt_is_prepared(tmp_path):
     assert japanese["dev"][0].translated("ja").startswith("さかな")
 
 
+@pytest.mark.parametrize(
+    ("source", "name", "number", "text"),
+    [("ja", "ja", 200, "さかな 0 Dev"), ("zh-CN", "ch", 400, "鱼在管子Dev。")],
+)
+def test_mslt_spells_two_languages_otherwise_where_they_are_spoken(
+    tmp_path, source, name, number, text
+):
+    root = translated.mslt(tmp_path / "MSLT_Corpus")
+    words = ("--corpus", root, "--source", source, "--target", "en")
+    sets, _ = prepared("mslt/st1", tmp_path, *words)
+    assert {name: len(us) for name, us in sets.items()} == {"dev": 3, "test": 3, "dev_test": 6}
+    first = sets["dev"][0]
+    assert (first.id, first.text) == (f"mslt-dev-{name}-0000", text)
+    assert first.translated("en") == "So fish 0 in Dev."
+    assert_heard(tmp_path, sets, {f"dev-{name}-{n:04}": number + n for n in range(3)})
+    assert_heard(tmp_path, sets, {f"test-{name}-{n:04}": number + 100 + n for n in range(3)})
+
+
+def test_mslt_spelled_as_everywhere(tmp_path):
+    root = translated.mslt(tmp_path / "MSLT_Corpus", count=1)
+    for path in [*root.rglob("*.jp.wav"), *root.rglob("*.jp.snt")]:
+        path.rename(path.with_name(path.name.replace(".jp.", ".ja.")))
+    sets, _ = prepared("mslt/st1", tmp_path, "--corpus", root, "--source", "ja", "--target", "en")
+    assert [u.text for u in sets["dev_test"]] == ["さかな 0 Dev", "さかな 0 Test"]
+
+
 def test_mslt_faults(tmp_path):
     root = translated.mslt(tmp_path / "MSLT_Corpus")
     folder = root / "Data/MSLT_Test_EN_20170914"
