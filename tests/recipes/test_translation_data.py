@@ -279,6 +279,21 @@ def test_covost_faults(tmp_path, file, old, new, told):
     assert not (tmp_path / "data/train").exists()
 
 
+def test_covost_rows_that_common_voice_does_not_list_drop_out_if_they_are_few(tmp_path):
+    few = translated.covost(tmp_path / "few", count=17)  # and three rows of the traps
+    edit(few / "en/validated.tsv", "common_voice_en_003", "common_voice_en_777")
+    sets, told = prepared("covost2/st1", tmp_path, "--corpus", few)
+    assert "1 not in validated.tsv" in told
+    ids = {u.id.rpartition("_")[2] for us in sets.values() for u in us}
+    assert ids == {f"{n:03}" for n in range(17) if n != 3}
+    many = translated.covost(tmp_path / "many", count=16)
+    edit(many / "en/validated.tsv", "common_voice_en_003", "common_voice_en_777")
+    told = run("covost2/st1", tmp_path, "--corpus", many)
+    refused(told, "1 of the 19 clips", "covost_v2.en_zh-CN.tsv", "Common Voice 4")
+    edit(few / "en/validated.tsv", "common_voice_en_", "common_voice_fr_")
+    refused(run("covost2/st1", tmp_path, "--corpus", few), "17 of the 20 clips")
+
+
 def test_covost_names_the_languages_that_there_are(tmp_path):
     root = translated.covost(tmp_path / "cv")
     told = run("covost2/st1", tmp_path, "--corpus", root, "--target", "zh")
