@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from espnet_ext.data.kaldi_dir import read_table, validate_data_dir
 from espnet_ext.data.text import normalise_text
-from tests.fixtures import translated
-from tests.fixtures.acted_voices import wave
+from tests.fixtures import real_speech, translated
 from tests.fixtures.data_stage import refused, run
 
 
@@ -19,6 +19,18 @@ def prepared(recipe, folder, *words):
     assert "up to date" in again.stdout, again.stderr
     sets = sorted(path.parent for path in (folder / "data").glob("*/wav.scp"))
     return {path.name: validate_data_dir(path, root=folder) for path in sets}, done.stdout
+
+
+def assert_heard(folder, sets, numbers):
+    """Assert that the audio of ``numbers`` (the end of an id: a recording) is that recording."""
+    prepared = [u for us in sets.values() for u in us]
+    for end, number in numbers.items():
+        (path,) = {folder / u.audio for u in prepared if u.id.endswith(end)}
+        samples, rate = soundfile.read(path)
+        assert rate == real_speech.RATE
+        found = [real_speech.likeness(samples, n) for n in range(number, number + 8)]
+        assert found[0] > 0.9, (end, found)
+        assert max(found[1:]) < 0.6, (end, found)  # and none of the seven others
 
 
 def english(utterances, language="en"):
@@ -60,6 +72,8 @@ def test_fillets_is_prepared(tmp_path):
     for name in ("dev", "test_cs", "test_nl"):
         assert not english(sets[name]) & english(sets["train"])
     assert "cs sounds 20" in told
+    assert_heard(tmp_path, sets, {f"cs-small-city-city-{n:02}": n for n in range(20)})
+    assert_heard(tmp_path, sets, {f"nl-small-city-city-{n:02}": 100 + n for n in range(20)})
 
 
 def test_fillets_into_other_languages(tmp_path):
@@ -148,6 +162,9 @@ def test_asterisk_is_prepared(tmp_path):
     assert not any("aside" in text or ":" in text for text in texts.values())
     assert any("а" in text for name, text in texts.items() if name.startswith("ru-"))
     assert "it-menardi-digits_0f" in texts or "it-menardi-digits_1f" in texts
+    voices = ("es-allison", "fr-june", "it-carlo", "ru-ivrvoice", "it-menardi", "fr-armelle")
+    for v, voice in enumerate(voices):
+        assert_heard(tmp_path, sets, {f"{voice}-vm-{n:02}": n + 100 * v for n in (3, 5, 6, 7)})
 
 
 def test_asterisk_faults(tmp_path):
@@ -175,6 +192,12 @@ def test_librispeech_is_prepared(tmp_path):
     assert (first.id, first.speaker) == ("100-121123-0000", "100-121123")
     assert first.text == "chapter one the o'neil a x"
     assert Path(first.audio) == root / "train-clean-100/100/121123/100-121123-0000.flac"
+    ends = {
+        f"{100 * s + r}-{121123 + r}": 100 * (s - 1) + 10 * r for s in range(1, 6) for r in (0, 1)
+    }
+    assert_heard(
+        tmp_path, sets, {f"{end}-{n:04}": m + n for end, m in ends.items() for n in (0, 1)}
+    )
 
 
 def test_librispeech_must_be_whole(tmp_path):
@@ -187,7 +210,10 @@ def test_librispeech_must_be_whole(tmp_path):
     ("fault", "told"),
     [
         (lambda c: (c / "100-121123-0001.flac").unlink(), "no audio file for 100-121123-0001"),
-        (lambda c: wave(c / "100-121123-0002.flac"), "trans.txt has no line for 100-121123-0002"),
+        (
+            lambda c: translated.speech(c / "100-121123-0002.flac", 9),
+            "trans.txt has no line for 100-121123-0002",
+        ),
         (lambda c: (c / "100-121123-0000.flac").write_bytes(b"x"), "cannot decode"),
         (lambda c: c.rename(c.with_name("notes")), "notes: readers and chapters have numbers"),
         (
@@ -232,6 +258,7 @@ def test_covost_is_prepared(tmp_path):
     assert (tmp_path / "data/test/text.zh-CN").is_file()
     for what in ("1 missing clip", "1 empty clip", "1 without a translation"):
         assert what in told
+    assert_heard(tmp_path, sets, {f"common_voice_en_{n:03}": n for n in range(12)})
 
 
 @pytest.mark.parametrize(
@@ -252,6 +279,21 @@ def test_covost_faults(tmp_path, file, old, new, told):
     assert not (tmp_path / "data/train").exists()
 
 
+def test_covost_rows_that_common_voice_does_not_list_drop_out_if_they_are_few(tmp_path):
+    few = translated.covost(tmp_path / "few", count=17)  # and three rows of the traps
+    edit(few / "en/validated.tsv", "common_voice_en_003", "common_voice_en_777")
+    sets, told = prepared("covost2/st1", tmp_path, "--corpus", few)
+    assert "1 not in validated.tsv" in told
+    ids = {u.id.rpartition("_")[2] for us in sets.values() for u in us}
+    assert ids == {f"{n:03}" for n in range(17) if n != 3}
+    many = translated.covost(tmp_path / "many", count=16)
+    edit(many / "en/validated.tsv", "common_voice_en_003", "common_voice_en_777")
+    told = run("covost2/st1", tmp_path, "--corpus", many)
+    refused(told, "1 of the 19 clips", "covost_v2.en_zh-CN.tsv", "Common Voice 4")
+    edit(few / "en/validated.tsv", "common_voice_en_", "common_voice_fr_")
+    refused(run("covost2/st1", tmp_path, "--corpus", few), "17 of the 20 clips")
+
+
 def test_covost_names_the_languages_that_there_are(tmp_path):
     root = translated.covost(tmp_path / "cv")
     told = run("covost2/st1", tmp_path, "--corpus", root, "--target", "zh")
@@ -269,8 +311,36 @@ def test_mslt_is_prepared(tmp_path):
     assert first.id == first.speaker == "mslt-test-en-0000"
     assert first.text == "So fish 0 in Test."  # the cleaned transcript, not the verbatim one
     assert first.translated("zh-CN") == "鱼在管子Test。"
+    assert_heard(tmp_path, sets, {f"dev-en-{n:04}": n for n in range(3)})
+    assert_heard(tmp_path, sets, {f"test-en-{n:04}": 100 + n for n in range(3)})
     japanese, _ = prepared("mslt/st1", tmp_path, "--corpus", root, "--target", "ja")
     assert japanese["dev"][0].translated("ja").startswith("さかな")
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "number", "text"),
+    [("ja", "ja", 200, "さかな 0 Dev"), ("zh-CN", "ch", 400, "鱼在管子Dev。")],
+)
+def test_mslt_spells_two_languages_otherwise_where_they_are_spoken(
+    tmp_path, source, name, number, text
+):
+    root = translated.mslt(tmp_path / "MSLT_Corpus")
+    words = ("--corpus", root, "--source", source, "--target", "en")
+    sets, _ = prepared("mslt/st1", tmp_path, *words)
+    assert {name: len(us) for name, us in sets.items()} == {"dev": 3, "test": 3, "dev_test": 6}
+    first = sets["dev"][0]
+    assert (first.id, first.text) == (f"mslt-dev-{name}-0000", text)
+    assert first.translated("en") == "So fish 0 in Dev."
+    assert_heard(tmp_path, sets, {f"dev-{name}-{n:04}": number + n for n in range(3)})
+    assert_heard(tmp_path, sets, {f"test-{name}-{n:04}": number + 100 + n for n in range(3)})
+
+
+def test_mslt_spelled_as_everywhere(tmp_path):
+    root = translated.mslt(tmp_path / "MSLT_Corpus", count=1)
+    for path in [*root.rglob("*.jp.wav"), *root.rglob("*.jp.snt")]:
+        path.rename(path.with_name(path.name.replace(".jp.", ".ja.")))
+    sets, _ = prepared("mslt/st1", tmp_path, "--corpus", root, "--source", "ja", "--target", "en")
+    assert [u.text for u in sets["dev_test"]] == ["さかな 0 Dev", "さかな 0 Test"]
 
 
 def test_mslt_faults(tmp_path):

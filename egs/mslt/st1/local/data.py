@@ -12,7 +12,7 @@ ResidualTransformer reports. There is nothing to train on. Every utterance is a 
 who speaks is not told. Left out, and counted: utterances with an empty transcript or translation.
 
 The target is named as the trained model names it; MSLT names languages without regions, so zh-CN
-is its zh.
+is its zh. In file names Japanese and Chinese are spelled ja or jp, zh or ch.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from espnet_ext.data import corpus, parallel_text
 from espnet_ext.data.text import collapse_blanks
 from espnet_ext.errors import UserError, nearest, run_cli
 
+# Of Japanese and Chinese, file names have the other code where they are spoken; either is taken.
+SPELLINGS = {"ja": ("ja", "jp"), "zh": ("zh", "ch")}
 FOLDER = "the folder MSLT_Corpus, which holds Data/MSLT_Test_<SOURCE>_<date>"
 
 
@@ -50,6 +52,13 @@ def primary(language: str) -> str:
     return re.split("[-_]", language)[0].lower()
 
 
+def spelling(folder: Path, kind: str, language: str) -> str:
+    """How the names of the files of a kind (T0, T2, T3) spell a language."""
+    spellings = SPELLINGS.get(primary(language), ())
+    found = (name for name in spellings if any(folder.glob(f"*.{kind}.{name}.*")))
+    return next(found, primary(language))
+
+
 def folder_of(root: Path, part: str, source: str) -> Path:
     """Data/MSLT_<part>_<SOURCE>_<date>, of the newest date that has it.
 
@@ -71,7 +80,8 @@ def read_part(folder: Path, source: str, target: str, count: Counter[str]) -> li
         UserError: no audio, a file of an utterance is missing, or not one is translated into the
             target; says which languages there are.
     """
-    spoken, wanted = primary(source), primary(target)
+    spoken, written = (spelling(folder, kind, source) for kind in ("T0", "T2"))
+    wanted = spelling(folder, "T3", target)
     known = {path.name.split(".")[2] for path in folder.glob("*.T3.*.snt")}
     if wanted not in known:
         raise UserError(f"{folder}: no translations into {nearest(wanted, known)}")
@@ -80,7 +90,7 @@ def read_part(folder: Path, source: str, target: str, count: Counter[str]) -> li
         name = audio.name.partition(".")[0]
         if name.startswith("._"):
             continue
-        text = read_snt(folder / f"{name}.T2.{spoken}.snt")
+        text = read_snt(folder / f"{name}.T2.{written}.snt")
         translation = read_snt(folder / f"{name}.T3.{wanted}.snt")
         if not text or not translation:
             count[f"{folder.name} without a {'translation' if text else 'transcript'}"] += 1
