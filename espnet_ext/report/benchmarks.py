@@ -380,8 +380,8 @@ def _residual_forms(measured: Mapping[str, Any]) -> list[str]:
     return [
         "## Deployed forms of streaming models",
         "",
-        "Random weights, each form in a process of its own; medians. Files, loading and peak memory "
-        "are the whole model's, the times those of its encoder alone, without features and search. "
+        "Random weights, each form in a process of its own; medians. File, loading and peak memory "
+        "are the whole model's, the times its encoder's alone, without features and search. "
         "`shared` keeps what layers share once, the residuals apart; `merged` has plain layers.",
         "",
         "```bash",
