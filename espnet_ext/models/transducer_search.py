@@ -17,6 +17,7 @@ from torch import Tensor
 from espnet_ext.errors import UserError
 
 _WINDOW = 8  # frames in which greedy search looks for the next token at once
+OPEN_TOKENS = 100  # of a stream's hypothesis, behind those that are certain
 State = tuple[Tensor, Tensor | None]  # of the predictor: (layers, rows, width), cell of an LSTM
 
 
@@ -236,13 +237,22 @@ class BeamSearch(Search):
         state.predicted, state.state = predicted, inner
 
     def commit(self, state: BeamState) -> list[Hypothesis]:
-        """Take the tokens that all hypotheses of a stream begin with out of the state."""
+        """Take the tokens that all hypotheses of a stream begin with out of the state.
+
+        Hypotheses may disagree about an old token for ever. So that none has more than
+        ``OPEN_TOKENS`` others, the best then decides about its oldest tokens, and hypotheses
+        that begin otherwise, or are still longer, are dropped.
+        """
         taken = []
         for row, best in enumerate(self.results(state)):
             scores = state.scores[row].tolist()
             alive = [t for t, s in zip(state.tokens[row], scores, strict=True) if s > -math.inf]
-            size = len(_common_prefix(alive))
+            size = _settled(alive, best.tokens)
             taken.append(Hypothesis(best.tokens[:size], best.score, best.frames[:size]))
+            for k, tokens in enumerate(state.tokens[row]):
+                if tokens[:size] != best.tokens[:size] or len(tokens) - size > OPEN_TOKENS:
+                    state.scores[row, k] = -math.inf
+                    state.tokens[row][k] = state.frames[row][k] = ()
             for part in (state.tokens, state.frames):
                 part[row] = [t[size:] for t in part[row]]
         return taken
@@ -298,6 +308,15 @@ def _merge(
         filler = _Candidate(best[0].tokens, best[0].frames, -math.inf, best[0].parent, blank)
         kept.append(best + [filler] * (beam - len(best)))
     return kept
+
+
+def _settled(alive: Sequence[tuple[int, ...]], best: tuple[int, ...]) -> int:
+    """How many tokens of the best of the hypotheses are certain."""
+    size = len(_common_prefix(alive))
+    longest = max(len(tokens) for tokens in alive)
+    if longest - size <= OPEN_TOKENS:
+        return size
+    return min(len(best), longest - OPEN_TOKENS)
 
 
 def _common_prefix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

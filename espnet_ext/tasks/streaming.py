@@ -1,10 +1,11 @@
 """Decode audio chunk by chunk with a deployed streaming transducer, and time it."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,56 +18,47 @@ from espnet_ext.encoders.chunks import SUBSAMPLING
 from espnet_ext.errors import UserError
 from espnet_ext.files import weights_file
 from espnet_ext.tasks.checkpoint import load_model
-from espnet_ext.tasks.decoding import load_speech2text, search_of, text_of
+from espnet_ext.tasks.decoding import load_speech2text, search_of
+from espnet_ext.tasks.segments import Segments
+from espnet_ext.tasks.timing import Timing
 
-_FRAME_SECONDS = 1 / FRAMES_PER_SECOND
+_SILENCE = -80  # dBFS: dither of one bit of 16 peaks at -90, quiet speech far above
+
+
+class Partial(NamedTuple):
+    """A text of the stream so far.
+
+    Attributes:
+        second: of audio that was heard.
+        text: of the current segment.
+        finished: it will not change any more, and what follows begins another segment.
+    """
+
+    second: float
+    text: str
+    finished: bool
 
 
 @dataclass
-class Timing:
-    """Processing time of a stream, as if its audio came in real time.
+class Stream:
+    """All that is kept between two chunks of a stream: of a size that does not grow.
 
     Attributes:
-        chunks: seconds of processing for each chunk of audio, features included.
-        ready: second, from the start of the audio, at which the last chunk was done.
-        first_token: that second when the first token came; None before.
-        delays: of each token, seconds from the end of its encoder frame to its output.
-        peak: largest absolute sample.
+        fbank: samples of which no feature is made yet.
+        feats: (frames, bins) features that do not fill a chunk yet.
+        encoder: its state.
+        search: its state.
+        segments: settled tokens.
+        shown: text of the current segment that was given out last.
     """
 
-    chunks: list[float] = field(default_factory=list)
-    audio: float = 0.0
-    ready: float = 0.0
-    first_token: float | None = None
-    delays: list[float] = field(default_factory=list)
-    peak: float = 0.0
-
-    def add(self, arrived: float, spent: float, frames: Iterable[int]) -> None:
-        """Count a chunk whose audio was there at ``arrived`` and the tokens it gave."""
-        self.chunks.append(spent)
-        self.ready = max(self.ready, arrived) + spent
-        for frame in frames:
-            if self.first_token is None:
-                self.first_token = self.ready
-            self.delays.append(self.ready - (frame + 1) * SUBSAMPLING * _FRAME_SECONDS)
-
-    def summary(self) -> dict[str, Any]:
-        """Latency figures in milliseconds; the real-time factor of one thread."""
-
-        def quantile(values: list[float], q: int) -> float | None:
-            return round(1000 * float(np.percentile(values, q)), 2) if values else None
-
-        first = None if self.first_token is None else round(1000 * self.first_token, 1)
-        return {
-            "audio_seconds": round(self.audio, 3),
-            "chunks": len(self.chunks),
-            "rtf": round(sum(self.chunks) / self.audio, 5),
-            "chunk_ms_p50": quantile(self.chunks, 50),
-            "chunk_ms_p95": quantile(self.chunks, 95),
-            "first_token_ms": first,
-            "token_delay_ms_p50": quantile(self.delays, 50),
-            "token_delay_ms_p95": quantile(self.delays, 95),
-        }
+    fbank: OnlineFbank
+    feats: Tensor
+    encoder: Any
+    search: Any
+    segments: Segments
+    timing: Timing
+    shown: str = ""
 
 
 class Streamer:
@@ -95,53 +87,80 @@ class Streamer:
     @property
     def piece(self) -> int:
         """Samples of a chunk: the size of pieces that ``run`` expects."""
-        return round(self.chunk * _FRAME_SECONDS * self.rate)
+        return round(self.chunk / FRAMES_PER_SECOND * self.rate)
 
-    @torch.no_grad()
-    def run(self, pieces: Iterable[np.ndarray], timing: Timing) -> Iterator[tuple[float, str]]:
-        """Yield (second of audio, text so far) whenever the text changes, and at the end.
+    def run(self, pieces: Iterable[np.ndarray], timing: Timing) -> Iterator[Partial]:
+        """Yield the text of the current segment whenever it changes, and at the end.
+
+        The texts that are finished, one after another, are the text of the whole.
 
         Raises:
             UserError: the stream is shorter than a window of features.
         """
-        fbank = OnlineFbank(self.rate, self.bins)
-        feats = torch.zeros(0, self.bins)
-        state, found = self.encoder.init_state(1), self.search.start(1)
-        kept: list[int] = []
-        text = ""
+        stream = self.start(timing)
         for piece, last in _with_last(pieces):
-            start = time.perf_counter()
-            timing.audio += len(piece) / self.rate
-            timing.peak = max(timing.peak, float(np.abs(piece).max(initial=0.0)))
-            if last and timing.audio * self.rate < fbank.window:
-                raise UserError(f"the stream has {timing.audio:.3f} s, less than a window of 25 ms")
-            new = [fbank.accept(torch.from_numpy(piece))] + ([fbank.finish()] if last else [])
-            feats = torch.cat([feats, *new])
-            ready = len(feats) if last else len(feats) // self.chunk * self.chunk
-            frames: tuple[int, ...] = ()
-            if ready or last:
-                batch = self._normalised(feats[:ready])
-                encoded, lengths, state = self.encoder.forward_chunk(batch, state, final=last)
-                feats = feats[ready:]
-                found = self.search.advance(encoded, lengths, found)
-                (certain,) = self.search.commit(found)
-                kept += certain.tokens
-                frames = certain.frames
-            (open_,) = self.search.results(found)
-            now = text_of(self.speech2text, [*kept, *open_.tokens])
-            timing.add(timing.audio, time.perf_counter() - start, frames)
-            if now != text or last:
-                yield timing.audio, now
-            text = now
+            yield from self.accept(piece, last, stream)
+
+    def start(self, timing: Timing) -> Stream:
+        """The state before the first chunk, which counts into ``timing``."""
+        feats = torch.zeros(0, self.bins)
+        states = self.encoder.init_state(1), self.search.start(1)
+        segments = Segments(self.speech2text)
+        return Stream(OnlineFbank(self.rate, self.bins), feats, *states, segments, timing)
+
+    @torch.no_grad()
+    def accept(self, piece: np.ndarray, last: bool, stream: Stream) -> list[Partial]:
+        """Take in samples (n,); return what ``run`` yields for them. ``stream`` is changed."""
+        start = time.perf_counter()
+        timing = stream.timing
+        timing.hear(piece, self.rate)
+        encoded, lengths = self._encode(self._features(piece, last, stream), last, stream)
+        stream.search = self.search.advance(encoded, lengths, stream.search)
+        (certain,) = self.search.commit(stream.search)
+        (open_,) = self.search.results(stream.search)
+        finished = stream.segments.add(certain.tokens)
+        text = stream.segments.text(open_.tokens)
+        frames = certain.frames + (open_.frames if last else ())
+        timing.add(time.perf_counter() - start, frames, bool(text or finished))
+        shown = "" if finished else stream.shown
+        found = [Partial(timing.audio, done, True) for done in finished]
+        if text != shown or last:
+            found.append(Partial(timing.audio, text, last))
+        stream.shown = text
+        return found
+
+    def _features(self, piece: np.ndarray, last: bool, stream: Stream) -> Tensor:
+        """Features (frames, bins) of whole chunks, or of all that is left."""
+        fbank = stream.fbank
+        heard = stream.timing.audio
+        if last and heard * self.rate < fbank.window:
+            raise UserError(f"the stream has {heard:.3f} s, less than a window of 25 ms")
+        new = [fbank.accept(torch.from_numpy(piece))] + ([fbank.finish()] if last else [])
+        feats = torch.cat([stream.feats, *new])
+        ready = len(feats) if last else len(feats) // self.chunk * self.chunk
+        stream.feats = feats[ready:]
+        return feats[:ready]
+
+    def _encode(self, feats: Tensor, last: bool, stream: Stream) -> tuple[Tensor, Tensor]:
+        """Encoded frames (1, T, d) and their number (1,); T is 0 until the look-ahead is there."""
+        batch = self._normalised(feats)
+        encoded, lengths, stream.encoder = self.encoder.forward_chunk(
+            batch, stream.encoder, final=last
+        )
+        return encoded, lengths
 
     def doubts(self, timing: Timing) -> list[str]:
         """What makes the text of an ended stream worth nothing, one line each; usually none."""
         found = []
-        chunk = self.chunk * _FRAME_SECONDS
+        chunk = self.chunk / FRAMES_PER_SECOND
         if timing.audio < chunk:
             found.append(f"the stream has {timing.audio:.3f} s, less than a chunk of {chunk:g} s")
-        if timing.peak == 0:
-            found.append("the stream is silence: all its samples are 0; is the microphone on?")
+        level = 20 * math.log10(timing.peak) if timing.peak else -math.inf
+        if level < _SILENCE:
+            found.append(
+                f"the stream is silence: it peaks at {level:.1f} dBFS, below {_SILENCE} dBFS;"
+                " is the microphone on?"
+            )
         return found
 
     def _normalised(self, feats: Tensor) -> Tensor:

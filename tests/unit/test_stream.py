@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import yaml
 
 from espnet_ext.errors import UserError
 
-TOKENS = ["<blank>", "<unk>", "<space>", "a", "b", "c", "<sos/eos>"]
+TOKENS = ["<blank>", "<unk>", "a", "b", "<space>", "c", "<sos/eos>"]
 RATE = 16000
 ESPNET = {
     "encoder": "residual_streaming_transformer",
@@ -57,12 +58,12 @@ def experiment(tmp_path_factory):
     np.savez(root / "stats.npz", count=1, sum=sums, sum_square=sums**2 + 4)
     arguments = vars(build._arguments(config))
     arguments |= {"token_list": TOKENS, "normalize_conf": {"stats_file": str(root / "stats.npz")}}
+    torch.manual_seed(2)  # one of few whose texts say something about the input
     model = build.build_model(config, len(TOKENS))
-    torch.manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape))
-        model.joint_network.lin_out.bias[0] += 1.0
+        model.joint_network.lin_out.bias[0] += 2.0
     folder = root / "exp/tiny"
     folder.mkdir(parents=True)
     state = model.state_dict()
@@ -86,6 +87,34 @@ def experiment(tmp_path_factory):
     return root
 
 
+METHODS = {"transducer_greedy": {}, "transducer_beam": {"beam_size": 3}}
+
+
+@pytest.fixture(params=METHODS)
+def streamer(request, experiment, monkeypatch):
+    from espnet_ext.tasks.streaming import Streamer
+
+    monkeypatch.chdir(experiment)
+    model = experiment / "exp/tiny/deploy/shared"
+    return Streamer(model, request.param, METHODS[request.param], RATE)
+
+
+def chunks(streamer, seconds: float, seed: int = 0) -> list[np.ndarray]:
+    samples = wave(seconds, seed)
+    return np.split(samples, range(streamer.piece, len(samples), streamer.piece))
+
+
+def whole(streamer, samples: np.ndarray) -> str:
+    """Text of decoding all at once."""
+    import torch
+
+    from espnet_ext.data.fbank import kaldi_fbank
+    from espnet_ext.tasks.decoding import decode_batch
+
+    feats = kaldi_fbank(torch.from_numpy(samples), RATE).numpy()
+    return decode_batch(streamer.speech2text, [feats], streamer.search)[0]
+
+
 @pytest.mark.parametrize("seconds", [0.025, 0.0312, 0.16, 1.0, 1.2345])
 @pytest.mark.parametrize("size", [37, 80, 400, 2560, 100000])
 def test_online_features_are_the_offline_ones(seconds, size):
@@ -102,15 +131,25 @@ def test_online_features_are_the_offline_ones(seconds, size):
     assert (found - expected).abs().max() < 1e-4  # of values of order 10
 
 
-@pytest.mark.parametrize("method", ["transducer_greedy", "transducer_beam"])
+def test_the_model_of_these_tests_tells_inputs_apart(streamer):
+    """Otherwise most of the tests here would hold of any model."""
+    one, other = (whole(streamer, wave(3.3, seed)) for seed in (0, 5))
+    assert one != other
+    for text in (one, other):
+        assert {"b", " ", "c"} <= set(text)
+        assert 60 < len(text) < 83  # of 83 frames: some give no token
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("variant", ["merged", "shared"])
 def test_stream_gives_the_text_of_decoding_the_whole(experiment, variant, method, monkeypatch):
     from espnet_ext.data.source import pieces
     from espnet_ext.tasks import decoding
-    from espnet_ext.tasks.streaming import Streamer, Timing
+    from espnet_ext.tasks.streaming import Streamer
+    from espnet_ext.tasks.timing import Timing
 
     monkeypatch.chdir(experiment)
-    options = {"beam_size": 3} if method == "transducer_beam" else {}
+    options = METHODS[method]
     model = experiment / "exp/tiny/deploy" / variant
     scp = experiment / "wav.scp"
     soundfile.write(experiment / "short.wav", wave(0.9, 5), RATE, "PCM_16")
@@ -121,11 +160,80 @@ def test_stream_gives_the_text_of_decoding_the_whole(experiment, variant, method
         timing = Timing()
         source = pieces(str(experiment / f"{name}.wav"), RATE, streamer.piece)
         partial = list(streamer.run(source, timing))
-        assert partial[-1][1] == expected
-        seconds = [second for second, _ in partial]
+        assert partial[-1].text == expected
+        assert [p.finished for p in partial] == [False] * (len(partial) - 1) + [True]
+        seconds = [p.second for p in partial]
         assert seconds == sorted(seconds)
-    assert len(rows[0][1]) > 3
+    assert rows[0][1] != rows[1][1]
     assert summary["utterances"] == 2
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory):
+    """A tokenizer of sentencepiece and seven of its pieces, for the ids of the model."""
+    import sentencepiece as spm
+    from espnet2.text.sentencepiece_tokenizer import SentencepiecesTokenizer
+
+    prefix = tmp_path_factory.mktemp("bpe") / "bpe"
+    lines = iter(["ab c abc", "c ab", "abc abc ab", "b a c"] * 5)
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_prefix=str(prefix), vocab_size=10, model_type="bpe"
+    )
+    tokenizer = SentencepiecesTokenizer(f"{prefix}.model")
+    tokenizer.tokens2text([])
+    assert {"\u2581", "\u2581a", "b", "c"} <= {tokenizer.sp.id_to_piece(i) for i in range(10)}
+    return tokenizer, ["<blank>", "<unk>", "\u2581", "b", "\u2581a", "c", "<sos/eos>"]
+
+
+def with_tokenizer(streamer, kind: str, pieces) -> None:
+    """Let the model's ids be pieces of sentencepiece, or characters without blanks."""
+    from espnet2.text.token_id_converter import TokenIDConverter
+
+    if kind == "sentencepiece":
+        streamer.speech2text.tokenizer, names = pieces
+        streamer.speech2text.converter = TokenIDConverter(names)
+    if kind == "unbroken":
+        names = ["x" if name == "<space>" else name for name in TOKENS]
+        streamer.speech2text.converter = TokenIDConverter(names)
+
+
+@pytest.mark.parametrize("kind", ["characters", "unbroken", "sentencepiece"])
+def test_segments_together_are_the_text_of_decoding_the_whole(streamer, kind, sentencepiece):
+    from espnet_ext.tasks.segments import SEGMENT_TOKENS
+    from espnet_ext.tasks.timing import Timing
+
+    with_tokenizer(streamer, kind, sentencepiece)
+    partial = list(streamer.run(chunks(streamer, 20.0), Timing()))
+    segments = [p.text for p in partial if p.finished]
+    assert "".join(segments) == whole(streamer, wave(20.0))
+    assert len(segments) > 3
+    if kind == "unbroken":
+        assert {len(text) for text in segments[:-1]} == {SEGMENT_TOKENS}
+    else:  # a segment begins with the blank before its first word, if there is one to end at
+        assert any(text.startswith(" ") for text in segments[1:])
+        assert all(b.startswith(" ") or " " not in a[1:] for a, b in pairwise(segments))
+    assert max(len(p.text) for p in partial) < 2 * 2 * SEGMENT_TOKENS  # two characters a token
+
+
+@pytest.mark.parametrize("kind", ["characters", "unbroken", "sentencepiece"])
+def test_segments_of_any_tokens_are_their_text(streamer, kind, sentencepiece, monkeypatch):
+    from espnet_ext.tasks import segments
+    from espnet_ext.tasks.decoding import text_of
+
+    monkeypatch.setattr(segments, "SEGMENT_TOKENS", 5)
+    with_tokenizer(streamer, kind, sentencepiece)
+    random = np.random.default_rng(0)
+    for share in (0.1, 0.5, 0.9):  # of blanks and beginnings of words
+        rest = (1 - share) / 2
+        tokens = random.choice([2, 3, 4, 5], 300, p=[share / 2, rest, share / 2, rest]).tolist()
+        found, texts = segments.Segments(streamer.speech2text), []
+        for start in range(0, 300, 7):
+            texts += found.add(tokens[start : start + 7])
+            assert len(found.tokens) <= 5
+        assert "".join([*texts, found.text()]) == text_of(streamer.speech2text, tokens)
+        assert len(texts) >= 300 // 5 - 1
+        ends = [(a, b) for a, b in pairwise(texts) if not b.startswith(" ")]
+        assert all(" " not in a.strip() for a, _ in ends)
 
 
 def test_shared_file_names_each_tensor_once(experiment):
@@ -156,7 +264,8 @@ def test_verb_on_standard_input_prints_partial_results_and_latency(experiment, t
     assert done.returncode == 0, done.stderr
     *partial, last = done.stdout.decode().splitlines()
     found = json.loads(figures.read_text())
-    assert found.pop("text") == partial[-1].partition(" s  ")[2]
+    assert found.pop("text") == partial[-1].partition(" s | ")[2]
+    assert all(" s  " in line for line in partial[:-1])
     assert json.loads(last) == found
     assert len(partial) > 2
     assert found["audio_seconds"] == 3.3
@@ -189,7 +298,8 @@ def audio(path, samples, rate=RATE, subtype="FLOAT") -> str:
 
 def test_bad_streams_are_one_line(experiment, tmp_path, monkeypatch):
     from espnet_ext.data.source import pieces
-    from espnet_ext.tasks.streaming import Streamer, Timing
+    from espnet_ext.tasks.streaming import Streamer
+    from espnet_ext.tasks.timing import Timing
 
     monkeypatch.chdir(experiment)
     bad = wave(1.0)
@@ -211,8 +321,11 @@ def test_bad_streams_are_one_line(experiment, tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
     # Silence, and less than a chunk, have a text as any other stream, and a doubt beside it.
     short = "less than a chunk of 0.16 s"
+    dither = np.random.default_rng(0).integers(-1, 2, RATE).astype(np.float32) / 32768
     for samples, doubts in (
-        (np.zeros(RATE, np.float32), ["silence: all its samples are 0"]),
+        (np.zeros(RATE, np.float32), ["silence: it peaks at -inf dBFS, below -80 dBFS"]),
+        (dither, ["silence: it peaks at -90.3 dBFS, below -80 dBFS"]),
+        (wave(1.0) * 0.001, []),  # speech at a level of -80 dBFS, whose peaks are above
         (wave(0.03), ["0.030 s, " + short]),
         (wave(0.1), ["0.100 s, " + short]),
         (np.zeros(800, np.float32), ["0.050 s, " + short, "silence"]),
@@ -220,7 +333,8 @@ def test_bad_streams_are_one_line(experiment, tmp_path, monkeypatch):
     ):
         timing = Timing()
         source = pieces(audio(tmp_path / "fine.wav", samples), RATE, streamer.piece)
-        (*_, (second, text)) = streamer.run(source, timing)
+        (*_, (second, text, finished)) = streamer.run(source, timing)
+        assert finished
         assert second == pytest.approx(len(samples) / RATE)
         assert isinstance(text, str)
         told = streamer.doubts(timing)
@@ -258,28 +372,120 @@ def test_verb_refuses_in_one_line(experiment, monkeypatch):
         assert "\n" not in str(caught.value)
 
 
-def test_state_of_a_long_stream_does_not_grow(experiment, monkeypatch):
+def sizes(kept, name: str = "") -> dict[str, int]:
+    """Numbers in every array, and items in every list or text, of what an object holds."""
     import torch
 
-    from espnet_ext.tasks.streaming import Streamer, Timing
+    if isinstance(kept, torch.Tensor):
+        return {name: kept.untyped_storage().nbytes() // kept.element_size()}
+    if isinstance(kept, np.ndarray):
+        return {name: kept.size}
+    if isinstance(kept, str):
+        return {name: len(kept)}
+    found = {}
+    if isinstance(kept, list | tuple):
+        found[name] = len(kept)
+        inside = {str(i): item for i, item in enumerate(kept)}
+    else:
+        inside = vars(kept) if hasattr(kept, "__dict__") else {}
+    for key, item in inside.items():
+        if not key.endswith("speech2text"):  # of the streamer, which is there before
+            found |= sizes(item, f"{name}.{key}")
+    return found
 
-    monkeypatch.chdir(experiment)
-    model = experiment / "exp/tiny/deploy/shared"
-    streamer = Streamer(model, "transducer_beam", {"beam_size": 3}, RATE)
-    sizes = []
-    advance = streamer.search.advance
 
-    def measured(encoded, lengths, state):
-        state = advance(encoded, lengths, state)
-        sizes.append(max(len(t) for t in state.tokens[0]))
-        return state
+# What varies with the text: tokens settled, open (and those of a frame), and both.
+LIMITS = {
+    ".segments.tokens": 20,
+    ".segments._before": 1,
+    ".search.tokens": 10,
+    ".search.frames": 10,
+    ".shown": 20 + 10,
+}
 
-    monkeypatch.setattr(streamer.search, "advance", measured)
-    torch.manual_seed(0)
-    source = (wave(0.16, seed) for seed in range(150))
-    (*_, (second, text)) = streamer.run(source, Timing())
-    assert second == pytest.approx(24.0)
-    assert len(text) > 2 * max(sizes)  # what is certain has left the state
+
+def test_state_of_a_long_stream_does_not_grow(streamer, monkeypatch):
+    from espnet_ext.encoders.chunks import Geometry
+    from espnet_ext.models import transducer_search
+    from espnet_ext.tasks import segments
+    from espnet_ext.tasks.timing import Timing
+
+    # Chunks of 40 ms, to be quick, and limits that are reached in the first hundred of them.
+    monkeypatch.setattr(streamer.encoder, "geometry", Geometry.of(40, 80, 40))
+    monkeypatch.setattr(streamer, "chunk", 4)
+    monkeypatch.setattr(transducer_search, "OPEN_TOKENS", 10)
+    monkeypatch.setattr(segments, "SEGMENT_TOKENS", 20)
+    stream = streamer.start(Timing())
+    early: dict[str, int] = {}
+    text = ""
+    for chunk in range(1000):
+        found = streamer.accept(wave(0.04, chunk), False, stream)
+        text += "".join(p.text for p in found if p.finished)
+        assert sum(len(p.text) for p in found) <= 20 + 20 + 10
+        if chunk < 100:
+            early = {k: max(v, early.get(k, 0)) for k, v in (early | sizes(stream)).items()}
+        elif chunk >= 900:
+            for key, size in sizes(stream).items():
+                bound = next((v for k, v in LIMITS.items() if key.startswith(k)), early.get(key, 0))
+                assert size <= bound, key
+    parts = {key.split(".")[1] for key in early}
+    assert parts == {"fbank", "feats", "encoder", "search", "segments", "timing", "shown"}
+    assert len(text) > 500  # what has left the state
+    assert stream.timing.chunks.count == 1000 and stream.timing.delays.count > 500
+
+
+def test_times_are_summed_up_as_numpy_does():
+    from espnet_ext.tasks.timing import BIN_WIDTH, Durations
+
+    random = np.random.default_rng(0)
+    for values in (
+        random.lognormal(-4, 1, 5000),
+        random.uniform(0.01, 0.011, 1000),
+        np.array([0.002, 3.0]),
+        np.array([0.5]),
+        np.array([0.0, 0.0, 1e-3, 2e-3, 1e6]),
+    ):
+        found = Durations()
+        for value in values.tolist():
+            found.add(value)
+        assert (found.count, found.least, found.greatest) == (
+            len(values),
+            values.min(),
+            values.max(),
+        )
+        assert found.total == pytest.approx(values.sum(), rel=1e-12)
+        for q in (0, 5, 50, 95, 100):
+            assert found.percentile(q) == pytest.approx(np.percentile(values, q), rel=BIN_WIDTH)
+    assert Durations().percentile(50) is None
+
+
+def test_first_text_and_open_tokens_count(streamer, monkeypatch):
+    """Text that is shown before it is certain, and that never is before the end."""
+    from espnet_ext.models.transducer_search import Hypothesis
+    from espnet_ext.tasks.timing import Timing
+
+    monkeypatch.setattr(streamer.search, "commit", lambda state: [Hypothesis((), 0.0)])
+    timing = Timing()
+    partial = list(streamer.run(chunks(streamer, 3.3), timing))
+    first = next(p.second for p in partial if p.text)
+    assert first == pytest.approx(0.48)  # a chunk, its look-ahead, 7.5 ms of the last window
+    assert first < timing.first_token <= first + timing.chunks.total
+    assert timing.delays.count == len(partial[-1].text)  # characters: one a token
+    # The last frame ends with the audio, the first 3.26 s before.
+    assert 0 < timing.delays.least < 0.2 < 3 < timing.delays.greatest
+
+
+def test_every_token_has_a_delay(streamer):
+    from espnet_ext.tasks.timing import Timing
+
+    timing = Timing()
+    partial = list(streamer.run(chunks(streamer, 3.3), timing))
+    assert timing.delays.count == len(partial[-1].text)
+    assert timing.summary()["first_token_ms"] > 320
+    silent = Timing()
+    silent.hear(wave(1.0), RATE)
+    silent.add(0.01, (), False)
+    assert silent.summary()["first_token_ms"] is None
 
 
 def test_wrong_models_to_start_from(experiment, tmp_path):

@@ -248,6 +248,67 @@ def test_chunks_and_batch_change_nothing(model, kind):
     assert any(len(t.tokens) > 3 for t in together)
 
 
+@torch.no_grad()
+def test_hypotheses_that_always_disagree_are_decided_at_last(model, monkeypatch):
+    from espnet_ext.models.transducer_search import OPEN_TOKENS, BeamSearch
+
+    search = BeamSearch(model, 2)
+    frames = 0
+
+    def logits(encoded, predicted):
+        """Token 3 or 4, nearly equal, in the first frame; 3 in all others."""
+        nonlocal frames
+        found = torch.full((len(predicted), len(TOKENS)), -20.0)
+        found[:, 3] = 5.0
+        found[:, 4] = -20.0 if frames else 4.9
+        frames += 1
+        return found
+
+    monkeypatch.setattr(search, "_logits", logits)
+    state, committed = search.start(1), 0
+    lengths = []
+    for _ in range(75):
+        state = search.advance(torch.zeros(1, 4, 8), torch.tensor([4]), state)
+        (certain,) = search.commit(state)
+        assert set(certain.tokens) <= {3}
+        assert len(certain.frames) == len(certain.tokens)
+        committed += len(certain.tokens)
+        lengths.append(max(map(len, state.tokens[0])))
+        assert lengths[-1] == max(map(len, state.frames[0])) <= OPEN_TOKENS
+        (best,) = search.results(state)
+        assert committed + len(best.tokens) == 4 * len(lengths)
+        if 4 * len(lengths) <= OPEN_TOKENS:
+            assert committed == 0  # up to the limit the disagreement stays open
+    assert max(lengths) == OPEN_TOKENS
+
+
+@torch.no_grad()
+def test_the_best_hypothesis_decides_beyond_the_limit(model, monkeypatch):
+    from espnet_ext.models import transducer_search
+
+    monkeypatch.setattr(transducer_search, "OPEN_TOKENS", 4)
+    search = transducer_search.BeamSearch(model, 3)
+
+    def commit(*tokens):
+        state = search.start(1)
+        state.scores = torch.tensor([[-1.0, -2.0, -3.0]])
+        state.tokens = [list(tokens)]
+        state.frames = [[tuple(range(len(t))) for t in tokens]]
+        (certain,) = search.commit(state)
+        alive = (state.scores[0] > -math.inf).tolist()
+        return certain.tokens, [t for t, a in zip(state.tokens[0], alive, strict=True) if a]
+
+    # None is too long: what all begin with is certain, nothing is dropped.
+    assert commit((3, 3, 2), (3, 4), (3, 4, 2, 2, 2)) == (
+        (3,),
+        [(3, 2), (4,), (4, 2, 2, 2)],
+    )
+    # Six tokens: two of the best are decided, and the last begins otherwise.
+    assert commit((3, 4, 2), (3, 4, 2, 2, 2, 2), (4, 4)) == ((3, 4), [(2,), (2, 2, 2, 2)])
+    # The best has nothing that could be decided: the one that is too long is dropped.
+    assert commit((), (4,), (3, 3, 3, 3, 3)) == ((), [(), (4,)])
+
+
 def test_beam_of_one_is_at_most_as_probable_as_wider_ones(model):
     from espnet_ext.models.transducer_search import BeamSearch
 
