@@ -145,9 +145,7 @@ def load_config(path: str | Path, tag: str | None = None) -> Config:
     """
     path = Path(path)
     merged = resolve_includes(path)
-    for key, value in merged.items():
-        if (key == "recipe" or key.endswith("_conf")) and not isinstance(value, dict | None):
-            raise UserError(f"{path}: {key}: expected keys and values, not {value!r}")
+    _refuse_single_values(path, merged)
     section = merged.pop("recipe", None) or {}
     known = {f.name for f in fields(Recipe)}
     for key in section:
@@ -158,6 +156,12 @@ def load_config(path: str | Path, tag: str | None = None) -> Config:
     return Config(path=path, tag=tag, recipe=Recipe(**section), espnet=merged)
 
 
+def _refuse_single_values(path: Path, merged: dict[str, Any]) -> None:
+    for key, value in merged.items():
+        if (key == "recipe" or key.endswith("_conf")) and not isinstance(value, dict | None):
+            raise UserError(f"{path}: {key}: expected keys and values, not {value!r}")
+
+
 def changed(config: Config, settings: Sequence[str]) -> Config:
     """Return the config with ESPnet's options set anew.
 
@@ -166,19 +170,21 @@ def changed(config: Config, settings: Sequence[str]) -> Config:
         settings: ``KEY=VALUE`` each, a dotted key and a value in YAML.
 
     Raises:
-        UserError: one has no ``=``, its value is not YAML, or its key is one of ``recipe:``.
+        UserError: one has no ``=``, its value is not YAML or a single one where a section belongs,
+            or its key is one of ``recipe:``.
     """
     espnet = config.espnet
     for setting in settings:
         changes: dict[str, Any] = {}
         key, equals, value = setting.partition("=")
-        if not equals or key.partition(".")[0] in ("", "recipe"):
-            raise UserError(f"'{setting}': expected KEY=VALUE with a key of ESPnet's")
+        if not equals or key.partition(".")[0] in ("", "recipe", "include"):
+            raise UserError(f"'{setting}': expected KEY=VALUE, a key outside of recipe:")
         try:
             put(changes, key, yaml.safe_load(value))
         except yaml.YAMLError:
             raise UserError(f"'{setting}': the value is not valid YAML") from None
         espnet = _merge(espnet, changes)
+    _refuse_single_values(config.path, espnet)
     return replace(config, espnet=espnet)
 
 

@@ -18,6 +18,9 @@ from pathlib import Path
 
 from espnet_ext.bin.tokens import token_dir
 from espnet_ext.config import Config, changed, load_config
+from espnet_ext.errors import UserError
+
+_LEAST = 3  # tokens of any list
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Build, deploy, measure, print."""
+    if args.vocabulary is not None and args.vocabulary < _LEAST:
+        raise UserError(f"--vocabulary {args.vocabulary}: blank, unknown and sos/eos are {_LEAST}")
     config = changed(load_config(args.config), args.set)
     from espnet_ext.tasks.quiet import quiet
 
@@ -48,8 +53,8 @@ def run(args: argparse.Namespace) -> None:
         from espnet_ext.tasks.footprint import measure
 
         refuse_problems(config)
-        known = args.vocabulary or vocabulary(config)
-        tokens = known or token_count(config)
+        known = vocabulary(config) if args.vocabulary is None else args.vocabulary
+        tokens = token_count(config) if known is None else known
         found = measure(config, args.variant, tokens)
     if known is None:
         print(f"no token list yet: {tokens} tokens assumed; see --vocabulary", file=sys.stderr)

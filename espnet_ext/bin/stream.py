@@ -10,8 +10,8 @@ blanks. The texts after "s | ", one after another, are the result: the blank bet
 segments begins the second.
 
 Then figures of latency, on one thread unless --threads says otherwise: processing time of a
-chunk (p50, p95, within 1 %), time from the start of the audio to the first text, time from a
-token's frame until it was certain, real-time factor. Memory does not grow with the length of
+chunk, time from the start of the audio to the first text, time from a token's frame until it was
+certain, real-time factor; percentiles are within 1 %. Memory does not grow with the length of
 the stream, except for --json, which needs the whole text. Standard input is mono 16-bit PCM,
 raw or WAV.
 

@@ -173,9 +173,10 @@ class BeamState:
 
     predicted: Tensor  # (B K, J)
     state: State
-    scores: Tensor  # (B, K), -inf for no hypothesis
+    scores: Tensor  # (B, K), -inf for no hypothesis, less what is in ``settled``
     tokens: list[list[tuple[int, ...]]]
     frames: list[list[tuple[int, ...]]]
+    settled: list[float]  # score of each stream up to the last commit
     time: int = 0
 
 
@@ -194,7 +195,8 @@ class BeamSearch(Search):
         scores = torch.full((batch, self.beam), -math.inf, device=device)
         scores[:, 0] = 0.0
         tokens: list[list[tuple[int, ...]]] = [[()] * self.beam for _ in range(batch)]
-        return BeamState(predicted, state, scores, tokens, [list(row) for row in tokens])
+        frames = [list(row) for row in tokens]
+        return BeamState(predicted, state, scores, tokens, frames, [0.0] * batch)
 
     @torch.no_grad()
     def advance(self, encoded: Tensor, lengths: Tensor, state: BeamState) -> BeamState:
@@ -241,7 +243,8 @@ class BeamSearch(Search):
 
         Hypotheses may disagree about an old token for ever. So that none has more than
         ``OPEN_TOKENS`` others, the best then decides about its oldest tokens, and hypotheses
-        that begin otherwise, or are still longer, are dropped.
+        that begin otherwise, or are still longer, are dropped. The best score is taken out as
+        well: in float32 hypotheses of a long stream would become equal.
         """
         taken = []
         for row, best in enumerate(self.results(state)):
@@ -255,6 +258,8 @@ class BeamSearch(Search):
                     state.tokens[row][k] = state.frames[row][k] = ()
             for part in (state.tokens, state.frames):
                 part[row] = [t[size:] for t in part[row]]
+            state.scores[row] -= best.score - state.settled[row]
+            state.settled[row] = best.score
         return taken
 
     def results(self, state: BeamState) -> list[Hypothesis]:
@@ -262,7 +267,8 @@ class BeamSearch(Search):
         found = []
         for row, scores in enumerate(state.scores.tolist()):
             k = max(range(len(scores)), key=scores.__getitem__)
-            found.append(Hypothesis(state.tokens[row][k], scores[k], state.frames[row][k]))
+            score = state.settled[row] + scores[k]
+            found.append(Hypothesis(state.tokens[row][k], score, state.frames[row][k]))
         return found
 
 

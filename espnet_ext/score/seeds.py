@@ -27,7 +27,9 @@ class Statistics:
         from espnet_ext.score.wer import align_characters, align_words
 
         self.metric = metric
-        self._sacrebleu = None if language is None else metrics(language)[metric]
+        self._sacrebleu = None
+        if metric not in ("wer", "cer"):
+            self._sacrebleu = metrics(str(language))[metric]
         self._align = align_words if metric == "wer" else align_characters
 
     @property

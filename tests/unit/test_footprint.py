@@ -218,6 +218,8 @@ def test_a_wrong_config_or_variant_is_one_line(config):
             verb.run(asked(wrong))
     with pytest.raises(UserError, match="merged"):
         footprint.run(asked(config().path, "--variant", "mergd"))
+    with pytest.raises(UserError, match="--vocabulary 0: blank, unknown"):
+        footprint.run(asked(config().path, "--vocabulary", 0))
 
 
 def test_variants_lists_every_form_with_its_size(measure, config, capsys):

@@ -74,11 +74,13 @@ def test_footprint_prints_the_rank_table(tmp_path):
 
 def test_footprint_refuses_settings_in_one_line(tmp_path):
     config = load_config(CONFIGS / "train_stream_xs.yaml")
-    for setting in ("encoder_conf.dropout_rate", "recipe.vocabulary=3", "=3"):
+    for setting in ("encoder_conf.dropout_rate", "recipe.vocabulary=3", "include=x", "=3"):
         with pytest.raises(UserError, match="expected KEY=VALUE"):
             changed(config, [setting])
     with pytest.raises(UserError, match="not valid YAML"):
         changed(config, ["encoder=[x"])
+    with pytest.raises(UserError, match="encoder_conf: expected keys and values, not 3"):
+        changed(config, ["encoder_conf=3"])
     both = changed(config, ["encoder_conf.num_blocks=2", "encoder_conf.linear_units=8"])
     assert both.espnet["encoder_conf"] == {
         **config.espnet["encoder_conf"],

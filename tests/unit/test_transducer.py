@@ -249,6 +249,24 @@ def test_chunks_and_batch_change_nothing(model, kind):
 
 
 @torch.no_grad()
+def test_the_score_of_a_long_stream_costs_no_precision(model):
+    from espnet_ext.models.transducer_search import BeamSearch
+
+    search = BeamSearch(model, 3)
+    x, lengths = encoded(model, [30])
+    (alone,) = search.results(search.advance(x, lengths, search.start(1)))
+    state, found = search.start(1), []
+    state.scores[:, 0] = -1e6  # after hours
+    for piece in x.split(3, dim=1):
+        found += search.commit(state)[0].tokens
+        assert state.scores.max() == 0
+        state = search.advance(piece, torch.tensor([piece.shape[1]]), state)
+    (best,) = search.results(state)
+    assert (*found, *best.tokens) == alone.tokens
+    assert best.score + 1e6 == pytest.approx(alone.score, abs=1e-4)
+
+
+@torch.no_grad()
 def test_hypotheses_that_always_disagree_are_decided_at_last(model, monkeypatch):
     from espnet_ext.models.transducer_search import OPEN_TOKENS, BeamSearch
 

@@ -53,10 +53,17 @@ def primary(language: str) -> str:
 
 
 def spelling(folder: Path, kind: str, language: str) -> str:
-    """How the names of the files of a kind (T0, T2, T3) spell a language."""
+    """How the names of the files of a kind (T0, T2, T3) spell a language.
+
+    Raises:
+        UserError: in two ways.
+    """
     spellings = SPELLINGS.get(primary(language), ())
-    found = (name for name in spellings if any(folder.glob(f"*.{kind}.{name}.*")))
-    return next(found, primary(language))
+    # A name that begins with a dot is macOS's, not an utterance's.
+    found = [name for name in spellings if any(folder.glob(f"[!.]*.{kind}.{name}.*"))]
+    if len(found) > 1:
+        raise UserError(f"{folder}: {kind} is spelled {' and '.join(found)}; rename one's files")
+    return found[0] if found else primary(language)
 
 
 def folder_of(root: Path, part: str, source: str) -> Path:
