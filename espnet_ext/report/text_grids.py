@@ -23,9 +23,9 @@ from espnet_ext.report.schema import (
     validate,
 )
 from espnet_ext.report.table import SIGNIFICANT, duration, macs, markdown, p_value
+from espnet_ext.report.translation import NAMES
 from espnet_ext.score.seeds import RESAMPLES, Statistics, difference, mean_score
 
-_NAMES = {"wer": "WER", "cer": "CER", "bleu": "BLEU", "chrf": "chrF"}
 _VALUE: dict[str, Check] = {
     "value": number,  # mean over seeds; error rates as fractions, BLEU and chrF from 0 to 100
     "interval": optional(interval),
@@ -91,7 +91,7 @@ def summary(
         cells: what ``bin.grid`` wrote.
         target: language of translations; None of a recogniser.
     """
-    metrics = ["wer", "cer"] if target is None else ["bleu", "chrf"]
+    metrics = ["wer", "cer"] if target is None else list(NAMES)
     statistics = {metric: Statistics(metric, target) for metric in metrics}
     by_system: dict[str, list[Mapping[str, Any]]] = {}
     for cell in cells:
@@ -190,12 +190,12 @@ def told(pair: Mapping[str, Any], metric: str) -> str:
 
 def title(metric: str) -> str:
     """Return the metric's name as it is printed."""
-    return _NAMES[metric]
+    return NAMES.get(metric, metric.upper())
 
 
 def sign(metric: str) -> int:
     """Return 1 where more is better, -1 for an error rate."""
-    return -1 if metric in ("wer", "cer") else 1
+    return 1 if metric in NAMES else -1
 
 
 def table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

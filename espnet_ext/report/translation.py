@@ -6,7 +6,7 @@ from typing import Any
 from espnet_ext.report.schema import NOT_MEASURED
 from espnet_ext.report.table import MEANING, SIGNIFICANT, Metrics, p_value, runs_table
 
-_NAMES = {"bleu": "BLEU", "chrf": "chrF"}
+NAMES = {"bleu": "BLEU", "chrf": "chrF"}  # of the metrics, as they are printed
 
 
 def is_translation(results: Sequence[Mapping[str, Any]]) -> bool:
@@ -55,7 +55,7 @@ def comparison(score: Mapping[str, Any], metric: str) -> str:
     p, difference = versus[f"{metric}_p"], versus[f"{metric}_difference"]
     test = "nothing to test" if p is None else f"p {p_value(p)}"
     meaning = MEANING[verdict(score, metric)]
-    return f"{_NAMES[metric]} {meaning} {versus['tag']} ({difference:+.1f}, {test})"
+    return f"{NAMES[metric]} {meaning} {versus['tag']} ({difference:+.1f}, {test})"
 
 
 def summary_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -63,7 +63,7 @@ def summary_table(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
     return runs_table(
         results,
         Metrics(
-            titles=_NAMES,
+            titles=NAMES,
             cell=cell,
             p="bleu_p",
             points=lambda versus: versus["bleu_difference"],
@@ -95,5 +95,5 @@ def signatures(result: Mapping[str, Any]) -> dict[str, str]:
         f"{name} signature": ", ".join(
             dict.fromkeys(f"`{score[metric]['signature']}`" for score in result["scores"])
         )
-        for metric, name in _NAMES.items()
+        for metric, name in NAMES.items()
     }

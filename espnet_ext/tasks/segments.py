@@ -34,8 +34,8 @@ class Segments:
             size = self._size()
             done, self.tokens = self.tokens[:size], self.tokens[size:]
             finished.append(self._text(done))
-            seen = [token for token in done if text_of(self._speech2text, [token]).strip()]
-            self._before = seen[-1:] or self._before
+            seen = (t for t in reversed(done) if text_of(self._speech2text, [t]).strip())
+            self._before = next(([token] for token in seen), self._before)
         return finished
 
     def text(self, open_: Sequence[int] = ()) -> str:
