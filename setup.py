@@ -62,7 +62,7 @@ setup(
     package_data={"espnet_ext": ["py.typed"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["espnet-ext = espnet_ext.bin.main:main"]},
+    entry_points={"console_scripts": ["espnet-ext = espnet_ext.cli.main:main"]},
     classifiers=[
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",

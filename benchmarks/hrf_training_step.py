@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.config import resolve_includes
+from espnet_ext.config.training import resolve_includes
 from espnet_ext.errors import UserError, run_cli
 from espnet_ext.files import write_json
-from espnet_ext.report.environment import processor
+from espnet_ext.results.environment import processor
 
 FORMS = {
     "plain": "plain",

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.config import Config, load_config
+from espnet_ext.config.training import Config, load_config
 from espnet_ext.errors import UserError, run_cli
 from espnet_ext.files import write_json
 
@@ -38,8 +38,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.rounds < 10 or args.calls < 1 or not args.seconds >= 0.5:
         raise UserError("--rounds must be at least 10, --calls 1 and --seconds 0.5")
-    from espnet_ext.report.environment import processor
-    from espnet_ext.tasks.quiet import quiet
+    from espnet_ext.bridge.muted import quiet
+    from espnet_ext.results.environment import processor
 
     with quiet():
         import torch
@@ -74,7 +74,7 @@ def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
     """Time the forms of one config's model; times in seconds a call, for every round."""
     import torch
 
-    from espnet_ext.tasks.build import feature_width
+    from espnet_ext.bridge.build import feature_width
 
     models = build_forms(config)
     width = feature_width(config)
@@ -108,8 +108,8 @@ def build_forms(config: Config) -> dict[str, Any]:
     Raises:
         UserError: the config is that of no classifier, or names no baseline beside it.
     """
+    from espnet_ext.bridge.build import build_model
     from espnet_ext.methods.deploy import deploy
-    from espnet_ext.tasks.build import build_model
 
     if config.recipe.task != "cls" or config.recipe.baseline is None:
         raise UserError(f"{config.path}: give a classifier that names its recipe: baseline")

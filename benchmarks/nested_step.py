@@ -27,11 +27,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.config import Config, Recipe, resolve_includes
+from espnet_ext.config.training import Config, Recipe, resolve_includes
 from espnet_ext.errors import UserError, run_cli
 from espnet_ext.files import write_json
-from espnet_ext.report.environment import processor
-from espnet_ext.report.schema import NOT_MEASURED
+from espnet_ext.results.environment import processor
+from espnet_ext.results.schema import NOT_MEASURED
 
 LARGEST, APART = "largest", "all, one by one"
 FRAGMENTS = Path(__file__).resolve().parents[1] / "egs" / "conf" / "encoders"
@@ -261,7 +261,7 @@ def build(args: argparse.Namespace, conf: dict[str, Any], form: str) -> Any:
     """A CTC recogniser: with the plain encoder, or with the family."""
     import torch
 
-    from espnet_ext.tasks.build import build_model
+    from espnet_ext.bridge.build import build_model
 
     torch.manual_seed(0)
     espnet: dict[str, Any] = {"encoder": "conformer", "encoder_conf": dict(conf)}

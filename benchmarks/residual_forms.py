@@ -21,7 +21,7 @@ from typing import Any
 
 from espnet_ext.errors import UserError, run_cli
 from espnet_ext.files import write_json
-from espnet_ext.report.environment import processor
+from espnet_ext.results.environment import processor
 
 COLUMNS = ("file_mb", "load_s", "offline_10s_ms", "chunk_ms_p50", "chunk_ms_p95", "peak_rss_mb")
 
@@ -60,15 +60,15 @@ def main() -> None:
 
 def save_forms(path: Path, folder: Path) -> list[str]:
     """Write every form of the config's model with random weights; return their names."""
-    from espnet_ext.tasks.quiet import quiet
+    from espnet_ext.bridge.muted import quiet
 
     with quiet():
         import torch
 
-        from espnet_ext.config import load_config
+        from espnet_ext.bridge.build import build_model
+        from espnet_ext.bridge.checkpoint import file_state, save
+        from espnet_ext.config.training import load_config
         from espnet_ext.methods.deploy import deploy, variants
-        from espnet_ext.tasks.build import build_model
-        from espnet_ext.tasks.checkpoint import file_state, save
 
         model = build_model(load_config(path))
         with torch.no_grad():
@@ -92,7 +92,7 @@ def child(args: argparse.Namespace, config: Path, folder: str, form: str) -> dic
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Load one form and time it."""
-    from espnet_ext.tasks.quiet import quiet
+    from espnet_ext.bridge.muted import quiet
 
     with quiet():
         import numpy as np
@@ -137,10 +137,10 @@ def load(path: Path, form: str, file: Path) -> Any:
     """Build the deployed form of a config's model and load ``file``."""
     import dataclasses
 
-    from espnet_ext.config import load_config
-    from espnet_ext.tasks.build import build_model
-    from espnet_ext.tasks.checkpoint import expand_state, load_state
-    from espnet_ext.tasks.deployment import stock_arguments
+    from espnet_ext.bridge.build import build_model
+    from espnet_ext.bridge.checkpoint import expand_state, load_state
+    from espnet_ext.bridge.deployed_folder import stock_arguments
+    from espnet_ext.config.training import load_config
 
     config = load_config(path)
     arguments = stock_arguments(config.espnet, form)

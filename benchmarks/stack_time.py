@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
-    from espnet_ext.tasks.quiet import quiet
+    from espnet_ext.bridge.muted import quiet
 
     with quiet():
         found = measure(args)
@@ -68,9 +68,9 @@ def systems_of(args: argparse.Namespace) -> dict[str, Any]:
     """
     from torch import nn
 
-    from espnet_ext.encoders.stack import load_stack
-    from espnet_ext.encoders.stack_mimic import MimickedStack, parse_mimic
-    from espnet_ext.encoders.stack_transformers import build_transformers
+    from espnet_ext.encoders.pretrained.mimicked import MimickedStack, parse_mimic
+    from espnet_ext.encoders.pretrained.stack import load_stack
+    from espnet_ext.encoders.pretrained.transformers import build_transformers
 
     if (args.path is None) == (args.architecture is None):
         raise UserError("give the folder of a model, or --architecture")
@@ -111,10 +111,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from espnet_ext.encoders.stack_mimic import MimickedStack, stack_parts
+    from espnet_ext.bridge.footprint import MORE_FLOPS
+    from espnet_ext.encoders.pretrained.mimicked import MimickedStack, stack_parts
     from espnet_ext.methods.deploy import parameter_count
-    from espnet_ext.report.environment import environment
-    from espnet_ext.tasks.footprint import MORE_FLOPS
+    from espnet_ext.results.environment import environment
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch sees no GPU here; --device cpu")

@@ -21,7 +21,7 @@ from typing import Any
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError, run_cli
 from espnet_ext.files import write_json
-from espnet_ext.report.environment import processor
+from espnet_ext.results.environment import processor
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
-    from espnet_ext.tasks.quiet import quiet
+    from espnet_ext.bridge.muted import quiet
 
     with quiet():
         found = measure(args)
@@ -62,14 +62,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """
     import torch
 
-    from espnet_ext.tasks import decoding
+    from espnet_ext.bridge import inference
 
     torch.set_num_threads(args.threads)
-    speech2text = decoding.load_speech2text(args.model, "transducer_greedy", {})
+    speech2text = inference.load_speech2text(args.model, "transducer_greedy", {})
     rows = list(read_table(args.scp).items())[: args.utterances]
-    inputs = [decoding.read_input(*row, speech2text, None)[0] for row in rows]
+    inputs = [inference.read_input(*row, speech2text, None)[0] for row in rows]
     inputs.sort(key=lambda feats: -len(feats))
-    search = decoding.search_of(speech2text.asr_model, "transducer_greedy", {})
+    search = inference.search_of(speech2text.asr_model, "transducer_greedy", {})
     assert search is not None
 
     def espnet() -> list[str]:
@@ -78,7 +78,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     def ours() -> list[str]:
         texts = []
         for start in range(0, len(inputs), args.batch):
-            texts += decoding.decode_batch(speech2text, inputs[start : start + args.batch], search)
+            texts += inference.decode_batch(speech2text, inputs[start : start + args.batch], search)
         return texts
 
     times: dict[str, list[float]] = {"espnet": [], "ours": []}

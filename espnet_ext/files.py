@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-PACKED = "model.safetensors"  # weights of a form at 8, 4 or 2 bits (espnet_ext.tasks.packed_file)
+PACKED = "model.safetensors"  # weights of a form at 8, 4 or 2 bits (espnet_ext.formats.packed)
 _ABANDONED = 24 * 3600.0  # seconds after which another machine's temporary counts as left over
 
 

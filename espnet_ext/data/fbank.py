@@ -14,7 +14,7 @@ from torch import Tensor
 from torchaudio.compliance import kaldi
 from torchaudio.functional import compute_deltas
 
-FRAMES_PER_SECOND = 100
+from espnet_ext.data.features import FRAMES_PER_SECOND
 
 
 def kaldi_fbank(

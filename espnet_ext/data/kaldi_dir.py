@@ -14,10 +14,11 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_ext.data.parallel import map_processes
+from espnet_ext.data.processes import map_processes
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path, write_text
 
+WHOLE = "all"  # the set of a whole corpus, of which others are parts
 AUDIO_DIGEST = "audio.sha256"  # of every utterance's samples, whatever encodes them
 FILES = ("wav.scp", "text", "utt2spk", "spk2utt", "utt2dur")
 CLASS_FILES = ("wav.scp", "label", "utt2spk", "spk2utt", "utt2dur")
@@ -134,6 +135,15 @@ def audio_rows(path: str | Path) -> list[tuple[str, str]]:
     if not rows:
         raise UserError(f"{scp}: no utterance in it; run stage 1")
     return rows
+
+
+def data_sets(data: Path) -> list[str]:
+    """Names of the data directories under ``data``, the whole corpus first if there is one.
+
+    A set of a fold lies one folder deeper: voice-british/train.
+    """
+    found = [path.parent.relative_to(data).as_posix() for path in data.rglob("wav.scp")]
+    return sorted(found, key=lambda name: (name != WHOLE, name))
 
 
 def read_data_dir(path: str | Path) -> list[Utterance]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
+from espnet_ext.methods.nested_from_plain import start_from_plain
 from espnet_ext.methods.nested_layers import (
     Choice,
     FrameNorm,
@@ -30,7 +31,6 @@ from espnet_ext.methods.nested_layers import (
     way,
 )
 from espnet_ext.methods.nested_options import Member, NestedOptions, find_member, members
-from espnet_ext.methods.nested_start import start_from_plain
 from espnet_ext.methods.sites import Layer, feed_forward_role, tied_groups
 
 

@@ -17,7 +17,7 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from espnet_ext.encoders.nested import encoder_outputs
+from espnet_ext.encoders.family_outputs import encoder_outputs
 from espnet_ext.errors import UserError
 from espnet_ext.methods.nested import NestedStack, nested_stack
 from espnet_ext.methods.nested_options import Member, NestedOptions, of_step

@@ -15,7 +15,7 @@ import numpy as np
 
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.score.pairs import read_table
-from espnet_ext.score.significance import CONFIDENCE, RESAMPLES, SEED
+from espnet_ext.score.significance.bootstrap import CONFIDENCE, RESAMPLES, SEED
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_ext.data.nist import stretch_of
+from espnet_ext.data.corpora.nist import stretch_of
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path
 

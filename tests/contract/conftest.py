@@ -254,6 +254,6 @@ def tools() -> Any:
 @pytest.fixture(scope="session")
 def registered() -> None:
     """ESPnet's choices hold ours."""
-    from espnet_ext.tasks.registry import install
+    from espnet_ext.bridge.registry import install
 
     install()

@@ -307,7 +307,7 @@ def test_encoders_are_in_the_choices(encoder_case, registered):
 
 
 def test_every_base_encoder_has_a_contract_case(tools):
-    from espnet_ext.tasks.registry import BASES
+    from espnet_ext.bridge.registry import BASES
 
     assert {case.target for case in tools.cases()} >= set(BASES)
 

@@ -12,8 +12,8 @@ import yaml
 from sklearn.metrics import f1_score
 
 from espnet_ext.data.kaldi_dir import read_table
-from espnet_ext.report.grids import check
-from espnet_ext.report.schema import RESULT, validate
+from espnet_ext.results.grids import check
+from espnet_ext.results.schema import RESULT, validate
 from tests.fixtures import miniature
 from tests.fixtures.acted_voices import hedgewars
 from tests.fixtures.ssl_models import WIDTH, make_ssl

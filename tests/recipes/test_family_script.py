@@ -4,7 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from espnet_ext.config import load_config
+from espnet_ext.config.training import load_config
 from espnet_ext.methods.nested_options import parse_name
 
 RECIPE = Path(__file__).parents[2] / "egs" / "fotaq" / "asr1"

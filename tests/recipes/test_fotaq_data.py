@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from espnet_ext.data import kaldi_dir, queen
-from espnet_ext.data.splits import split_of
+from espnet_ext.data import kaldi_dir
+from espnet_ext.data.corpora import queen
+from espnet_ext.data.corpora.splits import split_of
 from espnet_ext.errors import UserError
 from tests.fixtures import queen_builder as build
 
@@ -226,7 +227,10 @@ def test_audio_that_was_resampled_otherwise_is_not_kept(prepared, package, tmp_p
     assert snapshot(tmp_path) == snapshot(folder)
 
 
-@pytest.mark.parametrize("module", ["audio", "package", "queen", "splits", "kaldi_dir", "text"])
+@pytest.mark.parametrize(
+    "module",
+    ["audio", "fetch/debian", "corpora/queen", "corpora/splits", "kaldi_dir", "text"],
+)
 def test_a_change_of_the_code_is_not_up_to_date(package, tmp_path, module):
     shutil.copytree(ROOT / "espnet_ext", tmp_path / "code/espnet_ext")
     words = command(tmp_path, package)

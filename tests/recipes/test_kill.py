@@ -207,9 +207,9 @@ def test_killed_in_the_middle_of_an_epoch(stages, tmp_path):
     folder = tmp_path / "recipe"
 
     def prepare() -> None:
-        from espnet_ext.tasks import training
+        from espnet_ext.bridge import trainer
 
-        plain, seen = training.ESPnetTrainer.validate_one_epoch, [0]
+        plain, seen = trainer.ESPnetTrainer.validate_one_epoch, [0]
 
         def validate(*args: object, **kwargs: object) -> None:
             plain(*args, **kwargs)  # the second epoch is trained and validated, not yet saved
@@ -217,7 +217,7 @@ def test_killed_in_the_middle_of_an_epoch(stages, tmp_path):
             if seen[0] == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        training.Trainer.validate_one_epoch = validate
+        trainer.Trainer.validate_one_epoch = validate
 
     assert_killed(stages.start("train", folder, prepare))
     assert (folder / "exp/tiny/1epoch.pth").exists()

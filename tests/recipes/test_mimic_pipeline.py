@@ -13,8 +13,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from espnet_ext.bin.checked import checked_config
-from espnet_ext.config import load_config
+from espnet_ext.cli.checked import checked_config
+from espnet_ext.config.training import load_config
 from espnet_ext.errors import UserError
 from tests.fixtures import forked, miniature
 from tests.fixtures.acted_voices import hedgewars
@@ -56,7 +56,7 @@ def write(recipe, tag, content):
 
 def save_model(folder):
     """A Whisper encoder of random weights, as transformers writes it."""
-    from espnet_ext.encoders.stack_transformers import build_transformers
+    from espnet_ext.encoders.pretrained.transformers import build_transformers
 
     torch.manual_seed(77)  # not the seed of a config
     build_transformers(SMALL).save(folder)
@@ -116,9 +116,9 @@ def here(probe, tmp_path, monkeypatch):
 
 def step_one(**over):
     """Run step one of the miniature config with other settings; return its folder."""
-    from espnet_ext.tasks import mimicking
+    from espnet_ext.analysis import mimic_training
 
-    return mimicking.step_one(config(**over)).parent
+    return mimic_training.step_one(config(**over)).parent
 
 
 def config(**over):
@@ -134,7 +134,7 @@ def config(**over):
 
 def test_step_one_learns_the_teachers_layers(here):
     from espnet_ext.data.audio import read_wave
-    from espnet_ext.encoders.stack import load_stack
+    from espnet_ext.encoders.pretrained.stack import load_stack
     from espnet_ext.methods.mimic import MimicNetwork, MimicOptions, masked_mse
 
     folder = step_one(epochs=30, lr=0.01)
@@ -213,7 +213,7 @@ def test_a_killed_step_one_goes_on_to_the_same_result(here, capsys):
 
 
 def test_faults_of_step_one(here):
-    from espnet_ext.tasks import mimicking
+    from espnet_ext.analysis import mimic_training
 
     with pytest.raises(UserError, match="recipe: mimic: unknown key 'epoch'; did you mean"):
         config(epoch=3)
@@ -224,7 +224,7 @@ def test_faults_of_step_one(here):
     with pytest.raises(UserError, match="cache_gb must be a number of at least 0"):
         config(cache_gb=-1)
     with pytest.raises(UserError, match=r"error of epoch . is not finite; take a lower"):
-        mimicking.step_one(config(lr=1e30))
+        mimic_training.step_one(config(lr=1e30))
     good = config()
     content = yaml.safe_load(good.path.read_text())
     for change, told in (
@@ -240,12 +240,12 @@ def test_faults_of_step_one(here):
         checked_config(path)
     (here / "model").rename(here / "elsewhere")
     with pytest.raises(UserError, match="no pretrained model model; give the path"):
-        mimicking.step_one(config())
+        mimic_training.step_one(config())
     (here / "elsewhere").rename(here / "model")
     wav = here / "data/dev/wav.scp"
     wav.unlink()
     with pytest.raises(UserError, match=r"no data/dev/wav.scp; run stage 1"):
-        mimicking.step_one(config())
+        mimic_training.step_one(config())
 
 
 # Both steps -----------------------------------------------------------------------------------

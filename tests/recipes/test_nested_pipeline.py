@@ -56,7 +56,7 @@ def test_stock_espnet_decodes_the_smallest_member(recipe):
 
 
 def test_a_packed_member_goes_through_all_stages(recipe):
-    from espnet_ext.tasks.packed_file import dequantised, read_member
+    from espnet_ext.formats.packed import dequantised, read_member
 
     for verb in ("deploy", "decode", "score", "report"):
         words = (*VERBS[verb], "--variant", PACKED)
@@ -82,7 +82,7 @@ def test_a_packed_member_goes_through_all_stages(recipe):
 
 
 def test_the_family_goes_into_one_file(recipe):
-    from espnet_ext.tasks.family import load
+    from espnet_ext.bridge.family_models import load
 
     for words in (("--variant", PACKED), ("--family",)):
         ended = forked.Command(recipe, (*VERBS["deploy"], *words), recipe / "logs").wait(600)

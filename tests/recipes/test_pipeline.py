@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 
-from espnet_ext.bin.train import averaged_model
-from espnet_ext.config import load_config
+from espnet_ext.cli.train import averaged_model
+from espnet_ext.config.training import load_config
 from espnet_ext.data.kaldi_dir import read_table
-from espnet_ext.report.schema import RESULT, validate
+from espnet_ext.results.schema import RESULT, validate
 from tests.fixtures import forked, miniature
 from tests.fixtures.stock import stock_decoding
 
@@ -151,8 +151,8 @@ def here(recipe, monkeypatch):
 
 
 def test_the_training_form_gives_the_same_texts(here):
-    from espnet_ext.tasks.checkpoint import load_model
-    from espnet_ext.tasks.decoding import decode, load_speech2text
+    from espnet_ext.bridge.checkpoint import load_model
+    from espnet_ext.bridge.inference import decode, load_speech2text
 
     deployed = Path("exp/tiny/deploy/merged")
     trained = load_model(Path("exp/tiny/config.yaml"), averaged())
@@ -169,9 +169,9 @@ def test_the_training_form_gives_the_same_texts(here):
 
 
 def test_the_merged_model_has_the_keys_and_shapes_of_the_plain_conformer(here):
-    from espnet_ext.bin.footprint import vocabulary
+    from espnet_ext.bridge.build import build_model
+    from espnet_ext.cli.footprint import vocabulary
     from espnet_ext.methods.deploy import parameter_count
-    from espnet_ext.tasks.build import build_model
 
     path = Path(miniature.write_config(here.path, "plain", encoder="conformer"))
     config = load_config(path)

@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-from espnet_ext.bin.tokens import labelled_sets
-from espnet_ext.data.corpus import read_folds
+from espnet_ext.cli.tokens import labelled_sets
+from espnet_ext.data.corpora.corpus import read_folds
 from espnet_ext.data.kaldi_dir import read_data_dir
 from tests.fixtures.acted_voices import hedgewars, wave
 from tests.fixtures.data_stage import ROOT, labels, refused, run, times

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from espnet_ext.bin.main import VERBS
-from espnet_ext.config import load_config
+from espnet_ext.cli.main import VERBS
+from espnet_ext.config.training import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 EGS = ROOT / "egs"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from espnet_ext.data.corpora.nist import reference_text
 from espnet_ext.data.kaldi_dir import read_table, validate_data_dir
-from espnet_ext.data.nist import reference_text
 from tests.fixtures import switchboard
 from tests.fixtures.data_stage import ROOT, refused, run
 

@@ -12,8 +12,8 @@ import sacrebleu
 import yaml
 
 from espnet_ext.data.kaldi_dir import read_table
-from espnet_ext.report import text_grids
-from espnet_ext.report.schema import RESULT, validate
+from espnet_ext.results import text_grids
+from espnet_ext.results.schema import RESULT, validate
 from tests.fixtures import forked, translated
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -46,7 +46,7 @@ def recipe(tmp_path_factory):
     recipe = miniature.make_with_data(root)
     conf = "egs/librispeech_100/asr1/conf"
     shutil.copytree(miniature.ROOT / conf, root / "tree" / conf)
-    from espnet_ext.encoders.stack_transformers import build_transformers
+    from espnet_ext.encoders.pretrained.transformers import build_transformers
 
     torch.manual_seed(5)
     build_transformers(SMALL).save(recipe / "model")

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from espnet_ext.bin import features, score
+from espnet_ext.cli import features, score
 from espnet_ext.errors import UserError, at_least, run_cli
 
 

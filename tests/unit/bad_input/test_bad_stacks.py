@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from espnet_ext.encoders.stack import load_stack
+from espnet_ext.encoders.pretrained.stack import load_stack
 from espnet_ext.errors import UserError
-from espnet_ext.report.stacks import read_stacks
+from espnet_ext.results.pages.layers import read_stacks
 from tests.fixtures import forked, probe, speech_models
 
 
@@ -122,8 +122,8 @@ def test_weights_of_another_shape_stop_a_training(copy):
     ],
 )
 def test_options_of_the_encoder(recipe, monkeypatch, over, says):
-    from espnet_ext.config import load_config
-    from espnet_ext.tasks.checking import examine
+    from espnet_ext.bridge.config_keys import examine
+    from espnet_ext.config.training import load_config
 
     monkeypatch.chdir(recipe)
     config = load_config(probe.CONFIG)
@@ -140,8 +140,8 @@ def test_options_of_the_encoder(recipe, monkeypatch, over, says):
     ],
 )
 def test_samples_must_reach_the_stack(recipe, monkeypatch, over, says):
-    from espnet_ext.config import load_config
-    from espnet_ext.tasks.checking import examine
+    from espnet_ext.bridge.config_keys import examine
+    from espnet_ext.config.training import load_config
 
     monkeypatch.chdir(recipe)
     config = load_config(probe.CONFIG)

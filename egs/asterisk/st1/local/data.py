@@ -18,9 +18,9 @@ Rules, in this order:
   1. A sound and its text belong together by their id, and so do prompts of different languages.
      The two other voices have no texts of their own: theirs are those of their language.
   2. What is in brackets is cut out of all texts. A prompt is left out if a text of it has no word
-     or most of its letters are of another script (espnet_ext/data/parallel_text.py), if it is a
+     or most of its letters are of another script (data/corpora/translated.py), if it is a
      tone (NO_SPEECH), or if its sound is byte for byte an earlier one.
-  3. Too short or long for the text, or in itself: left out (espnet_ext/data/splits.py). So is a
+  3. Too short or long for the text, or in itself: left out (data/corpora/splits.py). So is a
      prompt of the two other voices that lasts less than 0.6 or more than 1.6 times what it does in
      its language's own voice: they often read another wording.
   4. Train, dev or test by a hash of the normalised English prompt: all its languages are in one.
@@ -37,8 +37,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from espnet_ext.data import corpus, kaldi_dir, package, parallel_text, splits, text
-from espnet_ext.data.parallel_text import Line
+from espnet_ext.data import kaldi_dir, text
+from espnet_ext.data.corpora import corpus, splits, translated
+from espnet_ext.data.corpora.translated import Line
+from espnet_ext.data.fetch import debian
 from espnet_ext.errors import UserError, nearest, run_cli
 
 VERSION = "1.6.1-1"
@@ -57,19 +59,19 @@ SOUNDS = {
 }
 PACKAGES = {
     **{
-        name: package.Package(f"asterisk-core-sounds-{name}", VERSION, d)
+        name: debian.Package(f"asterisk-core-sounds-{name}", VERSION, d)
         for name, d in TEXTS.items()
     },
     **{
-        f"{name} sounds": package.Package(f"asterisk-core-sounds-{name}-wav", VERSION, digest)
+        f"{name} sounds": debian.Package(f"asterisk-core-sounds-{name}-wav", VERSION, digest)
         for name, digest in SOUNDS.items()
     },
-    "menardi": package.Package(
+    "menardi": debian.Package(
         "asterisk-prompt-it-menardi-wav",
         "1:1.4.22+mm20110907-3.1",
         "3094530d98f8758ac275572d59624c41f60969fef883f34f4886d144f3dfeb21",
     ),
-    "armelle": package.Package(
+    "armelle": debian.Package(
         "asterisk-prompt-fr-armelle",
         "20070613-2.2",
         "162570b1a9b3512a98f06b89f60c7c17cf1b9b52297315adca9a4e5be728bea3",
@@ -191,12 +193,12 @@ def other_sets(
             count[f"{utterance.speaker} of another length"] += 1
         else:
             fitting.append((line, utterance))
-    divided = parallel_text.divide(
+    divided = translated.divide(
         CORPUS, [line for line, _ in fitting], [u for _, u in fitting], count
     )
     trained = {prompt(u) for _, u in parts["train"]}
-    known = {key for line, _ in parts["train"] for key in parallel_text.texts_of(line)}
-    unseen = [u for line, u in divided["test"] if not parallel_text.texts_of(line) & known]
+    known = {key for line, _ in parts["train"] for key in translated.texts_of(line)}
+    unseen = [u for line, u in divided["test"] if not translated.texts_of(line) & known]
     return {
         "unseen": unseen,
         "retrieval_like": [u for _, u in divided["train"] if prompt(u) in trained],
@@ -226,30 +228,30 @@ def prepare(args: argparse.Namespace) -> None:
     if args.sha256:  # of a test's packages
         digests = zip(PACKAGES.items(), args.sha256.split(), strict=True)
         pinned = {name: replace(p, sha256=digest) for (name, p), digest in digests}
-    code = [m.__file__ for m in (parallel_text, splits, text)]
+    code = [m.__file__ for m in (translated, splits, text)]
     settings = [str(out), targets, *(p.sha256 for p in pinned.values())]
     stamp = corpus.Stamp(out / ".stamp.json", settings, [__file__, *code, *corpus.CODE])
     if stamp.is_current():
         print(f"{out}: up to date")
         return
-    debs = {n: package.fetch_from(args.packages, p, downloads) for n, p in pinned.items()}
+    debs = {n: debian.fetch_from(args.packages, p, downloads) for n, p in pinned.items()}
     corpus.remove_leftovers(out, out / "audio", downloads)
     texts = {}
     for name in TEXTS:
         file = f"core-sounds-{name}.txt.gz"
         member = f"usr/share/doc/{PACKAGES[name].name}/{file}"
-        texts[name] = read_texts(package.unpack_member(debs[name], member, downloads / file))
+        texts[name] = read_texts(debian.unpack_member(debs[name], member, downloads / file))
     count: Counter[str] = Counter()
     lines: dict[bool, list[Line]] = {True: [], False: []}
     for voice in (*VOICES, *OTHER_VOICES):
         _, name, deb, folder = voice
-        sounds = package.unpack_folder(debs[deb], f"{FOLDER}/{folder}", downloads / f"voice_{name}")
+        sounds = debian.unpack_folder(debs[deb], f"{FOLDER}/{folder}", downloads / f"voice_{name}")
         lines[voice in VOICES] += pair(voice, sounds, texts, targets, count)
     others: Counter[str] = Counter()
-    own, other = parallel_text.keep(lines[True], count), parallel_text.keep(lines[False], others)
+    own, other = translated.keep(lines[True], count), translated.keep(lines[False], others)
     found = corpus.convert([line.clip for line in own + other], out / "audio", args.nj)
     core, rest = found[: len(own)], found[len(own) :]
-    parts = parallel_text.divide(CORPUS, own, core, count)
+    parts = translated.divide(CORPUS, own, core, count)
     sets = {part: [u for _, u in pairs] for part, pairs in parts.items()}
     sets |= other_sets(other, rest, {prompt(u): u.seconds for u in core}, parts, others)
     count.update({f"other {what}": n for what, n in others.items()})

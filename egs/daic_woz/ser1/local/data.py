@@ -22,7 +22,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from espnet_ext.data import corpus
+from espnet_ext.data.corpora import corpus
 from espnet_ext.errors import UserError, nearest, run_cli
 
 LISTS = {

@@ -13,9 +13,9 @@ Rules, in this order:
   1. A sound and a text belong together by level and id. Sounds without a text are left out (57
      Czech, 1 Dutch), and those whose line lacks a translation into one of the targets.
   2. What is in brackets is cut out of all texts. A line is left out if a text of it has no word,
-     has a place for a number (%1), or is of another script (espnet_ext/data/parallel_text.py), or
+     has a place for a number (%1), or is of another script (data/corpora/translated.py), or
      if its sound holds no samples (2 Dutch) or is byte for byte an earlier one.
-  3. Too short or long for the text, or in itself: left out (espnet_ext/data/splits.py).
+  3. Too short or long for the text, or in itself: left out (espnet_ext/data/corpora/splits.py).
   4. Train, dev or test by a hash of the normalised English line, whatever the targets are: the
      Czech and the Dutch of a line are in one set.
   5. Of dev and test, lines whose text or translation train has too are left out.
@@ -29,22 +29,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from espnet_ext.data import corpus, package, parallel_text, splits, text
+from espnet_ext.data import text
+from espnet_ext.data.corpora import corpus, splits, translated
+from espnet_ext.data.fetch import debian
 from espnet_ext.errors import UserError, nearest, run_cli
 
 VERSION = "1.0.1-1.1"
-SCRIPTS = package.Package(
+SCRIPTS = debian.Package(
     name="fillets-ng-data",
     version=VERSION,
     sha256="25de89afd8b1adf7bcace8290248a6a22c89cd42300317e69000e162c032cf84",
 )
 SOUNDS = {
-    "cs": package.Package(
+    "cs": debian.Package(
         name="fillets-ng-data-cs",
         version=VERSION,
         sha256="3ecef99b9456f1c80c9625c6f2418642b52d58e7167a46bad7a412db17991b14",
     ),
-    "nl": package.Package(
+    "nl": debian.Package(
         name="fillets-ng-data-nl",
         version=VERSION,
         sha256="afb4443fda9ab507dee578b75be857d121718a1cd6017a474f30e0eb13dc9d10",
@@ -143,7 +145,7 @@ def pair(
     scripts: dict[str, dict[tuple[str, str], Spoken]],
     targets: Iterable[str],
     count: Counter[str],
-) -> list[parallel_text.Line]:
+) -> list[translated.Line]:
     """Apply rule 1 to <level>/<language>/<id>.ogg and share/<part>/<language>/<id>.ogg."""
     lines = []
     for name, path in sounds.items():
@@ -169,7 +171,7 @@ def pair(
             text=text.without_asides(spoken.text),
             translations=tuple(translations),
         )
-        lines.append(parallel_text.Line(clip, language, spoken.english))
+        lines.append(translated.Line(clip, language, spoken.english))
     return lines
 
 
@@ -195,25 +197,25 @@ def prepare(args: argparse.Namespace) -> None:
     if args.sha256:  # of a test's packages
         digests = zip(pinned, args.sha256.split(), strict=True)
         pinned = [replace(p, sha256=digest) for p, digest in digests]
-    code = [m.__file__ for m in (parallel_text, splits, text)]
+    code = [m.__file__ for m in (translated, splits, text)]
     settings = [str(out), args.targets, *(p.sha256 for p in pinned)]
     stamp = corpus.Stamp(out / ".stamp.json", settings, [__file__, *code, *corpus.CODE])
     if stamp.is_current():
         print(f"{out}: up to date")
         return
-    debs = [package.fetch_from(args.packages, p, downloads) for p in pinned]
+    debs = [debian.fetch_from(args.packages, p, downloads) for p in pinned]
     corpus.remove_leftovers(out, out / "audio", downloads)
-    scripts = read_scripts(package.unpack_folder(debs[0], f"{ROOT}/script", downloads / "script"))
+    scripts = read_scripts(debian.unpack_folder(debs[0], f"{ROOT}/script", downloads / "script"))
     targets = known_targets(args.targets, scripts)
     count: Counter[str] = Counter()
     lines = []
     for language, deb in zip(SOUNDS, debs[1:], strict=True):
-        sounds = package.unpack_folder(deb, f"{ROOT}/sound", downloads / f"sound_{language}")
+        sounds = debian.unpack_folder(deb, f"{ROOT}/sound", downloads / f"sound_{language}")
         lines += pair(language, sounds, scripts, targets, count)
     counted = args.sha256 is None and targets == ("en",)
-    lines = parallel_text.keep(lines, count)
+    lines = translated.keep(lines, count)
     utterances = corpus.convert([line.clip for line in lines], out / "audio", args.nj)
-    parts = parallel_text.divide(CORPUS, lines, utterances, count)
+    parts = translated.divide(CORPUS, lines, utterances, count)
     sets = {part: [u for _, u in parts[part]] for part in ("train", "dev")}
     for language in SOUNDS:
         sets[f"test_{language}"] = [u for line, u in parts["test"] if line.language == language]

@@ -8,7 +8,7 @@ Example:
 Writes 16 kHz mono FLAC to data/audio and the sets data/{train,dev,test,unseen}. A run that was
 cut short goes on where it stopped; one that is up to date does nothing.
 
-Rules, in this order (espnet_ext/data/splits.py has the limits):
+Rules, in this order (espnet_ext/data/corpora/splits.py has the limits):
   1. Clips without text are left out (158), and those whose text is nothing but an aside such as
      "(sigh)" (14).
   2. Speakers lou, henry, naomi, chef and lola form the set unseen; the others fall into train,
@@ -35,10 +35,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from espnet_ext.data import kaldi_dir, queen, splits, text
-from espnet_ext.data.corpus import expect, package_parser, remove_leftovers
-from espnet_ext.data.package import Package, fetch, unpack_member
-from espnet_ext.data.parallel import map_processes
+from espnet_ext.data import kaldi_dir, text
+from espnet_ext.data.corpora import queen, splits
+from espnet_ext.data.corpora.corpus import expect, package_parser, remove_leftovers
+from espnet_ext.data.fetch.debian import Package, fetch, unpack_member
+from espnet_ext.data.processes import map_processes
 from espnet_ext.errors import at_least, run_cli
 from espnet_ext.files import Stamp, sha256_file, write_text
 
@@ -182,8 +183,10 @@ def prepare(args: argparse.Namespace) -> None:
     package = Package(PACKAGE.name, PACKAGE.version, args.sha256 or PACKAGE.sha256)
     counted = args.sha256 is None
     readers = [str(module.__file__) for module in (queen, splits, kaldi_dir, text)]
-    resampler = Path(readers[0]).with_name("audio.py")  # not imported where nothing is to do
-    code = [__file__, *readers, resampler, resampler.with_name("package.py")]
+    resampler = Path(str(kaldi_dir.__file__)).with_name(
+        "audio.py"
+    )  # not imported where nothing is to do
+    code = [__file__, *readers, resampler, resampler.with_name("fetch") / "debian.py"]
     stamp = Stamp(out / ".stamp.json", [package.sha256, args.limit, str(out)], code)
     # A package that the user names is checked even where nothing is left to do.
     deb = fetch(package, args.downloads, args.package) if args.package else None

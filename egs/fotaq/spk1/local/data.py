@@ -22,8 +22,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from espnet_ext.data import corpus, kaldi_dir, queen, splits, text
-from espnet_ext.data.package import Package, fetch, unpack_member
+from espnet_ext.data import kaldi_dir, text
+from espnet_ext.data.corpora import corpus, queen, splits
+from espnet_ext.data.fetch.debian import Package, fetch, unpack_member
 from espnet_ext.errors import UserError, at_least, run_cli
 from espnet_ext.files import Stamp, atomic_path
 

@@ -19,7 +19,7 @@ PoisonMoan, which two of the ten voices have, are left out. Copies are left out 
 import dataclasses
 from pathlib import Path
 
-from espnet_ext.data import corpus, hedgewars
+from espnet_ext.data.corpora import corpus, hedgewars
 
 # The other five voice packs speak Spanish, Polish, Russian or Ukrainian.
 ENGLISH = (

@@ -15,13 +15,13 @@ Writes 16 kHz mono FLAC to data/audio, and these sets:
 Every clip is tested once in the folds of each of these four ways of splitting.
 
 Rules: a clip's event is its file name without the digits at its end, its class that of the event
-in espnet_ext/data/hedgewars.py. The events Kamikaze and Melon are in no class (29 clips). A clip
+in data/corpora/hedgewars.py. The events Kamikaze and Melon are in no class (29 clips). A clip
 that is byte for byte an earlier one, by the name of voice and file, is left out (33).
 """
 
 from pathlib import Path
 
-from espnet_ext.data import corpus, hedgewars
+from espnet_ext.data.corpora import corpus, hedgewars
 
 
 def make(

@@ -20,7 +20,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from espnet_ext.data import corpus, kaldi_dir
+from espnet_ext.data import kaldi_dir
+from espnet_ext.data.corpora import corpus
 from espnet_ext.errors import UserError, nearest, run_cli
 
 SESSIONS = ("Session1", "Session2", "Session3", "Session4", "Session5")

@@ -17,9 +17,9 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
-from espnet_ext.data import corpus
+from espnet_ext.data.corpora import corpus
 from espnet_ext.data.kaldi_dir import Utterance, read_table
-from espnet_ext.data.parallel import map_processes
+from espnet_ext.data.processes import map_processes
 from espnet_ext.data.text import normalise_text
 from espnet_ext.errors import UserError, run_cli
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import soundfile
 
-from espnet_ext.data import corpus
+from espnet_ext.data.corpora import corpus
 from espnet_ext.errors import UserError, nearest, run_cli
 from espnet_ext.files import read_json
 

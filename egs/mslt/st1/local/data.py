@@ -21,7 +21,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from espnet_ext.data import corpus, parallel_text
+from espnet_ext.data.corpora import corpus, translated
 from espnet_ext.data.text import collapse_blanks
 from espnet_ext.errors import UserError, nearest, run_cli
 
@@ -129,7 +129,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the command line and prepare the data."""
-    args = parallel_text.corpus_parser(__doc__, FOLDER).parse_args()
+    args = translated.corpus_parser(__doc__, FOLDER).parse_args()
     sys.exit(run_cli("local/data.py", lambda: prepare(args)))
 
 

@@ -15,10 +15,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from espnet_ext.bin.checked import checked_config
-from espnet_ext.bin.tokens import token_dir
-from espnet_ext.bin.train import averaged_model, decisive
-from espnet_ext.config import Config
+from espnet_ext.cli.checked import checked_config
+from espnet_ext.cli.tokens import token_dir
+from espnet_ext.cli.train import averaged_model, decisive
+from espnet_ext.config.training import Config
 from espnet_ext.errors import UserError, nearest, run_cli
 from espnet_ext.files import Stamp, atomic_path, read_json
 

@@ -25,7 +25,8 @@ from pathlib import Path
 
 import soundfile
 
-from espnet_ext.data import corpus, kaldi_dir
+from espnet_ext.data import kaldi_dir
+from espnet_ext.data.corpora import corpus
 from espnet_ext.errors import UserError, nearest, run_cli
 
 LISTS = {"dev": "validation_list.txt", "test": "testing_list.txt"}

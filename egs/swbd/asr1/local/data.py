@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from espnet_ext.data import corpus, nist
+from espnet_ext.data.corpora import corpus, nist
 from espnet_ext.errors import UserError, run_cli
 from espnet_ext.files import write_text
 

@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from espnet_ext.config import load_config
+from espnet_ext.config.training import load_config
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError, run_cli
 from espnet_ext.score.sctk import Counts, score_hub, total

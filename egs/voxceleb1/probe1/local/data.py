@@ -19,7 +19,7 @@ import csv
 import sys
 from pathlib import Path
 
-from espnet_ext.data import corpus
+from espnet_ext.data.corpora import corpus
 from espnet_ext.errors import UserError, nearest, run_cli
 
 SPLIT, META = "iden_split.txt", "vox1_meta.csv"

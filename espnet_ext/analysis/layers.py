@@ -1,0 +1,124 @@
+"""Stacks on the utterances of a set: similarities of their layers, classes after pruning."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from espnet_ext.analysis.similarity import LayerSimilarity, Similarities
+from espnet_ext.bridge.checkpoint import load_model, read_config
+from espnet_ext.data.audio import read_wave
+from espnet_ext.encoders.pretrained.encoder import StackEncoder
+from espnet_ext.encoders.pretrained.mimicked import MimickedStack
+from espnet_ext.encoders.pretrained.stack import RATE, Stack
+from espnet_ext.errors import UserError
+
+_FORWARD = 16  # utterances at once through a model: of like length, so little is padding
+
+Rows = Sequence[tuple[str, str]]  # utterance, path of its audio
+
+
+def read_waves(rows: Rows, seconds: float | None = None) -> list[Tensor]:
+    """Samples (samples,) of utterances at 16 kHz, cut off after ``seconds`` if given."""
+    most = None if seconds is None else round(seconds * RATE)
+    return [torch.from_numpy(read_wave(path, name, RATE))[:most] for name, path in rows]
+
+
+def draw_batches(rows: Rows, size: int, most: int, seed: int) -> Sequence[Rows]:
+    """Up to ``most`` batches of ``size`` utterances, drawn at random without replacement.
+
+    What is left of the set beyond whole batches is not used, unless the set is smaller than one
+    batch: batches of another size have other similarities (a biased estimate).
+    """
+    order = list(rows)
+    random.Random(seed).shuffle(order)
+    if len(order) <= size:
+        return [order]
+    return [order[k : k + size] for k in range(0, len(order) - size + 1, size)][:most]
+
+
+@torch.no_grad()
+def compare_layers(
+    stack: Stack,
+    batches: Sequence[Rows],
+    k: Sequence[int],
+    time: str,
+    seconds: float | None = None,
+    title: str = "similarity",
+) -> Similarities:
+    """Similarities of the outputs of all layers of ``stack`` over batches of utterances."""
+    found = LayerSimilarity(k, time)
+    device = next(stack.parameters()).device
+    for batch in tqdm(batches, desc=title):
+        waves = sorted(read_waves(batch, seconds), key=len)
+        outputs: list[list[Tensor]] = [[] for _ in range(stack.num_layers)]
+        frames: list[Tensor] = []
+        for start in range(0, len(waves), _FORWARD):
+            x, lengths = _front(stack, waves[start : start + _FORWARD], device)
+            frames.append(lengths)
+            for layer, h in zip(outputs, stack.hidden(x, lengths), strict=True):
+                layer += [one[:length] for one, length in zip(h, lengths.tolist(), strict=True)]
+        padded = [pad_sequence(layer, batch_first=True) for layer in outputs]
+        found.add(padded, torch.cat(frames))
+    return found.result()
+
+
+def _front(stack: Stack, waves: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(wave) for wave in waves], device=device)
+    return stack.front(pad_sequence(list(waves), batch_first=True).to(device), lengths)
+
+
+def load_probe(folder: Path) -> tuple[Any, list[str]]:
+    """Load a deployed classifier whose encoder is a stack, and the names of its classes.
+
+    Raises:
+        UserError: not deployed, or another kind of model.
+    """
+    if not (folder / "model.pth").is_file():
+        raise UserError(f"no {folder}/model.pth; run stage 5")
+    model: Any = load_model(folder / "config.yaml", folder / "model.pth")
+    arguments = read_config(folder / "config.yaml")
+    if not isinstance(model.encoder, StackEncoder) or not hasattr(model, "classification_type"):
+        raise UserError(f"{folder} is no classifier with encoder: stack; prune a probe")
+    if isinstance(model.encoder.stack, MimickedStack):
+        raise UserError(f"{folder}: a mimic replaced its layers; prune the probe that it imitates")
+    if model.encoder.upto is not None:
+        raise UserError(f"{folder}: a probe with upto reads no whole stack; train one without")
+    return model, [token for token in arguments["token_list"] if token != "<unk>"]
+
+
+@torch.no_grad()
+def classes_after(
+    model: nn.Module, removals: Sequence[tuple[int, ...]], rows: Rows, classes: Sequence[str]
+) -> Mapping[tuple[int, ...], list[str]]:
+    """What a probe decides on every utterance, for each tuple of layers removed.
+
+    The front end runs once for all of them.
+    """
+    encoder: Any = model.encoder
+    stacks = {gone: encoder.stack.remove(gone) if gone else encoder.stack for gone in removals}
+    found: dict[tuple[int, ...], dict[str, str]] = {gone: {} for gone in removals}
+    device = next(model.parameters()).device
+    for batch in tqdm(list(_of_like_length(rows)), desc="pruning"):
+        x, lengths = _front(encoder.stack, [wave for _, wave in batch], device)
+        for gone, stack in stacks.items():
+            head: Any = model.decoder
+            logits = head(stack.hidden(x, lengths)[-1], lengths)
+            for (name, _), best in zip(batch, logits.argmax(1).tolist(), strict=True):
+                found[gone][name] = classes[best] if best < len(classes) else "<unk>"
+    return {gone: [named[name] for name, _ in rows] for gone, named in found.items()}
+
+
+def _of_like_length(rows: Rows) -> Iterator[list[tuple[str, Tensor]]]:
+    """Batches of (utterance, samples) sorted by length within some hundreds."""
+    for start in range(0, len(rows), 32 * _FORWARD):
+        part = rows[start : start + 32 * _FORWARD]
+        waves = zip([name for name, _ in part], read_waves(part), strict=True)
+        ordered = sorted(waves, key=lambda item: len(item[1]))
+        for first in range(0, len(ordered), _FORWARD):
+            yield ordered[first : first + _FORWARD]

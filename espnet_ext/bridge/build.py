@@ -1,0 +1,137 @@
+"""ESPnet's model from a config alone: no data, no token list, no statistics."""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from espnet_ext.bridge.registry import TASKS, install
+from espnet_ext.config.training import Config
+from espnet_ext.data.features import ark_definition
+from espnet_ext.encoders.pretrained.encoder import without_files
+from espnet_ext.errors import UserError
+
+install()
+
+# Size of a token list of English characters where none has been made yet: 26 letters,
+# apostrophe, space, blank, unknown, sos/eos.
+CHARACTERS = 31
+_BUILD_ERRORS = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def build_model(config: Config, vocabulary: int | None = None) -> nn.Module:
+    """Build the model that ``espnet-ext train`` would start from, in evaluation mode.
+
+    The state of torch's random generator is left as it was.
+
+    Args:
+        config: training config.
+        vocabulary: tokens, blank and sos/eos (cls: <unk>) included; default: ``token_count``.
+
+    Returns:
+        ESPnet's model of the config's task; global statistics are neutral (mean 0, variance 1).
+
+    Raises:
+        UserError: ESPnet refuses the config.
+    """
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+        try:
+            args = _arguments(config)
+            args.token_list = _placeholders(config, vocabulary or token_count(config))
+            args.init_param = []
+            if args.normalize == "global_mvn":
+                args.normalize_conf = dict(args.normalize_conf)
+                width = _width(config, args)
+                args.normalize_conf["stats_file"] = neutral_statistics(width, Path(folder))
+            with without_files():
+                return TASKS[config.recipe.task].build_model(args).eval()
+        except UserError as error:
+            raise UserError(f"{config.path}: {error}") from None
+        except _BUILD_ERRORS as error:
+            reason = " ".join(str(error).split()) or _source_line(error)
+            name = type(error).__name__
+            raise UserError(f"{config.path}: the model does not build: {name}: {reason}") from None
+
+
+def token_count(config: Config) -> int:
+    """Tokens of the list that stage 3 makes; for characters the size of an English list.
+
+    A classifier's list ends in <unk>, which is no class. SentencePiece counts <unk>, <s> and
+    </s> among its pieces; the list has <blank>, <unk> and
+    <sos/eos> instead, so its size is that of the vocabulary.
+    """
+    if config.recipe.task == "cls":
+        return config.recipe.classes + 1
+    kind = config.espnet.get("token_type", "bpe")
+    return CHARACTERS if kind == "char" else config.recipe.vocabulary
+
+
+def feature_width(config: Config) -> int | None:
+    """Width of features that are read from arks; None if the frontend computes them.
+
+    Raises:
+        UserError: features are read from arks, but the frontend is not one that writes them.
+    """
+    if config.recipe.features != "ark":
+        return config.espnet.get("input_size")
+    return ark_definition(config).width
+
+
+def _arguments(config: Config) -> argparse.Namespace:
+    """ESPnet's arguments as its own parser fills them."""
+    parser = TASKS[config.recipe.task].get_parser()
+    parser.set_defaults(**config.espnet)
+    try:
+        args = parser.parse_args([])
+    except SystemExit:
+        raise ValueError("ESPnet's parser refuses a value") from None
+    args.input_size = feature_width(config)
+    return args
+
+
+def _placeholders(config: Config, count: int) -> list[str]:
+    if config.recipe.task == "cls":
+        return [*(f"<{k}>" for k in range(count - 1)), "<unk>"]
+    return ["<blank>", "<unk>", *(f"<{k}>" for k in range(2, count - 1)), "<sos/eos>"]
+
+
+def _width(config: Config, args: argparse.Namespace) -> int:
+    """Features per frame before normalisation."""
+    if args.input_size is not None:
+        return args.input_size
+    choices = {c.name: c for c in TASKS[config.recipe.task].class_choices_list}
+    frontend: Any = choices["frontend"].get_class(args.frontend)
+    return frontend(**args.frontend_conf).output_size()
+
+
+def neutral_statistics(width: int, folder: Path) -> str:
+    """Write statistics of mean 0 and variance 1, types as ESPnet's collect_stats writes them.
+
+    Returns:
+        Path of the file.
+    """
+    path = folder / "feats_stats.npz"
+    sums = np.zeros(width, np.float32)
+    np.savez(path, count=1, sum=sums, sum_square=sums + 1)
+    return str(path)
+
+
+def _source_line(error: BaseException) -> str:
+    """The line of source that raised: an assertion without a message is its own message."""
+    import traceback
+
+    return traceback.extract_tb(error.__traceback__)[-1].line or "no reason given"

@@ -1,0 +1,199 @@
+"""The family of a trained model in one file (``tasks.family_file``), and members out of it."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from espnet_ext.bridge.build import neutral_statistics
+from espnet_ext.bridge.checkpoint import build, fill, load_model, read_config
+from espnet_ext.bridge.deployed_folder import TOLERANCE, encode, portable_arguments, stock_arguments
+from espnet_ext.bridge.footprint import is_classifier
+from espnet_ext.bridge.variants import computing, file_bytes, formed
+from espnet_ext.errors import UserError
+from espnet_ext.files import atomic_path
+from espnet_ext.formats.bits import quantised_state
+from espnet_ext.formats.family import Entry, FamilyFile, choose, write_family
+from espnet_ext.formats.packed import State, dequantised
+from espnet_ext.methods.deploy import footprint
+from espnet_ext.methods.nested import nested_stack
+from espnet_ext.methods.nested_options import Member
+
+
+class Loaded(NamedTuple):
+    """What ``load`` returns."""
+
+    model: nn.Module  # ESPnet's, in evaluation mode, in float32
+    entry: Entry  # which member it is: its name, bytes and config
+
+
+def load(
+    file: str | Path,
+    depth: int | Sequence[int] | None = None,
+    width: int | None = None,
+    bits: int | None = None,
+    max_bytes: int | None = None,
+) -> Loaded:
+    """Load the best member of a family file that fits what is asked.
+
+    Best is the member whose posteriors are nearest to the largest member's on speech, as the file
+    has it from when it was written (``family_file.choose``). The weights of the file are compared
+    with their SHA-256 first. Once they are loaded they are float32: depth and width of a small
+    member save memory and time, its bits save bytes on disk.
+
+        model, entry = load("exp/nested_xs/deploy/family/family.safetensors", max_bytes=2**20)
+
+    Args:
+        file: that ``espnet-ext deploy --family`` wrote.
+        depth: number of layers, or the list of layers (from 0); None: any.
+        width: inner units of the feed-forward networks; None: any.
+        bits: of the weights, 32, 8, 4 or 2; None: any.
+        max_bytes: that the member's own file, as stage 5 deploys it, may have; None: any.
+
+    Raises:
+        UserError: the family lacks such a member, none is small enough, or the file is truncated,
+            was changed or holds NaN.
+    """
+    read = FamilyFile(Path(file))
+    entry = choose(read.entries, depth, width, bits, max_bytes)
+    return Loaded(_model(read, entry), entry)
+
+
+def _model(read: FamilyFile, entry: Entry) -> nn.Module:
+    """The model of a member of a family file."""
+    state = dequantised(read.state(entry))
+    arguments = dict(entry.config)
+    mean = state.get("normalize.mean")
+    with tempfile.TemporaryDirectory() as folder:
+        if mean is not None:
+            # ESPnet reads a file whenever it builds a normalisation; the state has what counts.
+            path = neutral_statistics(len(mean), Path(folder))
+            arguments["normalize_conf"] = {**arguments["normalize_conf"], "stats_file": path}
+        model = build(arguments)
+    fill(model, state, read.path)
+    return model.eval()
+
+
+@dataclass
+class _Member:
+    """A member on its way into a file."""
+
+    entry: Entry
+    state: State
+    outputs: list[Tensor]  # of the training form on the speech
+    parameters: int
+    difference: float = 0.0  # of outputs, from the training form's
+
+
+@torch.no_grad()
+def write(
+    config: Path, checkpoint: Path, waves: list[Tensor], rate: int, path: Path, deltas: int = 0
+) -> list[dict[str, Any]]:
+    """Write the family file of a trained model, verified.
+
+    The file appears only if every member that is loaded from it has to the last bit the weights
+    that stage 5 deploys, and on real speech the output of the training form.
+
+    Args:
+        config: the experiment's config.yaml.
+        checkpoint: the averaged model.
+        waves, rate, deltas: speech, as ``deployment.deploy_checkpoint`` takes it; also what the
+            divergences of members are measured on.
+        path: of the file.
+
+    Returns:
+        For each member its name, parameters, bytes of its own file, divergence, and largest
+        difference from the training form.
+
+    Raises:
+        UserError: the model is no family, weights that are not finite, or outputs that differ by
+            more than TOLERANCE.
+    """
+    trained = load_model(config, checkpoint)
+    stack = nested_stack(trained)
+    if stack is None:
+        raise UserError(f"{config} trains no family: choose an encoder nested_*")
+    arguments = read_config(config)
+    made: list[_Member] = []
+    reference: list[Tensor | None] = []
+    for member in stack.family:
+        one, found = _deployed(trained, member, arguments, waves, rate, deltas)
+        reference = reference or found
+        one.entry = replace(one.entry, divergence=mean_divergence(reference, found))
+        made.append(one)
+    with atomic_path(path) as temporary:
+        write_family([(one.entry, one.state) for one in made], temporary)
+        read = FamilyFile(temporary)
+        for entry, one in zip(read.entries, made, strict=True):
+            _verify(_model(read, entry), one, waves, rate, deltas)
+    return [
+        {
+            "name": one.entry.member.name,
+            "parameters": one.parameters,
+            "bytes": one.entry.bytes,
+            "divergence": one.entry.divergence,
+            "max_difference": one.difference,
+        }
+        for one in made
+    ]
+
+
+def _deployed(
+    trained: nn.Module,
+    member: Member,
+    arguments: dict[str, Any],
+    waves: list[Tensor],
+    rate: int,
+    deltas: int,
+) -> tuple[_Member, list[Tensor | None]]:
+    """A member, and its posteriors on each wave."""
+    form = formed(trained, member.name)
+    deployed = form.module
+    config = portable_arguments(stock_arguments(arguments, member.name), deployed)
+    width = config.get("input_size")
+    with computing(trained, member.name):
+        outputs = [encode(trained, wave, rate, width, deltas) for wave in waves]
+    state = quantised_state(deployed, {}) if form.state is None else form.state
+    size = file_bytes(form, member.name)
+    one = _Member(Entry(member, size, None, config), state, outputs, footprint(deployed)["total"])
+    return one, [posteriors(deployed, output) for output in outputs]
+
+
+def _verify(model: nn.Module, one: _Member, waves: list[Tensor], rate: int, deltas: int) -> None:
+    """Compare a member that was read from the file with the training form."""
+    width = one.entry.config.get("input_size")
+    for wave, output in zip(waves, one.outputs, strict=True):
+        found = encode(model, wave, rate, width, deltas)
+        one.difference = max(one.difference, (found - output).abs().max().item())
+    if not one.difference <= TOLERANCE:
+        raise UserError(
+            f"{one.entry.member.name} differs from the training form by {one.difference:.1e} "
+            f"(limit {TOLERANCE:.0e}); nothing was written"
+        )
+
+
+@torch.no_grad()
+def posteriors(model: Any, encoded: Tensor) -> Tensor | None:
+    """Log posteriors (frames, V) of an encoder output (1, frames, width).
+
+    Of the CTC output; of a classifier (1, classes), whose logits are given. None for a model that
+    has neither.
+    """
+    if is_classifier(model):
+        return encoded.log_softmax(-1)
+    return None if getattr(model, "ctc", None) is None else model.ctc.log_softmax(encoded)[0]
+
+
+def mean_divergence(first: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> float | None:
+    """KL(first || other) of log posteriors, in nats, the mean over the frames of all utterances."""
+    total, frames = 0.0, 0
+    for p, q in zip(first, other, strict=True):
+        if p is None or q is None:
+            return None
+        total += (p.exp() * (p - q)).sum().item()
+        frames += len(p)
+    return max(total / frames, 0.0)

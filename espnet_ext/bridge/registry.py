@@ -1,0 +1,101 @@
+"""Puts our classes into ESPnet's choices. The only module that knows how ESPnet stores them.
+
+ESPnet's ``build_model`` reads module-global ``*_choices``; training processes re-import
+their main module (spawn), so entry points call ``install()`` at import time.
+"""
+
+import argparse
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from espnet2.tasks import asr, cls
+from espnet2.tasks.abs_task import AbsTask
+from torch import nn
+
+from espnet_ext.encoders.compressed import compressed_choices
+from espnet_ext.encoders.depthwise_subsampling import with_separable
+from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+from espnet_ext.encoders.pretrained.encoder import StackEncoder
+from espnet_ext.encoders.raw import RawSpeech
+from espnet_ext.encoders.speechformer import SpeechFormerEncoder
+from espnet_ext.encoders.ssl_features import SSLFeatures
+from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
+from espnet_ext.methods.registry import METHODS
+from espnet_ext.models.asr import ASRModel
+from espnet_ext.models.cls import MLPDecoder, compress_head
+from espnet_ext.models.transducer import Predictor
+
+# ESPnet encoders that are built of linear layers and pointwise convolutions, and are built
+# from their options alone (no file of a pretrained model).
+ESPNET_BASES = (
+    "conformer",
+    "transformer",
+    "branchformer",
+    "e_branchformer",
+    "contextual_block_transformer",
+    "contextual_block_conformer",
+)
+# Those of them that begin with ESPnet's two-dimensional convolutions, if told to.
+CONV2D_BASES = ("conformer", "transformer", "branchformer", "e_branchformer")
+RECURRENT_BASES = ("rnn", "vgg_rnn")
+OWN_BASES = {
+    "speechformer": SpeechFormerEncoder,
+    "streaming_transformer": StreamingTransformerEncoder,
+}
+BASES = (*ESPNET_BASES, *RECURRENT_BASES, *OWN_BASES)
+
+
+class CLSTask(cls.CLSTask):
+    """ESPnet's classification, with the compression method on the head when asked.
+
+    ESPnet names the model's class in its code, so the head is reached when the model is built.
+    """
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> nn.Module:
+        """Build the model as ESPnet does, then its head in the method's form."""
+        return compress_head(super().build_model(args))
+
+
+# Translation is ESPnet's asr task trained on the target's text, which is how the paper translates
+# (arXiv 2310.02489, section 3). ESPnet's st task takes a transducer only with warprnnt_pytorch,
+# which no registry has, and what it adds, losses on the source's text, the paper does not have.
+TASKS: dict[str, type[AbsTask]] = {"asr": asr.ASRTask, "st": asr.ASRTask, "cls": CLSTask}
+
+
+def task_of(arguments: Mapping[str, Any]) -> str:
+    """Name of the ESPnet task of a config.yaml, which does not name it: only asr has CTC.
+
+    A translating model is one of asr.
+    """
+    return "asr" if "ctc_conf" in arguments else "cls"
+
+
+@functools.cache
+def install() -> None:
+    """Register encoders, frontend, models, predictor and heads with ESPnet's tasks. Idempotent."""
+    espnet = (*ESPNET_BASES, *RECURRENT_BASES)
+    bases = {name: asr.encoder_choices.classes[name] for name in espnet} | OWN_BASES
+    bases |= {name: with_separable(bases[name]) for name in CONV2D_BASES}
+    compressed = compressed_choices(bases, RECURRENT_BASES)
+    for task in (asr, cls):
+        task.encoder_choices.classes.update({**bases, **compressed})
+        task.encoder_choices.classes["stack"] = StackEncoder
+        task.frontend_choices.classes["raw"] = RawSpeech
+        task.frontend_choices.classes["kaldi_fbank"] = KaldiFbank
+        task.frontend_choices.classes["ssl"] = SSLFeatures
+    asr.decoder_choices.classes["transducer"] = Predictor
+    asr.model_choices.classes["espnet"] = ASRModel
+    cls.decoder_choices.classes["mlp"] = MLPDecoder
+
+
+def stock_encoder(name: str) -> str:
+    """Return the encoder under ``name``: hrf_conformer gives conformer."""
+    # Both parts may hold underscores: the names are made again, not cut in two.
+    return {
+        f"{prefix}_{base}": base
+        for prefix, method in METHODS.items()
+        for base in BASES
+        if method.fits(base, base in RECURRENT_BASES)
+    }.get(name, name)

@@ -1,0 +1,60 @@
+"""A training that starts from another's model: ``init_param``, checked before it starts."""
+
+from pathlib import Path
+
+import torch
+
+from espnet_ext.bridge.build import build_model
+from espnet_ext.bridge.checkpoint import ties
+from espnet_ext.config.training import Config
+from espnet_ext.errors import UserError
+from espnet_ext.formats.state_dict import load_state
+from espnet_ext.methods.nested import NestedStack
+from espnet_ext.methods.nested_from_plain import start_from_plain
+
+# What a residual model has beyond the sharing-only model that it starts from.
+_NEW = (".down", ".up", ".diagonal")
+
+
+def refuse_other_start(
+    config: Config, checkpoints: list[Path], vocabulary: int | None = None
+) -> None:
+    """Compare the models to start from with the one to train.
+
+    ESPnet would load a model of other groups as it is, each group with the weights of its
+    last layer.
+
+    Args:
+        config: of the training.
+        checkpoints: whole models.
+        vocabulary: tokens that stage 3 listed; default: what the config alone says.
+
+    Raises:
+        UserError: no such file, another architecture, or weights that differ where this model
+            has one.
+    """
+    if not checkpoints:
+        return
+    model = build_model(config, vocabulary)
+    own = model.state_dict()
+    shared = ties(model)
+    for path in checkpoints:
+        state = load_state(path)
+        for name, module in model.named_modules():
+            if isinstance(module, NestedStack):
+                start_from_plain(module, state, f"{name}.")
+        where = f"init_param: {path} is of another model:"
+        for name in own:
+            if name not in state and not name.endswith(_NEW):
+                raise UserError(f"{where} it lacks {name}")
+        for name, tensor in state.items():
+            if name not in own:
+                raise UserError(f"{where} it holds {name}, the config makes none")
+            if own[name].shape != tensor.shape:
+                raise UserError(
+                    f"{where} {name} has shape {tuple(tensor.shape)}, "
+                    f"the config makes {tuple(own[name].shape)}"
+                )
+        for name, first in shared.items():
+            if first in state and not torch.equal(state[first], state[name]):
+                raise UserError(f"{where} its {first} and {name} differ, here they are shared")

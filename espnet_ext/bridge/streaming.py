@@ -1,0 +1,181 @@
+"""Decode audio chunk by chunk with a deployed streaming transducer, and time it."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from espnet2.bin.asr_inference import Speech2Text
+from espnet2.layers.global_mvn import GlobalMVN
+from torch import Tensor
+
+from espnet_ext.bridge.checkpoint import load_model
+from espnet_ext.bridge.inference import load_speech2text, search_of
+from espnet_ext.bridge.latency import Timing
+from espnet_ext.bridge.text_segments import Segments
+from espnet_ext.data.fbank import OnlineFbank
+from espnet_ext.data.features import FRAMES_PER_SECOND
+from espnet_ext.encoders.chunks import SUBSAMPLING
+from espnet_ext.errors import UserError
+from espnet_ext.files import weights_file
+
+_SILENCE = -80  # dBFS: dither of one bit of 16 peaks at -90, quiet speech far above
+
+
+class Partial(NamedTuple):
+    """A text of the stream so far.
+
+    Attributes:
+        second: of audio that was heard.
+        text: of the current segment.
+        finished: it will not change any more, and what follows begins another segment.
+    """
+
+    second: float
+    text: str
+    finished: bool
+
+
+@dataclass
+class Stream:
+    """All that is kept between two chunks of a stream: of a size that does not grow.
+
+    Attributes:
+        fbank: samples of which no feature is made yet.
+        feats: (frames, bins) features that do not fill a chunk yet.
+        encoder: its state.
+        search: its state.
+        segments: settled tokens.
+        shown: text of the current segment that was given out last.
+    """
+
+    fbank: OnlineFbank
+    feats: Tensor
+    encoder: Any
+    search: Any
+    segments: Segments
+    timing: Timing
+    shown: str = ""
+
+
+class Streamer:
+    """A deployed model with all that a stream needs; one stream after another.
+
+    Raises:
+        UserError: the model cannot stream, or is not what its config makes.
+    """
+
+    def __init__(self, model: Path, method: str, options: dict, rate: int = 16000):
+        load_model(model / "config.yaml", weights_file(model))
+        self.speech2text: Speech2Text = load_speech2text(model, method, options)
+        asr = self.speech2text.asr_model
+        if not hasattr(asr.encoder, "forward_chunk"):
+            name = self.speech2text.asr_train_args.encoder
+            raise UserError(f"encoder {name} cannot stream; train streaming_transformer")
+        if not isinstance(asr.normalize, GlobalMVN | None):
+            raise UserError("a stream needs normalize: global_mvn, which needs no whole utterance")
+        search = search_of(asr, method, options)
+        if search is None:
+            raise UserError(f"{method} cannot stream; take transducer_greedy or transducer_beam")
+        self.encoder, self.normalize, self.search = asr.encoder, asr.normalize, search
+        self.rate, self.bins = rate, int(self.speech2text.asr_train_args.input_size or 80)
+        self.chunk = self.encoder.geometry.chunk * SUBSAMPLING  # feature frames
+
+    @property
+    def piece(self) -> int:
+        """Samples of a chunk: the size of pieces that ``run`` expects."""
+        return round(self.chunk / FRAMES_PER_SECOND * self.rate)
+
+    def run(self, pieces: Iterable[np.ndarray], timing: Timing) -> Iterator[Partial]:
+        """Yield the text of the current segment whenever it changes, and at the end.
+
+        The texts that are finished, one after another, are the text of the whole.
+
+        Raises:
+            UserError: the stream is shorter than a window of features.
+        """
+        stream = self.start(timing)
+        for piece, last in _with_last(pieces):
+            yield from self.accept(piece, last, stream)
+
+    def start(self, timing: Timing) -> Stream:
+        """The state before the first chunk, which counts into ``timing``."""
+        feats = torch.zeros(0, self.bins)
+        states = self.encoder.init_state(1), self.search.start(1)
+        segments = Segments(self.speech2text)
+        return Stream(OnlineFbank(self.rate, self.bins), feats, *states, segments, timing)
+
+    @torch.no_grad()
+    def accept(self, piece: np.ndarray, last: bool, stream: Stream) -> list[Partial]:
+        """Take in samples (n,); return what ``run`` yields for them. ``stream`` is changed."""
+        start = time.perf_counter()
+        timing = stream.timing
+        timing.hear(piece, self.rate)
+        encoded, lengths = self._encode(self._features(piece, last, stream), last, stream)
+        stream.search = self.search.advance(encoded, lengths, stream.search)
+        (certain,) = self.search.commit(stream.search)
+        (open_,) = self.search.results(stream.search)
+        finished = stream.segments.add(certain.tokens)
+        text = stream.segments.text(open_.tokens)
+        frames = certain.frames + (open_.frames if last else ())
+        timing.add(time.perf_counter() - start, frames, bool(text or finished))
+        shown = "" if finished else stream.shown
+        found = [Partial(timing.audio, done, True) for done in finished]
+        if text != shown or last:
+            found.append(Partial(timing.audio, text, last))
+        stream.shown = text
+        return found
+
+    def _features(self, piece: np.ndarray, last: bool, stream: Stream) -> Tensor:
+        """Features (frames, bins) of whole chunks, or of all that is left."""
+        fbank = stream.fbank
+        heard = stream.timing.audio
+        if last and heard * self.rate < fbank.window:
+            raise UserError(f"the stream has {heard:.3f} s, less than a window of 25 ms")
+        new = [fbank.accept(torch.from_numpy(piece))] + ([fbank.finish()] if last else [])
+        feats = torch.cat([stream.feats, *new])
+        ready = len(feats) if last else len(feats) // self.chunk * self.chunk
+        stream.feats = feats[ready:]
+        return feats[:ready]
+
+    def _encode(self, feats: Tensor, last: bool, stream: Stream) -> tuple[Tensor, Tensor]:
+        """Encoded frames (1, T, d) and their number (1,); T is 0 until the look-ahead is there."""
+        batch = self._normalised(feats)
+        encoded, lengths, stream.encoder = self.encoder.forward_chunk(
+            batch, stream.encoder, final=last
+        )
+        return encoded, lengths
+
+    def doubts(self, timing: Timing) -> list[str]:
+        """What makes the text of an ended stream worth nothing, one line each; usually none."""
+        found = []
+        chunk = self.chunk / FRAMES_PER_SECOND
+        if timing.audio < chunk:
+            found.append(f"the stream has {timing.audio:.3f} s, less than a chunk of {chunk:g} s")
+        level = 20 * math.log10(timing.peak) if timing.peak else -math.inf
+        if level < _SILENCE:
+            found.append(
+                f"the stream is silence: it peaks at {level:.1f} dBFS, below {_SILENCE} dBFS;"
+                " is the microphone on?"
+            )
+        return found
+
+    def _normalised(self, feats: Tensor) -> Tensor:
+        batch = feats.unsqueeze(0)
+        if self.normalize is None or not len(feats):
+            return batch
+        return self.normalize(batch, torch.tensor([len(feats)]))[0]
+
+
+def _with_last(pieces: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
+    """Yield every piece and whether it is the last."""
+    before: np.ndarray | None = None
+    for piece in pieces:
+        if before is not None:
+            yield before, False
+        before = piece
+    yield (np.zeros(0, np.float32) if before is None else before), True

@@ -1,0 +1,53 @@
+"""The text of a stream in segments, so that what is certain need not be kept."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from espnet_ext.bridge.inference import text_of
+
+SEGMENT_TOKENS = 100  # of a segment at most; only the last takes in what is still open
+_WORD_STARTS = ("\u2581", "<space>")  # of sentencepiece, of characters
+
+
+class Segments:
+    """Settled tokens, until their segment is finished.
+
+    A segment ends before the last of its tokens that begins a word, or, if none does (in a
+    language without blanks), where it is full. The texts of all segments, one after another,
+    are the text of all tokens: the blank between two begins the second.
+
+    Attributes:
+        tokens: settled tokens of the segment that is not finished.
+    """
+
+    def __init__(self, speech2text: Any):
+        self.tokens: list[int] = []
+        self._speech2text = speech2text
+        # A token before the segment: tokenizers drop the blank that a text begins with.
+        self._before: list[int] = []
+
+    def add(self, tokens: Sequence[int]) -> list[str]:
+        """Take in settled tokens; return the texts of the segments that they finish."""
+        self.tokens += tokens
+        finished = []
+        while len(self.tokens) > SEGMENT_TOKENS:
+            size = self._size()
+            done, self.tokens = self.tokens[:size], self.tokens[size:]
+            finished.append(self._text(done))
+            seen = (t for t in reversed(done) if text_of(self._speech2text, [t]).strip())
+            self._before = next(([token] for token in seen), self._before)
+        return finished
+
+    def text(self, open_: Sequence[int] = ()) -> str:
+        """Text of the segment that is not finished, ``open_`` tokens behind the settled ones."""
+        return self._text([*self.tokens, *open_])
+
+    def _size(self) -> int:
+        """Tokens of a segment that is full."""
+        names = self._speech2text.converter.ids2tokens(self.tokens[: SEGMENT_TOKENS + 1])
+        starts = (i for i in range(SEGMENT_TOKENS, 0, -1) if names[i].startswith(_WORD_STARTS))
+        return next(starts, SEGMENT_TOKENS)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        before = text_of(self._speech2text, self._before)
+        return text_of(self._speech2text, [*self._before, *tokens])[len(before) :]

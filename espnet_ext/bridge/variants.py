@@ -1,0 +1,131 @@
+"""Deployed forms whose weights are packed: members of families, and what is rounded afterwards.
+
+A variant is a form that ``methods.deploy`` knows (merged, or a member as 12L-1024-4b), or merged
+and how its trained weights are rounded, merged+4b: post-training quantisation, with one scale by
+maximum for each output channel, of the weights that a family rounds in training.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from espnet_ext.bridge.checkpoint import deployed_bytes
+from espnet_ext.errors import UserError
+from espnet_ext.formats.bits import Quantised, quantised_state
+from espnet_ext.formats.packed import State, dequantised, member_bytes
+from espnet_ext.methods.deploy import deploy
+from espnet_ext.methods.nested import find_stack, integer_weights, nested_stack, quantised_weights
+from espnet_ext.methods.nested_options import Member, find_member
+from espnet_ext.methods.quantise import BITS, integers, largest_integer
+
+_AFTERWARDS = re.compile(r"merged\+(\d+)b")
+
+
+class Form(NamedTuple):
+    """A deployed form of a model."""
+
+    module: nn.Module  # plain; its weights are the products where the state has integers
+    state: State | None  # what its file holds; None for forms that are not packed
+
+
+def formed(trained: nn.Module, variant: str) -> Form:
+    """Deploy a model in evaluation mode.
+
+    Raises:
+        UserError: an unknown variant, bits that are not offered, weights that are not finite.
+    """
+    name, bits = split_variant(variant)
+    module = deploy(trained, name)
+    if bits is None:
+        return Form(module, packed_state(trained, module, name))
+    stack = nested_stack(trained)
+    if stack is not None and stack.family[0].bits != 32:
+        raise UserError(f"{variant}: {stack.family[0].name} is rounded already in training")
+    weights = {}
+    encoder: Any = module.encoder
+    for key, weight in quantised_weights(encoder).items():
+        made = weights[f"encoder.{key}"] = Quantised(*integers(weight, bits), bits)
+        with torch.no_grad():
+            weight.copy_(made.dequantised())
+    return Form(module, quantised_state(module, weights))
+
+
+def split_variant(variant: str) -> tuple[str, int | None]:
+    """The form that a variant's name starts with, and the bits it is rounded to afterwards.
+
+    Raises:
+        UserError: bits that are not offered.
+    """
+    found = _AFTERWARDS.fullmatch(variant)
+    if found is None:
+        return variant, None
+    bits = int(found[1])
+    largest_integer(bits)  # refuses others
+    return "merged", bits
+
+
+def rounded_afterwards(trained: Any) -> list[str]:
+    """Names of the variants that round the merged form of a model."""
+    try:
+        find_stack(trained.encoder)
+    except UserError:
+        return []
+    stack = nested_stack(trained)
+    if stack is not None and stack.family[0].bits != 32:
+        return []
+    return [f"merged+{bits}b" for bits in BITS if bits != 32]
+
+
+def member_of(model: nn.Module, variant: str) -> Member | None:
+    """The member of the model's family that ``variant`` names; None for a form that is none.
+
+    ``merged`` is none: it is the largest network as stock ESPnet loads it, whatever its bits.
+    """
+    stack = nested_stack(model)
+    if stack is None or variant == "merged":
+        return None
+    return find_member(stack.family, variant)
+
+
+@contextlib.contextmanager
+def computing(model: nn.Module, variant: str) -> Iterator[None]:
+    """Inside, a family in its training form computes what ``variant`` is deployed from."""
+    stack = nested_stack(model)
+    with stack.as_member(variant) if stack is not None else contextlib.nullcontext():
+        yield
+
+
+def packed_state(trained: nn.Module, deployed: nn.Module, variant: str) -> State | None:
+    """The state of a deployed member with integers in it; None for a form that is not packed.
+
+    Args:
+        trained: the training form.
+        deployed: what ``deploy(trained, variant)`` returned.
+        variant: name of the form.
+
+    Raises:
+        UserError: NaN or infinite values in a weight or scale.
+    """
+    member = member_of(trained, variant)
+    if member is None or member.bits == 32:
+        return None
+    encoder: Any = trained.encoder
+    found = integer_weights(encoder, variant)
+    weights = {f"encoder.{n}": Quantised(*parts, member.bits) for n, parts in found.items()}
+    state = quantised_state(deployed, weights)
+    plain = deployed.state_dict()
+    for name, tensor in dequantised(state).items():
+        if not torch.equal(tensor, plain[name]):
+            raise RuntimeError(f"{name} of {variant} is not the product of its integers and scale")
+    return state
+
+
+def file_bytes(form: Form, variant: str) -> int:
+    """Size of the weights' file that stage 5 writes for a deployed form."""
+    if form.state is not None:
+        return len(member_bytes(form.state))
+    return len(deployed_bytes(form.module, variant))

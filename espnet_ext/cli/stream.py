@@ -1,0 +1,78 @@
+"""Decode a file or standard input chunk by chunk with the deployed model of a transducer.
+
+Prints a line, second of audio and text, whenever the text changes:
+
+      12.80 s  and so my fellow        may still change
+      13.12 s | and so my fellow       a finished segment; what follows begins another
+
+A segment has at most 100 tokens (the last up to 200), and ends between words where there are
+blanks. The texts after "s | ", one after another, are the result: the blank between two
+segments begins the second.
+
+Then figures of latency, on one thread unless --threads says otherwise: processing time of a
+chunk, time from the start of the audio to the first text, time from a token's frame until it was
+certain, real-time factor; percentiles are within 1 %. Memory does not grow with the length of
+the stream, except for --json, which needs the whole text. Standard input is mono 16-bit PCM,
+raw or WAV.
+
+Example:
+  espnet-ext stream conf/train_residual_stream_xs_k3.yaml speech.flac
+  arecord -q -f S16_LE -r 16000 | espnet-ext stream conf/train_residual_stream_xs_k3.yaml -
+"""
+
+import argparse
+import json
+import sys
+
+from espnet_ext.bridge.muted import quiet
+from espnet_ext.cli.checked import checked_config
+from espnet_ext.cli.features import deltas_of
+from espnet_ext.config.recipe_errors import TRANSDUCER
+from espnet_ext.data.audio_stream import STDIN, pieces
+from espnet_ext.errors import UserError
+from espnet_ext.files import weights_file, write_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("config", help="training config")
+    parser.add_argument("audio", help=f"audio file, or {STDIN} for standard input")
+    parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
+    parser.add_argument("--variant", help="deployed form; default: the config's recipe: variant")
+    parser.add_argument("--method", choices=TRANSDUCER, help="default: the config's first of these")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--json", metavar="FILE", help="write figures and the whole text here too")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Stream once."""
+    config = checked_config(args.config, args.tag)
+    if deltas_of(config):
+        raise UserError(f"{config.path}: frontend_conf: deltas cannot stream; train without them")
+    folder = config.exp / "deploy" / (args.variant or config.recipe.variant)
+    if not weights_file(folder).is_file():
+        raise UserError(f"no {folder}/model.pth; run stage 5")
+    chosen = [m for m in config.recipe.decode if m in TRANSDUCER]
+    method = args.method or next(iter(chosen), "transducer_greedy")
+    with quiet():
+        import torch
+
+        from espnet_ext.bridge.footprint import sampling_rate
+        from espnet_ext.bridge.latency import Timing
+        from espnet_ext.bridge.streaming import Streamer
+
+        torch.set_num_threads(args.threads)
+        rate = sampling_rate(config)
+        streamer = Streamer(folder, method, config.recipe.decode.get(method) or {}, rate)
+    timing = Timing()
+    segments: list[str] = []
+    for second, text, finished in streamer.run(pieces(args.audio, rate, streamer.piece), timing):
+        print(f"{second:8.2f} s {'|' if finished else ''} {text}", flush=True)
+        if finished and args.json:
+            segments.append(text)
+    for doubt in streamer.doubts(timing):
+        print(f"espnet-ext stream: warning: {args.audio}: {doubt}", file=sys.stderr)
+    figures = {"method": method, "threads": args.threads, **timing.summary()}
+    if args.json:
+        write_json(args.json, {"text": "".join(segments), **figures})
+    print(json.dumps(figures))

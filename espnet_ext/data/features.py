@@ -1,0 +1,117 @@
+"""What the features in arks are: log-mel, or a layer of a self-supervised model.
+
+Reading a definition imports neither torch nor transformers. What computes the features of a layer
+is ``encoders.stack_features``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from espnet_ext.config.training import ARK_FRONTENDS, Config
+from espnet_ext.data.ssl_model import SSLModel, read_ssl
+from espnet_ext.errors import UserError
+
+FRAMES_PER_SECOND = 100  # of log-mel
+
+
+@dataclass(frozen=True)
+class Fbank:
+    """Kaldi-definition log-mel and ``deltas`` orders of differences (``data.fbank``)."""
+
+    bins: int
+    rate: int
+    deltas: int
+
+    @property
+    def name(self) -> str:
+        """Such as fbank26_d2."""
+        return f"fbank{self.bins}_d{self.deltas}" if self.deltas else f"fbank{self.bins}"
+
+    @property
+    def width(self) -> int:
+        """The bins, and as many for every order of differences."""
+        return self.bins * (1 + self.deltas)
+
+    @property
+    def frames_per_second(self) -> float:
+        """A frame every 10 ms."""
+        return FRAMES_PER_SECOND
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Bins, sampling rate, orders of differences."""
+        deltas = {"deltas": self.deltas} if self.deltas else {}
+        return {"bins": self.bins, "fs": self.rate, **deltas}
+
+    @property
+    def files(self) -> list[Path]:
+        """None."""
+        return []
+
+    def extractor(self) -> Callable[[np.ndarray], np.ndarray]:
+        """A function of a wave (samples,) in [-1, 1] that returns (frames, width) float32."""
+        import torch
+
+        from espnet_ext.data.fbank import kaldi_fbank
+
+        def extract(wave: np.ndarray) -> np.ndarray:
+            return kaldi_fbank(torch.from_numpy(wave), self.rate, self.bins, self.deltas).numpy()
+
+        return extract
+
+
+# What stage 2 writes, and what it is made of.
+type Definition = Fbank | SSLModel
+
+
+def ark_definition(config: Config) -> Definition:
+    """What the config's arks hold, by its frontend.
+
+    Raises:
+        UserError: the frontend writes none, a value is wrong, or the model is not there.
+    """
+    frontend = config.espnet.get("frontend")
+    conf = config.espnet.get("frontend_conf") or {}
+    if frontend == "kaldi_fbank":
+        values = {"n_mels": 80, "fs": 16000, "deltas": 0} | conf
+        for key, least in (("n_mels", 1), ("fs", 1), ("deltas", 0)):
+            if type(values[key]) is not int or values[key] < least:
+                raise UserError(
+                    f"{config.path}: frontend_conf: {key} must be a whole number, "
+                    f"not {values[key]!r}"
+                )
+        return Fbank(values["n_mels"], values["fs"], values["deltas"])
+    if frontend == "ssl":
+        return _ssl_definition(config, conf)
+    known = " or ".join(ARK_FRONTENDS)
+    raise UserError(f"{config.path}: recipe: features: ark needs frontend: {known}")
+
+
+def _ssl_definition(config: Config, conf: Mapping[str, Any]) -> SSLModel:
+    folder, layer = conf.get("folder"), conf.get("layer")
+    if not isinstance(folder, str) or not folder:
+        raise UserError(
+            f"{config.path}: frontend_conf: folder must be that of a wav2vec 2.0, HuBERT or "
+            f"WavLM model, not {folder!r}"
+        )
+    if type(layer) is not int:
+        raise UserError(
+            f"{config.path}: frontend_conf: layer must be a whole number, not {layer!r}"
+        )
+    try:
+        return read_ssl(Path(folder), layer)
+    except UserError as error:
+        raise UserError(f"{config.path}: frontend_conf: {error}") from None
+
+
+def frames_per_second(config: Config) -> float:
+    """Frames of a second of audio in the features that the config trains on."""
+    return (
+        ark_definition(config).frames_per_second
+        if config.recipe.features == "ark"
+        else FRAMES_PER_SECOND
+    )

@@ -1,0 +1,319 @@
+"""A training config resolved in its recipe's folder: every path and number that stages read.
+
+Stages, and the modules below them, take an ``Experiment`` and derive nothing from the raw config.
+Paths are relative to the recipe's folder, the working folder of every stage. Importing this
+module, and resolving an experiment, needs neither torch nor ESPnet.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from espnet_ext.config.recipe_errors import recipe_problems
+from espnet_ext.config.training import Config, Recipe, load_config
+from espnet_ext.data.features import FRAMES_PER_SECOND, Definition, ark_definition
+from espnet_ext.data.kaldi_dir import audio_inputs, data_sets
+from espnet_ext.errors import UserError, nearest
+from espnet_ext.files import weights_file
+
+DATA = Path("data")
+EXP = Path("exp")
+FAMILY = "family"  # deployed form that holds all members of a nested family in one file
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A training config, the deployed form in question, and all that follows from them.
+
+    Attributes:
+        config: the config.
+        variant: the deployed form that is written, decoded, scored and reported.
+    """
+
+    config: Config
+    variant: str
+
+    @classmethod
+    def load(cls, config: str | Path, tag: str | None = None, variant: str | None = None) -> Self:
+        """Read a config and refuse what no stage understands.
+
+        Args:
+            config: path of the training config.
+            tag: name of the experiment below exp/; default: from the config's name.
+            variant: deployed form; default: ``recipe: variant``.
+
+        Raises:
+            UserError: what ``load_config`` raises, or a wrong value in ``recipe:``.
+        """
+        loaded = load_config(config, tag)
+        for problem in recipe_problems(loaded):
+            raise UserError(f"{loaded.path}: {problem}")
+        return cls(loaded, variant or loaded.recipe.variant)
+
+    def with_config(self, config: Config) -> Self:
+        """The same experiment with another config, of the same recipe."""
+        return replace(self, config=config)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The ``recipe:`` section."""
+        return self.config.recipe
+
+    @property
+    def espnet(self) -> dict[str, Any]:
+        """ESPnet's options."""
+        return self.config.espnet
+
+    # Folders and files of the experiment.
+
+    @property
+    def folder(self) -> Path:
+        """exp/<tag>."""
+        return EXP / self.config.tag
+
+    @property
+    def espnet_config(self) -> Path:
+        """The config.yaml that ESPnet's trainer wrote: what builds the training form."""
+        return self.folder / "config.yaml"
+
+    @property
+    def train_record(self) -> Path:
+        """What stage 4 measured (``bridge.run_record``)."""
+        return self.folder / "train.json"
+
+    @property
+    def train_log(self) -> Path:
+        """ESPnet's log."""
+        return self.folder / "train.log"
+
+    @property
+    def averaged_link(self) -> Path:
+        """The name under which ESPnet keeps the average of the best checkpoints."""
+        return self.folder / f"{self.recipe.average_by}.ave.pth"
+
+    @property
+    def averaged_model(self) -> Path:
+        """The average of the ``recipe: average`` best checkpoints.
+
+        Of a training with fewer epochs than that ESPnet takes the best checkpoint alone.
+
+        Raises:
+            UserError: stage 4 has not finished.
+        """
+        link = self.averaged_link
+        if not link.exists():
+            raise UserError(f"no {link}; run stage 4")
+        # ESPnet's link says of how many; exp/ itself may be a link, to another disk.
+        return self.folder / os.readlink(link) if link.is_symlink() else link
+
+    @property
+    def deployed(self) -> Path:
+        """Folder of the deployed form."""
+        return self.folder / "deploy" / self.variant
+
+    @property
+    def deploy_stamp(self) -> Path:
+        """Stamp of the deployed form; beside its folder, which is replaced as a whole."""
+        return self.deployed.with_name(f".{self.variant}.done.json")
+
+    @property
+    def weights(self) -> Path:
+        """The weights of the deployed form; the file need not exist."""
+        return weights_file(self.deployed)
+
+    def require_deployed(self) -> Path:
+        """Return ``deployed``.
+
+        Raises:
+            UserError: stage 5 has not written it.
+        """
+        if not self.weights.is_file():
+            raise UserError(f"no {self.deployed}/model.pth; run stage 5")
+        return self.deployed
+
+    @property
+    def decode_folder(self) -> Path:
+        """Folder of what stage 6 writes for this form."""
+        return self.folder / "decode" / self.variant
+
+    def decoded(self, method: str, name: str) -> Path:
+        """Folder of one set's hypotheses, by one decoding method."""
+        return self.decode_folder / method / name
+
+    @property
+    def score_folder(self) -> Path:
+        """Folder of what stage 7 writes for this form."""
+        return self.folder / "score" / self.variant
+
+    # Data, features and tokens.
+
+    @property
+    def sets(self) -> tuple[str, str]:
+        """The training set and the development set."""
+        return self.recipe.train_set, self.recipe.dev_set
+
+    def references(self, name: str) -> Path:
+        """What is learnt and scored of a set: transcripts, translations or classes."""
+        return DATA / name / self.recipe.target_file
+
+    def require_references(self, name: str) -> Path:
+        """Return ``references(name)``.
+
+        Raises:
+            UserError: there are none; of a translation it says which languages there are.
+        """
+        path = self.references(name)
+        if not path.is_file():
+            known = [p.suffix[1:] for p in path.parent.glob("text.*") if p.is_file()]
+            if self.recipe.task == "st" and known:
+                raise UserError(
+                    f"no {path}: recipe: target: {nearest(str(self.recipe.target), known)} "
+                    "(stage 1 makes the languages)"
+                )
+            raise UserError(f"no {path}; run stage 1")
+        return path
+
+    @cached_property
+    def features(self) -> Definition | None:
+        """What stage 2 writes into arks; None where the frontend computes features.
+
+        Raises:
+            UserError: the frontend writes none, a value is wrong, or its model is not there.
+        """
+        return ark_definition(self.config) if self.recipe.features == "ark" else None
+
+    def ark_folder(self, name: str) -> Path:
+        """Folder of the arks of a set.
+
+        Raises:
+            UserError: as ``features``.
+        """
+        return Path("dump") / ark_definition(self.config).name / name
+
+    def audio_list(self, name: str) -> Path:
+        """The list of waves, or of feature matrices, of a set."""
+        if self.recipe.features == "ark":
+            return self.ark_folder(name) / "feats.scp"
+        return DATA / name / "wav.scp"
+
+    def require_audio_list(self, name: str) -> Path:
+        """Return ``audio_list(name)``.
+
+        Raises:
+            UserError: there is no such set, or stage 2 has not run.
+        """
+        known = data_sets(DATA)
+        if not known:
+            raise UserError("no data directory with wav.scp under data/; run stage 1")
+        if name not in known:
+            raise UserError(f"no set {nearest(name, known)} (stage 1 makes the sets)")
+        path = self.audio_list(name)
+        if not path.is_file():
+            raise UserError(f"no {path}; run stage 2")
+        return path
+
+    @cached_property
+    def rate(self) -> int:
+        """Samples per second of the audio."""
+        if self.espnet.get("frontend") == "ssl":
+            return ark_definition(self.config).rate
+        rate = self._frontend_conf.get("fs", 16000)
+        if isinstance(rate, str):
+            import humanfriendly
+
+            return humanfriendly.parse_size(rate)
+        return int(rate)
+
+    @property
+    def deltas(self) -> int:
+        """Orders of differences that the frontend adds to its features."""
+        return self._frontend_conf.get("deltas", 0)
+
+    @property
+    def frames_per_second(self) -> float:
+        """Feature frames in a second of audio."""
+        return FRAMES_PER_SECOND if self.features is None else self.features.frames_per_second
+
+    @property
+    def feature_width(self) -> int | None:
+        """Features of a frame that are read from arks; None if the frontend computes them."""
+        return self.espnet.get("input_size") if self.features is None else self.features.width
+
+    @property
+    def _frontend_conf(self) -> dict[str, Any]:
+        return self.espnet.get("frontend_conf") or {}
+
+    @property
+    def token_folder(self) -> Path:
+        """Folder of the token list.
+
+        Raises:
+            UserError: a ``token_type`` that stage 3 does not make.
+        """
+        recipe = self.recipe
+        if recipe.task == "cls":
+            return DATA / "token_list" / recipe.labels
+        kind = self.espnet.get("token_type", "bpe")
+        language = f".{recipe.target}" if recipe.task == "st" else ""
+        if kind == "char":
+            return DATA / "token_list" / f"char{language}"
+        if kind != "bpe":
+            raise UserError(f"{self.config.path}: token_type must be char or bpe, not {kind}")
+        return DATA / "token_list" / f"{recipe.sentencepiece}{recipe.vocabulary}{language}"
+
+    @property
+    def token_list(self) -> Path:
+        """The token list that stage 3 writes."""
+        return self.token_folder / "tokens.txt"
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Size of the token list; None before stage 3 has made it."""
+        path = self.token_list
+        return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else None
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes that stage 3 listed.
+
+        Raises:
+            UserError: it has not run.
+        """
+        if not self.token_list.is_file():
+            raise UserError(f"no {self.token_list}; run stage 3")
+        return self.token_list.read_text(encoding="utf-8").split()[:-1]
+
+    # What decides a training.
+
+    def corpus_files(self) -> list[Path]:
+        """Files that hold what is learnt from; statistics depend on nothing else."""
+        files = [self.audio_list(name) for name in self.sets]
+        files += [self.references(name) for name in self.sets]
+        files += [file for name in self.sets for file in audio_inputs(DATA / name)]
+        files += [] if self.features is None else self.features.files
+        return [*files, self.token_list]
+
+    def start_models(self) -> list[Path]:
+        """Whole models that the training starts from, of ``init_param``.
+
+        Raises:
+            UserError: one is missing.
+        """
+        found = []
+        for entry in self.espnet.get("init_param") or []:
+            path = Path(str(entry).partition(":")[0])
+            if not path.is_file():
+                raise UserError(f"init_param: no {path}; train that config first")
+            if path.as_posix() == str(entry):  # else only a part of it is loaded, as ESPnet does
+                found.append(path)
+        return found
+
+    def training_files(self) -> list[Path]:
+        """Files whose content decides the training, besides the config.
+
+        Raises:
+            UserError: a model that it starts from, or is made of, is missing.
+        """
+        return [*self.corpus_files(), *self.start_models(), *self.config.pretrained()]

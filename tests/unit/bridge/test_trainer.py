@@ -1,0 +1,156 @@
+"""Options and changes of a config: which go with a training, and which are refused."""
+
+import argparse
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from espnet_ext.cli.train import add_arguments, averaged_model, decisive, refuse_other_run
+from espnet_ext.config.recipe_errors import warnings_of
+from espnet_ext.config.training import Config, Recipe
+from espnet_ext.errors import UserError
+from espnet_ext.files import read_json
+
+DATA = {"data/train/text": "1", "data/token_list/char/tokens.txt": "2"}
+
+
+def settings(config: Config, **over) -> dict:
+    with_options = dataclasses.replace(config, espnet={**config.espnet, **over})
+    return {"config": decisive(with_options.as_dict()), "data": DATA}
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch) -> Config:
+    """A config whose training was started with ``--max_epoch 3``."""
+    monkeypatch.chdir(tmp_path)
+    made = Config(tmp_path / "train_tiny.yaml", "tiny", Recipe(), {"encoder": "conformer"})
+    refuse_other_run(made, settings(made, max_epoch=3))
+    (made.exp / "checkpoint.pth").touch()
+    return made
+
+
+def with_recipe(config: Config, **changes) -> Config:
+    return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, **changes))
+
+
+def test_what_later_stages_read_may_change(config):
+    changed = with_recipe(
+        config, decode={"ctc_att_beam": {"beam_size": 3}}, baseline="other", variant="plain"
+    )
+    refuse_other_run(changed, settings(changed, max_epoch=3))
+
+
+def test_what_training_reads_may_not(config):
+    before = read_json(config.exp / "resolved.json")
+    other = dataclasses.replace(config, espnet={"encoder": "transformer"})
+    for changed in (other, with_recipe(config, average=1), with_recipe(config, features="ark")):
+        with pytest.raises(UserError, match="other settings"):
+            refuse_other_run(changed, settings(changed, max_epoch=3))
+    with pytest.raises(UserError, match="other settings"):
+        refuse_other_run(config, settings(config, max_epoch=3, seed=2))
+    assert read_json(config.exp / "resolved.json") == before
+
+
+def test_other_data_are_refused_and_named(config):
+    changed = settings(config, max_epoch=3) | {"data": {**DATA, "data/train/text": "3"}}
+    with pytest.raises(UserError, match="before data/train/text changed"):
+        refuse_other_run(config, changed)
+
+
+def test_without_a_checkpoint_all_may_change(config):
+    (config.exp / "checkpoint.pth").unlink()
+    refuse_other_run(config, settings(config, max_epoch=9))
+    assert read_json(config.exp / "resolved.json")["config"]["max_epoch"] == 9
+
+
+def test_more_epochs_may_be_added_but_not_taken_away_and_nothing_else_with_them(config):
+    refuse_other_run(config, settings(config, max_epoch=5))
+    assert read_json(config.exp / "resolved.json")["config"]["max_epoch"] == 5
+    for over, named in (
+        ({"max_epoch": 4}, "max_epoch"),
+        ({"max_epoch": 9, "seed": 3}, "max_epoch, seed"),
+        ({"max_epoch": 9, "encoder": "transformer"}, "encoder, max_epoch"),
+    ):
+        with pytest.raises(UserError, match=rf"other settings \({named}\)"):
+            refuse_other_run(config, settings(config, **over))
+    assert read_json(config.exp / "resolved.json")["config"]["max_epoch"] == 5
+
+
+def test_options_after_dashes_become_part_of_the_config():
+    from espnet_ext.bridge.trainer import with_options
+
+    espnet = {"encoder": "conformer", "max_epoch": 14, "optim_conf": {"lr": 0.002, "eps": 1.0e-6}}
+    config = Config(Path("train_tiny.yaml"), "tiny", Recipe(), espnet)
+    words = ["--seed", "7", "--max_epoch=10", "--encoder", "transformer", "--patience", "none"]
+    words += ["--optim_conf", "lr=0.001", "--model_conf", "{ctc_weight: 0.5}", "--batch_type=numel"]
+    words += ["--best_model_criterion", "valid,acc,max"]
+    assert with_options(config, words).espnet == {
+        "encoder": "transformer",
+        "max_epoch": 10,
+        "seed": 7,
+        "optim_conf": {"lr": 0.001, "eps": 1.0e-6},
+        "model_conf": {"ctc_weight": 0.5},
+        "batch_type": "numel",
+        "best_model_criterion": [["valid", "acc", "max"]],
+    }
+    assert with_options(config, ["--optim_conf", "{lr: 0.1}", "--ngpu", "1"]).espnet == {
+        **espnet,
+        "optim_conf": {"lr": 0.1, "eps": 1.0e-6},
+    }
+    assert config.espnet["optim_conf"]["lr"] == 0.002
+    assert with_options(config, []) is config
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--config", "other.yaml"], "--config is not for after --"),
+        (["--collect_stats=true"], "--collect_stats is not for after --"),
+        (["--collect", "false"], "--collect_stats is not for after --"),
+        (["--dry_run", "true"], "--dry_run is not for after --"),
+        (["--print_config"], "--print_config is not for after --"),
+        (["--help"], "--help is not for after --"),
+        (["--token_type", "char"], "stage 3 makes the tokens; put it into the config"),
+        (["--frontend_conf", "n_mels=40"], "stage 2 makes the features; put it into the config"),
+        (["--keep_nbest_models", "3"], "training takes it from recipe: average"),
+    ],
+)
+def test_options_that_would_not_train_the_config_are_refused(words, says, tmp_path, monkeypatch):
+    from espnet_ext.bridge.trainer import refuse_own_options
+
+    monkeypatch.chdir(tmp_path)
+    Path("other.yaml").write_text("max_epoch: 3")
+    with pytest.raises(UserError, match=re.escape(says)):
+        refuse_own_options(["--seed", "3", *words], 0)
+    refuse_own_options(["--seed", "3", "--ngpu", "0"], 0)
+
+
+def test_a_setting_of_gpus_in_the_config_is_said_to_do_nothing():
+    config = Config(Path("train_tiny.yaml"), "tiny", Recipe(), {"ngpu": 2})
+    assert "ngpu has no effect: training takes it from the option --ngpu" in warnings_of(config)
+
+
+@pytest.mark.parametrize(
+    "words", [["--threads", "0"], ["--threads", "x"], ["--ngpu", "-1"], ["--ngpu", "2"]]
+)
+def test_a_number_of_threads_or_gpus_that_is_none(words, capsys):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["c.yaml", *words])
+    said = capsys.readouterr().err
+    assert "needs a whole number from" in said or "invalid choice" in said
+
+
+def test_the_average_is_found_where_exp_is_a_link_to_another_disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "disk/tiny").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("exp").symlink_to(tmp_path / "disk")
+    config = Config(Path("train_tiny.yaml"), "tiny", Recipe(), {})
+    Path("exp/tiny/valid.loss.ave_5best.pth").touch()
+    Path("exp/tiny/valid.loss.ave.pth").symlink_to("valid.loss.ave_5best.pth")
+    assert averaged_model(config) == Path("exp/tiny/valid.loss.ave_5best.pth")

@@ -1,0 +1,210 @@
+"""The verb `score`, on texts made on the spot."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from espnet_ext.cli import score as verb
+from espnet_ext.errors import UserError
+from espnet_ext.results.schema import SCORE_FILE, validate
+from tests.fixtures.texts import sentences, spoilt, write_table
+
+
+def parse(*arguments: str):
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return parser.parse_args(list(arguments))
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """A recipe folder with two sets, a run and its baseline, both decoded."""
+    monkeypatch.chdir(tmp_path)
+    Path("conf").mkdir()
+    Path("conf/train_hrf_xs.yaml").write_text("encoder: conformer\nrecipe: {baseline: base_xs}\n")
+    for seed, name in enumerate(("test", "unseen")):
+        references = sentences(30, seed)
+        ids = [f"{name}-{i:03}" for i in range(30)]
+        write_table(Path("data", name, "text"), ids, references)
+        write_table(Path("data", name, "utt2spk"), ids, [f"s{i % 5}" for i in range(30)])
+        for tag, share in (("hrf_xs", 0.2), ("base_xs", 0.5)):
+            write_table(
+                Path("exp", tag, "decode/merged/ctc_greedy", name, "text"),
+                ids,
+                spoilt(references, share, seed + 7),
+            )
+    return tmp_path
+
+
+def test_verb_scores_sets_and_is_then_up_to_date(recipe, capsys):
+    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test unseen"))
+    folder = Path("exp/hrf_xs/score/merged/ctc_greedy")
+    assert sorted(p.name for p in folder.glob("[!.]*")) == [
+        "test.ali.txt",
+        "test.json",
+        "unseen.ali.txt",
+        "unseen.json",
+    ]
+    score = json.loads((folder / "unseen.json").read_text())
+    validate(score, SCORE_FILE, "unseen")
+    assert score["baseline"]["tag"] == "base_xs" and score["set"] == "unseen"
+    assert len((folder / "test.ali.txt").read_text().splitlines()) == 4 * 30
+    before = (folder / "test.json").stat().st_mtime_ns
+    capsys.readouterr()
+    verb.run(parse("conf/train_hrf_xs.yaml"))
+    assert capsys.readouterr().out.count("up to date") == 2
+    assert (folder / "test.json").stat().st_mtime_ns == before
+
+
+def test_verb_scores_again_when_hypotheses_or_baseline_change(recipe, capsys):
+    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
+    output = Path("exp/hrf_xs/score/merged/ctc_greedy/test.json")
+    first = json.loads(output.read_text())
+    hypothesis = Path("exp/hrf_xs/decode/merged/ctc_greedy/test/text")
+    hypothesis.write_text(Path("data/test/text").read_text())
+    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
+    second = json.loads(output.read_text())
+    assert first["wer"]["value"] > 0 and second["wer"]["value"] == 0
+    baseline = Path("exp/base_xs/decode/merged/ctc_greedy/test/text")
+    baseline.write_text(Path("data/test/text").read_text())
+    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
+    assert json.loads(output.read_text())["baseline"]["p"] == 1.0
+    output.write_text("{")  # half a file, as of a killed writer
+    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
+    assert json.loads(output.read_text())["wer"]["value"] == 0
+
+
+def test_verb_without_the_configs_baseline_scores_without_a_test(recipe, capsys):
+    Path("exp/base_xs").rename("exp/gone")
+    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
+    score = json.loads(Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text())
+    assert score["baseline"] is None
+    assert "no paired test" in capsys.readouterr().out
+
+
+def test_verb_takes_the_baselines_only_variant(recipe):
+    Path("exp/base_xs/decode/merged").rename("exp/base_xs/decode/plain")
+    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
+    score = json.loads(Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text())
+    assert score["baseline"]["tag"] == "base_xs"
+
+
+def test_verb_takes_the_baselines_merged_form_of_several(recipe):
+    rounded = Path("exp/base_xs/decode/merged+4b/ctc_greedy/test/text")
+    write_table(rounded, ["u"], ["x"])
+    Path("exp/hrf_xs/decode/merged").rename("exp/hrf_xs/decode/2L-8-4b")
+    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test", "--variant", "2L-8-4b"))
+    score = json.loads(Path("exp/hrf_xs/score/2L-8-4b/ctc_greedy/test.json").read_text())
+    assert score["baseline"]["tag"] == "base_xs"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "give a CONFIG"),
+        (["--ref", "a", "--hyp", "b"], "--out is missing"),
+        (["--ref", "a", "--hyp", "b", "--out", "c", "--sets", "d"], "--sets needs a CONFIG"),
+        (["--ref", "no", "--hyp", "b", "--out", "c"], "no file no"),
+        (["CONFIG", "--ref", "a"], "--ref is for plain files"),
+        (["CONFIG", "--sets", " "], "--sets is empty"),
+        (["CONFIG", "--sets", "tset"], "did you mean 'test'?"),
+        (["CONFIG", "--variant", "shared"], "run stage 6: espnet-ext decode"),
+        (["CONFIG", "--sets", "test", "--variant", "shared"], "--variant shared --sets test"),
+        (["CONFIG", "--baseline", "bas_xs"], "did you mean 'base_xs'?"),
+        (["CONFIG", "--baseline", "hrf_xs"], "another form of it is hrf_xs/VARIANT"),
+        (["CONFIG", "--baseline", "hrf_xs/merged"], "this is the run itself"),
+        (["CONFIG", "--baseline", "base_xs/plain"], "decoded as merged but not as plain"),
+        (["conf/none.yaml"], "no config"),
+    ],
+)
+def test_verb_tells_what_to_do(recipe, arguments, part):
+    arguments = [a.replace("CONFIG", "conf/train_hrf_xs.yaml") for a in arguments]
+    with pytest.raises(UserError) as error:
+        verb.run(parse(*arguments))
+    assert part in str(error.value) and "\n" not in str(error.value)
+
+
+def test_verb_names_a_named_baseline_that_is_not_decoded(recipe):
+    Path("exp/base_xs/decode/merged/ctc_greedy/test/text").unlink()
+    with pytest.raises(UserError, match="run stages 1 to 6"):
+        verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test", "--baseline", "base_xs"))
+    for form in ("a", "b"):
+        path = Path("exp/base_xs/decode", form, "ctc_greedy/test/text")
+        write_table(path, ["u"], ["x"])
+    with pytest.raises(UserError, match="decoded as a, b but not as merged"):
+        verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test", "--baseline", "base_xs"))
+
+
+def test_verb_keeps_the_old_score_when_the_new_texts_are_bad(recipe):
+    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
+    output = Path("exp/hrf_xs/score/merged/ctc_greedy/test.json")
+    before = output.read_text()
+    hypothesis = Path("exp/hrf_xs/decode/merged/ctc_greedy/test/text")
+    hypothesis.write_text("".join(hypothesis.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match=r"no hypothesis for utterance test-029"):
+        verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
+    assert output.read_text() == before
+
+
+def test_plain_files_with_baseline(recipe, capsys):
+    arguments = ["--ref", "data/test/text", "--utt2spk", "data/test/utt2spk", "--out", "scored"]
+    arguments += ["--hyp", "exp/hrf_xs/decode/merged/ctc_greedy/test/text"]
+    arguments += ["--baseline-hyp", "exp/base_xs/decode/merged/ctc_greedy/test/text"]
+    verb.run(parse(*arguments))
+    score = json.loads(Path("scored/score.json").read_text())
+    assert score["set"] == "test" and score["speakers"] == 5
+    assert score["baseline"]["wer_difference"] < 0
+    assert Path("scored/score.ali.txt").is_file()
+    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
+    staged = json.loads(Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text())
+    assert staged["wer"] == score["wer"] and staged["cer"] == score["cer"]
+
+
+def test_any_two_runs_and_forms_compare_beside_the_runs_own_scores(recipe):
+    verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
+    own = Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text()
+    other = Path("exp/hrf_xs/decode/4bit/ctc_greedy/test/text")
+    write_table(other, *zip(*_shuffled("data/test/text"), strict=True))
+    arguments = ["conf/train_hrf_xs.yaml", "--sets", "test", "--out", "compared"]
+    verb.run(parse(*arguments, "--baseline", "hrf_xs/4bit"))
+    found = json.loads(Path("compared/ctc_greedy/test.json").read_text())
+    assert found["baseline"]["tag"] == "hrf_xs/4bit" and found["baseline"]["wer_difference"] < 0
+    assert found["baseline"]["mapsswe"]["p"] < 1e-6 and found["baseline"]["mapsswe"]["z"] < 0
+    assert Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text() == own
+    assert json.loads(own)["wer"] == found["wer"]
+
+
+def _shuffled(reference):
+    rows = [line.split() for line in Path(reference).read_text().splitlines()]
+    return [(row[0], " ".join(reversed(row[1:]))) for row in rows]
+
+
+def test_error_of_the_command_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "espnet_ext.cli.main", "score", "conf/no.yaml"]
+    root = Path(verb.__file__).parents[2]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("espnet-ext score: error: ") and done.stderr.count("\n") == 1
+
+
+def test_scoring_imports_no_torch(recipe):
+    code = (
+        "import sys; sys.argv = ['espnet-ext', 'score', 'conf/train_hrf_xs.yaml']\n"
+        "from espnet_ext.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as done: assert done.code == 0, done.code\n"
+        "heavy = {'torch', 'espnet2', 'espnet', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    root = Path(verb.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(root)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").is_file()

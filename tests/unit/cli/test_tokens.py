@@ -1,0 +1,95 @@
+"""Token lists: characters, BPE and unigram SentencePiece, from the training text alone."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import yaml
+
+from espnet_ext.cli import tokens
+from espnet_ext.errors import UserError
+from tests.fixtures.texts import sentences
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A recipe folder with transcripts; dev has a letter that train lacks."""
+    monkeypatch.chdir(tmp_path)
+    for name, texts in (("train", sentences(60)), ("dev", ["quiz"])):
+        path = Path("data", name, "text")
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(f"u{k:02} {text}\n" for k, text in enumerate(texts)))
+    return tmp_path
+
+
+def make(kind: str, **recipe: object) -> None:
+    """Run the verb with a config of that token type."""
+    config = {"encoder": "conformer", "token_type": kind, "recipe": recipe}
+    Path("train_x.yaml").write_text(yaml.safe_dump(config))
+    tokens.run(argparse.Namespace(config="train_x.yaml"))
+
+
+def listed(name: str) -> list[str]:
+    return Path("data/token_list", name, "tokens.txt").read_text().splitlines()
+
+
+def test_characters_by_falling_frequency(folder):
+    make("char")
+    found = listed("char")
+    assert found[:2] == ["<blank>", "<unk>"] and found[-1] == "<sos/eos>"
+    text = " ".join(sentences(60))
+    counts = [text.count(" " if token == "<space>" else token) for token in found[2:-1]]
+    assert counts == sorted(counts, reverse=True) and 0 not in counts
+    assert set(found[2:-1]) == set(text.replace(" ", "")) | {"<space>"}
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_sentencepiece_spells_every_sentence(folder, kind):
+    make("bpe", sentencepiece=kind, vocabulary=30)
+    from espnet2.text.sentencepiece_tokenizer import SentencepiecesTokenizer
+
+    found = listed(f"{kind}30")
+    # The three control symbols of SentencePiece give way to ESPnet's.
+    assert len(found) == len(set(found)) == 30
+    assert found[:2] == ["<blank>", "<unk>"] and found[-1] == "<sos/eos>"
+    tokenizer = SentencepiecesTokenizer(f"data/token_list/{kind}30/bpe.model")
+    for text in sentences(60):
+        pieces = tokenizer.text2tokens(text)
+        assert set(pieces) <= set(found[2:-1])
+        assert tokenizer.tokens2text(pieces) == text
+
+
+def test_bpe_and_unigram_are_two_lists(folder):
+    for kind in ("bpe", "unigram"):
+        make("bpe", sentencepiece=kind, vocabulary=30)
+    assert listed("bpe30") != listed("unigram30")
+
+
+def test_too_many_pieces_for_the_text(folder):
+    with pytest.raises(UserError, match="cannot make recipe: vocabulary: 5000 pieces"):
+        make("bpe", vocabulary=5000)
+    assert not list(Path("data").rglob("tokens.txt"))
+
+
+def test_up_to_date_until_the_text_changes(folder, capsys):
+    make("char")
+    make("char")
+    assert "up to date" in capsys.readouterr().out
+    with open("data/train/text", "a") as stream:
+        stream.write("u99 quiz\n")
+    make("char")
+    assert "z" in listed("char")
+
+
+def test_a_translation_has_a_list_for_each_language(folder):
+    lines = Path("data/train/text").read_text().splitlines()
+    for language in ("en", "de"):
+        swapped = [f"{line.split()[0]} {language} {line.split()[1]}" for line in lines]
+        Path(f"data/train/text.{language}").write_text("\n".join(swapped) + "\n")
+        make("char", task="st", target=language)
+    assert set("en") <= set(listed("char.en"))
+    assert "d" in listed("char.de")[2:9]
+    with pytest.raises(UserError, match=r"no data/train/text.fr: recipe: target: 'fr'.*de, en"):
+        make("char", task="st", target="fr")
+    with pytest.raises(UserError, match=r"no data/train/text.dee.*did you mean 'de'"):
+        make("char", task="st", target="dee")

@@ -1,0 +1,81 @@
+"""What the verbs print of a family: at the paper's size, and every member of a small one."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from espnet_ext.config.training import Config, Recipe, load_config
+
+# ESPnet's Conformer for Switchboard, on which arXiv 2406.10160 builds: 44.527 M, published 44.53.
+PAPER = {
+    "encoder": "nested_conformer",
+    "encoder_conf": {
+        "output_size": 256,
+        "attention_heads": 4,
+        "linear_units": 2048,
+        "num_blocks": 12,
+        "macaron_style": True,
+        "rel_pos_type": "latest",
+        "cnn_module_kernel": 31,
+        "nested": {"depths": [12, 8], "widths": [2048, 1024], "bits": [32, 8, 4]},
+    },
+    "decoder": "transformer",
+    "decoder_conf": {"attention_heads": 4, "linear_units": 2048, "num_blocks": 6},
+    "model_conf": {"ctc_weight": 0.2},
+    "input_size": 80,
+    "normalize": None,
+}
+CONFIGS = Path(__file__).resolve().parents[3] / "egs/fotaq/asr1/conf"
+
+
+def test_footprint_at_the_papers_size():
+    from espnet_ext.bridge.footprint import measure
+    from espnet_ext.cli.footprint import table
+
+    config = Config(Path("paper.yaml"), "paper", Recipe(), PAPER)
+    found = measure(config, "12L-1024-4b", 2000)
+    assert found["training_parameters"]["total"] == 44_527_008
+    # Each layer lacks half of both feed-forward networks.
+    gone = 12 * 2 * (2 * 256 * 1024 + 1024)
+    assert found["parameters"]["total"] == 44_527_008 - gone
+    assert found["encoder_compression"] == pytest.approx(12.83, abs=0.005)
+    assert "encoder blocks: 12.83 times fewer bits" in table(found)
+    rounded = 12 * 1_580_800
+    nominal = rounded / 2 + 4 * (found["parameters"]["total"] - rounded)
+    assert nominal < found["bytes"] < 1.01 * nominal
+
+
+def test_variants_lists_every_member(capsys, monkeypatch):
+    from espnet_ext.cli import variants
+
+    monkeypatch.chdir(CONFIGS.parent)
+    variants.run(argparse.Namespace(config=CONFIGS / "train_nested_conformer_xs.yaml"))
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    names = [f"{depth}L-384-{bits}b" for depth in (6, 4, 2) for bits in (32, 8, 4)]
+    assert ["merged", *names] == [name for name in lines if "+" not in name]
+    assert "1.00 x encoder" in lines["6L-384-32b"]
+    assert "(recipe: variant)" in lines["merged"]
+    size = {name: int(line.split()[3].replace(",", "")) for name, line in lines.items()}
+    assert size["6L-384-32b"] > size["6L-384-8b"] > size["6L-384-4b"] > size["2L-384-4b"]
+    for name in names:
+        ratio = float(lines[name].split(" x encoder")[0].split()[-1])
+        assert ratio == pytest.approx(6 / int(name[0]) * 32 / int(name[7:-1]), rel=0.3)
+
+
+def test_a_members_own_training_has_its_size():
+    """The configs of systems trained alone build what the family gives."""
+    from espnet_ext.bridge.build import build_model
+    from espnet_ext.methods.deploy import deploy, parameter_count
+
+    family = build_model(load_config(CONFIGS / "train_nested_conformer_xs.yaml"))
+    for depth in (6, 4, 2):
+        for bits in (32, 8, 4):
+            suffix = "" if bits == 32 else f"_{bits}b"
+            alone = build_model(load_config(CONFIGS / f"train_alone_xs_{depth}l{suffix}.yaml"))
+            small = deploy(family, f"{depth}L-384-{bits}b")
+            taken = deploy(alone) if bits == 32 else deploy(alone, f"{depth}L-384-{bits}b")
+            assert parameter_count([taken]) == parameter_count([small])
+            assert {k: v.shape for k, v in taken.state_dict().items()} == {
+                k: v.shape for k, v in small.state_dict().items()
+            }

@@ -1,0 +1,209 @@
+"""The classification task: HRF at every site of the three architectures, head included."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.nn.utils import parametrize
+
+from espnet_ext.config.training import Config, Recipe, load_config
+from espnet_ext.data.fbank import kaldi_fbank
+from espnet_ext.errors import UserError
+from espnet_ext.methods.deploy import deploy, footprint
+
+EGS = Path(__file__).resolve().parents[3] / "egs"
+CONF = EGS / "hedgewars/ser1/conf"
+MODELS = ("convtransformer", "conformer", "speechformer")
+SITES = ("ffn", "qkv", "project", "cls", "all")
+
+
+@pytest.fixture(scope="module")
+def build():
+    from espnet_ext.bridge.build import build_model
+
+    return build_model
+
+
+def with_hrf(model: str, **hrf) -> Config:
+    """The light config of a model with HRF, one block a stage to be quick."""
+    config = load_config(CONF / f"train_hrf_{model}_s.yaml")
+    config.espnet["encoder_conf"]["hrf"] = hrf
+    config.espnet["encoder_conf"]["num_blocks"] = [1] * 4 if model == "speechformer" else 1
+    return config
+
+
+def logits(model, feats, lengths):
+    with torch.no_grad():
+        hidden, hidden_lengths = model.encode(feats, lengths)
+        return model.decoder(hidden, hidden_lengths)
+
+
+def randomise(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * parameter.std(correction=0) * torch.randn(parameter.shape))
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(std=0.2)
+            if name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize("factors", [2, 3])
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("model", MODELS)
+def test_hrf_at_every_site_merges_to_the_plain_model(build, model, site, factors):
+    ratio = {"all": 2, "cls": 32}.get(site, 4)
+    config = with_hrf(model, sites=[site], ratio=ratio, factors=factors)
+    trained = randomise(build(config))
+    head = [m for m in trained.decoder.modules() if isinstance(m, torch.nn.Linear)]
+    compressed = [parametrize.is_parametrized(m) for m in head]
+    assert len(head) == 2
+    assert all(compressed) if site in ("cls", "all") else not any(compressed)
+    assert any(map(parametrize.is_parametrized, trained.encoder.modules())) == (site != "cls")
+    merged = deploy(trained)
+    config.espnet["encoder_conf"].pop("hrf")
+    config.espnet["encoder"] = config.espnet["encoder"].removeprefix("hrf_")
+    plain = build(config)
+    assert footprint(merged) == footprint(plain)
+    plain.load_state_dict(merged.state_dict(), strict=True)
+    feats, lengths = torch.randn(2, 131, 78), torch.tensor([131, 77])
+    expected = logits(trained, feats, lengths)
+    torch.testing.assert_close(logits(plain.eval(), feats, lengths), expected, atol=1e-5, rtol=0)
+    assert expected.std() > 1e-2
+    # Padding is not seen by the head either.
+    alone = logits(trained, feats[1:, :77], lengths[1:])
+    torch.testing.assert_close(alone[0], expected[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("ratio", [2, 8, 16, 32])
+def test_every_ratio_keeps_the_deployed_size(build, ratio):
+    plain = build(load_config(CONF / "train_speechformer_s.yaml"))
+    config = load_config(CONF / "train_hrf_speechformer_s.yaml")
+    config.espnet["encoder_conf"]["hrf"]["ratio"] = ratio
+    trained = build(config)
+    assert footprint(trained)["total"] > footprint(plain)["total"]
+    assert footprint(deploy(trained)) == footprint(plain)
+
+
+def test_macs_of_the_merged_model_are_the_plain_ones():
+    from espnet_ext.bridge.footprint import measure
+
+    for model in MODELS:
+        plain, hrf = (
+            measure(load_config(CONF / f"train_{name}_s.yaml")) for name in (model, f"hrf_{model}")
+        )
+        assert plain["macs_per_second"] == hrf["macs_per_second"] > 0
+        assert plain["parameters"] == hrf["parameters"]
+        # The name of a file's tensors is in it too.
+        assert plain["bytes"] == hrf["bytes"]
+
+
+def test_larger_is_larger():
+    from espnet_ext.bridge.footprint import measure
+
+    for model in MODELS:
+        light, larger = (measure(load_config(CONF / f"train_{model}_{s}.yaml")) for s in "sm")
+        assert larger["parameters"]["total"] > 5 * light["parameters"]["total"]
+        assert larger["macs_per_second"] > light["macs_per_second"]
+
+
+def test_wrong_configs_are_named():
+    from espnet_ext.bridge.config_keys import examine
+
+    def problems(**over):
+        base = load_config(CONF / "train_speechformer_s.yaml")
+        recipe = Recipe(**{**vars(base.recipe), **over.pop("recipe", {})})
+        conf = {**base.espnet["encoder_conf"], **over.pop("encoder_conf", {})}
+        espnet = {**base.espnet, **over, "encoder_conf": conf}
+        return " | ".join(examine(Config(base.path, base.tag, recipe, espnet)).problems)
+
+    assert problems() == ""
+    assert "attention_heads: 8 does not divide the width 78" in problems(
+        encoder_conf={"attention_heads": 8}
+    )
+    assert "attention_heads: 5 does not divide output_size: 16" in problems(
+        encoder_conf={"attention_heads": 5, "output_size": 16}
+    )
+    assert "did you mean 'mlp'" in problems(decoder="mpl")
+    assert "unknown task 'clss'; did you mean 'cls'" in problems(recipe={"task": "clss"})
+    assert "'classify'" in problems(recipe={"decode": {"clasify": {}}})
+    assert "classes must be" in problems(recipe={"classes": 1})
+    assert "vote must be true or false" in problems(recipe={"vote": "yes"})
+    assert "ctc_conf" in problems(ctc_conf={})
+
+
+STOCK = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "espnet_ext":
+            raise ImportError("espnet_ext is not for this process")
+sys.meta_path.insert(0, Blocked())
+import torch
+from espnet2.bin.cls_inference import Classification
+loaded = Classification("config.yaml", "model.pth")
+feats = torch.load("feats.pth", weights_only=True)
+prediction, scores, text = loaded(feats)
+torch.save([scores, text], "out.pth")
+"""
+
+
+def test_a_merged_conformer_with_espnets_head_classifies_in_stock_espnet(build, tmp_path):
+    from espnet_ext.bridge.checkpoint import save
+    from espnet_ext.bridge.deployed_folder import stock_arguments
+    from espnet_ext.bridge.registry import TASKS
+
+    config = with_hrf("conformer", sites=["all"], ratio=2)
+    config.espnet.update(decoder="linear", decoder_conf={}, normalize=None)
+    trained = randomise(build(config))
+    parser = TASKS["cls"].get_parser()
+    parser.set_defaults(**config.espnet)
+    arguments = vars(parser.parse_args([]))
+    arguments |= {"token_list": [*"abcdefg", "<unk>"], "input_size": 78, "frontend": None}
+    merged = deploy(trained)
+    save(merged.state_dict(), tmp_path / "model.pth")
+    kept = {k: v for k, v in stock_arguments(arguments).items() if k != "config"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(kept))
+    feats = torch.randn(90, 78)
+    torch.save(feats, tmp_path / "feats.pth")
+    command = [sys.executable, "-P", "-c", STOCK]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    scores, text = torch.load(tmp_path / "out.pth", weights_only=True)
+    expected = torch.softmax(logits(trained, feats[None], torch.tensor([90])), -1)[0]
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    assert text == "abcdefg"[expected.argmax()]
+
+
+def test_78_features_are_26_log_mel_and_two_orders_of_kaldis_differences():
+    wave = 0.1 * torch.randn(16000)
+    feats = kaldi_fbank(wave, 16000, 26, 2)
+    assert feats.shape == (100, 78)
+    mel = kaldi_fbank(wave, 16000, 26)
+    assert torch.equal(feats[:, :26], mel)
+
+    def differences(x):
+        """sum over n of n (x[t + n] - x[t - n]) / (2 sum n^2), n = 1, 2, edges repeated."""
+        rows = []
+        for t in range(len(x)):
+            at = [x[min(max(t + n, 0), len(x) - 1)] for n in (-2, -1, 0, 1, 2)]
+            rows.append((at[3] - at[1] + 2 * (at[4] - at[0])) / 10)
+        return torch.stack(rows)
+
+    first = differences(mel)
+    torch.testing.assert_close(feats[:, 26:52], first, atol=1e-5, rtol=0)
+    torch.testing.assert_close(feats[:, 52:], differences(first), atol=1e-5, rtol=0)
+
+
+def test_the_head_refuses_layers_that_do_not_fit():
+    from espnet_ext.models.cls import MLPDecoder
+
+    with pytest.raises(UserError, match="num_layers: 0"):
+        MLPDecoder(7, 16, num_layers=0)
+    widths = [m.out_features for m in MLPDecoder(7, 78).layers if isinstance(m, torch.nn.Linear)]
+    assert widths == [39, 19, 7]

@@ -1,0 +1,180 @@
+"""`espnet-ext grid --publish` over a finished grid: what results/ and RESULTS.md then hold."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from espnet_ext.cli import grid as verb
+from espnet_ext.config.grid import read_grid
+from espnet_ext.errors import UserError
+from espnet_ext.files import write_json, write_text
+from espnet_ext.results import grids
+from espnet_ext.score.classification import metrics
+from tests.fixtures.a_run import run_verb
+
+CLASSES = ["anger", "fear", "joy"]
+FOLDS = ["voice-a", "voice-b", "voice-c", "voice-d", "voice-e", "voice-f"]
+GRID = {
+    "split": "voice",
+    "seeds": [1, 2],
+    "baseline": "light",
+    "known": {"log-mel pooled": 0.334},
+    "systems": {
+        "light": {"config": "train_a_s.yaml"},
+        "hrf": {"config": "train_a_s.yaml", "vary": {"encoder_conf.hrf.ratio": [2, 4, 8]}},
+    },
+}
+CONFIG = {
+    "encoder": "hrf_conformer",
+    "frontend": "kaldi_fbank",
+    "recipe": {"task": "cls", "classes": 3, "features": "ark", "decode": {"classify": {}}},
+}
+
+
+def named(system: str, fold: str, seed: int) -> list[str]:
+    """What a system says to anger, fear, joy, joy: fear never; HRF misses less than light."""
+    wrong = system == "light" or (system == "hrf_ratio-2" and fold == "voice-a" and seed == 1)
+    return ["anger", "joy", "anger" if wrong else "joy", "joy"]
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """A recipe in a repository, whose grid is done."""
+    folder = tmp_path / "repository/egs/toy/ser1"
+    write_text(folder / "conf/train_a_s.yaml", yaml.safe_dump(CONFIG))
+    write_text(folder / "conf/grid_small.yaml", yaml.safe_dump(GRID, sort_keys=False))
+    monkeypatch.chdir(folder)
+    write_text("data/token_list/label/tokens.txt", "".join(f"{c}\n" for c in [*CLASSES, "<unk>"]))
+    write_text("data/folds/voice", "".join(f"{fold}\n" for fold in FOLDS))
+    for cell in read_grid(Path("conf/grid_small.yaml")).cells(FOLDS):
+        references = ["anger", "fear", "joy", "joy"]
+        hypotheses = named(cell.system.name, cell.fold, cell.seed)
+        path = verb.config_path(cell).with_name("cell.json")
+        write_json(
+            path,
+            {
+                "system": cell.system.name,
+                "fold": cell.fold,
+                "seed": cell.seed,
+                "references": references,
+                "hypotheses": hypotheses,
+                "parameters": 10,
+                "training_parameters": 20,
+                "macs_per_second": 5,
+                "max_difference": 1e-7,
+                "training_seconds": 2.0,
+                "epochs": 3,
+                "commit": "abc1234",
+                "versions": {"torch": "2.14.1"},
+                "machine": {"cpu": "some CPU"},
+                **metrics(references, hypotheses, CLASSES),
+            },
+        )
+        verb._stamp(cell, "test", []).write([path])
+    return folder
+
+
+def grid(*words: str) -> None:
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    verb.run(parser.parse_args(["conf/grid_small.yaml", *words]))
+
+
+def test_a_published_grid_is_shown_whole(recipe, capsys):
+    root = recipe.parents[2]
+    write_text(
+        root / "results/claims/p.yaml",
+        yaml.safe_dump(
+            {
+                "paper": "A paper",
+                "claims": [
+                    {
+                        "claim": "HRF helps",
+                        "where": "abstract",
+                        "published": "yes",
+                        "rule": "better",
+                        "evidence": [
+                            {"grid": "toy_ser1/small", "system": "hrf_ratio-8", "than": "light"}
+                        ],
+                    }
+                ],
+            }
+        ),
+    )
+    grid("--publish")
+    assert "48 trainings, 48 of 48 done" in capsys.readouterr().out
+    folder = root / "results/toy_ser1/grids"
+    record = json.loads((folder / "small.json").read_text())
+    grids.check(record, "small.json")
+    page = (root / "RESULTS.md").read_text()
+    assert "## toy_ser1\n\n### Grid small" in page
+    assert "command: `espnet-ext grid conf/grid_small.yaml`; commit abc1234" in page
+    assert "known scores: log-mel pooled 0.334." in page
+    for name in ("small", "small_curve", "small_confusion"):
+        assert f"](results/toy_ser1/grids/{name}.svg)" in page
+        assert (folder / f"{name}.svg").read_bytes().startswith(b"<?xml")
+    header, rows = grids.table(record)
+    light, two, four, eight = (dict(zip(header, row, strict=True)) for row in rows)
+    assert light["F1 = 0"] == eight["F1 = 0"] == "fear"
+    assert [c.strip() for c in page.split("| hrf_ratio-8", 2)[2].split("|")[1:4]] == [
+        "1.000",
+        "0.000",  # fear: a class that is never named is shown
+        "0.800",
+    ]
+    assert light["vs baseline"] == "baseline"
+    # 4 decisions: anger 1 (F1 of light 2/3), joy 2 (1/2; 4/5 with HRF).
+    small, large = (2 / 3 + 2 * 1 / 2) / 4, (1 + 2 * 4 / 5) / 4
+    assert four["vs baseline"] == (
+        f"{large - small:+.3f} ({large - small:+.3f} to {large - small:+.3f}, p 0.031, better)"
+    )
+    assert two["95 % CI"] != four["95 % CI"] == f"{large:.3f} to {large:.3f}"
+    claim = next(line for line in page.splitlines() if line.startswith("| HRF helps"))
+    assert claim.rstrip(" |").endswith("| holds")
+    assert f"{large:.3f} against {small:.3f} weighted F1, 6 folds" in claim
+
+
+def test_a_page_made_again_is_the_same_and_a_second_publication_changes_nothing(recipe):
+    root = recipe.parents[2]
+    grid("--publish")
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and "exp" not in p.parts}
+    grid("--publish")
+    run_verb("--all")
+    after = {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and "exp" not in p.parts}
+    assert after == before
+
+
+def test_a_grid_without_a_commit_is_not_published(recipe):
+    for path in Path("exp").rglob("cell.json"):
+        path.write_text(path.read_text().replace("abc1234", "abc1234+dirty"))
+    for cell in read_grid(Path("conf/grid_small.yaml")).cells(FOLDS):
+        done = verb.config_path(cell).with_name("cell.json")
+        verb._stamp(cell, "test", []).write([done])
+    with pytest.raises(UserError, match="not published: grid small was trained from"):
+        grid("--publish")
+    assert not (recipe.parents[2] / "results").exists()
+    grid("--publish", "--allow-dirty")
+    assert (recipe.parents[2] / "results/toy_ser1/grids/small.json").is_file()
+
+
+def test_a_sweep_is_systems_of_one_number():
+    def rows(*names):
+        return {"systems": [{"system": name} for name in names]}
+
+    swept = grids.sweep(rows("light", "hrf_ratio-2", "hrf_ratio-16", "hrf_ratio-4"))
+    assert list(swept) == [2, 4, 16]
+    assert grids.sweep(rows("light", "hrf_ratio-2", "hrf_ratio-4")) == {}
+    assert grids.sweep(rows("a_sites-ffn", "a_sites-qkv", "a_sites-all")) == {}
+
+
+def test_a_broken_grid_file_is_named(recipe):
+    grid("--publish")
+    path = recipe.parents[2] / "results/toy_ser1/grids/small.json"
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"small\.json: not valid JSON"):
+        run_verb("--all")
+    path.write_text('{"dataset": "toy"}')
+    with pytest.raises(UserError, match=r"small\.json: missing key"):
+        run_verb("--all")

@@ -1,0 +1,201 @@
+"""BLEU, chrF and their test against sacreBLEU's own command, and by hand."""
+
+import argparse
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from espnet_ext import files
+from espnet_ext.cli import score as verb
+from espnet_ext.errors import UserError
+from espnet_ext.results.pages.translation import comparison, score_line, verdict
+from espnet_ext.results.schema import TRANSLATION_SCORE, validate
+from espnet_ext.score.pairs import Pairs
+from espnet_ext.score.translation import score_translations
+
+WORDS = "the fish swims under a heavy steel pipe and waits for the other one".split()
+
+
+def texts(shift: int, count: int = 40) -> list[str]:
+    """Sentences of which every ``shift``-th word is another one."""
+    found = []
+    for n in range(count):
+        words = [WORDS[(n + k) % len(WORDS)] for k in range(4 + n % 5)]
+        found.append(
+            " ".join("no" if shift and (n + k) % shift == 0 else w for k, w in enumerate(words))
+        )
+    return found
+
+
+def pairs_of(hypotheses, baseline=None, references=None) -> Pairs:
+    references = references or texts(0, len(hypotheses))
+    ids = [f"u{n:03}" for n in range(len(hypotheses))]
+    return Pairs(ids, references, hypotheses, ["s"] * len(ids), baseline)
+
+
+def test_bleu_by_hand():
+    # 4 of 5 words, 3 of 4 pairs, 2 of 3 triples, 1 of 2 quadruples; one word shorter.
+    pairs = pairs_of(["a b c d x"], references=["a b c d e f"])
+    score = score_translations(pairs, "test", "greedy", "en")
+    expected = 100 * math.exp(1 - 6 / 5) * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+    assert score["bleu"]["value"] == pytest.approx(expected, abs=1e-9)
+    assert score["bleu"]["precisions"] == pytest.approx([80, 75, 100 * 2 / 3, 50])
+    assert score["bleu"]["interval"] is None
+    assert "no interval" in score_line(score)
+
+
+def command(folder, *words) -> str:
+    """What sacreBLEU's own command says of files in a folder."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sacrebleu", *words, "-w", "6", "--force"],
+        cwd=folder,
+        env={**os.environ, "SACREBLEU_SEED": "12345"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_scores_and_p_are_those_of_the_command_sacrebleu(tmp_path):
+    better, worse = texts(5), texts(3)
+    for name, lines in (("ref", texts(0)), ("base", worse), ("sys", better)):
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    words = ("ref", "-i", "base", "sys", "-m", "bleu", "chrf", "--paired-bs", "-f", "text")
+    told = command(tmp_path, *words)
+    rows = [
+        [float(x) for x in re.findall(r"([\d.]+) \(", line)]
+        for line in told.splitlines()
+        if "│" in line and "±" in line and "CI" not in line
+    ]
+    tested = [float(p) for p in re.findall(r"p = ([\d.]+)\)", told)]
+    score = score_translations(pairs_of(better, worse), "test", "greedy", "en", "base")
+    assert len(rows) == len(tested) == 2
+    for n, metric in enumerate(("bleu", "chrf")):
+        before, now = rows[0][n], rows[1][n]
+        assert score[metric]["value"] == pytest.approx(now, abs=1e-5)
+        assert score["baseline"][f"{metric}_difference"] == pytest.approx(now - before, abs=1e-5)
+        assert score["baseline"][f"{metric}_p"] == pytest.approx(tested[n], abs=1e-4)
+        low, high = score[metric]["interval"]
+        assert low < now < high
+    assert verdict(score, "bleu") == "better"
+    assert "BLEU better than base" in comparison(score, "bleu")
+    validate(score, TRANSLATION_SCORE, "score")
+
+
+def test_interval_and_signature_are_those_of_the_command(tmp_path):
+    lines = texts(4)
+    for name, content in (("ref", texts(0)), ("sys", lines)):
+        (tmp_path / name).write_text("\n".join(content) + "\n")
+    told = json.loads(command(tmp_path, "ref", "-i", "sys", "--confidence"))
+    found = score_translations(pairs_of(lines), "test", "greedy", "en")["bleu"]
+    mean, half = told["confidence_mean"], told["confidence_var"]
+    assert found["interval"] == pytest.approx([mean - half, mean + half], abs=1e-5)
+    assert found["signature"] == told["signature"]
+
+
+def test_equal_hypotheses_are_equal_and_not_significant():
+    # sacreBLEU's formula gives p = 1 / 1001 for a difference of 0.
+    score = score_translations(pairs_of(texts(3), texts(3)), "test", "greedy", "en", "base")
+    assert score["baseline"]["bleu_p"] is None
+    assert verdict(score, "bleu") == verdict(score, "chrf") == "equal"
+    validate(score, TRANSLATION_SCORE, "score")
+
+
+def test_a_worse_system_is_worse_and_a_small_difference_is_not_told_apart():
+    worse = score_translations(pairs_of(texts(3), texts(5)), "test", "greedy", "en", "base")
+    assert verdict(worse, "bleu") == "worse"
+    other = texts(3)
+    other[7] = other[7].replace("no", "nay")
+    close = score_translations(pairs_of(other, texts(3)), "test", "greedy", "en", "base")
+    assert verdict(close, "chrf") == "not told apart"
+
+
+def test_the_seed_of_the_user_changes_nothing(monkeypatch):
+    before = score_translations(pairs_of(texts(3), texts(4)), "test", "greedy", "en", "base")
+    monkeypatch.setenv("SACREBLEU_SEED", "1")
+    assert (
+        score_translations(pairs_of(texts(3), texts(4)), "test", "greedy", "en", "base") == before
+    )
+    assert os.environ["SACREBLEU_SEED"] == "1"
+
+
+def test_the_tokenizer_is_that_of_the_language():
+    chinese = pairs_of(["我们走吧", "他来了"], references=["我们走吧", "他来了吗"])
+    score = score_translations(chinese, "test", "greedy", "zh-CN")
+    assert "tok:zh" in score["bleu"]["signature"]
+    assert score["bleu"]["value"] > 50
+    english = score_translations(pairs_of(texts(3)), "test", "greedy", "en")
+    assert "tok:13a" in english["bleu"]["signature"]
+    assert "case:mixed" in english["bleu"]["signature"]
+
+
+def test_a_tokenizer_that_is_not_installed_is_one_line(monkeypatch):
+    from sacrebleu.metrics import bleu
+
+    def absent(_name):
+        raise RuntimeError("Please install the Japanese extra")
+
+    monkeypatch.setattr(bleu, "_get_tokenizer", absent)
+    with pytest.raises(UserError, match=r"pip install 'sacrebleu\[ja\]'"):
+        score_translations(pairs_of(["a"]), "test", "greedy", "ja")
+
+
+def test_hypotheses_may_be_empty():
+    score = score_translations(pairs_of([""] * 5, texts(3, 5)), "test", "greedy", "en", "base")
+    assert score["bleu"]["value"] == 0
+    validate(score, TRANSLATION_SCORE, "score")
+
+
+def run_score(*words):
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    verb.run(parser.parse_args([str(word) for word in words]))
+
+
+def test_the_verb_scores_plain_files_and_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    files.write_text(
+        "conf/train_st_xs.yaml", "recipe: {task: st, target: en}\nencoder: conformer\n"
+    )
+    ids = [f"s-{n:03}" for n in range(30)]
+    tables = {
+        "data/test/text": ["cs"] * 30,  # the source is not what is scored
+        "data/test/text.en": [f"{t.capitalize()}." for t in texts(0, 30)],
+        "data/test/utt2spk": ["s"] * 30,
+        "exp/st_xs/decode/merged/ctc_greedy/test/text": [
+            f"{t.capitalize()}." for t in texts(4, 30)
+        ],
+    }
+    for path, values in tables.items():
+        rows = zip(ids, values, strict=True)
+        files.write_text(path, "".join(f"{name} {value}\n" for name, value in rows))
+    run_score("conf/train_st_xs.yaml")
+    found = files.read_json("exp/st_xs/score/merged/ctc_greedy/test.json")
+    assert set(found["inputs"]) == {path for path in tables if path != "data/test/text"}
+    run_score("conf/train_st_xs.yaml")
+    assert "up to date" in capsys.readouterr().out
+    plain = ("--ref", "data/test/text.en", "--out", "other", "--target", "en")
+    run_score("--hyp", "exp/st_xs/decode/merged/ctc_greedy/test/text", *plain)
+    other = files.read_json("other/score.json")
+    assert other["bleu"] == found["bleu"]
+    assert other["bleu"]["precisions"][0] < 95
+    lower = score_translations(
+        pairs_of([t.lower() for t in texts(4, 30)]), "test", "ctc_greedy", "en"
+    )
+    assert found["bleu"]["value"] != lower["bleu"]["value"]  # case and full stops count
+
+
+def test_the_verb_names_a_missing_language(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files.write_text("conf/train_st_xs.yaml", "recipe: {task: st, target: en}\n")
+    files.write_text("data/test/text.de", "a-1 ja\n")
+    with pytest.raises(UserError, match=r"no data/test/text.en"):
+        run_score("conf/train_st_xs.yaml", "--sets", "test")
+    with pytest.raises(UserError, match="--target is for plain files"):
+        run_score("conf/train_st_xs.yaml", "--target", "de")
