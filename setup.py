@@ -19,6 +19,7 @@ REQUIRES = [
     "kaldiio>=2.18",
     "matplotlib",
     "numpy>=2",
+    "pydantic>=2.10",
     "pyyaml",
     "rich",
     "sacrebleu>=2.6",

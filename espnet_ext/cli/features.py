@@ -174,7 +174,9 @@ def _write_shard(
 def _extractor(definition: Definition) -> Callable[[np.ndarray], np.ndarray]:
     """What makes features (frames, width) of a wave (samples,)."""
     if isinstance(definition, Fbank):
-        return definition.extractor()
+        from espnet_ext.data.fbank import fbank_extractor
+
+        return fbank_extractor(definition)
     from espnet_ext.encoders.pretrained.features import layer_extractor
 
     return layer_extractor(definition)

@@ -9,12 +9,15 @@ Differences are Kaldi's regression over two frames before and two behind, the fi
 frame repeated beyond the edges; second differences are those of the first.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 from torchaudio.compliance import kaldi
 from torchaudio.functional import compute_deltas
 
-from espnet_ext.data.features import FRAMES_PER_SECOND
+from espnet_ext.data.features import FRAMES_PER_SECOND, Fbank
 
 
 def kaldi_fbank(
@@ -37,6 +40,16 @@ def kaldi_fbank(
     for _ in range(deltas):
         parts.append(compute_deltas(parts[-1].T).T)
     return torch.cat(parts, dim=1)
+
+
+def fbank_extractor(definition: Fbank) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of a wave (samples,) in [-1, 1] that returns (frames, width) float32."""
+
+    def extract(wave: np.ndarray) -> np.ndarray:
+        bins, rate = definition.bins, definition.rate
+        return kaldi_fbank(torch.from_numpy(wave), rate, bins, definition.deltas).numpy()
+
+    return extract
 
 
 class OnlineFbank:

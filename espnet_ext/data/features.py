@@ -4,12 +4,10 @@ Reading a definition imports neither torch nor transformers. What computes the f
 is ``encoders.stack_features``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from espnet_ext.config.training import ARK_FRONTENDS, Config
 from espnet_ext.data.ssl_model import SSLModel, read_ssl
@@ -51,17 +49,6 @@ class Fbank:
     def files(self) -> list[Path]:
         """None."""
         return []
-
-    def extractor(self) -> Callable[[np.ndarray], np.ndarray]:
-        """A function of a wave (samples,) in [-1, 1] that returns (frames, width) float32."""
-        import torch
-
-        from espnet_ext.data.fbank import kaldi_fbank
-
-        def extract(wave: np.ndarray) -> np.ndarray:
-            return kaldi_fbank(torch.from_numpy(wave), self.rate, self.bins, self.deltas).numpy()
-
-        return extract
 
 
 # What stage 2 writes, and what it is made of.

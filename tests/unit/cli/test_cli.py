@@ -10,7 +10,7 @@ import pytest
 import espnet_ext
 from espnet_ext.cli.main import VERBS
 
-BIN = Path(espnet_ext.__file__).parent / "bin"
+CLI = Path(espnet_ext.__file__).parent / "cli"
 
 # Runs the command line in a fresh process and says which heavy packages that loaded.
 PROBE = """
@@ -68,7 +68,7 @@ def test_help_of_a_verb_has_an_example_and_is_light(verb):
 def test_verbs_and_modules_are_the_same():
     # Entry points that ESPnet's trainer spawns are modules of this folder too, not verbs.
     modules = set()
-    for path in BIN.glob("*.py"):
+    for path in CLI.glob("*.py"):
         names = {n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)}
         if {"add_arguments", "run"} <= names:
             modules.add(path.stem)

@@ -183,10 +183,9 @@ def prepare(args: argparse.Namespace) -> None:
     package = Package(PACKAGE.name, PACKAGE.version, args.sha256 or PACKAGE.sha256)
     counted = args.sha256 is None
     readers = [str(module.__file__) for module in (queen, splits, kaldi_dir, text)]
-    resampler = Path(str(kaldi_dir.__file__)).with_name(
-        "audio.py"
-    )  # not imported where nothing is to do
-    code = [__file__, *readers, resampler, resampler.with_name("fetch") / "debian.py"]
+    rooms = Path(str(kaldi_dir.__file__)).parent
+    resampler = rooms / "audio.py"  # not imported where nothing is to do
+    code = [__file__, *readers, resampler, rooms / "fetch/debian.py"]
     stamp = Stamp(out / ".stamp.json", [package.sha256, args.limit, str(out)], code)
     # A package that the user names is checked even where nothing is left to do.
     deb = fetch(package, args.downloads, args.package) if args.package else None
