@@ -20,6 +20,7 @@ from typing import Any
 
 from espnet_ext.config.training import Config, load_config
 from espnet_ext.errors import UserError, run_cli
+from espnet_ext.experiment import Experiment
 from espnet_ext.files import write_json
 
 FORMS = ("plain", "plain again", "merged")
@@ -38,10 +39,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.rounds < 10 or args.calls < 1 or not args.seconds >= 0.5:
         raise UserError("--rounds must be at least 10, --calls 1 and --seconds 0.5")
-    from espnet_ext.bridge.muted import quiet
+    from espnet_ext.bridge.muted import muted
     from espnet_ext.results.environment import processor
 
-    with quiet():
+    with muted():
         import torch
 
         torch.set_num_threads(1)
@@ -74,10 +75,8 @@ def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
     """Time the forms of one config's model; times in seconds a call, for every round."""
     import torch
 
-    from espnet_ext.bridge.build import feature_width
-
     models = build_forms(config)
-    width = feature_width(config)
+    width = Experiment.of(config).feature_width
     if width is None:
         raise UserError(f"{config.path}: its features are not in arks")
     x = torch.randn(1, round(100 * args.seconds), width)
@@ -115,9 +114,9 @@ def build_forms(config: Config) -> dict[str, Any]:
         raise UserError(f"{config.path}: give a classifier that names its recipe: baseline")
     plain = load_config(config.path.with_name(f"train_{config.recipe.baseline}.yaml"))
     models = {
-        "plain": build_model(plain),
-        "plain again": build_model(plain),
-        "merged": deploy(build_model(config), "merged"),
+        "plain": build_model(Experiment.of(plain)),
+        "plain again": build_model(Experiment.of(plain)),
+        "merged": deploy(build_model(Experiment.of(config)), "merged"),
     }
     counts = {sum(p.numel() for p in model.parameters()) for model in models.values()}
     if len(counts) > 1:

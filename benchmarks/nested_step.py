@@ -29,6 +29,7 @@ from typing import Any
 
 from espnet_ext.config.training import Config, Recipe, resolve_includes
 from espnet_ext.errors import UserError, run_cli
+from espnet_ext.experiment import Experiment
 from espnet_ext.files import write_json
 from espnet_ext.results.environment import processor
 from espnet_ext.results.schema import NOT_MEASURED
@@ -272,7 +273,8 @@ def build(args: argparse.Namespace, conf: dict[str, Any], form: str) -> Any:
         espnet["encoder"] = "nested_conformer"
         espnet["encoder_conf"]["nested"] = family_options(args) | {"sample": sample}
     espnet |= {"model_conf": {"ctc_weight": 1.0}, "input_size": MEL_BINS, "normalize": None}
-    return build_model(Config(Path("benchmark.yaml"), "benchmark", Recipe(), espnet), TOKENS)
+    config = Config(Path("benchmark.yaml"), "benchmark", Recipe(), espnet)
+    return build_model(Experiment.of(config), TOKENS)
 
 
 def table_row(row: dict[str, Any]) -> str:

@@ -60,17 +60,18 @@ def main() -> None:
 
 def save_forms(path: Path, folder: Path) -> list[str]:
     """Write every form of the config's model with random weights; return their names."""
-    from espnet_ext.bridge.muted import quiet
+    from espnet_ext.bridge.muted import muted
 
-    with quiet():
+    with muted():
         import torch
 
         from espnet_ext.bridge.build import build_model
         from espnet_ext.bridge.checkpoint import file_state, save
         from espnet_ext.config.training import load_config
+        from espnet_ext.experiment import Experiment
         from espnet_ext.methods.deploy import deploy, variants
 
-        model = build_model(load_config(path))
+        model = build_model(Experiment.of(load_config(path)))
         with torch.no_grad():
             for parameter in model.parameters():  # residuals start at zero
                 parameter.add_(0.01 * torch.randn(parameter.shape))
@@ -92,9 +93,9 @@ def child(args: argparse.Namespace, config: Path, folder: str, form: str) -> dic
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Load one form and time it."""
-    from espnet_ext.bridge.muted import quiet
+    from espnet_ext.bridge.muted import muted
 
-    with quiet():
+    with muted():
         import numpy as np
         import torch
 
@@ -141,12 +142,13 @@ def load(path: Path, form: str, file: Path) -> Any:
     from espnet_ext.bridge.checkpoint import expand_state, load_state
     from espnet_ext.bridge.deployed_folder import stock_arguments
     from espnet_ext.config.training import load_config
+    from espnet_ext.experiment import Experiment
 
     config = load_config(path)
     arguments = stock_arguments(config.espnet, form)
     kept = {key: arguments[key] for key in ("encoder", "encoder_conf")}
     deployed = dataclasses.replace(config, espnet={**config.espnet, **kept})
-    model = build_model(deployed)
+    model = build_model(Experiment.of(deployed))
     model.load_state_dict(expand_state(model, load_state(file)))
     return model
 

@@ -45,9 +45,9 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
-    from espnet_ext.bridge.muted import quiet
+    from espnet_ext.bridge.muted import muted
 
-    with quiet():
+    with muted():
         found = measure(args)
     columns = ("parameters", "stack_parameters", "macs_per_second", "ms", "stack_ms")
     print(f"{'system':24}" + "".join(f"{c:>18}" for c in columns) + f"{'of whole':>12}")

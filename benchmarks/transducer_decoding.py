@@ -37,9 +37,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
-    from espnet_ext.bridge.muted import quiet
+    from espnet_ext.bridge.muted import muted
 
-    with quiet():
+    with muted():
         found = measure(args)
     for name in ("espnet", "ours"):
         seconds = statistics.median(found[name])

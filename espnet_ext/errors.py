@@ -32,6 +32,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"'{name}'; known are: {', '.join(known) or 'none'}"
 
 
+def one_line(error: BaseException) -> str:
+    """The type of an exception and the first line of what it says."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {said[0][:200]}" if said else type(error).__name__
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """Return a type for argparse: whole numbers from ``least`` on."""
 

@@ -1,8 +1,8 @@
 """A training config resolved in its recipe's folder: every path and number that stages read.
 
 Stages, and the modules below them, take an ``Experiment`` and derive nothing from the raw config.
-Paths are relative to the recipe's folder, the working folder of every stage. Importing this
-module, and resolving an experiment, needs neither torch nor ESPnet.
+Paths start from the recipe's folder, the working folder of every stage. Importing this module, and
+resolving an experiment, needs neither torch nor ESPnet.
 """
 
 import os
@@ -18,8 +18,6 @@ from espnet_ext.data.kaldi_dir import audio_inputs, data_sets
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import weights_file
 
-DATA = Path("data")
-EXP = Path("exp")
 FAMILY = "family"  # deployed form that holds all members of a nested family in one file
 
 
@@ -30,10 +28,12 @@ class Experiment:
     Attributes:
         config: the config.
         variant: the deployed form that is written, decoded, scored and reported.
+        root: the recipe's folder.
     """
 
     config: Config
     variant: str
+    root: Path = Path()
 
     @classmethod
     def load(cls, config: str | Path, tag: str | None = None, variant: str | None = None) -> Self:
@@ -50,7 +50,12 @@ class Experiment:
         loaded = load_config(config, tag)
         for problem in recipe_problems(loaded):
             raise UserError(f"{loaded.path}: {problem}")
-        return cls(loaded, variant or loaded.recipe.variant)
+        return cls.of(loaded, variant)
+
+    @classmethod
+    def of(cls, config: Config, variant: str | None = None, root: Path = Path()) -> Self:
+        """The experiment of a config that was read; nothing more is checked."""
+        return cls(config, variant or config.recipe.variant, root)
 
     def with_config(self, config: Config) -> Self:
         """The same experiment with another config, of the same recipe."""
@@ -69,9 +74,14 @@ class Experiment:
     # Folders and files of the experiment.
 
     @property
+    def exp(self) -> Path:
+        """Folder of all experiments of the recipe."""
+        return self.root / "exp"
+
+    @property
     def folder(self) -> Path:
         """exp/<tag>."""
-        return EXP / self.config.tag
+        return self.exp / self.config.tag
 
     @property
     def espnet_config(self) -> Path:
@@ -150,13 +160,18 @@ class Experiment:
     # Data, features and tokens.
 
     @property
+    def data(self) -> Path:
+        """Folder of the data directories."""
+        return self.root / "data"
+
+    @property
     def sets(self) -> tuple[str, str]:
         """The training set and the development set."""
         return self.recipe.train_set, self.recipe.dev_set
 
     def references(self, name: str) -> Path:
         """What is learnt and scored of a set: transcripts, translations or classes."""
-        return DATA / name / self.recipe.target_file
+        return self.data / name / self.recipe.target_file
 
     def require_references(self, name: str) -> Path:
         """Return ``references(name)``.
@@ -190,13 +205,13 @@ class Experiment:
         Raises:
             UserError: as ``features``.
         """
-        return Path("dump") / ark_definition(self.config).name / name
+        return self.root / "dump" / ark_definition(self.config).name / name
 
     def audio_list(self, name: str) -> Path:
         """The list of waves, or of feature matrices, of a set."""
         if self.recipe.features == "ark":
             return self.ark_folder(name) / "feats.scp"
-        return DATA / name / "wav.scp"
+        return self.data / name / "wav.scp"
 
     def require_audio_list(self, name: str) -> Path:
         """Return ``audio_list(name)``.
@@ -204,7 +219,7 @@ class Experiment:
         Raises:
             UserError: there is no such set, or stage 2 has not run.
         """
-        known = data_sets(DATA)
+        known = data_sets(self.data)
         if not known:
             raise UserError("no data directory with wav.scp under data/; run stage 1")
         if name not in known:
@@ -254,14 +269,14 @@ class Experiment:
         """
         recipe = self.recipe
         if recipe.task == "cls":
-            return DATA / "token_list" / recipe.labels
+            return self.data / "token_list" / recipe.labels
         kind = self.espnet.get("token_type", "bpe")
         language = f".{recipe.target}" if recipe.task == "st" else ""
         if kind == "char":
-            return DATA / "token_list" / f"char{language}"
+            return self.data / "token_list" / f"char{language}"
         if kind != "bpe":
             raise UserError(f"{self.config.path}: token_type must be char or bpe, not {kind}")
-        return DATA / "token_list" / f"{recipe.sentencepiece}{recipe.vocabulary}{language}"
+        return self.data / "token_list" / f"{recipe.sentencepiece}{recipe.vocabulary}{language}"
 
     @property
     def token_list(self) -> Path:
@@ -291,7 +306,7 @@ class Experiment:
         """Files that hold what is learnt from; statistics depend on nothing else."""
         files = [self.audio_list(name) for name in self.sets]
         files += [self.references(name) for name in self.sets]
-        files += [file for name in self.sets for file in audio_inputs(DATA / name)]
+        files += [file for name in self.sets for file in audio_inputs(self.data / name)]
         files += [] if self.features is None else self.features.files
         return [*files, self.token_list]
 
@@ -303,10 +318,11 @@ class Experiment:
         """
         found = []
         for entry in self.espnet.get("init_param") or []:
-            path = Path(str(entry).partition(":")[0])
+            name = str(entry).partition(":")[0]
+            path = self.root / name
             if not path.is_file():
                 raise UserError(f"init_param: no {path}; train that config first")
-            if path.as_posix() == str(entry):  # else only a part of it is loaded, as ESPnet does
+            if name == str(entry):  # else only a part of it is loaded, as ESPnet does
                 found.append(path)
         return found
 
@@ -316,4 +332,21 @@ class Experiment:
         Raises:
             UserError: a model that it starts from, or is made of, is missing.
         """
-        return [*self.corpus_files(), *self.start_models(), *self.config.pretrained()]
+        return [*self.corpus_files(), *self.start_models(), *self.pretrained_files()]
+
+    def pretrained_files(self) -> list[Path]:
+        """Files of the pretrained model that the encoder is, if it is one.
+
+        Raises:
+            UserError: it has not been fetched.
+        """
+        path = (self.espnet.get("encoder_conf") or {}).get("path")
+        if self.espnet.get("encoder") != "stack" or path is None or str(path).startswith("hub:"):
+            return []
+        folder = self.root / str(path)
+        if not folder.is_dir():
+            stage = "run stage 2" if self.recipe.fetch else "give the path of one in encoder_conf"
+            raise UserError(f"no pretrained model {path}; {stage}")
+        names = ("config.json", "model.safetensors", "config.yaml", "model.pth")
+        patterns = (*names, "deploy/*/model.pth")
+        return [found for name in patterns for found in sorted(folder.glob(name))]

@@ -3,10 +3,13 @@
 import os
 import random
 import sys
+import tempfile
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Signatures of ESPnet are cached; not in the home of whoever runs the tests.
+os.environ["XDG_CACHE_HOME"] = f"{tempfile.gettempdir()}/espnet_ext_tests_{os.getuid()}"
 
 
 @pytest.fixture(autouse=True)

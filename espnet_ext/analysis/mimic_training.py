@@ -18,43 +18,46 @@ from torch import nn
 
 from espnet_ext.analysis.activations import Cached, Computed, Teacher, activations, batches
 from espnet_ext.bridge.checkpoint import save
-from espnet_ext.config.training import Config, StepOne
 from espnet_ext.data.kaldi_dir import audio_inputs, audio_rows
 from espnet_ext.encoders.pretrained.mimicked import parse_mimic
 from espnet_ext.encoders.pretrained.stack import Stack, load_stack
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
 from espnet_ext.files import atomic_path, content_key, lock, write_json
 from espnet_ext.methods.deploy import check_finite, parameter_count
 from espnet_ext.methods.mimic import MimicNetwork, MimicOptions, mimic_loss
 
-ROOT = Path("exp/mimic")
+ROOT = Path("exp/mimic")  # shared by the configs of a recipe
 WEIGHTS = "mimic.safetensors"
 
 
 class Job:
     """One step one: what it learns from and where it goes."""
 
-    def __init__(self, config: Config):
-        """Read a training config.
+    def __init__(self, experiment: Experiment):
+        """Read what a config asks for.
 
         Raises:
             UserError: it has no step one, or the model or the data are not there.
         """
-        if config.recipe.mimic is None:
+        step = experiment.recipe.mimic_training
+        if step is None:
             raise UserError(
-                f"{config.path}: no step one: give recipe: mimic (mimic: {{}} for its defaults)"
+                f"{experiment.config.path}: no step one: give recipe: mimic (mimic: {{}} for its "
+                "defaults)"
             )
-        conf = config.espnet.get("encoder_conf") or {}
-        self.step = StepOne.parse(config.recipe.mimic)
+        conf = experiment.espnet.get("encoder_conf") or {}
+        self.step = step
         self.options: MimicOptions = parse_mimic(conf.get("mimic"))
-        self.seed = int(config.espnet.get("seed", 0))
+        self.seed = int(experiment.espnet.get("seed", 0))
         self.path = str(conf["path"])
         self.gone = {key: conf.get(key) for key in ("remove", "keep")}
-        self.sets = (config.recipe.train_set, config.recipe.dev_set)
-        self.rows = [audio_rows(Path("data") / name) for name in self.sets]
+        self.sets = experiment.sets
+        folders = [experiment.data / name for name in self.sets]
+        self.rows = [audio_rows(folder) for folder in folders]
         self.sizes = [[soundfile.info(path).frames for _, path in rows] for rows in self.rows]
-        self.model = {str(f): content_key(f) for f in config.pretrained()}
-        self.audio = {str(f): content_key(f) for n in self.sets for f in _deciding(n)}
+        self.model = {str(f): content_key(f) for f in experiment.pretrained_files()}
+        self.audio = {str(f): content_key(f) for folder in folders for f in _deciding(folder)}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -83,30 +86,30 @@ class Job:
         return load_stack(self.path).select(**self.gone).requires_grad_(False)
 
 
-def _deciding(name: str) -> list[Path]:
-    folder = Path("data") / name
+def _deciding(folder: Path) -> list[Path]:
+    """Files of a data directory that change when its audio does."""
     return [folder / "wav.scp", *audio_inputs(folder)]
 
 
-def step_one(config: Config, device: str = "cpu") -> Path:
+def train_mimic(experiment: Experiment, device: str = "cpu") -> Path:
     """Train the mimics of a config on the teacher, unless that is done; return the weights' file.
 
     Raises:
         UserError: what ``Job`` raises, options that do not fit the model, or an error that is not
             finite.
     """
-    job = Job(config)
+    job = Job(experiment)
     folder = job.folder
     # Trainings of a grid that differ in step two share step one.
     with lock(ROOT / f".{folder.name}.lock"):
         if (folder / WEIGHTS).is_file() and (folder / "mimic.json").is_file():
             print(f"mimic: {folder} is up to date")
             return folder / WEIGHTS
-        train(job, folder, torch.device(device))
+        _train(job, folder, torch.device(device))
     return folder / WEIGHTS
 
 
-def train(job: Job, folder: Path, device: torch.device) -> None:
+def _train(job: Job, folder: Path, device: torch.device) -> None:
     """Train and write the result."""
     stack = job.teacher().to(device)
     targets = job.options.targets(stack.num_layers)

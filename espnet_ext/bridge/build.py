@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from espnet_ext.bridge.registry import TASKS, install
-from espnet_ext.config.training import Config
-from espnet_ext.data.features import ark_definition
 from espnet_ext.encoders.pretrained.encoder import without_files
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
 
 install()
 
@@ -33,13 +32,13 @@ _BUILD_ERRORS = (
 )
 
 
-def build_model(config: Config, vocabulary: int | None = None) -> nn.Module:
+def build_model(experiment: Experiment, vocabulary: int | None = None) -> nn.Module:
     """Build the model that ``espnet-ext train`` would start from, in evaluation mode.
 
     The state of torch's random generator is left as it was.
 
     Args:
-        config: training config.
+        experiment: the config.
         vocabulary: tokens, blank and sos/eos (cls: <unk>) included; default: ``token_count``.
 
     Returns:
@@ -50,70 +49,62 @@ def build_model(config: Config, vocabulary: int | None = None) -> nn.Module:
     """
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         try:
-            args = _arguments(config)
-            args.token_list = _placeholders(config, vocabulary or token_count(config))
+            args = arguments_of(experiment)
+            args.token_list = _placeholders(experiment, vocabulary or token_count(experiment))
             args.init_param = []
             if args.normalize == "global_mvn":
                 args.normalize_conf = dict(args.normalize_conf)
-                width = _width(config, args)
+                width = _width(experiment, args)
                 args.normalize_conf["stats_file"] = neutral_statistics(width, Path(folder))
             with without_files():
-                return TASKS[config.recipe.task].build_model(args).eval()
+                return TASKS[experiment.recipe.task].build_model(args).eval()
         except UserError as error:
-            raise UserError(f"{config.path}: {error}") from None
+            raise UserError(f"{experiment.config.path}: {error}") from None
         except _BUILD_ERRORS as error:
             reason = " ".join(str(error).split()) or _source_line(error)
             name = type(error).__name__
-            raise UserError(f"{config.path}: the model does not build: {name}: {reason}") from None
+            raise UserError(
+                f"{experiment.config.path}: the model does not build: {name}: {reason}"
+            ) from None
 
 
-def token_count(config: Config) -> int:
+def token_count(experiment: Experiment) -> int:
     """Tokens of the list that stage 3 makes; for characters the size of an English list.
 
     A classifier's list ends in <unk>, which is no class. SentencePiece counts <unk>, <s> and
     </s> among its pieces; the list has <blank>, <unk> and
     <sos/eos> instead, so its size is that of the vocabulary.
     """
-    if config.recipe.task == "cls":
-        return config.recipe.classes + 1
-    kind = config.espnet.get("token_type", "bpe")
-    return CHARACTERS if kind == "char" else config.recipe.vocabulary
+    recipe = experiment.recipe
+    if recipe.task == "cls":
+        return recipe.classes + 1
+    kind = experiment.espnet.get("token_type", "bpe")
+    return CHARACTERS if kind == "char" else recipe.vocabulary
 
 
-def feature_width(config: Config) -> int | None:
-    """Width of features that are read from arks; None if the frontend computes them.
-
-    Raises:
-        UserError: features are read from arks, but the frontend is not one that writes them.
-    """
-    if config.recipe.features != "ark":
-        return config.espnet.get("input_size")
-    return ark_definition(config).width
-
-
-def _arguments(config: Config) -> argparse.Namespace:
+def arguments_of(experiment: Experiment) -> argparse.Namespace:
     """ESPnet's arguments as its own parser fills them."""
-    parser = TASKS[config.recipe.task].get_parser()
-    parser.set_defaults(**config.espnet)
+    parser = TASKS[experiment.recipe.task].get_parser()
+    parser.set_defaults(**experiment.espnet)
     try:
         args = parser.parse_args([])
     except SystemExit:
         raise ValueError("ESPnet's parser refuses a value") from None
-    args.input_size = feature_width(config)
+    args.input_size = experiment.feature_width
     return args
 
 
-def _placeholders(config: Config, count: int) -> list[str]:
-    if config.recipe.task == "cls":
+def _placeholders(experiment: Experiment, count: int) -> list[str]:
+    if experiment.recipe.task == "cls":
         return [*(f"<{k}>" for k in range(count - 1)), "<unk>"]
     return ["<blank>", "<unk>", *(f"<{k}>" for k in range(2, count - 1)), "<sos/eos>"]
 
 
-def _width(config: Config, args: argparse.Namespace) -> int:
+def _width(experiment: Experiment, args: argparse.Namespace) -> int:
     """Features per frame before normalisation."""
     if args.input_size is not None:
         return args.input_size
-    choices = {c.name: c for c in TASKS[config.recipe.task].class_choices_list}
+    choices = {c.name: c for c in TASKS[experiment.recipe.task].class_choices_list}
     frontend: Any = choices["frontend"].get_class(args.frontend)
     return frontend(**args.frontend_conf).output_size()
 

@@ -1,7 +1,8 @@
-"""Stage 5's work: training form to a stock ESPnet model on disk, verified on real speech."""
+"""Writes deployed models: folders that stock ESPnet loads, verified on real speech."""
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,99 +20,141 @@ from espnet_ext.bridge.checkpoint import (
 )
 from espnet_ext.bridge.footprint import encoder_compression, is_classifier, macs_per_second
 from espnet_ext.bridge.registry import stock_encoder
+from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.variants import computing, formed, split_variant
-from espnet_ext.data.fbank import kaldi_fbank
-from espnet_ext.data.features import FRAMES_PER_SECOND
 from espnet_ext.encoders.family_outputs import plain_conf
 from espnet_ext.encoders.kaldi_fbank import KaldiFbank
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.encoders.pretrained.mimicked import MimickedStack
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
 from espnet_ext.files import PACKED, atomic_path, weights_file, write_json
 from espnet_ext.formats.packed import write_member
 from espnet_ext.methods.deploy import PLAIN, footprint
 from espnet_ext.methods.registry import METHODS
 
 STACK = "stack"  # the encoder's stack in its family's own format, without removed layers
+STATISTICS = "feats_stats.npz"
 TOLERANCE = 1e-5  # float32, absolute, on the encoder's normalised outputs or the logits
 
 
-def deploy_checkpoint(
-    config: Path,
-    checkpoint: Path,
-    variant: str,
-    waves: list[Tensor],
-    rate: int,
-    folder: Path,
-    deltas: int = 0,
-    frames: float = FRAMES_PER_SECOND,
-) -> dict[str, Any]:
-    """Write ``folder`` with model.pth, config.yaml, feats_stats.npz and deploy.json.
+@dataclass(frozen=True)
+class Speech:
+    """Real utterances that a deployed model is verified on.
+
+    Attributes:
+        waves: each (samples,) in [-1, 1], or features (frames, width) that are read from arks.
+        source: how they become the model's input.
+    """
+
+    waves: Sequence[Tensor]
+    source: SpeechInput
+
+    @torch.no_grad()
+    def outputs(self, model: nn.Module, width: int | None) -> list[Tensor]:
+        """The output of a model for each utterance.
+
+        Args:
+            model: ESPnet's.
+            width: features of a frame that it takes if it has no frontend.
+
+        Returns:
+            Encoder outputs (1, frames, width); of a classifier logits (1, classes).
+        """
+        width = width if model.frontend is None else None
+        return [encode(model, self.source.prepared(wave, width)) for wave in self.waves]
+
+
+def encode(model: Any, speech: Tensor) -> Tensor:
+    """The output of a model for one utterance; see ``Speech.outputs``."""
+    # A copy: ESPnet's normalisation writes into its argument.
+    output, lengths = model.encode(speech.unsqueeze(0).clone(), torch.tensor([len(speech)]))
+    if isinstance(output, tuple):
+        output = output[0]
+    return model.decoder(output, lengths) if is_classifier(model) else output
+
+
+def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) -> dict[str, Any]:
+    """Write the deployed form of an experiment: model.pth, config.yaml, statistics, deploy.json.
 
     The folder appears only if everything holds: the deployed model read back from disk has
     the keys and shapes that stock ESPnet builds, and the output of the training form. A member of
-    a family at 8, 4 or 2 bits is packed: model.safetensors in the place of model.pth.
+    a family at 8, 4 or 2 bits is packed: model.safetensors instead of model.pth.
 
     Args:
-        config: the experiment's config.yaml.
+        experiment: names the form and the folder.
         checkpoint: the averaged model.
-        variant: name of the deployed form.
-        waves: real utterances for the verification: each (samples,) in [-1, 1], or features
-            (frames, width) that are not computed here.
-        rate: their samples per second.
-        folder: where to write.
-        deltas: orders of differences in the features that the deployed model takes.
-        frames: how many of them there are in a second.
+        speech: utterances for the verification.
 
     Returns:
-        The contents of deploy.json.
+        The content of deploy.json.
+
+    Raises:
+        UserError: an unknown form, a checkpoint that does not fit, or outputs that differ.
     """
-    trained = load_model(config, checkpoint)
+    variant, folder = experiment.variant, experiment.deployed
+    trained = load_model(experiment.espnet_config, checkpoint)
     deployed, packed = formed(trained, variant)
-    arguments = stock_arguments(read_config(config), split_variant(variant)[0])
+    arguments = stock_arguments(read_config(experiment.espnet_config), split_variant(variant)[0])
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
         if packed is None:
             write(deployed_bytes(deployed, variant), temporary / "model.pth")
         else:
             write_member(packed, temporary / PACKED)
-        # The config names the statistics where they will be, and is built from where they are.
-        statistics = (arguments.get("normalize_conf") or {}).get("stats_file")
-        if statistics is not None:
-            shutil.copyfile(statistics, temporary / "feats_stats.npz")
-            arguments["normalize_conf"]["stats_file"] = str(folder / "feats_stats.npz")
-        if isinstance(deployed.encoder, StackEncoder):
-            if packed is not None or isinstance(deployed.encoder.stack, MimickedStack):
-                arguments = portable_arguments(arguments, deployed)
-            else:
-                deployed.encoder.stack.save(temporary / STACK)
-                conf = stack_options(arguments["encoder_conf"], folder / STACK)
-                arguments["encoder_conf"] = conf
+        _move_inputs(arguments, temporary, folder)
+        arguments["encoder_conf"] = _stack_conf(
+            arguments, deployed, None if packed is not None else temporary, folder
+        )
         text = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
         (temporary / "config.yaml").write_text(text, encoding="utf-8")
-        rounded = split_variant(variant)[1] is not None  # then the training form is another
-        forms = [deployed] if rounded else [trained, deployed]
+        rounded = split_variant(variant)[1] is not None  # then the training form differs
         with computing(trained, "merged" if rounded else variant):
-            verified = verify(forms, temporary, arguments, waves, rate, deltas)
+            models = [deployed] if rounded else [trained, deployed]
+            verified = verify(models, temporary, arguments, speech)
         summary = {
             "variant": variant,
             "checkpoint": str(checkpoint),
             "parameters": footprint(deployed),
             "training_parameters": footprint(trained),
             "bytes": weights_file(temporary).stat().st_size,
-            "macs_per_second": macs_per_second(deployed, rate, arguments.get("input_size"), frames),
+            "macs_per_second": macs_per_second(
+                deployed, speech.source, arguments.get("input_size")
+            ),
             "verified": verified,
         } | encoder_compression(trained, deployed, variant)
         write_json(temporary / "deploy.json", summary)
     return summary
 
 
+def _move_inputs(arguments: dict[str, Any], temporary: Path, folder: Path) -> None:
+    """Copy the statistics into the folder; the config names them where they will be."""
+    statistics = (arguments.get("normalize_conf") or {}).get("stats_file")
+    if statistics is not None:
+        shutil.copyfile(statistics, temporary / STATISTICS)
+        arguments["normalize_conf"]["stats_file"] = str(folder / STATISTICS)
+
+
+def _stack_conf(
+    arguments: dict[str, Any], deployed: Any, temporary: Path | None, folder: Path
+) -> dict[str, Any]:
+    """Return ``encoder_conf`` of the deployed form; save a whole stack into ``temporary``."""
+    conf = arguments["encoder_conf"]
+    if not isinstance(deployed.encoder, StackEncoder):
+        return conf
+    if temporary is None or isinstance(deployed.encoder.stack, MimickedStack):
+        return portable_arguments(arguments, deployed)["encoder_conf"]
+    deployed.encoder.stack.save(temporary / STACK)
+    kept = {k: v for k, v in conf.items() if k not in ("remove", "keep", "architecture")}
+    return {**kept, "path": str(folder / STACK)}
+
+
 def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[str, Any]:
     """Turn a training config into one that builds the deployed form.
 
     For ``merged`` and members of a family that is the plain encoder, which stock ESPnet builds if
-    it is one of its own; another form keeps the method, whose option ``form`` names it. The Kaldi
-    frontend is ours and has no weights: the deployed model takes its features.
+    the encoder is ESPnet's; another form keeps the method, whose option ``form`` names it. The
+    Kaldi frontend is ours and has no weights: the deployed model takes its features.
     """
     arguments = dict(arguments)
     conf = dict(arguments.get("encoder_conf") or {})
@@ -137,69 +180,51 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
     return arguments
 
 
-def portable_arguments(arguments: dict[str, Any], deployed: nn.Module) -> dict[str, Any]:
-    """``stock_arguments`` that build a deployed model where no file of a pretrained one is."""
+def portable_arguments(arguments: dict[str, Any], deployed: Any) -> dict[str, Any]:
+    """``stock_arguments`` that build a deployed model without the files of a pretrained one."""
     if not isinstance(deployed.encoder, StackEncoder):
         return arguments
     return {**arguments, "encoder_conf": deployed.encoder.portable_conf(arguments["encoder_conf"])}
 
 
-def stack_options(conf: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Options of ``encoder: stack`` that build the deployed form from the folder beside it."""
-    gone = ("remove", "keep", "architecture")
-    kept = {key: value for key, value in conf.items() if key not in gone}
-    return {**kept, "path": str(path)}
-
-
-@torch.no_grad()
 def verify(
-    forms: Sequence[nn.Module],
-    folder: Path,
-    arguments: dict[str, Any],
-    waves: list[Tensor],
-    rate: int,
-    deltas: int = 0,
+    models: Sequence[nn.Module], folder: Path, arguments: dict[str, Any], speech: Speech
 ) -> dict[str, Any]:
-    """Compare the files in ``folder`` with ``forms`` of the model on real speech.
+    """Compare the files in ``folder`` with ``models`` on real speech.
 
     Raises:
-        UserError: another architecture than stock ESPnet's, or outputs further apart than
+        UserError: another architecture than stock ESPnet's, or outputs that differ by more than
             TOLERANCE.
     """
     local = dict(arguments)
     if (folder / STACK).exists():
         local["encoder_conf"] = {**arguments["encoder_conf"], "path": str(folder / STACK)}
-    if (folder / "feats_stats.npz").exists():
-        conf = dict(arguments["normalize_conf"], stats_file=str(folder / "feats_stats.npz"))
+    if (folder / STATISTICS).exists():
+        conf = dict(arguments["normalize_conf"], stats_file=str(folder / STATISTICS))
         local["normalize_conf"] = conf
     stock = build(local).eval()
     load_weights(stock, weights_file(folder))
-    difference = 0.0
     width = arguments.get("input_size")
-    for wave in waves:
-        written = encode(stock, wave, rate, width, deltas)
-        for form in forms:
-            other = encode(form, wave, rate, width, deltas)
-            difference = max(difference, (written - other).abs().max().item())
+    written = speech.outputs(stock, width)
+    difference = max(largest_difference(written, speech.outputs(model, width)) for model in models)
+    refuse_difference(difference, "the deployed model")
+    return {
+        "utterances": len(speech.waves),
+        "max_difference": difference,
+        "tolerance": TOLERANCE,
+    }
+
+
+def largest_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """The largest absolute difference of two models' outputs."""
+    pairs = zip(first, second, strict=True)
+    return max(((one - other).abs().max().item() for one, other in pairs), default=0.0)
+
+
+def refuse_difference(difference: float, name: str) -> None:
+    """Raise UserError if outputs differ by more than TOLERANCE."""
     if not difference <= TOLERANCE:
         raise UserError(
-            f"the deployed model differs from the training form by {difference:.1e} "
+            f"{name} differs from the training form by {difference:.1e} "
             f"(limit {TOLERANCE:.0e}); nothing was written"
         )
-    return {"utterances": len(waves), "max_difference": difference, "tolerance": TOLERANCE}
-
-
-def encode(model: nn.Module, wave: Tensor, rate: int, width: int | None, deltas: int = 0) -> Tensor:
-    """Encoder output (1, frames, width) for one wave; of a classifier its logits (1, classes).
-
-    In place of a wave features (frames, width) may be given.
-    A model without a frontend takes ``width`` features a frame, log-mel and ``deltas`` orders of
-    differences: ours, whatever made the training's arks.
-    """
-    if model.frontend is None and width is not None and wave.dim() == 1:
-        wave = kaldi_fbank(wave, rate, width // (1 + deltas), deltas)
-    # A copy: ESPnet's normalisation writes into what it is given.
-    output, lengths = model.encode(wave.unsqueeze(0).clone(), torch.tensor([len(wave)]))
-    if isinstance(output, tuple):
-        output = output[0]
-    return model.decoder(output, lengths) if is_classifier(model) else output

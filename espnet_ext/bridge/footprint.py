@@ -1,4 +1,4 @@
-"""What a config's model weighs and costs, without training it."""
+"""Size and cost of a config's model, without training it."""
 
 from typing import Any
 
@@ -6,23 +6,23 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from espnet_ext.bridge.build import build_model, feature_width
+from espnet_ext.bridge.build import build_model
+from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.variants import file_bytes, formed, split_variant
-from espnet_ext.config.training import Config
-from espnet_ext.data.features import FRAMES_PER_SECOND, ark_definition, frames_per_second
+from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import footprint
 from espnet_ext.methods.nested import compression
 from espnet_ext.results.schema import NOT_MEASURED
 
 _SECONDS = 10.0
+_WAVES = SpeechInput(16000)
 
 
-def measure(config: Config, variant: str | None = None, vocabulary: int | None = None) -> dict:
-    """Build and deploy the model of ``config`` with random weights and measure it.
+def measure(experiment: Experiment, vocabulary: int | None = None) -> dict[str, Any]:
+    """Build and deploy the model of a config with random weights and measure it.
 
     Args:
-        config: training config.
-        variant: deployed form; default: the one the config names.
+        experiment: names the deployed form.
         vocabulary: size of the token list; default: ``build.token_count``.
 
     Returns:
@@ -33,19 +33,16 @@ def measure(config: Config, variant: str | None = None, vocabulary: int | None =
     Raises:
         UserError: the model does not build or has no such variant.
     """
-    model = build_model(config, vocabulary)
-    variant = variant or config.recipe.variant
+    model, variant = build_model(experiment, vocabulary), experiment.variant
     form = formed(model, variant)
-    deployed = form.module
-    found = {
-        "parameters": footprint(deployed),
+    return {
+        "parameters": footprint(form.module),
         "training_parameters": footprint(model),
         "bytes": file_bytes(form, variant),
         "macs_per_second": macs_per_second(
-            deployed, sampling_rate(config), feature_width(config), frames_per_second(config)
+            form.module, SpeechInput.of(experiment), experiment.feature_width
         ),
-    }
-    return found | encoder_compression(model, deployed, variant)
+    } | encoder_compression(model, form.module, variant)
 
 
 def encoder_compression(model: Any, deployed: Any, variant: str) -> dict[str, float]:
@@ -56,23 +53,9 @@ def encoder_compression(model: Any, deployed: Any, variant: str) -> dict[str, fl
     return {} if ratio is None else {"encoder_compression": round(ratio, 4)}
 
 
-def sampling_rate(config: Config) -> int:
-    """Samples per second that the frontend expects."""
-    import humanfriendly
-
-    if config.espnet.get("frontend") == "ssl":
-        return ark_definition(config).rate
-
-    rate = (config.espnet.get("frontend_conf") or {}).get("fs", 16000)
-    return humanfriendly.parse_size(rate) if isinstance(rate, str) else int(rate)
-
-
 @torch.no_grad()
 def macs_per_second(
-    model: nn.Module,
-    rate: int = 16000,
-    width: int | None = None,
-    frames: float = FRAMES_PER_SECOND,
+    model: nn.Module, source: SpeechInput = _WAVES, width: int | None = None
 ) -> int | str:
     """Multiply-accumulates of encoder and CTC or class output per second of audio, on 10 s of it.
 
@@ -82,15 +65,14 @@ def macs_per_second(
 
     Args:
         model: an ESPnet ASR model in evaluation mode.
-        rate: samples per second of audio.
+        source: the model's input.
         width: features per frame, for a model without a frontend.
-        frames: frames per second of such features.
     """
     parts: dict[str, Any] = {name: getattr(model, name, None) for name in _PARTS}
     encoder = parts["encoder"]
     if encoder is None or any(isinstance(m, nn.RNNBase) for m in encoder.modules()):
         return NOT_MEASURED
-    x, lengths = _ten_seconds(parts, rate, width, frames)
+    x, lengths = _ten_seconds(parts, source, width)
     with FlopCounterMode(display=False, custom_mapping=MORE_FLOPS) as counter:
         if parts["preencoder"] is not None:
             x, lengths = parts["preencoder"](x, lengths)
@@ -125,18 +107,18 @@ _PARTS = ("frontend", "normalize", "preencoder", "encoder", "postencoder", "ctc"
 
 
 def _ten_seconds(
-    parts: dict[str, Any], rate: int, width: int | None, frames_per_second: float
+    parts: dict[str, Any], source: SpeechInput, width: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (1, frames, width) of noise, and their length, before the pre-encoder."""
     # A generator of its own: measuring must not change the numbers of what follows.
     noise = torch.Generator().manual_seed(0)
     if parts["frontend"] is not None:
-        wave = torch.randn(1, int(_SECONDS * rate), generator=noise) * 0.1
+        wave = torch.randn(1, int(_SECONDS * source.rate), generator=noise) * 0.1
         x, lengths = parts["frontend"](wave, torch.tensor([wave.shape[1]]))
     elif width is None:
         raise ValueError("a model without a frontend needs the width of its features")
     else:
-        frames = int(_SECONDS * frames_per_second)
+        frames = int(_SECONDS * source.frames_per_second)
         x = torch.randn(1, frames, width, generator=noise)
         lengths = torch.tensor([frames])
     if parts["normalize"] is not None:

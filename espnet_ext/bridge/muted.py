@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def muted() -> Iterator[None]:
     """Drop standard error, warnings and log lines below ERROR; exceptions pass as ever.
 
     ESPnet reports absent optional packages and its own choices that way, several lines for

@@ -90,12 +90,16 @@ def install() -> None:
     cls.decoder_choices.classes["mlp"] = MLPDecoder
 
 
-def stock_encoder(name: str) -> str:
-    """Return the encoder under ``name``: hrf_conformer gives conformer."""
-    # Both parts may hold underscores: the names are made again, not cut in two.
+def compressed_names() -> dict[str, tuple[str, str]]:
+    """Method and plain encoder by the name of a compressed one: hrf_conformer: hrf, conformer."""
     return {
-        f"{prefix}_{base}": base
+        f"{prefix}_{base}": (prefix, base)
         for prefix, method in METHODS.items()
         for base in BASES
         if method.fits(base, base in RECURRENT_BASES)
-    }.get(name, name)
+    }
+
+
+def stock_encoder(name: str) -> str:
+    """Return the plain encoder of a compressed one: hrf_conformer gives conformer."""
+    return compressed_names().get(name, ("", name))[1]

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from espnet_ext.bridge.build import build_model
 from espnet_ext.bridge.checkpoint import ties
-from espnet_ext.config.training import Config
 from espnet_ext.errors import UserError
 from espnet_ext.formats.state_dict import load_state
 from espnet_ext.methods.nested import NestedStack
@@ -16,26 +15,20 @@ from espnet_ext.methods.nested_from_plain import start_from_plain
 _NEW = (".down", ".up", ".diagonal")
 
 
-def refuse_other_start(
-    config: Config, checkpoints: list[Path], vocabulary: int | None = None
-) -> None:
+def refuse_other_start(model: nn.Module, checkpoints: list[Path]) -> None:
     """Compare the models to start from with the one to train.
 
     ESPnet would load a model of other groups as it is, each group with the weights of its
     last layer.
 
     Args:
-        config: of the training.
+        model: the training form to train.
         checkpoints: whole models.
-        vocabulary: tokens that stage 3 listed; default: what the config alone says.
 
     Raises:
-        UserError: no such file, another architecture, or weights that differ where this model
-            has one.
+        UserError: no such file, another architecture, or weights that differ where ``model``
+            shares one.
     """
-    if not checkpoints:
-        return
-    model = build_model(config, vocabulary)
     own = model.state_dict()
     shared = ties(model)
     for path in checkpoints:

@@ -9,19 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from espnet2.bin.asr_inference import Speech2Text
 from espnet2.layers.global_mvn import GlobalMVN
 from torch import Tensor
 
-from espnet_ext.bridge.checkpoint import load_model
-from espnet_ext.bridge.inference import load_speech2text, search_of
+from espnet_ext.bridge.inference import Decoder
 from espnet_ext.bridge.latency import Timing
+from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.text_segments import Segments
 from espnet_ext.data.fbank import OnlineFbank
 from espnet_ext.data.features import FRAMES_PER_SECOND
 from espnet_ext.encoders.chunks import SUBSAMPLING
 from espnet_ext.errors import UserError
-from espnet_ext.files import weights_file
 
 _SILENCE = -80  # dBFS: dither of one bit of 16 peaks at -90, quiet speech far above
 
@@ -70,19 +68,18 @@ class Streamer:
     """
 
     def __init__(self, model: Path, method: str, options: dict, rate: int = 16000):
-        load_model(model / "config.yaml", weights_file(model))
-        self.speech2text: Speech2Text = load_speech2text(model, method, options)
-        asr = self.speech2text.asr_model
+        self.decoder = Decoder(model, method, options, SpeechInput(rate))
+        asr = self.decoder.model
         if not hasattr(asr.encoder, "forward_chunk"):
-            name = self.speech2text.asr_train_args.encoder
+            name = self.decoder.inference.asr_train_args.encoder
             raise UserError(f"encoder {name} cannot stream; train streaming_transformer")
         if not isinstance(asr.normalize, GlobalMVN | None):
             raise UserError("a stream needs normalize: global_mvn, which needs no whole utterance")
-        search = search_of(asr, method, options)
+        search = self.decoder.search
         if search is None:
             raise UserError(f"{method} cannot stream; take transducer_greedy or transducer_beam")
         self.encoder, self.normalize, self.search = asr.encoder, asr.normalize, search
-        self.rate, self.bins = rate, int(self.speech2text.asr_train_args.input_size or 80)
+        self.rate, self.bins = rate, int(self.decoder.width or 80)
         self.chunk = self.encoder.geometry.chunk * SUBSAMPLING  # feature frames
 
     @property
@@ -106,7 +103,7 @@ class Streamer:
         """The state before the first chunk, which counts into ``timing``."""
         feats = torch.zeros(0, self.bins)
         states = self.encoder.init_state(1), self.search.start(1)
-        segments = Segments(self.speech2text)
+        segments = Segments(self.decoder)
         return Stream(OnlineFbank(self.rate, self.bins), feats, *states, segments, timing)
 
     @torch.no_grad()

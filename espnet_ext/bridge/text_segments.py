@@ -1,9 +1,8 @@
 """The text of a stream in segments, so that what is certain need not be kept."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from espnet_ext.bridge.inference import text_of
+from espnet_ext.bridge.inference import Decoder
 
 SEGMENT_TOKENS = 100  # of a segment at most; only the last takes in what is still open
 _WORD_STARTS = ("\u2581", "<space>")  # of sentencepiece, of characters
@@ -20,9 +19,9 @@ class Segments:
         tokens: settled tokens of the segment that is not finished.
     """
 
-    def __init__(self, speech2text: Any):
+    def __init__(self, decoder: Decoder):
         self.tokens: list[int] = []
-        self._speech2text = speech2text
+        self._decoder = decoder
         # A token before the segment: tokenizers drop the blank that a text begins with.
         self._before: list[int] = []
 
@@ -34,7 +33,7 @@ class Segments:
             size = self._size()
             done, self.tokens = self.tokens[:size], self.tokens[size:]
             finished.append(self._text(done))
-            seen = (t for t in reversed(done) if text_of(self._speech2text, [t]).strip())
+            seen = (t for t in reversed(done) if self._decoder.text_of([t]).strip())
             self._before = next(([token] for token in seen), self._before)
         return finished
 
@@ -44,10 +43,10 @@ class Segments:
 
     def _size(self) -> int:
         """Tokens of a segment that is full."""
-        names = self._speech2text.converter.ids2tokens(self.tokens[: SEGMENT_TOKENS + 1])
+        names = self._decoder.inference.converter.ids2tokens(self.tokens[: SEGMENT_TOKENS + 1])
         starts = (i for i in range(SEGMENT_TOKENS, 0, -1) if names[i].startswith(_WORD_STARTS))
         return next(starts, SEGMENT_TOKENS)
 
     def _text(self, tokens: Sequence[int]) -> str:
-        before = text_of(self._speech2text, self._before)
-        return text_of(self._speech2text, [*self._before, *tokens])[len(before) :]
+        before = self._decoder.text_of(self._before)
+        return self._decoder.text_of([*self._before, *tokens])[len(before) :]

@@ -1,22 +1,27 @@
 """Check training configs: every key against what takes it, then build the model.
 
 Takes files, or folders in which every train_*.yaml is checked. Prints a line for each config
-and one for each problem; fails if there is a problem.
+and one for each problem; fails if there is a problem. Keys are checked within a second, without
+ESPnet; building a model takes the time that torch and ESPnet need to start.
 
 Example:
   espnet-ext check conf
+  espnet-ext check conf --keys
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from espnet_ext.config.recipe_errors import recipe_problems
+from espnet_ext.config.training import read_config
 from espnet_ext.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("paths", nargs="*", default=["conf"], help="configs or folders; conf")
+    parser.add_argument("--keys", action="store_true", help="check keys only, build no model")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -25,27 +30,52 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: no config was found, or one has a problem.
     """
-    configs = list(find_configs(args.paths))
-    from espnet_ext.bridge.muted import quiet
-
-    with quiet():
-        from espnet_ext.bridge.config_keys import examine_file
-    problems = wrong = 0
+    configs = find_configs(args.paths)
+    wrong = {path: found for path in configs if (found := _key_problems(path))}
     for path in configs:
-        with quiet():
-            found = examine_file(path)
-        for warning in found.warnings:
-            print(f"{path}: warning: {warning}")
-        for problem in found.problems:
-            print(f"{path}: {problem}", file=sys.stderr)
-        problems += len(found.problems)
-        wrong += bool(found.problems)
-        if not found.problems:
-            forms = ", ".join(found.variants)
-            print(f"{path}: ok, {found.parameters:,} parameters in training; variants: {forms}")
-    if problems:
-        count = "1 problem" if problems == 1 else f"{problems} problems"
-        raise UserError(f"{count} in {wrong} of {len(configs)} configs, told above")
+        if path in wrong:
+            _report(path, wrong[path])
+        elif args.keys:
+            print(f"{path}: keys ok")
+        else:
+            wrong |= {path: found} if (found := _build(path)) else {}
+    count = sum(map(len, wrong.values()))
+    if count:
+        problems = "1 problem" if count == 1 else f"{count} problems"
+        raise UserError(f"{problems} in {len(wrong)} of {len(configs)} configs, listed above")
+
+
+def _key_problems(path: Path) -> list[str]:
+    """Problems that are found without building the model."""
+    from espnet_ext.bridge.signatures import cached_signatures
+
+    try:
+        config, wrong = read_config(path)
+    except UserError as error:
+        return [str(error).removeprefix(f"{path.resolve()}: ")]
+    return [*wrong, *cached_signatures().problems(config), *recipe_problems(config)]
+
+
+def _build(path: Path) -> list[str]:
+    """Build the model and print a line about it; return its problems."""
+    from espnet_ext.bridge.muted import muted
+
+    with muted():
+        from espnet_ext.bridge.config_check import examine_file
+
+        found = examine_file(path)
+    for warning in found.warnings:
+        print(f"{path}: warning: {warning}")
+    _report(path, found.problems)
+    if not found.problems:
+        forms = ", ".join(found.variants)
+        print(f"{path}: ok, {found.parameters:,} parameters in training; variants: {forms}")
+    return found.problems
+
+
+def _report(path: Path, problems: list[str]) -> None:
+    for problem in problems:
+        print(f"{path}: {problem}", file=sys.stderr)
 
 
 def find_configs(paths: list[str]) -> list[Path]:

@@ -14,11 +14,10 @@ Example:
 import argparse
 import json
 import sys
-from pathlib import Path
 
-from espnet_ext.cli.tokens import token_dir
-from espnet_ext.config.training import Config, changed, load_config
+from espnet_ext.config.training import changed, load_config
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
 
 _LEAST = 3  # tokens of any list
 
@@ -45,26 +44,21 @@ def run(args: argparse.Namespace) -> None:
     if args.vocabulary is not None and args.vocabulary < _LEAST:
         raise UserError(f"--vocabulary {args.vocabulary}: blank, unknown and sos/eos are {_LEAST}")
     config = changed(load_config(args.config), args.set)
-    from espnet_ext.bridge.muted import quiet
+    experiment = Experiment.of(config, args.variant)
+    from espnet_ext.bridge.muted import muted
 
-    with quiet():
+    with muted():
         from espnet_ext.bridge.build import token_count
-        from espnet_ext.bridge.config_keys import refuse_problems
+        from espnet_ext.bridge.config_check import refuse_problems
         from espnet_ext.bridge.footprint import measure
 
         refuse_problems(config)
-        known = vocabulary(config) if args.vocabulary is None else args.vocabulary
-        tokens = token_count(config) if known is None else known
-        found = measure(config, args.variant, tokens)
+        known = experiment.vocabulary if args.vocabulary is None else args.vocabulary
+        tokens = token_count(experiment) if known is None else known
+        found = measure(experiment, tokens)
     if known is None:
         print(f"no token list yet: {tokens} tokens assumed; see --vocabulary", file=sys.stderr)
     print(json.dumps(found, indent=2) if args.json else table(found))
-
-
-def vocabulary(config: Config) -> int | None:
-    """Size of the token list if stage 3 has made it, else None."""
-    path = token_dir(config) / "tokens.txt"
-    return len(path.read_text(encoding="utf-8").splitlines()) if Path(path).is_file() else None
 
 
 def table(found: dict) -> str:

@@ -12,7 +12,7 @@ Example:
 
 import argparse
 
-from espnet_ext.cli.checked import checked_config
+from espnet_ext.experiment import Experiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train step one, unless it is up to date."""
-    config = checked_config(args.config)
-    from espnet_ext.bridge.muted import quiet
+    experiment = Experiment.load(args.config)
+    from espnet_ext.bridge.muted import muted
 
-    with quiet():
-        from espnet_ext.analysis import mimic_training
-    print(f"mimic: {mimic_training.step_one(config, 'cuda' if args.ngpu else 'cpu')}")
+    with muted():
+        from espnet_ext.analysis.mimic_training import train_mimic
+    print(f"mimic: {train_mimic(experiment, 'cuda' if args.ngpu else 'cpu')}")

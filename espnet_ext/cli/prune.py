@@ -25,6 +25,7 @@ from espnet_ext.cli.similarity import (
     rows_of,
 )
 from espnet_ext.errors import UserError, at_least
+from espnet_ext.experiment import Experiment
 
 ORDERS = ("backward", "forward", "bi_cosine", "bi_knn")
 
@@ -73,9 +74,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _write(args: argparse.Namespace) -> None:
-    from espnet_ext.bridge.muted import quiet
+    from espnet_ext.bridge.muted import muted
 
-    with quiet():
+    with muted():
         from espnet_ext.encoders.pretrained.stack import load_stack
 
         smaller = load_stack(args.model).remove(args.remove)
@@ -89,9 +90,7 @@ def _write(args: argparse.Namespace) -> None:
 
 
 def _curves(args: argparse.Namespace) -> None:
-    from espnet_ext.cli.checked import checked_config
-
-    config = checked_config(args.config)
+    config = Experiment.load(args.config).config
     if config.recipe.task != "cls":
         raise UserError(
             f"{config.path}: prune scores a classifier; this is task {config.recipe.task}"
@@ -103,9 +102,9 @@ def _curves(args: argparse.Namespace) -> None:
     score_rows, rows = rows_of(args.score_set), rows_of(args.set)
     check_measure(args, args.score_set, len(score_rows))
     references = _references(args.set, [name for name, _ in rows])
-    from espnet_ext.bridge.muted import quiet
+    from espnet_ext.bridge.muted import muted
 
-    with quiet():
+    with muted():
         from espnet_ext.analysis.pruning import Curves, prune_probe
     curves = Curves(references, args.orders, args.metric, args.seed)
     model: dict[str, Any] = {}

@@ -16,10 +16,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.cli.deploy import deploy_stamp
 from espnet_ext.config.training import Config, load_config
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
 from espnet_ext.files import Stamp, read_json, write_json, write_text
+from espnet_ext.stages.deploy import deploy_stamp
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +130,7 @@ def _refuse_other_training(config: Config, variant: str) -> None:
     """Refuse a deployed model whose checkpoint has changed since, by more epochs, say."""
     deployed = config.exp / "deploy" / variant / "deploy.json"
     checkpoint = Path(str(read_json(deployed).get("checkpoint")))
-    if not deploy_stamp(config, variant, checkpoint).is_current():
+    if not deploy_stamp(Experiment.of(config, variant), checkpoint).is_current():
         raise UserError(
             f"{deployed.parent} was deployed before {checkpoint} changed; run stages 5 to 7"
         )

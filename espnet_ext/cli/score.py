@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.cli.checked import checked_config
 from espnet_ext.config.training import Config
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.experiment import Experiment
 from espnet_ext.files import Stamp, read_json, sha256_file, write_json, write_text
 
 Names = tuple[str, str, str | None]  # set, method, baseline
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
     for option, value in plain.items():
         if value is not None:
             raise UserError(f"{option} is for plain files: leave out CONFIG, or {option}")
-    config = checked_config(args.config, args.tag)
+    config = Experiment.load(args.config, args.tag).config
     variant = args.variant or config.recipe.variant
     for method in config.recipe.decode:
         folder = config.exp / "decode" / variant / method
@@ -239,7 +239,6 @@ def _score_translations(files: Files, names: Names, stem: Path, target: str) -> 
 
 
 def _score_classes(config: Config, files: Files, names: Names, stem: Path) -> None:
-    from espnet_ext.cli.tokens import classes_of
     from espnet_ext.results.pages.classes import score_line
     from espnet_ext.results.schema import CLASS_SCORE_FILE, SCHEMA_VERSION
     from espnet_ext.score.classification import read_decisions, score_decisions, vote
@@ -251,7 +250,9 @@ def _score_classes(config: Config, files: Files, names: Names, stem: Path) -> No
     def score() -> tuple[dict[str, Any], dict[Path, str]]:
         label, hypothesis, utt2spk, baseline = files.read()
         assert utt2spk is not None  # a config gives it
-        decisions = read_decisions(label, hypothesis, utt2spk, classes_of(config), baseline)
+        decisions = read_decisions(
+            label, hypothesis, utt2spk, Experiment.of(config).classes, baseline
+        )
         if config.recipe.vote:
             decisions = vote(decisions)
         return score_decisions(decisions, name, method, unit, tag), {}

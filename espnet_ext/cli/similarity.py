@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> None:
     """
     rows = rows_of(args.set)
     check_measure(args, args.set, len(rows))
-    from espnet_ext.bridge.muted import quiet
+    from espnet_ext.bridge.muted import muted
 
-    with quiet():
+    with muted():
         from espnet_ext.analysis.layers import compare_layers, draw_batches
         from espnet_ext.analysis.similarity import boundary
         from espnet_ext.encoders.pretrained.stack import load_stack

@@ -24,13 +24,12 @@ import argparse
 import json
 import sys
 
-from espnet_ext.bridge.muted import quiet
-from espnet_ext.cli.checked import checked_config
-from espnet_ext.cli.features import deltas_of
+from espnet_ext.bridge.muted import muted
 from espnet_ext.config.recipe_errors import TRANSDUCER
 from espnet_ext.data.audio_stream import STDIN, pieces
 from espnet_ext.errors import UserError
-from espnet_ext.files import weights_file, write_json
+from espnet_ext.experiment import Experiment
+from espnet_ext.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,27 +45,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Stream once."""
-    config = checked_config(args.config, args.tag)
-    if deltas_of(config):
-        raise UserError(f"{config.path}: frontend_conf: deltas cannot stream; train without them")
-    folder = config.exp / "deploy" / (args.variant or config.recipe.variant)
-    if not weights_file(folder).is_file():
-        raise UserError(f"no {folder}/model.pth; run stage 5")
-    chosen = [m for m in config.recipe.decode if m in TRANSDUCER]
+    experiment = Experiment.load(args.config, args.tag, args.variant)
+    if experiment.deltas:
+        raise UserError(
+            f"{experiment.config.path}: frontend_conf: deltas cannot stream; train without them"
+        )
+    folder = experiment.require_deployed()
+    chosen = [method for method in experiment.recipe.decode if method in TRANSDUCER]
     method = args.method or next(iter(chosen), "transducer_greedy")
-    with quiet():
+    options = experiment.recipe.decode.get(method) or {}
+    with muted():
         import torch
 
-        from espnet_ext.bridge.footprint import sampling_rate
         from espnet_ext.bridge.latency import Timing
         from espnet_ext.bridge.streaming import Streamer
 
         torch.set_num_threads(args.threads)
-        rate = sampling_rate(config)
-        streamer = Streamer(folder, method, config.recipe.decode.get(method) or {}, rate)
+        streamer = Streamer(folder, method, options, experiment.rate)
     timing = Timing()
     segments: list[str] = []
-    for second, text, finished in streamer.run(pieces(args.audio, rate, streamer.piece), timing):
+    for second, text, finished in streamer.run(
+        pieces(args.audio, streamer.rate, streamer.piece), timing
+    ):
         print(f"{second:8.2f} s {'|' if finished else ''} {text}", flush=True)
         if finished and args.json:
             segments.append(text)

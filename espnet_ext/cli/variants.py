@@ -10,8 +10,8 @@ Example:
 
 import argparse
 
-from espnet_ext.cli.footprint import vocabulary
 from espnet_ext.config.training import load_config
+from espnet_ext.experiment import Experiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,28 +21,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Deploy every variant and print a line for each."""
-    config = load_config(args.config)
-    from espnet_ext.bridge.muted import quiet
+    experiment = Experiment.of(load_config(args.config))
+    from espnet_ext.bridge.muted import muted
 
-    lines = []
-    with quiet():
+    with muted():
         from espnet_ext.bridge.build import build_model
-        from espnet_ext.bridge.config_keys import refuse_problems
+        from espnet_ext.bridge.config_check import refuse_problems
         from espnet_ext.bridge.footprint import encoder_compression
         from espnet_ext.bridge.variants import file_bytes, formed, rounded_afterwards
         from espnet_ext.methods.deploy import parameter_count, variants
 
-        refuse_problems(config)
-        model = build_model(config, vocabulary(config))
+        refuse_problems(experiment.config)
+        model = build_model(experiment, experiment.vocabulary)
         known = [*variants(model), *rounded_afterwards(model)]
         width = max(12, *(len(name) + 1 for name in known))
+        lines = [f"{'variant':{width}}{'parameters':>14}{'bytes':>14}{'encoder':>10}"]
         for name in known:
             form = formed(model, name)
-            count = parameter_count([form.module])
-            default = "  (recipe: variant)" if name == config.recipe.variant else ""
-            size = file_bytes(form, name)
-            line = f"{name:{width}}{count:>14,} parameters{size:>14,} bytes"
+            line = f"{name:{width}}{parameter_count([form.module]):>14,}"
+            line += f"{file_bytes(form, name):>14,}"
             ratio = encoder_compression(model, form.module, name).get("encoder_compression")
-            line += "" if ratio is None else f"{ratio:>8.2f} x encoder"
-            lines.append(line + default)
+            line += f"{'' if ratio is None else f'{ratio:.2f} x':>10}"
+            default = "  (recipe: variant)" if name == experiment.variant else ""
+            lines.append(line.rstrip() + default)
     print("\n".join(lines))

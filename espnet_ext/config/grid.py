@@ -29,19 +29,54 @@ what differs: hrf_ratio-2_sites-ffn. Reading a grid imports neither torch nor ES
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field
 
-from espnet_ext.config.training import load_config, put
+from espnet_ext.config.includes import put
+from espnet_ext.config.training import load_config
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.validation import Strict, parse
+from espnet_ext.yaml_files import read_mapping
 
-_KEYS = ("split", "sets", "seeds", "part", "unit", "baseline", "known", "systems")
-UNITS = ("fold", "speaker")
-_SYSTEM_KEYS = ("config", "vary", "set", "after", "than", "seeds")
+Seeds = Annotated[list[int], Field(min_length=1, description="a list of whole numbers, not empty")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Values = Annotated[list[Any], Field(min_length=1)]
+
+
+class _SystemEntry(Strict):
+    """A system as a grid file states it."""
+
+    config: str
+    vary: Annotated[
+        dict[str, Values] | None, Field(description="keys, each with a list of values")
+    ] = None
+    set: dict[str, Any] | None = None
+    after: str | None = None
+    than: Annotated[list[str] | None, Field(description="a list of systems")] = None
+    seeds: Annotated[list[int] | None, Field(min_length=1)] = None
+
+
+class _GridFile(Strict):
+    """A grid file."""
+
+    split: str | None = None
+    sets: Annotated[str, Field(description="the beginning of names of fixed sets")] = ""
+    seeds: Seeds
+    part: str = "test"
+    unit: Literal["fold", "speaker"] = "fold"
+    baseline: str | None = None
+    known: Annotated[
+        dict[str, Share] | None, Field(description="names, each with a score from 0 to 1")
+    ] = None
+    systems: Annotated[
+        dict[str, _SystemEntry], Field(min_length=1, description="names, each with a config")
+    ]
 
 
 @dataclass(frozen=True)
@@ -131,117 +166,86 @@ def read_grid(path: Path) -> Grid:
     """Read a grid file.
 
     Raises:
-        UserError: it is missing, is no grid, or names a config that is not there.
+        UserError: it is missing, is no grid, or names a config or a system that is not there.
     """
     if not path.is_file():
         raise UserError(f"no grid {path}; look in conf/ for grid_*.yaml")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected keys and values ({', '.join(_KEYS)})")
-    for key in content:
-        if key not in _KEYS:
-            raise UserError(f"{path}: unknown key {nearest(str(key), _KEYS)}")
-    seeds = content.get("seeds")
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
-        raise UserError(f"{path}: seeds must be a list of whole numbers, not {seeds!r}")
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"{path}: a seed stands twice in {seeds}")
-    part = content.get("part", "test")
-    fixed = content.get("split") is None
-    if not isinstance(part, str) or not (part in ("test", "dev") or (part and fixed)):
-        raise UserError(f"{path}: part must be test or dev, not {part!r}")
-    sets = content.get("sets", "")
-    if not isinstance(sets, str) or (sets and content.get("split") is not None):
-        raise UserError(f"{path}: sets is what names of fixed sets begin with, without a split")
-    unit = content.get("unit", "fold")
-    if unit not in UNITS:
-        raise UserError(f"{path}: unit must be fold or speaker, not {unit!r}")
-    known = content.get("known") or {}
-    if not isinstance(known, dict) or not all(is_share(value) for value in known.values()):
-        raise UserError(f"{path}: known must be names, each with a score from 0 to 1")
-    given = content.get("systems")
-    if not isinstance(given, dict) or not given:
-        raise UserError(f"{path}: systems must be names, each with a config")
+    found = parse(_GridFile, read_mapping(path), path)
+    if any(count > 1 for count in Counter(found.seeds).values()):
+        raise UserError(f"{path}: a seed stands twice in {found.seeds}")
+    if found.part not in ("test", "dev") and (found.split is not None or not found.part):
+        raise UserError(f"{path}: part must be test or dev, not {found.part!r}")
+    if found.sets and found.split is not None:
+        raise UserError(f"{path}: sets is for fixed sets; leave it out, or split")
     systems: list[System] = []
-    for name, entry in given.items():
-        systems += _expand(path, str(name), entry, systems, seeds)
-    names = [system.name for system in systems]
-    baseline = content.get("baseline")
-    if baseline is not None and baseline not in names:
-        raise UserError(f"{path}: baseline is no system: {nearest(str(baseline), names)}")
-    if len(set(names)) < len(names):
-        raise UserError(f"{path}: two systems have one name among {', '.join(names)}")
-    by_name = {system.name: system for system in systems}
-    for system in systems:
-        for other in system.than:
-            where = f"{path}: system {system.name}: than"
-            if other not in names or other == system.name:
-                known = [name for name in names if name != system.name]
-                raise UserError(f"{where}: {nearest(other, known)}")
-            if not set(system.seeds or seeds) & set(by_name[other].seeds or seeds):
-                raise UserError(f"{where}: {other} has no seed in common with it")
+    for name, entry in found.systems.items():
+        systems += _expand(path, name, entry, systems, found.seeds)
+    _refuse_unknown_systems(path, found, systems)
     return Grid(
         name=path.stem.removeprefix("grid_"),
-        split=content.get("split"),
-        seeds=tuple(seeds),
-        part=part,
-        unit=unit,
-        baseline=baseline,
+        split=found.split,
+        seeds=tuple(found.seeds),
+        part=found.part,
+        unit=found.unit,
+        baseline=found.baseline,
         systems=tuple(systems),
-        sets=sets,
-        known={str(name): float(value) for name, value in known.items()},
+        sets=found.sets,
+        known=found.known or {},
     )
 
 
-def is_share(value: Any) -> bool:
-    """True for a number from 0 to 1; YAML's true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+def _refuse_unknown_systems(path: Path, found: _GridFile, systems: Sequence[System]) -> None:
+    """Raise UserError if a name of a system is used twice, or names none."""
+    by_name = {system.name: system for system in systems}
+    if len(by_name) < len(systems):
+        names = ", ".join(system.name for system in systems)
+        raise UserError(f"{path}: two systems have one name among {names}")
+    if found.baseline is not None and found.baseline not in by_name:
+        raise UserError(f"{path}: baseline is no system: {nearest(found.baseline, by_name)}")
+    for system in systems:
+        for other in system.than:
+            where = f"{path}: system {system.name}: than"
+            if other not in by_name or other == system.name:
+                known = [name for name in by_name if name != system.name]
+                raise UserError(f"{where}: {nearest(other, known)}")
+            if not set(system.seeds or found.seeds) & set(by_name[other].seeds or found.seeds):
+                raise UserError(f"{where}: {other} has no seed in common with it")
 
 
 def _expand(
-    path: Path, name: str, entry: Any, before: Sequence[System], seeds: Sequence[int]
-) -> list[System]:
-    if not isinstance(entry, dict) or "config" not in entry:
-        raise UserError(f"{path}: system {name} names no config")
+    path: Path, name: str, entry: _SystemEntry, before: Sequence[System], seeds: Sequence[int]
+) -> Iterator[System]:
+    """Yield a system for each combination of the values to vary."""
     where = f"{path}: system {name}"
-    for key in entry:
-        if key not in _SYSTEM_KEYS:
-            raise UserError(f"{where}: unknown key {nearest(key, _SYSTEM_KEYS)}")
-    config = path.parent / entry["config"]
+    config = path.parent / entry.config
     if not config.is_file():
         raise UserError(f"{where}: no config {config}")
-    fixed, vary = (entry.get(key) or {} for key in ("set", "vary"))
-    for key, values in vary.items():
-        if not isinstance(values, list) or not values:
-            raise UserError(f"{where}: vary: {key} must be a list of values")
-    after, than, own = _chain(where, entry, before, seeds)
-    systems = []
+    after = _start(where, entry, before, seeds)
+    vary, than = entry.vary or {}, tuple(entry.than or ())
+    own = None if entry.seeds is None else tuple(entry.seeds)
     for chosen in itertools.product(*vary.values()):
         changes = dict(zip(vary, chosen, strict=True))
         words = [name, *(f"{key.rpartition('.')[2]}-{_word(v)}" for key, v in changes.items())]
-        systems.append(System("_".join(words), config, {**fixed, **changes}, after, than, own))
-    return systems
+        yield System("_".join(words), config, {**(entry.set or {}), **changes}, after, than, own)
 
 
-def _chain(
-    where: str, entry: Mapping[str, Any], before: Sequence[System], seeds: Sequence[int]
-) -> tuple[System | None, tuple[str, ...], tuple[int, ...] | None]:
-    """What a system starts from, is compared with, and the seeds it is trained with."""
-    own, than, name = entry.get("seeds"), entry.get("than") or [], entry.get("after")
-    if own is not None and (not isinstance(own, list) or not own or set(own) - set(seeds)):
-        raise UserError(f"{where}: seeds must be some of {seeds}, not {own!r}")
-    if not isinstance(than, list):
-        raise UserError(f"{where}: than must be a list of systems, not {than!r}")
+def _start(
+    where: str, entry: _SystemEntry, before: Sequence[System], seeds: Sequence[int]
+) -> System | None:
+    """The system whose model a system starts from."""
+    if set(entry.seeds or ()) - set(seeds):
+        raise UserError(f"{where}: seeds must be some of {seeds}, not {entry.seeds!r}")
+    if entry.after is None:
+        return None
     known = {system.name: system for system in before}
-    if name is not None and name not in known:
-        raise UserError(f"{where}: after must name a system above it: {nearest(str(name), known)}")
-    after = None if name is None else known[name]
-    if after is not None and after.seeds is not None and set(own or seeds) - set(after.seeds):
+    if entry.after not in known:
+        raise UserError(
+            f"{where}: after must name a system above it: {nearest(entry.after, known)}"
+        )
+    after = known[entry.after]
+    if after.seeds is not None and set(entry.seeds or seeds) - set(after.seeds):
         raise UserError(f"{where}: {after.name} is not trained with all of its seeds")
-    return after, tuple(map(str, than)), None if own is None else tuple(own)
+    return after
 
 
 def _word(value: Any) -> str:

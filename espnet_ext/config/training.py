@@ -1,50 +1,77 @@
-"""Training configs: ESPnet's YAML keys, shared fragments by ``include:``, one section of ours.
+"""Training configs: ESPnet's options in YAML, and one section of ours.
 
 ``recipe:`` is the only key that ESPnet does not know; it holds what the other stages need.
 Reading a config imports neither torch nor ESPnet.
 """
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field, ValidationError
+from pydantic.dataclasses import dataclass as checked
 
-from espnet_ext.errors import UserError, nearest
+from espnet_ext.config.includes import merge, put, resolve_includes
+from espnet_ext.errors import UserError
+from espnet_ext.validation import STRICT, problems
 
 # Frontends whose features stage 2 can write into arks.
 ARK_FRONTENDS = ("kaldi_fbank", "ssl")
 # Keys of ``recipe:`` that only stages 5 to 8 read: they may change after a training.
 READ_LATER = ("variant", "decode", "baseline", "vote")
-# Keys of ``recipe:`` that records do not hold at their default.
-_NEW = ("labels", "fetch", "mimic")
+# Keys of ``recipe:`` that records leave out at their default: records without them stay valid.
+_OPTIONAL = ("labels", "fetch", "mimic")
+# Such keys of the settings of a training.
+_OPTIONAL_SETTINGS = {"task": "asr", "target": None, "classes": 2}
+
+Name = Annotated[str, Field(min_length=1, description="a name")]
+Section = dict[str, Any]
 
 
-@dataclass(frozen=True)
+def _at_least(least: int) -> Any:
+    return Field(ge=least, description=f"a whole number of at least {least}")
+
+
+@checked(frozen=True, config=STRICT)
+class MimicTraining:
+    """``recipe: mimic:``, how mimics learn the layers that they replace, before the task.
+
+    Adam at ``lr``, ``batch_size`` utterances a step; the weights of the least validation error
+    are kept. Activations of the teacher are cached on disk if all of them fit into ``cache_gb``.
+    """
+
+    epochs: Annotated[int, _at_least(1)] = 40
+    lr: Annotated[float, Field(gt=0, description="a number above 0")] = 1e-3
+    batch_size: Annotated[int, _at_least(1)] = 16
+    cache_gb: Annotated[float, Field(ge=0, description="a number of at least 0")] = 4.0
+
+
+@checked(frozen=True, config=STRICT)
 class Recipe:
-    """The ``recipe:`` section: what stages other than training read."""
+    """The ``recipe:`` section: options of the stages other than training."""
 
-    task: str = "asr"  # or st: speech translation, or cls: utterance classification
-    target: str | None = None  # of task st: language of the translations, as in text.<target>
-    train_set: str = "train"
-    dev_set: str = "dev"
-    features: str = "raw"  # raw: the frontend computes them; ark: written by stage 2
-    vocabulary: int = 200  # SentencePiece pieces; not used with token_type char
-    classes: int = 2  # of task cls
-    labels: str = "label"  # of task cls: which list of classes, where a recipe has several
-    sentencepiece: str = "unigram"  # or bpe; not used with token_type char
-    average: int = 5  # checkpoints averaged
-    average_by: str = "valid.loss"  # criterion, as ESPnet names it
-    variant: str = "merged"  # form that stage 5 writes
-    decode: dict = field(default_factory=lambda: {"ctc_greedy": {}})
+    task: Literal["asr", "st", "cls"] = "asr"  # st: speech translation; cls: classification
+    target: Any = None  # of task st: language of the translations, as in text.<target>
+    train_set: Name = "train"
+    dev_set: Name = "dev"
+    features: Literal["raw", "ark"] = "raw"  # raw: by the frontend; ark: written by stage 2
+    vocabulary: Annotated[int, _at_least(5)] = 200  # SentencePiece pieces; unused with char
+    classes: Annotated[int, _at_least(2)] = 2  # of task cls
+    labels: Name = "label"  # of task cls: which list of classes, where a recipe has several
+    sentencepiece: Literal["unigram", "bpe"] = "unigram"  # unused with token_type char
+    average: Annotated[int, _at_least(1)] = 5  # checkpoints averaged
+    average_by: Name = "valid.loss"  # criterion, as ESPnet names it
+    variant: Name = "merged"  # deployed form that stage 5 writes
+    decode: Any = field(default_factory=lambda: {"ctc_greedy": {}})  # methods with options
     fetch: str | None = None  # pretrained model that stage 2 fetches into encoder_conf: path
-    mimic: dict | None = None  # StepOne's settings; None: mimics start at random
-    baseline: str | None = None  # tag of the run that score compares with
+    mimic: Section | None = None  # options of MimicTraining; None: mimics start at random
+    # Tag of the run that score compares with.
+    baseline: Annotated[str | None, Field(description="the tag of a run")] = None
     vote: bool = False  # task cls: one decision a speaker, by majority over the utterances
-    cpu_dtype: str = "float32"  # bfloat16: forward passes on a CPU that computes in it
+    cpu_dtype: Literal["float32", "bfloat16"] = "float32"  # of forward passes on a CPU
 
     @property
     def target_file(self) -> str:
@@ -53,115 +80,100 @@ class Recipe:
             return "label"
         return f"text.{self.target}" if self.task == "st" else "text"
 
-
-@dataclass(frozen=True)
-class StepOne:
-    """``recipe: mimic:``, how mimics learn their layers before they learn the task.
-
-    Adam at ``lr``, ``batch_size`` utterances a step; the weights of the least validation error
-    are kept. Activations of the teacher are kept on disk if all of them fit into ``cache_gb``.
-    """
-
-    epochs: int = 40
-    lr: float = 1e-3
-    batch_size: int = 16
-    cache_gb: float = 4.0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if type(self.lr) not in (int, float) or not 0 < self.lr < math.inf:
-            raise UserError(f"lr must be a number above 0, not {self.lr!r}")
-        if type(self.cache_gb) not in (int, float) or not self.cache_gb >= 0:
-            raise UserError(f"cache_gb must be a number of at least 0, not {self.cache_gb!r}")
+    @property
+    def mimic_training(self) -> MimicTraining | None:
+        """The options under ``mimic:``, checked."""
+        return None if self.mimic is None else MimicTraining(**self.mimic)
 
     @classmethod
-    def parse(cls, section: Any) -> "StepOne":
-        """Build it from what stands in the config; ``{}`` are the defaults.
+    def parse(cls, section: Section) -> tuple["Recipe", list[str]]:
+        """Read a ``recipe:`` section.
 
-        Raises:
-            UserError: unknown key or wrong value.
+        Returns:
+            The section, with defaults in the place of values that do not fit, and one line for
+            each of these.
         """
-        if not isinstance(section, dict):
-            raise UserError(f"expected keys and values, not {section!r}")
-        known = [f.name for f in fields(cls)]
-        for key in section:
-            if key not in known:
-                raise UserError(f"unknown key {nearest(str(key), known)}")
-        return cls(**section)
+        recipe, wrong = _parsed(cls, section, "recipe: ")
+        _, more = _parsed(MimicTraining, recipe.mimic or {}, "recipe: mimic: ")
+        return recipe, wrong + more
+
+
+def _parsed(model: type, section: Section, where: str) -> tuple[Any, list[str]]:
+    words = {key: value for key, value in section.items() if isinstance(key, str)}
+    wrong = [f"{where}keys are words, not {key!r}" for key in section if key not in words]
+    try:
+        return model(**words), wrong
+    except ValidationError as error:
+        found = list(problems(model, error))
+        right = {key: v for key, v in words.items() if key not in {p[0] for p, _ in found}}
+        return model(**right), wrong + [f"{where}{line}" for _, line in found]
 
 
 @dataclass(frozen=True)
 class Config:
-    """A resolved training config."""
+    """A training config, its includes resolved."""
 
     path: Path
     tag: str
     recipe: Recipe
-    espnet: dict[str, Any]  # what ESPnet's trainer gets
+    espnet: dict[str, Any]  # options of ESPnet's trainer
 
     @property
     def exp(self) -> Path:
-        """Folder of the experiment, relative to the recipe folder."""
+        """Folder of the experiment."""
         return Path("exp") / self.tag
-
-    def pretrained(self) -> list[Path]:
-        """Files of the pretrained model that the encoder is, if it is one.
-
-        Raises:
-            UserError: it has not been fetched.
-        """
-        path = (self.espnet.get("encoder_conf") or {}).get("path")
-        if self.espnet.get("encoder") != "stack" or path is None or str(path).startswith("hub:"):
-            return []
-        folder = Path(str(path))
-        if not folder.is_dir():
-            stage = "run stage 2" if self.recipe.fetch else "give the path of one in encoder_conf"
-            raise UserError(f"no pretrained model {path}; {stage}")
-        names = (
-            "config.json",
-            "model.safetensors",
-            "config.yaml",
-            "model.pth",
-            "deploy/*/model.pth",
-        )
-        return [path for name in names for path in sorted(folder.glob(name))]
 
     def as_dict(self) -> dict[str, Any]:
         """The whole config as plain containers, for records."""
         section = {f.name: getattr(self.recipe, f.name) for f in fields(Recipe)}
-        for key in _NEW:  # what was trained before there were these keys stays current
+        for key in _OPTIONAL:
             if section[key] == getattr(Recipe, key):
                 del section[key]
         return {"recipe": copy.deepcopy(section), **copy.deepcopy(self.espnet)}
 
 
 def load_config(path: str | Path, tag: str | None = None) -> Config:
-    """Read a training config, its includes resolved.
+    """Read a training config.
+
+    Args:
+        path: of the config.
+        tag: name of the experiment; default: from the file's name, without train_.
 
     Raises:
-        UserError: a file is missing, is not UTF-8 or YAML, is not a mapping, includes itself,
-            has an unknown key in ``recipe:``, or a single value where a section belongs.
+        UserError: what ``resolve_includes`` raises, an unknown key or a wrong value in
+            ``recipe:``, or a single value where a section belongs.
+    """
+    config, wrong = read_config(path, tag)
+    for problem in wrong:
+        raise UserError(f"{config.path}: {problem}")
+    return config
+
+
+def read_config(path: str | Path, tag: str | None = None) -> tuple[Config, list[str]]:
+    """Read a training config that may have mistakes.
+
+    Returns:
+        The config, and one line for each wrong section or value in ``recipe:``.
+
+    Raises:
+        UserError: what ``resolve_includes`` raises.
     """
     path = Path(path)
-    merged = resolve_includes(path)
-    _refuse_single_values(path, merged)
-    section = merged.pop("recipe", None) or {}
-    known = {f.name for f in fields(Recipe)}
-    for key in section:
-        if key not in known:
-            raise UserError(f"{path}: unknown key in recipe: {nearest(str(key), known)}")
-    if tag is None:
-        tag = path.stem.removeprefix("train_")
-    return Config(path=path, tag=tag, recipe=Recipe(**section), espnet=merged)
+    espnet = resolve_includes(path)
+    wrong = _single_values(espnet)
+    section = espnet.pop("recipe", None)
+    recipe, more = Recipe.parse(section if isinstance(section, dict) else {})
+    tag = path.stem.removeprefix("train_") if tag is None else tag
+    return Config(path, tag, recipe, espnet), wrong + more
 
 
-def _refuse_single_values(path: Path, merged: dict[str, Any]) -> None:
-    for key, value in merged.items():
-        if (key == "recipe" or key.endswith("_conf")) and not isinstance(value, dict | None):
-            raise UserError(f"{path}: {key}: expected keys and values, not {value!r}")
+def _single_values(merged: dict[str, Any]) -> list[str]:
+    """A line for each section that is a single value."""
+    return [
+        f"{key}: expected keys and values, not {value!r}"
+        for key, value in merged.items()
+        if (key == "recipe" or key.endswith("_conf")) and not isinstance(value, dict | None)
+    ]
 
 
 def changed(config: Config, settings: Sequence[str]) -> Config:
@@ -179,65 +191,27 @@ def changed(config: Config, settings: Sequence[str]) -> Config:
     for setting in settings:
         changes: dict[str, Any] = {}
         key, equals, value = setting.partition("=")
-        if not equals or key.partition(".")[0] in ("", "recipe", "include"):
+        if not equals or key.partition(".")[0] in ("", "recipe", "include", "exclude"):
             raise UserError(f"'{setting}': expected KEY=VALUE, a key outside of recipe:")
         try:
             put(changes, key, yaml.safe_load(value))
         except yaml.YAMLError:
             raise UserError(f"'{setting}': the value is not valid YAML") from None
-        espnet = _merge(espnet, changes)
-    _refuse_single_values(config.path, espnet)
+        espnet = merge(espnet, changes)
+    for problem in _single_values(espnet):
+        raise UserError(f"{config.path}: {problem}")
     return replace(config, espnet=espnet)
 
 
-def put(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested mappings."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[last] = value
+def training_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config (``Config.as_dict``) that decides a training.
 
-
-def resolve_includes(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return the mapping in ``path`` merged over those that its ``include:`` names.
-
-    Later includes win over earlier ones and the file itself wins over all; mappings merge
-    key by key, anything else is replaced. Included paths are relative to the including file.
+    Keys that only later stages read may change afterwards. Keys that were added to the format are
+    left out at their default, so that older runs stay valid.
     """
-    path = path.resolve()
-    if path in seen:
-        raise UserError(f"{path}: includes itself through {seen[-1]}")
-    if not path.is_file():
-        by = f" (included by {seen[-1]})" if seen else ""
-        raise UserError(f"no config {path}{by}; look in conf/ for train_*.yaml")
-    try:
-        own = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from None
-    own = {} if own is None else own
-    if not isinstance(own, dict):
-        raise UserError(f"{path}: expected keys and values at the top level")
-    for key in own:
-        if not isinstance(key, str):
-            raise UserError(f"{path}: keys are words, not {key!r}")
-    merged: dict[str, Any] = {}
-    includes = own.pop("include", None)
-    includes = [] if includes is None else includes
-    includes = includes if isinstance(includes, list) else [includes]
-    for name in includes:
-        if not isinstance(name, str):
-            raise UserError(f"{path}: include: expected files, not {name!r}")
-        merged = _merge(merged, resolve_includes(path.parent / name, (*seen, path)))
-    return _merge(merged, own)
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    result = copy.deepcopy(base)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(result.get(key), dict):
-            result[key] = _merge(result[key], value)
-        else:
-            result[key] = copy.deepcopy(value)
-    return result
+    recipe = {
+        key: value
+        for key, value in config["recipe"].items()
+        if key not in READ_LATER and (key, value) not in _OPTIONAL_SETTINGS.items()
+    }
+    return {**config, "recipe": recipe}

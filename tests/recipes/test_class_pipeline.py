@@ -152,7 +152,7 @@ def test_a_result_is_not_made_of_files_of_different_runs(recipe):
     assert mixed.returncode == 1, mixed.stdout
     assert "was made before data/test/label changed; run stage 7" in mixed.stderr
     log = json.loads((recipe.path / "exp/tiny_s/result.json").read_text())["decoding"][0]
-    assert log["rtf"] == sorted(log["rtf_rounds"])[2] > 0
+    assert log["rtf"] == min(log["rtf_rounds"]) > 0
 
 
 def test_a_second_run_says_up_to_date_and_writes_nothing(recipe):

@@ -25,7 +25,7 @@ def test_there_are_configs_and_every_recipe_has_one():
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_config_passes_check(config):
-    from espnet_ext.bridge.config_keys import examine_file
+    from espnet_ext.bridge.config_check import examine_file
 
     found = examine_file(EGS / config)
     assert found.problems == []

@@ -209,15 +209,16 @@ def test_killed_in_the_middle_of_an_epoch(stages, tmp_path):
     def prepare() -> None:
         from espnet_ext.bridge import trainer
 
-        plain, seen = trainer.ESPnetTrainer.validate_one_epoch, [0]
+        plain, seen = trainer.ESPnetTrainer.validate_one_epoch.__func__, [0]
 
-        def validate(*args: object, **kwargs: object) -> None:
-            plain(*args, **kwargs)  # the second epoch is trained and validated, not yet saved
+        @classmethod
+        def validate(cls: type, *args: object, **kwargs: object) -> None:
+            plain(cls, *args, **kwargs)  # the second epoch is trained and validated, not yet saved
             seen[0] += 1
             if seen[0] == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        trainer.Trainer.validate_one_epoch = validate
+        trainer.ESPnetTrainer.validate_one_epoch = validate
 
     assert_killed(stages.start("train", folder, prepare))
     assert (folder / "exp/tiny/1epoch.pth").exists()

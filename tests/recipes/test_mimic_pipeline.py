@@ -13,9 +13,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from espnet_ext.cli.checked import checked_config
 from espnet_ext.config.training import load_config
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
 from tests.fixtures import forked, miniature
 from tests.fixtures.acted_voices import hedgewars
 
@@ -118,7 +118,7 @@ def step_one(**over):
     """Run step one of the miniature config with other settings; return its folder."""
     from espnet_ext.analysis import mimic_training
 
-    return mimic_training.step_one(config(**over)).parent
+    return mimic_training.train_mimic(config(**over)).parent
 
 
 def config(**over):
@@ -126,7 +126,7 @@ def config(**over):
     content = yaml.safe_load(Path(path).read_text())
     content["recipe"]["mimic"] = {"epochs": 3, **over}
     Path(path).write_text(yaml.safe_dump(content))
-    return checked_config(path)
+    return Experiment.load(path)
 
 
 # Step one -------------------------------------------------------------------------------------
@@ -224,9 +224,9 @@ def test_faults_of_step_one(here):
     with pytest.raises(UserError, match="cache_gb must be a number of at least 0"):
         config(cache_gb=-1)
     with pytest.raises(UserError, match=r"error of epoch . is not finite; take a lower"):
-        mimic_training.step_one(config(lr=1e30))
+        mimic_training.train_mimic(config(lr=1e30))
     good = config()
-    content = yaml.safe_load(good.path.read_text())
+    content = yaml.safe_load(good.config.path.read_text())
     for change, told in (
         ({"mimic": None}, "is step one of encoder_conf: mimic"),
         ({"path": None}, "give encoder_conf: path"),
@@ -234,18 +234,18 @@ def test_faults_of_step_one(here):
         other = {**content, "encoder_conf": {**content["encoder_conf"], **change}}
         path = write(here, "other_s", other)
         with pytest.raises(UserError, match=told):
-            checked_config(path)
+            Experiment.load(path)
     path = write(here, "other_s", {**content, "recipe": {**content["recipe"], "fetch": "whisper"}})
     with pytest.raises(UserError, match="recipe: fetch: unknown model 'whisper'"):
-        checked_config(path)
+        Experiment.load(path)
     (here / "model").rename(here / "elsewhere")
     with pytest.raises(UserError, match="no pretrained model model; give the path"):
-        mimic_training.step_one(config())
+        mimic_training.train_mimic(config())
     (here / "elsewhere").rename(here / "model")
     wav = here / "data/dev/wav.scp"
     wav.unlink()
     with pytest.raises(UserError, match=r"no data/dev/wav.scp; run stage 1"):
-        mimic_training.step_one(config())
+        mimic_training.train_mimic(config())
 
 
 # Both steps -----------------------------------------------------------------------------------

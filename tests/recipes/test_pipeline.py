@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 
-from espnet_ext.cli.train import averaged_model
 from espnet_ext.config.training import load_config
 from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.experiment import Experiment
 from espnet_ext.results.schema import RESULT, validate
 from tests.fixtures import forked, miniature
 from tests.fixtures.stock import stock_decoding
@@ -152,31 +152,32 @@ def here(recipe, monkeypatch):
 
 def test_the_training_form_gives_the_same_texts(here):
     from espnet_ext.bridge.checkpoint import load_model
-    from espnet_ext.bridge.inference import decode, load_speech2text
+    from espnet_ext.bridge.inference import Decoder
+    from espnet_ext.bridge.speech_input import SpeechInput
 
     deployed = Path("exp/tiny/deploy/merged")
     trained = load_model(Path("exp/tiny/config.yaml"), averaged())
     assert any("parametrizations" in name for name in trained.state_dict())
     trained.frontend = None  # what is read are its features
     for method, options in miniature.CONFIG["recipe"]["decode"].items():
-        speech2text = load_speech2text(deployed, method, options)
-        speech2text.asr_model = trained
-        speech2text.beam_search.scorers["ctc"].ctc = trained.ctc
-        speech2text.beam_search.scorers["decoder"] = trained.decoder
+        decoder = Decoder(deployed, method, options, SpeechInput(16000))
+        decoder.model = decoder.inference.asr_model = trained
+        decoder.inference.beam_search.scorers["ctc"].ctc = trained.ctc
+        decoder.inference.beam_search.scorers["decoder"] = trained.decoder
         for name in SETS:
-            found = {u: decode(speech2text, f, method) for u, f in arks(name).items()}
+            found = {u: decoder.texts([f])[0] for u, f in arks(name).items()}
             assert found == here.text(method, name)
 
 
 def test_the_merged_model_has_the_keys_and_shapes_of_the_plain_conformer(here):
     from espnet_ext.bridge.build import build_model
-    from espnet_ext.cli.footprint import vocabulary
     from espnet_ext.methods.deploy import parameter_count
 
     path = Path(miniature.write_config(here.path, "plain", encoder="conformer"))
     config = load_config(path)
     config.espnet["encoder_conf"].pop("hrf")
-    plain = build_model(config, vocabulary(config))
+    experiment = Experiment.of(config)
+    plain = build_model(experiment, experiment.vocabulary)
     merged = torch.load("exp/tiny/deploy/merged/model.pth", weights_only=True)
     assert {k: v.shape for k, v in merged.items()} == {
         k: v.shape for k, v in plain.state_dict().items()
@@ -189,7 +190,7 @@ def test_the_merged_model_has_the_keys_and_shapes_of_the_plain_conformer(here):
 
 def averaged() -> Path:
     """The model that stage 4 left."""
-    return averaged_model(load_config("conf/train_tiny.yaml"))
+    return Experiment.load("conf/train_tiny.yaml").averaged_model
 
 
 def arks(name: str) -> dict[str, np.ndarray]:

@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 
-from espnet_ext.cli.tokens import labelled_sets
 from espnet_ext.data.corpora.corpus import read_folds
 from espnet_ext.data.kaldi_dir import read_data_dir
+from espnet_ext.stages.tokens import labelled_sets
 from tests.fixtures.acted_voices import hedgewars, wave
 from tests.fixtures.data_stage import ROOT, labels, refused, run, times
 
@@ -71,8 +71,11 @@ def test_sets_of_two_kinds_of_classes_are_told_apart(tmp_path, monkeypatch):
             path.mkdir()
         else:
             path.write_text("a b\n")
-    assert list(labelled_sets("train")) == ["dev", "test", "train"]
-    assert list(labelled_sets("keyword_train")) == ["keyword_test", "keyword_train"]
+    assert list(labelled_sets(tmp_path / "data", "train")) == ["dev", "test", "train"]
+    assert list(labelled_sets(tmp_path / "data", "keyword_train")) == [
+        "keyword_test",
+        "keyword_train",
+    ]
 
 
 # Speech Commands ------------------------------------------------------------------------------

@@ -158,16 +158,18 @@ def test_a_smaller_model_is_written(recipe):
 def test_a_config_without_some_layers(recipe, monkeypatch):
     from espnet_ext.bridge.build import build_model
     from espnet_ext.config.training import load_config
+    from espnet_ext.experiment import Experiment
 
     monkeypatch.chdir(recipe)
     config = load_config(probe.CONFIG)
+    experiment = Experiment.of(config)
     conf = config.espnet["encoder_conf"]
-    whole = build_model(config).encoder
+    whole = build_model(experiment).encoder
     for options, kept in (({"remove": [1]}, (0, 2, 3)), ({"keep": [0, 3]}, (0, 3))):
         config.espnet["encoder_conf"] = {**conf, **options}
-        assert build_model(config).encoder.stack.kept == kept
+        assert build_model(experiment).encoder.stack.kept == kept
     config.espnet["encoder_conf"] = {**conf, "upto": 2, "frozen": False}
-    part = build_model(config).encoder
+    part = build_model(experiment).encoder
     waves, lengths = speech_models.speech(4000, 3000)
     found, frames, _ = part(waves.unsqueeze(-1), lengths)
     x, _ = whole.stack.front(waves, lengths)

@@ -13,7 +13,7 @@ WRONG_CONFIGS = [
     ({"encoder_conf": {"num_block": 2}}, "'num_block'; did you mean 'num_blocks'?"),
     ({"encoder_conf": {"hrf": {"ratoi": 2}}}, "'ratoi'; did you mean 'ratio'?"),
     ({"recipe": {"variant": "merge"}}, "unknown variant 'merge'; did you mean 'merged'?"),
-    ({"recipe": {"averages": 2}}, "unknown key in recipe: 'averages'; did you mean 'average'?"),
+    ({"recipe": {"averages": 2}}, "recipe: unknown key 'averages'; did you mean 'average'?"),
     ({"recipe": {"decode": {"ctc_gready": {}}}}, "'ctc_gready'; did you mean 'ctc_greedy'?"),
     ({"recipe": {"decode": {"ctc_att_beam": {"beamsize": 1}}}}, "did you mean 'beam_size'?"),
     ({"optim_conf": {"lr": -1.0}}, "Invalid learning rate"),

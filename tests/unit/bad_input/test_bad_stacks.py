@@ -9,6 +9,7 @@ import torch
 
 from espnet_ext.encoders.pretrained.stack import load_stack
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
 from espnet_ext.results.pages.layers import read_stacks
 from tests.fixtures import forked, probe, speech_models
 
@@ -122,13 +123,13 @@ def test_weights_of_another_shape_stop_a_training(copy):
     ],
 )
 def test_options_of_the_encoder(recipe, monkeypatch, over, says):
-    from espnet_ext.bridge.config_keys import examine
+    from espnet_ext.bridge.config_check import examine
     from espnet_ext.config.training import load_config
 
     monkeypatch.chdir(recipe)
     config = load_config(probe.CONFIG)
     config.espnet["encoder_conf"] |= over
-    (problem,) = examine(config).problems
+    (problem,) = examine(Experiment.of(config)).problems
     assert says in problem
 
 
@@ -140,13 +141,13 @@ def test_options_of_the_encoder(recipe, monkeypatch, over, says):
     ],
 )
 def test_samples_must_reach_the_stack(recipe, monkeypatch, over, says):
-    from espnet_ext.bridge.config_keys import examine
+    from espnet_ext.bridge.config_check import examine
     from espnet_ext.config.training import load_config
 
     monkeypatch.chdir(recipe)
     config = load_config(probe.CONFIG)
     config.espnet.update(over)
-    assert any(says in problem for problem in examine(config).problems)
+    assert any(says in problem for problem in examine(Experiment.of(config)).problems)
 
 
 # -- folders of models

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from espnet_ext.config.training import load_config
+from espnet_ext.experiment import Experiment
 
 WIDTH, HEADS, FFN, BLOCKS, KERNEL, MELS, VOCABULARY = 32, 4, 48, 3, 7, 40, 60
 
@@ -41,7 +42,10 @@ DECODER = {
 def measure():
     from espnet_ext.bridge.footprint import measure
 
-    return measure
+    def of_config(config, vocabulary=None, variant=None):
+        return measure(Experiment.of(config, variant), vocabulary)
+
+    return of_config
 
 
 @pytest.fixture
@@ -122,9 +126,12 @@ def test_bytes_are_those_of_the_file_that_deploy_writes(measure, config, tmp_pat
     import torch
     from espnet2.tasks.asr import ASRTask
 
-    from espnet_ext.bridge.deployed_folder import deploy_checkpoint
+    from espnet_ext.bridge.deployed_folder import Speech, deploy_experiment
+    from espnet_ext.bridge.speech_input import SpeechInput
 
     chosen = config(**over)
+    experiment = Experiment.of(chosen, root=tmp_path)
+    experiment.folder.mkdir(parents=True)
     parser = ASRTask.get_parser()
     parser.set_defaults(**chosen.espnet)
     arguments = vars(parser.parse_args([]))
@@ -139,14 +146,11 @@ def test_bytes_are_those_of_the_file_that_deploy_writes(measure, config, tmp_pat
         arguments["normalize_conf"] = {"stats_file": str(statistics)}
     model = ASRTask.build_model(argparse.Namespace(**arguments))
     torch.save(model.state_dict(), tmp_path / "1epoch.pth")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(_plain(arguments)))
-    written = tmp_path / "deploy" / "merged"
-    waves = [0.1 * torch.randn(16000)]
-    checkpoint = tmp_path / "1epoch.pth"
-    rate = chosen.espnet["frontend_conf"].get("fs", 16000)
-    made = deploy_checkpoint(tmp_path / "config.yaml", checkpoint, "merged", waves, rate, written)
+    experiment.espnet_config.write_text(yaml.safe_dump(_plain(arguments)))
+    speech = Speech([0.1 * torch.randn(16000)], SpeechInput(experiment.rate))
+    made = deploy_experiment(experiment, tmp_path / "1epoch.pth", speech)
     found = measure(chosen)
-    assert found["bytes"] == (written / "model.pth").stat().st_size == made["bytes"]
+    assert found["bytes"] == experiment.weights.stat().st_size == made["bytes"]
     assert found["parameters"] == made["parameters"]
     assert found["macs_per_second"] == made["macs_per_second"]
 
@@ -170,7 +174,7 @@ def test_shared_parameters_count_once(config):
     from espnet_ext.bridge.build import build_model
     from espnet_ext.methods.deploy import footprint
 
-    model = build_model(config())
+    model = build_model(Experiment.of(config()))
     before = footprint(model)
     first, second = model.encoder.encoders[0], model.encoder.encoders[1]
     second.feed_forward = first.feed_forward
@@ -227,8 +231,9 @@ def test_variants_lists_every_form_with_its_size(measure, config, capsys):
 
     chosen = config(**HRF)
     variants.run(argparse.Namespace(config=chosen.path))
-    line, *rounded = capsys.readouterr().out.splitlines()
+    header, line, *rounded = capsys.readouterr().out.splitlines()
     found = measure(chosen)
+    assert header.split() == ["variant", "parameters", "bytes", "encoder"]
     assert line.split()[0] == "merged"
     assert [one.split()[0] for one in rounded] == ["merged+8b", "merged+4b", "merged+2b"]
     for one in rounded:

@@ -84,17 +84,16 @@ def test_the_type_is_that_of_the_forward_pass(cpu_dtype, options, told, monkeypa
     from espnet_ext.bridge import trainer
 
     chosen = None if cpu_dtype is None else getattr(torch, cpu_dtype)
-    monkeypatch.setattr(trainer.Trainer, "cpu_dtype", chosen)
     monkeypatch.setattr(trainer, "autocast_args", {})
     given = {"ngpu": 0, "use_amp": False, "train_dtype": "float32"} | options
-    assert trainer.dtype_of(SimpleNamespace(**given)) == told
+    assert trainer.dtype_of(SimpleNamespace(**given), chosen) == told
 
 
 @pytest.mark.parametrize(("n", "epochs"), [(3, [2, 4, 1]), (1, [2])])
 def test_the_epochs_of_the_average_are_those_that_espnet_took(n, epochs, tmp_path):
     import torch
 
-    from espnet_ext.bridge.trainer import averaged_epochs
+    from espnet_ext.bridge.resume import averaged_epochs
 
     losses = {1: 3.0, 2: 1.0, 3: 9.0, 4: 2.0}
     stats = {epoch: {"valid": {"loss": loss}} for epoch, loss in losses.items()}

@@ -8,6 +8,7 @@ import torch
 from espnet_ext.bridge.build import build_model
 from espnet_ext.bridge.checkpoint import deployed_bytes, expand_state, load_weights, write
 from espnet_ext.config.training import load_config
+from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import deploy, parameter_count
 from tests.fixtures.speech_models import randomise
 
@@ -16,7 +17,7 @@ CONFIGS = Path(__file__).resolve().parents[3] / "egs/fotaq/asr1/conf"
 
 @pytest.mark.parametrize("name", ["residual_stream_xs_k3", "residual_stream_xs_k18"])
 def test_the_file_is_within_2_percent_of_its_parameters(tmp_path, name):
-    trained = randomise(build_model(load_config(CONFIGS / f"train_{name}.yaml")))
+    trained = randomise(build_model(Experiment.of(load_config(CONFIGS / f"train_{name}.yaml"))))
     model = deploy(trained, "shared")
     write(deployed_bytes(model, "shared"), tmp_path / "model.pth")
     wanted = 4 * parameter_count([model])

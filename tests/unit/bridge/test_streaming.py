@@ -13,6 +13,7 @@ import soundfile
 import yaml
 
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
 
 TOKENS = ["<blank>", "<unk>", "a", "b", "<space>", "c", "<sos/eos>"]
 RATE = 16000
@@ -47,7 +48,8 @@ def experiment(tmp_path_factory):
     import torch
 
     from espnet_ext.bridge import build
-    from espnet_ext.bridge.deployed_folder import deploy_checkpoint
+    from espnet_ext.bridge.deployed_folder import Speech, deploy_experiment
+    from espnet_ext.bridge.speech_input import SpeechInput
     from espnet_ext.config.training import load_config
 
     root = tmp_path_factory.mktemp("recipe")
@@ -56,10 +58,10 @@ def experiment(tmp_path_factory):
     config = load_config(root / "train_tiny.yaml")
     sums = np.full(80, -8.0, np.float32)
     np.savez(root / "stats.npz", count=1, sum=sums, sum_square=sums**2 + 4)
-    arguments = vars(build._arguments(config))
+    arguments = vars(build.arguments_of(Experiment.of(config)))
     arguments |= {"token_list": TOKENS, "normalize_conf": {"stats_file": str(root / "stats.npz")}}
     torch.manual_seed(2)  # one of few whose texts say something about the input
-    model = build.build_model(config, len(TOKENS))
+    model = build.build_model(Experiment.of(config), len(TOKENS))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape))
@@ -75,14 +77,9 @@ def experiment(tmp_path_factory):
     plain = json.loads(json.dumps(arguments))
     (folder / "config.yaml").write_text(yaml.safe_dump(plain))
     for variant in ("merged", "shared"):
-        deploy_checkpoint(
-            folder / "config.yaml",
-            folder / "1epoch.pth",
-            variant,
-            [torch.from_numpy(wave(2.0))],
-            RATE,
-            folder / "deploy" / variant,
-        )
+        speech = Speech([torch.from_numpy(wave(2.0))], SpeechInput(RATE))
+        made = Experiment.of(config, variant, root)
+        deploy_experiment(made, folder / "1epoch.pth", speech)
     soundfile.write(root / "speech.wav", wave(3.3), RATE, "PCM_16")
     return root
 
@@ -108,11 +105,11 @@ def whole(streamer, samples: np.ndarray) -> str:
     """Text of decoding all at once."""
     import torch
 
-    from espnet_ext.bridge.inference import decode_batch
     from espnet_ext.data.fbank import kaldi_fbank
 
     feats = kaldi_fbank(torch.from_numpy(samples), RATE).numpy()
-    return decode_batch(streamer.speech2text, [feats], streamer.search)[0]
+    (text,) = streamer.decoder.texts([feats])
+    return text
 
 
 @pytest.mark.parametrize("seconds", [0.025, 0.0312, 0.16, 1.0, 1.2345])
@@ -145,6 +142,7 @@ def test_the_model_of_these_tests_tells_inputs_apart(streamer):
 def test_stream_gives_the_text_of_decoding_the_whole(experiment, variant, method, monkeypatch):
     from espnet_ext.bridge import inference
     from espnet_ext.bridge.latency import Timing
+    from espnet_ext.bridge.speech_input import SpeechInput
     from espnet_ext.bridge.streaming import Streamer
     from espnet_ext.data.audio_stream import pieces
 
@@ -154,7 +152,8 @@ def test_stream_gives_the_text_of_decoding_the_whole(experiment, variant, method
     scp = experiment / "wav.scp"
     soundfile.write(experiment / "short.wav", wave(0.9, 5), RATE, "PCM_16")
     scp.write_text(f"one {experiment}/speech.wav\ntwo {experiment}/short.wav\n")
-    rows, summary = inference.decode_set(model, method, options, scp, RATE, nj=1)
+    decoder = inference.Decoder(model, method, options, SpeechInput(RATE))
+    rows, summary = inference.decode_set(decoder, scp, jobs=1)
     streamer = Streamer(model, method, options, RATE)
     for (_, expected), name in zip(rows, ("speech", "short"), strict=True):
         timing = Timing()
@@ -190,11 +189,11 @@ def with_tokenizer(streamer, kind: str, pieces) -> None:
     from espnet2.text.token_id_converter import TokenIDConverter
 
     if kind == "sentencepiece":
-        streamer.speech2text.tokenizer, names = pieces
-        streamer.speech2text.converter = TokenIDConverter(names)
+        streamer.decoder.inference.tokenizer, names = pieces
+        streamer.decoder.inference.converter = TokenIDConverter(names)
     if kind == "unbroken":
         names = ["x" if name == "<space>" else name for name in TOKENS]
-        streamer.speech2text.converter = TokenIDConverter(names)
+        streamer.decoder.inference.converter = TokenIDConverter(names)
 
 
 @pytest.mark.parametrize("kind", ["characters", "unbroken", "sentencepiece"])
@@ -218,7 +217,6 @@ def test_segments_together_are_the_text_of_decoding_the_whole(streamer, kind, se
 @pytest.mark.parametrize("kind", ["characters", "unbroken", "sentencepiece"])
 def test_segments_of_any_tokens_are_their_text(streamer, kind, sentencepiece, monkeypatch):
     from espnet_ext.bridge import text_segments
-    from espnet_ext.bridge.inference import text_of
 
     monkeypatch.setattr(text_segments, "SEGMENT_TOKENS", 5)
     with_tokenizer(streamer, kind, sentencepiece)
@@ -226,11 +224,11 @@ def test_segments_of_any_tokens_are_their_text(streamer, kind, sentencepiece, mo
     for share in (0.1, 0.5, 0.9):  # of blanks and beginnings of words
         rest = (1 - share) / 2
         tokens = random.choice([2, 3, 4, 5], 300, p=[share / 2, rest, share / 2, rest]).tolist()
-        found, texts = text_segments.Segments(streamer.speech2text), []
+        found, texts = text_segments.Segments(streamer.decoder), []
         for start in range(0, 300, 7):
             texts += found.add(tokens[start : start + 7])
             assert len(found.tokens) <= 5
-        assert "".join([*texts, found.text()]) == text_of(streamer.speech2text, tokens)
+        assert "".join([*texts, found.text()]) == streamer.decoder.text_of(tokens)
         assert len(texts) >= 300 // 5 - 1
         ends = [(a, b) for a, b in pairwise(texts) if not b.startswith(" ")]
         assert all(" " not in a.strip() for a, _ in ends)
@@ -389,7 +387,7 @@ def sizes(kept, name: str = "") -> dict[str, int]:
     else:
         inside = vars(kept) if hasattr(kept, "__dict__") else {}
     for key, item in inside.items():
-        if not key.endswith("speech2text"):  # of the streamer, which is there before
+        if not key.endswith("decoder"):  # of the streamer, which is there before
             found |= sizes(item, f"{name}.{key}")
     return found
 
@@ -499,7 +497,7 @@ def test_wrong_models_to_start_from(experiment, tmp_path):
         conf = {**ESPNET["encoder_conf"], "residual": residual}
         path = tmp_path / f"train_{name}.yaml"
         path.write_text(yaml.safe_dump({**ESPNET, "encoder_conf": conf}))
-        return load_config(path)
+        return Experiment.of(load_config(path))
 
     shared = config("shared", share=2, rank=0, diagonal=False)
     model = build_model(shared)
@@ -508,17 +506,19 @@ def test_wrong_models_to_start_from(experiment, tmp_path):
             parameter.add_(torch.randn(parameter.shape))
     checkpoint = tmp_path / "shared.pth"
     torch.save(model.state_dict(), checkpoint)
-    refuse_other_start(config("residual", share=2, rank=2), [checkpoint])
-    refuse_other_start(config("finer", share=1, rank=0, diagonal=False), [checkpoint])
+    residual = config("residual", share=2, rank=2)
+    refuse_other_start(build_model(residual), [checkpoint])
+    finer = config("finer", share=1, rank=0, diagonal=False)
+    refuse_other_start(build_model(finer), [checkpoint])
     for other, said in (
         (config("coarser", share=4, rank=2), "differ, here they are shared"),
         (config("sites", share=2, rank=2, sites=["ffn"]), "of another model"),
     ):
         with pytest.raises(UserError, match=said) as caught:
-            refuse_other_start(other, [checkpoint])
+            refuse_other_start(build_model(other), [checkpoint])
         assert "\n" not in str(caught.value)
     wide = {**ESPNET["encoder_conf"], "linear_units": 10, "residual": {"share": 2, "rank": 2}}
     path = tmp_path / "train_wide.yaml"
     path.write_text(yaml.safe_dump({**ESPNET, "encoder_conf": wide}))
     with pytest.raises(UserError, match="has shape"):
-        refuse_other_start(load_config(path), [checkpoint])
+        refuse_other_start(build_model(Experiment.of(load_config(path))), [checkpoint])

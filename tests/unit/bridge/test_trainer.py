@@ -7,18 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from espnet_ext.cli.train import add_arguments, averaged_model, decisive, refuse_other_run
-from espnet_ext.config.recipe_errors import warnings_of
+from espnet_ext.cli.train import add_arguments
+from espnet_ext.config.no_effect import no_effect_warnings
 from espnet_ext.config.training import Config, Recipe
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
 from espnet_ext.files import read_json
+from espnet_ext.stages.train import refuse_other_run
 
 DATA = {"data/train/text": "1", "data/token_list/char/tokens.txt": "2"}
 
 
-def settings(config: Config, **over) -> dict:
+def start(config: Config, data: dict[str, str] = DATA, **over) -> None:
+    """Start a training with ESPnet's options ``over``, or continue the one that is there."""
     with_options = dataclasses.replace(config, espnet={**config.espnet, **over})
-    return {"config": decisive(with_options.as_dict()), "data": DATA}
+    refuse_other_run(Experiment.of(with_options), data)
+
+
+def recorded(config: Config) -> dict:
+    return read_json(Experiment.of(config).folder / "resolved.json")
 
 
 @pytest.fixture
@@ -26,8 +33,8 @@ def config(tmp_path, monkeypatch) -> Config:
     """A config whose training was started with ``--max_epoch 3``."""
     monkeypatch.chdir(tmp_path)
     made = Config(tmp_path / "train_tiny.yaml", "tiny", Recipe(), {"encoder": "conformer"})
-    refuse_other_run(made, settings(made, max_epoch=3))
-    (made.exp / "checkpoint.pth").touch()
+    start(made, max_epoch=3)
+    (Experiment.of(made).folder / "checkpoint.pth").touch()
     return made
 
 
@@ -39,47 +46,46 @@ def test_what_later_stages_read_may_change(config):
     changed = with_recipe(
         config, decode={"ctc_att_beam": {"beam_size": 3}}, baseline="other", variant="plain"
     )
-    refuse_other_run(changed, settings(changed, max_epoch=3))
+    start(changed, max_epoch=3)
 
 
 def test_what_training_reads_may_not(config):
-    before = read_json(config.exp / "resolved.json")
+    before = recorded(config)
     other = dataclasses.replace(config, espnet={"encoder": "transformer"})
     for changed in (other, with_recipe(config, average=1), with_recipe(config, features="ark")):
         with pytest.raises(UserError, match="other settings"):
-            refuse_other_run(changed, settings(changed, max_epoch=3))
+            start(changed, max_epoch=3)
     with pytest.raises(UserError, match="other settings"):
-        refuse_other_run(config, settings(config, max_epoch=3, seed=2))
-    assert read_json(config.exp / "resolved.json") == before
+        start(config, max_epoch=3, seed=2)
+    assert recorded(config) == before
 
 
 def test_other_data_are_refused_and_named(config):
-    changed = settings(config, max_epoch=3) | {"data": {**DATA, "data/train/text": "3"}}
     with pytest.raises(UserError, match="before data/train/text changed"):
-        refuse_other_run(config, changed)
+        start(config, {**DATA, "data/train/text": "3"}, max_epoch=3)
 
 
 def test_without_a_checkpoint_all_may_change(config):
-    (config.exp / "checkpoint.pth").unlink()
-    refuse_other_run(config, settings(config, max_epoch=9))
-    assert read_json(config.exp / "resolved.json")["config"]["max_epoch"] == 9
+    (Experiment.of(config).folder / "checkpoint.pth").unlink()
+    start(config, max_epoch=9)
+    assert recorded(config)["config"]["max_epoch"] == 9
 
 
 def test_more_epochs_may_be_added_but_not_taken_away_and_nothing_else_with_them(config):
-    refuse_other_run(config, settings(config, max_epoch=5))
-    assert read_json(config.exp / "resolved.json")["config"]["max_epoch"] == 5
+    start(config, max_epoch=5)
+    assert recorded(config)["config"]["max_epoch"] == 5
     for over, named in (
         ({"max_epoch": 4}, "max_epoch"),
         ({"max_epoch": 9, "seed": 3}, "max_epoch, seed"),
         ({"max_epoch": 9, "encoder": "transformer"}, "encoder, max_epoch"),
     ):
         with pytest.raises(UserError, match=rf"other settings \({named}\)"):
-            refuse_other_run(config, settings(config, **over))
-    assert read_json(config.exp / "resolved.json")["config"]["max_epoch"] == 5
+            start(config, **over)
+    assert recorded(config)["config"]["max_epoch"] == 5
 
 
 def test_options_after_dashes_become_part_of_the_config():
-    from espnet_ext.bridge.trainer import with_options
+    from espnet_ext.bridge.espnet_options import with_options
 
     espnet = {"encoder": "conformer", "max_epoch": 14, "optim_conf": {"lr": 0.002, "eps": 1.0e-6}}
     config = Config(Path("train_tiny.yaml"), "tiny", Recipe(), espnet)
@@ -118,18 +124,20 @@ def test_options_after_dashes_become_part_of_the_config():
     ],
 )
 def test_options_that_would_not_train_the_config_are_refused(words, says, tmp_path, monkeypatch):
-    from espnet_ext.bridge.trainer import refuse_own_options
+    from espnet_ext.bridge.espnet_options import refuse_reserved_options
 
     monkeypatch.chdir(tmp_path)
     Path("other.yaml").write_text("max_epoch: 3")
     with pytest.raises(UserError, match=re.escape(says)):
-        refuse_own_options(["--seed", "3", *words], 0)
-    refuse_own_options(["--seed", "3", "--ngpu", "0"], 0)
+        refuse_reserved_options(["--seed", "3", *words], 0)
+    refuse_reserved_options(["--seed", "3", "--ngpu", "0"], 0)
 
 
 def test_a_setting_of_gpus_in_the_config_is_said_to_do_nothing():
     config = Config(Path("train_tiny.yaml"), "tiny", Recipe(), {"ngpu": 2})
-    assert "ngpu has no effect: training takes it from the option --ngpu" in warnings_of(config)
+    assert "ngpu has no effect: training takes it from the option --ngpu" in no_effect_warnings(
+        config
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,4 +161,4 @@ def test_the_average_is_found_where_exp_is_a_link_to_another_disk(tmp_path, monk
     config = Config(Path("train_tiny.yaml"), "tiny", Recipe(), {})
     Path("exp/tiny/valid.loss.ave_5best.pth").touch()
     Path("exp/tiny/valid.loss.ave.pth").symlink_to("valid.loss.ave_5best.pth")
-    assert averaged_model(config) == Path("exp/tiny/valid.loss.ave_5best.pth")
+    assert Experiment.of(config).averaged_model == Path("exp/tiny/valid.loss.ave_5best.pth")

@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
+from espnet_ext.config.training import load_config
 from espnet_ext.errors import UserError, run_cli
+from espnet_ext.experiment import Experiment
 from espnet_ext.files import weights_file
 from tests.fixtures import families
 
@@ -26,13 +27,21 @@ FLOATS = {
 }
 
 
-class Experiment:
+def source() -> Any:
+    """Input of the models: waves."""
+    from espnet_ext.bridge.speech_input import SpeechInput
+
+    return SpeechInput(families.RATE)
+
+
+class Deployed:
     """A trained-like family and what stage 5 makes of it."""
 
     def __init__(self, root: Path, base: dict[str, Any] = families.ESPNET, **nested: Any):
         import torch
 
         from espnet_ext.bridge.checkpoint import load_model
+        from espnet_ext.bridge.deployed_folder import Speech
         from espnet_ext.methods.nested import nested_stack
 
         self.root = root
@@ -40,47 +49,45 @@ class Experiment:
         self.config, self.checkpoint = self.exp / "config.yaml", self.exp / "1epoch.pth"
         self.trained = load_model(self.config, self.checkpoint)
         self.stack: Any = nested_stack(self.trained)
-        self.waves = [torch.from_numpy(families.wave(s, k)) for k, s in enumerate((1.0, 1.7))]
+        waves = [torch.from_numpy(families.wave(s, k)) for k, s in enumerate((1.0, 1.7))]
+        self.speech = Speech(waves, source())
         self.written: list[dict] = []
 
     def deploy(self, variant: str) -> Path:
         """The folder of a deployed form."""
-        from espnet_ext.bridge.deployed_folder import deploy_checkpoint
+        from espnet_ext.bridge.deployed_folder import deploy_experiment
 
-        folder = self.exp / "deploy" / variant
-        if not folder.exists():
-            deploy_checkpoint(
-                self.config, self.checkpoint, variant, self.waves, families.RATE, folder
-            )
-        return folder
+        config = load_config(self.root / "conf/train_family.yaml")
+        experiment = Experiment.of(config, variant, self.root)
+        if not experiment.deployed.exists():
+            deploy_experiment(experiment, self.checkpoint, self.speech)
+        return experiment.deployed
 
     @property
     def family(self) -> Path:
         """The family file."""
-        from espnet_ext.bridge.family_models import write
+        from espnet_ext.bridge.family_models import write_family_models
 
         path = self.exp / "deploy/family/family.safetensors"
         if not path.exists():
-            self.written = write(self.config, self.checkpoint, self.waves, families.RATE, path)
+            self.written = write_family_models(self.config, self.checkpoint, self.speech, path)
         return path
 
     def outputs(self, model: Any, member: str | None = None) -> list:
         """Encoder outputs on speech, of the training form as the member."""
-        from espnet_ext.bridge.deployed_folder import encode
-
         chosen = contextlib.nullcontext() if member is None else self.stack.as_member(member)
         with chosen:
-            return [encode(model, wave, families.RATE, 20).detach() for wave in self.waves]
+            return self.speech.outputs(model, 20)
 
 
 @pytest.fixture(scope="module")
 def integer_family(tmp_path_factory):
-    return Experiment(tmp_path_factory.mktemp("integers"), **INTEGERS)
+    return Deployed(tmp_path_factory.mktemp("integers"), **INTEGERS)
 
 
 @pytest.fixture(scope="module")
 def float_family(tmp_path_factory):
-    return Experiment(tmp_path_factory.mktemp("floats"), **FLOATS)
+    return Deployed(tmp_path_factory.mktemp("floats"), **FLOATS)
 
 
 @pytest.fixture(params=["integers", "floats"])
@@ -138,7 +145,7 @@ def test_bytes_on_disk_are_those_of_the_arithmetic(experiment):
 def test_a_packed_form_decodes_as_its_products_in_stock_espnet_do(integer_family, method, tmp_path):
     import torch
 
-    from espnet_ext.bridge.inference import decode, load_inference, read_input
+    from espnet_ext.bridge.inference import Decoder
     from espnet_ext.formats.packed import dequantised, read_member
 
     options = {"beam_size": 3} if method == "ctc_att_beam" else {}
@@ -151,10 +158,9 @@ def test_a_packed_form_decodes_as_its_products_in_stock_espnet_do(integer_family
         torch.save(dequantised(read_member(packed / "model.safetensors")), plain / "model.pth")
         found = []
         for folder in (packed, plain):
-            inference = load_inference(folder, method, options)
-            scp = integer_family.root / "data/dev/u1.wav"
-            speech, _ = read_input("u1", str(scp), inference, families.RATE)
-            found.append(decode(inference, np.array(speech), method))
+            decoder = Decoder(folder, method, options, source())
+            row = ("u1", str(integer_family.root / "data/dev/u1.wav"))
+            found += [text for _, text, *_ in decoder.decode([row])]
         assert found[0] == found[1]
         texts.append(found[0])
     assert texts[0] and texts[0] != texts[1]
@@ -230,7 +236,7 @@ def test_a_pretrained_stack_comes_out_without_the_folder_it_came_from(tmp_path):
     pretrained = tmp_path / "wav2vec2"
     options = {"depths": [4, [0, 2]], "widths": [48, 20], "bits": [8, 2], "kl_decoder": 0.0}
     base = families.wav2vec2(pretrained)
-    experiment = Experiment(tmp_path / "recipe", base, **options)
+    experiment = Deployed(tmp_path / "recipe", base, **options)
     for name in ("4L-48-8b", "L0.2-20-2b"):
         assert sorted(p.name for p in experiment.deploy(name).iterdir()) == [
             "config.yaml",
@@ -311,7 +317,7 @@ def run(experiment, monkeypatch, capsys, *, ok: bool = True, **options: Any) -> 
 @pytest.fixture
 def fresh(integer_family, tmp_path):
     """A copy of the experiment in which nothing was deployed."""
-    copy = Experiment.__new__(Experiment)
+    copy = Deployed.__new__(Deployed)
     copy.__dict__.update(integer_family.__dict__)
     copy.root = tmp_path / "recipe"
     ignore = shutil.ignore_patterns("deploy")
@@ -376,21 +382,20 @@ def test_a_model_that_is_no_family_has_no_family_file(fresh, monkeypatch, capsys
 
 
 def test_a_broken_packed_file_is_one_line_when_it_is_decoded(fresh):
-    from espnet_ext.bridge.inference import decode_set
+    from espnet_ext.bridge.inference import Decoder
 
     folder = fresh.deploy("1L-24-4b")
     path = folder / "model.safetensors"
     whole = path.read_bytes()
-    scp = fresh.root / "data/dev/wav.scp"
     for content, message in (
         (whole[:-10], "is truncated or damaged"),
         (whole[:-3] + b"\x01\x02\x03", "was changed after it was written: "),
     ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):
-            decode_set(folder, "ctc_greedy", {}, scp, families.RATE, 1)
+            Decoder(folder, "ctc_greedy", {}, source())
     path.write_bytes(whole)
     other = fresh.deploy("3L-64-4b")
     shutil.copy(other / "config.yaml", folder)
     with pytest.raises(UserError, match="is of another architecture"):
-        decode_set(folder, "ctc_greedy", {}, scp, families.RATE, 1)
+        Decoder(folder, "ctc_greedy", {}, source())

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_ext.cli import decode, features, train
-from espnet_ext.config.training import load_config
+from espnet_ext.cli import decode, features
 from espnet_ext.data.kaldi_dir import Utterance, write_sets
+from espnet_ext.experiment import Experiment
 from espnet_ext.files import content_key
+from espnet_ext.stages import decode as stage_decode
 
 
 @pytest.fixture
@@ -51,7 +52,8 @@ def test_other_audio_under_the_same_names_gives_other_arks(recipe, tmp_path, cap
 
 def test_other_audio_under_the_same_names_is_another_training(recipe):
     def decides():
-        return {file: content_key(file) for file in train.data_files(load_config("train_x.yaml"))}
+        files = Experiment.load("train_x.yaml").training_files()
+        return {file: content_key(file) for file in files}
 
     recipe(0.5)
     stage()
@@ -63,13 +65,13 @@ def test_other_audio_under_the_same_names_is_another_training(recipe):
 
 
 def test_other_audio_under_the_same_names_is_decoded_again(recipe, tmp_path, monkeypatch, capsys):
-    def pretend(config, model, todo, nj, timed):
-        for *_, out, stamp in todo:
-            out.mkdir(parents=True, exist_ok=True)
-            stamp.write([])
-            print(f"decoded {out}")
+    def pretend(experiment, todo, jobs, timed):
+        for job in todo:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            job.stamp.write([])
+            print(f"decoded {job.folder}")
 
-    monkeypatch.setattr(decode, "_decode", pretend)
+    monkeypatch.setattr(stage_decode, "_decode", pretend)
     deployed = tmp_path / "exp/x/deploy/merged"
     deployed.mkdir(parents=True)
     for name in ("model.pth", "config.yaml"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
 from tests.fixtures import speech_models
 
 NESTED = {"depths": [4, [0, 2], 1], "widths": [48, 20], "bits": [32, 4], "kl_decoder": 0.0}
@@ -61,7 +62,9 @@ def test_the_loss_trains_all_layers_and_not_the_front(tmp_path):
     espnet = {"encoder": "stack", "frontend": "raw", "normalize": None}
     espnet["encoder_conf"] = {"path": str(tmp_path / "model"), "frozen": "front", "nested": NESTED}
     espnet["model_conf"] = {"ctc_weight": 1.0}
-    model = build_model(Config(tmp_path / "x.yaml", "x", Recipe(), espnet), 9).train()
+    model = build_model(
+        Experiment.of(Config(tmp_path / "x.yaml", "x", Recipe(), espnet)), 9
+    ).train()
     waves, lengths = speech_models.speech(9000, 8000)
     text = torch.tensor([[2, 3, 4], [5, 6, -1]])
     loss, stats, _ = model(waves, lengths, text, torch.tensor([3, 2]))

@@ -10,13 +10,12 @@ import pytest
 import soundfile
 import torch
 
-from espnet_ext.cli import features, train
-from espnet_ext.config.training import load_config
-from espnet_ext.data.features import ark_definition, frames_per_second
+from espnet_ext.cli import features
 from espnet_ext.data.kaldi_dir import Utterance, write_sets
 from espnet_ext.data.ssl_model import FAMILIES, read_ssl
 from espnet_ext.encoders.pretrained.features import layer_extractor
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
 from tests.fixtures.ssl_models import LAYERS, WIDTH, make_ssl
 
 WAVE = np.random.default_rng(0).normal(0.05, 0.1, 16000).astype(np.float32)
@@ -85,12 +84,12 @@ def test_the_verb_writes_arks_and_another_model_makes_them_stale(recipe, capsys)
     stage()
     assert capsys.readouterr().out.count("is up to date") == 2
     weights = Path("small/model.safetensors")
-    config = load_config("train_x.yaml")
-    assert Path("small/model.safetensors") in train.data_files(config)
+    experiment = Experiment.load("train_x.yaml")
+    assert weights in experiment.training_files()
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
     stage()
     assert "up to date" not in capsys.readouterr().out
-    assert (ark_definition(config).width, frames_per_second(config)) == (WIDTH, 50)
+    assert (experiment.feature_width, experiment.frames_per_second) == (WIDTH, 50)
 
 
 def edit(path, **over):

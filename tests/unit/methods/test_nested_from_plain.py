@@ -11,6 +11,7 @@ from espnet_ext.bridge.build import build_model
 from espnet_ext.bridge.start_model import refuse_other_start
 from espnet_ext.config.training import Config, Recipe
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import deploy
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.quantise import fake_quantise, first_scale
@@ -86,14 +87,18 @@ def config(**conf) -> Config:
     return Config(Path("family.yaml"), "family", Recipe(), espnet)
 
 
+def built(config):
+    return build_model(Experiment.of(config), 11)
+
+
 def test_a_training_may_start_from_a_plain_model_of_its_sizes(tmp_path):
     small = config().espnet | {"encoder": "conformer", "encoder_conf": CONF}
-    source = build_model(replace(config(), espnet=small), 11)
+    source = built(replace(config(), espnet=small))
     torch.save(source.state_dict(), tmp_path / "model.pth")
-    refuse_other_start(config(), [tmp_path / "model.pth"], 11)
+    refuse_other_start(built(config()), [tmp_path / "model.pth"])
     with pytest.raises(UserError, match=r"is of another model: .*w_1.* has shape \(24,"):
         other = config(linear_units=32)
         other.espnet["encoder_conf"]["nested"] |= {"widths": [32]}
-        refuse_other_start(other, [tmp_path / "model.pth"], 11)
+        refuse_other_start(built(other), [tmp_path / "model.pth"])
     with pytest.raises(UserError, match="it lacks encoder"):
-        refuse_other_start(config(num_blocks=4), [tmp_path / "model.pth"], 11)
+        refuse_other_start(built(config(num_blocks=4)), [tmp_path / "model.pth"])

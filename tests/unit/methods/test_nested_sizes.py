@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from espnet_ext.config.training import Config, Recipe, load_config
+from espnet_ext.experiment import Experiment
 
 # ESPnet's Conformer for Switchboard, on which arXiv 2406.10160 builds: 44.527 M, published 44.53.
 PAPER = {
@@ -34,7 +35,7 @@ def test_footprint_at_the_papers_size():
     from espnet_ext.cli.footprint import table
 
     config = Config(Path("paper.yaml"), "paper", Recipe(), PAPER)
-    found = measure(config, "12L-1024-4b", 2000)
+    found = measure(Experiment.of(config, "12L-1024-4b"), 2000)
     assert found["training_parameters"]["total"] == 44_527_008
     # Each layer lacks half of both feed-forward networks.
     gone = 12 * 2 * (2 * 256 * 1024 + 1024)
@@ -51,15 +52,17 @@ def test_variants_lists_every_member(capsys, monkeypatch):
 
     monkeypatch.chdir(CONFIGS.parent)
     variants.run(argparse.Namespace(config=CONFIGS / "train_nested_conformer_xs.yaml"))
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    header, *printed = capsys.readouterr().out.splitlines()
+    assert header.split() == ["variant", "parameters", "bytes", "encoder"]
+    lines = {line.split()[0]: line for line in printed}
     names = [f"{depth}L-384-{bits}b" for depth in (6, 4, 2) for bits in (32, 8, 4)]
     assert ["merged", *names] == [name for name in lines if "+" not in name]
-    assert "1.00 x encoder" in lines["6L-384-32b"]
+    assert lines["6L-384-32b"].endswith(" 1.00 x")
     assert "(recipe: variant)" in lines["merged"]
-    size = {name: int(line.split()[3].replace(",", "")) for name, line in lines.items()}
+    size = {name: int(line.split()[2].replace(",", "")) for name, line in lines.items()}
     assert size["6L-384-32b"] > size["6L-384-8b"] > size["6L-384-4b"] > size["2L-384-4b"]
     for name in names:
-        ratio = float(lines[name].split(" x encoder")[0].split()[-1])
+        ratio = float(lines[name].split()[3])
         assert ratio == pytest.approx(6 / int(name[0]) * 32 / int(name[7:-1]), rel=0.3)
 
 
@@ -68,11 +71,13 @@ def test_a_members_own_training_has_its_size():
     from espnet_ext.bridge.build import build_model
     from espnet_ext.methods.deploy import deploy, parameter_count
 
-    family = build_model(load_config(CONFIGS / "train_nested_conformer_xs.yaml"))
+    family = build_model(Experiment.of(load_config(CONFIGS / "train_nested_conformer_xs.yaml")))
     for depth in (6, 4, 2):
         for bits in (32, 8, 4):
             suffix = "" if bits == 32 else f"_{bits}b"
-            alone = build_model(load_config(CONFIGS / f"train_alone_xs_{depth}l{suffix}.yaml"))
+            alone = build_model(
+                Experiment.of(load_config(CONFIGS / f"train_alone_xs_{depth}l{suffix}.yaml"))
+            )
             small = deploy(family, f"{depth}L-384-{bits}b")
             taken = deploy(alone) if bits == 32 else deploy(alone, f"{depth}L-384-{bits}b")
             assert parameter_count([taken]) == parameter_count([small])

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from espnet_ext.config.training import Config, Recipe, load_config
 from espnet_ext.data.fbank import kaldi_fbank
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import deploy, footprint
 
 EGS = Path(__file__).resolve().parents[3] / "egs"
@@ -24,7 +25,7 @@ SITES = ("ffn", "qkv", "project", "cls", "all")
 def build():
     from espnet_ext.bridge.build import build_model
 
-    return build_model
+    return lambda config: build_model(Experiment.of(config))
 
 
 def with_hrf(model: str, **hrf) -> Config:
@@ -95,7 +96,7 @@ def test_macs_of_the_merged_model_are_the_plain_ones():
 
     for model in MODELS:
         plain, hrf = (
-            measure(load_config(CONF / f"train_{name}_s.yaml")) for name in (model, f"hrf_{model}")
+            measure(configured(f"train_{name}_s.yaml")) for name in (model, f"hrf_{model}")
         )
         assert plain["macs_per_second"] == hrf["macs_per_second"] > 0
         assert plain["parameters"] == hrf["parameters"]
@@ -103,24 +104,30 @@ def test_macs_of_the_merged_model_are_the_plain_ones():
         assert plain["bytes"] == hrf["bytes"]
 
 
+def configured(name: str) -> Experiment:
+    return Experiment.of(load_config(CONF / name))
+
+
 def test_larger_is_larger():
     from espnet_ext.bridge.footprint import measure
 
     for model in MODELS:
-        light, larger = (measure(load_config(CONF / f"train_{model}_{s}.yaml")) for s in "sm")
+        light, larger = (measure(configured(f"train_{model}_{s}.yaml")) for s in "sm")
         assert larger["parameters"]["total"] > 5 * light["parameters"]["total"]
         assert larger["macs_per_second"] > light["macs_per_second"]
 
 
 def test_wrong_configs_are_named():
-    from espnet_ext.bridge.config_keys import examine
+    from espnet_ext.bridge.config_check import examine
 
     def problems(**over):
         base = load_config(CONF / "train_speechformer_s.yaml")
-        recipe = Recipe(**{**vars(base.recipe), **over.pop("recipe", {})})
+        section = {**base.as_dict()["recipe"], **over.pop("recipe", {})}
+        recipe, wrong = Recipe.parse(section)
         conf = {**base.espnet["encoder_conf"], **over.pop("encoder_conf", {})}
         espnet = {**base.espnet, **over, "encoder_conf": conf}
-        return " | ".join(examine(Config(base.path, base.tag, recipe, espnet)).problems)
+        config = Config(base.path, base.tag, recipe, espnet)
+        return " | ".join(examine(Experiment.of(config), wrong).problems)
 
     assert problems() == ""
     assert "attention_heads: 8 does not divide the width 78" in problems(

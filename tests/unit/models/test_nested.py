@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from espnet_ext.config.training import Config, Recipe
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import deploy
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.models.nested import divergence
@@ -46,7 +47,7 @@ def build(tmp_path, nested=NESTED, seed=3, **over):
     }
     torch.manual_seed(seed)
     config = Config(tmp_path / "train_x.yaml", "x", Recipe(), espnet)
-    model = build_model(config, VOCABULARY)
+    model = build_model(Experiment.of(config), VOCABULARY)
     model.normalize = None
     with torch.no_grad():
         for head in (

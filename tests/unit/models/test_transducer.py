@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
 
 TOKENS = ["<blank>", "<unk>", "<space>", "a", "b", "<sos/eos>"]
 
@@ -37,7 +38,7 @@ def build(seed: int = 1, **espnet):
         "model_conf": {"ctc_weight": 0.0, "report_cer": False, "report_wer": False},
     }
     config = Config(Path("train_tiny.yaml"), "tiny", Recipe(), keys | espnet)
-    model = build_model(config, len(TOKENS))
+    model = build_model(Experiment.of(config), len(TOKENS))
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -13,6 +13,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import write_json, write_text
 from espnet_ext.results import grids
 from espnet_ext.score.classification import metrics
+from espnet_ext.stages.grid import GridRun, cell_config
 from tests.fixtures.a_run import run_verb
 
 CLASSES = ["anger", "fear", "joy"]
@@ -49,10 +50,11 @@ def recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     write_text("data/token_list/label/tokens.txt", "".join(f"{c}\n" for c in [*CLASSES, "<unk>"]))
     write_text("data/folds/voice", "".join(f"{fold}\n" for fold in FOLDS))
-    for cell in read_grid(Path("conf/grid_small.yaml")).cells(FOLDS):
+    found = read_grid(Path("conf/grid_small.yaml"))
+    for cell in found.cells(FOLDS):
         references = ["anger", "fear", "joy", "joy"]
         hypotheses = named(cell.system.name, cell.fold, cell.seed)
-        path = verb.config_path(cell).with_name("cell.json")
+        path = cell_config(cell).with_name("cell.json")
         write_json(
             path,
             {
@@ -73,7 +75,7 @@ def recipe(tmp_path, monkeypatch):
                 **metrics(references, hypotheses, CLASSES),
             },
         )
-        verb._stamp(cell, "test", []).write([path])
+        GridRun(found).stamp(cell).write([path])
     return folder
 
 
@@ -149,9 +151,10 @@ def test_a_page_made_again_is_the_same_and_a_second_publication_changes_nothing(
 def test_a_grid_without_a_commit_is_not_published(recipe):
     for path in Path("exp").rglob("cell.json"):
         path.write_text(path.read_text().replace("abc1234", "abc1234+dirty"))
-    for cell in read_grid(Path("conf/grid_small.yaml")).cells(FOLDS):
-        done = verb.config_path(cell).with_name("cell.json")
-        verb._stamp(cell, "test", []).write([done])
+    found = read_grid(Path("conf/grid_small.yaml"))
+    for cell in found.cells(FOLDS):
+        done = cell_config(cell).with_name("cell.json")
+        GridRun(found).stamp(cell).write([done])
     with pytest.raises(UserError, match="not published: grid small was trained from"):
         grid("--publish")
     assert not (recipe.parents[2] / "results").exists()

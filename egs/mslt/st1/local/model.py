@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Fetch a trained model from the recipe that trained it: MSLT has nothing to train on.
+"""Copy a trained model from the recipe that trained it: MSLT has nothing to train on.
 
 Example:
   python local/model.py conf/train_stream_paper.yaml --trained ../../covost2/st1 --part tokens
   python local/model.py conf/train_stream_paper.yaml --trained ../../covost2/st1 --part model
 
-Copies the token list, or the experiment of the same name with the deployed form, so that the
-stages from 5 on run here as there. Refuses an experiment of another config.
+Copies the token list, or the experiment of the same name with its deployed form; the stages from 5
+on then run here as there. Refuses an experiment that was trained with another config.
 """
 
 import argparse
@@ -15,92 +15,86 @@ import shutil
 import sys
 from pathlib import Path
 
-from espnet_ext.cli.checked import checked_config
-from espnet_ext.cli.tokens import token_dir
-from espnet_ext.cli.train import averaged_model, decisive
-from espnet_ext.config.training import Config
+from espnet_ext.config.training import training_settings
 from espnet_ext.errors import UserError, nearest, run_cli
+from espnet_ext.experiment import Experiment
 from espnet_ext.files import Stamp, atomic_path, read_json
 
 
-def fetch_tokens(config: Config, trained: Path) -> None:
+def copy_tokens(experiment: Experiment, trained: Path) -> None:
     """Copy the token list.
 
     Raises:
         UserError: the other recipe has none.
     """
-    folder = token_dir(config)
-    if not (trained / folder / "tokens.txt").is_file():
-        raise UserError(f"no {trained / folder}/tokens.txt; run stages 1 to 3 of {trained}/run.sh")
-    _copy(trained, sorted(path.name for path in (trained / folder).glob("[!.]*")), folder)
+    tokens, folder = trained / experiment.token_list, experiment.token_folder
+    if not tokens.is_file():
+        raise UserError(f"no {tokens}; run stages 1 to 3 of {trained}/run.sh")
+    _copy(trained, [folder / path.name for path in sorted(tokens.parent.glob("[!.]*"))], folder)
 
 
-def fetch_model(config: Config, trained: Path, variant: str) -> None:
+def copy_model(experiment: Experiment, trained: Path) -> None:
     """Copy the experiment: record of the training, averaged checkpoint, deployed form.
 
     Raises:
         UserError: there is none, it was trained with another config, or not deployed so.
     """
-    source = trained / config.exp
-    way_out = f"run stages 1 to 5 of {trained}/run.sh with this config"
-    if not (source / "train.json").is_file():
+    config, source = experiment.config, trained / experiment.folder
+    remedy = f"run stages 1 to 5 of {trained}/run.sh with this config"
+    if not (trained / experiment.train_record).is_file():
         known = [path.parent.name for path in (trained / "exp").glob("*/train.json")]
-        raise UserError(f"no trained {nearest(config.tag, known)} in {trained}/exp; {way_out}")
+        raise UserError(f"no trained {nearest(config.tag, known)} in {trained}/exp; {remedy}")
     settings = read_json(source / "resolved.json")["config"]
-    before, now = decisive(settings), decisive(config.as_dict())
-    # How long was trained, options after -- may say.
+    before, now = training_settings(settings), training_settings(config.as_dict())
+    # Options after -- may say for how long was trained.
     other = [k for k in {**before, **now} if k != "max_epoch" and before.get(k) != now.get(k)]
     if other:
         names = ", ".join(other)
         raise UserError(f"{source} was trained with other settings ({names}) than {config.path}")
-    deployed = Path("deploy") / variant
-    if not (source / deployed / "model.pth").is_file():
-        raise UserError(f"no {source / deployed}/model.pth; {way_out}")
+    if not (trained / experiment.deployed / "model.pth").is_file():
+        raise UserError(f"no {trained / experiment.deployed}/model.pth; {remedy}")
     with contextlib.chdir(trained):
-        checkpoint = averaged_model(config)
-    files = [checkpoint.name, f"{config.recipe.average_by}.ave.pth", "config.yaml", "train.json"]
-    files += [log.name for log in source.glob("train.log")]
-    files += [str(deployed / path.name) for path in (source / deployed).iterdir()]
-    files.append(f"deploy/.{variant}.done.json")
-    _copy(trained, files, config.exp)
+        files = [experiment.averaged_model, experiment.averaged_link, experiment.espnet_config]
+        files += [experiment.train_record, *experiment.folder.glob("train.log")]
+        files += [*experiment.deployed.iterdir(), experiment.deploy_stamp]
+    _copy(trained, files, experiment.folder)
 
 
-def _copy(trained: Path, names: list[str], folder: Path) -> None:
-    """Copy files of a folder of the other recipe into the same one here, with their times.
-
-    ESPnet's link to the averaged checkpoint stays a link: its target tells of how many it is.
-    """
-    stamp = Stamp(folder / ".fetched.json", names, [trained / folder / name for name in names])
+def _copy(trained: Path, files: list[Path], folder: Path) -> None:
+    """Copy files of the other recipe to the same paths here, with their times."""
+    names = [str(path.relative_to(folder)) for path in files]
+    stamp = Stamp(folder / ".fetched.json", names, [trained / path for path in files])
     if stamp.is_current():
         print(f"{folder} is up to date")
         return
-    for name in names:
-        with atomic_path(folder / name) as temporary:
-            link = name.endswith(".ave.pth")
-            shutil.copy2(trained / folder / name, temporary, follow_symlinks=not link)
-    stamp.write(folder / name for name in names)
-    print(f"{folder}: {len(names)} files from {trained}")
+    for path in files:
+        with atomic_path(path) as temporary:
+            # The target of ESPnet's link tells of how many checkpoints it is the average.
+            link = path.name.endswith(".ave.pth")
+            shutil.copy2(trained / path, temporary, follow_symlinks=not link)
+    stamp.write(files)
+    print(f"{folder}: {len(files)} files from {trained}")
 
 
-def fetch(args: argparse.Namespace) -> None:
-    """Copy what ``--part`` says.
+def copy(args: argparse.Namespace) -> None:
+    """Copy what --part says.
 
     Raises:
         UserError: options for a training, a folder that is no recipe, or what the parts raise.
     """
     if args.espnet:
         raise UserError(f"nothing is trained here: give {args.espnet[0]} to {args.trained}/run.sh")
-    config, trained = checked_config(args.config), Path(args.trained)
+    experiment, trained = Experiment.load(args.config, variant=args.variant), Path(args.trained)
     if not (trained / "exp").is_dir():
         raise UserError(f"{trained}: no experiment in it; give --trained DIR, a recipe that ran")
     if args.part == "tokens":
-        fetch_tokens(config, trained)
+        copy_tokens(experiment, trained)
     else:
-        fetch_model(config, trained, args.variant or config.recipe.variant)
+        copy_model(experiment, trained)
 
 
 def main() -> None:
-    """Read the command line and fetch."""
+    """Read the command line and copy."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -112,7 +106,7 @@ def main() -> None:
     cut = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:cut])
     args.espnet = words[cut + 1 :]
-    sys.exit(run_cli("local/model.py", lambda: fetch(args)))
+    sys.exit(run_cli("local/model.py", lambda: copy(args)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Score with NIST's toolkit, as published error rates of these sets are made.
+"""Score with NIST's toolkit, as the published error rates of these sets were measured.
 
 Example:
   python local/score.py conf/train_conformer_paper.yaml --sets "eval2000_swbd eval2000_callhm"
@@ -13,14 +13,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from espnet_ext.config.training import load_config
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError, run_cli
+from espnet_ext.experiment import Experiment
 from espnet_ext.score.sctk import Counts, score_hub, total
 
 
 def line(name: str, method: str, counts: Counts) -> str:
-    """One score as a line."""
+    """Return a score as a line."""
     return (
         f"{name} {method}: WER {100 * counts.rate:.1f} % ({counts.substitutions} S, "
         f"{counts.insertions} I, {counts.deletions} D of {counts.words} words; NIST's scoring)"
@@ -33,16 +33,15 @@ def score(args: argparse.Namespace) -> None:
     Raises:
         UserError: something was not made by an earlier stage.
     """
-    config = load_config(Path(args.config))
-    variant = args.variant or config.recipe.variant
-    for method in config.recipe.decode:
+    experiment = Experiment.load(args.config, variant=args.variant)
+    for method in experiment.recipe.decode:
         tests: dict[str, dict[str, Counts]] = {}
         for name in args.sets.split():
             stm, glm = (Path("data/nist", f"{name}.{suffix}") for suffix in ("stm", "glm"))
             if not stm.is_file() or not glm.is_file():
                 raise UserError(f"no {stm} or {glm}; run stage 1 with the folder of {name}")
-            text = config.exp / "decode" / variant / method / name / "text"
-            folder = config.exp / "nist" / variant / method / name
+            text = experiment.decoded(method, name) / "text"
+            folder = experiment.folder / "nist" / experiment.variant / method / name
             counts = score_hub(read_table(text), stm, glm, folder)
             print(line(name, method, counts))
             tests.setdefault(name.partition("_")[0], {})[name] = counts

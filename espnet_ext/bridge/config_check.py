@@ -1,0 +1,144 @@
+"""A training config checked: its keys against what takes them, then by building its model."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from espnet2.tasks.abs_task import optim_classes, scheduler_classes
+from torch import nn
+
+from espnet_ext.bridge.build import build_model
+from espnet_ext.bridge.signatures import cached_signatures
+from espnet_ext.bridge.variants import rounded_afterwards
+from espnet_ext.config.no_effect import no_effect_warnings
+from espnet_ext.config.recipe_errors import recipe_problems, section
+from espnet_ext.config.training import Config, read_config
+from espnet_ext.errors import UserError, nearest
+from espnet_ext.experiment import Experiment
+from espnet_ext.methods.deploy import deploy, parameter_count, variants
+from espnet_ext.methods.registry import METHODS
+
+# Above this ratio of parameters in training to deployed ones, `check` warns.
+_LARGE_TRAINING_FORM = 4
+
+
+@dataclass(frozen=True)
+class Examined:
+    """Findings of ``examine``; every entry of the lists is one line.
+
+    Attributes:
+        problems: reasons for which a training would refuse the config.
+        warnings: settings without effect, and the like.
+        model: the training form; None where there is a problem.
+        variants: deployed forms of the model.
+    """
+
+    problems: list[str]
+    warnings: list[str] = field(default_factory=list)
+    model: nn.Module | None = None
+    variants: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the training form; 0 without a model."""
+        return 0 if self.model is None else parameter_count([self.model])
+
+
+def examine(experiment: Experiment, wrong: Sequence[str] = ()) -> Examined:
+    """Compare every key with what takes it; if all are right, build the model too.
+
+    Args:
+        experiment: the config and its recipe.
+        wrong: problems that are known by now.
+    """
+    config = experiment.config
+    problems = [*wrong, *key_problems(config)]
+    warnings = no_effect_warnings(config, cached_signatures().method_of(config))
+    if problems:
+        return Examined(problems, warnings)
+    try:
+        model = build_model(experiment, experiment.vocabulary)
+    except UserError as error:
+        return Examined([str(error).removeprefix(f"{config.path}: ")], warnings)
+    problems += _optimizer_problems(config.espnet)
+    known = variants(model)
+    warnings += _size_warnings(model)
+    if experiment.recipe.variant not in (*known, *rounded_afterwards(model)):
+        problems.append(f"recipe: unknown variant {nearest(experiment.recipe.variant, known)}")
+    return Examined(problems, warnings, model, known)
+
+
+def _size_warnings(model: nn.Module) -> list[str]:
+    """A training form that is many times as large as the deployed model."""
+    trained, plain = parameter_count([model]), parameter_count([deploy(model)])
+    if trained < _LARGE_TRAINING_FORM * plain:
+        return []
+    return [
+        f"{trained:,} parameters in training for {plain:,} deployed; a lower ratio trains faster"
+    ]
+
+
+def examine_file(path: Path) -> Examined:
+    """Read a config and examine it; a file that cannot be read is a problem too."""
+    try:
+        config, wrong = read_config(path)
+    except UserError as error:
+        return Examined([str(error).removeprefix(f"{path.resolve()}: ")])
+    return examine(Experiment.of(config), wrong)
+
+
+def refuse_problems(config: Config) -> None:
+    """Raise UserError with the first wrong key or value; the model is not built."""
+    _refuse(config, key_problems(config))
+
+
+def checked_model(experiment: Experiment) -> nn.Module:
+    """Return the model that a training would start from, in evaluation mode.
+
+    Raises:
+        UserError: the first problem of the config.
+    """
+    found = examine(experiment)
+    _refuse(experiment.config, found.problems)
+    assert found.model is not None
+    return found.model
+
+
+def _refuse(config: Config, problems: list[str]) -> None:
+    if problems:
+        more = f" (and {len(problems) - 1} more: espnet-ext check)" if len(problems) > 1 else ""
+        raise UserError(f"{config.path}: {problems[0]}{more}")
+
+
+def key_problems(config: Config) -> list[str]:
+    """Wrong keys and values, one line each, without building anything."""
+    return [
+        *cached_signatures().problems(config),
+        *_method_problems(config),
+        *recipe_problems(config),
+    ]
+
+
+def _method_problems(config: Config) -> Iterator[str]:
+    """Wrong options of a compression method."""
+    for name, value in section(config.espnet, "encoder_conf").items():
+        if name in METHODS:
+            try:
+                METHODS[name].parse(value)
+            except (UserError, TypeError, ValueError) as error:
+                yield f"encoder_conf: {name}: {error}"
+
+
+def _optimizer_problems(espnet: dict[str, Any]) -> Iterator[str]:
+    """Build optimizer and scheduler around one parameter: their own checks of their values."""
+    name = str(espnet.get("optim", "adadelta")).lower()
+    try:
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimizer = optim_classes[name]([parameter], **(espnet.get("optim_conf") or {}))
+        name = str(espnet.get("scheduler")).lower()
+        if name in scheduler_classes:
+            scheduler_classes[name](optimizer, **(espnet.get("scheduler_conf") or {}))
+    except (AssertionError, TypeError, ValueError, ZeroDivisionError) as error:
+        yield f"{name} refuses its options: {' '.join(str(error).split()) or type(error).__name__}"

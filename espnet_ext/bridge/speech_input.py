@@ -1,0 +1,87 @@
+"""The input of a deployed model: samples, log-mel that is computed here, or arks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from espnet_ext.data.audio import read_wave
+from espnet_ext.data.fbank import kaldi_fbank
+from espnet_ext.data.features import FRAMES_PER_SECOND
+from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class SpeechInput:
+    """How audio becomes the input of a model.
+
+    A model without a frontend takes Kaldi-definition log-mel, which its training form computed
+    itself or read from arks.
+
+    Attributes:
+        rate: samples per second of audio.
+        deltas: orders of differences in log-mel.
+        from_arks: utterances are read as features.
+        frames_per_second: of these features.
+    """
+
+    rate: int
+    deltas: int = 0
+    from_arks: bool = False
+    frames_per_second: float = FRAMES_PER_SECOND
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Self:
+        """The input of an experiment's models."""
+        from_arks = experiment.features is not None
+        frames = experiment.frames_per_second
+        return cls(experiment.rate, experiment.deltas, from_arks, frames)
+
+    def prepared(self, wave: Tensor, width: int | None) -> Tensor:
+        """The input of a model that takes ``width`` features a frame, or samples if it is None.
+
+        Args:
+            wave: (samples,) in [-1, 1], or features (frames, width), which are returned.
+            width: of a model without a frontend.
+        """
+        if width is None or wave.dim() > 1:
+            return wave
+        return kaldi_fbank(wave, self.rate, width // (1 + self.deltas), self.deltas)
+
+    def read(self, utterance: str, where: str, width: int | None) -> tuple[np.ndarray, float]:
+        """Read an utterance.
+
+        Args:
+            utterance: its id, for messages.
+            where: path of its audio, or "ark:offset".
+            width: as of ``prepared``.
+
+        Returns:
+            Features (frames, width) or samples, and the length in seconds.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        if self.from_arks:
+            feats = _read_ark(utterance, where)
+            return feats, len(feats) / self.frames_per_second
+        wave = read_wave(where, utterance, self.rate)
+        prepared = self.prepared(torch.from_numpy(wave), width)
+        return prepared.numpy(), len(wave) / self.rate
+
+
+def _read_ark(utterance: str, where: str) -> np.ndarray:
+    import kaldiio
+
+    try:
+        return kaldiio.load_mat(where)
+    except Exception as error:  # kaldiio raises many types for a damaged ark
+        reason = type(error).__name__
+        raise UserError(
+            f"{utterance}: cannot read {where} ({reason}); remove {Path(where).parent} and run "
+            "stage 2"
+        ) from None

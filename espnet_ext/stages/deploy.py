@@ -1,0 +1,100 @@
+"""Stage 5: the averaged model in its deployed form, or all members of a family in one file."""
+
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.errors import UserError
+from espnet_ext.experiment import FAMILY, Experiment
+from espnet_ext.files import Stamp, write_json
+
+_UTTERANCES = 8  # that a deployed model is verified on
+
+
+def deploy_stamp(experiment: Experiment, checkpoint: Path) -> Stamp:
+    """The stamp of a deployed form that is made from ``checkpoint``."""
+    settings = {"variant": experiment.variant}
+    return Stamp(experiment.deploy_stamp, settings, [checkpoint, experiment.espnet_config])
+
+
+def deploy(experiment: Experiment, checkpoint: Path | None = None) -> None:
+    """Write the deployed form of an experiment, or with the form ``family`` its family file.
+
+    Args:
+        experiment: names the form.
+        checkpoint: default: the averaged model.
+
+    Raises:
+        UserError: stage 4 has not run, an unknown form, or a model that does not pass its
+            verification.
+    """
+    checkpoint = checkpoint or experiment.averaged_model
+    stamp = deploy_stamp(experiment, checkpoint)
+    if stamp.is_current():
+        print(f"deploy: {experiment.deployed} is up to date")
+        return
+    if experiment.variant == FAMILY:
+        stamp.write(_write_family(experiment, checkpoint))
+        return
+    from espnet_ext.bridge.muted import muted
+
+    with muted():
+        from espnet_ext.bridge.deployed_folder import deploy_experiment
+
+    made = deploy_experiment(experiment, checkpoint, _speech(experiment))
+    stamp.write(sorted(path for path in experiment.deployed.iterdir() if path.is_file()))
+    print(
+        f"deploy: {experiment.weights}: {made['parameters']['total']:,} parameters "
+        f"(training form {made['training_parameters']['total']:,}), {made['bytes']:,} bytes, "
+        f"largest difference {made['verified']['max_difference']:.1e} "
+        f"on {made['verified']['utterances']} utterances"
+    )
+
+
+def _write_family(experiment: Experiment, checkpoint: Path) -> list[Path]:
+    """Write the family file and its list; return their paths."""
+    from espnet_ext.bridge.muted import muted
+
+    with muted():
+        from espnet_ext.bridge.family_models import write_family_models
+
+    path, listed = (experiment.deployed / f"family.{kind}" for kind in ("safetensors", "json"))
+    speech = _speech(experiment)
+    made = write_family_models(experiment.espnet_config, checkpoint, speech, path)
+    size = path.stat().st_size
+    write_json(listed, {"bytes": size, "members": made})
+    apart = sum(member["bytes"] for member in made)
+    worst = max(member["max_difference"] for member in made)
+    print(
+        f"deploy: {path}: {len(made)} members, {size:,} bytes ({apart:,} in separate files), "
+        f"largest difference {worst:.1e} on {len(speech.waves)} utterances"
+    )
+    return [path, listed]
+
+
+def _speech(experiment: Experiment) -> Any:
+    """The first utterances of the development set, for the verification.
+
+    Waves; where a self-supervised model made the features, its features.
+    """
+    import kaldiio
+    import torch
+
+    from espnet_ext.bridge.deployed_folder import Speech
+    from espnet_ext.bridge.speech_input import SpeechInput
+    from espnet_ext.data.audio import read_wave
+
+    from_arks = experiment.espnet.get("frontend") == "ssl"
+    name = experiment.recipe.dev_set
+    scp = experiment.audio_list(name) if from_arks else experiment.data / name / "wav.scp"
+    if not scp.is_file():
+        raise UserError(f"no {scp}; run stage {2 if from_arks else 1}")
+    rows = list(read_table(scp).items())[:_UTTERANCES]
+    if not rows:
+        raise UserError(f"{scp}: no utterance in it; run stage 1")
+    if from_arks:
+        waves = [torch.from_numpy(kaldiio.load_mat(where).copy()) for _, where in rows]
+    else:
+        rate = experiment.rate
+        waves = [torch.from_numpy(read_wave(path, utterance, rate)) for utterance, path in rows]
+    return Speech(waves, SpeechInput.of(experiment))

@@ -1,0 +1,125 @@
+"""Stage 3: the token list: characters, SentencePiece (BPE or unigram), or classes."""
+
+import io
+from collections import Counter
+from pathlib import Path
+
+from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.errors import UserError, nearest
+from espnet_ext.experiment import Experiment
+from espnet_ext.files import Stamp, atomic_path, write_text
+
+SPACE = "<space>"
+
+
+def write_tokens(experiment: Experiment) -> None:
+    """Write the token list of the training set, or its classes.
+
+    Raises:
+        UserError: no text, one that SentencePiece refuses, or classes that do not fit the config.
+    """
+    if experiment.recipe.task == "cls":
+        _write_classes(experiment)
+        return
+    text = experiment.require_references(experiment.recipe.train_set)
+    out = experiment.token_folder
+    stamp = Stamp(out / ".done.json", {"kind": out.name}, [text])
+    if stamp.is_current():
+        print(f"tokens: {out} is up to date")
+        return
+    sentences = list(read_table(text).values())
+    if not any(sentences):
+        raise UserError(f"{text}: no transcript in it; run stage 1")
+    if experiment.espnet.get("token_type") == "char":
+        tokens = character_tokens(sentences)
+        outputs = [experiment.token_list]
+    else:
+        tokens = train_sentencepiece(sentences, experiment, out / "bpe.model")
+        outputs = [experiment.token_list, out / "bpe.model"]
+    # ESPnet's convention: blank first, sos/eos last.
+    listed = ["<blank>", "<unk>", *tokens, "<sos/eos>"]
+    write_text(experiment.token_list, "".join(f"{token}\n" for token in listed))
+    stamp.write(outputs)
+    print(f"tokens: {len(listed)} tokens in {out}")
+
+
+def _write_classes(experiment: Experiment) -> None:
+    """Write the classes of the training set, <unk> last as ESPnet's classifier wants it.
+
+    Raises:
+        UserError: another number of classes than the config says, or a set has a class that the
+            training set has not.
+    """
+    out, name = experiment.token_folder, experiment.recipe.train_set
+    sets = labelled_sets(experiment.data, name)
+    if name not in sets:
+        raise UserError(f"no data/{name}/label; run stage 1")
+    stamp = Stamp(out / ".done.json", {"train": name}, sets.values())
+    if stamp.is_current():
+        print(f"tokens: {out} is up to date")
+        return
+    labels = {other: read_table(path) for other, path in sets.items()}
+    classes = sorted(set(labels[name].values()))
+    if len(classes) != experiment.recipe.classes:
+        raise UserError(
+            f"data/{name}/label has {len(classes)} classes ({', '.join(classes)}), but the config "
+            f"says recipe: classes: {experiment.recipe.classes}"
+        )
+    for other, table in labels.items():
+        for utterance, label in table.items():
+            if label not in classes:
+                raise UserError(
+                    f"data/{other}/label: {utterance} has a class that data/{name} lacks: "
+                    f"{nearest(label, classes)}"
+                )
+    write_text(out / "tokens.txt", "".join(f"{token}\n" for token in [*classes, "<unk>"]))
+    stamp.write([out / "tokens.txt"])
+    print(f"tokens: {len(classes)} classes in {out}: {', '.join(classes)}")
+
+
+def labelled_sets(data: Path, train_set: str) -> dict[str, Path]:
+    """The label files of the sets that are labelled as the training set is, by name.
+
+    A recipe may have several kinds of classes: the sets of keyword_train are keyword_dev,
+    keyword_test and so on, those of train all that belong to no such kind.
+    """
+    # The list of classes is itself a folder data/token_list/label.
+    sets = {p.parent.name: p for p in sorted(data.glob("*/label")) if p.is_file()}
+    kinds = {name.removesuffix("train") for name in sets if name.endswith("_train")}
+    own = train_set.removesuffix("train") if train_set.endswith("_train") else ""
+    others = tuple(kinds - {own})
+    return {n: p for n, p in sets.items() if n.startswith(own) and not n.startswith(others)}
+
+
+def character_tokens(sentences: list[str]) -> list[str]:
+    """Characters by falling frequency, blank written as ESPnet writes it."""
+    counts = Counter(character for sentence in sentences for character in sentence)
+    ranked = sorted(counts, key=lambda c: (-counts[c], c))
+    return [SPACE if c == " " else c for c in ranked]
+
+
+def train_sentencepiece(sentences: list[str], experiment: Experiment, model: Path) -> list[str]:
+    """Train SentencePiece, write ``model``, return its pieces without control symbols."""
+    import sentencepiece
+
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=written,
+            model_type=experiment.recipe.sentencepiece,
+            vocab_size=experiment.recipe.vocabulary,
+            character_coverage=1.0,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1]
+        raise UserError(
+            f"{experiment.config.path}: SentencePiece cannot make recipe: vocabulary: "
+            f"{experiment.recipe.vocabulary} pieces from this text: {reason}"
+        ) from None
+    with atomic_path(model) as temporary:
+        temporary.write_bytes(written.getvalue())
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    all_pieces = [pieces.id_to_piece(i) for i in range(len(pieces))]
+    return [p for p in all_pieces if p not in ("<unk>", "<s>", "</s>")]

@@ -1,0 +1,317 @@
+"""Stage 4: statistics and training by ESPnet's trainer; a killed run continues."""
+
+import hashlib
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from espnet_ext.config.training import training_settings
+from espnet_ext.data.inputs import check_inputs
+from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
+from espnet_ext.files import Stamp, content_key, lock, write_json, write_text
+
+# ESPnet's options that decide the features and the lengths of the texts.
+_STATISTICS = (
+    *("frontend", "frontend_conf", "input_size", "train_dtype"),
+    *("speech_volume_normalize", "rir_scp", "noise_scp", "cleaner", "g2p"),
+    *("non_linguistic_symbols", "use_preprocessor", "preprocessor", "preprocessor_conf"),
+)
+_STAGES = {"wav.scp": 1, "feats.scp": 2, "tokens.txt": 3}  # that write these files
+_ROLES = ("train", "valid")  # ESPnet's names of the training set and the development set
+_ESPNET_EPOCHS = 40  # ESPnet's default of max_epoch
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of a call that are not in the config.
+
+    Attributes:
+        ngpu: GPUs, 0 or 1.
+        threads: CPU threads where there is no GPU.
+        espnet: options for ESPnet's trainer, which win over the config.
+    """
+
+    ngpu: int = 0
+    threads: int = 1
+    espnet: Sequence[str] = ()
+
+    @property
+    def device(self) -> str:
+        """The device for records."""
+        return f"{self.ngpu} GPU" if self.ngpu else "cpu"
+
+
+def train(experiment: Experiment, options: TrainOptions) -> None:
+    """Collect statistics if they are missing, then train or continue a training.
+
+    Writes exp/stats_<digest>/, shared by configs with the same features and tokens, and exp/<tag>/:
+    ESPnet's config.yaml, checkpoints and train.log, calls.json and train.json.
+
+    Raises:
+        UserError: an earlier stage has not run, a wrong config, data or option, a run of other
+            settings in the folder, or an error of ESPnet.
+    """
+    data = _data_options(experiment)
+    files = experiment.training_files()
+    settings = training_settings(experiment.config.as_dict())
+    stamp = Stamp(
+        experiment.folder / ".train.done.json",
+        {"config": settings, "espnet": list(options.espnet)},
+        files,
+    )
+    if stamp.is_current():
+        print(f"train: {experiment.folder} is up to date")
+        return
+    experiment = _checked(experiment, options)
+    refuse_other_run(experiment, {str(file): content_key(file) for file in files})
+    cpu_dtype = _use_threads(experiment, options)
+    _log_to(experiment.train_log)
+    command = _common_options(experiment, options, data)
+    command += _training_options(experiment, _statistics(experiment, command, data))
+    record = _run(experiment, options, command, cpu_dtype)
+    stamp.write([experiment.averaged_model, experiment.espnet_config, record])
+    print(f"train: averaged model is {experiment.averaged_model}")
+
+
+def _data_options(experiment: Experiment) -> dict[str, list[str]]:
+    """ESPnet's data options by role.
+
+    Raises:
+        UserError: the output of an earlier stage is missing.
+    """
+    kind = "sound" if experiment.features is None else "kaldi_ark"
+    for path in experiment.training_files():
+        if path.name in _STAGES and not path.is_file():
+            raise UserError(f"no {path}; run stage {_STAGES[path.name]}")
+    return {
+        role: [
+            f"{experiment.audio_list(name)},speech,{kind}",
+            f"{experiment.require_references(name)},{_target(experiment)},text",
+        ]
+        for role, name in zip(_ROLES, experiment.sets, strict=True)
+    }
+
+
+def _target(experiment: Experiment) -> str:
+    """ESPnet's name of what is learnt."""
+    return "label" if experiment.recipe.task == "cls" else "text"
+
+
+def _checked(experiment: Experiment, options: TrainOptions) -> Experiment:
+    """Check what would stop the training later; nothing is written yet.
+
+    Returns:
+        The experiment, with ESPnet's options after -- in its config.
+
+    Raises:
+        UserError: a wrong config, data or option, or no GPU.
+    """
+    from espnet_ext.bridge.muted import muted
+
+    with muted():
+        import torch
+
+        from espnet_ext.bridge.config_check import checked_model, refuse_problems
+        from espnet_ext.bridge.espnet_options import refuse_reserved_options, with_options
+        from espnet_ext.bridge.start_model import refuse_other_start
+
+        refuse_problems(experiment.config)
+        refuse_reserved_options(options.espnet, options.ngpu, experiment.recipe.task)
+        experiment = experiment.with_config(with_options(experiment.config, options.espnet))
+        model = checked_model(experiment)
+        refuse_other_start(model, experiment.start_models())
+    if options.ngpu > torch.cuda.device_count():
+        seen = torch.cuda.device_count() or "no"
+        raise UserError(f"--ngpu {options.ngpu}: torch sees {seen} GPU here; --ngpu 0 is the CPU")
+    for name in experiment.sets:
+        check_inputs(experiment.data / name, experiment.audio_list(name), experiment.rate)
+    return experiment
+
+
+def _use_threads(experiment: Experiment, options: TrainOptions) -> Any:
+    """Set torch's threads; return the type of forward passes on the CPU, None for the default."""
+    import torch
+
+    from espnet_ext.bridge.trainer import supported_cpu_dtype
+
+    if options.ngpu:
+        return None
+    torch.set_num_threads(options.threads)
+    dtype = supported_cpu_dtype(experiment.recipe.cpu_dtype)
+    print(f"train: {options.threads} threads, {dtype or 'float32'}")
+    return dtype
+
+
+def refuse_other_run(experiment: Experiment, data: dict[str, str]) -> None:
+    """Refuse to continue a run of another config or other data; record these otherwise.
+
+    More epochs are no other run: they are added.
+
+    Args:
+        experiment: what is to be trained.
+        data: digests of the files that decide the training.
+
+    Raises:
+        UserError: the folder holds a run of other settings.
+    """
+    path = experiment.folder / "resolved.json"
+    settings = {"config": training_settings(experiment.config.as_dict()), "data": data}
+    if (experiment.folder / "checkpoint.pth").exists() and path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        advice = f"give the config another name or remove {experiment.folder}"
+        before = training_settings(stored["config"])
+        now = json.loads(json.dumps(settings["config"]))
+        other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if other == ["max_epoch"] and _epochs(before) < _epochs(now):
+            other = []
+        if other:
+            names = ", ".join(other)
+            raise UserError(
+                f"{experiment.folder} holds a run of other settings ({names}); {advice}"
+            )
+        for name, content in data.items():
+            if stored.get("data", {}).get(name, content) != content:
+                raise UserError(f"{experiment.folder} was trained before {name} changed; {advice}")
+    write_json(path, settings)
+
+
+def _epochs(config: dict[str, Any]) -> int:
+    return config.get("max_epoch", _ESPNET_EPOCHS)
+
+
+def _common_options(
+    experiment: Experiment, options: TrainOptions, data: dict[str, list[str]]
+) -> list[str]:
+    """Options of statistics and training; also writes exp/<tag>/espnet.yaml."""
+    espnet = dict(experiment.espnet)
+    if experiment.features is not None:
+        espnet["input_size"] = experiment.features.width
+        espnet.pop("frontend"), espnet.pop("frontend_conf", None)
+    if experiment.recipe.mimic is not None:
+        from espnet_ext.analysis.mimic_training import train_mimic
+
+        weights = train_mimic(experiment, "cuda" if options.ngpu else "cpu")
+        mimic = {**espnet["encoder_conf"]["mimic"], "path": str(weights)}
+        espnet["encoder_conf"] = {**espnet["encoder_conf"], "mimic": mimic}
+    path = experiment.folder / "espnet.yaml"
+    write_text(path, yaml.safe_dump(espnet, sort_keys=False))
+    command = ["--config", str(path), "--ngpu", str(options.ngpu)]
+    command += ["--token_list", str(experiment.token_list)]
+    pieces = experiment.token_folder / "bpe.model"
+    if pieces.exists() and experiment.espnet.get("token_type") != "char":
+        command += ["--bpemodel", str(pieces)]
+    for role, triples in data.items():
+        for triple in triples:
+            command += [f"--{role}_data_path_and_name_and_type", triple]
+    return command
+
+
+def _statistics(experiment: Experiment, command: list[str], data: dict[str, list[str]]) -> Path:
+    """Run ESPnet's collect_stats once for these features and tokens; return its folder."""
+    from espnet_ext.bridge.trainer import run_task
+
+    settings = {
+        "data": data,
+        "read": {key: experiment.espnet[key] for key in _STATISTICS if key in experiment.espnet},
+        "tokens": str(experiment.token_folder),
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    folder = experiment.exp / f"stats_{digest}"
+    # Two configs of one recipe may train at once and share this folder.
+    with lock(folder / ".lock"):
+        stamp = Stamp(folder / ".done.json", settings, experiment.corpus_files())
+        if not stamp.is_current():
+            print(f"train: collecting statistics into {folder}")
+            # Statistics do not depend on batches of the training's size, nor on its model.
+            own = ["--collect_stats", "true", "--output_dir", str(folder), "--normalize", "none"]
+            own += ["--batch_type", "unsorted", "--batch_size", "32", "--ngpu", "0"]
+            run_task([*command, *own], experiment.train_log, experiment.recipe.task)
+            stamp.write(folder / role / "feats_stats.npz" for role in _ROLES)
+    return folder
+
+
+def _training_options(experiment: Experiment, statistics: Path) -> list[str]:
+    """Options of the training proper."""
+    options = ["--output_dir", str(experiment.folder), "--resume", "true"]
+    for role in _ROLES:
+        for kind in ("speech_shape", f"{_target(experiment)}_shape"):
+            options += [f"--{role}_shape_file", str(statistics / role / kind)]
+    if experiment.espnet.get("normalize") == "global_mvn":
+        options += ["--normalize_conf", f"stats_file={statistics}/train/feats_stats.npz"]
+    options += ["--keep_nbest_models", str(experiment.recipe.average)]
+    return options
+
+
+def _run(experiment: Experiment, options: TrainOptions, command: list[str], cpu_dtype: Any) -> Path:
+    """Train, and write train.json; return its path."""
+    from espnet_ext.bridge import resume, trainer
+    from espnet_ext.bridge.espnet_options import parse_options
+    from espnet_ext.bridge.run_record import Calls
+    from espnet_ext.results.schema import NOT_MEASURED
+
+    folder, task = experiment.folder, experiment.recipe.task
+    espnet = parse_options(command, task)
+    resume.repair(folder, espnet)
+    before = resume.history(folder)[0]
+    calls = Calls(
+        folder / "calls.json",
+        new_run=before == 0,
+        command=shlex.join(["espnet-ext", *sys.argv[1:]]),
+        threads=options.threads if options.ngpu == 0 else NOT_MEASURED,
+        device=options.device,
+        dtype=trainer.dtype_of(espnet, cpu_dtype),
+    )
+    # The memory of processes that read data for this one is not in its own.
+    alone = espnet.num_workers == 0
+    trainer.run_task(
+        command,
+        experiment.train_log,
+        task,
+        cpu_dtype,
+        on_epoch=lambda epoch: calls.add(epoch, measured=alone),
+    )
+    epochs, seconds = resume.history(folder)
+    for epoch in set(range(before + 1, epochs + 1)) - set(calls.own["epochs"]):
+        calls.add(epoch, measured=False)  # by processes that ESPnet started
+    made = experiment.train_record
+    # A run from before calls were kept has its record.
+    if calls.path.exists() or not made.exists():
+        average = experiment.averaged_model
+        record = {
+            "seconds": round(seconds, 1),
+            "epochs": epochs,
+            "seed": espnet.seed,
+            "average": resume.averaged_epochs(folder, espnet, average),
+            **calls.summary(epochs),
+            "config": experiment.config.as_dict(),
+        }
+        write_json(made, record)
+    return made
+
+
+def _log_to(path: Path) -> None:
+    """Send ESPnet's log to a file whole, and its progress to the terminal."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger()
+    root.handlers.clear()
+    whole = logging.FileHandler(path)
+    form = f"[{os.uname().nodename.split('.')[0]}] %(asctime)s (%(module)s:%(lineno)d) "
+    whole.setFormatter(logging.Formatter(form + "%(levelname)s: %(message)s"))
+    progress = logging.StreamHandler(sys.stdout)
+    progress.setFormatter(logging.Formatter("%(asctime)s %(message).110s", "%H:%M:%S"))
+    progress.addFilter(lambda r: r.module in ("trainer", "reporter") and "epoch" in r.getMessage())
+    root.addHandler(whole)
+    root.addHandler(progress)
+    root.setLevel(logging.INFO)
+    # Warnings are for the log; a full disk is reported once, by the writer of a result.
+    logging.captureWarnings(True)
+    logging.raiseExceptions = False
