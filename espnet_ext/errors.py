@@ -1,4 +1,4 @@
-"""How a mistake of the user is told: one line, a non-zero exit, no stack trace."""
+"""Errors of a user: one line, a non-zero exit code, no stack trace."""
 
 import argparse
 import difflib
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
-_WAY_OUT = {
+_ADVICE = {
     errno.ENOSPC: "free some",
     errno.EDQUOT: "free some",
     errno.EACCES: "give yourself permission",
@@ -20,7 +20,7 @@ _WAY_OUT = {
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; its text is one line that says what to do."""
+    """An error that the user can correct; its text is one line that says what to do."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -50,9 +50,9 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def run_cli(program: str, main: Callable[[], None]) -> int:
-    """Run ``main`` and turn what is no fault of the program into one line and an exit code.
+    """Run ``main``; turn errors that are no bug of the program into one line and an exit code.
 
-    That is a UserError, an OSError that names a file, a full disk, and Ctrl-C.
+    These are UserError, an OSError that names a file, a full disk, and Ctrl-C.
     """
     try:
         main()
@@ -67,9 +67,9 @@ def run_cli(program: str, main: Callable[[], None]) -> int:
             reason = f"{error.strerror}: {' and '.join(str(name) for name in names)}"
         else:
             raise
-        way_out = _WAY_OUT.get(error.errno or 0, "see to it")
+        advice = _ADVICE.get(error.errno or 0, "see to it")
         print(
-            f"{program}: error: {reason}; {way_out} and run the same command again, "
+            f"{program}: error: {reason}; {advice} and run the same command again, "
             "finished work is kept",
             file=sys.stderr,
         )

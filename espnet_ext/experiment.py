@@ -90,7 +90,7 @@ class Experiment:
 
     @property
     def train_record(self) -> Path:
-        """What stage 4 measured (``bridge.run_record``)."""
+        """The run record that stage 4 writes (``bridge.run_record``)."""
         return self.folder / "train.json"
 
     @property
@@ -107,7 +107,7 @@ class Experiment:
     def averaged_model(self) -> Path:
         """The average of the ``recipe: average`` best checkpoints.
 
-        Of a training with fewer epochs than that ESPnet takes the best checkpoint alone.
+        Of a training with fewer epochs ESPnet uses the best checkpoint alone.
 
         Raises:
             UserError: stage 4 has not finished.
@@ -125,7 +125,7 @@ class Experiment:
 
     @property
     def deploy_stamp(self) -> Path:
-        """Stamp of the deployed form; beside its folder, which is replaced as a whole."""
+        """Stamp of the deployed form; not in its folder, which is replaced as a whole."""
         return self.deployed.with_name(f".{self.variant}.done.json")
 
     @property
@@ -170,7 +170,7 @@ class Experiment:
         return self.recipe.train_set, self.recipe.dev_set
 
     def references(self, name: str) -> Path:
-        """What is learnt and scored of a set: transcripts, translations or classes."""
+        """The targets of a set: transcripts, translations or classes."""
         return self.data / name / self.recipe.target_file
 
     def require_references(self, name: str) -> Path:
@@ -192,7 +192,7 @@ class Experiment:
 
     @cached_property
     def features(self) -> Definition | None:
-        """What stage 2 writes into arks; None where the frontend computes features.
+        """The features that stage 2 writes into arks; None if the frontend computes them.
 
         Raises:
             UserError: the frontend writes none, a value is wrong, or its model is not there.

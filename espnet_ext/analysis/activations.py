@@ -1,7 +1,7 @@
-"""What a teacher's layers give for a set of utterances: kept on disk, or computed every time.
+"""Activations of a teacher's layers for a set of utterances: cached on disk, or recomputed.
 
-On disk each layer is one memory-mapped file (frames, width) of float32, beside an index that says
-where each utterance lies, and the SHA-256 of every file; the folder is whole or absent.
+On disk each layer is one memory-mapped file (frames, width) of float32. An index lists the place of
+each utterance and the SHA-256 of every file. The folder is whole or absent.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ type Batch = tuple[list[Tensor], Tensor]  # (batch, time, width) of each layer; 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A stack and the layers of it that are wanted: 0 is the front end, then as they count."""
+    """A stack and the layers whose output is needed: 0 is the front end, 1 the first layer, ..."""
 
     stack: Stack
     layers: tuple[int, ...]
@@ -119,8 +119,8 @@ def activations(
             used = sum(p.stat().st_size for p in cache.rglob(f"*{_SUFFIX}")) / _GB
             if used + needed > limit_gb:
                 print(
-                    f"mimic: {name}: activations would take {needed:.2f} GB beside {used:.2f} GB "
-                    f"in {cache}, more than cache_gb: {limit_gb}; they are computed every epoch"
+                    f"mimic: {name}: activations would take {needed:.2f} GB, {used:.2f} GB "
+                    f"are in {cache}: more than cache_gb: {limit_gb}; they are computed every epoch"
                 )
                 return Computed(teacher, rows)
             write(teacher, rows, folder, name)

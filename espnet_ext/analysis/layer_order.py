@@ -1,4 +1,4 @@
-"""Which layers of a stack to take away first, without retraining (arXiv 2409.16302).
+"""The order in which layers of a stack are removed without retraining (arXiv 2409.16302).
 
 Block influence of layer l + 1, the layer that makes h_(l+1) of h_l: BI = 1 - similarity of the
 two, by cosine or by mutual k-nearest neighbours averaged over k. The least influential layer goes
@@ -29,7 +29,7 @@ def removal_order(
     similarities: Similarities | None = None,
     protected: Collection[int] = (),
 ) -> list[int]:
-    """Return the layers in the order in which they go; one at least is never among them.
+    """Return the layers in the order of their removal; at least one layer is not among them.
 
     Args:
         criterion: one of ``ORDERS``.
@@ -58,7 +58,7 @@ def removal_order(
 
 
 def removable(means: Mapping[int, float], least: float) -> int:
-    """How many layers may go, one after the other, before the value falls below ``least``.
+    """How many layers can be removed, one after the other, before the value falls below ``least``.
 
     ``means``: value by number of layers removed, 0 included.
     """

@@ -1,4 +1,4 @@
-"""Stacks on the utterances of a set: similarities of their layers, classes after pruning."""
+"""Stacks run on a set: similarities of their layers, and decisions after pruning."""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,22 +96,24 @@ def load_probe(folder: Path) -> tuple[Any, list[str]]:
 def classes_after(
     model: nn.Module, removals: Sequence[tuple[int, ...]], rows: Rows, classes: Sequence[str]
 ) -> Mapping[tuple[int, ...], list[str]]:
-    """What a probe decides on every utterance, for each tuple of layers removed.
+    """Decisions of a probe on every utterance, for each tuple of removed layers.
 
     The front end runs once for all of them.
     """
     encoder: Any = model.encoder
-    stacks = {gone: encoder.stack.remove(gone) if gone else encoder.stack for gone in removals}
-    found: dict[tuple[int, ...], dict[str, str]] = {gone: {} for gone in removals}
+    stacks = {
+        removed: encoder.stack.remove(removed) if removed else encoder.stack for removed in removals
+    }
+    found: dict[tuple[int, ...], dict[str, str]] = {removed: {} for removed in removals}
     device = next(model.parameters()).device
     for batch in tqdm(list(_of_like_length(rows)), desc="pruning"):
         x, lengths = _front(encoder.stack, [wave for _, wave in batch], device)
-        for gone, stack in stacks.items():
+        for removed, stack in stacks.items():
             head: Any = model.decoder
             logits = head(stack.hidden(x, lengths)[-1], lengths)
             for (name, _), best in zip(batch, logits.argmax(1).tolist(), strict=True):
-                found[gone][name] = classes[best] if best < len(classes) else "<unk>"
-    return {gone: [named[name] for name, _ in rows] for gone, named in found.items()}
+                found[removed][name] = classes[best] if best < len(classes) else "<unk>"
+    return {removed: [named[name] for name, _ in rows] for removed, named in found.items()}
 
 
 def _of_like_length(rows: Rows) -> Iterator[list[tuple[str, Tensor]]]:

@@ -51,7 +51,7 @@ class Job:
         self.options: MimicOptions = parse_mimic(conf.get("mimic"))
         self.seed = int(experiment.espnet.get("seed", 0))
         self.path = str(conf["path"])
-        self.gone = {key: conf.get(key) for key in ("remove", "keep")}
+        self.selected = {key: conf.get(key) for key in ("remove", "keep")}
         self.sets = experiment.sets
         folders = [experiment.data / name for name in self.sets]
         self.rows = [audio_rows(folder) for folder in folders]
@@ -65,7 +65,7 @@ class Job:
         step = {k: v for k, v in vars(self.step).items() if k != "cache_gb"}
         return {
             "path": self.path,
-            **self.gone,
+            **self.selected,
             "options": vars(self.options),
             "step": step,
             "seed": self.seed,
@@ -83,7 +83,7 @@ class Job:
 
     def teacher(self) -> Stack:
         """The stack that is imitated."""
-        return load_stack(self.path).select(**self.gone).requires_grad_(False)
+        return load_stack(self.path).select(**self.selected).requires_grad_(False)
 
 
 def _deciding(folder: Path) -> list[Path]:
@@ -114,7 +114,7 @@ def _train(job: Job, folder: Path, device: torch.device) -> None:
     stack = job.teacher().to(device)
     targets = job.options.targets(stack.num_layers)
     teacher = Teacher(stack, (job.options.first, *targets))
-    key = [job.path, job.gone, job.model, job.audio]
+    key = [job.path, job.selected, job.model, job.audio]
     cache = ROOT / "activations"
     sets = [
         activations(teacher, rows, cache, key, job.step.cache_gb, name)
@@ -146,14 +146,14 @@ def _train(job: Job, folder: Path, device: torch.device) -> None:
 def _epochs(
     job: Job, network: nn.Module, sets: list[Computed | Cached], checkpoint: Path
 ) -> dict[str, Any]:
-    """Train all epochs, going on behind those of a killed run; return what the checkpoint holds."""
+    """Train all epochs, after those of a killed run; return the state that the checkpoint holds."""
     optimizer = torch.optim.Adam(network.parameters(), lr=job.step.lr)
     state: dict[str, Any] = {"train": [], "valid": [], "seconds": 0.0, "best": {}}
     if checkpoint.is_file():
         state = _read(checkpoint)
         network.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        print(f"mimic: going on behind epoch {len(state['train'])}")
+        print(f"mimic: continuing after epoch {len(state['train'])}")
     for epoch in range(len(state["train"]) + 1, job.step.epochs + 1):
         start = time.perf_counter()
         # Of the epoch, not of what came before it in this process: a killed run repeats it.

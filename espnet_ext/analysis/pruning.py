@@ -1,4 +1,4 @@
-"""Curves of what a probe scores as layers of its stack go, one after the other, untrained."""
+"""Curves of a probe's score as layers of its stack are removed one by one, without retraining."""
 
 import argparse
 from collections import Counter
@@ -27,7 +27,7 @@ class _Repeat:
     """One probe and one draw of the batches that layers are scored on."""
 
     sequences: dict[str, list[int]]  # by order: layers as they go
-    decisions: Mapping[tuple[int, ...], list[str]]  # by the layers that are gone, sorted
+    decisions: Mapping[tuple[int, ...], list[str]]  # by the layers that are removed, sorted
     parameters: dict[tuple[int, ...], int]
 
 
@@ -50,7 +50,9 @@ class Curves:
             UserError: the probes differ in their classes, or the set has one that they lack.
         """
         if self.classes and self.classes != list(classes):
-            raise UserError("the probes have different classes; take probes that differ in seed")
+            raise UserError(
+                "the probes have different classes; give probes that differ in seed only"
+            )
         self.classes = list(classes)
         for label in sorted(set(self.references) - set(classes)):
             raise UserError(f"the set has the class {label}, which the probe was not trained on")
@@ -82,11 +84,11 @@ class Curves:
         }
 
     def _places(self, repeat: _Repeat) -> dict[tuple[int, ...], np.ndarray]:
-        """What was decided after each removal as indices of classes; one more is no class."""
+        """Decisions after each removal as indices of classes; one index more means no class."""
         place = {name: index for index, name in enumerate(self.classes)}
         return {
-            gone: np.array([place.get(label, len(place)) for label in labels])
-            for gone, labels in repeat.decisions.items()
+            removed: np.array([place.get(label, len(place)) for label in labels])
+            for removed, labels in repeat.decisions.items()
         }
 
     def _values(
@@ -95,11 +97,11 @@ class Curves:
         """For each order, the metric after 0, 1, 2 ... removals on the chosen utterances."""
         meant = np.array([self.classes.index(label) for label in self.references])[chosen]
         scores = {
-            gone: self._score(meant, named[chosen], len(self.classes) + 1)
-            for gone, named in places.items()
+            removed: self._score(meant, named[chosen], len(self.classes) + 1)
+            for removed, named in places.items()
         }
         return {
-            order: [scores[gone] for gone in prefixes(sequence)]
+            order: [scores[removed] for removed in prefixes(sequence)]
             for order, sequence in repeat.sequences.items()
         }
 
@@ -121,12 +123,12 @@ class Curves:
         first = self._repeats[0]
         points = [
             {
-                "removed": len(gone),
-                "parameters": first.parameters[gone],
-                "value": float(means[len(gone)]),
+                "removed": len(removed),
+                "parameters": first.parameters[removed],
+                "value": float(means[len(removed)]),
                 "interval": [float(low), float(high)],
             }
-            for gone, low, high in zip(prefixes(first.sequences[order]), *bands, strict=True)
+            for removed, low, high in zip(prefixes(first.sequences[order]), *bands, strict=True)
         ]
         return {
             "order": order,
@@ -137,7 +139,7 @@ class Curves:
 
 
 def prefixes(sequence: Sequence[int]) -> list[tuple[int, ...]]:
-    """The layers gone after 0, 1, 2 ... removals, each sorted."""
+    """The layers that are missing after 0, 1, 2 ... removals, each sorted."""
     return [tuple(sorted(sequence[:count])) for count in range(len(sequence) + 1)]
 
 
@@ -174,11 +176,12 @@ def prune_probe(
             title = f"{folder.parts[1]}, scoring {repeat + 1}/{args.repeats}"
             found = compare_layers(stack, batches, args.k, args.time, args.seconds, title)
         drawn.append({o: removal_order(o, stack.kept, found, protected) for o in curves.orders})
-    every = {gone for repeat in drawn for seq in repeat.values() for gone in prefixes(seq)}
-    removals = sorted(every, key=lambda gone: (len(gone), gone))
+    every = {removed for repeat in drawn for seq in repeat.values() for removed in prefixes(seq)}
+    removals = sorted(every, key=lambda removed: (len(removed), removed))
     decisions = classes_after(model, removals, rows, classes)
     parameters = {
-        gone: parameter_count((stack.remove(gone) if gone else stack).layers) for gone in removals
+        removed: parameter_count((stack.remove(removed) if removed else stack).layers)
+        for removed in removals
     }
     for sequences in drawn:
         curves.add(classes, _Repeat(sequences, decisions, parameters))

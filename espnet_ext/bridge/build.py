@@ -33,7 +33,7 @@ _BUILD_ERRORS = (
 
 
 def build_model(experiment: Experiment, vocabulary: int | None = None) -> nn.Module:
-    """Build the model that ``espnet-ext train`` would start from, in evaluation mode.
+    """Build the model that a training of the config would start from, in evaluation mode.
 
     The state of torch's random generator is left as it was.
 
@@ -83,7 +83,7 @@ def token_count(experiment: Experiment) -> int:
 
 
 def arguments_of(experiment: Experiment) -> argparse.Namespace:
-    """ESPnet's arguments as its own parser fills them."""
+    """ESPnet's arguments, filled by its parser."""
     parser = TASKS[experiment.recipe.task].get_parser()
     parser.set_defaults(**experiment.espnet)
     try:
@@ -122,7 +122,7 @@ def neutral_statistics(width: int, folder: Path) -> str:
 
 
 def _source_line(error: BaseException) -> str:
-    """The line of source that raised: an assertion without a message is its own message."""
+    """The line of source that raised, for an assertion without a message."""
     import traceback
 
     return traceback.extract_tb(error.__traceback__)[-1].line or "no reason given"

@@ -1,7 +1,7 @@
-"""Loading checkpoints so that a wrong one is refused, and writing deployed models.
+"""Checkpoints: loaded strictly, and written as deployed models.
 
-ESPnet's own loader takes any file (``strict=False``): a checkpoint of another architecture
-gives random weights without a word.
+ESPnet's loader accepts any file (``strict=False``): with a checkpoint of another architecture the
+model silently keeps random weights.
 """
 
 import argparse
@@ -27,16 +27,16 @@ install()
 
 
 def serialised(obj: Any, **options: Any) -> memoryview:
-    """The bytes that ``torch.save`` writes; unlike a file of its own they hold no name."""
+    """The bytes that ``torch.save`` writes to a stream; a file would contain its name."""
     written = io.BytesIO()
     torch.save(obj, written, **options)
     return written.getbuffer()
 
 
 def save(obj: Any, path: str | os.PathLike, **options: Any) -> None:
-    """Do what ``torch.save`` does, whole or not at all, and with an OSError if the disk is full.
+    """``torch.save``, whole or not at all, and with an OSError if the disk is full.
 
-    torch's own writer of files says "unexpected pos" then.
+    torch itself would raise a RuntimeError that says "unexpected pos".
     """
     write(serialised(obj, **options), path)
 
@@ -48,10 +48,10 @@ def write(content: memoryview, path: str | os.PathLike) -> None:
 
 
 def deployed_bytes(model: nn.Module, variant: str) -> memoryview:
-    """The file of a deployed form; ``torch.load`` reads it.
+    """The content of a deployed form's file, which ``torch.load`` reads.
 
-    In a form that keeps sharing the names of the tensors are compressed: those of hundreds of
-    small ones would add 3 % to a file of 4 MB.
+    In the ``shared`` form the names of the tensors are compressed: uncompressed, those of hundreds
+    of small tensors would add 3 % to a file of 4 MB.
     """
     content = serialised(file_state(model, variant))
     if variant != ResidualWeight.variant:
@@ -77,11 +77,11 @@ def ties(model: nn.Module) -> dict[str, str]:
 
 
 def file_state(model: nn.Module, variant: str) -> dict[str, torch.Tensor]:
-    """The state dict that a deployed form has on disk.
+    """The state dict of a deployed form's file.
 
-    In a form that keeps sharing, each tensor has one name, and all float32 tensors are parts
-    of one storage: records of hundreds of small tensors would add 3 % to a file of 4 MB.
-    ESPnet loads it as any other, since the model that it loads into shares.
+    In the ``shared`` form each tensor has one name, and all float32 tensors are parts of one
+    storage: separate records of hundreds of small tensors would add 3 % to a file of 4 MB.
+    ESPnet loads the file like any other, since the model that it builds shares the tensors.
     """
     state = model.state_dict()
     if variant != ResidualWeight.variant:
@@ -96,7 +96,7 @@ def file_state(model: nn.Module, variant: str) -> dict[str, torch.Tensor]:
 
 
 def expand_state(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Give the tensors of ``state`` all names that they have in ``model``."""
+    """Return ``state`` with an entry for every name that a shared tensor has in ``model``."""
     more = {n: state[first] for n, first in ties(model).items() if first in state}
     return {**more, **state}
 

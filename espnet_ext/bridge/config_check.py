@@ -1,4 +1,4 @@
-"""A training config checked: its keys against what takes them, then by building its model."""
+"""Checks of a training config: its keys and values, then by building its model."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ class Examined:
 
 
 def examine(experiment: Experiment, wrong: Sequence[str] = ()) -> Examined:
-    """Compare every key with what takes it; if all are right, build the model too.
+    """Check every key and value; if all are right, build the model too.
 
     Args:
         experiment: the config and its recipe.
@@ -132,7 +132,7 @@ def _method_problems(config: Config) -> Iterator[str]:
 
 
 def _optimizer_problems(espnet: dict[str, Any]) -> Iterator[str]:
-    """Build optimizer and scheduler around one parameter: their own checks of their values."""
+    """Build the optimizer and the scheduler, which check their options themselves."""
     name = str(espnet.get("optim", "adadelta")).lower()
     try:
         parameter = torch.nn.Parameter(torch.zeros(1))

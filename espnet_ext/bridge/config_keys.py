@@ -1,7 +1,7 @@
-"""What ESPnet's options and constructors take, and a config's keys checked against that.
+"""Keys and values of a config, checked against the signatures of ESPnet's options and classes.
 
-``bridge.signatures`` reads them off ESPnet once and keeps them as JSON, since importing ESPnet
-takes many seconds; the checks here import neither torch nor ESPnet.
+``bridge.signatures`` reads the signatures once and caches them as JSON: importing ESPnet takes many
+seconds. The checks here import neither torch nor ESPnet's models.
 """
 
 import builtins
@@ -22,11 +22,11 @@ class Option(Strict):
     Attributes:
         converter: function that reads its value from a word: of builtins, humanfriendly or
             ``espnet2.utils.types``; None: any word.
-        nested: takes keys and values.
-        many: takes a list.
-        optional: may be null.
-        choices: names that it takes; None: any.
-        none_is_a_choice: null may stand in the place of a name.
+        nested: its value is a mapping.
+        many: its value is a list.
+        optional: its value may be null.
+        choices: allowed names; None: any value.
+        none_is_a_choice: null is allowed too.
     """
 
     converter: str | None
@@ -52,10 +52,10 @@ class Argument(Strict):
 
 
 class Constructor(Strict):
-    """What may stand in a section of the config."""
+    """The arguments that a section of the config may set."""
 
     arguments: dict[str, Argument]
-    open: bool  # takes any other key too
+    open: bool  # accepts any other key too
 
 
 class Section(Strict):
@@ -93,7 +93,7 @@ class Signatures(Strict):
         return self.compressed[encoder][0] if encoder in self.compressed else None
 
     def problems(self, config: Config) -> list[str]:
-        """Return a line for each key or value that ESPnet, or a constructor, does not take."""
+        """Return a line for each key or value that ESPnet or a constructor would refuse."""
         task = self.tasks[config.recipe.task]
         return [*_option_problems(config, task), *self._section_problems(config, task)]
 

@@ -33,7 +33,7 @@ from espnet_ext.formats.packed import write_member
 from espnet_ext.methods.deploy import PLAIN, footprint
 from espnet_ext.methods.registry import METHODS
 
-STACK = "stack"  # the encoder's stack in its family's own format, without removed layers
+STACK = "stack"  # folder of the encoder's stack in its family's format, without removed layers
 STATISTICS = "feats_stats.npz"
 TOLERANCE = 1e-5  # float32, absolute, on the encoder's normalised outputs or the logits
 
@@ -56,7 +56,7 @@ class Speech:
 
         Args:
             model: ESPnet's.
-            width: features of a frame that it takes if it has no frontend.
+            width: features of a frame, for a model without a frontend.
 
         Returns:
             Encoder outputs (1, frames, width); of a classifier logits (1, classes).

@@ -25,11 +25,11 @@ def parse_options(
         words: the options.
         task: name of the task, of ``registry.TASKS``.
         start: attributes that are set already; their defaults are not filled in.
-        defaults: instead of ESPnet's own.
+        defaults: values that replace ESPnet's defaults.
 
     Raises:
-        UserError: an unknown option or a value that it refuses; ESPnet's own parser would
-            print two hundred lines.
+        UserError: an unknown option or a value that is refused; ESPnet's parser would print two
+            hundred lines.
     """
     parser = TASKS[task].get_parser()
     parser.set_defaults(**defaults)
@@ -50,7 +50,7 @@ def parse_options(
 
 
 def refuse_reserved_options(words: Sequence[str], ngpu: int, task: str = "asr") -> None:
-    """Raise UserError if options for ESPnet are wrong, or must not stand after ``--``."""
+    """Raise UserError if options for ESPnet are wrong, or are not allowed after ``--``."""
     reasons = dict.fromkeys(NO_TRAINING, "ESPnet would not train the config")
     reasons |= {name: f"training takes it from {source}" for name, source in SET_BY_TRAIN.items()}
     reasons |= {name: f"{why}; put it into the config" for name, why in READ_ELSEWHERE.items()}

@@ -63,7 +63,7 @@ def load(
         depth: number of layers, or the list of layers (from 0); None: any.
         width: inner units of the feed-forward networks; None: any.
         bits: of the weights, 32, 8, 4 or 2; None: any.
-        max_bytes: that the member's own file, as stage 5 deploys it, may have; None: any.
+        max_bytes: largest size of the file that stage 5 would deploy the member to; None: any.
 
     Raises:
         UserError: the family lacks such a member, none is small enough, or the file is truncated,
@@ -134,7 +134,7 @@ def write_family_models(
         path: of the file.
 
     Returns:
-        For each member its name, parameters, bytes of its own file, divergence, and largest
+        For each member its name, parameters, bytes of a separate file, divergence, and largest
         difference from the training form.
 
     Raises:

@@ -110,7 +110,7 @@ def _ten_seconds(
     parts: dict[str, Any], source: SpeechInput, width: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (1, frames, width) of noise, and their length, before the pre-encoder."""
-    # A generator of its own: measuring must not change the numbers of what follows.
+    # A separate generator: measuring must not change later random numbers.
     noise = torch.Generator().manual_seed(0)
     if parts["frontend"] is not None:
         wave = torch.randn(1, int(_SECONDS * source.rate), generator=noise) * 0.1

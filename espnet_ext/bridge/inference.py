@@ -124,7 +124,7 @@ def decode_set(
         real-time factor of ``time_decoding`` if it was measured.
 
     Raises:
-        UserError: audio or a matrix that cannot be read, or is not what the model takes.
+        UserError: audio or a matrix that cannot be read, or does not fit the model.
     """
     rows = list(read_table(scp).items())
     if not rows:

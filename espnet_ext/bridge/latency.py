@@ -1,4 +1,4 @@
-"""Times of a stream, summed up in a size that does not grow with it."""
+"""Latency of a stream, measured in memory of constant size."""
 
 import math
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ class Durations:
         self._bins[min(int(place), _BINS - 1)] += 1
 
     def percentile(self, q: float) -> float | None:
-        """What numpy.percentile gives, off by the width of a bin at most; None of no times."""
+        """The percentile, as by numpy, with an error of at most one bin; None without times."""
         if not self.count:
             return None
         place = q / 100 * (self.count - 1)

@@ -1,4 +1,4 @@
-"""Keeps what ESPnet says while it is imported and builds models out of a verb's output."""
+"""Mutes what ESPnet prints while it is imported and builds models."""
 
 import contextlib
 import io
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
-    """Drop standard error, warnings and log lines below ERROR; exceptions pass as ever.
+    """Drop standard error, warnings and log lines below ERROR; exceptions pass.
 
-    ESPnet reports absent optional packages and its own choices that way, several lines for
+    ESPnet reports absent optional packages and default choices that way, several lines for
     every model. Import ESPnet inside the block.
     """
     root = logging.getLogger()

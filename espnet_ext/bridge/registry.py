@@ -1,4 +1,4 @@
-"""Puts our classes into ESPnet's choices. The only module that knows how ESPnet stores them.
+"""Registers our classes in ESPnet's choices; the only module that knows how ESPnet stores them.
 
 ESPnet's ``build_model`` reads module-global ``*_choices``; training processes re-import
 their main module (spawn), so entry points call ``install()`` at import time.
@@ -36,7 +36,7 @@ ESPNET_BASES = (
     "contextual_block_transformer",
     "contextual_block_conformer",
 )
-# Those of them that begin with ESPnet's two-dimensional convolutions, if told to.
+# Those of them that can begin with ESPnet's two-dimensional convolutions.
 CONV2D_BASES = ("conformer", "transformer", "branchformer", "e_branchformer")
 RECURRENT_BASES = ("rnn", "vgg_rnn")
 OWN_BASES = {

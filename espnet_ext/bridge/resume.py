@@ -1,4 +1,4 @@
-"""The state of a training on disk: brought in order after a kill, and read for records."""
+"""The state of a training on disk: repaired after a kill, and read for records."""
 
 import os
 import re
@@ -18,8 +18,8 @@ from espnet_ext.formats.state_dict import compare_state
 def repair(exp: Path, options: Namespace) -> None:
     """Bring a killed run to the state after its last whole epoch.
 
-    ESPnet writes checkpoint.pth first; a kill behind that leaves out what it does next: the
-    epoch's model, without which the average fails, the links, and the removal of old models.
+    ESPnet writes checkpoint.pth first. After a kill at that moment these are missing: the epoch's
+    model, without which the average fails, the links, and the removal of old models.
 
     Args:
         exp: folder of the run.
@@ -68,13 +68,13 @@ def load_training(checkpoint: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged.
     """
-    way_out = f"remove {checkpoint.parent} to train again"
+    advice = f"remove {checkpoint.parent} to train again"
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
-        raise UserError(f"{checkpoint} is damaged ({one_line(error)}); {way_out}") from None
+        raise UserError(f"{checkpoint} is damaged ({one_line(error)}); {advice}") from None
     if not isinstance(state, dict) or not {"model", "reporter"} <= state.keys():
-        raise UserError(f"{checkpoint} is no checkpoint of a training; {way_out}")
+        raise UserError(f"{checkpoint} is no checkpoint of a training; {advice}")
     return state
 
 
@@ -89,9 +89,9 @@ def history(exp: Path) -> tuple[int, float]:
 
 
 def averaged_epochs(exp: Path, options: Namespace, average: Path) -> dict[str, Any]:
-    """Return the name of ``average`` and the epochs that ESPnet put into it, the best first.
+    """Return the name of ``average`` and the epochs that ESPnet averaged, the best first.
 
-    ESPnet averages the n best; of a training of fewer epochs than n it takes the best alone.
+    ESPnet averages the n best; of a training with fewer epochs than n it uses the best alone.
     """
     found = re.fullmatch(r"(\w+)\.(\w+)\.ave_(\d+)best\.pth", average.name)
     modes = {(phase, key): mode for phase, key, mode in options.best_model_criterion}

@@ -19,8 +19,8 @@ from espnet_ext.experiment import Experiment
 class SpeechInput:
     """How audio becomes the input of a model.
 
-    A model without a frontend takes Kaldi-definition log-mel, which its training form computed
-    itself or read from arks.
+    The input of a model without a frontend is Kaldi-definition log-mel, which its training form
+    computed itself or read from arks.
 
     Attributes:
         rate: samples per second of audio.
@@ -42,7 +42,7 @@ class SpeechInput:
         return cls(experiment.rate, experiment.deltas, from_arks, frames)
 
     def prepared(self, wave: Tensor, width: int | None) -> Tensor:
-        """The input of a model that takes ``width`` features a frame, or samples if it is None.
+        """The input of a model of ``width`` features a frame, or of samples if ``width`` is None.
 
         Args:
             wave: (samples,) in [-1, 1], or features (frames, width), which are returned.

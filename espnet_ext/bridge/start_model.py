@@ -1,4 +1,4 @@
-"""A training that starts from another's model: ``init_param``, checked before it starts."""
+"""``init_param``: a model to start from, checked before the training starts."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from espnet_ext.formats.state_dict import load_state
 from espnet_ext.methods.nested import NestedStack
 from espnet_ext.methods.nested_from_plain import start_from_plain
 
-# What a residual model has beyond the sharing-only model that it starts from.
+# Parameters that a residual model adds to the sharing-only model that it starts from.
 _NEW = (".down", ".up", ".diagonal")
 
 

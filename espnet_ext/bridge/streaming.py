@@ -1,4 +1,4 @@
-"""Decode audio chunk by chunk with a deployed streaming transducer, and time it."""
+"""Streaming decoding: audio chunk by chunk with a deployed transducer, with its latency."""
 
 import math
 import time
@@ -40,15 +40,16 @@ class Partial(NamedTuple):
 
 @dataclass
 class Stream:
-    """All that is kept between two chunks of a stream: of a size that does not grow.
+    """The state between two chunks of a stream, of constant size.
 
     Attributes:
-        fbank: samples of which no feature is made yet.
-        feats: (frames, bins) features that do not fill a chunk yet.
-        encoder: its state.
-        search: its state.
-        segments: settled tokens.
-        shown: text of the current segment that was given out last.
+        fbank: samples that wait for a feature frame.
+        feats: (frames, bins) features that wait for a full chunk.
+        encoder: state of the encoder.
+        search: state of the search.
+        segments: final tokens.
+        timing: measurements.
+        shown: text of the current segment that was returned last.
     """
 
     fbank: OnlineFbank
@@ -61,7 +62,7 @@ class Stream:
 
 
 class Streamer:
-    """A deployed model with all that a stream needs; one stream after another.
+    """A deployed model that decodes one stream after another.
 
     Raises:
         UserError: the model cannot stream, or is not what its config makes.
@@ -148,7 +149,7 @@ class Streamer:
         return encoded, lengths
 
     def doubts(self, timing: Timing) -> list[str]:
-        """What makes the text of an ended stream worth nothing, one line each; usually none."""
+        """Reasons to distrust the text of a finished stream, one line each; usually none."""
         found = []
         chunk = self.chunk / FRAMES_PER_SECOND
         if timing.audio < chunk:

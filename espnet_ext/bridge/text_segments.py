@@ -1,22 +1,22 @@
-"""The text of a stream in segments, so that what is certain need not be kept."""
+"""The text of a stream in segments: finished segments need not be kept."""
 
 from collections.abc import Sequence
 
 from espnet_ext.bridge.inference import Decoder
 
-SEGMENT_TOKENS = 100  # of a segment at most; only the last takes in what is still open
+SEGMENT_TOKENS = 100  # at most, in a segment; the last one also holds the open tokens
 _WORD_STARTS = ("\u2581", "<space>")  # of sentencepiece, of characters
 
 
 class Segments:
-    """Settled tokens, until their segment is finished.
+    """Final tokens, until their segment is finished.
 
     A segment ends before the last of its tokens that begins a word, or, if none does (in a
     language without blanks), where it is full. The texts of all segments, one after another,
     are the text of all tokens: the blank between two begins the second.
 
     Attributes:
-        tokens: settled tokens of the segment that is not finished.
+        tokens: final tokens of the unfinished segment.
     """
 
     def __init__(self, decoder: Decoder):
@@ -26,7 +26,7 @@ class Segments:
         self._before: list[int] = []
 
     def add(self, tokens: Sequence[int]) -> list[str]:
-        """Take in settled tokens; return the texts of the segments that they finish."""
+        """Add final tokens; return the texts of the segments that they finish."""
         self.tokens += tokens
         finished = []
         while len(self.tokens) > SEGMENT_TOKENS:
@@ -38,7 +38,7 @@ class Segments:
         return finished
 
     def text(self, open_: Sequence[int] = ()) -> str:
-        """Text of the segment that is not finished, ``open_`` tokens behind the settled ones."""
+        """Text of the unfinished segment: its final tokens, then the ``open_`` ones."""
         return self._text([*self.tokens, *open_])
 
     def _size(self) -> int:

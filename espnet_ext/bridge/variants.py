@@ -1,8 +1,8 @@
-"""Deployed forms whose weights are packed: members of families, and what is rounded afterwards.
+"""Deployed forms with packed weights: members of families, and merged models rounded afterwards.
 
-A variant is a form that ``methods.deploy`` knows (merged, or a member as 12L-1024-4b), or merged
-and how its trained weights are rounded, merged+4b: post-training quantisation, with one scale by
-maximum for each output channel, of the weights that a family rounds in training.
+A variant is a form of ``methods.deploy`` (merged, or a member such as 12L-1024-4b), or a merged
+model whose weights are rounded after training, merged+4b: post-training quantisation, with one
+scale by maximum for each output channel, of the weights that a family rounds in training.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ _AFTERWARDS = re.compile(r"merged\+(\d+)b")
 class Form(NamedTuple):
     """A deployed form of a model."""
 
-    module: nn.Module  # plain; its weights are the products where the state has integers
-    state: State | None  # what its file holds; None for forms that are not packed
+    module: nn.Module  # plain; its weights are integers times scale where the form is packed
+    state: State | None  # the content of its file; None for forms that are not packed
 
 
 def formed(trained: nn.Module, variant: str) -> Form:
@@ -55,7 +55,7 @@ def formed(trained: nn.Module, variant: str) -> Form:
 
 
 def split_variant(variant: str) -> tuple[str, int | None]:
-    """The form that a variant's name starts with, and the bits it is rounded to afterwards.
+    """Split a variant into the form that is deployed and the bits it is rounded to, if any.
 
     Raises:
         UserError: bits that are not offered.
@@ -81,9 +81,9 @@ def rounded_afterwards(trained: Any) -> list[str]:
 
 
 def member_of(model: nn.Module, variant: str) -> Member | None:
-    """The member of the model's family that ``variant`` names; None for a form that is none.
+    """The member of the model's family that ``variant`` names; None if it names no member.
 
-    ``merged`` is none: it is the largest network as stock ESPnet loads it, whatever its bits.
+    ``merged`` names none: it is the largest network, which stock ESPnet loads, whatever its bits.
     """
     stack = nested_stack(model)
     if stack is None or variant == "merged":
@@ -93,14 +93,14 @@ def member_of(model: nn.Module, variant: str) -> Member | None:
 
 @contextlib.contextmanager
 def computing(model: nn.Module, variant: str) -> Iterator[None]:
-    """Inside, a family in its training form computes what ``variant`` is deployed from."""
+    """Inside the block, a family in its training form computes the member ``variant``."""
     stack = nested_stack(model)
     with stack.as_member(variant) if stack is not None else contextlib.nullcontext():
         yield
 
 
 def packed_state(trained: nn.Module, deployed: nn.Module, variant: str) -> State | None:
-    """The state of a deployed member with integers in it; None for a form that is not packed.
+    """The state of a packed member, with integers; None for a form that is not packed.
 
     Args:
         trained: the training form.
@@ -125,7 +125,7 @@ def packed_state(trained: nn.Module, deployed: nn.Module, variant: str) -> State
 
 
 def file_bytes(form: Form, variant: str) -> int:
-    """Size of the weights' file that stage 5 writes for a deployed form."""
+    """Size of the file of weights that stage 5 writes for a deployed form."""
     if form.state is not None:
         return len(member_bytes(form.state))
     return len(deployed_bytes(form.module, variant))

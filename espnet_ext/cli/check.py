@@ -1,4 +1,4 @@
-"""Check training configs: every key against what takes it, then build the model.
+"""Check training configs: every key and value, then by building the model.
 
 Takes files, or folders in which every train_*.yaml is checked. Prints a line for each config
 and one for each problem; fails if there is a problem. Keys are checked within a second, without

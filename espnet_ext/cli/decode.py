@@ -1,6 +1,6 @@
-"""Stage 6: decode test sets with the deployed model by ESPnet's own inference classes.
+"""Stage 6: decode test sets with the deployed model by ESPnet's inference classes.
 
-Methods stand in the config, ``recipe: {decode: {ctc_greedy: {}, ctc_att_beam: {...}}}``.
+The config names the methods, ``recipe: {decode: {ctc_greedy: {}, ctc_att_beam: {...}}}``.
 Writes exp/<tag>/decode/<variant>/<method>/<set>/{text,decode.json}; the real-time factor is
 measured afterwards, on 50 utterances of all lengths, in one process with one thread.
 

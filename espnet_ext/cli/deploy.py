@@ -4,10 +4,10 @@ Writes exp/<tag>/deploy/<variant>/{model.pth,config.yaml,feats_stats.npz,deploy.
 stock ESPnet loads. Fails and writes nothing if its output on real speech differs from that
 of the training form by more than 1e-5, or if a key or shape differs from stock ESPnet's.
 
-A member of a nested family at 8, 4 or 2 bits is packed: model.safetensors, which takes this package
-to load, in the place of model.pth. So is a form that is rounded after its training, merged+4b.
-With --family all members go into one file, exp/<tag>/deploy/family/family.safetensors, beside
-family.json that lists them; take one out by
+A member of a nested family at 8, 4 or 2 bits is packed: model.safetensors, which needs this package
+to load, instead of model.pth. So is a form that is rounded after training, merged+4b.
+With --family all members are written into one file, exp/<tag>/deploy/family/family.safetensors,
+with family.json that lists them; load one by
 espnet_ext.bridge.family_models.load(FILE, depth=, width=, bits=, max_bytes=).
 
 Example:

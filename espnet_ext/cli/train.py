@@ -1,10 +1,9 @@
-"""Stage 4: collect statistics and train with ESPnet's trainer; a killed run goes on.
+"""Stage 4: collect statistics and train with ESPnet's trainer; a killed run continues.
 
 Writes exp/stats_<digest>/ (shared by configs with the same features and tokens) and
-exp/<tag>/: ESPnet's config.yaml, checkpoints and train.log, calls.json (what made the run) and
-train.json for the report.
-Options after ``--`` are ESPnet's and win over the config. A trained run takes
-more epochs (a larger --max_epoch); any other change needs another config.
+exp/<tag>/: ESPnet's config.yaml, checkpoints and train.log, calls.json (each call of train) and
+train.json for the report. Options after ``--`` are ESPnet's and win over the config. A finished run
+can get more epochs (a larger --max_epoch); any other change needs another config.
 
 Example:
   espnet-ext train conf/train_hrf_conformer_xs.yaml --ngpu 0 -- --max_epoch 20

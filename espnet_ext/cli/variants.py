@@ -1,7 +1,7 @@
 """List the forms in which a config's model can be deployed, with parameters and bytes.
 
-Of a nested family these are its members: layers, inner units of the feed-forward networks, bits;
-the last column counts as the paper does, how many times fewer bits the encoder's blocks take.
+The forms of a nested family are its members: layers, inner units of feed-forward networks, bits.
+The last column is the paper's compression: how many times fewer bits the encoder's blocks need.
 merged+8b and the like round the weights of the encoder's blocks after training.
 
 Example:

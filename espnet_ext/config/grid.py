@@ -8,7 +8,7 @@
     unit: fold                    # what is scored and compared in pairs; speaker: the decisions
                                   # about each speaker, where folds are too few for a test
     baseline: light               # the system that the others are compared with
-    known: {commonest class: 0.067}   # known scores, to stand beside ours
+    known: {commonest class: 0.067}   # known scores, shown with ours
     systems:
       light: {config: train_conformer_s.yaml}
       hrf:
@@ -23,8 +23,8 @@ A recogniser's grid is of fixed sets; there a system may say more:
         than: [share, small]         # what it is compared with, besides the baseline
         seeds: [1]                   # of the grid's, if it is not trained with all
 
-A system with ``vary`` stands for one system for every combination of the values, each named by
-what differs: hrf_ratio-2_sites-ffn. Reading a grid imports neither torch nor ESPnet.
+A system with ``vary`` is expanded to one system for each combination of the values, named by its
+values: hrf_ratio-2_sites-ffn. Reading a grid imports neither torch nor ESPnet.
 """
 
 import itertools
@@ -139,7 +139,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """What a grid file says."""
+    """A grid file, its systems expanded."""
 
     name: str
     split: str | None
@@ -152,7 +152,7 @@ class Grid:
     unit: str = "fold"
 
     def cells(self, folds: list[str]) -> list[Cell]:
-        """All trainings; those of one fold stand together, for they share its statistics."""
+        """All trainings, fold by fold: those of one fold share its statistics."""
         return [
             Cell(self.name, system, fold, seed, self.sets)
             for fold in folds
@@ -172,7 +172,7 @@ def read_grid(path: Path) -> Grid:
         raise UserError(f"no grid {path}; look in conf/ for grid_*.yaml")
     found = parse(_GridFile, read_mapping(path), path)
     if any(count > 1 for count in Counter(found.seeds).values()):
-        raise UserError(f"{path}: a seed stands twice in {found.seeds}")
+        raise UserError(f"{path}: a seed occurs twice in {found.seeds}")
     if found.part not in ("test", "dev") and (found.split is not None or not found.part):
         raise UserError(f"{path}: part must be test or dev, not {found.part!r}")
     if found.sets and found.split is not None:

@@ -134,7 +134,7 @@ def _write_shard(
 
 
 def _extractor(definition: Definition) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes features (frames, width) of a wave (samples,)."""
+    """The function from a wave (samples,) to its features (frames, width)."""
     if isinstance(definition, Fbank):
         from espnet_ext.data.fbank import fbank_extractor
 

@@ -204,7 +204,7 @@ def test_a_killed_step_one_goes_on_to_the_same_result(here, capsys):
     capsys.readouterr()
     again = step_one(epochs=4)
     assert again == whole
-    assert "going on behind epoch" in capsys.readouterr().out
+    assert "continuing after epoch" in capsys.readouterr().out
     assert (again / "mimic.safetensors").read_bytes() == expected
     assert json.loads((again / "mimic.json").read_text())["valid"] == errors
     capsys.readouterr()

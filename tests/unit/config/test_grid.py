@@ -92,7 +92,7 @@ def test_the_config_of_a_cell_states_its_difference(tmp_path):
     [
         ({"seed": [1]}, "unknown key 'seed'; did you mean 'seeds'"),
         ({"seeds": 3}, "seeds must be a list"),
-        ({"seeds": [1, 1]}, "a seed stands twice"),
+        ({"seeds": [1, 1]}, "a seed occurs twice"),
         ({"part": "train"}, "part must be test or dev"),
         ({"baseline": "lite"}, "did you mean 'light'"),
         ({"known": {"log-mel": 33.4}}, "score from 0 to 1"),
