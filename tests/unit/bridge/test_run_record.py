@@ -1,6 +1,5 @@
-"""What train.json tells of a training that several calls made; nothing that is not known."""
+"""The run record of a training that several calls made; unknown values are not measured."""
 
-import resource
 from types import SimpleNamespace
 
 import pytest
@@ -18,8 +17,7 @@ def call(tmp_path, monkeypatch):
     """Return a call of train at some commit, with a peak of some MB, for some epochs."""
 
     def make(epochs=(), peak=100.0, commit="c1", new_run=False, measured=True, **told) -> Calls:
-        usage = SimpleNamespace(ru_maxrss=peak * 1024)
-        monkeypatch.setattr(resource, "getrusage", lambda who: usage)
+        monkeypatch.setattr(run_record, "peak_rss_mb", lambda: peak)
         known = {"commit": commit, "versions": {"torch": "2"}, "machine": {"cores": 2}}
         monkeypatch.setattr(run_record, "environment", lambda: known)
         made = Calls(tmp_path / "calls.json", new_run, **(TOLD | told))
@@ -102,3 +100,17 @@ def test_the_epochs_of_the_average_are_those_that_espnet_took(n, epochs, tmp_pat
     options = SimpleNamespace(best_model_criterion=[("valid", "loss", "min")])
     found = averaged_epochs(tmp_path, options, tmp_path / f"valid.loss.ave_{n}best.pth")
     assert found == {"file": f"valid.loss.ave_{n}best.pth", "epochs": epochs}
+
+
+def test_peak_memory_is_that_of_this_process():
+    import subprocess
+    import sys
+
+    code = (
+        "from espnet_ext.bridge.memory import peak_rss_mb\n"
+        "before = peak_rss_mb(); block = bytearray(200 << 20); print(before, peak_rss_mb())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(float, done.stdout.split())
+    assert before < 100  # this process, which started that one, is larger
+    assert 190 < after - before < 260
