@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from espnet_ext.encoders.family_outputs import encoder_outputs
 from espnet_ext.errors import UserError
 from espnet_ext.methods.nested import NestedStack, nested_stack
-from espnet_ext.methods.nested_options import Member, NestedOptions, of_step
+from espnet_ext.methods.nested_options import Member, NestedOptions, members_of_step
 
 Outputs = dict[str, tuple[Tensor, Tensor]]  # by head: logits (B, T, V) and how many count (B,)
 
@@ -100,7 +100,7 @@ def _chosen(model: nn.Module, stack: NestedStack) -> Sequence[Member]:
     steps: Any = getattr(stack, "steps", None)
     if steps is None:
         return stack.family
-    chosen = of_step(stack.options, stack.family, int(steps))
+    chosen = members_of_step(stack.options, stack.family, int(steps))
     steps += 1  # saved with the model: a training goes on where it was stopped
     return chosen
 

@@ -1,4 +1,4 @@
-"""What every method promises, on every module. New methods join by being registered."""
+"""What every method must fulfil, on every module; see ``conftest`` for how a method joins."""
 
 import contextlib
 import copy
@@ -15,6 +15,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.methods.deploy import PLAIN, deploy, footprint, variants
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.registry import METHODS
+from tests.contract.trials import trials_of
 
 ROOT = Path(__file__).resolve().parents[2]
 # An encoder's output is of order 1 to 10 after its last normalisation.
@@ -304,6 +305,12 @@ def test_encoders_are_in_the_choices(encoder_case, registered):
         assert issubclass(chosen, type(case.plain()))
         model = chosen(input_size=20, **case.conf())
         assert shapes(model) == shapes(case.build())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_option_sets(method, tools):
+    assert trials_of(method)
+    assert method in {case.method for case in tools.cases()}
 
 
 def test_every_base_encoder_has_a_contract_case(tools):

@@ -125,7 +125,7 @@ class StackEncoder(AbsEncoder):
                     f"nested: {member.name} lacks layer {layer}: {whole.protected[layer]}"
                 )
 
-    def taken_out(self, member: Member) -> None:
+    def member_extracted(self, member: Member) -> None:
         """Note which sub-network this has become; ``deploy`` calls it."""
         assert isinstance(self.stack, Stack)
         self.stack.take_note(member.layers, member.width)

@@ -1,11 +1,11 @@
 """A stack whose last layers a mimicking network stands for (arXiv 2409.16302)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -13,11 +13,16 @@ from torch import Tensor, nn
 from espnet_ext.encoders.pretrained.espnet import ESPnetStack
 from espnet_ext.encoders.pretrained.stack import Stack
 from espnet_ext.encoders.pretrained.transformers import Wav2Vec2Stack, WhisperStack
-from espnet_ext.errors import UserError, nearest
+from espnet_ext.errors import UserError
 from espnet_ext.formats.state_dict import compare_state
 from espnet_ext.methods.mimic import MimicNetwork, MimicOptions
 
-_OWN = ("frozen", "path")  # keys of ``encoder_conf: mimic:`` that are not the network's
+
+class MimicConf(MimicOptions):
+    """The section ``encoder_conf: {mimic: ...}``: the network's options and two of the encoder."""
+
+    frozen: bool = Field(False, description="true or false")
+    path: str | None = Field(None, description="a path or null")
 
 
 def parse_mimic(conf: Any) -> MimicOptions:
@@ -26,15 +31,8 @@ def parse_mimic(conf: Any) -> MimicOptions:
     Raises:
         UserError: an option is unknown or has a wrong value.
     """
-    if not isinstance(conf, Mapping):
-        raise UserError(f"mimic: expected options as keys and values, not {conf!r}")
-    known = [field.name for field in fields(MimicOptions)]
-    for key in conf:
-        if key not in known and key not in _OWN:
-            raise UserError(f"unknown option of mimic: {nearest(str(key), [*known, *_OWN])}")
-    if not isinstance(conf.get("frozen", False), bool):
-        raise UserError(f"mimic: frozen must be true or false, not {conf['frozen']!r}")
-    return MimicOptions(**{key: value for key, value in conf.items() if key in known})
+    checked = MimicConf.parse(conf)
+    return MimicOptions(**{name: getattr(checked, name) for name in MimicOptions.model_fields})
 
 
 class MimickedStack(nn.Module):

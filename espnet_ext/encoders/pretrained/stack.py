@@ -120,8 +120,8 @@ class Stack(nn.Module):
         the first of them gives is returned)."""
         context = self._context(h, lengths)
         outputs = []
-        if layers.choice.running:
-            outputs = [layers.walk(lambda layer, x: self._step(layer, x, context), h)]
+        if layers.selection.together:
+            outputs = [layers.run_together(lambda layer, x: self._step(layer, x, context), h)]
         else:
             for layer in layers:
                 h = self._step(layer, h, context)

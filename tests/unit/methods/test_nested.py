@@ -10,22 +10,20 @@ from espnet_ext.encoders.family_outputs import encoder_outputs, plain_conf
 from espnet_ext.errors import UserError
 from espnet_ext.methods import nested_layers
 from espnet_ext.methods.deploy import deploy, variants
-from espnet_ext.methods.nested import (
-    apply_nested,
-    block_bits,
-    compression,
-    find_stack,
-    integer_weights,
-    nested_stack,
-    quantised_weights,
-)
+from espnet_ext.methods.nested import apply_nested, find_stack, nested_stack
 from espnet_ext.methods.nested_options import (
     Member,
     NestedOptions,
+    family_members,
     find_member,
-    members,
-    of_step,
+    members_of_step,
     parse_name,
+)
+from espnet_ext.methods.nested_precision import (
+    block_bits,
+    compression,
+    integer_weights,
+    quantised_weights,
 )
 from espnet_ext.methods.quantise import dequantise, fake_quantise
 
@@ -73,7 +71,7 @@ def all_outputs(encoder: nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> d
 
 
 def test_members_are_the_grid_from_the_largest_to_the_smallest():
-    found = members(NestedOptions(depths=[4, 2, [0, 3]], widths=[8, 4], bits=[8, 32]), 4, 8)
+    found = family_members(NestedOptions(depths=[4, 2, [0, 3]], widths=[8, 4], bits=[8, 32]), 4, 8)
     names = [member.name for member in found]
     assert len(names) == 3 * 2 * 2
     assert (names[0], names[1], names[-1]) == ("4L-8-32b", "4L-8-8b", "2L-4-8b")
@@ -87,33 +85,33 @@ def test_members_are_the_grid_from_the_largest_to_the_smallest():
     ("options", "told"),
     [
         ({"depths": 3}, "depths must be a list"),
-        ({"depths": [0]}, "a depth is a number of layers or a list"),
-        ({"depths": [[]]}, "a depth is"),
+        ({"depths": [0]}, "depths must be a list of numbers of layers or lists of layers"),
+        ({"depths": [[]]}, "depths must be a list of numbers of layers or lists of layers"),
         ({"depths": [2]}, "depths must contain 3"),
         ({"depths": [4, 3]}, "depth 4 is more than the encoder's 3 layers"),
         ({"depths": [3, [0, 3]]}, "must rise and be of 0 to 2"),
         ({"depths": [3, [1, 0]]}, "must rise"),
-        ({"widths": [24.0]}, "a width is a whole number"),
+        ({"widths": [24.0]}, "widths must be a list of whole numbers of at least 1, not [24.0]"),
         ({"widths": [10]}, "widths must contain 24"),
         ({"widths": [48, 24]}, "width 48 is more than the encoder's 24"),
         ({"bits": []}, "bits must be a list"),
         ({"bits": [3]}, "bits must be one of 32, 8, 4, 2, not 3"),
-        ({"per": "row"}, "per must be one of"),
-        ({"scale": "mean"}, "scale must be one of"),
+        ({"per": "row"}, "unknown per 'row'; known are: channel, tensor"),
+        ({"scale": "mean"}, "unknown scale 'mean'; did you mean 'learnt'"),
         ({"norm": "batch"}, "unknown norm"),
         ({"sample": -1}, "sample must be all or a number"),
         ({"sample": "some"}, "sample must be all or a number"),
         ({"sub_weight": -1.0}, "sub_weight must be a number of at least 0"),
         ({"kl_ctc": float("nan")}, "kl_ctc must be a number"),
         ({"weights": {"3L-24-9b": 1.0}}, "weights: unknown sub-network '3L-24-9b'; did you mean"),
-        ({"weights": {"1L-24-8b": "x"}}, "weights: 1L-24-8b must be a number"),
+        ({"weights": {"1L-24-8b": "x"}}, "weights must be members and numbers of at least 0"),
         ({"mean": 1}, "mean must be true or false"),
         ({"seed": -1}, "seed must be a whole number"),
     ],
 )
 def test_wrong_options_are_one_line(options, told):
     with pytest.raises(UserError) as caught:
-        members(NestedOptions(**{"depths": [3, 1], "bits": [32, 8], **options}), 3, 24)
+        family_members(NestedOptions(**{"depths": [3, 1], "bits": [32, 8], **options}), 3, 24)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -132,7 +130,7 @@ def test_encoders_with_other_ways_through_their_layers_are_refused(conf, told):
 
 def test_an_encoder_without_feed_forward_networks_has_no_widths():
     with pytest.raises(UserError, match="has none"):
-        members(NestedOptions(widths=[8]), 2, None)
+        family_members(NestedOptions(widths=[8]), 2, None)
     with pytest.raises(UserError, match="2 stacks of layers"):
         find_stack(
             nn.ModuleDict(
@@ -145,16 +143,17 @@ def test_an_encoder_without_feed_forward_networks_has_no_widths():
 
 
 def test_draws_repeat_by_step_and_reach_every_member():
-    found = members(NestedOptions(depths=[3, 2, 1], bits=[32, 8, 4]), 3, None)
+    found = family_members(NestedOptions(depths=[3, 2, 1], bits=[32, 8, 4]), 3, None)
     options = NestedOptions(sample=2, seed=5)
-    drawn = [of_step(options, found, step) for step in range(60)]
-    assert drawn == [of_step(options, found, step) for step in range(60)]
+    drawn = [members_of_step(options, found, step) for step in range(60)]
+    assert drawn == [members_of_step(options, found, step) for step in range(60)]
     assert all(step[0] == found[0] and step[-1] == found[-1] for step in drawn)
     assert all(len(set(step)) == len(step) == 4 for step in drawn)
     assert {member for step in drawn for member in step} == set(found)
-    assert drawn != [of_step(NestedOptions(sample=2, seed=6), found, step) for step in range(60)]
-    assert of_step(NestedOptions(sample=7), found, 0) == list(found)
-    assert of_step(NestedOptions(sample=0), found, 3) == [found[0], found[-1]]
+    other = NestedOptions(sample=2, seed=6)
+    assert drawn != [members_of_step(other, found, step) for step in range(60)]
+    assert members_of_step(NestedOptions(sample=7), found, 0) == list(found)
+    assert members_of_step(NestedOptions(sample=0), found, 3) == [found[0], found[-1]]
 
 
 # ---- what one pass computes

@@ -183,7 +183,7 @@ def test_shared_file_is_as_large_as_its_parameters():
         ({"rank": "8"}, "rank must be"),
         ({"diagonal": 1}, "diagonal must be"),
         ({"sites": ["cls"]}, "sites"),
-        ({"form": "merged"}, "form must be"),
+        ({"form": "merged"}, "unknown form 'merged'"),
     ],
 )
 def test_wrong_options(options, said):

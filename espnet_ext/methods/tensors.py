@@ -1,0 +1,37 @@
+"""Small helpers on tensors and modules, shared by methods, formats, encoders and models."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from espnet_ext.errors import UserError
+
+
+def frame_mask(lengths: Tensor, frames: int, device: torch.device | None = None) -> Tensor:
+    """Mask (batch, frames), True for the frames of an utterance, False for its padding.
+
+    Args:
+        lengths: (batch,), frames of each utterance.
+        frames: of the longest.
+        device: of the mask; default: that of ``lengths``.
+    """
+    lengths = lengths.to(device=device)
+    return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def refuse_not_finite(tensor: Tensor, name: str) -> None:
+    """Raise UserError if a tensor has NaN or infinite entries."""
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise UserError(f"{name} holds NaN or infinite values; train again or take another epoch")
+
+
+def graph_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors with a graph that submodules keep as plain attributes.
+
+    ESPnet's attention keeps its last weights. ``copy.deepcopy`` refuses such tensors.
+    """
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                yield value
