@@ -184,7 +184,7 @@ def test_state_is_not_changed_and_ends():
     [
         ({"chunk_ms": 150}, "chunk_ms 150 is no multiple of 40 ms"),
         ({"lookahead_ms": 50}, "lookahead_ms 50 is no multiple of 40 ms"),
-        ({"history_ms": 39}, "history_ms 39 is less than a frame; take 0 or 40"),
+        ({"history_ms": 39}, "history_ms 39 is less than a frame; choose 0 or 40"),
         ({"chunk_ms": 0}, "chunk_ms"),
         ({"history_ms": -40}, "history_ms"),
         ({"lookahead_ms": 1.5}, "lookahead_ms"),
