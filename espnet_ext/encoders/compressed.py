@@ -62,9 +62,7 @@ def _signature(base: type, method: Method) -> inspect.Signature:
 def compressed_choices(bases: dict[str, type], recurrent: Collection[str]) -> dict[str, type]:
     """Return ``{"<method>_<encoder>": class}`` for every method and every base that it fits.
 
-    Args:
-        bases: encoders by name.
-        recurrent: names of those with recurrent layers.
+    ``recurrent`` are the names of the bases with recurrent layers.
     """
     return {
         f"{method.name}_{name}": compressed_encoder(base, method)

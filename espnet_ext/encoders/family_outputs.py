@@ -29,15 +29,10 @@ def encoder_outputs(
 
 
 def plain_conf(conf: Mapping[str, Any], variant: str) -> dict[str, Any]:
-    """Return the ``encoder_conf`` that builds the member ``variant`` of a family alone.
+    """Return the ``encoder_conf`` of the member ``variant`` alone, from that of its family.
 
-    Args:
-        conf: of the family, with the section ``nested``.
-        variant: a member's name, or ``merged``, the largest.
-
-    Returns:
-        ESPnet's options only, so that stock ESPnet accepts them. ``norm: layer``, which it lacks,
-        keeps a section ``nested`` with ``form: plain``.
+    ``merged`` is the largest member. The result has only ESPnet's options, which stock ESPnet
+    accepts; with ``norm: layer``, which it lacks, also a section ``nested`` with ``form: plain``.
     """
     found = {key: value for key, value in conf.items() if key != "nested"}
     if found.keys() & {"path", "architecture"}:  # encoder: stack; its model states the sizes

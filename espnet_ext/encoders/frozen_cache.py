@@ -30,21 +30,17 @@ class FrozenCache:
     def __call__(
         self, key: Hashable, part: Part, speech: Tensor, lengths: Tensor, limit_gb: float
     ) -> tuple[Tensor, Tensor]:
-        """Return the output of ``part``, from the cache where it is known.
+        """Return ``part(speech, lengths)``, from the cache where it is known.
 
-        An unknown utterance is computed alone, not in its batch. Its output thus does not depend
-        on which batch came first, and a resumed training reaches the same result.
+        The output is zero after the end of an utterance. An unknown utterance is computed alone,
+        not in its batch. Its output thus does not depend on which batch came first, and a resumed
+        training reaches the same result.
 
         Args:
-            key: identifies the part: everything that decides what it computes.
-            part: the part.
-            speech: (batch, samples).
-            lengths: (batch,), samples.
+            key: everything that decides what the part computes.
+            part, speech, lengths: see ``Part``.
             limit_gb: largest size of the cache. The parts that were used least recently are
                 dropped first; an output that still does not fit is computed every time.
-
-        Returns:
-            Output (batch, time, width), zero after the end of an utterance, and frames (batch,).
         """
         known = self.parts[key] = self.parts.pop(key, {})
         rows = []

@@ -175,13 +175,4 @@ def factorwise_forward(layer: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
-register(
-    Method(
-        name="hrf",
-        options=HRFOptions,
-        apply=apply_hrf,
-        apply_layer=factorize,
-        paper="arXiv 2411.09339",
-        recurrent=True,
-    )
-)
+register(Method("hrf", HRFOptions, apply_hrf, factorize, "arXiv 2411.09339", recurrent=True))

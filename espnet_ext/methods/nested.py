@@ -56,17 +56,12 @@ class NestedStack(nn.Module):
 
     The forward pass of an encoder iterates over the container. For one sub-network it yields that
     sub-network's layers; inside ``running`` it yields one callable that runs all sub-networks.
-
-    Attributes:
-        family: all sub-networks, the largest first.
-        options: of the method.
-        plain_class: class of the container in a plain encoder.
     """
 
     selection: Selection
-    family: tuple[Member, ...]
+    family: tuple[Member, ...]  # the largest first
     options: NestedOptions
-    plain_class: type[nn.Module]
+    plain_class: type[nn.Module]  # of the container in a plain encoder
 
     def __iter__(self) -> Iterator[Any]:
         if self.selection.together:
@@ -298,13 +293,7 @@ def _replace_norms(stack: nn.Module) -> None:
                 parent._modules[name] = new
 
 
+_BASES = ("conformer", "transformer", "e_branchformer")
 register(
-    Method(
-        name="nested",
-        options=NestedOptions,
-        apply=apply_nested,
-        apply_layer=nest_layer,
-        paper="arXiv 2406.10160",
-        bases=("conformer", "transformer", "e_branchformer"),
-    )
+    Method("nested", NestedOptions, apply_nested, nest_layer, "arXiv 2406.10160", bases=_BASES)
 )

@@ -17,21 +17,13 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass
 class Selection:
-    """The sub-network that the layers of a family compute; all layers read the same object.
-
-    Attributes:
-        member: the sub-network.
-        path: the layers up to the one that is running.
-        together: the members that one pass computes; empty: ``member`` only.
-        outputs: what the last layer of each of these returned.
-        rounded: weights of this pass, by weight and bits; None outside such a pass.
-    """
+    """The sub-network that the layers of a family compute; all layers read the same object."""
 
     member: Member
-    path: tuple[int, ...] = ()
-    together: tuple[Member, ...] = ()
-    outputs: dict[Member, Any] = field(default_factory=dict)
-    rounded: dict[tuple[int, int], Tensor] | None = None
+    path: tuple[int, ...] = ()  # the layers up to the one that is running
+    together: tuple[Member, ...] = ()  # the members that one pass computes; empty: ``member`` only
+    outputs: dict[Member, Any] = field(default_factory=dict)  # of the last layer of each of these
+    rounded: dict[tuple[int, int], Tensor] | None = None  # in such a pass, by weight and bits
 
 
 class NestedWeight(nn.Module):

@@ -27,17 +27,11 @@ Depth = Positive | Annotated[Sequence[Whole], Field(min_length=1)]
 
 @dataclass(frozen=True)
 class Member:
-    """One sub-network.
+    """One sub-network."""
 
-    Attributes:
-        layers: indices of its layers in the whole stack, from 0.
-        width: inner units of its feed-forward networks; None if the encoder has none.
-        bits: of the weights of its blocks.
-    """
-
-    layers: tuple[int, ...]
-    width: int | None
-    bits: int
+    layers: tuple[int, ...]  # indices in the whole stack, from 0
+    width: int | None  # inner units of its feed-forward networks; None if the encoder has none
+    bits: int  # of the weights of its blocks
 
     @property
     def name(self) -> str:
@@ -132,11 +126,7 @@ def family_members(options: NestedOptions, layers: int, width: int | None) -> tu
 
 
 def find_member(family: Sequence[Member], name: str) -> Member:
-    """Return the member called ``name``; ``merged`` is the largest.
-
-    Raises:
-        UserError: the family has no such member.
-    """
+    """Return the member called ``name``; ``merged`` is the largest. May raise UserError."""
     known = {"merged": family[0]} | {member.name: member for member in family}
     if name not in known:
         raise UserError(f"the family has no sub-network {nearest(name, known)}")
@@ -144,11 +134,7 @@ def find_member(family: Sequence[Member], name: str) -> Member:
 
 
 def parse_name(name: str) -> Member:
-    """Return the member that a name stands for, whatever the family.
-
-    Raises:
-        UserError: it is not the name of a member.
-    """
+    """Return the member of any family that has this name. May raise UserError."""
     found = _NAME.fullmatch(name)
     if not found:
         raise UserError(f"'{name}' is not the name of a sub-network, as 12L-1024-4b is")

@@ -10,17 +10,12 @@ from espnet_ext.methods.nested_options import find_member
 
 
 def quantised_weights(encoder: nn.Module) -> dict[str, Tensor]:
-    """Return the weights that a precision concerns: of the linear and convolutional block layers.
+    """Return the weights (o, ...) that a precision concerns, by their name in a plain encoder.
 
-    Everything outside the blocks, biases, normalisations and the biases of relative positions stay
-    at 32 bits, as the paper counts (arXiv 2406.10160; see ``block_bits``).
-
-    Args:
-        encoder: a plain one, or the training form of a family.
-
-    Returns:
-        Weights (o, ...) by their name in a plain encoder's state dict, each once however often it
-        is used. Those of a training form belong to the selected member.
+    They are those of the linear and convolutional layers of the blocks, each once however often it
+    is used. Everything outside the blocks, biases, normalisations and the biases of relative
+    positions stay at 32 bits, as in the paper (arXiv 2406.10160). ``encoder`` is a plain one, or
+    the training form of a family, whose weights are those of the selected member.
     """
     prefix, stack = find_stack(encoder)
     return {
@@ -33,13 +28,8 @@ def quantised_weights(encoder: nn.Module) -> dict[str, Tensor]:
 def integer_weights(encoder: nn.Module, name: str) -> dict[str, tuple[Tensor, Tensor]]:
     """Return integers (int8) and scales of the member ``name`` of a family at 8, 4 or 2 bits.
 
-    Args:
-        encoder: the training form.
-        name: of the member.
-
-    Returns:
-        By the name in the state dict of ``deploy(encoder, name)``, whose weights are the products
-        to the last bit. A scale has the shape () or (o, 1, ...).
+    Keys are the names in the state dict of ``deploy(encoder, name)``, whose weights are the
+    products to the last bit. A scale has the shape () or (o, 1, ...).
     """
     stack = nested_stack(encoder)
     if stack is None:
@@ -74,12 +64,8 @@ def compression(encoder: nn.Module, plain: nn.Module, name: str) -> float | None
 
     Counted as in the paper, see ``block_bits``: 12.83 for 12 layers of 256 with feed-forward
     networks of 1,024 at 4 bits, from a Conformer of 2,048 (arXiv 2406.10160 gives 12.8). It is not
-    a ratio of file sizes.
-
-    Args:
-        encoder: training form of a family; None is returned for any other.
-        plain: ``deploy(encoder, name)``.
-        name: of the member.
+    a ratio of file sizes. None if ``encoder`` is not the training form of a family; ``plain`` is
+    ``deploy(encoder, name)``.
     """
     stack = nested_stack(encoder)
     if stack is None:

@@ -26,11 +26,7 @@ class Options(Strict):
     method: ClassVar[str]  # its name in messages
 
     def __init__(self, **values: Any):
-        """Check the values.
-
-        Raises:
-            UserError: the first field that is unknown or wrong.
-        """
+        """Check the values; a UserError names the first that is unknown or wrong."""
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -49,11 +45,7 @@ class Options(Strict):
 
     @classmethod
     def parse(cls, conf: Any) -> Self:
-        """Build the options from a section of a config.
-
-        Raises:
-            UserError: an option is unknown or has a wrong value.
-        """
+        """Build the options from a section of a config; may raise UserError."""
         if not isinstance(conf, Mapping):
             raise UserError(f"{cls.method}: expected options as keys and values, not {conf!r}")
         return cls(**{str(key): value for key, value in conf.items()})

@@ -1,7 +1,7 @@
-"""What ``deploy`` asks of a method beyond computing a weight.
+"""Protocols for methods that need more of ``deploy`` than plain layers of the effective weights.
 
 A method is a parametrization (torch.nn.utils.parametrize) whose ``forward`` returns the effective
-weight. If its layers are deployed to plain layers, it needs nothing from this module.
+weight; if its layers are deployed to plain ones, that is enough.
 """
 
 from contextlib import AbstractContextManager
@@ -16,29 +16,23 @@ Memo = dict[int, Any]  # the memo of ``copy.deepcopy``: id of an original, what 
 
 @runtime_checkable
 class Deployable(Protocol):
-    """A parametrization of a weight whose layer has a second deployed form.
+    """A parametrization of a weight whose layer has a second deployed form."""
 
-    Attributes:
-        variant: name of that form, for ``deploy(model, variant)``; also a value of the option
-            ``form`` of the method.
-    """
-
-    variant: str
+    variant: str  # its name, for ``deploy(model, variant)`` and the option ``form`` of the method
 
     def deployed(self, layer: nn.Module, memo: Memo) -> nn.Module:
         """Build the layer that replaces ``layer``.
 
-        Tensors that layers share are looked up in ``memo`` by the id of the trained tensor, and
-        added where they are missing.
+        Shared tensors are looked up in ``memo`` by the id of the trained tensor, or added to it.
         """
         ...
 
 
 @runtime_checkable
 class Rounding(Protocol):
-    """A parametrization that rounds, so its weight is computed in the type of the training.
+    """A parametrization that rounds: its weight is computed in the type of the training.
 
-    All other weights are computed in float64 and rounded once.
+    Other weights are computed in float64 and rounded once.
     """
 
     rounds: bool
@@ -46,27 +40,16 @@ class Rounding(Protocol):
 
 @runtime_checkable
 class Family(Protocol):
-    """A container of layers that holds several sub-networks, each a variant of ``deploy``.
+    """A container of layers that holds several sub-networks, each a variant of ``deploy``."""
 
-    Attributes:
-        family: the sub-networks, the largest first.
-    """
-
-    family: tuple[Member, ...]
+    family: tuple[Member, ...]  # the largest first
 
     def as_member(self, name: str) -> AbstractContextManager[Member]:
-        """Select a sub-network inside a ``with`` block; ``merged`` is the largest.
-
-        Raises:
-            UserError: no sub-network has this name.
-        """
+        """Select a sub-network inside the block; ``merged`` is the largest."""
         ...
 
     def extract_member(self, memo: Memo) -> nn.Module:
-        """Build the plain container of the selected sub-network.
-
-        ``memo`` holds the deployed layers already.
-        """
+        """Build the plain container of the selected sub-network, whose layers are in ``memo``."""
         ...
 
 

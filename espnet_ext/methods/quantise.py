@@ -26,11 +26,7 @@ BITS = (32, 8, 4, 2)
 
 
 def check_bits(bits: Any) -> int:
-    """Return ``bits``.
-
-    Raises:
-        UserError: they are not among BITS.
-    """
+    """Return ``bits``, or raise UserError if they are not among BITS."""
     if type(bits) is not int or bits not in BITS:
         known = ", ".join(map(str, BITS))
         raise UserError(f"bits must be one of {known}, not {bits!r}")
@@ -38,11 +34,7 @@ def check_bits(bits: Any) -> int:
 
 
 def largest_integer(bits: int) -> int:
-    """Return Q: integers of ``bits`` bits are from -Q to Q.
-
-    Raises:
-        UserError: bits that are not among BITS, or 32, which has no integers.
-    """
+    """Return Q: integers of ``bits`` bits (8, 4 or 2, else UserError) are from -Q to Q."""
     if check_bits(bits) == 32:
         raise UserError("quantisation: a weight at 32 bits has no integers")
     return 2 ** (bits - 1) - 1
@@ -66,10 +58,9 @@ def scale_by_maximum(weight: Tensor, bits: int, per: str = "channel") -> Tensor:
 
 
 def first_scale(weight: Tensor, bits: int, per: str = "channel") -> Tensor:
-    """Return the initial value of a learnt scale: 2 mean|W| / sqrt(Q).
+    """Return the initial learnt scale: 2 mean|W| / sqrt(Q) (arXiv 1902.08153, section 2.1).
 
-    Arguments and shape are those of ``scale_by_maximum``; 1 where a weight is all zeros. Source:
-    arXiv 1902.08153, section 2.1.
+    Arguments and shape are those of ``scale_by_maximum``; 1 where a weight is all zeros.
     """
     size = weight.detach().abs()
     mean = size.mean() if per == "tensor" else size.mean(_inner(weight), keepdim=True)
@@ -120,12 +111,7 @@ def integers(
 
 
 def dequantise(ints: Tensor, scale: Tensor) -> Tensor:
-    """Return integers times scale, in the scale's type.
-
-    Args:
-        ints: (o, ...), any type.
-        scale: () or (o, 1, ...).
-    """
+    """Return integers (o, ...) times scale, () or (o, 1, ...), in the type of the scale."""
     return ints.to(scale.dtype) * scale
 
 

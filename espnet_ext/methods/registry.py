@@ -11,25 +11,15 @@ from espnet_ext.methods.options import Options
 
 @dataclass(frozen=True)
 class Method:
-    """A compression method: options, and functions that parametrize weights in place.
+    """A compression method: options, and functions that parametrize weights in place."""
 
-    Attributes:
-        name: as in ``<name>_conformer`` and ``encoder_conf: {<name>: ...}``.
-        options: what the config may set.
-        apply: compresses the layers of an encoder that its options choose; returns the encoder.
-        apply_layer: compresses one layer, such as the classifier, which is outside the encoder.
-        paper: its source.
-        recurrent: it fits encoders of recurrent layers.
-        bases: the only encoders that it fits; None for no restriction.
-    """
-
-    name: str
+    name: str  # as in <name>_conformer and encoder_conf: {<name>: ...}
     options: type[Options]
-    apply: Callable[[nn.Module, Any], nn.Module]
-    apply_layer: Callable[[nn.Module, Any], None]
+    apply: Callable[[nn.Module, Any], nn.Module]  # to the layers at the options' sites
+    apply_layer: Callable[[nn.Module, Any], None]  # to one layer (the head is outside the encoder)
     paper: str
-    recurrent: bool = False
-    bases: tuple[str, ...] | None = None
+    recurrent: bool = False  # fits encoders of recurrent layers
+    bases: tuple[str, ...] | None = None  # the only encoders that it fits
 
     def fits(self, base: str, recurrent: bool) -> bool:
         """True if it can be applied to the encoder ``base``, whose layers may be recurrent."""

@@ -241,12 +241,4 @@ def _use_shared_form(module: nn.Module) -> None:
             parent._modules[name] = replaced.get(id(child), child)
 
 
-register(
-    Method(
-        name="residual",
-        options=ResidualOptions,
-        apply=apply_residual,
-        apply_layer=share_layer,
-        paper="arXiv 2310.02489",
-    )
-)
+register(Method("residual", ResidualOptions, apply_residual, share_layer, "arXiv 2310.02489"))

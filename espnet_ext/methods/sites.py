@@ -38,25 +38,21 @@ class Layer:
 
 
 def check_sites(sites: Any, extra: bool = False) -> tuple[str, ...]:
-    """Return ``sites``, one name or several, as a tuple.
-
-    Args:
-        sites: names.
-        extra: accept EXTRA_SITES as well.
+    """Return ``sites``, one name or several, as a tuple; ``extra`` accepts EXTRA_SITES too.
 
     Raises:
         UserError: a name is not a site, or none is given.
     """
     known = (*SITES, *EXTRA_SITES) if extra else SITES
-    if not isinstance(sites, str | list | tuple | set | frozenset):
+    chosen = (sites,) if isinstance(sites, str) else sites
+    if not isinstance(chosen, list | tuple | set | frozenset):
         raise UserError(f"sites must be a list of names, not {sites!r}")
-    chosen = (sites,) if isinstance(sites, str) else tuple(sites)
     if not chosen:
         raise UserError(f"no site chosen; known are: {', '.join(known)}")
     for site in chosen:
         if site not in known:
             raise UserError(f"unknown site {nearest(str(site), known)}")
-    return chosen
+    return tuple(chosen)
 
 
 def feed_forward_role(name: str) -> str | None:

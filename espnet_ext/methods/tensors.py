@@ -9,12 +9,9 @@ from espnet_ext.errors import UserError
 
 
 def frame_mask(lengths: Tensor, frames: int, device: torch.device | None = None) -> Tensor:
-    """Mask (batch, frames), True for the frames of an utterance, False for its padding.
+    """Return a mask (batch, frames), True for the first ``lengths`` (batch,) frames.
 
-    Args:
-        lengths: (batch,), frames of each utterance.
-        frames: of the longest.
-        device: of the mask; default: that of ``lengths``.
+    It is on ``device``, by default that of ``lengths``.
     """
     lengths = lengths.to(device=device)
     return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
@@ -27,9 +24,9 @@ def refuse_not_finite(tensor: Tensor, name: str) -> None:
 
 
 def graph_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Yield the tensors with a graph that submodules keep as plain attributes.
+    """Yield tensors with a graph that are plain attributes, which ``copy.deepcopy`` refuses.
 
-    ESPnet's attention keeps its last weights. ``copy.deepcopy`` refuses such tensors.
+    ESPnet's attention keeps its last weights so.
     """
     for part in module.modules():
         for value in vars(part).values():

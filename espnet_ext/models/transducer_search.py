@@ -7,7 +7,7 @@ frames give the same tokens.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,19 +74,10 @@ class Search(ABC):
         return self.joiner(encoded, predicted, no_projection=True)
 
 
-def _select(state: State, rows: Tensor) -> State:
-    """Return rows of a predictor's state."""
-    cell = state[1]
-    return state[0][:, rows], None if cell is None else cell[:, rows]
-
-
-def _where(rows: Tensor, one: State, other: State) -> State:
-    """Return the rows of ``one`` where ``rows`` is true, else those of ``other``."""
-    mask = rows[None, :, None]
-    cell = None
-    if one[1] is not None and other[1] is not None:
-        cell = torch.where(mask, one[1], other[1])
-    return torch.where(mask, one[0], other[0]), cell
+def _map(function: Callable[..., Tensor], *states: State) -> State:
+    """Apply a function to the parts of predictor states; only an LSTM has the second part."""
+    hidden, cells = zip(*states, strict=True)
+    return function(*hidden), None if cells[0] is None else function(*cells)
 
 
 @dataclass
@@ -105,7 +96,6 @@ class GreedySearch(Search):
     """The best token of every frame; equal to ESPnet's greedy search of each utterance."""
 
     def start(self, batch: int, device: torch.device | str = "cpu") -> GreedyState:
-        """See ``Search``."""
         predicted, state = self._start(batch, torch.device(device))
         empty: list[list[int]] = [[] for _ in range(batch)]
         scores = torch.zeros(batch, device=device)
@@ -113,7 +103,7 @@ class GreedySearch(Search):
 
     @torch.no_grad()
     def advance(self, encoded: Tensor, lengths: Tensor, state: GreedyState) -> GreedyState:
-        """See ``Search``.
+        """Process frames; see ``Search``.
 
         Every stream searches a window of frames for its next token: the predictor runs as often
         as the longest result has tokens, not once per frame.
@@ -145,12 +135,9 @@ class GreedySearch(Search):
         for row, label, frame in zip(*columns, strict=True):
             state.tokens[row].append(label)
             state.frames[row].append(state.time + frame)
-        new, inner = self._step(labels, _select(state.state, rows))
+        new, inner = self._step(labels, _map(lambda part: part[:, rows], state.state))
         state.predicted = state.predicted.index_copy(0, rows, new)
-        cell = state.state[1]
-        if cell is not None and inner[1] is not None:
-            cell = cell.index_copy(1, rows, inner[1])
-        state.state = (state.state[0].index_copy(1, rows, inner[0]), cell)
+        state.state = _map(lambda old, part: old.index_copy(1, rows, part), state.state, inner)
 
     def commit(self, state: GreedyState) -> list[Hypothesis]:
         """Remove and return all tokens: none will change."""
@@ -159,7 +146,6 @@ class GreedySearch(Search):
         return committed
 
     def results(self, state: GreedyState) -> list[Hypothesis]:
-        """See ``Search``."""
         scores = state.scores.tolist()
         return [
             Hypothesis(tuple(tokens), score, tuple(frames))
@@ -190,7 +176,6 @@ class BeamSearch(Search):
         self.beam = min(beam_size, self.predictor.odim)
 
     def start(self, batch: int, device: torch.device | str = "cpu") -> BeamState:
-        """See ``Search``."""
         predicted, state = self._start(batch * self.beam, torch.device(device))
         scores = torch.full((batch, self.beam), -math.inf, device=device)
         scores[:, 0] = 0.0
@@ -200,7 +185,6 @@ class BeamSearch(Search):
 
     @torch.no_grad()
     def advance(self, encoded: Tensor, lengths: Tensor, state: BeamState) -> BeamState:
-        """See ``Search``."""
         projected = self.joiner.lin_enc(encoded)
         counts = lengths.tolist()
         for t in range(encoded.shape[1]):
@@ -230,12 +214,12 @@ class BeamSearch(Search):
         source = [b * beam + k.parent for b, row in enumerate(kept) for k in row]
         index = torch.tensor(source, device=device)
         labels_kept = torch.tensor([k.label for row in kept for k in row], device=device)
-        predicted, inner = state.predicted[index], _select(state.state, index)
-        if bool((labels_kept != self.blank).any()):
+        predicted, inner = state.predicted[index], _map(lambda part: part[:, index], state.state)
+        emits = (labels_kept != self.blank).unsqueeze(1)
+        if bool(emits.any()):
             new, after = self._step(labels_kept, inner)
-            emits = labels_kept != self.blank
-            predicted = torch.where(emits.unsqueeze(1), new, predicted)
-            inner = _where(emits, after, inner)
+            predicted = torch.where(emits, new, predicted)
+            inner = _map(lambda one, other: torch.where(emits, one, other), after, inner)
         state.predicted, state.state = predicted, inner
 
     def commit(self, state: BeamState) -> list[Hypothesis]:
@@ -263,7 +247,6 @@ class BeamSearch(Search):
         return committed
 
     def results(self, state: BeamState) -> list[Hypothesis]:
-        """See ``Search``."""
         found = []
         for row, scores in enumerate(state.scores.tolist()):
             k = max(range(len(scores)), key=scores.__getitem__)

@@ -230,10 +230,7 @@ class StackEncoder(AbsEncoder):
 
 @contextlib.contextmanager
 def caching(model: nn.Module, cache: FrozenCache) -> Iterator[None]:
-    """Let the stack encoders of ``model`` use ``cache`` inside the block.
-
-    For a training, which sees its utterances many times; see the option ``cache_gb``.
-    """
+    """Let the stack encoders of ``model`` use ``cache`` inside the block, during a training."""
     encoders = [module for module in model.modules() if isinstance(module, StackEncoder)]
     for encoder in encoders:
         encoder.cache = cache
@@ -245,16 +242,14 @@ def caching(model: nn.Module, cache: FrozenCache) -> Iterator[None]:
 
 
 def without_missing_model(conf: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an ``encoder_conf`` whose ``path`` is None if the folder is missing.
+    """Return an ``encoder_conf`` without its ``path`` if the folder is missing.
 
     The encoder is then built from its ``architecture``, if it has one, with random weights: a
     config can be examined (check, footprint) before anything was fetched.
     """
-    path = conf.get("path")
-    missing = path is not None and not Path(path).exists()
-    if missing and conf.get("architecture") is not None:
-        return {**conf, "path": None}
-    return dict(conf)
+    path, architecture = conf.get("path"), conf.get("architecture")
+    missing = path is not None and architecture is not None and not Path(path).exists()
+    return {**conf, "path": None} if missing else dict(conf)
 
 
 def _load_or_build(path: str | None, architecture: dict | None) -> Stack:

@@ -61,22 +61,18 @@ class ESPnetStack(Stack):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The remaining layers."""
         return self.encoder.encoders
 
     @property
     def width(self) -> int:
-        """Features of a frame."""
         return self.encoder.output_size()
 
     @property
     def body(self) -> list[nn.Module]:
-        """Positions, layers and the final norm if there is one."""
         after = getattr(self.encoder, "after_norm", None)
         return [self.positions, self.layers, *([] if after is None else [after])]
 
     def front(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the output of the input layer; see ``Stack.front`` and the class on padding."""
         x, lengths = self.frontend(speech, lengths)
         if self.normalize is not None:
             x, lengths = self.normalize(x, lengths)
@@ -93,17 +89,15 @@ class ESPnetStack(Stack):
         return x, inside.squeeze(1).sum(1)
 
     def enter(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Scale, and add positions if they are absolute; see ``Stack.enter``."""
         found = self.positions(x)
         return found[0] if isinstance(found, tuple) else found
 
     def finish(self, h: Tensor) -> Tensor:
-        """Apply the final norm, which post-norm Conformers and Transformers lack."""
+        # Post-norm Conformers and Transformers have no final norm.
         has_norm = getattr(self.encoder, "normalize_before", True)
         return self.encoder.after_norm(h) if has_norm else h
 
     def drop_mimicked(self, entrance: bool) -> None:
-        """Drop what a mimic replaces, but keep the positions; see ``Stack.drop_mimicked``."""
         if entrance:
             self._keep([])
         if hasattr(self.encoder, "after_norm"):
@@ -139,7 +133,7 @@ class ESPnetStack(Stack):
         self.source = {**self.source, "arguments": {**arguments, "encoder_conf": conf}}
 
     def save(self, folder: str | Path) -> None:
-        """Write config.yaml, model.pth and feats_stats.npz of the whole model for stock ESPnet.
+        """Write config.yaml, model.pth and feats_stats.npz for stock ESPnet.
 
         The other parts of the model (CTC, decoder, head) are those that were loaded.
         """

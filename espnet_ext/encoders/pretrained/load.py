@@ -7,19 +7,14 @@ from typing import Any
 
 from espnet_ext.encoders.pretrained.espnet import load_espnet
 from espnet_ext.encoders.pretrained.stack import Stack
-from espnet_ext.encoders.pretrained.transformers_stack import (
-    LOAD_ERRORS,
-    TransformersStack,
-    first_line,
-    quiet,
-)
+from espnet_ext.encoders.pretrained.transformers_stack import LOAD_ERRORS, first_line, quiet
 from espnet_ext.encoders.pretrained.wav2vec2 import Wav2Vec2Stack
 from espnet_ext.encoders.pretrained.whisper import WhisperStack
 from espnet_ext.errors import UserError, nearest
 
 HUB = "hub:"  # before the name of a model of transformers' hub
 # Model types of transformers.
-FAMILIES: dict[str, type[TransformersStack]] = {
+FAMILIES: dict[str, type[Wav2Vec2Stack | WhisperStack]] = {
     "hubert": Wav2Vec2Stack,
     "wav2vec2": Wav2Vec2Stack,
     "wavlm": Wav2Vec2Stack,
@@ -43,11 +38,12 @@ def load_stack(path: str | Path) -> Stack:
     name, folder = str(path), Path(path)
     if name.startswith(HUB):
         model = name.removeprefix(HUB)
-        return _read(model, _family_in_hub(model, name), local=False)
+        return _read(model, _family_in_hub(model, name), name, local=False)
     for deployed in sorted(folder.glob("deploy/*/stack")):  # an experiment with encoder: stack
         return load_stack(deployed)
-    if (folder / "config.json").is_file():
-        return _read(name, _family_of(folder / "config.json"), local=True)
+    config = folder / "config.json"
+    if config.is_file():
+        return _read(name, _family_of(config), config, local=True)
     if any(folder.glob("deploy/*/config.yaml")) or (folder / "config.yaml").is_file():
         return load_espnet(folder)
     if not folder.is_dir():
@@ -75,33 +71,28 @@ def build_stack(architecture: Mapping[str, Any]) -> Stack:
     return FAMILIES[family].build(family, conf).eval()
 
 
-def _read(name: str, family: str, local: bool) -> Stack:
+def _read(name: str, family: Any, source: str | Path, local: bool) -> Stack:
+    if family not in FAMILIES:
+        raise UserError(f"{source}: unknown model family {nearest(str(family), FAMILIES)}")
     with quiet():
         return FAMILIES[family].read(name, family, local).eval()
 
 
-def _family_in_hub(model: str, source: str) -> str:
+def _family_in_hub(model: str, source: str) -> Any:
     """The model type of a model of the hub."""
     import transformers
 
     try:
         with quiet():
-            family = transformers.AutoConfig.from_pretrained(model).model_type
+            return transformers.AutoConfig.from_pretrained(model).model_type
     except LOAD_ERRORS as error:
         raise UserError(f"{source}: {first_line(error)}") from None
-    return _known(family, source)
 
 
-def _family_of(config: Path) -> str:
+def _family_of(config: Path) -> Any:
     """The model type in a config.json."""
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{config}: not valid JSON: {error}") from None
-    return _known(content.get("model_type") if isinstance(content, dict) else None, str(config))
-
-
-def _known(family: Any, source: str) -> str:
-    if family not in FAMILIES:
-        raise UserError(f"{source}: unknown model family {nearest(str(family), FAMILIES)}")
-    return family
+    return content.get("model_type") if isinstance(content, dict) else None

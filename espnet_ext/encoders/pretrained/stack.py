@@ -43,7 +43,7 @@ class Stack(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The remaining layers, first to last."""
+        """The remaining layers."""
         raise NotImplementedError
 
     @property
@@ -67,7 +67,7 @@ class Stack(nn.Module):
         return len(self.kept)
 
     def front(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the input of the stack, before positions and the normalisation at its start.
+        """Return x (batch, time, width), zero after the end of an utterance, and frames (batch,).
 
         An utterance gives the same in any batch as alone.
 
@@ -75,16 +75,13 @@ class Stack(nn.Module):
             speech: (batch, samples), float in [-1, 1] at 16 kHz; padding is ignored.
             lengths: (batch,), samples of each utterance.
 
-        Returns:
-            x (batch, time, width), zero after the end of an utterance, and frames (batch,).
-
         Raises:
             UserError: an utterance is too short for one frame, or too long for the positions.
         """
         raise NotImplementedError
 
     def enter(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Compute h_0 (batch, time, width), the input of the first layer, from ``x``."""
+        """Return h_0 (batch, time, width), the input of the first layer."""
         raise NotImplementedError
 
     def run(
@@ -95,7 +92,10 @@ class Stack(nn.Module):
         stop: int | None = None,
         finished: bool = True,
     ) -> list[Tensor]:
-        """Run the remaining layers from place ``start`` up to, not including, ``stop``.
+        """Return the outputs of the remaining layers at places ``start`` up to ``stop``.
+
+        Frames after the end of an utterance are undefined. Inside ``NestedStack.running`` the only
+        output is that of the first member.
 
         Args:
             h: (batch, time, width), output of the layer before ``start``, or of ``enter``.
@@ -103,10 +103,6 @@ class Stack(nn.Module):
             start: place of the first layer to run.
             stop: place after the last one; None: the end.
             finished: apply ``finish`` to the output of the last layer of the stack.
-
-        Returns:
-            The output of every layer that ran. Frames after the end of an utterance are undefined.
-            Inside ``NestedStack.running``, only the output of the first member.
         """
         context = self._context(h, lengths)
 
@@ -132,11 +128,10 @@ class Stack(nn.Module):
         raise NotImplementedError
 
     def hidden(self, x: Tensor, lengths: Tensor, upto: int | None = None) -> list[Tensor]:
-        """Compute the outputs (batch, time, width) of the first ``upto`` layers, by default all.
+        """Return the outputs (batch, time, width) of the first ``upto`` layers, by default all.
 
-        The output of the last layer includes the family's final norm, so it is the output of the
-        model. Pre-norm families have a LayerNorm there (wav2vec 2.0, HuBERT and WavLM large,
-        Whisper, ESPnet), post-norm ones nothing. Earlier outputs are those of the bare layers.
+        That of the last layer is the output of the model: it includes ``finish``, a LayerNorm in
+        pre-norm families (wav2vec 2.0, HuBERT and WavLM large, Whisper, ESPnet).
         """
         return self.run(self.enter(x, lengths), lengths, 0, upto)
 
@@ -148,8 +143,7 @@ class Stack(nn.Module):
     def remove(self, layers: Iterable[int]) -> Self:
         """Return a stack without ``layers``, which are numbered as in the loaded model.
 
-        The new stack shares its tensors with this one, which is not changed; ``copy.deepcopy``
-        makes it independent.
+        It shares its tensors with this one, which is not changed.
 
         Raises:
             UserError: a layer does not exist, is protected, or none would be left.
@@ -177,18 +171,16 @@ class Stack(nn.Module):
         return self.remove(removed) if removed else self
 
     def save(self, folder: str | Path) -> None:
-        """Write the stack in the format of its family, whole or not at all.
+        """Write a folder for transformers or stock ESPnet, whole or not at all.
 
-        transformers (or stock ESPnet) loads the folder without this package. When it is loaded
-        again, its layers count from 0.
+        When it is loaded, its layers count from 0.
         """
         raise NotImplementedError
 
     def drop_mimicked(self, entrance: bool) -> None:
         """Drop the norm after the layers, in place: a mimic replaces it.
 
-        Args:
-            entrance: drop all layers too, and the positions and the norm before them.
+        ``entrance``: drop all layers too, and the positions and the norm before them.
         """
         raise NotImplementedError
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from espnet_ext.methods.tensors import frame_mask
 
 # What transformers and safetensors raise for a folder that is incomplete or does not fit.
 LOAD_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError)
-NORMALISE = "do_normalize"  # key of a feature extractor, and of ``Stack.architecture``
 _OF_FILES = ("architectures", "dtype", "transformers_version", "_name_or_path")
 # A weight of pre-training, which a stack does not use.
 _MASKING = "masked_spec_embed"
@@ -38,39 +37,6 @@ class TransformersStack(Stack):
         self.model = model
         self.extractor = extractor
 
-    @classmethod
-    def classes(cls, family: str) -> tuple[Any, Any]:
-        """Return the classes of config and model."""
-        raise NotImplementedError
-
-    @classmethod
-    def read(cls, name: str, family: str, local: bool) -> Self:
-        """Load a folder, or a model of the hub if not ``local``."""
-        raise NotImplementedError
-
-    @classmethod
-    def build(cls, family: str, conf: dict[str, Any]) -> Self:
-        """Build a stack of random weights; ``conf`` has keys of config.json and NORMALISE."""
-        raise NotImplementedError
-
-    @classmethod
-    def random_model(cls, family: str, conf: dict[str, Any]) -> Any:
-        """Build a model of random weights from keys of its config.
-
-        Raises:
-            UserError: an unknown key, or values that describe no model.
-        """
-        config_class, model_class = cls.classes(family)
-        known = config_class().to_dict()
-        for key in conf:
-            if key not in known:
-                raise UserError(f"architecture: unknown key of {family} {nearest(str(key), known)}")
-        try:
-            return model_class(config_class(**conf))
-        except Exception as error:  # of transformers' checks, many types
-            reason = first_line(error)
-            raise UserError(f"architecture: no {family} can be built from it: {reason}") from None
-
     @property
     def holder(self) -> Any:
         """The module that has the layers and their final norm."""
@@ -78,17 +44,14 @@ class TransformersStack(Stack):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The remaining layers."""
         return self.holder.layers
 
     @property
     def width(self) -> int:
-        """Features of a frame."""
         return getattr(self.model.config, self.width_key)
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """Keys of config.json that differ from the defaults; see ``Stack.architecture``."""
         found = self.model.config.to_diff_dict()
         return {key: value for key, value in found.items() if key not in _OF_FILES}
 
@@ -99,7 +62,6 @@ class TransformersStack(Stack):
             self.extractor.save_pretrained(temporary)
 
     def set_sizes(self, places: Sequence[int], width: int | None) -> None:
-        """Write sizes into the config; see ``Stack.set_sizes``."""
         self.kept = tuple(self.kept[place] for place in places)
         setattr(self.model.config, self.layers_key, len(places))
         setattr(self.model.config, self.inner_width_key, width)
@@ -107,6 +69,23 @@ class TransformersStack(Stack):
     def _keep(self, places: Sequence[int]) -> None:
         self.holder.layers = nn.ModuleList(self.layers[place] for place in places)
         setattr(self.model.config, self.layers_key, len(places))
+
+
+def random_model(config_class: Any, model_class: Any, conf: dict[str, Any]) -> Any:
+    """Build a model of random weights from keys of its config.
+
+    Raises:
+        UserError: an unknown key, or values that describe no model.
+    """
+    family, known = config_class.model_type, config_class().to_dict()
+    for key in conf:
+        if key not in known:
+            raise UserError(f"architecture: unknown key of {family} {nearest(str(key), known)}")
+    try:
+        return model_class(config_class(**conf))
+    except Exception as error:  # of transformers' checks, many types
+        reason = first_line(error)
+        raise UserError(f"architecture: no {family} can be built from it: {reason}") from None
 
 
 def read_model(loader: Any, name: str, local: bool) -> Any:

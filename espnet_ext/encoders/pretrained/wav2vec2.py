@@ -11,16 +11,17 @@ from torch.nn.utils.rnn import pad_sequence
 from espnet_ext.encoders.pretrained.stack import RATE
 from espnet_ext.encoders.pretrained.transformers_stack import (
     LOAD_ERRORS,
-    NORMALISE,
     TransformersStack,
     attention_mask,
     mask_frames,
+    random_model,
     read_model,
 )
 from espnet_ext.errors import UserError
 from espnet_ext.methods.tensors import frame_mask
 
 _EXTRACTOR_CONFIG = "preprocessor_config.json"
+_NORMALISE = "do_normalize"  # its key
 
 
 class Wav2Vec2Stack(TransformersStack):
@@ -53,45 +54,29 @@ class Wav2Vec2Stack(TransformersStack):
         return f"normalise={self.normalise}"
 
     @classmethod
-    def classes(cls, family: str) -> tuple[Any, Any]:
-        """Return the classes of config and model."""
-        import transformers
-
-        return {
-            "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2Model),
-            "hubert": (transformers.HubertConfig, transformers.HubertModel),
-            "wavlm": (transformers.WavLMConfig, transformers.WavLMModel),
-        }[family]
-
-    @classmethod
     def read(cls, name: str, family: str, local: bool) -> Self:
-        """Load a folder or a model of the hub; see ``TransformersStack.read``."""
-        model = read_model(cls.classes(family)[1], name, local)
-        return cls(model, family, _normalises(name, local))
+        """Load a folder, or a model of the hub if not ``local``."""
+        return cls(read_model(_classes(family)[1], name, local), family, _normalises(name, local))
 
     @classmethod
     def build(cls, family: str, conf: dict[str, Any]) -> Self:
-        """Build a stack of random weights; see ``TransformersStack.build``."""
-        normalise = bool(conf.pop(NORMALISE, True))
-        return cls(cls.random_model(family, conf), family, normalise)
+        """Build a stack of random weights; ``conf`` has keys of config.json and do_normalize."""
+        normalise = bool(conf.pop(_NORMALISE, True))
+        return cls(random_model(*_classes(family), conf), family, normalise)
 
     @property
     def holder(self) -> Any:
-        """The module that has the layers and their final norm."""
         return self.model.encoder
 
     @property
     def body(self) -> list[nn.Module]:
-        """Positions, norms and layers."""
         return [self.model.encoder]
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """Keys of config.json and whether to normalise; see ``Stack.architecture``."""
-        return {**super().architecture, NORMALISE: self.normalise}
+        return {**super().architecture, _NORMALISE: self.normalise}
 
     def front(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the output of the feature projection; see ``Stack.front``."""
         frames = lengths
         config = self.model.config
         for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
@@ -120,18 +105,15 @@ class Wav2Vec2Stack(TransformersStack):
         return projected[0] if isinstance(projected, tuple) else projected
 
     def enter(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Add positions, normalise (post-norm models); see ``Stack.enter``."""
         encoder = self.model.encoder
         x = mask_frames(x, lengths)
         h = x + encoder.pos_conv_embed(x)
         return encoder.dropout(h if self.pre_norm else encoder.layer_norm(h))
 
     def finish(self, h: Tensor) -> Tensor:
-        """Apply the final norm of a pre-norm model."""
         return self.model.encoder.layer_norm(h) if self.pre_norm else h
 
     def drop_mimicked(self, entrance: bool) -> None:
-        """Drop what a mimic replaces; see ``Stack.drop_mimicked``."""
         encoder = self.model.encoder
         self.model.masked_spec_embed = None  # of pre-training
         if entrance:
@@ -154,6 +136,17 @@ class Wav2Vec2Stack(TransformersStack):
         return found[0] if isinstance(found, tuple) else found
 
 
+def _classes(family: str) -> tuple[Any, Any]:
+    """Return the classes of config and model."""
+    import transformers
+
+    return {
+        "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2Model),
+        "hubert": (transformers.HubertConfig, transformers.HubertModel),
+        "wavlm": (transformers.WavLMConfig, transformers.WavLMModel),
+    }[family]
+
+
 def _normalises(name: str, local: bool) -> bool:
     """True if the model's utterances have mean 0 and variance 1, the default of transformers."""
     if not local:
@@ -167,6 +160,6 @@ def _normalises(name: str, local: bool) -> bool:
     if not path.is_file():
         return True
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get(NORMALISE, True))
+        return bool(json.loads(path.read_text(encoding="utf-8")).get(_NORMALISE, True))
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON: {error}") from None

@@ -10,11 +10,11 @@ from torch.nn.utils.rnn import pad_sequence
 from espnet_ext.encoders.pretrained.stack import RATE
 from espnet_ext.encoders.pretrained.transformers_stack import (
     LOAD_ERRORS,
-    NORMALISE,
     TransformersStack,
     attention_mask,
     first_line,
     mask_frames,
+    random_model,
     read_model,
 )
 from espnet_ext.errors import UserError
@@ -24,7 +24,7 @@ from espnet_ext.methods.tensors import frame_mask
 class WhisperStack(TransformersStack):
     """The encoder of Whisper: log-mel, two convolutions, then a pre-norm stack.
 
-    ``x`` is the output of the convolutions; ``enter`` adds the positions. Speech may have any
+    ``x`` is the output of the convolutions, 50 frames a second. Speech may have any
     length up to 30 seconds; it is not padded to 30 seconds, which only Whisper's decoder expects.
     Whisper was trained on transcribed speech: it is not a self-supervised model.
     """
@@ -39,50 +39,39 @@ class WhisperStack(TransformersStack):
         super().__init__(model, "whisper", extractor)
 
     @classmethod
-    def classes(cls, family: str) -> tuple[Any, Any]:
-        """Return the classes of config and model."""
-        from transformers import WhisperConfig
-        from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-        return WhisperConfig, WhisperEncoder
-
-    @classmethod
     def read(cls, name: str, family: str, local: bool) -> Self:
-        """Load an encoder from a folder that holds it alone, or from a whole model."""
+        """Load the encoder from a folder that holds it alone, or from a whole model."""
         import transformers
 
-        config_class, encoder_class = cls.classes(family)
         try:
-            config = config_class.from_pretrained(name, local_files_only=local)
+            config = transformers.WhisperConfig.from_pretrained(name, local_files_only=local)
         except LOAD_ERRORS as error:
             raise UserError(f"{name}: {first_line(error)}") from None
         kind = (config.architectures or ["WhisperModel"])[0]
         if kind == "WhisperEncoder":
-            return cls(read_model(encoder_class, name, local))
-        classifier = kind == "WhisperForAudioClassification"
-        whole = (
-            transformers.WhisperForAudioClassification if classifier else transformers.WhisperModel
-        )
+            return cls(read_model(_encoder_class(), name, local))
+        whole = transformers.WhisperModel
+        if kind == "WhisperForAudioClassification":
+            whole = transformers.WhisperForAudioClassification
         return cls(read_model(whole, name, local).encoder)
 
     @classmethod
     def build(cls, family: str, conf: dict[str, Any]) -> Self:
-        """Build a stack of random weights; see ``TransformersStack.build``."""
-        conf.pop(NORMALISE, None)  # Whisper's features are always normalised
-        return cls(cls.random_model(family, conf))
+        """Build a stack of random weights; ``conf`` has keys of config.json."""
+        from transformers import WhisperConfig
+
+        conf.pop("do_normalize", None)  # Whisper's features are always normalised
+        return cls(random_model(WhisperConfig, _encoder_class(), conf))
 
     @property
     def holder(self) -> Any:
-        """The module that has the layers and their final norm."""
         return self.model
 
     @property
     def body(self) -> list[nn.Module]:
-        """Positions, layers and the final norm."""
         return [self.model.embed_positions, self.model.layers, self.model.layer_norm]
 
     def front(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the output of the two convolutions, 50 frames a second; see ``Stack.front``."""
         most = self.model.max_source_positions * 2 * self.extractor.hop_length
         if int(lengths.max()) > most:
             raise UserError(
@@ -116,16 +105,13 @@ class WhisperStack(TransformersStack):
         return found["input_features"][0].T.to(wave.device, self.model.conv1.weight.dtype)
 
     def enter(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Add the positions; see ``Stack.enter``."""
         h = x + self.model.embed_positions.weight[: x.shape[1]]
         return F.dropout(h, p=self.model.dropout, training=self.training)
 
     def finish(self, h: Tensor) -> Tensor:
-        """Apply the final norm."""
         return self.model.layer_norm(h)
 
     def drop_mimicked(self, entrance: bool) -> None:
-        """Drop what a mimic replaces; see ``Stack.drop_mimicked``."""
         if entrance:
             self.model.layers = nn.ModuleList()
             self.model.embed_positions = nn.Identity()
@@ -136,3 +122,9 @@ class WhisperStack(TransformersStack):
 
     def _step(self, layer: nn.Module, h: Tensor, context: Any) -> Tensor:
         return layer(h, context)
+
+
+def _encoder_class() -> Any:
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    return WhisperEncoder
