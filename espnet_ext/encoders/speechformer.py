@@ -55,14 +55,9 @@ class LocalAttention(MultiHeadedAttention):
         self.positions = PositionalEncoding(width, 0.0) if positions else None
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """Attend.
+        """Map tokens (batch, time, width), given as query, key and value, to the same shape.
 
-        Args:
-            query: tokens (batch, time, width); ``key`` and ``value`` are the same ones.
-            mask: (batch, 1, time), True for tokens of the utterance.
-
-        Returns:
-            (batch, time, width).
+        ``mask`` (batch, 1, time) is True for tokens of the utterance.
         """
         if self.positions is not None:
             self.positions.extend_pe(query)

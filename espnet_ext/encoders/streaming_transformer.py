@@ -35,23 +35,14 @@ _MASKED = -1e4  # its exp is 0 in every float type, and a fully masked row gives
 
 @dataclass(frozen=True)
 class StreamState:
-    """State between two chunks of B streams; its size does not grow.
+    """State between two chunks of B streams; its size does not grow."""
 
-    Attributes:
-        context: of the convolutions.
-        pending: (B, p, d) embedded frames of an incomplete chunk, p < C + R.
-        pending_valid: (B, p), False for frames after the end of a stream.
-        history: per layer, keys and values (B, H, d) of the last H encoded frames.
-        history_valid: (B, H), False before the start and after the end of a stream.
-        final: the stream has ended.
-    """
-
-    context: ConvContext
-    pending: Tensor
-    pending_valid: Tensor
-    history: tuple[tuple[Tensor, Tensor], ...]
-    history_valid: Tensor
-    final: bool = False
+    context: ConvContext  # of the convolutions
+    pending: Tensor  # (B, p, d) embedded frames of an incomplete chunk, p < C + R
+    pending_valid: Tensor  # (B, p), False for frames after the end of a stream
+    history: tuple[tuple[Tensor, Tensor], ...]  # per layer keys and values (B, H, d)
+    history_valid: Tensor  # (B, H), False before the start and after the end of a stream
+    final: bool = False  # the stream has ended
 
 
 class ChunkAttention(MultiHeadedAttention):
@@ -173,11 +164,9 @@ class StreamingTransformerEncoder(AbsEncoder):
     ) -> tuple[Tensor, Tensor, None]:
         """Encode (B, T, input_size) of lengths ``ilens`` to (B, ceil(T / 4), d) and lengths."""
         frames = int(ilens.max())
-        x, _ = self.embed(xs_pad[:, :frames], ilens, self.embed.initial(len(ilens)))
-        lengths = subsampled(ilens)
-        valid = frame_mask(lengths, x.shape[1])
-        state = self.init_state(len(ilens))
-        y, _ = self._encode(x, valid, state, final=True)
+        state, lengths = self.init_state(len(ilens)), subsampled(ilens)
+        x, _ = self.embed(xs_pad[:, :frames], ilens, state.context)
+        y, _ = self._encode(x, frame_mask(lengths, x.shape[1]), state, final=True)
         return self.after_norm(y), lengths, None
 
     def init_state(self, batch: int = 1) -> StreamState:

@@ -24,17 +24,11 @@ _SLACK = 1e-3
 
 @dataclass(frozen=True)
 class Quantised:
-    """A weight as integers times scale.
+    """A weight as integers times scale."""
 
-    Attributes:
-        ints: (o, ...) int8.
-        scale: () or (o, 1, ...) float32.
-        bits: 8, 4 or 2.
-    """
-
-    ints: Tensor
-    scale: Tensor
-    bits: int
+    ints: Tensor  # (o, ...) int8
+    scale: Tensor  # () or (o, 1, ...) float32
+    bits: int  # 8, 4 or 2
 
     def dequantised(self) -> Tensor:
         """The weight that the layer computes with, (o, ...) float32."""
@@ -68,14 +62,10 @@ def quantised_state(
 
 
 def pack(ints: Tensor, bits: int) -> Tensor:
-    """Pack integers, the first into the lowest bits of the first byte.
+    """Pack integers (n,) int8 of 8, 4, 2 or 1 ``bits`` into (ceil(n bits / 8),) uint8.
 
-    Args:
-        ints: (n,) int8, each from -2^(bits-1) to 2^(bits-1) - 1 (or from 0 to 2^bits - 1).
-        bits: 8, 4, 2 or 1.
-
-    Returns:
-        (ceil(n bits / 8),) uint8.
+    Each is from -2^(bits-1) to 2^(bits-1) - 1 (or from 0 to 2^bits - 1); the first is in the lowest
+    bits of the first byte.
     """
     fields = 8 // bits
     low = ints.contiguous().view(torch.uint8) & (2**bits - 1)
@@ -103,14 +93,9 @@ def _shifts(bits: int) -> Tensor:
 
 
 def refine(fine: Quantised, coarse: Quantised) -> tuple[Tensor, int]:
-    """Return what ``refined`` needs besides the finer integers to compute the coarser ones.
+    """Return what ``refined`` needs besides ``fine`` to compute the same weight at fewer bits.
 
-    Args:
-        fine: a weight at more bits.
-        coarse: the same weight at fewer bits.
-
-    Returns:
-        Packed numbers, uint8, and the bits of each of them.
+    These are packed numbers, uint8, and the bits of each of them.
 
     Raises:
         ValueError: ``coarse`` is not the same weight.

@@ -39,18 +39,14 @@ FAMILY = "family 1"  # kind of file, and the version of its format
 class Entry:
     """A member as a family file lists it.
 
-    Attributes:
-        member: depth, width and bits.
-        bytes: size of the file that stage 5 deploys it to.
-        divergence: KL divergence of its posteriors from the first member's in nats per frame, on
-            the speech used for writing; None if the model has no CTC output and no classes.
-        config: its ESPnet config.yaml.
+    ``divergence`` is the KL divergence of its posteriors from the first member's in nats per frame,
+    on the speech used for writing; None if the model has no CTC output and no classes.
     """
 
     member: Member
-    bytes: int
+    bytes: int  # of the file that stage 5 deploys it to
     divergence: float | None
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # its ESPnet config.yaml
 
 
 def write_family(found: Sequence[tuple[Entry, State]], path: Path) -> None:

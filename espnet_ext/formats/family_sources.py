@@ -31,16 +31,10 @@ type Value = Tensor | Quantised
 
 @dataclass
 class Source:
-    """A value that is stored once: a tensor, or integers; and its coarser precisions.
+    """A value that is stored once: a tensor, or integers; and its coarser precisions."""
 
-    Attributes:
-        tensor: the value if it is not quantised, else None.
-        precisions: the value at each precision, by bits; without a tensor, that of the most bits
-            is stored.
-    """
-
-    tensor: Tensor | None
-    precisions: dict[int, Quantised]
+    tensor: Tensor | None  # None: the integers of the most bits are stored
+    precisions: dict[int, Quantised]  # by bits
 
     @property
     def stored(self) -> Value:

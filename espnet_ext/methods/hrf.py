@@ -78,9 +78,9 @@ class HRFWeight(nn.Module):
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
         """Return factors whose product is distributed like ``weight``, not equal to it.
 
-        Each factor is Gaussian with the same deviation s; an entry of the product of n
-        factors with inner width h has variance s^(2n) h^(n-1), which is set to the mean
-        square of ``weight``. (Framework defaults per factor would shrink the product.)
+        Each factor is Gaussian with the same deviation s; an entry of the product of n factors
+        with inner width h has variance s^(2n) h^(n-1), which is set to the mean square of
+        ``weight``. (Default initialisation of each factor would shrink the product.)
         """
         self.shape = tuple(weight.shape)
         outputs, inputs = weight.shape[0] // self.groups, weight[0].numel()
@@ -156,20 +156,15 @@ def apply_hrf(module: nn.Module, options: HRFOptions) -> nn.Module:
 
 
 def factorwise_forward(layer: nn.Module, x: Tensor) -> Tensor:
-    """Pass frames through the factors one after another; the reference for ``layer(x)``.
+    """Pass frames (..., inputs) through the factors of a linear layer one after another.
 
-    Args:
-        layer: a linear layer parametrized with HRF.
-        x: (..., inputs).
-
-    Returns:
-        (..., outputs), equal to ``layer(x)`` up to rounding.
+    The result (..., outputs) equals ``layer(x)`` up to rounding.
     """
-    parametrizations = layer.parametrizations
-    factors = hrf_factors(parametrizations["weight"])
-    biases: list[Tensor | None] = [None] * len(factors)
-    if "bias" in parametrizations:
-        biases = list(hrf_factors(parametrizations["bias"]))
+    chains = layer.parametrizations
+    factors = hrf_factors(chains["weight"])
+    biases: list[Any] = [None] * len(factors)
+    if "bias" in chains:
+        biases = hrf_factors(chains["bias"])
     for factor, bias in zip(factors, biases, strict=True):
         x = F.linear(x, factor, bias)
     return x

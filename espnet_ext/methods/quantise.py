@@ -41,15 +41,9 @@ def largest_integer(bits: int) -> int:
 
 
 def scale_by_maximum(weight: Tensor, bits: int, per: str = "channel") -> Tensor:
-    """Return max|W| / Q, or 1 where a weight is all zeros.
+    """Return max|W| / Q, or 1 where a weight (o, ...) is all zeros; without gradient.
 
-    Args:
-        weight: (o, ...).
-        bits: 8, 4 or 2.
-        per: ``tensor`` or ``channel``.
-
-    Returns:
-        Scale () or (o, 1, ...) of as many dimensions as the weight; without gradient.
+    It is a scalar () for ``per: tensor``, else (o, 1, ...) with as many dimensions as the weight.
     """
     size = weight.detach().abs()
     maximum = size.amax() if per == "tensor" else size.amax(_inner(weight), keepdim=True)

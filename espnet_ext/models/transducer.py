@@ -1,6 +1,6 @@
 """The transducer's predictor and loss; the joiner is ESPnet's ``JointNetwork``.
 
-ESPnet's own loss needs ``warprnnt_pytorch``, which no package registry has.
+ESPnet's loss needs ``warprnnt_pytorch``, which no package registry has.
 """
 
 from typing import Any

@@ -228,7 +228,7 @@ def _frontend(folder: Path, features: dict[str, Any]) -> Any:
     conf = {key: value for key, value in features.items() if key != "frontend"}
     rate = conf.get("fs", RATE)
     if (humanfriendly.parse_size(rate) if isinstance(rate, str) else rate) != RATE:
-        raise UserError(f"{folder}: a stack takes speech of {RATE} Hz, this model wants {rate}")
+        raise UserError(f"{folder}: a stack needs speech of {RATE} Hz, this model {rate}")
     known = {"kaldi_fbank": KaldiFbank, "default": DefaultFrontend}
     if features["frontend"] not in known:
         raise UserError(f"{folder}: unknown frontend {nearest(str(features['frontend']), known)}")
