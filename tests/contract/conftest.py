@@ -119,8 +119,8 @@ RECURRENT = {
     "vgg_rnn": {**_RNN, "rnn_type": "gru", "bidirectional": False, "use_projection": False},
 }
 ENCODERS |= RECURRENT
-# ESPnet's own cut the padded batch into blocks: its last blocks are not those of one alone.
-# Convolutions of VGG see what stands behind an utterance.
+# ESPnet's encoders cut the padded batch into blocks: its last blocks are not those of one alone.
+# Convolutions of VGG see the padding after an utterance.
 SEES_PADDING = {"contextual_block_transformer", "contextual_block_conformer", "vgg_rnn"}
 SMALL = {"stack": Stack, "tied": Tied}
 OWN = {  # encoders of this package
@@ -191,7 +191,7 @@ class Case:
         return randomise(self.build()).eval()
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The method's own parameters."""
+        """The parameters of the method."""
         return {n: p for n, p in model.named_parameters() if ".parametrizations." in n}
 
 

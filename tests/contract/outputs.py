@@ -1,4 +1,4 @@
-"""What the contract tests compare of two models."""
+"""Properties of models that the contract tests compare."""
 
 import torch
 from torch import nn

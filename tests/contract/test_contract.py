@@ -1,4 +1,4 @@
-"""What every method must fulfil, on every module; see ``conftest`` for how a method joins."""
+"""Requirements on every method, on every module; see ``conftest`` for how a method joins."""
 
 import contextlib
 import copy
@@ -43,7 +43,7 @@ def test_output_is_the_same(case, tools, dtype):
         outputs.append(expected)
         assert difference(output(deploy(model, variant), x, lengths), expected) < TOLERANCE[dtype]
         assert expected.std() > 0.1  # an output of zeros would be "the same" too
-    members = outputs[2:] if nested_stack(model) else []  # behind merged, which is the first one
+    members = outputs[2:] if nested_stack(model) else []  # after merged, which is the first one
     assert all(difference(outputs[0], other) > 1e-3 for other in members)
 
 
@@ -119,7 +119,7 @@ def test_nothing_is_left_to_deploy(case, tools):
 
 
 def test_deployed_is_the_plain_model(case, tools):
-    """Same parameters and shapes; the untouched encoder takes the weights and agrees."""
+    """Same parameters and shapes; the untouched encoder loads the weights and agrees."""
     model = case.model()
     deployed, plain = deploy(model), case.plain().eval()
     assert shapes(deployed) == shapes(plain)
@@ -168,7 +168,7 @@ def test_batch_equals_each_alone(case, tools):
     x, lengths = tools.batch()
     if case.target in tools.SEES_PADDING:
         lengths = torch.full_like(lengths, x.shape[1])
-    x[1, lengths[1] :] = 7.0  # what stands in the padding must not matter
+    x[1, lengths[1] :] = 7.0  # the padding must not matter
     for form in (model, deploy(model)):
         with torch.no_grad():
             together, out_lengths, _ = form(x, lengths)
@@ -183,7 +183,7 @@ def test_gradients_reach_every_parameter(case, tools):
     model = case.model().train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.Dropout):
-            module.eval()  # a batch's own mean would cancel the bias before it
+            module.eval()  # the mean of the batch would cancel the bias before it
     x, lengths = tools.batch()
     y, _, _ = model(x, lengths)
     (y * torch.randn(y.shape)).sum().backward()
@@ -228,7 +228,7 @@ def test_one_layer_alone(case, tools):
 
 
 def test_training_moves_every_parameter(case, tools):
-    """From the method's own initialisation: no saddle point, where all gradients are zero."""
+    """From the method's initialisation: no saddle point, where all gradients are zero."""
     model = case.build()
     before = copy.deepcopy(model.state_dict())
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)

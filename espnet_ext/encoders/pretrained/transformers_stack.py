@@ -1,4 +1,4 @@
-"""What the stacks of the transformers package have in common; reading and writing their folders."""
+"""Base class of stacks of the transformers package; reading and writing their folders."""
 
 import contextlib
 from collections.abc import Iterator, Sequence

@@ -49,7 +49,7 @@ def test_layers_are_those_of_transformers(case):
 def test_in_a_batch_with_padding(case):
     stack, model, large = case
     waves, lengths = models.speech(1600, 1003, 640)
-    waves[1, 1003:] = 7.0  # whatever stands there
+    waves[1, 1003:] = 7.0  # whatever the padding holds
     x, frames = stack.front(waves, lengths)
     outputs = stack.hidden(x, frames)
     for index, size in enumerate(lengths.tolist()):
@@ -154,7 +154,7 @@ def test_short_whisper_is_not_padded_and_a_batch_changes_nothing(whisper):
     outputs = stack.hidden(x, frames)
     for index, size in enumerate(lengths.tolist()):
         mel = stack.log_mel(waves[index, :size]).T.unsqueeze(0)
-        # transformers' encoder refuses short input: its own parts, in its own order.
+        # transformers' encoder refuses short input: its parts, in its order.
         h = torch.nn.functional.gelu(encoder.conv2(torch.nn.functional.gelu(encoder.conv1(mel))))
         h = h.transpose(1, 2) + encoder.embed_positions.weight[: h.shape[2]]
         for place, layer in enumerate(encoder.layers):

@@ -68,7 +68,7 @@ class Family:
                     if name == "w_1.weight" and scale.dim():
                         scale = scale[: member.width]
                     value = Quantised(*integers(part, member.bits, scale=scale), member.bits)
-                if name == "norm.running_mean":  # each member's own
+                if name == "norm.running_mean":  # differs between members
                     value = part + member.bits
                 state[f"encoders.{place}.{name}"] = value
         return state
@@ -138,12 +138,12 @@ def test_bytes_are_those_of_one_member_and_little_more(per, tmp_path):
     assert 0 < sizes["refined"] < weights * (7 / 127 + 1 / 127) * 1.5 / 8 + 100
     extra = path.stat().st_size - sum(sizes.values()) + sizes["layout"]
     assert extra < 1024 + 10 * len(found[0][1]) + 120 * len(found)
-    apart = sum(entry.bytes for entry, _ in found)
-    assert path.stat().st_size < 0.45 * apart
+    separate = sum(entry.bytes for entry, _ in found)
+    assert path.stat().st_size < 0.45 * separate
 
 
 def test_rounding_the_stored_integers_again_would_not_give_the_members(tmp_path):
-    """The reason why there is ``refined`` beside ``integers``."""
+    """The reason why there is ``refined`` besides ``integers``."""
     family = Family()
     fine, coarse = (family.state(Member((0, 1, 2, 3), WIDE, bits)) for bits in (8, 4))
     fine_weight, coarse_weight = fine["encoders.0.w_1.weight"], coarse["encoders.0.w_1.weight"]

@@ -274,7 +274,7 @@ def test_the_conf_of_a_deployed_encoder_builds_it_without_files():
 
 
 @pytest.mark.parametrize(
-    ("conf", "told"),
+    ("conf", "message"),
     [
         ({"kind": "linea"}, "did you mean 'linear'"),
         ({"wdth": 3}, "unknown option of mimic: 'wdth'; did you mean 'width'"),
@@ -291,22 +291,22 @@ def test_the_conf_of_a_deployed_encoder_builds_it_without_files():
         ("linear", "expected options as keys and values"),
     ],
 )
-def test_options_that_do_not_fit(conf, told):
+def test_options_that_do_not_fit(conf, message):
     stack = build_stack(TINY["whisper"])
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         MimickedStack(stack, parse_mimic(conf))
 
 
 @pytest.mark.parametrize(
-    ("conf", "told"),
+    ("conf", "message"),
     [
         ({"model_type": "wav2vec"}, "did you mean 'wav2vec2'"),
         ({"model_type": "whisper", "d_modell": 3}, "did you mean 'd_model'"),
         ({"model_type": "whisper", "d_model": 7, "encoder_attention_heads": 2}, "can be built"),
     ],
 )
-def test_architectures_that_are_none(conf, told):
-    with pytest.raises(UserError, match=told):
+def test_architectures_that_are_none(conf, message):
+    with pytest.raises(UserError, match=message):
         build_stack(conf)
 
 

@@ -77,7 +77,7 @@ def test_members_are_the_grid_from_the_largest_to_the_smallest():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"depths": 3}, "depths must be a list"),
         ({"depths": [0]}, "depths must be a list of numbers of layers or lists of layers"),
@@ -104,22 +104,22 @@ def test_members_are_the_grid_from_the_largest_to_the_smallest():
         ({"seed": -1}, "seed must be a whole number"),
     ],
 )
-def test_wrong_options_are_one_line(options, told):
+def test_wrong_options_are_one_line(options, message):
     with pytest.raises(UserError) as caught:
         family_members(NestedOptions(**{"depths": [3, 1], "bits": [32, 8], **options}), 3, 24)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("conf", "told"),
+    ("conf", "message"),
     [
         ({"interctc_layer_idx": [1]}, "intermediate CTC"),
         ({"layer_drop_rate": 0.1}, "layer_drop_rate: 0"),
     ],
 )
-def test_encoders_with_other_ways_through_their_layers_are_refused(conf, told):
-    with pytest.raises(UserError, match=told):
+def test_encoders_that_skip_layers_are_refused(conf, message):
+    with pytest.raises(UserError, match=message):
         apply_nested(plain(**conf), NestedOptions())
 
 
@@ -185,8 +185,8 @@ def test_common_layers_run_once_and_weights_are_rounded_once(monkeypatch):
         lambda weight, bits, *more: rounded.append(bits) or fake_quantise(weight, bits, *more),
     )
     all_outputs(encoder, *batch())
-    # For each of 2 widths x 3 precisions: layers 0, 1, 2 on the way of 3 layers, whose first is
-    # the whole of 1 layer and the first of [0, 2], which then takes a way of its own.
+    # For each of 2 widths x 3 precisions: layers 0, 1, 2 for 3 layers, whose first is
+    # the whole of 1 layer and the first of [0, 2], which then needs a separate run.
     assert sorted(calls) == sorted(["0", "1", "2", "2"] * 6)
     weights = len(quantised_weights(encoder))
     assert weights == 3 * (5 + 4 + 3)  # attention, two feed-forward networks, convolutions
@@ -220,10 +220,10 @@ def test_statistics_are_those_that_each_member_gathers_alone():
             small(x, lengths)
     seen = set()
     for member, small in alone.items():
-        taken = deploy(before.eval(), member.name).state_dict()
+        deployed = deploy(before.eval(), member.name).state_dict()
         for name, tensor in small.state_dict().items():
             if "running" in name or "num_batches" in name:
-                torch.testing.assert_close(taken[name], tensor, atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(deployed[name], tensor, atol=1e-5, rtol=1e-5)
                 seen.add((name, round(tensor.double().sum().item(), 5)))
     # Not for want of differences: one set of statistics a layer would be 3 times 3 entries.
     assert len(seen) > 30
@@ -245,7 +245,7 @@ def test_norm_layer_has_no_statistics_and_its_config_keeps_it():
     assert variants(again) == ("plain", "merged")
 
 
-# ---- taking members out
+# ---- extracting members
 
 
 def test_every_member_is_a_plain_smaller_encoder():
