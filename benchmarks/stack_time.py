@@ -68,13 +68,12 @@ def systems_of(args: argparse.Namespace) -> dict[str, Any]:
     """
     from torch import nn
 
+    from espnet_ext.encoders.pretrained.load import build_stack, load_stack
     from espnet_ext.encoders.pretrained.mimicked import MimickedStack, parse_mimic
-    from espnet_ext.encoders.pretrained.stack import load_stack
-    from espnet_ext.encoders.pretrained.transformers import build_transformers
 
     if (args.path is None) == (args.architecture is None):
         raise UserError("give the folder of a model, or --architecture")
-    load = build_transformers(args.architecture) if args.path is None else load_stack(args.path)
+    load = build_stack(args.architecture) if args.path is None else load_stack(args.path)
 
     class Front(nn.Module):
         def __init__(self) -> None:
@@ -112,7 +111,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from espnet_ext.bridge.footprint import MORE_FLOPS
-    from espnet_ext.encoders.pretrained.mimicked import MimickedStack, stack_parts
+    from espnet_ext.encoders.pretrained.mimicked import MimickedStack
     from espnet_ext.methods.deploy import parameter_count
     from espnet_ext.results.environment import environment
 
@@ -133,7 +132,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             if isinstance(system, MimickedStack):
                 replaced = [system.mimic]
             elif replaced:
-                replaced = stack_parts(system)
+                replaced = system.body
             macs = counter.get_total_flops() / 2 / args.seconds / args.batch
             rows[name] = {
                 "parameters": parameter_count([system]),

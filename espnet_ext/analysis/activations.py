@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from espnet_ext.data.audio import read_wave
-from espnet_ext.encoders.pretrained.mimicked import taps
+from espnet_ext.encoders.pretrained.mimicked import mimic_activations
 from espnet_ext.encoders.pretrained.stack import RATE, Stack
 from espnet_ext.files import atomic_path, lock, read_json, sha256_file, write_json
 
@@ -43,7 +43,7 @@ class Teacher:
         device = next(self.stack.parameters()).device
         speech = pad_sequence([torch.from_numpy(w) for w in waves], batch_first=True).to(device)
         lengths = torch.tensor([len(w) for w in waves], device=device)
-        return taps(self.stack, speech, lengths, self.layers[0], self.layers[1:])
+        return mimic_activations(self.stack, speech, lengths, self.layers[0], self.layers[1:])
 
 
 class Computed:

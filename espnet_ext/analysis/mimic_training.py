@@ -19,8 +19,9 @@ from torch import nn
 from espnet_ext.analysis.activations import Cached, Computed, Teacher, activations, batches
 from espnet_ext.bridge.checkpoint import save
 from espnet_ext.data.kaldi_dir import audio_inputs, audio_rows
+from espnet_ext.encoders.pretrained.load import load_stack
 from espnet_ext.encoders.pretrained.mimicked import parse_mimic
-from espnet_ext.encoders.pretrained.stack import Stack, load_stack
+from espnet_ext.encoders.pretrained.stack import Stack
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import atomic_path, content_key, lock, write_json

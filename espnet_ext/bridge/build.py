@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from espnet_ext.bridge.registry import TASKS, install
-from espnet_ext.encoders.pretrained.encoder import without_files
+from espnet_ext.encoders.pretrained.encoder import without_missing_model
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 
@@ -56,8 +56,8 @@ def build_model(experiment: Experiment, vocabulary: int | None = None) -> nn.Mod
                 args.normalize_conf = dict(args.normalize_conf)
                 width = _width(experiment, args)
                 args.normalize_conf["stats_file"] = neutral_statistics(width, Path(folder))
-            with without_files():
-                return TASKS[experiment.recipe.task].build_model(args).eval()
+            args.encoder_conf = without_missing_model(args.encoder_conf)
+            return TASKS[experiment.recipe.task].build_model(args).eval()
         except UserError as error:
             raise UserError(f"{experiment.config.path}: {error}") from None
         except _BUILD_ERRORS as error:

@@ -128,7 +128,7 @@ def _method_problems(config: Config) -> Iterator[str]:
             try:
                 METHODS[name].parse(value)
             except (UserError, TypeError, ValueError) as error:
-                yield f"encoder_conf: {name}: {error}"
+                yield f"encoder_conf: {name}: {str(error).removeprefix(f'{name}: ')}"
 
 
 def _optimizer_problems(espnet: dict[str, Any]) -> Iterator[str]:

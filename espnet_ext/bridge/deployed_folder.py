@@ -23,7 +23,7 @@ from espnet_ext.bridge.registry import stock_encoder
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.variants import computing, formed, split_variant
 from espnet_ext.encoders.family_outputs import plain_conf
-from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+from espnet_ext.encoders.frontends import KaldiFbank
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.encoders.pretrained.mimicked import MimickedStack
 from espnet_ext.errors import UserError

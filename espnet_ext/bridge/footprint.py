@@ -11,7 +11,7 @@ from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.variants import file_bytes, formed, split_variant
 from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import footprint
-from espnet_ext.methods.nested import compression
+from espnet_ext.methods.nested_precision import compression
 from espnet_ext.results.schema import NOT_MEASURED
 
 _SECONDS = 10.0

@@ -13,17 +13,15 @@ from espnet2.tasks import asr, cls
 from espnet2.tasks.abs_task import AbsTask
 from torch import nn
 
-from espnet_ext.encoders.compressed import compressed_choices
-from espnet_ext.encoders.depthwise_subsampling import with_separable
-from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+from espnet_ext.encoders.compressed import compress_head, compressed_choices
+from espnet_ext.encoders.depthwise_subsampling import with_depthwise_subsampling
+from espnet_ext.encoders.frontends import KaldiFbank, RawSpeech, SSLFeatures
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
-from espnet_ext.encoders.raw import RawSpeech
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
-from espnet_ext.encoders.ssl_features import SSLFeatures
 from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.models.asr import ASRModel
-from espnet_ext.models.cls import MLPDecoder, compress_head
+from espnet_ext.models.cls import MLPDecoder
 from espnet_ext.models.transducer import Predictor
 
 # ESPnet encoders that are built of linear layers and pointwise convolutions, and are built
@@ -55,7 +53,9 @@ class CLSTask(cls.CLSTask):
     @classmethod
     def build_model(cls, args: argparse.Namespace) -> nn.Module:
         """Build the model as ESPnet does, then its head in the method's form."""
-        return compress_head(super().build_model(args))
+        model = super().build_model(args)
+        compress_head(model.encoder, model.decoder)
+        return model
 
 
 # Translation is ESPnet's asr task trained on the target's text, which is how the paper translates
@@ -77,7 +77,7 @@ def install() -> None:
     """Register encoders, frontend, models, predictor and heads with ESPnet's tasks. Idempotent."""
     espnet = (*ESPNET_BASES, *RECURRENT_BASES)
     bases = {name: asr.encoder_choices.classes[name] for name in espnet} | OWN_BASES
-    bases |= {name: with_separable(bases[name]) for name in CONV2D_BASES}
+    bases |= {name: with_depthwise_subsampling(bases[name]) for name in CONV2D_BASES}
     compressed = compressed_choices(bases, RECURRENT_BASES)
     for task in (asr, cls):
         task.encoder_choices.classes.update({**bases, **compressed})

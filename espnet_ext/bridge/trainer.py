@@ -17,19 +17,27 @@ from espnet2.train.trainer import autocast_args
 
 from espnet_ext.bridge.checkpoint import save
 from espnet_ext.bridge.registry import TASKS, install
-from espnet_ext.encoders.frozen_cache import remembering
+from espnet_ext.encoders.frozen_cache import FrozenCache
+from espnet_ext.encoders.pretrained.encoder import caching
 from espnet_ext.errors import UserError, one_line
 
 install()
 
 type OnEpoch = Callable[[int], None]  # called with the number of each finished epoch
+_FROZEN_OUTPUTS = FrozenCache()  # shared by the trainings of a process, such as those of a grid
 
 
 def _trainer(cpu_dtype: torch.dtype | None, on_epoch: OnEpoch | None) -> type[ESPnetTrainer]:
     """ESPnet's trainer with these settings; a class, since ESPnet never makes an object of it."""
 
     class Trainer(ESPnetTrainer):
-        """ESPnet's trainer: autocast on a CPU, and a call after each epoch."""
+        """ESPnet's trainer: a cache, autocast on a CPU, and a call after each epoch."""
+
+        @classmethod
+        def run(cls, model: torch.nn.Module, **options: Any) -> None:
+            """Train as ESPnet does; the outputs of a frozen encoder are cached."""
+            with caching(model, _FROZEN_OUTPUTS):
+                super().run(model=model, **options)
 
         @classmethod
         def train_one_epoch(cls, model: torch.nn.Module, *args: Any, **kwargs: Any) -> bool:
@@ -132,7 +140,6 @@ def run_task(
     try:
         with (
             atomic_checkpoints(),
-            remembering(),
             open(log, "a") as stream,
             contextlib.redirect_stderr(stream),
         ):

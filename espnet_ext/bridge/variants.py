@@ -18,8 +18,9 @@ from espnet_ext.errors import UserError
 from espnet_ext.formats.bits import Quantised, quantised_state
 from espnet_ext.formats.packed import State, dequantised, member_bytes
 from espnet_ext.methods.deploy import deploy
-from espnet_ext.methods.nested import find_stack, integer_weights, nested_stack, quantised_weights
+from espnet_ext.methods.nested import find_stack, nested_stack
 from espnet_ext.methods.nested_options import Member, find_member
+from espnet_ext.methods.nested_precision import integer_weights, quantised_weights
 from espnet_ext.methods.quantise import BITS, integers, largest_integer
 
 _AFTERWARDS = re.compile(r"merged\+(\d+)b")

@@ -77,7 +77,7 @@ def _write(args: argparse.Namespace) -> None:
     from espnet_ext.bridge.muted import muted
 
     with muted():
-        from espnet_ext.encoders.pretrained.stack import load_stack
+        from espnet_ext.encoders.pretrained.load import load_stack
 
         smaller = load_stack(args.model).remove(args.remove)
         smaller.save(args.out)

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     with muted():
         from espnet_ext.analysis.layers import compare_layers, draw_batches
         from espnet_ext.analysis.similarity import boundary
-        from espnet_ext.encoders.pretrained.stack import load_stack
+        from espnet_ext.encoders.pretrained.load import load_stack
         from espnet_ext.results.environment import environment
         from espnet_ext.results.pages.layers import MEASURES, RULE
 

@@ -1,4 +1,4 @@
-"""Frames, chunks and the convolutional front end of the streaming encoder."""
+"""Frames, chunks and the convolutional subsampling of the streaming encoder."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_ext.errors import UserError
+from espnet_ext.methods.tensors import frame_mask
 
 SUBSAMPLING = 4
 _FRAME_MS = 10 * SUBSAMPLING
@@ -27,38 +28,33 @@ class Geometry:
 
     @classmethod
     def of(cls, chunk_ms: int, history_ms: int, lookahead_ms: int) -> "Geometry":
-        """From milliseconds; of the history only whole frames count (288 ms are 7 frames).
+        """Convert milliseconds to frames; the history is rounded down (288 ms are 7 frames).
 
         Raises:
-            UserError: a size that makes no sense or is no multiple of the subsampling.
+            UserError: a size that is not positive or not a multiple of the subsampling.
         """
         sizes = {"chunk_ms": chunk_ms, "history_ms": history_ms, "lookahead_ms": lookahead_ms}
         for name, size in sizes.items():
             if type(size) is not int or size < 0 or (name == "chunk_ms" and size == 0):
                 raise UserError(f"{name} must be a number of milliseconds, not {size!r}")
             if name == "history_ms" and 0 < size < _FRAME_MS:
-                raise UserError(f"history_ms {size} is less than a frame; take 0 or {_FRAME_MS}")
+                raise UserError(f"history_ms {size} is less than a frame; choose 0 or {_FRAME_MS}")
             if name != "history_ms" and size % _FRAME_MS:
                 near = max(_FRAME_MS, round(size / _FRAME_MS) * _FRAME_MS)
                 raise UserError(
                     f"{name} {size} is no multiple of {_FRAME_MS} ms ({SUBSAMPLING}x subsampling "
-                    f"of 10 ms frames); take {near}"
+                    f"of 10 ms frames); choose {near}"
                 )
         return cls(*(size // _FRAME_MS for size in sizes.values()))
 
 
 def subsampled(lengths: Tensor) -> Tensor:
-    """Frames after subsampling: ceil(length / 4)."""
+    """Return the frames after subsampling: ceil(length / 4)."""
     return (lengths + SUBSAMPLING - 1) // SUBSAMPLING
 
 
-def frame_mask(lengths: Tensor, frames: int) -> Tensor:
-    """(B, frames), True where a frame is inside its utterance."""
-    return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
-
-
 class ConvContext(NamedTuple):
-    """The last frame that each convolution has seen: (B, 1, 1, F) and (B, c, 1, F / 2)."""
+    """The last input frame of each convolution: (B, 1, 1, F) and (B, c, 1, F / 2)."""
 
     features: Tensor
     hidden: Tensor
@@ -67,20 +63,20 @@ class ConvContext(NamedTuple):
 class ConvSubsampling(nn.Module):
     """Two 3x3 convolutions with stride 2 and padding 1, then a linear layer.
 
-    Output frame s sees the features 4s - 3 to 4s + 3: no frame after its own four, so chunks
-    of a multiple of four frames need the last frame before them and nothing else.
+    Output frame s depends on the features 4s - 3 to 4s + 3. No later frame is needed, so chunks of
+    a multiple of four frames need only the last frame before them.
     """
 
     def __init__(self, input_size: int, channels: int, output_size: int):
         super().__init__()
         self.bins = input_size
-        # In time the padding is the context, which is zero at the start.
+        # The padding in time is the context, which is zero at the start.
         self.conv1 = nn.Conv2d(1, channels, 3, stride=2, padding=(0, 1))
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=2, padding=(0, 1))
         self.out = nn.Linear(channels * -(-input_size // SUBSAMPLING), output_size)
 
     def initial(self, batch: int) -> ConvContext:
-        """The context before the first frame of ``batch`` streams."""
+        """Return the context before the first frame of ``batch`` streams."""
         like = self.conv1.weight
         half = -(-self.bins // 2)
         return ConvContext(
@@ -96,7 +92,7 @@ class ConvSubsampling(nn.Module):
         x = x * frame_mask(lengths, x.shape[1]).unsqueeze(2)
         x = nn.functional.pad(x, (0, 0, 0, missing)).unsqueeze(1)
         hidden = torch.relu(self.conv1(torch.cat([context.features.to(x.dtype), x], dim=2)))
-        # What padding gives is not zero any more: a bias has been added.
+        # Padding is not zero any more: a bias was added.
         inside = frame_mask((lengths + 1) // 2, hidden.shape[2])
         hidden = hidden * inside[:, None, :, None]
         y = torch.relu(self.conv2(torch.cat([context.hidden.to(hidden.dtype), hidden], dim=2)))

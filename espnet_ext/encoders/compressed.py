@@ -1,11 +1,11 @@
 """ESPnet's encoders with a compression method applied: ``hrf_conformer`` and the like.
 
-No encoder is copied: the class is ESPnet's own, built, and then handed to the method.
+No encoder is copied: a class here builds ESPnet's encoder and then applies the method to it.
 """
 
 import inspect
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -13,10 +13,25 @@ from espnet_ext.methods.registry import METHODS, Method
 from espnet_ext.methods.sites import is_linear
 
 
-def compressed_encoder(base: type[nn.Module], method: Method) -> type[nn.Module]:
-    """Return a subclass of ESPnet encoder ``base`` that takes the method's options too.
+@runtime_checkable
+class CompressesHead(Protocol):
+    """An encoder whose method can be applied to the head, which is outside the encoder."""
 
-    The options stand in ``encoder_conf`` under the method's name, beside the keys of ``base``.
+    def compress_head(self, head: nn.Module) -> None:
+        """Apply the method to the linear layers of ``head`` if ``cls`` is among its sites."""
+        ...
+
+
+def compress_head(encoder: nn.Module, head: nn.Module) -> None:
+    """Apply the method of ``encoder``, if it has one, to a classifier or CTC output, in place."""
+    if isinstance(encoder, CompressesHead):
+        encoder.compress_head(head)
+
+
+def compressed_encoder(base: type[nn.Module], method: Method) -> type[nn.Module]:
+    """Return a subclass of the ESPnet encoder ``base`` that accepts the method's options too.
+
+    The options are a section of ``encoder_conf``, named like the method.
     """
 
     class Compressed(base):  # type: ignore[misc,valid-type]
@@ -27,7 +42,6 @@ def compressed_encoder(base: type[nn.Module], method: Method) -> type[nn.Module]
             method.apply(self, options)
 
         def compress_head(self, head: nn.Module) -> None:
-            """Apply the method to the classifier or CTC output if ``cls`` is among its sites."""
             if {"cls", "all"} & set(getattr(self.method_options, "sites", ())):
                 for layer in head.modules():
                     if is_linear(layer):
@@ -39,16 +53,16 @@ def compressed_encoder(base: type[nn.Module], method: Method) -> type[nn.Module]
 
 
 def _signature(base: type, method: Method) -> inspect.Signature:
-    """The constructor's signature as ``check`` and ``help`` shall see it."""
-    own = inspect.Parameter(method.name, inspect.Parameter.KEYWORD_ONLY, default=None)
-    base_signature = inspect.signature(base)
-    return base_signature.replace(parameters=[*base_signature.parameters.values(), own])
+    """The signature of ``base`` plus the method's section, for ``check`` and ``help``."""
+    section = inspect.Parameter(method.name, inspect.Parameter.KEYWORD_ONLY, default=None)
+    signature = inspect.signature(base)
+    return signature.replace(parameters=[*signature.parameters.values(), section])
 
 
 def compressed_choices(bases: dict[str, type], recurrent: Collection[str]) -> dict[str, type]:
-    """Return ``{"<method>_<encoder>": class}`` for every method and every base encoder.
+    """Return ``{"<method>_<encoder>": class}`` for every method and every base that it fits.
 
-    Of bases that are named ``recurrent``, and of any, only those that a method can be applied to.
+    ``recurrent`` are the names of the bases with recurrent layers.
     """
     return {
         f"{method.name}_{name}": compressed_encoder(base, method)

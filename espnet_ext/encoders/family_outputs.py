@@ -1,4 +1,4 @@
-"""Nested families in ESPnet's encoders: outputs of all members, and configs of each alone."""
+"""Nested families in ESPnet's encoders: outputs of all members, and configs of single members."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,22 +6,21 @@ from typing import Any
 from torch import Tensor
 
 from espnet_ext.methods.nested_options import Member, NestedOptions, parse_name
-from espnet_ext.methods.registry import METHODS
 
 
 def encoder_outputs(
-    encoder: Any, exits: Mapping[Member, Any], chosen: Sequence[Member]
+    encoder: Any, exits: Mapping[Member, Any], members: Sequence[Member]
 ) -> dict[Member, Tensor]:
-    """Outputs (batch, frames, width) of members, as each alone would return its own.
+    """Return the encoder outputs (batch, frames, width) of members, each as if it ran alone.
 
     Args:
         encoder: ESPnet's, after a pass inside ``NestedStack.running``.
-        exits: what that yielded: what the last layer of each member returned.
-        chosen: the members.
+        exits: what ``running`` yielded: the result of each member's last layer.
+        members: those wanted.
     """
     norm = getattr(encoder, "after_norm", None)  # pre-norm encoders have one
     found = {}
-    for member in chosen:
+    for member in members:
         output: Any = exits[member]
         while isinstance(output, tuple):  # (x, mask), and x may be (x, positions)
             output = output[0]
@@ -30,21 +29,15 @@ def encoder_outputs(
 
 
 def plain_conf(conf: Mapping[str, Any], variant: str) -> dict[str, Any]:
-    """``encoder_conf`` that builds the member ``variant`` of a family alone.
+    """Return the ``encoder_conf`` of the member ``variant`` alone, from that of its family.
 
-    Args:
-        conf: of the family, ``nested`` among ESPnet's own keys.
-        variant: a member's name, or ``merged``, the largest.
-
-    Returns:
-        Without ``nested``, so that stock ESPnet takes it; with ``norm: layer``, which that lacks,
-        it stays, in its form ``plain``.
+    ``merged`` is the largest member. The result has only ESPnet's options, which stock ESPnet
+    accepts; with ``norm: layer``, which it lacks, also a section ``nested`` with ``form: plain``.
     """
     found = {key: value for key, value in conf.items() if key != "nested"}
-    if found.keys() & {"path", "architecture"}:  # encoder: stack, whose sizes the model tells
+    if found.keys() & {"path", "architecture"}:  # encoder: stack; its model states the sizes
         return found
-    options: NestedOptions = METHODS["nested"].parse(conf["nested"])
-    if options.norm == "layer":
+    if NestedOptions.parse(conf["nested"]).norm == "layer":
         found["nested"] = {"norm": "layer", "form": "plain"}
     if variant == "merged":
         return found

@@ -1,15 +1,15 @@
 """SpeechFormer: an encoder in four stages, from frames over phonemes and words to the utterance.
 
 Chen et al., "SpeechFormer: A Hierarchical Efficient Framework Incorporating the Characteristics
-of Speech", Interspeech 2022 (arXiv 2203.03812), and its code. In a stage every token attends to
-those within a window of 50, 400 and 2,000 ms, in the last to all. Behind each of the first three
-stages tokens are merged into one for every 50, 250 and 1,000 ms of speech: their mean, a linear
-layer and a normalisation. Layers are post-norm with ReLU, positions enter the attention of the
-first stage only.
+of Speech", Interspeech 2022 (arXiv 2203.03812), and its code. In the first three stages every
+token attends to those within a window of 50, 400 and 2,000 ms, in the last to all. After each of
+the first three stages tokens are merged into one for every 50, 250 and 1,000 ms of speech: their
+mean, a linear layer and a normalisation. Layers are post-norm with ReLU; positions are added only
+in the attention of the first stage.
 
-Two deviations from that code: it averages padding into the last token of a merge, here only
-frames of the utterance count, so that a batch gives what its utterances give alone; and where the
-heads do not divide the width it drops features without a word, which is refused here.
+Two deviations from that code: it averages padding into the last token of a merge, while here only
+frames of the utterance count, so that a batch gives the same as single utterances; and it silently
+drops features if the heads do not divide the width, which is refused here.
 """
 
 from collections.abc import Sequence
@@ -30,11 +30,11 @@ from torch.nn import functional as F
 from espnet_ext.errors import UserError
 
 WINDOWS_MS = (50, 400, 2000)  # of attention; the last stage has none
-MERGES_MS = (50, 250, 1000)  # of speech in a token behind the stage
+MERGES_MS = (50, 250, 1000)  # of speech per token after the stage
 
 
 class LocalAttention(MultiHeadedAttention):
-    """ESPnet's self-attention, each token over a window of its neighbours.
+    """ESPnet's self-attention within a window around each token.
 
     The cost grows with the length, not with its square.
     """
@@ -46,8 +46,8 @@ class LocalAttention(MultiHeadedAttention):
             heads: number of heads, a divisor of ``width``.
             width: features of a token.
             dropout: of the weights.
-            window: tokens that one attends to, itself in the middle; None for all.
-            positions: add sinusoids to the input (not to what passes by it).
+            window: tokens that one attends to, centred on itself; None for all.
+            positions: add sinusoids to the input (not to the residual connection).
         """
         super().__init__(heads, width, dropout)
         # An even window is widened by one, as in the paper's code.
@@ -55,14 +55,9 @@ class LocalAttention(MultiHeadedAttention):
         self.positions = PositionalEncoding(width, 0.0) if positions else None
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """Attend.
+        """Map tokens (batch, time, width), given as query, key and value, to the same shape.
 
-        Args:
-            query: tokens (batch, time, width); ``key`` and ``value`` are the same ones.
-            mask: (batch, 1, time), True for tokens of the utterance.
-
-        Returns:
-            (batch, time, width).
+        ``mask`` (batch, 1, time) is True for tokens of the utterance.
         """
         if self.positions is not None:
             self.positions.extend_pe(query)
@@ -89,7 +84,7 @@ class LocalAttention(MultiHeadedAttention):
 
 
 class Merge(nn.Module):
-    """One token for ``count`` of them: their mean, a linear layer, a normalisation."""
+    """Merges ``count`` tokens into one: their mean, a linear layer, a normalisation."""
 
     def __init__(self, width: int, count: int, expand: int):
         super().__init__()
@@ -98,7 +93,7 @@ class Merge(nn.Module):
         self.norm = LayerNorm(width * expand)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Merge (batch, time, width) under a mask (batch, 1, time)."""
+        """Merge (batch, time, width) with a mask (batch, 1, time)."""
         missing = -x.shape[1] % self.count
         kept = F.pad(mask, (0, missing)).unflatten(2, (-1, self.count)).squeeze(1)
         x = F.pad(x, (0, 0, 0, missing)).unflatten(1, (-1, self.count))
@@ -116,7 +111,7 @@ class Stage(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Transform (batch, time, width) under a mask (batch, 1, time)."""
+        """Transform (batch, time, width) with a mask (batch, 1, time)."""
         x = self.norm(x)
         for layer in self.layers:
             x, _ = layer(x, mask)
@@ -124,18 +119,17 @@ class Stage(nn.Module):
 
 
 class SpeechFormerEncoder(AbsEncoder):
-    """Encoder ``speechformer``; defaults are the paper's code's, with six heads for 78 features.
+    """Encoder ``speechformer``; defaults as in the paper's code, with 6 heads for 78 features.
 
     Args:
-        input_size: features a frame.
-        output_size: width of the first stage; None: the features themselves, else a linear
-            layer brings them there.
+        input_size: features per frame.
+        output_size: width of the first stage, reached by a linear layer; None: ``input_size``.
         attention_heads: heads of every layer.
         linear_units: of the feed-forward layers in the first stage; None: half its width.
         num_blocks: layers of the four stages.
-        expand: by how much each of the three merges multiplies the width.
+        expand: factors by which the three merges multiply the width.
         hop_ms: time between two frames.
-        dropout_rate: behind attention and feed-forward layers, and inside the latter.
+        dropout_rate: after attention and feed-forward layers, and inside the latter.
         attention_dropout_rate: of the attention weights.
     """
 
@@ -198,7 +192,7 @@ class SpeechFormerEncoder(AbsEncoder):
                     nn.init.xavier_uniform_(parameter)
 
     def output_size(self) -> int:
-        """Features of a token of the last stage."""
+        """Return the features of a token of the last stage."""
         return self._output_size
 
     def forward(

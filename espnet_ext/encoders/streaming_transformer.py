@@ -1,13 +1,13 @@
 """The chunk-streaming Transformer encoder of ResidualTransformer (arXiv 2310.02489, section 3).
 
-A chunk of C frames (of 40 ms, after subsampling) is encoded together with copies of the R
-frames after it, the look-ahead. All layers see H frames of history before the chunk, the
-chunk and its look-ahead, and nothing else. A look-ahead that is encoded anew with every chunk
-(as in Emformer, arXiv 2010.10759) keeps the latency at chunk + look-ahead whatever the depth;
-a mask over one copy of the frames would add R frames of latency a layer.
+A chunk of C frames (of 40 ms, after subsampling) is encoded together with copies of the next R
+frames, the look-ahead. All layers attend to H frames of history before the chunk, the chunk and
+its look-ahead only. Because the look-ahead is encoded again with every chunk (as in Emformer,
+arXiv 2010.10759), the latency is chunk + look-ahead at any depth; a mask over one copy of the
+frames would add R frames of latency per layer.
 
-Offline, all chunks of an utterance are computed at once; streaming, one after another with
-the keys and values of the last H frames kept. Both run the same layers on the same blocks.
+Offline, all chunks of an utterance are computed at once. Streaming computes one after another and
+keeps the keys and values of the last H frames. Both run the same layers on the same blocks.
 """
 
 from dataclasses import dataclass, replace
@@ -26,41 +26,32 @@ from espnet_ext.encoders.chunks import (
     ConvContext,
     ConvSubsampling,
     Geometry,
-    frame_mask,
     subsampled,
 )
+from espnet_ext.methods.tensors import frame_mask
 
-_MASKED = -1e4  # exp of it is 0 in every float type, and a row of nothing else is no NaN
+_MASKED = -1e4  # its exp is 0 in every float type, and a fully masked row gives no NaN
 
 
 @dataclass(frozen=True)
 class StreamState:
-    """What is kept between two chunks of B streams: of a size that does not grow.
+    """State between two chunks of B streams; its size does not grow."""
 
-    Attributes:
-        context: of the convolutions.
-        pending: (B, p, d) embedded frames whose chunk lacks frames yet, p < C + R.
-        pending_valid: (B, p), False for frames behind the end of a stream.
-        history: a layer each: keys and values (B, H, d) of the last H encoded frames.
-        history_valid: (B, H), False before the start and behind the end of a stream.
-        final: the stream has ended.
-    """
-
-    context: ConvContext
-    pending: Tensor
-    pending_valid: Tensor
-    history: tuple[tuple[Tensor, Tensor], ...]
-    history_valid: Tensor
-    final: bool = False
+    context: ConvContext  # of the convolutions
+    pending: Tensor  # (B, p, d) embedded frames of an incomplete chunk, p < C + R
+    pending_valid: Tensor  # (B, p), False for frames after the end of a stream
+    history: tuple[tuple[Tensor, Tensor], ...]  # per layer keys and values (B, H, d)
+    history_valid: Tensor  # (B, H), False before the start and after the end of a stream
+    final: bool = False  # the stream has ended
 
 
 class ChunkAttention(MultiHeadedAttention):
-    """ESPnet's attention layers, attending inside blocks of history, chunk and look-ahead."""
+    """ESPnet's attention, restricted to blocks of history, chunk and look-ahead."""
 
     def forward_chunks(
         self, x: Tensor, past: tuple[Tensor, Tensor], windows: Tensor, bias: Tensor, chunk: int
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Attend from the frames of every block to its history and to the block.
+        """Attend from the frames of every block to its history and the block itself.
 
         Args:
             x: (B, N, C + R, d), N blocks of a chunk and its look-ahead.
@@ -75,9 +66,9 @@ class ChunkAttention(MultiHeadedAttention):
         batch, blocks, width, size = x.shape
         seen, kept = [], []
         for layer, before in zip((self.linear_k, self.linear_v), past, strict=True):
-            own = layer(x)
-            main = torch.cat([before.to(own.dtype), own[:, :, :chunk].flatten(1, 2)], dim=1)
-            seen.append(self._heads(torch.cat([main[:, windows], own], dim=2)))
+            new = layer(x)
+            main = torch.cat([before.to(new.dtype), new[:, :, :chunk].flatten(1, 2)], dim=1)
+            seen.append(self._heads(torch.cat([main[:, windows], new], dim=2)))
             kept.append(main[:, main.shape[1] - windows.shape[1] :])
         queries = self._heads(self.linear_q(x))
         dropout = self.dropout_rate if self.training else 0.0
@@ -88,7 +79,7 @@ class ChunkAttention(MultiHeadedAttention):
         return self.linear_out(y), (kept[0], kept[1])
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(B, N, frames, d) to (B N, heads, frames, d / heads)."""
+        """Reshape (B, N, frames, d) to (B N, heads, frames, d / heads)."""
         return x.flatten(0, 1).unflatten(-1, (self.h, self.d_k)).transpose(1, 2)
 
 
@@ -115,9 +106,9 @@ class ChunkLayer(nn.Module):
 class StreamingTransformerEncoder(AbsEncoder):
     """Encoder ``streaming_transformer``; the defaults are the paper's.
 
-    Relative positions are one learned bias a head and distance, shared by all layers as in
-    T5 (8 x 22 numbers at the paper's sizes: the paper's counts leave room for no more), and
-    the last normalisation has no parameters for the same reason.
+    Relative positions are one learned bias per head and distance, shared by all layers as in T5
+    (8 x 22 numbers at the paper's sizes). The paper's parameter counts leave no room for more, so
+    the last normalisation has no parameters.
 
     Args:
         input_size: features per frame (10 ms).
@@ -129,7 +120,7 @@ class StreamingTransformerEncoder(AbsEncoder):
         dropout_rate: after attention and in and after the feed-forward layers.
         attention_dropout_rate: on attention weights.
         chunk_ms: C, a multiple of 40 ms.
-        history_ms: H, in whole frames of 40 ms; what is less than a frame is dropped.
+        history_ms: H, rounded down to whole frames of 40 ms.
         lookahead_ms: R, a multiple of 40 ms.
     """
 
@@ -165,24 +156,21 @@ class StreamingTransformerEncoder(AbsEncoder):
         self.after_norm = nn.LayerNorm(output_size, elementwise_affine=False)
 
     def output_size(self) -> int:
-        """Width d of the output."""
+        """Return the width d of the output."""
         return self._output_size
 
     def forward(
         self, xs_pad: Tensor, ilens: Tensor, prev_states: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None]:
         """Encode (B, T, input_size) of lengths ``ilens`` to (B, ceil(T / 4), d) and lengths."""
-        del prev_states  # of ESPnet's interface
         frames = int(ilens.max())
-        x, _ = self.embed(xs_pad[:, :frames], ilens, self.embed.initial(len(ilens)))
-        lengths = subsampled(ilens)
-        valid = frame_mask(lengths, x.shape[1])
-        state = self.init_state(len(ilens))
-        y, _ = self._encode(x, valid, state, final=True)
-        return self._finish(y), lengths, None
+        state, lengths = self.init_state(len(ilens)), subsampled(ilens)
+        x, _ = self.embed(xs_pad[:, :frames], ilens, state.context)
+        y, _ = self._encode(x, frame_mask(lengths, x.shape[1]), state, final=True)
+        return self.after_norm(y), lengths, None
 
     def init_state(self, batch: int = 1) -> StreamState:
-        """The state before the first frame of ``batch`` streams."""
+        """Return the state before the first frame of ``batch`` streams."""
         like = self.relative_bias
         empty = like.new_zeros(batch, 0, self._output_size)
         none = like.new_zeros(batch, self.geometry.history, self._output_size)
@@ -197,42 +185,40 @@ class StreamingTransformerEncoder(AbsEncoder):
     def forward_chunk(
         self, x: Tensor, state: StreamState, lengths: Tensor | None = None, final: bool = False
     ) -> tuple[Tensor, Tensor, StreamState]:
-        """Encode the next frames of B streams as far as their look-ahead is there.
+        """Encode the next frames of B streams whose look-ahead is complete.
 
         Args:
             x: (B, n, input_size); n is any multiple of 4, or any number if ``final``.
             state: of ``init_state`` or the last call; it is not changed.
-            lengths: (B,) frames of ``x`` that belong to each stream, default n; a stream that
-                got fewer than n has ended and gets 0 from then on.
-            final: no frame follows: encode what is left.
+            lengths: (B,) frames of ``x`` that belong to each stream, default n; a stream with
+                fewer than n has ended and has 0 from then on.
+            final: no frame follows: encode the rest.
 
         Returns:
             (B, m, d) frames, how many of them belong to each stream, and the next state.
 
         Raises:
-            ValueError: ``n`` is no multiple of 4, or the stream has ended.
+            ValueError: ``n`` is not a multiple of 4, or the stream has ended.
         """
         if state.final:
             raise ValueError("the stream has ended; start another with init_state")
         if x.shape[1] % SUBSAMPLING and not final:
-            raise ValueError(f"{x.shape[1]} frames are no multiple of {SUBSAMPLING}")
+            raise ValueError(f"{x.shape[1]} frames are not a multiple of {SUBSAMPLING}")
         if lengths is None:
             lengths = torch.full((len(x),), x.shape[1], device=x.device)
-        context, valid = state.context, state.pending_valid
+        pending, valid = state.pending, state.pending_valid
         if x.shape[1]:
-            embedded, context = self.embed(x, lengths, context)
+            embedded, context = self.embed(x, lengths, state.context)
             valid = torch.cat([valid, frame_mask(subsampled(lengths), embedded.shape[1])], dim=1)
-            pending = torch.cat([state.pending, embedded], dim=1)
-        else:
-            pending = state.pending
-        state = replace(state, context=context)
+            pending = torch.cat([pending, embedded], dim=1)
+            state = replace(state, context=context)
         y, state = self._encode(pending, valid, state, final)
-        return self._finish(y), valid[:, : y.shape[1]].sum(1), state
+        return self.after_norm(y), valid[:, : y.shape[1]].sum(1), state
 
     def _encode(
         self, x: Tensor, valid: Tensor, state: StreamState, final: bool
     ) -> tuple[Tensor, StreamState]:
-        """Encode the chunks of (B, t, d) whose look-ahead is there; the rest is pending."""
+        """Encode the chunks of (B, t, d) with a complete look-ahead; the rest is pending."""
         chunk, block = self.geometry.chunk, self.geometry.block
         frames = x.shape[1]
         count = -(-frames // chunk) if final else max(0, (frames - block) // chunk + 1)
@@ -257,12 +243,9 @@ class StreamingTransformerEncoder(AbsEncoder):
         return y[:, :, :chunk].flatten(1, 2)[:, :done], ended
 
     def _bias(self) -> Tensor:
-        """(1, 1, heads, C + R, H + C + R): the bias of every query and key of a block."""
+        """Return (1, 1, heads, C + R, H + C + R): the bias of every query and key of a block."""
         block = self.geometry.block
         device = self.relative_bias.device
         queries = torch.arange(block, device=device).unsqueeze(1)
         keys = torch.arange(self.geometry.history + block, device=device)
         return self.relative_bias[:, keys - queries + block - 1][None, None]
-
-    def _finish(self, y: Tensor) -> Tensor:
-        return self.after_norm(y)

@@ -3,10 +3,10 @@
 ``pack`` writes integers of b bits into n b / 8 bytes.
 
 The 4-bit integers of a weight are nearly, but not quite, a function of its 8-bit ones: at
-W / max|W| = 0.0714 the 4-bit integer changes from 0 to 1 amid the weights whose 8-bit integer is 9.
-So a file that holds 8 bits and rounds them again does not hold the 4-bit weights that were trained.
-``refine`` keeps what is missing: for the few 8-bit integers amid which a 4-bit one changes, one
-more bit. That is 8.1 bits for a weight at both widths in place of 12, and nothing is lost.
+W / max|W| = 0.0714 the 4-bit integer changes from 0 to 1 among weights whose 8-bit integer is 9.
+So rounding stored 8-bit integers again does not give the 4-bit weights that were trained.
+``refine`` stores what is missing: one more bit for each of the few 8-bit integers within which a
+4-bit one changes. That is 8.1 bits for a weight at both precisions instead of 12, without loss.
 """
 
 from collections.abc import Mapping
@@ -24,17 +24,11 @@ _SLACK = 1e-3
 
 @dataclass(frozen=True)
 class Quantised:
-    """A weight as integers times scale.
+    """A weight as integers times scale."""
 
-    Attributes:
-        ints: (o, ...) int8.
-        scale: () or (o, 1, ...) float32.
-        bits: 8, 4 or 2.
-    """
-
-    ints: Tensor
-    scale: Tensor
-    bits: int
+    ints: Tensor  # (o, ...) int8
+    scale: Tensor  # () or (o, 1, ...) float32
+    bits: int  # 8, 4 or 2
 
     def dequantised(self) -> Tensor:
         """The weight that the layer computes with, (o, ...) float32."""
@@ -44,11 +38,13 @@ class Quantised:
 def quantised_state(
     model: nn.Module, weights: Mapping[str, Quantised]
 ) -> dict[str, Tensor | Quantised]:
-    """The state dict of ``model`` with ``weights`` in the places of their products.
+    """Return the state dict of a deployed ``model`` with quantised ``weights`` in it.
+
+    Each tensor has only the first of its names.
 
     Args:
-        model: a deployed one. Each of its tensors stands under the first of its names only.
-        weights: by any name that they have in the state dict.
+        model: its weights are the products of integers and scale.
+        weights: by any of their names in the state dict.
 
     Raises:
         KeyError: the model has no such parameter.
@@ -66,14 +62,10 @@ def quantised_state(
 
 
 def pack(ints: Tensor, bits: int) -> Tensor:
-    """Pack integers, the first into the lowest bits of the first byte.
+    """Pack integers (n,) int8 of 8, 4, 2 or 1 ``bits`` into (ceil(n bits / 8),) uint8.
 
-    Args:
-        ints: (n,) int8, each from -2^(bits-1) to 2^(bits-1) - 1 (or from 0 to 2^bits - 1).
-        bits: 8, 4, 2 or 1.
-
-    Returns:
-        (ceil(n bits / 8),) uint8.
+    Each is from -2^(bits-1) to 2^(bits-1) - 1 (or from 0 to 2^bits - 1); the first is in the lowest
+    bits of the first byte.
     """
     fields = 8 // bits
     low = ints.contiguous().view(torch.uint8) & (2**bits - 1)
@@ -82,7 +74,7 @@ def pack(ints: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, count: int, signed: bool = True) -> Tensor:
-    """Return the ``count`` integers, int8, that ``pack`` made ``packed`` of."""
+    """Return the ``count`` integers, int8, that ``pack`` packed."""
     low = (packed.unsqueeze(1) >> _shifts(bits)) & (2**bits - 1)
     found = low.flatten()[:count].view(torch.int8)
     if not signed or bits == 8:
@@ -92,7 +84,7 @@ def unpack(packed: Tensor, bits: int, count: int, signed: bool = True) -> Tensor
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes of ``count`` integers of ``bits`` bits."""
+    """Return the bytes of ``count`` packed integers of ``bits`` bits."""
     return -(-count * bits // 8)
 
 
@@ -101,14 +93,9 @@ def _shifts(bits: int) -> Tensor:
 
 
 def refine(fine: Quantised, coarse: Quantised) -> tuple[Tensor, int]:
-    """Return what ``refined`` needs beside the finer integers to give the coarser ones.
+    """Return what ``refined`` needs besides ``fine`` to compute the same weight at fewer bits.
 
-    Args:
-        fine: a weight at more bits.
-        coarse: the same weight at fewer bits.
-
-    Returns:
-        Packed numbers, uint8, of which each takes as many bits as the second value says.
+    These are packed numbers, uint8, and the bits of each of them.
 
     Raises:
         ValueError: ``coarse`` is not the same weight.
@@ -122,27 +109,27 @@ def refine(fine: Quantised, coarse: Quantised) -> tuple[Tensor, int]:
 
 
 def refined(fine: Quantised, scale: Tensor, bits: int, more: Tensor, width: int) -> Quantised:
-    """Return the weight at ``bits`` bits and ``scale`` from its finer integers and ``refine``'s."""
+    """Return the weight at ``bits`` bits and ``scale``; ``refine`` gave ``more`` and ``width``."""
     low, high = _between(fine, scale, largest_integer(bits))
     unsure = low != high
     count = int(unsure.sum())
     if len(more) != packed_bytes(count, width):
-        raise ValueError("what refines the integers is not of this weight")
+        raise ValueError("the refinement is not of this weight")
     low[unsure] += unpack(more, width, count, signed=False)
     return Quantised(low, scale, bits)
 
 
 def _between(fine: Quantised, scale: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """The least and the largest integer, int8, at ``scale`` of weights with these finer ones.
+    """Return the least and the largest integer, int8, at ``scale`` for these finer integers.
 
-    In float64, in which the same operations give the same result everywhere. Where both have one
-    scale, as in rows of zeros, the integers differ by nothing but clipping.
+    Computed in float64, in which the same operations give the same result everywhere. Where both
+    scales are equal, as in rows of zeros, the integers differ only by clipping.
     """
     ratio = fine.scale.double() / scale.double()
     ends = []
     for side in (-1, 1):
         edge = (fine.ints.double() + side * (0.5 + _SLACK)) * ratio
-        # Beyond the largest finer integer the weight was clipped: it may be any larger one.
+        # At the largest finer integer the weight may have been clipped: it may be any larger one.
         beyond = fine.ints * side == largest_integer(fine.bits)
         edge[beyond] = side * limit
         edge = torch.where(ratio == 1, fine.ints.double(), edge)

@@ -1,26 +1,27 @@
 """Files of packed weights: one member of a family, as stage 5 deploys it at 8, 4 or 2 bits.
 
-A file is a safetensors file, so nothing in it is code. Its metadata has one entry, ``espnet_ext``:
+A file is a safetensors file, so it holds no code. Its metadata has one entry, ``espnet_ext``:
 JSON with the ``kind`` of the file and the SHA-256 of each tensor. Names and records of hundreds
 of small tensors would add 10 % to a small model, so tensors are joined:
 
     layout     uint8, JSON compressed by zlib: [[name, shape, type, shape of the scale], ...]
-    integers   uint8, every quantised weight's integers in b bits each (``methods.packing.pack``),
-               each weight from a byte of its own on
-    scales     float32, every quantised weight's scales
+    integers   uint8, the integers of every quantised weight in b bits each (``bits.pack``); each
+               weight starts at a new byte
+    scales     float32, the scales of every quantised weight
     float32    all other tensors of that type; other types likewise
 
 in the order of ``layout``, where the type of a quantised weight is its bits and the shape of the
-scale is null elsewhere. A file of n weights at b bits and s scales, with m other float32 numbers,
-takes n b / 8 + 4 s + 4 m bytes, other types, layout and header, which is at most 1,024 bytes and
-less than 10 bytes for each name.
+scale is null for other tensors. A file of n weights at b bits and s scales, with m other float32
+numbers, has n b / 8 + 4 s + 4 m bytes plus other types, layout and header, which is at most 1,024
+bytes and less than 10 bytes for each name.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +34,26 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path
 from espnet_ext.formats.bits import Quantised, pack, packed_bytes, unpack
 from espnet_ext.methods.quantise import BITS
+from espnet_ext.methods.tensors import refuse_not_finite
 
 MEMBER = "member 1"  # kind of file, and the version of its format
 State = dict[str, Tensor | Quantised]
+Parts = dict[str, list[Tensor]]  # tensors to be joined, by the name of the joined tensor
 _TYPES = "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
+# What parts that do not fit each other raise.
+_MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, zlib.error)
 
 
 def member_bytes(state: State) -> bytes:
-    """The content of a file that holds one member.
+    """Return the content of a file that holds one member.
 
     Args:
-        state: as ``methods.packing.quantised_state`` gives it.
+        state: of ``bits.quantised_state``.
 
     Raises:
         UserError: NaN or infinite values.
     """
-    tensors, layout = joined(state.items())
-    return stored(tensors, layout, MEMBER)
+    return file_content(*join_tensors(state), MEMBER)
 
 
 def write_member(state: State, path: Path) -> None:
@@ -65,100 +69,104 @@ def read_member(path: Path) -> State:
     Raises:
         UserError: no such file, another kind of file, or one that is truncated or was changed.
     """
-    tensors, layout = read_stored(path, MEMBER)
-    return guarded(path, lambda: parted(tensors, layout))
+    tensors, layout = read_content(path, MEMBER)
+    with reading(path):
+        return split_tensors(tensors, layout)
 
 
 def dequantised(state: Mapping[str, Tensor | Quantised]) -> dict[str, Tensor]:
-    """A state dict of plain tensors."""
+    """Return a state dict of plain tensors."""
     return {n: v.dequantised() if isinstance(v, Quantised) else v for n, v in state.items()}
 
 
-def refuse_unusable(state: State) -> None:
-    """Raise UserError, with its name, if a value has NaN or infinite entries."""
+def check_state(state: State) -> None:
+    """Raise UserError naming the first value with NaN or infinite entries."""
     for name, value in state.items():
-        _refuse(value.scale if isinstance(value, Quantised) else value, name)
+        _check(value.scale if isinstance(value, Quantised) else value, name)
 
 
-def joined(values: Iterable[tuple[str, Tensor | Quantised]]) -> tuple[dict[str, Tensor], list]:
-    """Join named values into few tensors; return these and the layout.
+def join_tensors(state: State) -> tuple[dict[str, Tensor], list]:
+    """Join the values of a state into few tensors; return these and the layout.
 
     Raises:
         UserError: NaN or infinite values.
     """
-    parts: dict[str, list[Tensor]] = {}
-    layout = []
-    for name, value in values:
-        if isinstance(value, Quantised):
-            _refuse(value.scale, name)
-            layout.append([name, list(value.ints.shape), value.bits, list(value.scale.shape)])
-            parts.setdefault("integers", []).append(pack(value.ints.flatten(), value.bits))
-            parts.setdefault("scales", []).append(value.scale.flatten().float())
-        else:
-            _refuse(value, name)
-            kind = str(value.dtype).removeprefix("torch.")
-            layout.append([name, list(value.shape), kind, None])
-            parts.setdefault(kind, []).append(value.detach().flatten().cpu())
-    return {kind: torch.cat(some) for kind, some in parts.items()}, layout
+    check_state(state)
+    parts: Parts = {}
+    layout = [[name, *append_value(value, parts)] for name, value in state.items()]
+    return concatenate(parts), layout
 
 
-def parted(tensors: Mapping[str, Tensor], layout: list) -> State:
-    """The named values that ``joined`` joined.
+def append_value(value: Tensor | Quantised, parts: Parts) -> list:
+    """Append a value to ``parts``; return [shape, type or bits, shape of the scale or None]."""
+    if isinstance(value, Quantised):
+        parts.setdefault("integers", []).append(pack(value.ints.flatten(), value.bits))
+        parts.setdefault("scales", []).append(value.scale.flatten().float())
+        return [list(value.ints.shape), value.bits, list(value.scale.shape)]
+    kind = str(value.dtype).removeprefix("torch.")
+    parts.setdefault(kind, []).append(value.detach().flatten().cpu())
+    return [list(value.shape), kind, None]
 
-    Raises:
-        UserError: NaN or infinite values.
-        ValueError, TypeError, KeyError, IndexError, RuntimeError: tensors and layout do not fit.
-    """
-    take = Taker(tensors)
-    state: State = {}
-    for name, shape, kind, scales in layout:
-        count = math.prod(shape)
-        if kind in BITS:
-            ints = unpack(take("integers", packed_bytes(count, kind)), kind, count)
-            scale = take("scales", math.prod(scales)).view(scales)
-            _refuse(scale, name)
-            state[name] = Quantised(ints.view(shape), scale, kind)
-        else:
-            state[name] = take(kind, count).view(shape)
-            _refuse(state[name], name)
-    take.finish()
+
+def concatenate(parts: Parts) -> dict[str, Tensor]:
+    """Join the tensors of each kind."""
+    return {kind: torch.cat(some) for kind, some in parts.items()}
+
+
+def split_tensors(tensors: Mapping[str, Tensor], layout: list) -> State:
+    """Return the state that ``join_tensors`` joined; raises one of _MISFITS if it cannot be."""
+    reader = TensorReader(tensors)
+    state = {name: reader.value(*entry) for name, *entry in layout}
+    reader.finish()
+    check_state(state)
     return state
 
 
-class Taker:
-    """Takes joined tensors apart, from their beginnings to their ends."""
+class TensorReader:
+    """Reads joined tensors piece by piece, from beginning to end."""
 
     def __init__(self, tensors: Mapping[str, Tensor]):
         self.tensors = tensors
-        self.places = dict.fromkeys(tensors, 0)
+        self.positions = dict.fromkeys(tensors, 0)
 
     def __call__(self, kind: str, count: int) -> Tensor:
-        """The next ``count`` entries of the tensor ``kind``."""
-        start = self.places[kind]
-        self.places[kind] = start + count
+        """Return the next ``count`` entries of the tensor ``kind``."""
+        start = self.positions[kind]
+        self.positions[kind] = start + count
         if count < 0 or start + count > len(self.tensors[kind]):
             raise ValueError(f"{kind} is too short")
         return self.tensors[kind][start : start + count].clone()
 
+    def value(self, shape: list[int], kind: Any, scale_shape: list[int] | None) -> Any:
+        """Return the next value, of which ``append_value`` returned the arguments."""
+        count = math.prod(shape)
+        if kind not in BITS:
+            return self(kind, count).view(shape)
+        ints = unpack(self("integers", packed_bytes(count, kind)), kind, count)
+        return Quantised(ints.view(shape), self.scale(scale_shape or []), kind)
+
+    def scale(self, shape: list[int]) -> Tensor:
+        """Return the next scale."""
+        return self("scales", math.prod(shape)).view(shape)
+
     def finish(self) -> None:
         """Raise ValueError if anything is left."""
-        for kind, place in self.places.items():
-            if place != len(self.tensors[kind]):
+        for kind, position in self.positions.items():
+            if position != len(self.tensors[kind]):
                 raise ValueError(f"{kind} is too long")
 
 
-def stored(tensors: dict[str, Tensor], layout: Any, kind: str) -> bytes:
-    """The content of a file with ``tensors`` and a layout (JSON), each with its SHA-256."""
+def file_content(tensors: dict[str, Tensor], layout: Any, kind: str) -> bytes:
+    """Return the content of a file with ``tensors``, their SHA-256 and a layout (JSON)."""
     text = json.dumps(layout, separators=(",", ":"), ensure_ascii=False).encode()
-    tensors = {"layout": torch.frombuffer(bytearray(zlib.compress(text, 9)), dtype=torch.uint8)} | (
-        tensors
-    )
+    packed = torch.frombuffer(bytearray(zlib.compress(text, 9)), dtype=torch.uint8)
+    tensors = {"layout": packed} | tensors
     header = {"kind": kind, "sha256": {name: _digest(t) for name, t in sorted(tensors.items())}}
     return save(tensors, {"espnet_ext": json.dumps(header)})
 
 
-def read_stored(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
-    """Read tensors and layout that ``stored`` made, and compare their digests.
+def read_content(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
+    """Read tensors and layout of ``file_content``, and compare their digests.
 
     Raises:
         UserError: no such file, another kind of file, or one that is truncated or was changed.
@@ -173,8 +181,8 @@ def read_stored(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
         reason = str(error).splitlines()[0][:120]
         raise UserError(f"{path} is truncated or damaged ({reason}); get it again") from None
     if not isinstance(header, dict) or header.get("kind") != kind:
-        what = header.get("kind") if isinstance(header, dict) else "something else"
-        raise UserError(f"{path} holds {what}, not {kind} of espnet_ext; give another file")
+        found = header.get("kind") if isinstance(header, dict) else "something else"
+        raise UserError(f"{path} holds {found}, not {kind} of espnet_ext; give another file")
     digests = header.get("sha256")
     if not isinstance(digests, dict) or digests.keys() != tensors.keys():
         raise UserError(f"{path} was changed after it was written: its tensors; get it again")
@@ -183,42 +191,33 @@ def read_stored(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
             raise UserError(
                 f"{path} was changed after it was written: {name} has another SHA-256; get it again"
             )
-    layout = tensors.pop("layout", None)
-    read = guarded(path, lambda: json.loads(zlib.decompress(bytes(layout.numpy()))))
-    return tensors, read
+    with reading(path):
+        return tensors, json.loads(zlib.decompress(bytes(tensors.pop("layout").numpy())))
 
 
-def guarded[T](path: Path, read: Callable[[], T]) -> T:
-    """Do ``read``; where a file's parts do not fit each other, say so.
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the file in errors of the block, which reads its parts.
 
     Raises:
-        UserError: they do not.
+        UserError: the parts do not fit each other, or a UserError of the block.
     """
     try:
-        return read()
+        yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (
-        AttributeError,
-        IndexError,
-        KeyError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        zlib.error,
-    ) as error:
+    except _MISFITS as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}); get it again") from None
 
 
 def _digest(tensor: Tensor) -> str:
-    """SHA-256 of type, shape and content."""
+    """Return the SHA-256 of type, shape and content."""
     content = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
     content.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return content.hexdigest()
 
 
-def _refuse(tensor: Tensor, name: str) -> None:
+def _check(tensor: Tensor, name: str) -> None:
     if str(tensor.dtype).removeprefix("torch.") not in _TYPES:
         raise ValueError(f"{name} has a type that files do not hold: {tensor.dtype}")
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        raise UserError(f"{name} holds NaN or infinite values; train again or take another epoch")
+    refuse_not_finite(tensor, name)

@@ -12,7 +12,7 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
     """Read a state dict without executing code.
 
     Raises:
-        UserError: no such file, or not a whole checkpoint of tensors.
+        UserError: no such file, or not a complete checkpoint of tensors.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint {path}")
@@ -27,16 +27,16 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def compare_state(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Raise UserError naming the first key or shape in which ``state`` is not ``model``'s."""
-    own = model.state_dict()
-    for key in own:
+    """Raise UserError naming the first key or shape in which ``state`` differs from the model."""
+    expected = model.state_dict()
+    for key, tensor in expected.items():
         if key not in state:
             raise UserError(f"{path} is of another architecture: it lacks {key}")
-        if own[key].shape != state[key].shape:
+        if tensor.shape != state[key].shape:
             raise UserError(
                 f"{path} is of another architecture: {key} has shape "
-                f"{tuple(state[key].shape)}, the config makes {tuple(own[key].shape)}"
+                f"{tuple(state[key].shape)}, in the config {tuple(tensor.shape)}"
             )
     for key in state:
-        if key not in own:
+        if key not in expected:
             raise UserError(f"{path} is of another architecture: it holds {key}, the config not")

@@ -1,14 +1,14 @@
-"""From the training form of a model to a plain one: ``deploy``, and what a model weighs.
+"""From the training form of a model to a plain one, and how many parameters a model has.
 
 Every method is a parametrization of a layer's weight (see ``methods.registry``). Deploying
 builds new plain layers from the effective weights. It never calls torch's
-``remove_parametrizations``: on a deep copy that would also break the original, since a
-copy shares its generated class.
+``remove_parametrizations``, which on a deep copy would also break the original, since both share
+one generated class.
 """
 
 import contextlib
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,24 +16,27 @@ from torch import nn
 from torch.nn.utils import parametrize, skip_init
 
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.methods.protocols import Deployable, Family, FamilyOwner, Memo, Rounding
+from espnet_ext.methods.tensors import graph_tensors, refuse_not_finite
 
-PLAIN = "plain"  # a model that no method has touched
+PLAIN = "plain"  # the variant of a model without a method
 
 
 def variants(model: nn.Module) -> tuple[str, ...]:
-    """Names that ``deploy(model, name)`` takes."""
-    if not _has_method(model):
+    """Names that ``deploy(model, name)`` accepts."""
+    families = _families(model)
+    if not families and not any(map(_has_method, model.modules())):
         return (PLAIN, "merged")
-    members = [member.name for stack in _families(model) for member in stack.family]
-    forms = sorted({p.variant for m in model.modules() for p in _own_forms(m)})
-    return ("merged", *members, *forms)
+    members = [member.name for family in families for member in family.family]
+    forms = {form.variant for layer in model.modules() for form in _second_forms(layer)}
+    return ("merged", *members, *sorted(forms))
 
 
 def deploy(model: nn.Module, variant: str = "merged") -> nn.Module:
     """Return a new, plain module with the same output as ``model`` in evaluation mode.
 
-    The argument is not changed. A layer or tensor used in several places is still one.
-    Products are formed in float64 and rounded once.
+    The argument is not changed. A layer or tensor used in several places stays one object.
+    Products are computed in float64 and rounded once.
 
     Raises:
         UserError: unknown variant, ``model`` in training mode, or weights that are not finite.
@@ -44,27 +47,20 @@ def deploy(model: nn.Module, variant: str = "merged") -> nn.Module:
     if model.training:
         raise UserError("deploy needs evaluation mode: call model.eval() first")
     check_finite(model)
-    # deepcopy takes what the memo holds in place of the original, so each replaced layer or
-    # tensor stays one however often it is used.
-    memo: dict[int, Any] = {}
-    with contextlib.ExitStack() as chosen:
-        for stack in _families(model):
-            chosen.enter_context(stack.as_member(variant))
+    memo: Memo = {id(kept): kept.detach().clone() for kept in graph_tensors(model)}
+    families = _families(model)
+    with contextlib.ExitStack() as selected:
+        members = [selected.enter_context(family.as_member(variant)) for family in families]
         for module in model.modules():
-            if _is_parametrized(module):
+            if _has_method(module):
                 memo[id(module)] = _deployed_layer(module, variant, memo)
-            for value in vars(module).values():
-                # ESPnet's attention keeps its last weights, and deepcopy refuses a tensor with
-                # a graph behind it.
-                if isinstance(value, torch.Tensor) and value.grad_fn is not None:
-                    memo[id(value)] = value.detach().clone()
-        for stack in _families(model):  # last: they copy layers, which the memo holds by now
-            memo[id(stack)] = stack.deployed_stack(memo)
+        for family in families:  # after the layers, which they copy from the memo
+            memo[id(family)] = family.extract_member(memo)
         plain = copy.deepcopy(model, memo)
-        for stack in _families(model):
-            for module in plain.modules():
-                if hasattr(module, "taken_out"):  # what knows its layers by other means too
-                    module.taken_out(stack.choice.member)
+    for member in members:
+        for owner in plain.modules():
+            if isinstance(owner, FamilyOwner):
+                owner.member_extracted(member)
     check_finite(plain)  # finite factors may have a product that is not
     return plain
 
@@ -72,10 +68,7 @@ def deploy(model: nn.Module, variant: str = "merged") -> nn.Module:
 def check_finite(model: nn.Module) -> None:
     """Raise UserError naming the first tensor of ``model`` with NaN or infinite entries."""
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(
-                f"{name} holds NaN or infinite values; train again or take another epoch"
-            )
+        refuse_not_finite(tensor, name)
 
 
 def parameter_count(modules: Iterable[nn.Module]) -> int:
@@ -85,33 +78,32 @@ def parameter_count(modules: Iterable[nn.Module]) -> int:
 
 
 def footprint(model: nn.Module) -> dict[str, int]:
-    """Parameters by part; 0 for a part that the model lacks.
+    """Count parameters by part; 0 for a part that the model lacks.
 
-    ``encoder_blocks`` are the blocks without their normalisation layers, which stand in
-    ``encoder_norms``: so the papers count (arXiv 2310.02489, table 1). Of a speech representation
-    model ``encoder_stack`` is all behind its front end, as arXiv 2409.16302 draws it: positions,
-    norms and layers, or the mimics in their place. Parameters shared by two parts count in both
-    but once in the ``total``.
+    ``encoder_blocks`` excludes the normalisation layers, which are ``encoder_norms``, as the
+    papers count (arXiv 2310.02489, table 1). ``encoder_stack`` of a speech representation model
+    is everything after its front end, as in arXiv 2409.16302: positions, norms and layers, or the
+    mimics that replace them. Parameters shared by two parts count in both but once in ``total``.
     """
 
-    def count(name: str) -> int:
-        part = model.get_submodule(name) if _has(model, name) else None
-        return 0 if part is None else parameter_count([part])
+    def part(name: str) -> list[nn.Module]:
+        try:
+            return [model.get_submodule(name)]
+        except AttributeError:
+            return []
 
-    blocks = next((n for n in ("encoder.encoders", "encoder.layers") if _has(model, n)), "")
-    norms = 0
-    if blocks:
-        norms = parameter_count(m for m in model.get_submodule(blocks).modules() if _is_norm(m))
-    whole = count(blocks) if blocks else 0
-    parts = {
-        "frontend": count("frontend"),
-        "encoder_blocks": whole - norms,
+    blocks = part("encoder.encoders") or part("encoder.layers")
+    norms = parameter_count(m for block in blocks for m in block.modules() if _is_norm(m))
+    counts = {
+        "frontend": parameter_count(part("frontend")),
+        "encoder_blocks": parameter_count(blocks) - norms,
         "encoder_norms": norms,
     }
-    if _has(model, "encoder.stack_only"):
-        parts["encoder_stack"] = count("encoder.stack_only")
-    parts |= {name: count(name) for name in ("encoder", "decoder", "joint_network", "ctc")}
-    return {**parts, "total": parameter_count([model])}
+    if stack := part("encoder.stack_only"):
+        counts["encoder_stack"] = parameter_count(stack)
+    for name in ("encoder", "decoder", "joint_network", "ctc"):
+        counts[name] = parameter_count(part(name))
+    return {**counts, "total": parameter_count([model])}
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -119,90 +111,71 @@ def _is_norm(module: nn.Module) -> bool:
     return "Norm" in type(module).__name__ and not list(module.children())
 
 
-def _has(model: nn.Module, name: str) -> bool:
-    try:
-        return isinstance(model.get_submodule(name), nn.Module)
-    except AttributeError:
-        return False
-
-
-def _has_method(model: nn.Module) -> bool:
-    return any(_is_method(m) for m in model.modules())
-
-
 def _families(model: nn.Module) -> list[Any]:
-    """Containers of layers that are families of sub-networks (``methods.nested``)."""
-    return [module for module in model.modules() if hasattr(module, "deployed_stack")]
+    return [module for module in model.modules() if isinstance(module, Family)]
 
 
-def _is_method(module: nn.Module) -> bool:
-    """True if a method is on a layer, or makes a family of a stack of them."""
-    return hasattr(module, "deployed_stack") or _is_parametrized(module)
-
-
-def _is_parametrized(module: nn.Module) -> bool:
-    """True if a method computes a layer's weight; torch's own weight normalisation is none."""
-    if not parametrize.is_parametrized(module):
+def _has_method(layer: nn.Module) -> bool:
+    """True if a method computes a weight of the layer; torch's weight normalisation is none."""
+    if not parametrize.is_parametrized(layer):
         return False
-    lists: Any = module.parametrizations
-    parts = [part for one in lists.values() for part in one]
+    chains: Any = layer.parametrizations
+    parts = [part for chain in chains.values() for part in chain]
     return not all(type(part).__module__.startswith("torch.") for part in parts)
 
 
-def _own_forms(layer: nn.Module) -> list[Any]:
-    """Parametrizations of the weight that know a deployed form besides the merged layer."""
-    if not parametrize.is_parametrized(layer, "weight"):
-        return []
-    weight: Any = layer.parametrizations["weight"]
-    return [p for p in weight if hasattr(p, "variant")]
+def _second_forms(layer: nn.Module) -> Iterator[Deployable]:
+    if parametrize.is_parametrized(layer, "weight"):
+        chain: Any = layer.parametrizations["weight"]
+        yield from (part for part in chain if isinstance(part, Deployable))
 
 
-def _deployed_layer(layer: nn.Module, variant: str, memo: dict[int, Any]) -> nn.Module:
-    """The form ``variant`` of a parametrized layer; merged where its method has no such form."""
-    for parametrization in _own_forms(layer):
-        if parametrization.variant == variant:
-            return parametrization.deployed(layer, memo).eval()
+def _deployed_layer(layer: nn.Module, variant: str, memo: Memo) -> nn.Module:
+    """Deploy one layer: to its form ``variant`` if it has one, else to a plain layer."""
+    for form in _second_forms(layer):
+        if form.variant == variant:
+            return form.deployed(layer, memo).eval()
     return _plain_layer(layer, memo)
 
 
-def _plain_layer(layer: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Build the plain layer with the effective weight and bias of a parametrized one.
+def _plain_layer(layer: nn.Module, memo: Memo) -> nn.Module:
+    """Build the plain layer with the effective tensors of a parametrized one.
 
     ``memo`` maps the id of a parametrization or parameter to the tensor that replaces it.
     """
     exact = copy.deepcopy(layer)
-    if not any(getattr(m, "rounds", False) for m in exact.modules()):  # float64 rounds otherwise
+    if not any(isinstance(part, Rounding) for part in exact.modules()):
         exact = exact.double()
-    plain = _like(layer)
-    # What was parametrized, and what was left alone (a bias, say).
-    names = [*layer.parametrizations, *(n for n, p in layer._parameters.items() if p is not None)]
-    with torch.no_grad():
-        for name in names:
-            getattr(plain, name).copy_(getattr(exact, name))
+    plain = empty_like(layer)
+    sources = dict(layer.parametrizations.items())
+    sources |= {name: p for name, p in layer._parameters.items() if p is not None}
     plain.requires_grad_(any(p.requires_grad for p in layer.parameters()))
-    for name in names:
-        tied = layer.parametrizations if name in layer.parametrizations else layer._parameters
-        setattr(plain, name, memo.setdefault(id(tied[name]), getattr(plain, name)))
+    for name, source in sources.items():
+        with torch.no_grad():
+            getattr(plain, name).copy_(getattr(exact, name))
+        setattr(plain, name, memo.setdefault(id(source), getattr(plain, name)))
     return plain.eval()
 
 
-def _like(layer: Any) -> nn.Module:
-    """A plain layer of the shape of a parametrized one, its weights not yet set.
+def empty_like(layer: Any) -> nn.Module:
+    """Return a plain layer of the shape of a parametrized one, its weights not set.
 
-    skip_init: deploying in the middle of training draws no random number.
+    ``skip_init``: deploying in the middle of a training draws no random number.
+
+    Raises:
+        UserError: another layer than Linear, Conv1d, Conv2d, LSTM and GRU.
     """
     factor = next(layer.parameters())
     kind = {"dtype": factor.dtype, "device": factor.device}
     if isinstance(layer, nn.Linear):
-        bias = layer.bias is not None
-        outputs, inputs = layer.weight.shape  # of what is computed, which may be a part
-        return skip_init(nn.Linear, inputs, outputs, bias=bias, **kind)
+        outputs, inputs = layer.weight.shape  # a sub-network's weight is smaller than the layer's
+        return skip_init(nn.Linear, inputs, outputs, bias=layer.bias is not None, **kind)
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         names = "kernel_size stride padding dilation groups padding_mode".split()
         options = {name: getattr(layer, name) for name in names}
         sizes = (layer.in_channels, layer.out_channels)
-        plain = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
-        return skip_init(plain, *sizes, bias=layer.bias is not None, **options, **kind)
+        convolution = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
+        return skip_init(convolution, *sizes, bias=layer.bias is not None, **options, **kind)
     if isinstance(layer, nn.LSTM | nn.GRU):
         names = "num_layers bias batch_first dropout bidirectional".split()
         options = {name: getattr(layer, name) for name in names}

@@ -4,61 +4,58 @@ Training: W = W_n ... W_1 and b = b_n + W_n b_(n-1) + W_n W_(n-1) b_(n-2) + ...;
 uses W and b, so the deployed layer is the plain one. With o outputs and i inputs the inner
 width is h = r o: W_1 is (h, i), W_n is (o, h), those between are (h, h).
 
-The factors are multiplied once per forward pass (cost o h i) and the frames then see the
-plain layer. That is the same function with the same gradients as pushing every frame
-through the factors one after another (cost frames h (i + o)), which ``factorwise_forward``
-does for tests and benchmarks.
+The factors are multiplied once per forward pass (cost o h i) and the frames then pass through the
+plain layer. This has the same outputs and gradients as passing every frame through the factors
+one after another (cost frames h (i + o)), which ``factorwise_forward`` does for tests and
+benchmarks.
 
-Beyond the paper (its open question), where a layer is linear between non-linearities:
+Beyond the paper (its open question), for other layers that are linear between non-linearities:
 
 - A convolution with a wide kernel: W_1 is a convolution with that kernel to h channels, the other
-  factors are pointwise. With g groups each has factors of its own, h / g = r o / g wide, so that a
-  depthwise convolution is one with r kernels a channel and a sum of them.
+  factors are pointwise. Each of g groups has separate factors, h / g = r o / g wide; a depthwise
+  convolution thus has r kernels per channel, and sums them.
 - A recurrent layer: each of its matrices (input and hidden, all gates together) is a product.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from espnet_ext.errors import UserError
+from espnet_ext.methods.options import Number, Options
 from espnet_ext.methods.recurrent import use_computed_weights
-from espnet_ext.methods.sites import check_sites, find_layers, tied_groups
+from espnet_ext.methods.registry import Method, register
+from espnet_ext.methods.sites import check_sites, find_layers, refuse_second_method, tied_groups
 
 
-@dataclass(frozen=True)
-class HRFOptions:
+class HRFOptions(Options):
     """Options of HRF, as written under ``encoder_conf: {hrf: ...}``.
 
     Attributes:
-        sites: where factors go; see ``methods.sites`` (SITES and BEYOND). The paper's headline
-            is ffn.
+        sites: which layers are factorized; see ``methods.sites`` (SITES and EXTRA_SITES). The
+            paper's main result is ffn.
         ratio: r >= 1, inner width over output width. The paper uses 2, 4, 8.
         factors: n, 2 (the abstract) or 3 (a review of the paper); reference default 2.
     """
 
-    sites: Sequence[str] = ("ffn",)
-    ratio: float = 4
-    factors: int = 2
+    method = "hrf"
+    sites: tuple[str, ...] = Field(("ffn",), description="a list of sites")
+    ratio: Number = Field(4, ge=1, description="a number of at least 1")
+    factors: int = Field(2, ge=2, le=3, description="2 or 3")
 
-    def __post_init__(self) -> None:
-        # YAML may give one name.
-        object.__setattr__(self, "sites", check_sites(self.sites, beyond=True))
-        if type(self.factors) is not int or self.factors not in (2, 3):
-            raise UserError(f"hrf: factors must be 2 or 3, not {self.factors!r}")
-        if type(self.ratio) not in (int, float) or not 1 <= self.ratio < math.inf:
-            raise UserError(f"hrf: ratio must be a number of at least 1, not {self.ratio!r}")
+    @field_validator("sites", mode="before")
+    @classmethod
+    def _known_sites(cls, value: Any) -> tuple[str, ...]:
+        return check_sites(value, extra=True)
 
 
 class HRFWeight(nn.Module):
     """Parametrization of a weight as a product of factors.
 
-    A weight (o, i) or (o, i / groups, *kernel) is seen as a matrix (o, i / groups * kernel), or as
-    one (o / groups, ...) for each group. Factors are matrices, or stacks of them (groups, ...).
+    A weight (o, i) or (o, i / groups, *kernel) is treated as a matrix (o, i / groups * kernel), or
+    as one (o / groups, ...) per group. Factors are matrices, or stacks of them (groups, ...).
     """
 
     def __init__(self, ratio: float, factors: int, groups: int = 1):
@@ -70,23 +67,20 @@ class HRFWeight(nn.Module):
 
     def forward(self, *factors: Tensor) -> Tensor:
         """Return W_n ... W_1, given W_1, ..., W_n."""
-        product = factors[0]
-        if len(factors) == 3:
-            # The inner factors are square: start from the smaller side.
-            if factors[0].shape[-1] <= factors[2].shape[-2]:
-                product = factors[2] @ (factors[1] @ factors[0])
-            else:
-                product = (factors[2] @ factors[1]) @ factors[0]
-        else:
-            product = factors[1] @ factors[0]
-        return product.reshape(self.shape)
+        first, *inner, last = factors
+        # An inner factor is square: multiply it with the smaller side first.
+        if inner and first.shape[-1] <= last.shape[-2]:
+            first = inner[0] @ first
+        elif inner:
+            last = last @ inner[0]
+        return (last @ first).reshape(self.shape)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
         """Return factors whose product is distributed like ``weight``, not equal to it.
 
-        Each factor is Gaussian with the same deviation s; an entry of the product of n
-        factors with inner width h has variance s^(2n) h^(n-1), which is set to the mean
-        square of ``weight``. (Framework defaults per factor would shrink the product.)
+        Each factor is Gaussian with the same deviation s; an entry of the product of n factors
+        with inner width h has variance s^(2n) h^(n-1), which is set to the mean square of
+        ``weight``. (Default initialisation of each factor would shrink the product.)
         """
         self.shape = tuple(weight.shape)
         outputs, inputs = weight.shape[0] // self.groups, weight[0].numel()
@@ -114,7 +108,7 @@ class HRFBias(nn.Module):
         factors = hrf_factors(self._weights[0])
         folded = biases[0]
         for factor, bias in zip(factors[1:], biases[1:], strict=True):
-            if factor.dim() == 3:  # each group its own
+            if factor.dim() == 3:  # one matrix per group
                 folded = folded.view(len(factor), -1, 1)
             folded = (factor @ folded).flatten() + bias
         return folded
@@ -131,28 +125,26 @@ def hrf_factors(weights: parametrize.ParametrizationList) -> list[Tensor]:
 
 
 def factorize(layer: nn.Module, options: HRFOptions) -> None:
-    """Turn ``layer`` (linear, convolution or recurrent) into its HRF form, in place."""
-    if parametrize.is_parametrized(layer):
-        raise UserError("hrf: this layer already has a method; one method a layer")
-    recurrent = isinstance(layer, nn.RNNBase)
+    """Parametrize a linear, convolutional or recurrent layer with HRF, in place."""
+    refuse_second_method(layer)
     groups = getattr(layer, "groups", 1)
     for name in [name for name in layer._parameters if name.startswith("weight")]:
-        # unsafe: initialisation keeps the variance of the weight, not the weight itself, and
-        # torch's check would compute the product once more for every layer.
+        # unsafe: initialisation keeps the variance of the weight, not the weight, and torch's
+        # check would compute every product once more.
         weight = HRFWeight(options.ratio, options.factors, groups)
         parametrize.register_parametrization(layer, name, weight, unsafe=True)
-        of_bias = name.replace("weight", "bias", 1)
-        if layer._parameters.get(of_bias) is not None:
+        bias_name = name.replace("weight", "bias", 1)
+        if layer._parameters.get(bias_name) is not None:
             bias = HRFBias(layer.parametrizations[name])
-            parametrize.register_parametrization(layer, of_bias, bias, unsafe=True)
-    if recurrent:
+            parametrize.register_parametrization(layer, bias_name, bias, unsafe=True)
+    if isinstance(layer, nn.RNNBase):
         use_computed_weights(layer)
 
 
 def apply_hrf(module: nn.Module, options: HRFOptions) -> nn.Module:
     """Factorize every layer of ``module`` at ``options.sites``, in place; return ``module``.
 
-    Layers that are tied stay tied: they share their factors.
+    Tied layers share their factors, so they stay tied.
     """
     for group in tied_groups(module, find_layers(module, options.sites)):
         first, *others = (layer.module for layer in group)
@@ -164,20 +156,18 @@ def apply_hrf(module: nn.Module, options: HRFOptions) -> nn.Module:
 
 
 def factorwise_forward(layer: nn.Module, x: Tensor) -> Tensor:
-    """Push frames through the factors one after another; the reference for ``layer(x)``.
+    """Pass frames (..., inputs) through the factors of a linear layer one after another.
 
-    Args:
-        layer: a linear layer in HRF form.
-        x: (..., inputs).
-
-    Returns:
-        (..., outputs), equal to ``layer(x)`` up to rounding.
+    The result (..., outputs) equals ``layer(x)`` up to rounding.
     """
-    parametrizations = layer.parametrizations
-    factors = hrf_factors(parametrizations["weight"])
-    biases: list[Tensor | None] = [None] * len(factors)
-    if "bias" in parametrizations:
-        biases = list(hrf_factors(parametrizations["bias"]))
+    chains = layer.parametrizations
+    factors = hrf_factors(chains["weight"])
+    biases: list[Any] = [None] * len(factors)
+    if "bias" in chains:
+        biases = hrf_factors(chains["bias"])
     for factor, bias in zip(factors, biases, strict=True):
         x = F.linear(x, factor, bias)
     return x
+
+
+register(Method("hrf", HRFOptions, apply_hrf, factorize, "arXiv 2411.09339", recurrent=True))

@@ -1,11 +1,12 @@
-"""Mimicking networks: a narrow network in place of a range of Transformer layers.
+"""Mimicking networks: a narrow network that replaces a range of Transformer layers.
 
 "Rethinking Layer Redundancy" of speech representation models (arXiv 2409.16302): a mimic maps the
 input of the range to its outputs, d to z to d. With one mimic the target is the last layer; with
-two the first imitates a layer i inside the range, and the second, fed by it, the last layer. In
-step 1 the mimics alone learn MSE(m_f(x), h_i) + MSE(m_g(m_f(x)), h_last); in step 2 the task.
+two the first imitates a layer i inside the range, and the second, which follows it, the last
+layer. In step 1 only the mimics are trained, on MSE(m_f(x), h_i) + MSE(m_g(m_f(x)), h_last); in
+step 2 the model is trained on the task.
 
-Where the range starts at the first layer, x is the output of the feature projection, so the mimic
+If the range starts at the first layer, x is the output of the feature projection, so the mimic
 replaces the positions and the normalisation before the layers as well.
 
 Not copied from the authors' code: two linear mimics that share one LayerNorm, a Transformer mimic
@@ -14,53 +15,40 @@ that attends across the batch, and drawing the first batch of a fresh shuffle at
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from espnet_ext.errors import UserError, nearest
+from espnet_ext.errors import UserError
+from espnet_ext.methods.options import POSITIVE, WHOLE, Number, Options, Positive, Whole
+from espnet_ext.methods.tensors import frame_mask
 
-KINDS = ("linear", "transformer")
 
-
-@dataclass(frozen=True)
-class MimicOptions:
-    """What replaces which layers.
+class MimicOptions(Options):
+    """Options of the mimics, as written under ``encoder_conf: {mimic: ...}``.
 
     Attributes:
-        kind: ``linear`` (a frame at a time) or ``transformer`` (attends over time).
+        kind: ``linear`` (frame by frame) or ``transformer`` (attends over time).
         width: z, the inner width; of a Transformer that of its feed-forward layer.
-        first: layers kept in front of the mimic; with 0 the whole stack goes.
+        first: layers kept before the mimic; with 0 the whole stack is replaced.
         split: i, the layer that the first of two mimics imitates; None: one mimic.
         heads: of a Transformer mimic.
         dropout: of a Transformer mimic.
     """
 
-    kind: str = "linear"
-    width: int = 64
-    first: int = 0
-    split: int | None = None
-    heads: int = 8
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"mimic: unknown kind {nearest(str(self.kind), KINDS)}")
-        for name, least in (("width", 1), ("first", 0), ("heads", 1)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise UserError(
-                    f"mimic: {name} must be a whole number of at least {least}, not {value!r}"
-                )
-        if self.split is not None and type(self.split) is not int:
-            raise UserError(f"mimic: split must be the number of a layer or null: {self.split!r}")
-        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
-            raise UserError(f"mimic: dropout must be from 0 to below 1, not {self.dropout!r}")
+    method = "mimic"
+    kind: Literal["linear", "transformer"] = "linear"
+    width: Positive = Field(64, description=POSITIVE)
+    first: Whole = Field(0, description=WHOLE)
+    split: int | None = Field(None, description="the number of a layer or null")
+    heads: Positive = Field(8, description=POSITIVE)
+    dropout: Number = Field(0.1, lt=1, description="from 0 to below 1")
 
     def targets(self, layers: int) -> tuple[int, ...]:
-        """Numbers (from 1) of the layers that the mimics imitate in a stack of ``layers``.
+        """Return the numbers (from 1) of the layers to imitate in a stack of ``layers``.
 
         Raises:
             UserError: the range is empty, or ``split`` is not inside it.
@@ -82,7 +70,7 @@ class MimicOptions:
 
 
 class LinearMimic(nn.Module):
-    """m(x) = W_2 ReLU(LN(W_1 x + b_1)) + b_2, a frame at a time; no residual, no positions."""
+    """m(x) = W_2 ReLU(LN(W_1 x + b_1)) + b_2 frame by frame; no residual, no positions."""
 
     def __init__(self, size: int, width: int):
         super().__init__()
@@ -91,15 +79,15 @@ class LinearMimic(nn.Module):
         self.linear2 = nn.Linear(width, size)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Map (batch, frames, size) to the same shape; ``lengths`` make no difference."""
+        """Map (batch, frames, size) to the same shape; ``lengths`` are not used."""
         return self.linear2(torch.relu(self.norm(self.linear1(x))))
 
 
 class TransformerMimic(nn.Module):
     """A standard post-norm encoder layer: attention, feed-forward of ``width`` with ReLU.
 
-    As torch's TransformerEncoderLayer with norm_first=False, batch_first=True, written in plain
-    products: torch's fused kernel is not counted by its FLOP counter.
+    Equal to torch's TransformerEncoderLayer with norm_first=False, batch_first=True, but written
+    in plain products: torch's FLOP counter does not count the fused kernel.
     """
 
     def __init__(self, size: int, width: int, heads: int = 8, dropout: float = 0.1):
@@ -123,14 +111,14 @@ class TransformerMimic(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Map (batch, frames, size) to the same shape; frames beyond ``lengths`` are not seen."""
+        """Map (batch, frames, size) to the same shape; frames beyond ``lengths`` are masked."""
         q, k, v = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer in (self.linear_q, self.linear_k, self.linear_v)
         )  # (batch, heads, frames, size / heads)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-        hidden = ~valid_frames(lengths, x.shape[1]).to(x.device)
-        scores = scores.masked_fill(hidden[:, None, None, :], torch.finfo(scores.dtype).min)
+        padding = ~frame_mask(lengths, x.shape[1], x.device)
+        scores = scores.masked_fill(padding[:, None, None, :], torch.finfo(scores.dtype).min)
         attended = self.dropout(torch.softmax(scores, dim=-1)) @ v
         attended = self.linear_out(attended.transpose(1, 2).flatten(2))
         x = self.norm1(x + self.dropout(attended))
@@ -139,10 +127,10 @@ class TransformerMimic(nn.Module):
 
 
 class MimicNetwork(nn.Module):
-    """One mimic, or two in a row, each with parameters of its own."""
+    """One mimic, or two in a row, which share no parameters."""
 
     def __init__(self, size: int, layers: int, options: MimicOptions):
-        """Build what replaces layers ``options.first`` + 1 to ``layers`` of a stack.
+        """Build the mimics of layers ``options.first`` + 1 to ``layers`` of a stack.
 
         Args:
             size: d, width of the stack.
@@ -163,26 +151,21 @@ class MimicNetwork(nn.Module):
         )
 
     def forward(self, x: Tensor, lengths: Tensor) -> list[Tensor]:
-        """Return what stands for h_i and h_last, or for h_last alone; (batch, frames, d) each."""
-        found = []
+        """Return the outputs of the mimics (batch, frames, d): for h_i and h_last, or h_last."""
+        outputs = []
         for part in self.parts:
             x = part(x, lengths)
-            found.append(x)
-        return found
-
-
-def valid_frames(lengths: Tensor, frames: int) -> Tensor:
-    """Mask (batch, frames) of the frames that belong to their utterance."""
-    return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
+            outputs.append(x)
+        return outputs
 
 
 def masked_mse(found: Tensor, target: Tensor, lengths: Tensor) -> Tensor:
-    """Mean squared error over the frames of the utterances, not their padding."""
-    mask = valid_frames(lengths, found.shape[1]).to(found.device)
+    """Mean squared error over the frames of the utterances, without their padding."""
+    mask = frame_mask(lengths, found.shape[1], found.device)
     return F.mse_loss(found[mask], target[mask])
 
 
 def mimic_loss(found: Sequence[Tensor], targets: Sequence[Tensor], lengths: Tensor) -> Tensor:
-    """Loss of step 1: the sum over the mimics of the error against their targets."""
+    """Loss of step 1: the sum over the mimics of their mean squared errors."""
     pairs = zip(found, targets, strict=True)
     return torch.stack([masked_mse(f, t, lengths) for f, t in pairs]).sum()

@@ -1,66 +1,62 @@
-"""A family that starts from a trained plain encoder: what its state dict is called in training.
+"""A family that starts from a trained plain encoder: its state dict is renamed while loading.
 
-A family keeps a plain encoder's weights under the names of its parametrizations, and has batch
-statistics and learnt scales that a plain encoder lacks. Loading a plain encoder's state into the
-container of a family puts all three in their places, so that the largest network at 32 bits is
-that encoder, and every other member has its weights and statistics.
+A family stores the weights of a plain encoder under the names of its parametrizations, and has
+batch statistics and learnt scales that a plain encoder lacks. After loading, the largest network
+at 32 bits equals the plain encoder, and every other member has its weights and statistics.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
-from espnet_ext.methods.nested_layers import NestedBatchNorm, NestedWeight
+from espnet_ext.methods.nested_layers import STATISTICS, NestedBatchNorm, NestedWeight
 from espnet_ext.methods.quantise import first_scale
-
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def start_from_plain(stack: nn.Module, state: dict[str, Any], prefix: str) -> None:
     """Change the state of a plain encoder into that of the family ``stack``, in place.
 
-    A family's own state is left as it is.
+    The state of a family is left as it is.
 
     Args:
         stack: container of the layers of a family.
-        state: tensors by name; may hold a family's names too, which plain ones then replace.
+        state: tensors by name; where it has both names of a tensor, the plain one is used.
         prefix: of the names of the container, with its dot.
     """
     norms = {
-        f"{prefix}{inner}.": layer
-        for inner, layer in stack.named_modules()
+        f"{prefix}{name}.": layer
+        for name, layer in stack.named_modules()
         if isinstance(layer, NestedBatchNorm)
     }
-    plain = _is_of_plain(norms, state)
-    for inner, layer in stack.named_modules():
-        place = f"{prefix}{inner}."
+    plain = _is_plain(norms, state)
+    for name, layer in stack.named_modules():
         if parametrize.is_parametrized(layer):
-            parametrizations: Any = layer.parametrizations
-            for name, chain in parametrizations.items():
-                if f"{place}{name}" in state:
-                    original = state.pop(f"{place}{name}")
-                    state[f"{place}parametrizations.{name}.original"] = original
-                    _first_scales(chain[0], original, state, f"{place}parametrizations.{name}.0.")
+            _rename(layer, state, f"{prefix}{name}.")
     for place, norm in norms.items() if plain else ():
         for key in norm.statistics:
-            for name in _STATISTICS:
+            for name in STATISTICS:
                 state[f"{place}statistics.{key}.{name}"] = state[place + name].clone()
     steps = getattr(stack, "steps", None)
     if steps is not None:
         state.setdefault(f"{prefix}steps", steps)
 
 
-def _first_scales(weight: nn.Module, original: Tensor, state: dict[str, Any], place: str) -> None:
-    """The learnt scales of a weight begin where its largest entries put them."""
-    if isinstance(weight, NestedWeight):
-        for bits in weight.scales:
-            state[f"{place}scales.{bits}"] = first_scale(original, int(bits), weight.per)
+def _rename(layer: Any, state: dict[str, Any], place: str) -> None:
+    """Store plain tensors under the names of parametrizations; initialise learnt scales."""
+    for name, chain in layer.parametrizations.items():
+        if f"{place}{name}" in state:
+            target = f"{place}parametrizations.{name}."
+            original = state[f"{target}original"] = state.pop(f"{place}{name}")
+            if isinstance(chain[0], NestedWeight):
+                for bits in chain[0].scales:
+                    scale = first_scale(original, int(bits), chain[0].per)
+                    state[f"{target}0.scales.{bits}"] = scale
 
 
-def _is_of_plain(norms: Mapping[str, NestedBatchNorm], state: Mapping[str, Any]) -> bool:
-    """Whether the other members have no statistics there, or none but those they begin with."""
+def _is_plain(norms: Mapping[str, NestedBatchNorm], state: Mapping[str, Any]) -> bool:
+    """True if ``state`` has no statistics of the other members, or only their initial ones."""
     count = "num_batches_tracked"
     counts = [
         state.get(f"{place}statistics.{key}.{count}")
@@ -68,5 +64,5 @@ def _is_of_plain(norms: Mapping[str, NestedBatchNorm], state: Mapping[str, Any])
         for key in norm.statistics
     ]
     if all(found is None for found in counts):
-        return all(place + name in state for place in norms for name in _STATISTICS)
+        return all(place + name in state for place in norms for name in STATISTICS)
     return all(state.get(place + count, 0) > 0 for place in norms) and not any(counts)

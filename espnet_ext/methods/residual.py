@@ -1,10 +1,10 @@
 """ResidualTransformer: layers that share weights, each with a small residual (arXiv 2310.02489).
 
-The L layers of a stack fall into groups of K. All layers of a group share every projection
-weight U and its bias; layer l adds a residual of its own: W_l = U + A_l B_l + D_l (equations
-2 and 3), with A B of rank R and D a rectangular diagonal. Normalisation and dropout stay per
-layer. A weight is (o, i) here, so the paper's A (i, R) is ``down`` transposed and its B (R, o)
-is ``up`` transposed: W_l = U + up down + D.
+The L layers of a stack are divided into groups of K. All layers of a group share every projection
+weight U and its bias; layer l adds its residual: W_l = U + A_l B_l + D_l (equations 2 and 3), with
+A B of rank R and D a rectangular diagonal. Normalisation and dropout stay per layer. A weight is
+(o, i) here, so the paper's A (i, R) is ``down`` transposed and its B (R, o) is ``up`` transposed:
+W_l = U + up down + D.
 
 ``up`` and ``diagonal`` start at zero: training starts at the sharing-only model.
 """
@@ -12,58 +12,61 @@ is ``up`` transposed: W_l = U + up down + D.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize, skip_init
+from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
-from espnet_ext.methods.sites import Layer, check_sites, find_layers, tied_groups
+from espnet_ext.methods.deploy import empty_like
+from espnet_ext.methods.options import WHOLE, Options, Positive, Whole
+from espnet_ext.methods.protocols import Memo
+from espnet_ext.methods.registry import Method, register
+from espnet_ext.methods.sites import (
+    Layer,
+    check_sites,
+    find_layers,
+    refuse_second_method,
+    tie,
+    tied_groups,
+)
 
-FORMS = ("train", "shared")
 # A layer of a numbered stack: its stack, its number, the rest of its name.
 _IN_STACK = re.compile(r"^((?:.*\.)?(?:encoders|layers))\.(\d+)\.(.+)$")
+_SHARE = "a whole number of at least 1 or a list of such numbers"
 
 
-@dataclass(frozen=True)
-class ResidualOptions:
+class ResidualOptions(Options):
     """Options of ResidualTransformer, as written under ``encoder_conf: {residual: ...}``.
 
     Attributes:
         share: K >= 1, layers in a group (the last group may be smaller), or the list of all
             groups' sizes, whose sum is the number of layers.
         rank: R >= 0 of the low-rank part; 0 leaves it out.
-        diagonal: whether there is a diagonal part. Without both, layers only share.
+        diagonal: whether there is a diagonal part. Without both parts, layers only share.
         sites: which layers share; the paper's are the six projections.
-        form: ``train``, or ``shared``: the layers that deploying to ``shared`` writes.
+        form: ``train``, or ``shared``: the layers that ``deploy(model, "shared")`` writes.
     """
 
-    share: int | Sequence[int] = 3
-    rank: int = 16
-    diagonal: bool = True
-    sites: Sequence[str] = ("qkv", "project", "ffn")
-    form: str = "train"
+    method = "residual"
+    share: Positive | Annotated[Sequence[Positive], Field(min_length=1)] = Field(
+        3, description=_SHARE
+    )
+    rank: Whole = Field(16, description=WHOLE)
+    diagonal: bool = Field(True, description="true or false")
+    sites: tuple[str, ...] = Field(("qkv", "project", "ffn"), description="a list of sites")
+    form: Literal["train", "shared"] = "train"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sites", check_sites(self.sites))
-        if {"cls", "all"} & set(self.sites):
+    @field_validator("sites", mode="before")
+    @classmethod
+    def _sites_of_layers(cls, value: Any) -> tuple[str, ...]:
+        sites = check_sites(value)
+        if {"cls", "all"} & set(sites):
             raise UserError("residual: only layers of a stack can share; sites cls, all cannot")
-        sizes = [self.share] if isinstance(self.share, int) else self.share
-        sizes = sizes if isinstance(sizes, list | tuple) else []
-        if not sizes or any(type(k) is not int or k < 1 for k in sizes):
-            raise UserError(
-                "residual: share must be a whole number of at least 1 or a list of such, "
-                f"not {self.share!r}"
-            )
-        if type(self.rank) is not int or self.rank < 0:
-            raise UserError(f"residual: rank must be a whole number of at least 0, not {self.rank}")
-        if type(self.diagonal) is not bool:
-            raise UserError(f"residual: diagonal must be true or false, not {self.diagonal!r}")
-        if self.form not in FORMS:
-            raise UserError(f"residual: form must be one of {', '.join(FORMS)}, not {self.form!r}")
+        return sites
 
 
 def group_numbers(options: ResidualOptions, layers: int) -> list[int]:
@@ -85,9 +88,12 @@ def group_numbers(options: ResidualOptions, layers: int) -> list[int]:
 
 
 class ResidualWeight(nn.Module):
-    """Parametrization of a weight (o, i) or (o, i, 1) as shared base + low-rank + diagonal."""
+    """Parametrization of a weight (o, i) or (o, i, 1) as shared base + low-rank + diagonal.
 
-    variant = "shared"  # the form, besides merged layers, that ``deployed`` writes
+    It is ``Deployable``.
+    """
+
+    variant = "shared"
 
     def __init__(self, weight: Tensor, rank: int, diagonal: bool):
         super().__init__()
@@ -113,31 +119,31 @@ class ResidualWeight(nn.Module):
             weight = torch.diagonal_scatter(weight, weight.diagonal() + self.diagonal)
         return weight.view(base.shape)
 
-    def deployed(self, layer: nn.Module, memo: dict[int, Any]) -> nn.Module:
-        """Build the layer of the form ``shared``: the base kept once, the residual apart.
+    def deployed(self, layer: Any, memo: Memo) -> nn.Module:
+        """Build the layer of the form ``shared``, which keeps base and residual separate."""
 
-        ``memo`` maps the id of a trained tensor to the one that replaces it.
-        """
-        tied = [layer.parametrizations.weight.original]
-        if layer.bias is not None:
-            tied.append(layer.parametrizations.bias.original)
-        for old in tied:
+        def shared(old: nn.Parameter) -> nn.Parameter:
             if id(old) not in memo:
                 memo[id(old)] = nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad)
-        weight, *bias = [memo[id(old)] for old in tied]
-        if self.up is None and self.diagonal is None:
-            return _plain(layer, weight, bias[0] if bias else None)
-        own = [None if p is None else nn.Parameter(p.detach().clone()) for p in self._parts()]
-        return SharedLinear(weight, bias[0] if bias else None, *own).train(layer.training)
+            return memo[id(old)]
 
-    def _parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return self.down, self.up, self.diagonal
+        weight = shared(layer.parametrizations.weight.original)
+        bias = None if layer.bias is None else shared(layer.parametrizations.bias.original)
+        if self.up is None and self.diagonal is None:
+            plain = empty_like(layer)
+            plain.weight, plain.bias = weight, bias
+            return plain.train(layer.training)
+        residual = (
+            None if part is None else nn.Parameter(part.detach().clone())
+            for part in (self.down, self.up, self.diagonal)
+        )
+        return SharedLinear(weight, bias, *residual).train(layer.training)
 
 
 class SharedLinear(nn.Module):
-    """Linear layer or pointwise convolution whose base is shared and whose residual is its own.
+    """Linear layer or pointwise convolution with a shared base and a residual.
 
-    The low-rank path costs R (i + o) a frame; no weight of the layer's own is ever formed.
+    The low-rank path costs R (i + o) per frame; the effective weight is never computed.
     """
 
     def __init__(
@@ -166,47 +172,29 @@ class SharedLinear(nn.Module):
         return y.transpose(1, 2) if convolution else y
 
 
-def _plain(layer: nn.Module, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
-    """A plain layer like ``layer`` with the given tensors, in its mode."""
-    plain: nn.Module
-    kind = {"bias": bias is not None, "dtype": weight.dtype, "device": weight.device}
-    if weight.dim() == 3:
-        plain = skip_init(nn.Conv1d, weight.shape[1], weight.shape[0], 1, **kind)
-    else:
-        plain = skip_init(nn.Linear, weight.shape[1], weight.shape[0], **kind)
-    plain.weight, plain.bias = weight, bias
-    return plain.train(layer.training)
-
-
 def share_layers(units: Sequence[Sequence[nn.Module]], options: ResidualOptions) -> None:
-    """Give all layers one base, and every unit a residual of its own, in place.
+    """Give all units one base and each unit a residual, in place.
 
-    A unit is a layer, or layers that are tied and stay so. A base that only one unit uses
-    gets no residual: there is nothing to differ from.
+    A unit is a layer, or several layers that are tied and stay tied. A single unit gets no
+    residual, since nothing shares its base.
     """
-    shared = len(units) > 1
-    base = units[0][0]
-    for first, *others in units:
-        if parametrize.is_parametrized(first):
-            raise UserError("residual: this layer already has a method; one method a layer")
-        rank, diagonal = (options.rank, options.diagonal) if shared else (0, False)
+    rank, diagonal = (options.rank, options.diagonal) if len(units) > 1 else (0, False)
+    base: Any = units[0][0]
+    for unit in units:
+        first: Any = unit[0]
+        refuse_second_method(first)
         weight = ResidualWeight(first.weight, rank, diagonal)
         # unsafe: torch's check would compute every weight once more.
         parametrize.register_parametrization(first, "weight", weight, unsafe=True)
-        names = ["weight"]
         if first.bias is not None:
             parametrize.register_parametrization(first, "bias", nn.Identity(), unsafe=True)
-            names.append("bias")
-        for name in names if first is not base else ():
+        for name in first.parametrizations if first is not base else ():
             first.parametrizations[name].original = base.parametrizations[name].original
-        for other in others:
-            for name in names:
-                parametrize.register_parametrization(other, name, nn.Identity(), unsafe=True)
-            other.parametrizations.update(first.parametrizations.items())
+        tie(unit)
 
 
 def share_layer(layer: nn.Module, options: ResidualOptions) -> None:
-    """Parametrize one layer alone, which has nothing to share: its weight is the base."""
+    """Parametrize a single layer, which shares nothing: its weight is the base."""
     share_layers([[layer]], options)
 
 
@@ -226,12 +214,12 @@ def apply_residual(module: nn.Module, options: ResidualOptions) -> nn.Module:
     for units in groups.values():
         share_layers(units, options)
     if options.form == "shared":
-        _replace(module)
+        _use_shared_form(module)
     return module
 
 
 def _group_key(module: nn.Module, layer: Layer, options: ResidualOptions) -> tuple:
-    """What two layers must have in common to share: stack, group, name in the block, shape."""
+    """Stack, group, name in the block and shape, in which layers that share must agree."""
     match = _IN_STACK.match(layer.name)
     assert match is not None
     stack, number, name = match.groups()
@@ -240,14 +228,17 @@ def _group_key(module: nn.Module, layer: Layer, options: ResidualOptions) -> tup
     return stack, group, name, tuple(layer.module.weight.shape), layer.module.bias is None
 
 
-def _replace(module: nn.Module) -> None:
-    """Put the deployed form of every parametrized layer in its place."""
-    memo: dict[int, Any] = {}
+def _use_shared_form(module: nn.Module) -> None:
+    """Replace every parametrized layer by its deployed form, in place."""
+    memo: Memo = {}
+    replaced: dict[int, nn.Module] = {}
+    layers = [m for m in module.modules() if parametrize.is_parametrized(m)]
+    for layer in layers:
+        chain: Any = layer.parametrizations["weight"]
+        replaced[id(layer)] = chain[0].deployed(layer, memo)
     for parent in list(module.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is None or not parametrize.is_parametrized(child):
-                continue
-            if id(child) not in memo:
-                weight: Any = child.parametrizations["weight"]
-                memo[id(child)] = (child, weight[0].deployed(child, memo))
-            parent._modules[name] = memo[id(child)][1]
+        for name, child in parent._modules.items():
+            parent._modules[name] = replaced.get(id(child), child)
+
+
+register(Method("residual", ResidualOptions, apply_residual, share_layer, "arXiv 2310.02489"))

@@ -1,4 +1,4 @@
-"""Which sub-layers of an encoder a method touches.
+"""Which layers of an encoder a method compresses.
 
 A layer belongs to a site by the name that its parent gives it. The names are those of
 ESPnet (``feed_forward.w_1``, ``self_attn.linear_q``), Fairseq/Transformers (``q_proj``,
@@ -6,8 +6,9 @@ ESPnet (``feed_forward.w_1``, ``self_attn.linear_q``), Fairseq/Transformers (``q
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -23,8 +24,8 @@ _PATTERNS = {
 }
 SITES = (*_PATTERNS, "cls", "all")
 # Layers that are linear between non-linearities, but not one matrix for each frame: convolutions
-# with a kernel wider than 1, and the weights of recurrent layers. "all" does not take them.
-BEYOND = ("wide_conv", "recurrent")
+# with a kernel wider than 1, and recurrent layers. "all" does not include them.
+EXTRA_SITES = ("wide_conv", "recurrent")
 
 
 @dataclass(frozen=True)
@@ -33,34 +34,32 @@ class Layer:
 
     name: str  # dotted name inside the module that was searched
     module: nn.Module
-    site: str  # one of SITES or BEYOND, or "other" (taken by "all" only)
+    site: str  # one of SITES or EXTRA_SITES, or "other" (part of "all" only)
 
 
-def check_sites(sites: Iterable[str], beyond: bool = False) -> tuple[str, ...]:
-    """Return ``sites`` as a tuple.
-
-    Args:
-        sites: names.
-        beyond: the method that asks can do BEYOND too.
+def check_sites(sites: Any, extra: bool = False) -> tuple[str, ...]:
+    """Return ``sites``, one name or several, as a tuple; ``extra`` accepts EXTRA_SITES too.
 
     Raises:
         UserError: a name is not a site, or none is given.
     """
-    known = (*SITES, *BEYOND) if beyond else SITES
-    if not isinstance(sites, str | list | tuple | set | frozenset):
+    known = (*SITES, *EXTRA_SITES) if extra else SITES
+    chosen = (sites,) if isinstance(sites, str) else sites
+    if not isinstance(chosen, list | tuple | set | frozenset):
         raise UserError(f"sites must be a list of names, not {sites!r}")
-    chosen = (sites,) if isinstance(sites, str) else tuple(sites)
     if not chosen:
         raise UserError(f"no site chosen; known are: {', '.join(known)}")
     for site in chosen:
         if site not in known:
             raise UserError(f"unknown site {nearest(str(site), known)}")
-    return chosen
+    return tuple(chosen)
 
 
 def feed_forward_role(name: str) -> str | None:
-    """``up`` for the layer into the inner units of a feed-forward network, ``down`` for the one
-    out of them, by its dotted name; None for any other."""
+    """Return the role of a layer in a feed-forward network, by its dotted name.
+
+    ``up`` for the layer into the inner units, ``down`` for the one out of them, else None.
+    """
     if not re.search(_PATTERNS["ffn"], name):
         return None
     into = ("w_1", "fc1", "linear1", "intermediate_dense")
@@ -69,45 +68,44 @@ def feed_forward_role(name: str) -> str | None:
 
 def is_linear(module: nn.Module) -> bool:
     """True for a linear layer and for a convolution that is one (width 1, one group)."""
-    if isinstance(module, nn.Linear):
-        return True
-    return (
+    return isinstance(module, nn.Linear) or (
         isinstance(module, nn.Conv1d)
-        and module.kernel_size == (1,)
+        and module.kernel_size == module.stride == (1,)
         and module.groups == 1
-        and module.stride == (1,)
         and module.padding in ((0,), "valid")
     )
-
-
-def is_wide_convolution(module: nn.Module) -> bool:
-    """True for a convolution that sees more than one frame, or a grouped or strided one."""
-    return isinstance(module, nn.Conv1d | nn.Conv2d) and not is_linear(module)
 
 
 def find_layers(module: nn.Module, sites: Iterable[str]) -> list[Layer]:
     """List the layers of ``module`` at ``sites``, each once however often it is used.
 
     Raises:
-        UserError: a site is unknown, or none of the sites but ``cls`` has a layer here
+        UserError: a site is unknown, or a site other than ``cls`` and ``all`` has no layer here
             (``cls`` is the head, outside the encoder).
     """
-    chosen = check_sites(sites, beyond=True)
+    chosen = check_sites(sites, extra=True)
     found = []
     for name, child in module.named_modules():
-        site = None
         if is_linear(child):
             site = next((s for s, p in _PATTERNS.items() if re.search(p, name)), "other")
-        elif is_wide_convolution(child):
+        elif isinstance(child, nn.Conv1d | nn.Conv2d):
             site = "wide_conv"
         elif isinstance(child, nn.RNNBase):
             site = "recurrent"
-        if site in chosen or (site is not None and site not in BEYOND and "all" in chosen):
+        else:
+            continue
+        if site in chosen or ("all" in chosen and site not in EXTRA_SITES):
             found.append(Layer(name, child, site))
     for site in set(chosen) - {"cls", "all"}:
         if not any(layer.site == site for layer in found):
             raise UserError(f"{type(module).__name__} has no layer at site '{site}'")
     return found
+
+
+def refuse_second_method(layer: nn.Module, name: str = "") -> None:
+    """Raise UserError if a method computes a weight of the layer already."""
+    if parametrize.is_parametrized(layer):
+        raise UserError(f"{name or 'this layer'} already has a method; one method a layer")
 
 
 def tied_groups(module: nn.Module, layers: Iterable[Layer]) -> list[list[Layer]]:
@@ -117,14 +115,11 @@ def tied_groups(module: nn.Module, layers: Iterable[Layer]) -> list[list[Layer]]
 
     Raises:
         UserError: a layer has a method already, or shares a tensor with a part of ``module``
-            that is not in its group; a method would break that tie without a word.
+            that is not in its group; a method would silently break that tie.
     """
     groups: dict[tuple[int, ...], list[Layer]] = {}
     for layer in layers:
-        if parametrize.is_parametrized(layer.module):
-            raise UserError(
-                f"{layer.name or 'this layer'} already has a method; one method a layer"
-            )
+        refuse_second_method(layer.module, layer.name)
         key = tuple(id(parameter) for parameter in layer.module._parameters.values())
         groups.setdefault(key, []).append(layer)
     owners: dict[int, set[str]] = {}
@@ -137,6 +132,16 @@ def tied_groups(module: nn.Module, layers: Iterable[Layer]) -> list[list[Layer]]
             for other in sorted(owners[id(parameter)] - members):
                 raise UserError(
                     f"{group[0].name} and {other} share a tensor but not weight and bias both, "
-                    "or only one is at the chosen sites; choose sites that take neither"
+                    "or only one is at the chosen sites; choose sites with neither of them"
                 )
     return list(groups.values())
+
+
+def tie(layers: Sequence[nn.Module]) -> None:
+    """Give all ``layers``, whose weights are tied, the parametrizations of the first."""
+    first, *others = layers
+    for other in others:
+        for name in first.parametrizations:
+            # unsafe: torch's check would compute every weight once more.
+            parametrize.register_parametrization(other, name, nn.Identity(), unsafe=True)
+        other.parametrizations.update(first.parametrizations.items())

@@ -1,4 +1,4 @@
-"""Utterance classification: a deeper head for ESPnet's classifier, and the method on the head."""
+"""Utterance classification: a deeper head for ESPnet's classifier."""
 
 from espnet2.cls.decoder.abs_decoder import AbsDecoder
 from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
@@ -10,7 +10,7 @@ from espnet_ext.errors import UserError
 class MLPDecoder(AbsDecoder):
     """Decoder ``mlp``: the mean over frames, then linear layers with ReLU between them.
 
-    The head of SpeechFormer's code (and so the default): widths d, d/2, d/4, classes, dropout 0.5.
+    The default is the head in SpeechFormer's code: widths d, d/2, d/4, classes, dropout 0.5.
     """
 
     def __init__(
@@ -28,32 +28,19 @@ class MLPDecoder(AbsDecoder):
         parts: list[nn.Module] = []
         for before, after in zip(widths, widths[1:], strict=False):
             parts += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
-        self.layers = nn.Sequential(*parts[:-2])  # nothing behind the last linear layer
+        self.layers = nn.Sequential(*parts[:-2])  # the last linear layer has no ReLU and dropout
         self.classes = vocab_size
 
     def forward(self, hs_pad: Tensor, hlens: Tensor) -> Tensor:
-        """Return logits (batch, classes) of (batch, frames, width) and lengths."""
+        """Return logits (batch, classes) for (batch, frames, width) and lengths."""
         kept = ~make_pad_mask(hlens, maxlen=hs_pad.shape[1]).to(hs_pad.device).unsqueeze(-1)
         mean = (hs_pad * kept).sum(1) / kept.sum(1)
         return self.layers(mean)
 
     def score(self, ys: object, state: object, x: Tensor) -> tuple[Tensor, None]:
-        """Return logits (classes,) of one utterance (frames, width), as ESPnet's heads do."""
-        return self(x.unsqueeze(0), hs_len(x)).squeeze(0), None
+        """Return logits (classes,) for one utterance (frames, width), as ESPnet's heads do."""
+        return self(x.unsqueeze(0), x.new_tensor([len(x)], dtype=int)).squeeze(0), None
 
     def output_size(self) -> int:
         """Number of classes."""
         return self.classes
-
-
-def hs_len(x: Tensor) -> Tensor:
-    """The length of one utterance (frames, width) as a batch of one."""
-    return x.new_tensor([x.shape[0]], dtype=int)
-
-
-def compress_head(model: nn.Module) -> nn.Module:
-    """Apply the encoder's method to the classifier of ``model`` if ``cls`` is among its sites."""
-    compress = getattr(model.encoder, "compress_head", None)
-    if compress is not None:
-        compress(model.decoder)
-    return model

@@ -2,14 +2,14 @@
 
     L = L_max + sum over sub-networks i of  w_i L_i + k_c KL_c,i + k_d KL_d,i
 
-L is ESPnet's own loss of a recogniser, computed by ESPnet's own code on each sub-network's encoder
-output. KL_c is taken on the CTC posteriors of every frame, KL_d on the decoder's of every token,
-from those of the largest network, whose gradient is stopped. Both are in the unit of the loss that
-they stand beside: summed over an utterance, averaged over the batch.
+L is ESPnet's loss of a recogniser, which ESPnet's code computes from each sub-network's encoder
+output. KL_c compares the CTC posteriors of every frame, KL_d the decoder's of every token, with
+those of the largest network, whose gradient is stopped. A KL has the unit of the loss of its head:
+summed over an utterance, averaged over the batch.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +20,14 @@ from torch.nn import functional as F
 from espnet_ext.encoders.family_outputs import encoder_outputs
 from espnet_ext.errors import UserError
 from espnet_ext.methods.nested import NestedStack, nested_stack
-from espnet_ext.methods.nested_options import Member, NestedOptions, of_step
+from espnet_ext.methods.nested_options import Member, NestedOptions, members_of_step
+from espnet_ext.methods.tensors import frame_mask
 
-Outputs = dict[str, tuple[Tensor, Tensor]]  # by head: logits (B, T, V) and how many count (B,)
+Encoded = tuple[Tensor, Tensor]  # encoder output (B, T, d) and lengths (B,)
+Outputs = dict[str, tuple[Tensor, Tensor]]  # by head: logits (B, T, V), steps that count (B,)
 
 
-def refuse_unusable(model: Any) -> None:
+def check_options(model: Any) -> None:
     """Raise UserError if the options of the family in ``model`` do not fit the model."""
     stack = nested_stack(model.encoder)
     if stack is None or len(stack.family) == 1:
@@ -38,81 +40,73 @@ def refuse_unusable(model: Any) -> None:
 
 
 def family_loss(
-    model: Any,
-    stack: NestedStack,
-    one_loss: Callable[..., tuple[Tensor, dict, Tensor]],
-    batch: dict[str, Any],
+    model: Any, stack: NestedStack, batch: dict[str, Any]
 ) -> tuple[Tensor, dict[str, Any], Tensor]:
-    """The loss of a batch, over the sub-networks of this training step; over all in evaluation.
+    """Return the loss of a batch over the members of this training step; in evaluation over all.
 
     Args:
-        model: ESPnet's ASR model; what ``one_loss`` encodes is set as its ``encoded``.
+        model: ESPnet's ASR model with ``loss_of`` (``models.asr``).
         stack: of its encoder.
-        one_loss: ESPnet's forward pass of one network.
-        batch: its arguments.
+        batch: arguments of its forward pass.
 
     Returns:
-        Loss, statistics and weight, as ESPnet's trainer takes them. Statistics of training are
-        named by role, since those drawn may differ between processes of one training; in
-        evaluation ``cer_ctc_mean`` and the like are means over all members, and each is there
-        under its own name.
+        Loss, statistics and weight, as ESPnet's trainer expects them. Statistics of training are
+        named by role, since the processes of one training may draw different members; in
+        evaluation each member has its statistics under its name, and ``cer_ctc_mean`` and the
+        like are means over all members.
     """
-    chosen = _chosen(model, stack)
-    encoded = _encode(model, stack, chosen, batch)
+    members = _members(model, stack)
+    encoded = _encode(model, stack, members, batch)
     losses, divergences, stats = [], [], []
     teacher: Outputs = {}
-    for member in chosen:
-        with _outputs(model) as outputs:
-            model.encoded = encoded[member]
-            try:
-                # ESPnet changes texts and their lengths in place.
-                texts = {key: batch[key].clone() for key in ("text", "text_lengths")}
-                loss, found, weight = one_loss(**{**batch, **texts})
-            finally:
-                model.encoded = None
+    for member in members:
+        # ESPnet changes texts and their lengths in place.
+        texts = {key: batch[key].clone() for key in ("text", "text_lengths")}
+        with _head_outputs(model, encoded[member][1]) as outputs:
+            loss, found, weight = model.loss_of(encoded[member], {**batch, **texts})
         losses.append(loss)
         stats.append(found)
-        if member is chosen[0]:
-            teacher = {k: (logits.detach(), n) for k, (logits, n) in outputs.items()}
+        if member is members[0]:
+            teacher = {head: (logits.detach(), n) for head, (logits, n) in outputs.items()}
         else:
             divergences.append(_divergences(model, teacher, outputs))
-    total = _total(stack.options, chosen, losses, divergences)
+    total = _total(stack.options, members, losses, divergences)
     kept = {**stats[0], **_by_role(losses, divergences), "loss": total.detach()}
     if not model.training:
-        kept |= _by_name(chosen, stats)
+        kept |= _by_name(members, stats)
     total, kept, _ = force_gatherable((total, kept, 1), total.device)
     return total, kept, weight
 
 
 def divergence(teacher: Tensor, student: Tensor, counts: Tensor) -> Tensor:
-    """KL(teacher || student) of logits (B, T, V), summed over the first ``counts`` steps of each
-    utterance (B,) and averaged over the batch."""
-    own, other = (logits.float().log_softmax(-1) for logits in (student, teacher))
-    each = F.kl_div(own, other, reduction="none", log_target=True).sum(-1)
-    inside = torch.arange(each.shape[1], device=each.device) < counts.to(each.device).unsqueeze(1)
+    """Return KL(teacher || student) of logits (B, T, V).
+
+    It is summed over the first ``counts`` steps of each utterance (B,), averaged over the batch.
+    """
+    learner, target = (logits.float().log_softmax(-1) for logits in (student, teacher))
+    each = F.kl_div(learner, target, reduction="none", log_target=True).sum(-1)
+    inside = frame_mask(counts, each.shape[1], each.device)
     return torch.where(inside, each, each.new_zeros(())).sum() / len(each)
 
 
-def _chosen(model: nn.Module, stack: NestedStack) -> Sequence[Member]:
-    """The members of this step."""
-    if not model.training:
-        return stack.family
+def _members(model: Any, stack: NestedStack) -> Sequence[Member]:
+    """Return the members of this step."""
     steps: Any = getattr(stack, "steps", None)
-    if steps is None:
+    if steps is None or not model.training:
         return stack.family
-    chosen = of_step(stack.options, stack.family, int(steps))
-    steps += 1  # saved with the model: a training goes on where it was stopped
-    return chosen
+    members = members_of_step(stack.options, stack.family, int(steps))
+    steps += 1  # saved with the model, so that a resumed training continues the draws
+    return members
 
 
 def _encode(
-    model: Any, stack: NestedStack, chosen: Sequence[Member], batch: dict[str, Any]
-) -> dict[Member, tuple[Tensor, Tensor]]:
-    """Encoder outputs and lengths of the members, what they have in common computed once."""
-    with stack.running(chosen) as exits:
+    model: Any, stack: NestedStack, members: Sequence[Member], batch: dict[str, Any]
+) -> dict[Member, Encoded]:
+    """Return the encoder outputs of the members; common first layers run once."""
+    with stack.running(members) as exits:
         first, lengths = model.encode(batch["speech"], batch["speech_lengths"])
-    found = {chosen[0]: (first, lengths)}
-    for member, output in encoder_outputs(model.encoder, exits, chosen[1:]).items():
+    found = {members[0]: (first, lengths)}
+    for member, output in encoder_outputs(model.encoder, exits, members[1:]).items():
         found[member] = (output, lengths)
         if model.postencoder is not None:
             found[member] = model.postencoder(output, lengths)
@@ -120,15 +114,18 @@ def _encode(
 
 
 @contextlib.contextmanager
-def _outputs(model: Any) -> Iterator[Outputs]:
-    """Collect the logits that the heads compute inside, so that nothing is computed twice."""
+def _head_outputs(model: Any, frames: Tensor) -> Iterator[Outputs]:
+    """Collect the logits that the heads compute inside the block, so as not to compute them twice.
+
+    ``frames`` (B,) are the lengths of the encoder output.
+    """
     found: Outputs = {}
 
     def of_ctc(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        found.setdefault("ctc", (output, model.encoded[1]))
+        found.setdefault("ctc", (output, frames))
 
     def of_decoder(layer: nn.Module, inputs: Any, output: Any) -> None:
-        found.setdefault("decoder", (output[0], inputs[3]))  # the lengths that it returns are none
+        found.setdefault("decoder", (output[0], inputs[3]))  # output[1] are not the token counts
 
     hooks = []
     if model.ctc is not None:
@@ -143,26 +140,26 @@ def _outputs(model: Any) -> Iterator[Outputs]:
 
 
 def _divergences(model: Any, teacher: Outputs, outputs: Outputs) -> dict[str, Tensor]:
-    """KL of each head from the teacher's, in the unit of the head's loss."""
+    """Return the KL of each head from the teacher's, in the unit of the head's loss."""
     found = {}
     for head, (logits, counts) in outputs.items():
         each = divergence(teacher[head][0], logits, counts)
         if head == "decoder" and model.criterion_att.normalize_length:
-            each = each * len(logits) / counts.sum()  # a token's, as the loss then is
+            each = each * len(logits) / counts.sum()  # per token, as this loss is
         found[head] = each
     return found
 
 
 def _total(
     options: NestedOptions,
-    chosen: Sequence[Member],
+    members: Sequence[Member],
     losses: Sequence[Tensor],
     divergences: Sequence[dict[str, Tensor]],
 ) -> Tensor:
-    """The loss of the step."""
+    """Return the loss of the step."""
     weights = {"ctc": options.kl_ctc, "decoder": options.kl_decoder}
     added = torch.zeros_like(losses[0])
-    for member, loss, found in zip(chosen[1:], losses[1:], divergences, strict=True):
+    for member, loss, found in zip(members[1:], losses[1:], divergences, strict=True):
         added = added + options.weights.get(member.name, options.sub_weight) * loss
         for head, each in found.items():
             if weights[head]:
@@ -173,7 +170,7 @@ def _total(
 def _by_role(
     losses: Sequence[Tensor], divergences: Sequence[dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Losses of the largest, the smallest and all other members, and mean divergences."""
+    """Return losses of the largest, the smallest and all other members, and mean divergences."""
     found = {"loss_largest": losses[0].detach()}
     if divergences:
         found["loss_smallest"] = losses[-1].detach()
@@ -183,12 +180,12 @@ def _by_role(
     return found
 
 
-def _by_name(chosen: Sequence[Member], stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Every statistic of every member, and its mean over them."""
+def _by_name(members: Sequence[Member], stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return every statistic of every member, and its mean over them."""
     found: dict[str, Any] = {}
     for key, value in stats[0].items():
         if value is None:
             continue
-        found |= {f"{key}_{m.name}": one[key] for m, one in zip(chosen, stats, strict=True)}
+        found |= {f"{key}_{m.name}": one[key] for m, one in zip(members, stats, strict=True)}
         found[f"{key}_mean"] = torch.stack([torch.as_tensor(one[key]) for one in stats]).mean(0)
     return found

@@ -1,6 +1,6 @@
 """The transducer's predictor and loss; the joiner is ESPnet's ``JointNetwork``.
 
-ESPnet's own loss needs ``warprnnt_pytorch``, which no package registry has.
+ESPnet's loss needs ``warprnnt_pytorch``, which no package registry has.
 """
 
 from typing import Any
@@ -15,10 +15,10 @@ from espnet_ext.errors import UserError
 
 
 class Predictor(TransducerDecoder):
-    """ESPnet's decoder ``transducer`` with an embedding of its own width.
+    """ESPnet's decoder ``transducer`` with a separate width ``embed_size`` of the embedding.
 
     ResidualTransformer (arXiv 2310.02489, section 3) embeds tokens in 320 numbers before an
-    LSTM of 1,024; ESPnet's decoder knows one width for both, which stays the default.
+    LSTM of 1,024. ESPnet's decoder has one width for both, which is the default here.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Predictor(TransducerDecoder):
 class TransducerLoss(nn.Module):
     """Negative log-likelihood of the labels over all alignments (Graves, arXiv 1211.3711).
 
-    Torchaudio's, on CPU and GPU, always in float32: under autocast the joiner's output is
-    bfloat16, whose sums over thousands of alignments are worthless.
+    Computed by torchaudio, always in float32: under autocast the joiner's output is bfloat16, in
+    which sums over thousands of alignments are meaningless.
     """
 
     def __init__(self, blank: int):
@@ -65,8 +65,8 @@ class TransducerLoss(nn.Module):
         """
         with torch.autocast(logits.device.type, enabled=False):
             scores = logits.float().log_softmax(-1)
-            # Of V scores a cell's alignments use two. Torchaudio's C++ would go through all V,
-            # one after another; of these two it does the same sum in a sixth of the time.
+            # An alignment uses two of the V scores of a cell: blank and the next label. Given only
+            # these, torchaudio computes the same sum in a sixth of the time.
             following = F.pad(labels.long(), (0, 1))[:, None, :, None]
             following = following.expand(-1, scores.shape[1], -1, -1)
             blank_and_label = [scores[..., self.blank, None], scores.gather(3, following)]
@@ -83,8 +83,8 @@ class TransducerLoss(nn.Module):
 def use_transducer(model: Any, decoder: nn.Module, joint_network: nn.Module) -> None:
     """Turn an ``ESPnetASRModel`` that was built without a joiner into a transducer, in place.
 
-    Its constructor would import warprnnt_pytorch if it got the joiner. What is set here is
-    what its ``forward`` and ESPnet's inference read.
+    Given the joiner, its constructor would import warprnnt_pytorch. Set here is what its
+    ``forward`` and ESPnet's inference read.
     """
     from espnet2.asr.transducer.error_calculator import ErrorCalculatorTransducer
 

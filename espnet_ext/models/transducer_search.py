@@ -1,13 +1,13 @@
-"""Greedy and beam search of transducers, batched over utterances, with a state to carry on.
+"""Greedy and beam search of transducers, batched over utterances and resumable.
 
-Both take at most one token a frame, as ESPnet's greedy search does, so that a batch advances
-frame by frame together. Encoded frames may come all at once or chunk by chunk: the same
+Both emit at most one token per frame, as ESPnet's greedy search does, so that all utterances of a
+batch advance frame by frame. Encoded frames may come all at once or chunk by chunk: the same
 frames give the same tokens.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from espnet_ext.errors import UserError
 
 _WINDOW = 8  # frames in which greedy search looks for the next token at once
-OPEN_TOKENS = 100  # of a stream's hypothesis, behind those that are certain
+OPEN_TOKENS = 100  # of a hypothesis: at most so many follow those that are certain
 State = tuple[Tensor, Tensor | None]  # of the predictor: (layers, rows, width), cell of an LSTM
 
 
@@ -31,23 +31,23 @@ class Hypothesis:
 
 
 class Search(ABC):
-    """What both searches share: one step of the predictor, and of the joiner."""
+    """Base class of the searches: their interface, and one step of predictor and joiner."""
 
     @abstractmethod
     def start(self, batch: int, device: torch.device | str = "cpu") -> Any:
-        """The state of ``batch`` streams before their first frame."""
+        """Return the state of ``batch`` streams before their first frame."""
 
     @abstractmethod
     def advance(self, encoded: Tensor, lengths: Tensor, state: Any) -> Any:
-        """Take in frames (B, T, d), ``lengths`` of each; ``state`` is changed and returned."""
+        """Process frames (B, T, d), ``lengths`` (B,) of them; change and return ``state``."""
 
     @abstractmethod
     def commit(self, state: Any) -> list[Hypothesis]:
-        """Take the tokens that will not change any more out of the state of each stream."""
+        """Remove the tokens that will not change any more from each stream; return them."""
 
     @abstractmethod
     def results(self, state: Any) -> list[Hypothesis]:
-        """The best hypothesis of each stream so far, without what was committed."""
+        """Return the best hypothesis of each stream so far, without committed tokens."""
 
     def __init__(self, model: Any):
         if not getattr(model, "use_transducer_decoder", False):
@@ -57,7 +57,7 @@ class Search(ABC):
         self.blank = model.blank_id
 
     def _start(self, rows: int, device: torch.device) -> tuple[Tensor, State]:
-        """Projected output (rows, J) of the predictor after blank, and its state."""
+        """Return the projected output (rows, J) of the predictor after blank, and its state."""
         self.predictor.set_device(device)
         labels = torch.full((rows,), self.blank, device=device)
         return self._step(labels, self.predictor.init_state(rows))
@@ -70,28 +70,19 @@ class Search(ABC):
         return self.joiner.lin_dec(out.squeeze(1)), state
 
     def _logits(self, encoded: Tensor, predicted: Tensor) -> Tensor:
-        """Scores (rows, V) of tokens, both arguments projected to the joiner's width."""
+        """Return scores (rows, V) of tokens; both arguments are projected to the joiner's width."""
         return self.joiner(encoded, predicted, no_projection=True)
 
 
-def _select(state: State, rows: Tensor) -> State:
-    """The rows of a predictor's state."""
-    cell = state[1]
-    return state[0][:, rows], None if cell is None else cell[:, rows]
-
-
-def _where(rows: Tensor, one: State, other: State) -> State:
-    """Row by row ``one`` where ``rows`` is true, else ``other``."""
-    mask = rows[None, :, None]
-    cell = None
-    if one[1] is not None and other[1] is not None:
-        cell = torch.where(mask, one[1], other[1])
-    return torch.where(mask, one[0], other[0]), cell
+def _map(function: Callable[..., Tensor], *states: State) -> State:
+    """Apply a function to the parts of predictor states; only an LSTM has the second part."""
+    hidden, cells = zip(*states, strict=True)
+    return function(*hidden), None if cells[0] is None else function(*cells)
 
 
 @dataclass
 class GreedyState:
-    """Where the greedy search of B streams stands."""
+    """State of a greedy search of B streams."""
 
     predicted: Tensor  # (B, J)
     state: State
@@ -105,7 +96,6 @@ class GreedySearch(Search):
     """The best token of every frame; equal to ESPnet's greedy search of each utterance."""
 
     def start(self, batch: int, device: torch.device | str = "cpu") -> GreedyState:
-        """The state of ``batch`` streams before their first frame."""
         predicted, state = self._start(batch, torch.device(device))
         empty: list[list[int]] = [[] for _ in range(batch)]
         scores = torch.zeros(batch, device=device)
@@ -113,10 +103,10 @@ class GreedySearch(Search):
 
     @torch.no_grad()
     def advance(self, encoded: Tensor, lengths: Tensor, state: GreedyState) -> GreedyState:
-        """Take in frames (B, T, d), ``lengths`` of each; ``state`` is changed and returned.
+        """Process frames; see ``Search``.
 
-        Every stream looks through a window of frames for its next token: the predictor steps
-        as often as the longest result has tokens, not once a frame.
+        Every stream searches a window of frames for its next token: the predictor runs as often
+        as the longest result has tokens, not once per frame.
         """
         projected = self.joiner.lin_enc(encoded)
         window = torch.arange(min(_WINDOW, encoded.shape[1]), device=encoded.device)
@@ -140,26 +130,22 @@ class GreedySearch(Search):
         return state
 
     def _emit(self, rows: Tensor, labels: Tensor, frames: Tensor, state: GreedyState) -> None:
-        """Give each of ``rows`` a token and feed it to the predictor."""
+        """Append a token to each of ``rows`` and feed it to the predictor."""
         columns = (rows.tolist(), labels.tolist(), frames.tolist())
         for row, label, frame in zip(*columns, strict=True):
             state.tokens[row].append(label)
             state.frames[row].append(state.time + frame)
-        new, inner = self._step(labels, _select(state.state, rows))
+        new, inner = self._step(labels, _map(lambda part: part[:, rows], state.state))
         state.predicted = state.predicted.index_copy(0, rows, new)
-        cell = state.state[1]
-        if cell is not None and inner[1] is not None:
-            cell = cell.index_copy(1, rows, inner[1])
-        state.state = (state.state[0].index_copy(1, rows, inner[0]), cell)
+        state.state = _map(lambda old, part: old.index_copy(1, rows, part), state.state, inner)
 
     def commit(self, state: GreedyState) -> list[Hypothesis]:
-        """Take all tokens out of the state: none will change."""
-        taken = self.results(state)
-        state.tokens, state.frames = [[] for _ in taken], [[] for _ in taken]
-        return taken
+        """Remove and return all tokens: none will change."""
+        committed = self.results(state)
+        state.tokens, state.frames = [[] for _ in committed], [[] for _ in committed]
+        return committed
 
     def results(self, state: GreedyState) -> list[Hypothesis]:
-        """The hypothesis of each stream so far."""
         scores = state.scores.tolist()
         return [
             Hypothesis(tuple(tokens), score, tuple(frames))
@@ -169,11 +155,11 @@ class GreedySearch(Search):
 
 @dataclass
 class BeamState:
-    """Where the beam search of B streams stands; row b K + k is hypothesis k of stream b."""
+    """State of a beam search of B streams; row b K + k is hypothesis k of stream b."""
 
     predicted: Tensor  # (B K, J)
     state: State
-    scores: Tensor  # (B, K), -inf for no hypothesis, less what is in ``settled``
+    scores: Tensor  # (B, K), relative to ``settled``; -inf for no hypothesis
     tokens: list[list[tuple[int, ...]]]
     frames: list[list[tuple[int, ...]]]
     settled: list[float]  # score of each stream up to the last commit
@@ -181,7 +167,7 @@ class BeamState:
 
 
 class BeamSearch(Search):
-    """Time-synchronous beam search; hypotheses of equal tokens are added up in every frame."""
+    """Time-synchronous beam search; in every frame, hypotheses of equal tokens are merged."""
 
     def __init__(self, model: Any, beam_size: int = 4):
         super().__init__(model)
@@ -190,7 +176,6 @@ class BeamSearch(Search):
         self.beam = min(beam_size, self.predictor.odim)
 
     def start(self, batch: int, device: torch.device | str = "cpu") -> BeamState:
-        """The state of ``batch`` streams before their first frame."""
         predicted, state = self._start(batch * self.beam, torch.device(device))
         scores = torch.full((batch, self.beam), -math.inf, device=device)
         scores[:, 0] = 0.0
@@ -200,7 +185,6 @@ class BeamSearch(Search):
 
     @torch.no_grad()
     def advance(self, encoded: Tensor, lengths: Tensor, state: BeamState) -> BeamState:
-        """Take in frames (B, T, d), ``lengths`` of each; ``state`` is changed and returned."""
         projected = self.joiner.lin_enc(encoded)
         counts = lengths.tolist()
         for t in range(encoded.shape[1]):
@@ -213,13 +197,13 @@ class BeamSearch(Search):
         return state
 
     def _frame(self, projected: Tensor, inside: list[bool], state: BeamState) -> None:
-        """Extend every hypothesis by blank or a token and keep the best K of each stream."""
+        """Extend every hypothesis by blank or a token; keep the best K of each stream."""
         batch, beam = state.scores.shape
         rows = projected.repeat_interleave(beam, 0)
         scores = self._logits(rows, state.predicted).log_softmax(-1).view(batch, beam, -1)
         scores = scores + state.scores.unsqueeze(2)
         width = scores.shape[2]
-        # Twice as many as are kept: some will turn out to be the same.
+        # Twice as many as are kept, since some will be merged.
         best = scores.flatten(1).topk(min(2 * beam, beam * width), dim=1)
         parents, labels = best.indices // width, best.indices % width
         kept = _merge(best.values, parents, labels, self.blank, inside, state)
@@ -230,28 +214,28 @@ class BeamSearch(Search):
         source = [b * beam + k.parent for b, row in enumerate(kept) for k in row]
         index = torch.tensor(source, device=device)
         labels_kept = torch.tensor([k.label for row in kept for k in row], device=device)
-        predicted, inner = state.predicted[index], _select(state.state, index)
-        if bool((labels_kept != self.blank).any()):
+        predicted, inner = state.predicted[index], _map(lambda part: part[:, index], state.state)
+        emits = (labels_kept != self.blank).unsqueeze(1)
+        if bool(emits.any()):
             new, after = self._step(labels_kept, inner)
-            emits = labels_kept != self.blank
-            predicted = torch.where(emits.unsqueeze(1), new, predicted)
-            inner = _where(emits, after, inner)
+            predicted = torch.where(emits, new, predicted)
+            inner = _map(lambda one, other: torch.where(emits, one, other), after, inner)
         state.predicted, state.state = predicted, inner
 
     def commit(self, state: BeamState) -> list[Hypothesis]:
-        """Take the tokens that all hypotheses of a stream begin with out of the state.
+        """Remove and return the tokens with which all hypotheses of a stream begin.
 
-        Hypotheses may disagree about an old token for ever. So that none has more than
-        ``OPEN_TOKENS`` others, the best then decides about its oldest tokens, and hypotheses
-        that begin otherwise, or are still longer, are dropped. The best score is taken out as
-        well: in float32 hypotheses of a long stream would become equal.
+        Hypotheses may disagree on an old token for ever. A hypothesis therefore keeps at most
+        ``OPEN_TOKENS`` other tokens: beyond that the best one decides its oldest tokens, and
+        hypotheses that begin differently, or are still longer, are dropped. The best score is
+        subtracted from all: in float32, scores of a long stream would become equal.
         """
-        taken = []
+        committed = []
         for row, best in enumerate(self.results(state)):
             scores = state.scores[row].tolist()
             alive = [t for t, s in zip(state.tokens[row], scores, strict=True) if s > -math.inf]
             size = _settled(alive, best.tokens)
-            taken.append(Hypothesis(best.tokens[:size], best.score, best.frames[:size]))
+            committed.append(Hypothesis(best.tokens[:size], best.score, best.frames[:size]))
             for k, tokens in enumerate(state.tokens[row]):
                 if tokens[:size] != best.tokens[:size] or len(tokens) - size > OPEN_TOKENS:
                     state.scores[row, k] = -math.inf
@@ -260,10 +244,9 @@ class BeamSearch(Search):
                 part[row] = [t[size:] for t in part[row]]
             state.scores[row] -= best.score - state.settled[row]
             state.settled[row] = best.score
-        return taken
+        return committed
 
     def results(self, state: BeamState) -> list[Hypothesis]:
-        """The most probable hypothesis of each stream so far."""
         found = []
         for row, scores in enumerate(state.scores.tolist()):
             k = max(range(len(scores)), key=scores.__getitem__)
@@ -289,13 +272,13 @@ def _merge(
     inside: Sequence[bool],
     state: BeamState,
 ) -> list[list[_Candidate]]:
-    """Add up candidates with equal tokens and keep the best K of each stream."""
+    """Merge candidates with equal tokens; keep the best K of each stream."""
     beam = state.scores.shape[1]
     old = state.scores.tolist()
     kept = []
     columns = (scores.tolist(), parents.tolist(), labels.tolist())
     for row, (values, origins, symbols) in enumerate(zip(*columns, strict=True)):
-        if not inside[row]:  # this stream has ended: nothing changes
+        if not inside[row]:  # the stream has ended: nothing changes
             known = zip(state.tokens[row], state.frames[row], old[row], strict=True)
             kept.append([_Candidate(*k, parent, blank) for parent, k in enumerate(known)])
             continue
@@ -317,7 +300,7 @@ def _merge(
 
 
 def _settled(alive: Sequence[tuple[int, ...]], best: tuple[int, ...]) -> int:
-    """How many tokens of the best of the hypotheses are certain."""
+    """Return how many tokens of the best hypothesis are certain."""
     size = len(_common_prefix(alive))
     longest = max(len(tokens) for tokens in alive)
     if longest - size <= OPEN_TOKENS:
@@ -326,7 +309,7 @@ def _settled(alive: Sequence[tuple[int, ...]], best: tuple[int, ...]) -> int:
 
 
 def _common_prefix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """What all ``sequences`` begin with."""
+    """Return the longest common beginning of ``sequences``."""
     low, high = min(sequences), max(sequences)
     same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
     return low[:same]

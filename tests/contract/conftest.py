@@ -1,6 +1,6 @@
-"""The cases of the contract suite: every registered method x its trial options x modules.
+"""The cases of the contract suite: every registered method x its option sets x modules.
 
-A method joins by ``methods.registry.register``; nothing here names one.
+A new method needs its ``register`` call and an entry in ``trials.py``; nothing here names one.
 """
 
 import importlib
@@ -15,6 +15,7 @@ from espnet_ext.encoders.compressed import compressed_encoder
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
 from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
 from espnet_ext.methods.registry import METHODS
+from tests.contract.trials import TRIALS
 
 FEATURES = 20
 
@@ -118,8 +119,8 @@ RECURRENT = {
     "vgg_rnn": {**_RNN, "rnn_type": "gru", "bidirectional": False, "use_projection": False},
 }
 ENCODERS |= RECURRENT
-# ESPnet's own cut the padded batch into blocks: its last blocks are not those of one alone.
-# Convolutions of VGG see what stands behind an utterance.
+# ESPnet's encoders cut the padded batch into blocks: its last blocks are not those of one alone.
+# Convolutions of VGG see the padding after an utterance.
 SEES_PADDING = {"contextual_block_transformer", "contextual_block_conformer", "vgg_rnn"}
 SMALL = {"stack": Stack, "tied": Tied}
 OWN = {  # encoders of this package
@@ -190,7 +191,7 @@ class Case:
         return randomise(self.build()).eval()
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The method's own parameters."""
+        """The parameters of the method."""
         return {n: p for n, p in model.named_parameters() if ".parametrizations." in n}
 
 
@@ -218,10 +219,13 @@ def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
 
 
 def cases() -> list[Case]:
-    """All cases whose module has the sites and the layers that the options ask for."""
+    """All cases whose module has the sites and the layers that the options ask for.
+
+    A method without option sets has none, and fails ``test_every_method_has_option_sets``.
+    """
     found = []
     for method in METHODS.values():
-        for options in method.trials:
+        for options in TRIALS.get(method.name, ()):
             sites = set(getattr(method.parse(options), "sites", ()))
             for target in [*SMALL, *ENCODERS]:
                 if target not in SMALL and not method.fits(target, target in RECURRENT):

@@ -1,10 +1,7 @@
-"""What every method promises, on every module. New methods join by being registered."""
+"""Requirements on every method, on every module; see ``conftest`` for how a method joins."""
 
 import contextlib
 import copy
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,15 +12,10 @@ from espnet_ext.errors import UserError
 from espnet_ext.methods.deploy import PLAIN, deploy, footprint, variants
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.registry import METHODS
+from tests.contract.outputs import output, shapes
 
-ROOT = Path(__file__).resolve().parents[2]
 # An encoder's output is of order 1 to 10 after its last normalisation.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-
-
-def output(model: nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(x, lengths)[0]
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -34,10 +26,6 @@ def as_variant(model: nn.Module, variant: str) -> contextlib.AbstractContextMana
     """Inside, the training form computes what ``variant`` shall: a family has one for each."""
     family = nested_stack(model)
     return contextlib.nullcontext() if family is None else family.as_member(variant)
-
-
-def shapes(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
 
 
 def storages(model: nn.Module) -> int:
@@ -55,7 +43,7 @@ def test_output_is_the_same(case, tools, dtype):
         outputs.append(expected)
         assert difference(output(deploy(model, variant), x, lengths), expected) < TOLERANCE[dtype]
         assert expected.std() > 0.1  # an output of zeros would be "the same" too
-    members = outputs[2:] if nested_stack(model) else []  # behind merged, which is the first one
+    members = outputs[2:] if nested_stack(model) else []  # after merged, which is the first one
     assert all(difference(outputs[0], other) > 1e-3 for other in members)
 
 
@@ -131,7 +119,7 @@ def test_nothing_is_left_to_deploy(case, tools):
 
 
 def test_deployed_is_the_plain_model(case, tools):
-    """Same parameters and shapes; the untouched encoder takes the weights and agrees."""
+    """Same parameters and shapes; the untouched encoder loads the weights and agrees."""
     model = case.model()
     deployed, plain = deploy(model), case.plain().eval()
     assert shapes(deployed) == shapes(plain)
@@ -180,7 +168,7 @@ def test_batch_equals_each_alone(case, tools):
     x, lengths = tools.batch()
     if case.target in tools.SEES_PADDING:
         lengths = torch.full_like(lengths, x.shape[1])
-    x[1, lengths[1] :] = 7.0  # what stands in the padding must not matter
+    x[1, lengths[1] :] = 7.0  # the padding must not matter
     for form in (model, deploy(model)):
         with torch.no_grad():
             together, out_lengths, _ = form(x, lengths)
@@ -195,7 +183,7 @@ def test_gradients_reach_every_parameter(case, tools):
     model = case.model().train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.Dropout):
-            module.eval()  # a batch's own mean would cancel the bias before it
+            module.eval()  # the mean of the batch would cancel the bias before it
     x, lengths = tools.batch()
     y, _, _ = model(x, lengths)
     (y * torch.randn(y.shape)).sum().backward()
@@ -240,7 +228,7 @@ def test_one_layer_alone(case, tools):
 
 
 def test_training_moves_every_parameter(case, tools):
-    """From the method's own initialisation: no saddle point, where all gradients are zero."""
+    """From the method's initialisation: no saddle point, where all gradients are zero."""
     model = case.build()
     before = copy.deepcopy(model.state_dict())
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -292,66 +280,3 @@ def test_refusals(case):
         with torch.no_grad():
             parameter.flatten()[0] = value
         refused(model)
-
-
-def test_encoders_are_in_the_choices(encoder_case, registered):
-    """ESPnet builds the same encoder under ``<method>_<encoder>``."""
-    case = encoder_case
-    from espnet2.tasks import asr, cls
-
-    for task in (asr, cls):
-        chosen = task.encoder_choices.get_class(f"{case.method}_{case.target}")
-        assert issubclass(chosen, type(case.plain()))
-        model = chosen(input_size=20, **case.conf())
-        assert shapes(model) == shapes(case.build())
-
-
-def test_every_base_encoder_has_a_contract_case(tools):
-    from espnet_ext.bridge.registry import BASES
-
-    assert {case.target for case in tools.cases()} >= set(BASES)
-
-
-_FRESH = """
-import sys, torch
-torch.set_num_threads(1)
-path, conftest = sys.argv[1:]
-import importlib.util
-spec = importlib.util.spec_from_file_location("contract_cases", conftest)
-module = importlib.util.module_from_spec(spec)
-sys.modules["contract_cases"] = module
-spec.loader.exec_module(module)
-saved = torch.load(path, weights_only=True)
-x, lengths = saved["input"]
-known = {str(c): c for c in module.cases()}
-assert set(known) == set(saved["cases"])
-for name, (trained, deployed, expected) in saved["cases"].items():
-    for model, state in ((known[name].build(), trained), (known[name].plain(), deployed)):
-        model.load_state_dict(state, strict=True)
-        with torch.no_grad():
-            error = (model.eval()(x, lengths)[0] - expected).abs().max().item()
-        print(name, error)
-"""
-
-
-def test_round_trip_in_a_fresh_process(tools, tmp_path):
-    """Save, load elsewhere, same output: all cases at once, for starting torch takes long."""
-    x, lengths = tools.batch()
-    saved = {}
-    for case in tools.cases():
-        model = case.model()
-        expected = output(model, x, lengths)
-        saved[str(case)] = (model.state_dict(), deploy(model).state_dict(), expected)
-    torch.save({"input": (x, lengths), "cases": saved}, tmp_path / "saved.pth")
-    conftest = Path(__file__).with_name("conftest.py")
-    done = subprocess.run(
-        [sys.executable, "-c", _FRESH, tmp_path / "saved.pth", conftest],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    errors = [float(line.split()[-1]) for line in done.stdout.splitlines() if line]
-    assert len(errors) == 2 * len(saved) > 0
-    assert max(errors) < 1e-5

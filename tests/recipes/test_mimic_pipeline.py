@@ -56,10 +56,10 @@ def write(recipe, tag, content):
 
 def save_model(folder):
     """A Whisper encoder of random weights, as transformers writes it."""
-    from espnet_ext.encoders.pretrained.transformers import build_transformers
+    from espnet_ext.encoders.pretrained.load import build_stack
 
     torch.manual_seed(77)  # not the seed of a config
-    build_transformers(SMALL).save(folder)
+    build_stack(SMALL).save(folder)
 
 
 def run(recipe, *words, timeout=300):
@@ -134,7 +134,7 @@ def config(**over):
 
 def test_step_one_learns_the_teachers_layers(here):
     from espnet_ext.data.audio import read_wave
-    from espnet_ext.encoders.pretrained.stack import load_stack
+    from espnet_ext.encoders.pretrained.load import load_stack
     from espnet_ext.methods.mimic import MimicNetwork, MimicOptions, masked_mse
 
     folder = step_one(epochs=30, lr=0.01)

@@ -203,7 +203,7 @@ def arks(name: str) -> dict[str, np.ndarray]:
 def test_features_of_the_frontend_are_those_of_the_arks(here):
     from espnet2.fileio.sound_scp import SoundScpReader
 
-    from espnet_ext.encoders.kaldi_fbank import KaldiFbank
+    from espnet_ext.encoders.frontends import KaldiFbank
 
     waves = {u: w for u, (_, w) in SoundScpReader("data/test/wav.scp").items()}
     lengths = torch.tensor([len(wave) for wave in waves.values()])

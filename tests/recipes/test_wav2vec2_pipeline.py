@@ -46,10 +46,10 @@ def recipe(tmp_path_factory):
     recipe = miniature.make_with_data(root)
     conf = "egs/librispeech_100/asr1/conf"
     shutil.copytree(miniature.ROOT / conf, root / "tree" / conf)
-    from espnet_ext.encoders.pretrained.transformers import build_transformers
+    from espnet_ext.encoders.pretrained.load import build_stack
 
     torch.manual_seed(5)
-    build_transformers(SMALL).save(recipe / "model")
+    build_stack(SMALL).save(recipe / "model")
     (recipe / "conf/train_small_s.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
     return recipe
 

@@ -1,7 +1,7 @@
 """Frame features from a layer of a self-supervised model, for the arks of stage 2.
 
-The model is a ``Stack``, loaded as for ``encoder: stack``; it is frozen, and layers behind the
-chosen one are not run.
+The model is a frozen ``Stack``, loaded as for ``encoder: stack``. Layers after the chosen one are
+not run.
 """
 
 import functools
@@ -11,21 +11,21 @@ import numpy as np
 import torch
 
 from espnet_ext.data.ssl_model import SSLModel
-from espnet_ext.encoders.pretrained.stack import load_stack
+from espnet_ext.encoders.pretrained.load import load_stack
 
 
 def layer_extractor(described: SSLModel) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of a wave (samples,) in [-1, 1] that returns (frames, width) float32.
+    """Return a function of a wave (samples,) in [-1, 1] that returns (frames, width) float32.
 
     Raises:
-        UserError: the weights cannot be read, or are not all there; the function raises one for a
+        UserError: the weights cannot be read, or some are missing; the function raises one for a
             wave that is too short.
     """
     times = tuple((str(p.resolve()), p.stat().st_mtime_ns) for p in described.files)
     return _extractor(described, times)
 
 
-@functools.lru_cache(maxsize=1)  # loaded once a process, while the files are the same
+@functools.lru_cache(maxsize=1)  # loaded once per process while the files stay the same
 def _extractor(
     described: SSLModel, files: tuple[tuple[str, int], ...]
 ) -> Callable[[np.ndarray], np.ndarray]:
@@ -36,7 +36,7 @@ def _extractor(
         samples = torch.from_numpy(wave).float().unsqueeze(0)
         x, lengths = stack.front(samples, torch.tensor([len(wave)]))
         h = stack.enter(x, lengths)
-        # As it leaves its block: the norm behind a stack of pre-norm layers is not part of one.
+        # Without the norm after a stack of pre-norm layers, which is part of no layer.
         outputs = [h, *stack.run(h, lengths, 0, described.layer, finished=False)]
         return outputs[-1][0].numpy().astype(np.float32)
 

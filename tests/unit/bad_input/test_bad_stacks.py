@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from espnet_ext.encoders.pretrained.stack import load_stack
+from espnet_ext.encoders.pretrained.load import load_stack
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.results.pages.layers import read_stacks

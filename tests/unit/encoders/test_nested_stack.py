@@ -38,7 +38,7 @@ def test_every_member_is_as_it_is_alone(tmp_path, family, large):
         for member, output in found.items():
             small = deploy(whole, member.name)
             small.stack.save(tmp_path / member.name)
-            # Its own folder: transformers' config says the sizes, no file of ours is read.
+            # Read from its folder: transformers' config has the sizes.
             again = StackEncoder(1, path=str(tmp_path / member.name)).eval()
             assert (again.stack.num_layers, small.architecture) == (
                 len(member.layers),
@@ -76,7 +76,7 @@ def test_the_loss_trains_all_layers_and_not_the_front(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "conf", "told"),
+    ("family", "conf", "message"),
     [
         ("wav2vec2", {"frozen": True}, "nested needs frozen: false or front"),
         ("wav2vec2", {"upto": 2}, "no upto"),
@@ -84,7 +84,7 @@ def test_the_loss_trains_all_layers_and_not_the_front(tmp_path):
         ("wav2vec2", {"nested": {"depths": [5]}}, "depth 5 is more than the encoder's 4 layers"),
     ],
 )
-def test_what_it_refuses(tmp_path, family, conf, told):
+def test_what_it_refuses(tmp_path, family, conf, message):
     speech_models.make(tmp_path / "model", family)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         encoder(tmp_path / "model", **copy.deepcopy(conf))

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from espnet_ext.encoders.pretrained.stack import load_stack
+from espnet_ext.encoders.pretrained.load import load_stack
 from espnet_ext.errors import UserError
 from tests.fixtures import speech_models as models
 
@@ -49,7 +49,7 @@ def test_layers_are_those_of_transformers(case):
 def test_in_a_batch_with_padding(case):
     stack, model, large = case
     waves, lengths = models.speech(1600, 1003, 640)
-    waves[1, 1003:] = 7.0  # whatever stands there
+    waves[1, 1003:] = 7.0  # whatever the padding holds
     x, frames = stack.front(waves, lengths)
     outputs = stack.hidden(x, frames)
     for index, size in enumerate(lengths.tolist()):
@@ -153,8 +153,8 @@ def test_short_whisper_is_not_padded_and_a_batch_changes_nothing(whisper):
     assert frames.tolist() == [50, 28, 1]
     outputs = stack.hidden(x, frames)
     for index, size in enumerate(lengths.tolist()):
-        mel = stack._mel(waves[index, :size]).T.unsqueeze(0)
-        # transformers' encoder refuses short input: its own parts, in its own order.
+        mel = stack.log_mel(waves[index, :size]).T.unsqueeze(0)
+        # transformers' encoder refuses short input: its parts, in its order.
         h = torch.nn.functional.gelu(encoder.conv2(torch.nn.functional.gelu(encoder.conv1(mel))))
         h = h.transpose(1, 2) + encoder.embed_positions.weight[: h.shape[2]]
         for place, layer in enumerate(encoder.layers):
@@ -175,7 +175,7 @@ def test_whisper_without_layers(whisper, tmp_path):
     plain = WhisperEncoder.from_pretrained(tmp_path / "smaller").eval()
     assert len(plain.layers) == 2
     waves, lengths = models.speech(480000)
-    mel = smaller._mel(waves[0]).T.unsqueeze(0)
+    mel = smaller.log_mel(waves[0]).T.unsqueeze(0)
     found = plain(mel).last_hidden_state
     torch.testing.assert_close(found, smaller(waves, lengths)[0], **NEAR)
     assert (found - stack(waves, lengths)[0]).abs().max() > 0.1
@@ -313,9 +313,9 @@ def test_whisper_runs_under_autocast(tmp_path):
     models.make(tmp_path, "whisper")
     stack = load_stack(tmp_path)
     waves, lengths = models.speech(6000, 4100)
-    expected = stack._mel(waves[0])
+    expected = stack.log_mel(waves[0])
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(stack._mel(waves[0]), expected)
+        assert torch.equal(stack.log_mel(waves[0]), expected)
         found, frames = stack(waves, lengths)
     plain, plain_frames = stack(waves, lengths)
     assert torch.equal(frames, plain_frames)

@@ -23,7 +23,7 @@ CONFIG = "frontend: ssl\nfrontend_conf: {folder: small, layer: 2}\nrecipe: {feat
 
 
 def states(model, wave):
-    """What leaves every layer of the whole model."""
+    """Outputs of every layer of the whole model."""
     with torch.no_grad():
         found = model(torch.from_numpy(wave)[None], output_hidden_states=True).hidden_states
     return [state[0].numpy() for state in found]

@@ -31,7 +31,7 @@ def encoder(seed: int = 1, **shape) -> nn.Module:
 
 
 def dense(model: nn.Module, x: Tensor) -> Tensor:
-    """The definition: one utterance (T, bins), every chunk's look-ahead copied behind, one mask.
+    """The definition: one utterance (T, bins), look-aheads copied to the end, one mask.
 
     Plain softmax attention over all frames, no blocks, no caches: shares with the encoder only
     its weights.
@@ -113,7 +113,7 @@ def test_streaming_equals_offline_for_every_length_and_batch(shape, step):
         lengths = torch.tensor(lengths)
         x = torch.randn(len(lengths), int(lengths.max()), BINS)
         for row, length in enumerate(lengths):
-            x[row, length:] = 9.0  # what stands in the padding must not matter
+            x[row, length:] = 9.0  # the padding must not matter
         expected, expected_lengths, _ = model(x, lengths)
         y, found = stream(model, x, lengths, step)
         assert torch.equal(found, expected_lengths)
@@ -180,18 +180,18 @@ def test_state_is_not_changed_and_ends():
 
 
 @pytest.mark.parametrize(
-    ("shape", "said"),
+    ("shape", "message"),
     [
         ({"chunk_ms": 150}, "chunk_ms 150 is no multiple of 40 ms"),
         ({"lookahead_ms": 50}, "lookahead_ms 50 is no multiple of 40 ms"),
-        ({"history_ms": 39}, "history_ms 39 is less than a frame; take 0 or 40"),
+        ({"history_ms": 39}, "history_ms 39 is less than a frame; choose 0 or 40"),
         ({"chunk_ms": 0}, "chunk_ms"),
         ({"history_ms": -40}, "history_ms"),
         ({"lookahead_ms": 1.5}, "lookahead_ms"),
     ],
 )
-def test_sizes_that_make_no_sense_are_one_line(shape, said):
-    with pytest.raises(UserError, match=said) as caught:
+def test_sizes_that_make_no_sense_are_one_line(shape, message):
+    with pytest.raises(UserError, match=message) as caught:
         encoder(**shape)
     assert "\n" not in str(caught.value)
 

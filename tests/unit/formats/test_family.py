@@ -15,9 +15,9 @@ from espnet_ext.formats.packed import (
     MEMBER,
     State,
     dequantised,
+    file_content,
     member_bytes,
-    read_stored,
-    stored,
+    read_content,
     write_member,
 )
 from espnet_ext.methods.nested_options import Member
@@ -68,7 +68,7 @@ class Family:
                     if name == "w_1.weight" and scale.dim():
                         scale = scale[: member.width]
                     value = Quantised(*integers(part, member.bits, scale=scale), member.bits)
-                if name == "norm.running_mean":  # each member's own
+                if name == "norm.running_mean":  # differs between members
                     value = part + member.bits
                 state[f"encoders.{place}.{name}"] = value
         return state
@@ -138,12 +138,12 @@ def test_bytes_are_those_of_one_member_and_little_more(per, tmp_path):
     assert 0 < sizes["refined"] < weights * (7 / 127 + 1 / 127) * 1.5 / 8 + 100
     extra = path.stat().st_size - sum(sizes.values()) + sizes["layout"]
     assert extra < 1024 + 10 * len(found[0][1]) + 120 * len(found)
-    apart = sum(entry.bytes for entry, _ in found)
-    assert path.stat().st_size < 0.45 * apart
+    separate = sum(entry.bytes for entry, _ in found)
+    assert path.stat().st_size < 0.45 * separate
 
 
 def test_rounding_the_stored_integers_again_would_not_give_the_members(tmp_path):
-    """The reason why there is ``refined`` beside ``integers``."""
+    """The reason why there is ``refined`` besides ``integers``."""
     family = Family()
     fine, coarse = (family.state(Member((0, 1, 2, 3), WIDE, bits)) for bits in (8, 4))
     fine_weight, coarse_weight = fine["encoders.0.w_1.weight"], coarse["encoders.0.w_1.weight"]
@@ -160,7 +160,7 @@ def test_rounding_the_stored_integers_again_would_not_give_the_members(tmp_path)
 def test_32_bits_hold_every_precision_without_integers(tmp_path):
     family = Family((32, 8, 4, 2))
     write_family(family.entries(), tmp_path / "family.safetensors")
-    tensors, _ = read_stored(tmp_path / "family.safetensors", FAMILY)
+    tensors, _ = read_content(tmp_path / "family.safetensors", FAMILY)
     assert "integers" not in tensors and "refined" not in tensors
 
 
@@ -244,10 +244,10 @@ def test_a_file_of_one_member_is_no_family(tmp_path):
 
 @pytest.mark.parametrize("kind", ["scales", "float32"])
 def test_nan_is_refused_though_its_digest_fits(kind, path, tmp_path):
-    tensors, layout = read_stored(path, FAMILY)
+    tensors, layout = read_content(path, FAMILY)
     tensors[kind][:] = float("nan")
     forged = tmp_path / "family.safetensors"
-    forged.write_bytes(stored(tensors, layout, FAMILY))
+    forged.write_bytes(file_content(tensors, layout, FAMILY))
     read = FamilyFile(forged)
     with pytest.raises(UserError, match=r"family\.safetensors: .*NaN or infinite values"):
         read.state(read.entries[0])
@@ -256,13 +256,13 @@ def test_nan_is_refused_though_its_digest_fits(kind, path, tmp_path):
 def test_parts_that_do_not_fit_are_refused_though_their_digests_do(path, tmp_path):
     forged = tmp_path / "family.safetensors"
     for kind in ("integers", "refined", "scales", "int64"):
-        tensors, layout = read_stored(path, FAMILY)
-        forged.write_bytes(stored({**tensors, kind: tensors[kind][:-1]}, layout, FAMILY))
+        tensors, layout = read_content(path, FAMILY)
+        forged.write_bytes(file_content({**tensors, kind: tensors[kind][:-1]}, layout, FAMILY))
         with pytest.raises(UserError, match="is damaged"):
             FamilyFile(forged)
-    tensors, layout = read_stored(path, FAMILY)
+    tensors, layout = read_content(path, FAMILY)
     layout["members"][0]["sources"][3] = 10_000
-    forged.write_bytes(stored(tensors, layout, FAMILY))
+    forged.write_bytes(file_content(tensors, layout, FAMILY))
     read = FamilyFile(forged)
     with pytest.raises(UserError, match="is damaged"):
         read.state(read.entries[0])

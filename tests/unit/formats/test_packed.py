@@ -167,13 +167,13 @@ def test_other_files_are_refused(member, tmp_path):
 
 def test_parts_that_do_not_fit_are_refused_though_their_digests_do(tmp_path):
     """A writer's fault, or a forger's who computes digests too."""
-    tensors, layout = packed.joined(state_of(model_of(), 4).items())
+    tensors, layout = packed.join_tensors(state_of(model_of(), 4))
     short = {**tensors, "integers": tensors["integers"][:-1]}
     long = {**tensors, "scales": torch.cat([tensors["scales"], torch.ones(1)])}
     nonsense = [[1, 2], *layout]
     path = tmp_path / "a.safetensors"
     for parts, order in ((short, layout), (long, layout), (tensors, nonsense), (tensors, 5)):
-        path.write_bytes(packed.stored(dict(parts), order, packed.MEMBER))
+        path.write_bytes(packed.file_content(dict(parts), order, packed.MEMBER))
         with pytest.raises(UserError, match=r"is damaged .*get it again"):
             read_member(path)
 
@@ -181,10 +181,10 @@ def test_parts_that_do_not_fit_are_refused_though_their_digests_do(tmp_path):
 @pytest.mark.parametrize("kind", ["scales", "float32"])
 def test_nan_is_refused_when_written_and_when_read(kind, tmp_path):
     state = state_of(model_of(), 4)
-    tensors, layout = packed.joined(state.items())
+    tensors, layout = packed.join_tensors(state)
     tensors[kind][3] = float("nan")
     path = tmp_path / "a.safetensors"
-    path.write_bytes(packed.stored(tensors, layout, packed.MEMBER))
+    path.write_bytes(packed.file_content(tensors, layout, packed.MEMBER))
     with pytest.raises(UserError, match=r"a\.safetensors: .*holds NaN or infinite values"):
         read_member(path)
     weight = state["encoders.0.w_1.weight"]

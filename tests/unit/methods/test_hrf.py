@@ -180,7 +180,7 @@ def test_cost_counts_the_multiplications():
         4,
     ],
 )
-def test_wrong_options_are_told(options):
+def test_wrong_options_are_refused(options):
     with pytest.raises(UserError) as caught:
         METHODS["hrf"].parse(options)
     assert "\n" not in str(caught.value)
@@ -228,7 +228,7 @@ def test_other_parametrizations_keep_their_layer():
     torch.testing.assert_close(kept(x), depthwise(x))
 
 
-def test_overflow_of_the_product_is_told():
+def test_overflow_of_the_product_is_refused():
     layer = nn.Linear(4, 4)
     factorize(layer, HRFOptions())
     with torch.no_grad():

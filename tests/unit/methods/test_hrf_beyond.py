@@ -167,7 +167,7 @@ def test_sites_take_what_they_name():
         parts = {"conv": nn.Conv2d(1, 4, 3), "rnn": nn.GRU(4, 4), "w_1": nn.Linear(4, 4)}
         return nn.ModuleDict({**parts, "pointwise_conv1": nn.Conv1d(4, 4, 1)})
 
-    taken = {
+    found = {
         site: [
             name
             for name, part in apply_hrf(model(), HRFOptions(sites=site)).items()
@@ -175,7 +175,7 @@ def test_sites_take_what_they_name():
         ]
         for site in ("wide_conv", "recurrent", "conv", "all", ("all", "recurrent", "wide_conv"))
     }
-    assert taken == {
+    assert found == {
         "wide_conv": ["conv"],
         "recurrent": ["rnn"],
         "conv": ["pointwise_conv1"],
@@ -218,5 +218,5 @@ def test_a_parametrization_that_is_not_ours_is_refused_in_one_line():
 def test_dropout_that_espnet_leaves_on_in_decoding_is_refused(encoder, conf, refused):
     espnet = {"encoder": encoder, "encoder_conf": conf}
     config = Config(Path("train_x.yaml"), "x", Recipe(), espnet)
-    told = [line for line in recipe_problems(config) if "in decoding too" in line]
-    assert len(told) == refused
+    warnings = [line for line in recipe_problems(config) if "in decoding too" in line]
+    assert len(warnings) == refused

@@ -12,11 +12,11 @@ from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from torch import nn
 
 from espnet_ext.bridge.footprint import macs_per_second
-from espnet_ext.encoders.compressed import compressed_encoder
+from espnet_ext.encoders.compressed import compress_head, compressed_encoder
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
 from espnet_ext.methods.deploy import deploy, footprint, parameter_count
 from espnet_ext.methods.registry import METHODS
-from espnet_ext.models.cls import MLPDecoder, compress_head
+from espnet_ext.models.cls import MLPDecoder
 
 FEATURES, CLASSES = 12, 7
 _TINY = {"output_size": 12, "attention_heads": 3, "linear_units": 10, "num_blocks": 1}
@@ -49,7 +49,7 @@ class Classifier(nn.Module):
         made = compressed_encoder(base, METHODS["hrf"]) if hrf else base
         self.encoder = made(FEATURES, **conf, **({"hrf": hrf} if hrf else {}))
         self.decoder = MLPDecoder(CLASSES, self.encoder.output_size(), num_layers=2)
-        compress_head(self)
+        compress_head(self.encoder, self.decoder)
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         x, lengths, _ = self.encoder(x, lengths)

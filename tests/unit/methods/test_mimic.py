@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
-from espnet_ext.encoders.pretrained.mimicked import MimickedStack, parse_mimic, taps
-from espnet_ext.encoders.pretrained.transformers import build_transformers
+from espnet_ext.encoders.pretrained.load import build_stack
+from espnet_ext.encoders.pretrained.mimicked import MimickedStack, mimic_activations, parse_mimic
 from espnet_ext.errors import UserError
 from espnet_ext.methods.deploy import parameter_count
 from espnet_ext.methods.mimic import (
@@ -146,7 +146,7 @@ def on_meta(size):
     ],
 )
 def test_networks_have_the_sizes_of_the_paper(kind, split, width, base, large):
-    from espnet_ext.encoders.pretrained.transformers import Wav2Vec2Stack
+    from espnet_ext.encoders.pretrained.wav2vec2 import Wav2Vec2Stack
 
     for size, (millions, percent) in (("base", base), ("large", large)):
         whole = on_meta(size)
@@ -168,10 +168,10 @@ def test_networks_have_the_sizes_of_the_paper(kind, split, width, base, large):
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("family", TINY)
 def test_a_mimicked_stack_sees_what_the_whole_one_sees(family, first):
-    stack = randomised(build_transformers(TINY[family]))
+    stack = randomised(build_stack(TINY[family]))
     waves, lengths = speech(0.5, 0.3)
     with torch.no_grad():
-        (x, target), frames = taps(stack, waves, lengths, first, (3,))
+        (x, target), frames = mimic_activations(stack, waves, lengths, first, (3,))
         expected = stack(waves, lengths)[0]
         mimicked = randomised_mimic(stack, first)
         start, sizes = mimicked.start(waves, lengths)
@@ -198,7 +198,7 @@ def taps_parameters(stack, first):
     for parameter in stack.parameters():
         parameter.grad = None
         parameter.requires_grad_(True)
-    (x, *_), _ = taps(stack, waves, lengths, first, (3,))
+    (x, *_), _ = mimic_activations(stack, waves, lengths, first, (3,))
     (x * torch.randn_like(x)).sum().backward()
     return sum(p.numel() for p in stack.parameters() if p.grad is not None)
 
@@ -274,7 +274,7 @@ def test_the_conf_of_a_deployed_encoder_builds_it_without_files():
 
 
 @pytest.mark.parametrize(
-    ("conf", "told"),
+    ("conf", "message"),
     [
         ({"kind": "linea"}, "did you mean 'linear'"),
         ({"wdth": 3}, "unknown option of mimic: 'wdth'; did you mean 'width'"),
@@ -291,29 +291,29 @@ def test_the_conf_of_a_deployed_encoder_builds_it_without_files():
         ("linear", "expected options as keys and values"),
     ],
 )
-def test_options_that_do_not_fit(conf, told):
-    stack = build_transformers(TINY["whisper"])
-    with pytest.raises(UserError, match=told):
+def test_options_that_do_not_fit(conf, message):
+    stack = build_stack(TINY["whisper"])
+    with pytest.raises(UserError, match=message):
         MimickedStack(stack, parse_mimic(conf))
 
 
 @pytest.mark.parametrize(
-    ("conf", "told"),
+    ("conf", "message"),
     [
         ({"model_type": "wav2vec"}, "did you mean 'wav2vec2'"),
         ({"model_type": "whisper", "d_modell": 3}, "did you mean 'd_model'"),
         ({"model_type": "whisper", "d_model": 7, "encoder_attention_heads": 2}, "can be built"),
     ],
 )
-def test_architectures_that_are_none(conf, told):
-    with pytest.raises(UserError, match=told):
-        build_transformers(conf)
+def test_architectures_that_are_none(conf, message):
+    with pytest.raises(UserError, match=message):
+        build_stack(conf)
 
 
 def test_an_encoder_needs_a_model():
     with pytest.raises(UserError, match="give the path of a model, or an architecture"):
         StackEncoder(1)
-    with pytest.raises(UserError, match="upto has no meaning beside mimic"):
+    with pytest.raises(UserError, match="upto has no meaning together with mimic"):
         StackEncoder(1, architecture=TINY["whisper"], upto=2, mimic={})
 
 

@@ -10,24 +10,17 @@ from espnet_ext.encoders.family_outputs import encoder_outputs, plain_conf
 from espnet_ext.errors import UserError
 from espnet_ext.methods import nested_layers
 from espnet_ext.methods.deploy import deploy, variants
-from espnet_ext.methods.nested import (
-    apply_nested,
-    block_bits,
-    compression,
-    find_stack,
-    integer_weights,
-    nested_stack,
-    quantised_weights,
-)
+from espnet_ext.methods.nested import apply_nested, find_stack, nested_stack
 from espnet_ext.methods.nested_options import (
     Member,
     NestedOptions,
+    family_members,
     find_member,
-    members,
-    of_step,
+    members_of_step,
     parse_name,
 )
-from espnet_ext.methods.quantise import dequantise, fake_quantise
+from espnet_ext.methods.nested_precision import quantised_weights
+from espnet_ext.methods.quantise import fake_quantise
 
 CONF = {
     "output_size": 16,
@@ -73,7 +66,7 @@ def all_outputs(encoder: nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> d
 
 
 def test_members_are_the_grid_from_the_largest_to_the_smallest():
-    found = members(NestedOptions(depths=[4, 2, [0, 3]], widths=[8, 4], bits=[8, 32]), 4, 8)
+    found = family_members(NestedOptions(depths=[4, 2, [0, 3]], widths=[8, 4], bits=[8, 32]), 4, 8)
     names = [member.name for member in found]
     assert len(names) == 3 * 2 * 2
     assert (names[0], names[1], names[-1]) == ("4L-8-32b", "4L-8-8b", "2L-4-8b")
@@ -84,55 +77,55 @@ def test_members_are_the_grid_from_the_largest_to_the_smallest():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"depths": 3}, "depths must be a list"),
-        ({"depths": [0]}, "a depth is a number of layers or a list"),
-        ({"depths": [[]]}, "a depth is"),
+        ({"depths": [0]}, "depths must be a list of numbers of layers or lists of layers"),
+        ({"depths": [[]]}, "depths must be a list of numbers of layers or lists of layers"),
         ({"depths": [2]}, "depths must contain 3"),
         ({"depths": [4, 3]}, "depth 4 is more than the encoder's 3 layers"),
         ({"depths": [3, [0, 3]]}, "must rise and be of 0 to 2"),
         ({"depths": [3, [1, 0]]}, "must rise"),
-        ({"widths": [24.0]}, "a width is a whole number"),
+        ({"widths": [24.0]}, "widths must be a list of whole numbers of at least 1, not [24.0]"),
         ({"widths": [10]}, "widths must contain 24"),
         ({"widths": [48, 24]}, "width 48 is more than the encoder's 24"),
         ({"bits": []}, "bits must be a list"),
         ({"bits": [3]}, "bits must be one of 32, 8, 4, 2, not 3"),
-        ({"per": "row"}, "per must be one of"),
-        ({"scale": "mean"}, "scale must be one of"),
+        ({"per": "row"}, "unknown per 'row'; known are: channel, tensor"),
+        ({"scale": "mean"}, "unknown scale 'mean'; did you mean 'learnt'"),
         ({"norm": "batch"}, "unknown norm"),
         ({"sample": -1}, "sample must be all or a number"),
         ({"sample": "some"}, "sample must be all or a number"),
         ({"sub_weight": -1.0}, "sub_weight must be a number of at least 0"),
         ({"kl_ctc": float("nan")}, "kl_ctc must be a number"),
         ({"weights": {"3L-24-9b": 1.0}}, "weights: unknown sub-network '3L-24-9b'; did you mean"),
-        ({"weights": {"1L-24-8b": "x"}}, "weights: 1L-24-8b must be a number"),
+        ({"weights": {"1L-24-8b": "x"}}, "weights must be members and numbers of at least 0"),
         ({"mean": 1}, "mean must be true or false"),
         ({"seed": -1}, "seed must be a whole number"),
     ],
 )
-def test_wrong_options_are_one_line(options, told):
+def test_wrong_options_are_one_line(options, message):
     with pytest.raises(UserError) as caught:
-        members(NestedOptions(**{"depths": [3, 1], "bits": [32, 8], **options}), 3, 24)
-    assert told in str(caught.value)
+        family_members(NestedOptions(**{"depths": [3, 1], "bits": [32, 8], **options}), 3, 24)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("conf", "told"),
+    ("conf", "message"),
     [
         ({"interctc_layer_idx": [1]}, "intermediate CTC"),
         ({"layer_drop_rate": 0.1}, "layer_drop_rate: 0"),
     ],
 )
-def test_encoders_with_other_ways_through_their_layers_are_refused(conf, told):
-    with pytest.raises(UserError, match=told):
+def test_encoders_that_skip_layers_are_refused(conf, message):
+    with pytest.raises(UserError, match=message):
         apply_nested(plain(**conf), NestedOptions())
 
 
 def test_an_encoder_without_feed_forward_networks_has_no_widths():
     with pytest.raises(UserError, match="has none"):
-        members(NestedOptions(widths=[8]), 2, None)
+        family_members(NestedOptions(widths=[8]), 2, None)
     with pytest.raises(UserError, match="2 stacks of layers"):
         find_stack(
             nn.ModuleDict(
@@ -145,16 +138,17 @@ def test_an_encoder_without_feed_forward_networks_has_no_widths():
 
 
 def test_draws_repeat_by_step_and_reach_every_member():
-    found = members(NestedOptions(depths=[3, 2, 1], bits=[32, 8, 4]), 3, None)
+    found = family_members(NestedOptions(depths=[3, 2, 1], bits=[32, 8, 4]), 3, None)
     options = NestedOptions(sample=2, seed=5)
-    drawn = [of_step(options, found, step) for step in range(60)]
-    assert drawn == [of_step(options, found, step) for step in range(60)]
+    drawn = [members_of_step(options, found, step) for step in range(60)]
+    assert drawn == [members_of_step(options, found, step) for step in range(60)]
     assert all(step[0] == found[0] and step[-1] == found[-1] for step in drawn)
     assert all(len(set(step)) == len(step) == 4 for step in drawn)
     assert {member for step in drawn for member in step} == set(found)
-    assert drawn != [of_step(NestedOptions(sample=2, seed=6), found, step) for step in range(60)]
-    assert of_step(NestedOptions(sample=7), found, 0) == list(found)
-    assert of_step(NestedOptions(sample=0), found, 3) == [found[0], found[-1]]
+    other = NestedOptions(sample=2, seed=6)
+    assert drawn != [members_of_step(other, found, step) for step in range(60)]
+    assert members_of_step(NestedOptions(sample=7), found, 0) == list(found)
+    assert members_of_step(NestedOptions(sample=0), found, 3) == [found[0], found[-1]]
 
 
 # ---- what one pass computes
@@ -191,8 +185,8 @@ def test_common_layers_run_once_and_weights_are_rounded_once(monkeypatch):
         lambda weight, bits, *more: rounded.append(bits) or fake_quantise(weight, bits, *more),
     )
     all_outputs(encoder, *batch())
-    # For each of 2 widths x 3 precisions: layers 0, 1, 2 on the way of 3 layers, whose first is
-    # the whole of 1 layer and the first of [0, 2], which then takes a way of its own.
+    # For each of 2 widths x 3 precisions: layers 0, 1, 2 for 3 layers, whose first is
+    # the whole of 1 layer and the first of [0, 2], which then needs a separate run.
     assert sorted(calls) == sorted(["0", "1", "2", "2"] * 6)
     weights = len(quantised_weights(encoder))
     assert weights == 3 * (5 + 4 + 3)  # attention, two feed-forward networks, convolutions
@@ -226,10 +220,10 @@ def test_statistics_are_those_that_each_member_gathers_alone():
             small(x, lengths)
     seen = set()
     for member, small in alone.items():
-        taken = deploy(before.eval(), member.name).state_dict()
+        deployed = deploy(before.eval(), member.name).state_dict()
         for name, tensor in small.state_dict().items():
             if "running" in name or "num_batches" in name:
-                torch.testing.assert_close(taken[name], tensor, atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(deployed[name], tensor, atol=1e-5, rtol=1e-5)
                 seen.add((name, round(tensor.double().sum().item(), 5)))
     # Not for want of differences: one set of statistics a layer would be 3 times 3 entries.
     assert len(seen) > 30
@@ -251,7 +245,7 @@ def test_norm_layer_has_no_statistics_and_its_config_keeps_it():
     assert variants(again) == ("plain", "merged")
 
 
-# ---- taking members out
+# ---- extracting members
 
 
 def test_every_member_is_a_plain_smaller_encoder():
@@ -280,22 +274,6 @@ def test_every_member_is_a_plain_smaller_encoder():
                             layer, macaron, number, ".parametrizations.weight", "original"
                         )
                         assert torch.equal(found, own[weight][cut])
-
-
-@pytest.mark.parametrize("options", [{}, {"per": "tensor"}, {"scale": "learnt"}])
-def test_integers_times_scales_are_the_weights_to_the_last_bit(options):
-    encoder = family(**options).eval()
-    for name in ("3L-24-8b", "L0.2-10-4b"):
-        small = deploy(encoder, name).state_dict()
-        found = integer_weights(encoder, name)
-        assert set(found) == set(quantised_weights(deploy(encoder, name)))
-        for key, (ints, scale) in found.items():
-            assert ints.dtype == torch.int8
-            assert torch.equal(dequantise(ints, scale), small[key]), key
-    with pytest.raises(UserError, match="32 bits"):
-        integer_weights(encoder, "3L-24-32b")
-    with pytest.raises(UserError, match="no family"):
-        integer_weights(plain(), "3L-24-8b")
 
 
 def test_an_unknown_member_is_refused_with_the_nearest():
@@ -329,29 +307,3 @@ def test_one_steps_counter_is_saved_and_none_deployed():
     encoder = family(sample=1)
     assert "encoders.steps" in encoder.state_dict()
     assert "encoders.steps" not in deploy(encoder.eval(), "1L-10-4b").state_dict()
-
-
-# ---- counting, at the paper's size
-
-
-# Bits of the blocks at 32 over those of a member, reference counting of arXiv 2406.10160.
-RATIOS = {
-    (12, 2048): (1.00, 3.95, 7.79, 15.12),
-    (12, 1024): (1.66, 6.54, 12.83, 24.67),
-    (8, 2048): (1.50, 5.93, 11.68, 22.68),
-    (8, 1024): (2.49, 9.82, 19.24, 37.01),
-}
-
-
-def test_compression_at_the_papers_size():
-    paper = {"output_size": 256, "attention_heads": 4, "cnn_module_kernel": 31}
-    options = NestedOptions(depths=[12, 8], widths=[2048, 1024], bits=[32, 8, 4, 2])
-    with torch.device("meta"):  # sizes only: no memory for the weights
-        encoder = apply_nested(plain(**paper, num_blocks=12, linear_units=2048), options)
-        for (depth, width), ratios in RATIOS.items():
-            small = plain(**paper, num_blocks=depth, linear_units=width)
-            for bits, ratio in zip((32, 8, 4, 2), ratios, strict=True):
-                name = Member(tuple(range(depth)), width, bits).name
-                assert compression(encoder, small, name) == pytest.approx(ratio, abs=0.005)
-    assert block_bits(small, 32) // 32 == 8 * (2_639_616 - 2 * (2 * 256 * 1024 + 1024))
-    assert compression(small, small, "merged") is None

@@ -1,4 +1,4 @@
-"""What the verbs print of a family: at the paper's size, and every member of a small one."""
+"""Sizes of a family that the verbs print: at the paper's size, and every member of a small one."""
 
 import argparse
 from pathlib import Path
@@ -38,8 +38,8 @@ def test_footprint_at_the_papers_size():
     found = measure(Experiment.of(config, "12L-1024-4b"), 2000)
     assert found["training_parameters"]["total"] == 44_527_008
     # Each layer lacks half of both feed-forward networks.
-    gone = 12 * 2 * (2 * 256 * 1024 + 1024)
-    assert found["parameters"]["total"] == 44_527_008 - gone
+    removed = 12 * 2 * (2 * 256 * 1024 + 1024)
+    assert found["parameters"]["total"] == 44_527_008 - removed
     assert found["encoder_compression"] == pytest.approx(12.83, abs=0.005)
     assert "encoder blocks: 12.83 times fewer bits" in table(found)
     rounded = 12 * 1_580_800
@@ -79,8 +79,8 @@ def test_a_members_own_training_has_its_size():
                 Experiment.of(load_config(CONFIGS / f"train_alone_xs_{depth}l{suffix}.yaml"))
             )
             small = deploy(family, f"{depth}L-384-{bits}b")
-            taken = deploy(alone) if bits == 32 else deploy(alone, f"{depth}L-384-{bits}b")
-            assert parameter_count([taken]) == parameter_count([small])
-            assert {k: v.shape for k, v in taken.state_dict().items()} == {
+            deployed = deploy(alone) if bits == 32 else deploy(alone, f"{depth}L-384-{bits}b")
+            assert parameter_count([deployed]) == parameter_count([small])
+            assert {k: v.shape for k, v in deployed.state_dict().items()} == {
                 k: v.shape for k, v in small.state_dict().items()
             }

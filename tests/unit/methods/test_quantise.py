@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from espnet_ext.errors import UserError
+from espnet_ext.methods.nested_options import NestedOptions
 from espnet_ext.methods.quantise import (
-    QuantConf,
+    check_bits,
     dequantise,
     fake_quantise,
     first_scale,
@@ -150,18 +151,30 @@ def test_nan_and_infinity_are_refused_in_integers_and_shown_in_training():
 
 
 @pytest.mark.parametrize(
+    ("bits", "message"),
+    [
+        (3, "bits must be one of 32, 8, 4, 2, not 3"),
+        (8.0, "bits must be one of 32, 8, 4, 2, not 8.0"),
+        (True, "bits must be one of"),
+    ],
+)
+def test_wrong_bits_are_named(bits, message):
+    with pytest.raises(UserError, match=message):
+        check_bits(bits)
+    with pytest.raises(UserError, match=message):
+        NestedOptions(bits=[8, bits])
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": 3}, "bits must be one of 32, 8, 4, 2, not 3"),
-        ({"bits": 8.0}, "bits must be one of 32, 8, 4, 2, not 8.0"),
-        ({"bits": True}, "bits must be one of"),
-        ({"bits": 8, "per": "row"}, "per must be one of tensor, channel, not 'row'"),
-        ({"bits": 8, "scale": "max"}, "scale must be one of maximum, learnt, not 'max'"),
+        ({"per": "row"}, "nested: unknown per 'row'; known are: channel, tensor"),
+        ({"scale": "max"}, "nested: unknown scale 'max'; did you mean 'maximum'"),
     ],
 )
 def test_wrong_options_are_named(options, message):
     with pytest.raises(UserError, match=message):
-        QuantConf(**options)
+        NestedOptions(bits=[8], **options)
 
 
 def test_bits_that_are_not_offered_are_refused_everywhere():

@@ -172,7 +172,7 @@ def test_shared_file_is_as_large_as_its_parameters():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"share": 0}, "share must be"),
         ({"share": 2.5}, "share must be"),
@@ -183,24 +183,24 @@ def test_shared_file_is_as_large_as_its_parameters():
         ({"rank": "8"}, "rank must be"),
         ({"diagonal": 1}, "diagonal must be"),
         ({"sites": ["cls"]}, "sites"),
-        ({"form": "merged"}, "form must be"),
+        ({"form": "merged"}, "unknown form 'merged'"),
     ],
 )
-def test_wrong_options(options, said):
-    with pytest.raises(UserError, match=said):
+def test_wrong_options(options, message):
+    with pytest.raises(UserError, match=message):
         ResidualOptions(**options)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"share": 5}, "share 5 is more than the encoder's 4 layers"),
         ({"share": [2, 3]}, "hold 5 layers, the encoder has 4"),
         ({"share": 2, "rank": 9}, "rank 9 is more than a weight of 12 x 8"),
     ],
 )
-def test_options_that_do_not_fit_the_encoder(options, said):
-    with pytest.raises(UserError, match=said):
+def test_options_that_do_not_fit_the_encoder(options, message):
+    with pytest.raises(UserError, match=message):
         stack(4, **options)
 
 

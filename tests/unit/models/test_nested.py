@@ -121,7 +121,7 @@ def test_the_loss_is_that_of_plain_models_of_all_members(tmp_path, mean):
 
 
 def test_the_teacher_learns_nothing_from_its_pupils(tmp_path):
-    """With the sub-networks' own losses off, what only the largest has gets no KL gradient."""
+    """Without the losses of the sub-networks, what only the largest has gets no KL gradient."""
     quiet = {"depths": [2, 1], "sub_weight": 0.0, "kl_ctc": 5.0, "kl_decoder": 5.0}
     gradients = []
     for nested in (quiet, {"depths": [2]}):
@@ -164,7 +164,7 @@ def test_a_transformer_family_without_decoder_and_evaluation_of_all_members(tmp_
     assert "kl_decoder" not in stats
     again, _, _ = model(**batch())
     assert again.item() == total.item()  # evaluation draws nothing
-    # The encoder alone is the largest member, as decoding takes it.
+    # The encoder alone is the largest member, as decoding uses it.
     encoded, _ = model.encode(batch()["speech"], batch()["speech_lengths"])
     largest, _ = deploy(model).encode(batch()["speech"], batch()["speech_lengths"])
     assert (encoded - largest).abs().max() < 1e-5

@@ -42,7 +42,7 @@ def test_it_times_every_form_against_the_largest_network(monkeypatch, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--samples", "some"], "--samples takes all or numbers"),
         (["--encoder", "[]"], "--encoder takes JSON"),
@@ -50,6 +50,6 @@ def test_it_times_every_form_against_the_largest_network(monkeypatch, tmp_path, 
         (["--bits", "3"], "bits must be one of"),
     ],
 )
-def test_what_it_refuses(monkeypatch, capsys, words, told):
+def test_what_it_refuses(monkeypatch, capsys, words, message):
     assert call(monkeypatch, *words) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

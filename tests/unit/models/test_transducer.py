@@ -88,7 +88,7 @@ def test_loss_is_the_definition():
             TransducerLoss(0)((logits + s).double(), labels, frames, tokens) for s in (step, -step)
         )
     assert logits.grad[0, 2, 1, 3].item() == pytest.approx((up - down).item() / 2e-3, abs=1e-3)
-    assert logits.grad[1, 5].abs().max() == 0  # behind the end
+    assert logits.grad[1, 5].abs().max() == 0  # after the end
 
 
 def test_loss_is_float32_under_autocast():

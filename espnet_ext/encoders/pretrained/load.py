@@ -1,0 +1,98 @@
+"""Loads or builds a stack of any family."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.encoders.pretrained.espnet import load_espnet
+from espnet_ext.encoders.pretrained.stack import Stack
+from espnet_ext.encoders.pretrained.transformers_stack import LOAD_ERRORS, first_line, quiet
+from espnet_ext.encoders.pretrained.wav2vec2 import Wav2Vec2Stack
+from espnet_ext.encoders.pretrained.whisper import WhisperStack
+from espnet_ext.errors import UserError, nearest
+
+HUB = "hub:"  # before the name of a model of transformers' hub
+# Model types of transformers.
+FAMILIES: dict[str, type[Wav2Vec2Stack | WhisperStack]] = {
+    "hubert": Wav2Vec2Stack,
+    "wav2vec2": Wav2Vec2Stack,
+    "wavlm": Wav2Vec2Stack,
+    "whisper": WhisperStack,
+}
+
+
+def load_stack(path: str | Path) -> Stack:
+    """Load a model as a stack, in evaluation mode and float32.
+
+    Args:
+        path: a folder in transformers' format (config.json, model.safetensors; model types
+            wav2vec2, hubert, wavlm, whisper); or an experiment of our recipes, ``exp/<tag>`` or
+            its ``deploy/<variant>``; or ``hub:NAME``, a model that transformers' loader finds in
+            its cache or fetches. Only tensors are read, never code.
+
+    Raises:
+        UserError: no such folder, unknown family, or weights that are damaged, missing, or of
+            other shapes than the config says.
+    """
+    name, folder = str(path), Path(path)
+    if name.startswith(HUB):
+        model = name.removeprefix(HUB)
+        return _read(model, _family_in_hub(model, name), name, local=False)
+    for deployed in sorted(folder.glob("deploy/*/stack")):  # an experiment with encoder: stack
+        return load_stack(deployed)
+    config = folder / "config.json"
+    if config.is_file():
+        return _read(name, _family_of(config), config, local=True)
+    if any(folder.glob("deploy/*/config.yaml")) or (folder / "config.yaml").is_file():
+        return load_espnet(folder)
+    if not folder.is_dir():
+        raise UserError(f"no model folder {path}; a model of transformers' hub is {HUB}NAME")
+    raise UserError(
+        f"{path} holds no model: neither config.json with model.safetensors (transformers) "
+        "nor config.yaml with model.pth (ESPnet, written by stage 5)"
+    )
+
+
+def build_stack(architecture: Mapping[str, Any]) -> Stack:
+    """Build a stack of random weights, in evaluation mode.
+
+    Args:
+        architecture: keys of transformers' config.json: ``model_type`` and whatever differs from
+            the defaults of its config; and ``do_normalize`` of the feature extractor.
+
+    Raises:
+        UserError: unknown family or key, or values that describe no model.
+    """
+    conf = dict(architecture)
+    family = str(conf.pop("model_type", None))
+    if family not in FAMILIES:
+        raise UserError(f"architecture: unknown model_type {nearest(family, FAMILIES)}")
+    return FAMILIES[family].build(family, conf).eval()
+
+
+def _read(name: str, family: Any, source: str | Path, local: bool) -> Stack:
+    if family not in FAMILIES:
+        raise UserError(f"{source}: unknown model family {nearest(str(family), FAMILIES)}")
+    with quiet():
+        return FAMILIES[family].read(name, family, local).eval()
+
+
+def _family_in_hub(model: str, source: str) -> Any:
+    """The model type of a model of the hub."""
+    import transformers
+
+    try:
+        with quiet():
+            return transformers.AutoConfig.from_pretrained(model).model_type
+    except LOAD_ERRORS as error:
+        raise UserError(f"{source}: {first_line(error)}") from None
+
+
+def _family_of(config: Path) -> Any:
+    """The model type in a config.json."""
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{config}: not valid JSON: {error}") from None
+    return content.get("model_type") if isinstance(content, dict) else None

@@ -1,0 +1,34 @@
+"""Small helpers on tensors and modules, shared by methods, formats, encoders and models."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from espnet_ext.errors import UserError
+
+
+def frame_mask(lengths: Tensor, frames: int, device: torch.device | None = None) -> Tensor:
+    """Return a mask (batch, frames), True for the first ``lengths`` (batch,) frames.
+
+    It is on ``device``, by default that of ``lengths``.
+    """
+    lengths = lengths.to(device=device)
+    return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def refuse_not_finite(tensor: Tensor, name: str) -> None:
+    """Raise UserError if a tensor has NaN or infinite entries."""
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise UserError(f"{name} holds NaN or infinite values; train again or take another epoch")
+
+
+def graph_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Yield tensors with a graph that are plain attributes, which ``copy.deepcopy`` refuses.
+
+    ESPnet's attention keeps its last weights so.
+    """
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                yield value
