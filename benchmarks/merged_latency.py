@@ -117,7 +117,7 @@ def build_forms(config: Config) -> dict[str, Any]:
     """Two plain models and the merged one, in evaluation mode.
 
     Raises:
-        UserError: the config is that of no classifier, or names no baseline beside it.
+        UserError: the config is that of no classifier, or names no baseline in its folder.
     """
     from espnet_ext.bridge.build import build_model
     from espnet_ext.methods.deploy import deploy

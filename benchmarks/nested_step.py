@@ -8,9 +8,10 @@ of them; a ratio is that of two steps of the same round:
     largest          the plain encoder alone
     all              every member of the family, what they have in common computed once
     n                the largest, the smallest and n drawn
-    all, one by one  every member in a pass of its own, in one step, without KL
+    all, one by one  every member in a separate pass, in one step, without KL
 
-Beside the time stands what a step holds for its backward pass (activations and rounded weights).
+The table also has the memory that a step holds for its backward pass (activations and rounded
+weights).
 
 Example:
     python benchmarks/nested_step.py --size xs --depths 6 4 2 --bits 32 8 4 --samples all 0 1

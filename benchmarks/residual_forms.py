@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Size and speed of the deployed forms of streaming models, with random weights.
 
-For every config and each of its forms, in a process of its own: bytes of the file, time to
+For every config and each of its deployed forms, in a separate process: bytes of the file, time to
 build and load, 10 s offline, chunks of a stream (p50, p95), peak memory.
 
 Example:
@@ -54,7 +54,7 @@ def table(measured: Mapping[str, Any]) -> dict[str, Any]:
     header = ["config", "form", "file MB", "load s", "10 s offline, ms", "chunk, ms p50", "p95"]
     return {
         "title": "Deployed forms of streaming models",
-        "about": "Random weights, each form in a process of its own; medians. File, loading and "
+        "about": "Random weights, each form in a separate process; medians. File, loading and "
         "peak memory are the whole model's, the times its encoder's alone, without features and "
         "search. `shared` keeps what layers share once, with the residuals; `merged` has plain "
         "layers.",
@@ -97,7 +97,7 @@ def save_forms(path: Path, folder: Path) -> list[str]:
 
 
 def child(args: argparse.Namespace, config: Path, folder: str, form: str) -> dict[str, Any]:
-    """Measure one form in a process of its own."""
+    """Measure one form in a separate process."""
     options = ["--threads", args.threads, "--repeats", args.repeats, "--chunks", args.chunks]
     command = [sys.executable, __file__, config, "--one", form, f"{folder}/{form}.pth", *options]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)

@@ -5,7 +5,7 @@ Protocol: evaluation mode, no gradients, one thread by default, the same random 
 The systems take turns, so that what else the machine does hits all of them; rounds that warm up
 are not counted, the median of the others is. On a GPU times are of CUDA events. ``front`` is the
 front end alone (of Whisper that includes its log-mel, on the CPU): no mimic can be faster.
-``stack_ms`` is the time behind it: the median over rounds of what a system takes longer.
+``stack_ms`` is the time after it: the median over rounds of the difference to the front end.
 Time does not depend on the weights: mimics are random, and --architecture needs no weights at all.
 
 Example:
@@ -54,14 +54,14 @@ def main() -> None:
 
 def table(measured: Mapping[str, Any]) -> dict[str, Any]:
     """The table of what was measured."""
-    header = ["system", "params", "behind the front", "MACs/s", "ms (range)", "to whole"]
+    header = ["system", "params", "without the front end", "MACs/s", "ms (range)", "to whole"]
     whole = measured["systems"]["whole"]
     return {
         "title": "Time of stacks, whole and mimicked",
         "about": "Random speech; the systems take turns, the first rounds are not counted; "
-        "medians. The time behind the front end is the median of what a system takes longer than "
-        "the front end alone in the same round.",
-        "header": [*header, "ms behind the front", "to whole"],
+        "medians. The time after the front end is the median difference to the front end alone in "
+        "the same round.",
+        "header": [*header, "ms after the front end", "to whole"],
         "rows": [
             [
                 name,
@@ -169,8 +169,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                     rows[name]["rounds"].append(seconds)
     for row in rows.values():
         row["ms"] = 1e3 * statistics.median(row["rounds"])
-        behind = [a - b for a, b in zip(row["rounds"], rows["front"]["rounds"], strict=True)]
-        row["stack_ms"] = 1e3 * statistics.median(behind)
+        after = [a - b for a, b in zip(row["rounds"], rows["front"]["rounds"], strict=True)]
+        row["stack_ms"] = 1e3 * statistics.median(after)
     protocol = ("seconds", "batch", "warmup", "repeats", "threads", "device")
     model = args.path or json.dumps(args.architecture)
     return {"model": model, "systems": rows, **{key: getattr(args, key) for key in protocol}}

@@ -49,7 +49,7 @@ def table(measured: Mapping[str, Any]) -> dict[str, Any]:
     header = ["utterances", "batch", "ESPnet, s (range)", "ours", "ratio of medians"]
     return {
         "title": "Decoding a set with a transducer",
-        "about": "Greedy, ESPnet's own inference one utterance after another, and ours in "
+        "about": "Greedy, ESPnet's inference one utterance after another, and ours in "
         "batches, taking turns in one process; the texts are equal.",
         "header": [*header, "of the search alone"],
         "rows": [

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run a command and measure it whole: wall time, peak memory of all its processes, disk.
 
-Needs nothing but Python's own library, so that it can measure a command that installs the
+Needs nothing but Python's standard library, so that it can measure a command that installs the
 rest. Memory is the largest sum, sampled every second, of the resident sets of the command and
 its descendants (pages that processes share count in each). Disk is what the folder grew by.
 

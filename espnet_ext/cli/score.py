@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline",
         metavar="TAG[/VARIANT]",
-        help="run, or form of a run, to compare with (default: the config's)",
+        help="run, or deployed form of a run, to compare with (default: the config's)",
     )
     parser.add_argument(
         "--out",

@@ -39,7 +39,7 @@ class GridSystem(Strict):
     seeds: Items[Count]
     parameters: Count
     training_parameters: Count
-    stack_parameters: Count | None  # of a pretrained model: behind its front end
+    stack_parameters: Count | None  # of a pretrained model, without its front end
     macs_per_second: Measured[Number]
     max_difference: Number  # of outputs, deployed against in training
     training_seconds: Number

@@ -1,4 +1,4 @@
-"""What score files and the results of runs hold, as pydantic models.
+"""Schemas of score files and of the results of runs, as pydantic models.
 
 A missing or unknown key is an error that names it. A number that was not measured is the text
 ``not measured``, never a guess, null or 0; null is a value that has no meaning here.
@@ -70,7 +70,7 @@ class Bootstrap(Strict):
 
 
 class Score(Strict):
-    """What the scores of all tasks have."""
+    """Scores of any task."""
 
     set: Text
     method: Text
@@ -158,7 +158,7 @@ AnyScore = Annotated[RecognitionScore | TranslationScore | ClassScore, Field(dis
 
 
 class ScoreFile(Strict):
-    """What stage 7 writes: a score, and the SHA-256 of each file that was read."""
+    """File of stage 7: a score, and the SHA-256 of each file that was read."""
 
     score: AnyScore
     inputs: Named[Text]
@@ -240,12 +240,12 @@ class Result(Record):
 
 
 def as_json(model: BaseModel) -> dict[str, Any]:
-    """A model as its file holds it: without the statistics that were not made."""
+    """Return a model as its file holds it: statistics that were not computed are left out."""
     return model.model_dump(mode="json", exclude_defaults=True)
 
 
 def dumps(record: BaseModel) -> str:
-    """A result as its file holds it; what fits into a line takes one."""
+    """Return a result as JSON; a part that fits into a line is written as one."""
     return f"{_dumps(as_json(record))}\n"
 
 

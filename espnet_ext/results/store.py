@@ -43,10 +43,12 @@ class Results:
         return {name: self._of(name) for name in dict.fromkeys(r.recipe for r in records)}
 
     def _of(self, recipe: str) -> "Results":
-        def own[R: Record](records: Mapping[str, R]) -> dict[str, R]:
+        def select[R: Record](records: Mapping[str, R]) -> dict[str, R]:
             return {name: record for name, record in records.items() if record.recipe == recipe}
 
-        return Results(own(self.runs), own(self.grids), own(self.similarity), own(self.pruning))
+        return Results(
+            select(self.runs), select(self.grids), select(self.similarity), select(self.pruning)
+        )
 
 
 def read_results(folder: Path) -> Results:

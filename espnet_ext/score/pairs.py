@@ -21,15 +21,16 @@ class Pairs:
 
 
 def baseline_form(forms: Collection[str], variant: str, named: str) -> str | None:
-    """Choose the form of a baseline that ``variant`` of a run is compared with.
+    """Choose the deployed form of a baseline to compare with.
 
     Args:
         forms: in which the baseline was decoded.
-        variant: of the run.
-        named: the form asked for as TAG/VARIANT; empty if none was.
+        variant: deployed form of the run.
+        named: requested form, of TAG/VARIANT; empty if none was.
 
     Returns:
-        The named form, or else the same, ``merged``, or the only one; None if there is none.
+        The named form, or else that of the run, ``merged``, or the only one; None if there is
+        none.
     """
     for form in (named,) if named else (variant, "merged"):
         if form in forms:

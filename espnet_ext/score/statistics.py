@@ -95,7 +95,7 @@ class Bleu(Statistics):
 class Chrf(Statistics):
     """chrF from 0 to 100; counts are n-grams of the hypothesis, the reference, and common ones.
 
-    sacreBLEU tells only the score, so its formula stands here.
+    sacreBLEU publishes only the score, so its formula is repeated here.
     """
 
     def __init__(self, chrf: Any):

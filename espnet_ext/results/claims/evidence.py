@@ -66,7 +66,7 @@ class Evidence(Strict):
         return self.result in self.records(results)
 
     def title(self) -> str:
-        """What is compared, for a table."""
+        """Name the systems that are compared, for a table."""
         named = {key: value for key, value in self if value is not None}
         words = [named.get(key) for key in ("system", "measure", "order", "set", "method")]
         words += [", ".join(named.get("systems", ()))]

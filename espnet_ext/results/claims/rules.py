@@ -37,7 +37,7 @@ type Finding = tuple[str, str]  # what was measured, verdict
 
 
 class BaseClaim(Strict):
-    """What all claims state."""
+    """The keys that all claims have."""
 
     claim: Text
     where: Text  # in the paper

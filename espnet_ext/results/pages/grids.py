@@ -109,7 +109,7 @@ def class_table(record: Grid) -> Table:
 
 
 def notes(record: Grid) -> list[str]:
-    """What must be read with the tables."""
+    """Return how the numbers of the tables were made."""
     seeds = ", ".join(map(str, record.seeds))
     if record.classes is None:
         what = NORMALISATION

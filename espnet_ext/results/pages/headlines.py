@@ -1,7 +1,6 @@
-"""The results that README.md and RESULTS.md name first."""
+"""The results that README.md and RESULTS.md show first."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -22,12 +21,9 @@ from espnet_ext.validation import Items, Strict, Text, parse
 
 @dataclass(frozen=True)
 class Entry:
-    """A system on one metric.
+    """A system on one metric: name, size and score as text, and how good it is.
 
     Attributes:
-        name: of the run, or <grid>: <system>.
-        size: of the deployed model, as text.
-        score: with its interval, as text.
         gain: the score, negative where less is better.
         comparison: with its baseline; None if it was not compared.
         is_compressed: smaller, deployed, than its baseline or than in training.
@@ -37,80 +33,74 @@ class Entry:
     size: str
     score: str
     gain: float
-    comparison: Comparison | None = None
-    is_compressed: bool = False
+    comparison: Comparison | None
+    is_compressed: bool
 
 
-def entries(results: Results) -> list[Entry]:
-    """All systems of a recipe, on their main metric; grids of development sets left out."""
-    runs = list(results.runs.values())
-    found = [_run(run, run.scores[0], baseline_of(run, runs)) for run in runs]
-    for grid in results.grids.values():
-        if grid.part != "dev":
-            found += [_system(grid, row, grid.metrics[0]) for row in grid.systems]
-    return found
-
-
-def _run(run: Result, score: Score, baseline: Result | None, metric: str = "") -> Entry:
-    key = metric or score.main_metric
-    smaller = _smaller(_total(run.parameters), _total(run.training.parameters))
-    if baseline is not None:
-        smaller = smaller or _smaller(run.bytes, baseline.bytes)
+def _of_run(run: Result, score: Score, metric: str, baseline: Result | None = None) -> Entry:
+    sizes = [parts for parts in (run.parameters, run.training.parameters) if not _unknown(parts)]
+    totals = [parts.get("total", 0) for parts in sizes if isinstance(parts, dict)]
+    smaller = len(totals) == 2 and totals[0] < totals[1]
+    if baseline is not None and not _unknown(run.bytes) and not _unknown(baseline.bytes):
+        smaller = smaller or int(run.bytes) < int(baseline.bytes)
     return Entry(
         name=run.name,
-        size=f"{megabytes(run.bytes)} MB" if run.bytes != NOT_MEASURED else NOT_MEASURED,
-        score=f"{METRICS[key].name} {value(score, key, by_speaker=False)}",
-        gain=METRICS[key].direction * score.metrics[key].value,
-        comparison=score.compared(key),
+        size=NOT_MEASURED if _unknown(run.bytes) else f"{megabytes(run.bytes)} MB",
+        score=f"{METRICS[metric].name} {value(score, metric, by_speaker=False)}",
+        gain=METRICS[metric].direction * score.metrics[metric].value,
+        comparison=score.compared(metric),
         is_compressed=smaller,
     )
 
 
-def _system(grid: Grid, row: GridSystem, metric: str, baseline: str = "") -> Entry:
-    """An entry of a grid, against a baseline or the largest system that it was compared with."""
+def _unknown(found: object) -> bool:
+    return found == NOT_MEASURED
+
+
+def _of_grid(grid: Grid, row: GridSystem, metric: str) -> Entry:
+    """An entry of a grid, against the largest system that it was compared with."""
     sizes = {other.system: other.parameters for other in grid.systems}
-    pairs = [c for c in row.comparisons if c.metric == metric and baseline in ("", c.baseline)]
+    pairs = [found for found in row.comparisons if found.metric == metric]
     largest = max(pairs, key=lambda pair: sizes[pair.baseline], default=None)
-    smaller = row.parameters < row.training_parameters
-    if largest is not None:
-        smaller = smaller or row.parameters < sizes[largest.baseline]
+    before = max([row.training_parameters, *(sizes[pair.baseline] for pair in pairs)])
     return Entry(
-        name=f"{grid.name}: {row.system}",
+        name=row.system,
         size=f"{row.parameters / 1e6:.2f} M params",
         score=f"{METRICS[metric].name} {grid_value(row.scores[metric], metric)}",
         gain=METRICS[metric].direction * row.scores[metric].value,
         comparison=largest,
-        is_compressed=smaller,
+        is_compressed=row.parameters < before,
     )
 
 
-def _total(parts: Mapping[str, int] | str) -> int | str:
-    return NOT_MEASURED if isinstance(parts, str) else parts.get("total", NOT_MEASURED)
-
-
-def _smaller(one: int | str, other: int | str) -> bool:
-    return isinstance(one, int) and isinstance(other, int) and one < other
-
-
 def recipes_table(results: Results, folder: str) -> Table:
-    """A row for each recipe: its best baseline and its best compressed system."""
+    """A row for each recipe: its best baseline and its best compressed system.
+
+    On the main metric and the first set; grids of development sets are left out.
+    """
     rows = []
-    for name, of_recipe in results.recipes.items():
-        found = entries(of_recipe)
-        baselines = {e.comparison.baseline.partition("/")[0] for e in found if e.comparison}
-        plain = [e for e in found if e.name.rpartition(" ")[2] in baselines and not e.is_compressed]
-        compressed = [e for e in found if e.is_compressed and e.comparison is not None]
-        row = [f"[{name}]({folder}/{name})"]
-        for group in (plain, compressed):
-            best = max(group, key=lambda entry: entry.gain, default=None)
-            row.append("none" if best is None else _short(best))
-        rows.append(row)
+    for name, recipe in results.recipes.items():
+        runs = list(recipe.runs.values())
+        entries = [
+            _of_run(run, run.scores[0], run.scores[0].main_metric, baseline_of(run, runs))
+            for run in runs
+        ]
+        for grid in recipe.grids.values():
+            if grid.part != "dev":
+                entries += [_of_grid(grid, row, grid.metrics[0]) for row in grid.systems]
+        baselines = {e.comparison.baseline.partition("/")[0] for e in entries if e.comparison}
+        plain = [e for e in entries if e.name in baselines and not e.is_compressed]
+        compressed = [e for e in entries if e.is_compressed and e.comparison is not None]
+        rows.append([f"[{name}]({folder}/{name})", _best(plain), _best(compressed)])
     return ["recipe", "best baseline", "best compressed system"], rows
 
 
-def _short(entry: Entry) -> str:
-    name = entry.name.rpartition(" ")[2]
-    return f"{name}, {entry.size}: {entry.score}".replace("weighted ", "").replace(" params", "")
+def _best(entries: list[Entry]) -> str:
+    best = max(entries, key=lambda entry: entry.gain, default=None)
+    if best is None:
+        return "none"
+    text = f"{best.name}, {best.size}: {best.score}"
+    return text.replace("weighted ", "").replace(" params", "")
 
 
 class Headline(Strict):
@@ -132,36 +122,37 @@ def headlines_table(results: Results, folder: Path) -> Table:
     Raises:
         UserError: the file does not fit, or names a result that is not there.
     """
-    path = folder / "headlines.yaml"
-    rows = []
+    path, found = folder / "headlines.yaml", []
     if path.is_file():
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         for headline in parse(Headlines, content, path).headlines:
             try:
-                entry = _evidence(headline.evidence, results)
+                found.append((headline.title, _of_pair(headline.evidence, results)))
             except UserError as error:
                 raise UserError(f"{path}: {headline.title}: {error}") from None
-            rows.append(_headline(headline.title, entry))
     else:
-        for of_recipe in results.recipes.values():
-            for run in without_families(of_recipe.runs.values()):
-                rows.append(_headline(run.name, _run(run, run.scores[0], None)))
+        for recipe in results.recipes.values():
+            for run in without_families(recipe.runs.values()):
+                score = run.scores[0]
+                found.append((run.name, _of_run(run, score, score.main_metric)))
+    rows = [
+        [title, entry.size, entry.score.removeprefix("weighted "), _cost(entry.comparison)]
+        for title, entry in found
+    ]
     return ["model", "size", "score (95 % CI)", "against its baseline"], rows
 
 
-def _evidence(pair: GridPair | RunPair, results: Results) -> Entry:
+def _of_pair(pair: GridPair | RunPair, results: Results) -> Entry:
     if not pair.is_published(results):
         raise UserError(f"no result {pair.result}")
-    metric = pair.compared(results).comparison.metric
+    found = pair.compared(results).comparison
     if isinstance(pair, GridPair):
         row = find_row(pair, results, pair.system)
-        return _system(pair.record(results), row, metric, pair.than)
-    return _run(results.runs[pair.run], pair.score(results), None, metric)
+        return replace(_of_grid(pair.record(results), row, found.metric), comparison=found)
+    return _of_run(pair.record(results), pair.score(results), found.metric)
 
 
-def _headline(title: str, entry: Entry) -> list[str]:
-    found = entry.comparison
-    against = NOT_MEASURED
-    if found is not None:
-        against = f"{found.kind.number(found.difference, '+')}, {found.verdict()}"
-    return [title, entry.size, entry.score.removeprefix("weighted "), against]
+def _cost(found: Comparison | None) -> str:
+    if found is None:
+        return NOT_MEASURED
+    return f"{found.kind.number(found.difference, '+')}, {found.verdict()}"

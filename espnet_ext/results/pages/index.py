@@ -40,7 +40,7 @@ best of many is best by luck too."""
 
 
 def pages(results: Results, papers: Mapping[str, Paper], folder: Path) -> dict[Path, str]:
-    """Return every generated page of ``folder`` by its path, and RESULTS.md beside the folder.
+    """Return every generated page by its path: those in ``folder``, and RESULTS.md next to it.
 
     Raises:
         UserError: a claim names a system that a result does not have.

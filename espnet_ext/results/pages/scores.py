@@ -257,7 +257,7 @@ def class_tables(score: ClassScore) -> list[str]:
 
 
 def _how_scored(result: Result) -> dict[str, str]:
-    """What the scores depend on: the normalisation, or sacreBLEU's signatures."""
+    """Conditions of the scores: the normalisation, or sacreBLEU's signatures."""
     found: dict[str, list[str]] = {}
     for score in result.scores:
         if isinstance(score, RecognitionScore):

@@ -40,7 +40,7 @@ def _pruning(record: Pruning) -> Table:
 
 
 def notes(record: Similarity | Pruning) -> list[str]:
-    """What must be read with the table."""
+    """Return how the numbers of the table were made."""
     model = record.model
     vectors = {"flat": "all frames of an utterance as one vector", "mean": "means over time"}
     cut = "" if record.seconds is None else f", cut after {record.seconds:g} s"

@@ -106,7 +106,7 @@ def real_time_factor(log: Decoding, rounds: bool = False) -> str:
 
 
 def number(value: Any) -> str:
-    """A count with its thousands apart, any other number to four digits, a text as it is."""
+    """Format a count with commas, any other number to four digits; a text stays as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

@@ -84,7 +84,7 @@ def plain_log(axis: Any, values: Sequence[float], base: float = 10) -> None:
 
 
 def label_points(axis: Any, points: Iterable[tuple[float, float, str]], size: float = 6.5) -> None:
-    """Write names beside points where they cover neither each other nor a point.
+    """Write names next to points where they cover neither each other nor a point.
 
     Args:
         axis: with its limits set; what is drawn later must not change them.

@@ -65,7 +65,7 @@ def _plot_systems(record: Grid, path: Path) -> None:
 def _plot_sweep(record: Grid, swept: Mapping[float, GridSystem], path: Path) -> None:
     """Draw the main metric over the number in which systems differ."""
     metric, places = METRICS[record.metrics[0]], list(swept)
-    figure, (axis,) = new_figure(1)
+    figure, (axis,) = new_figure(1, width=6.0, height=4.0)
     values, *ends = zip(*(_bar(row, metric.key) for row in swept.values()), strict=True)
     axis.errorbar(places, values, yerr=ends, marker="o", markersize=4, capsize=3)
     _lines(record, axis.axhline)

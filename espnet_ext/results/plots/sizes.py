@@ -21,8 +21,8 @@ type Series = Mapping[str, Sequence[tuple[str, Result]]]
 def plot_sizes(series: Series, path: str | os.PathLike) -> bool:
     """Draw the main metric, with its interval, against the deployed size; a panel for each set.
 
-    Of a run that was decoded by several methods the first is drawn. Points of different series
-    are moved a little apart sideways: many have the same size.
+    Of a run that was decoded by several methods, the first is drawn. Each series is shifted a
+    little to the right, since many runs have the same size.
 
     Returns:
         False, and no file, if the size of no run was measured.

@@ -30,7 +30,7 @@ def _heat_maps(record: Similarity, path: Path) -> None:
 
 
 def _curves(record: Pruning, path: Path) -> None:
-    """Draw the curve of each order, its intervals a little apart from the others'."""
+    """Draw the curve of each order, shifted a little so that intervals do not overlap."""
     figure, (axis,) = new_figure(1, width=6.0, height=4.0)
     for number, order in enumerate(record.orders):
         places = [point.removed + 0.06 * number for point in order.points]
