@@ -198,8 +198,6 @@ def _line(model: type, place: Location, found: Any) -> str:
         key = dotted((*place, found["ctx"]["discriminator"].strip(_QUOTE)))
         known = [tag.strip(_QUOTE) for tag in found["ctx"]["expected_tags"].split(", ")]
         return f"unknown {key} {nearest(found['ctx']['tag'], known)}"
-    if kind == "too_short":
-        return f"{where} must have something in it, not {value!r}"
     error = found.get("ctx", {}).get("error")  # raised by a validator of ours
     if isinstance(error, InnerError):
         return f"{where}{error}"
@@ -222,6 +220,8 @@ def _not_expected(model: type, place: Location, found: Any) -> str:
             return f"{subject} must be {described}, not {value!r}"
         if described is not None:
             return f"{dotted(place[:depth])} must be {described}; {subject} is {value!r}"
+    if kind == "too_short":
+        return f"{subject} must have something in it, not {value!r}{instead}"
     if kind in _EXPECTED:
         return f"{subject} must be {_EXPECTED[kind]}, not {value!r}{instead}"
     return f"{subject}: {found['msg'][0].lower()}{found['msg'][1:]}, not {value!r}{instead}"
