@@ -14,23 +14,18 @@ Example:
 import argparse
 import contextlib
 import gc
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from espnet_ext.config.training import resolve_includes
 from espnet_ext.errors import UserError, run_cli
-from espnet_ext.files import write_json
+from espnet_ext.results.benchmarks import finish, median_range
 from espnet_ext.results.environment import processor
 
-FORMS = {
-    "plain": "plain",
-    "product": "HRF product first",
-    "factors": "HRF factor by factor",
-}
+FORMS = ("plain", "product", "factors")
 FRAGMENTS = Path(__file__).resolve().parents[1] / "egs" / "conf" / "encoders"
 BATCHES = {"xs": (120.0, 2.5), "m": (200.0, 10.0)}  # seconds of audio in a batch, in an utterance
 MEL_BINS = 80
@@ -51,29 +46,18 @@ def main() -> None:
     total, each = BATCHES[args.size]
     total = args.batch_seconds or total
     utterances = max(1, round(total / each))
-    record: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "size": args.size,
         "encoder_conf": conf,
         "batch": {"utterances": utterances, "seconds_each": each},
         "dtype": args.dtype,
         "device": device_name(args.device),
         "threads": args.threads,
-        "torch": torch.__version__,
-        "command": sys.argv,
         "results": [],
     }
-    print(
-        f"Conformer {args.size}, FFN sites, {utterances} x {each:g} s a batch, {args.dtype}, "
-        f"{record['device']}, {args.threads} thread(s), torch {torch.__version__}"
-    )
-    print(f"{'form':22}{'r':>4}{'M param':>9}{'ms a step (min-max)':>28}{'/ plain (min-max)':>24}")
     for ratio in args.ratios:
-        rows = measure(args, conf, utterances, each, ratio)
-        record["results"] += rows
-        for row in rows:
-            print(table_row(row), flush=True)
-    if args.json:
-        write_json(args.json, record)
+        measured["results"] += measure(args, conf, utterances, each, ratio)
+    finish(table(measured), measured, args.json)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -91,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
         "--ratios", type=positive(float), nargs="+", default=[2.0, 4.0, 8.0], metavar="R"
     )
     parser.add_argument(
-        "--forms", nargs="+", choices=list(FORMS), default=list(FORMS), help="(default: all)"
+        "--forms", nargs="+", choices=FORMS, default=list(FORMS), help="(default: all)"
     )
     parser.add_argument("--threads", type=positive(int), default=1, help="(default: 1)")
     parser.add_argument("--repeats", type=positive(int), default=5, help="rounds (default: 5)")
@@ -235,13 +219,30 @@ def factorwise(model: Any) -> Iterator[None]:
             del layer.forward
 
 
-def table_row(row: dict[str, Any]) -> str:
-    """One line of the table."""
-    ms, ratios = row["milliseconds"], row["to_plain"]
-    times = f"{statistics.median(ms):.0f} ({min(ms):.0f}-{max(ms):.0f})"
-    to_plain = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-    r = "" if row["ratio"] is None else f"{row['ratio']:g}"
-    return f"{FORMS[row['form']]:22}{r:>4}{row['parameters'] / 1e6:>9.1f}{times:>28}{to_plain:>24}"
+def table(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of what was measured."""
+    batch = measured["batch"]
+    return {
+        "title": "A training step with HRF",
+        "about": "The product of the factors first, as training does it, or every frame through "
+        "one factor after the other. The forms take turns; a ratio to plain is of two steps of "
+        "the same round.",
+        "header": ["form", "ratio", "params in training", "ms a step, median (range)", "to plain"],
+        "rows": [
+            [
+                row["form"],
+                "" if row["ratio"] is None else f"{row['ratio']:g}",
+                f"{row['parameters'] / 1e6:.2f} M",
+                median_range(row["milliseconds"], 0),
+                median_range(row["to_plain"], 2),
+            ]
+            for row in measured["results"]
+        ],
+        "notes": [
+            f"Conformer {measured['size']}, {batch['utterances']} x {batch['seconds_each']:g} s a "
+            f"batch, {measured['dtype']}; {measured['device']}, threads {measured['threads']}."
+        ],
+    }
 
 
 if __name__ == "__main__":

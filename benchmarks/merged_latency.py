@@ -8,20 +8,21 @@ its 95 % interval by order statistics. "plain again" is a second plain model: wh
 
 Example:
     python benchmarks/merged_latency.py egs/hedgewars/ser1/conf/train_hrf_{speechformer,\
-convtransformer,conformer}_s.yaml --json results/merged_latency.json
+convtransformer,conformer}_s.yaml --json results/benchmarks/merged_latency.json
 """
 
 import argparse
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from espnet_ext.config.training import Config, load_config
 from espnet_ext.errors import UserError, run_cli
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import write_json
+from espnet_ext.results.benchmarks import finish
 
 FORMS = ("plain", "plain again", "merged")
 
@@ -40,35 +41,46 @@ def main() -> None:
     if args.rounds < 10 or args.calls < 1 or not args.seconds >= 0.5:
         raise UserError("--rounds must be at least 10, --calls 1 and --seconds 0.5")
     from espnet_ext.bridge.muted import muted
-    from espnet_ext.results.environment import processor
 
     with muted():
         import torch
 
-        torch.set_num_threads(1)
-        record: dict[str, Any] = {
-            "seconds": args.seconds,
-            "calls": args.calls,
-            "threads": 1,
-            "cpu": processor(),
-            "torch": torch.__version__,
-            "command": sys.argv,
-            "results": [],
-        }
-    print(f"{args.seconds:g} s, one thread, {record['cpu']}, torch {record['torch']}")
-    for path in args.configs:
-        row = measure(load_config(path), args)
-        record["results"].append(row)
+    torch.set_num_threads(1)
+    measured = {
+        "seconds": args.seconds,
+        "calls": args.calls,
+        "threads": 1,
+        "results": [measure(load_config(path), args) for path in args.configs],
+    }
+    finish(table(measured), measured, args.json)
+
+
+def table(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of what was measured."""
+    rows = []
+    for row in measured["results"]:
+        plain = statistics.median(row["times"]["plain"])
+        cells = [row["model"], f"{row['parameters']:,}", f"{1000 * plain:.2f}"]
         for form in FORMS[1:]:
             found = row["to_plain"][form]
-            print(
-                f"{row['model']:24}{form:14}{found['ratio']:.3f} "
-                f"({found['interval'][0]:.3f} to {found['interval'][1]:.3f}) of "
-                f"{1000 * statistics.median(row['times']['plain']):.2f} ms",
-                flush=True,
-            )
-    if args.json:
-        write_json(args.json, record)
+            low, high = found["interval"]
+            cells.append(f"{found['ratio']:.3f} ({low:.3f}-{high:.3f})")
+        rows.append(cells)
+    rounds = len(measured["results"][0]["times"]["plain"])
+    return {
+        "title": "Latency of merged models",
+        "about": "An utterance through encoder and head. The forms take turns in one process; a "
+        "ratio is of two times of the same round; the figure is their median with its 95 % "
+        "interval by order statistics. The second plain model shows what noise there is.",
+        "header": [
+            *("model", "params", "plain, ms (median)", "plain again, to plain", "merged, to plain")
+        ],
+        "rows": rows,
+        "notes": [
+            f"{measured['seconds']:g} s of features, {rounds} rounds, calls in each: "
+            f"{measured['calls']}, {measured['threads']} thread."
+        ],
+    }
 
 
 def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
@@ -105,7 +117,7 @@ def build_forms(config: Config) -> dict[str, Any]:
     """Two plain models and the merged one, in evaluation mode.
 
     Raises:
-        UserError: the config is that of no classifier, or names no baseline beside it.
+        UserError: the config is that of no classifier, or names no baseline in its folder.
     """
     from espnet_ext.bridge.build import build_model
     from espnet_ext.methods.deploy import deploy

@@ -8,9 +8,10 @@ of them; a ratio is that of two steps of the same round:
     largest          the plain encoder alone
     all              every member of the family, what they have in common computed once
     n                the largest, the smallest and n drawn
-    all, one by one  every member in a pass of its own, in one step, without KL
+    all, one by one  every member in a separate pass, in one step, without KL
 
-Beside the time stands what a step holds for its backward pass (activations and rounded weights).
+The table also has the memory that a step holds for its backward pass (activations and rounded
+weights).
 
 Example:
     python benchmarks/nested_step.py --size xs --depths 6 4 2 --bits 32 8 4 --samples all 0 1
@@ -21,16 +22,16 @@ Example:
 import argparse
 import gc
 import json
-import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from espnet_ext.config.training import Config, Recipe, resolve_includes
 from espnet_ext.errors import UserError, run_cli
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import write_json
+from espnet_ext.results.benchmarks import finish, median_range
 from espnet_ext.results.environment import processor
 from espnet_ext.results.schema import NOT_MEASURED
 
@@ -54,8 +55,7 @@ def main() -> None:
     conf = encoder_conf(args.size, args.encoder)
     total, each = BATCHES[args.size]
     utterances = max(1, round((args.batch_seconds or total) / each))
-    rows = measure(args, conf, utterances, each)
-    record = {
+    measured = {
         "size": args.size,
         "encoder_conf": conf,
         "family": family_options(args),
@@ -63,22 +63,9 @@ def main() -> None:
         "dtype": args.dtype,
         "device": torch.cuda.get_device_name() if args.device == "cuda" else processor(),
         "threads": args.threads,
-        "torch": torch.__version__,
-        "command": sys.argv,
-        "results": rows,
+        "results": measure(args, conf, utterances, each),
     }
-    print(
-        f"Conformer {args.size}, {utterances} x {each:g} s a batch, {args.dtype}, "
-        f"{record['device']}, {args.threads} thread(s), torch {torch.__version__}"
-    )
-    print(
-        f"{'sub-networks':18}{'a step':>7}{'ms a step (min-max)':>28}{'/ largest (min-max)':>24}"
-        f"{'held MB':>10}{'peak MB':>14}"
-    )
-    for row in rows:
-        print(table_row(row))
-    if args.json:
-        write_json(args.json, record)
+    finish(table(measured), measured, args.json)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -277,14 +264,31 @@ def build(args: argparse.Namespace, conf: dict[str, Any], form: str) -> Any:
     return build_model(Experiment.of(config), TOKENS)
 
 
-def table_row(row: dict[str, Any]) -> str:
-    """One line of the table."""
-    ms, ratios = row["milliseconds"], row["to_largest"]
-    times = f"{statistics.median(ms):.0f} ({min(ms):.0f}-{max(ms):.0f})"
-    to_largest = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-    peak = row["peak_mb"] if isinstance(row["peak_mb"], str) else f"{row['peak_mb']:.0f}"
-    count = f"{row['members']}/{row['of']}"
-    return f"{row['form']:18}{count:>7}{times:>28}{to_largest:>24}{row['held_mb']:>10.1f}{peak:>14}"
+def table(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of what was measured."""
+    batch = measured["batch"]
+    header = ["sub-networks", "of the family", "ms a step, median (range)", "to the largest"]
+    return {
+        "title": "A training step of a nested family",
+        "about": "Forward, losses with KL, backward, clipping, AdamW, on random features. The "
+        "forms take turns; a ratio is of two steps of the same round. The largest is the plain "
+        "encoder alone.",
+        "header": [*header, "held for backward, MB"],
+        "rows": [
+            [
+                row["form"],
+                f"{row['members']} of {row['of']}",
+                median_range(row["milliseconds"], 0),
+                median_range(row["to_largest"], 2),
+                f"{row['held_mb']:.1f}",
+            ]
+            for row in measured["results"]
+        ],
+        "notes": [
+            f"Conformer {measured['size']}, {batch['utterances']} x {batch['seconds_each']:g} s a "
+            f"batch, {measured['dtype']}; {measured['device']}, threads {measured['threads']}."
+        ],
+    }
 
 
 if __name__ == "__main__":

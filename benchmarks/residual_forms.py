@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Size and speed of the deployed forms of streaming models, with random weights.
 
-For every config and each of its forms, in a process of its own: bytes of the file, time to
+For every config and each of its deployed forms, in a separate process: bytes of the file, time to
 build and load, 10 s offline, chunks of a stream (p50, p95), peak memory.
 
 Example:
@@ -15,15 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from espnet_ext.errors import UserError, run_cli
-from espnet_ext.files import write_json
-from espnet_ext.results.environment import processor
-
-COLUMNS = ("file_mb", "load_s", "offline_10s_ms", "chunk_ms_p50", "chunk_ms_p95", "peak_rss_mb")
+from espnet_ext.results.benchmarks import finish
 
 
 def main() -> None:
@@ -42,20 +39,38 @@ def main() -> None:
         print(json.dumps(measure(args)))
         return
     rows = []
-    print(f"{'config':36}{'form':8}" + "".join(f"{c:>16}" for c in COLUMNS))
     for config in args.configs:
         with tempfile.TemporaryDirectory() as folder:
-            for form in save_forms(config, Path(folder)):
-                rows.append(
-                    {"config": config.stem, "form": form, **child(args, config, folder, form)}
-                )
-                cells = "".join(f"{rows[-1][c]:>16.2f}" for c in COLUMNS)
-                print(f"{config.stem.removeprefix('train_'):36}{form:8}{cells}", flush=True)
-    if args.json:
-        made = {"command": sys.argv, "threads": args.threads}
-        write_json(
-            args.json, {"results": rows, **made, "cpu": processor(), "torch": version("torch")}
-        )
+            rows += [
+                {"config": config.stem, "form": form, **child(args, config, folder, form)}
+                for form in save_forms(config, Path(folder))
+            ]
+    measured = {"results": rows, "threads": args.threads}
+    finish(table(measured), measured, args.json)
+
+
+def table(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of what was measured."""
+    header = ["config", "form", "file MB", "load s", "10 s offline, ms", "chunk, ms p50", "p95"]
+    return {
+        "title": "Deployed forms of streaming models",
+        "about": "Random weights, each form in a separate process; medians. File, loading and "
+        "peak memory are the whole model's, the times its encoder's alone, without features and "
+        "search. `shared` keeps what layers share once, with the residuals; `merged` has plain "
+        "layers.",
+        "header": [*header, "peak MB", "of it before the model"],
+        "rows": [
+            [
+                row["config"].removeprefix("train_"),
+                row["form"],
+                *(f"{row[key]:.2f}" for key in ("file_mb", "load_s")),
+                *(f"{row[key]:.1f}" for key in ("offline_10s_ms", "chunk_ms_p50", "chunk_ms_p95")),
+                *(f"{row[key]:,.0f}" for key in ("peak_rss_mb", "rss_before_model_mb")),
+            ]
+            for row in measured["results"]
+        ],
+        "notes": [f"Threads {measured['threads']}."],
+    }
 
 
 def save_forms(path: Path, folder: Path) -> list[str]:
@@ -82,7 +97,7 @@ def save_forms(path: Path, folder: Path) -> list[str]:
 
 
 def child(args: argparse.Namespace, config: Path, folder: str, form: str) -> dict[str, Any]:
-    """Measure one form in a process of its own."""
+    """Measure one form in a separate process."""
     options = ["--threads", args.threads, "--repeats", args.repeats, "--chunks", args.chunks]
     command = [sys.executable, __file__, config, "--one", form, f"{folder}/{form}.pth", *options]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)

@@ -5,14 +5,14 @@ Protocol: evaluation mode, no gradients, one thread by default, the same random 
 The systems take turns, so that what else the machine does hits all of them; rounds that warm up
 are not counted, the median of the others is. On a GPU times are of CUDA events. ``front`` is the
 front end alone (of Whisper that includes its log-mel, on the CPU): no mimic can be faster.
-``stack_ms`` is the time behind it: the median over rounds of what a system takes longer.
+``stack_ms`` is the time after it: the median over rounds of the difference to the front end.
 Time does not depend on the weights: mimics are random, and --architecture needs no weights at all.
 
 Example:
     python benchmarks/stack_time.py downloads/whisper_base --remove 2 --remove 2,3 \
         --mimic linear:64 --mimic linear:512:3 --mimic transformer:512 --json times.json
     python ../../../benchmarks/stack_time.py downloads/whisper_base --mimic linear:64 \
-        --json ../../../results/stack_time.whisper_base.json   # then: espnet-ext report --all
+        --json ../../../results/benchmarks/stack_time.whisper_base.json  # then: report --all
     python benchmarks/stack_time.py --architecture '{"model_type": "wav2vec2"}' --device cuda
 """
 
@@ -21,11 +21,11 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from espnet_ext.errors import UserError, at_least, run_cli
-from espnet_ext.files import write_json
+from espnet_ext.results.benchmarks import finish, median_range
 
 
 def main() -> None:
@@ -48,16 +48,38 @@ def main() -> None:
     from espnet_ext.bridge.muted import muted
 
     with muted():
-        found = measure(args)
-    columns = ("parameters", "stack_parameters", "macs_per_second", "ms", "stack_ms")
-    print(f"{'system':24}" + "".join(f"{c:>18}" for c in columns) + f"{'of whole':>12}")
-    for name, row in found["systems"].items():
-        cells = "".join(
-            f"{row[c]:>18,.2f}" if c.endswith("ms") else f"{row[c]:>18,}" for c in columns
-        )
-        print(f"{name:24}{cells}{row['ms'] / found['systems']['whole']['ms']:>12.3f}")
-    if args.json:
-        write_json(args.json, {**found, "command": sys.argv})
+        measured = measure(args)
+    finish(table(measured), measured, args.json)
+
+
+def table(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of what was measured."""
+    header = ["system", "params", "without the front end", "MACs/s", "ms (range)", "to whole"]
+    whole = measured["systems"]["whole"]
+    return {
+        "title": "Time of stacks, whole and mimicked",
+        "about": "Random speech; the systems take turns, the first rounds are not counted; "
+        "medians. The time after the front end is the median difference to the front end alone in "
+        "the same round.",
+        "header": [*header, "ms after the front end", "to whole"],
+        "rows": [
+            [
+                name,
+                f"{row['parameters']:,}",
+                f"{row['stack_parameters']:,}",
+                f"{row['macs_per_second'] / 1e6:,.1f} M",
+                median_range([1e3 * seconds for seconds in row["rounds"]], 1),
+                f"{row['ms'] / whole['ms']:.3f}",
+                f"{row['stack_ms']:.2f}",
+                f"{row['stack_ms'] / whole['stack_ms']:.3f}",
+            ]
+            for name, row in measured["systems"].items()
+        ],
+        "notes": [
+            f"{measured['batch']} x {measured['seconds']:g} s, {measured['repeats']} rounds after "
+            f"{measured['warmup']}, {measured['threads']} thread; {measured['device']}."
+        ],
+    }
 
 
 def systems_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -113,7 +135,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from espnet_ext.bridge.footprint import MORE_FLOPS
     from espnet_ext.encoders.pretrained.mimicked import MimickedStack
     from espnet_ext.methods.deploy import parameter_count
-    from espnet_ext.results.environment import environment
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch sees no GPU here; --device cpu")
@@ -147,16 +168,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                     rows[name]["rounds"].append(seconds)
     for row in rows.values():
         row["ms"] = 1e3 * statistics.median(row["rounds"])
-        behind = [a - b for a, b in zip(row["rounds"], rows["front"]["rounds"], strict=True)]
-        row["stack_ms"] = 1e3 * statistics.median(behind)
+        after = [a - b for a, b in zip(row["rounds"], rows["front"]["rounds"], strict=True)]
+        row["stack_ms"] = 1e3 * statistics.median(after)
     protocol = ("seconds", "batch", "warmup", "repeats", "threads", "device")
     model = args.path or json.dumps(args.architecture)
-    return {
-        "model": model,
-        "systems": rows,
-        **{key: getattr(args, key) for key in protocol},
-        **environment(),
-    }
+    return {"model": model, "systems": rows, **{key: getattr(args, key) for key in protocol}}
 
 
 def timed(work: Callable[[], Any], device: str) -> float:

@@ -14,14 +14,13 @@ import argparse
 import statistics
 import sys
 import time
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError, run_cli
-from espnet_ext.files import write_json
-from espnet_ext.results.environment import processor
+from espnet_ext.results.benchmarks import finish, median_range
 
 
 def main() -> None:
@@ -40,18 +39,32 @@ def main() -> None:
     from espnet_ext.bridge.muted import muted
 
     with muted():
-        found = measure(args)
-    for name in ("espnet", "ours"):
-        seconds = statistics.median(found[name])
-        print(f"{name:8}{seconds:8.2f} s   RTF {seconds / found['audio_seconds']:.5f}")
-    alone = [statistics.median(found["search"][name]) for name in ("espnet", "ours")]
-    print(f"search alone: {alone[0]:.3f} s, {alone[1]:.3f} s, ratio {alone[0] / alone[1]:.2f}")
-    print(
-        f"ratio of medians {found['ratio']:.2f}, batch {args.batch}, {args.threads} thread(s), "
-        f"{found['utterances']} utterances, {found['tokens_per_second']:.2f} tokens a second"
-    )
-    if args.json:
-        write_json(args.json, found)
+        measured = measure(args)
+    finish(table(measured), measured, args.json)
+
+
+def table(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of what was measured."""
+    alone = [statistics.median(measured["search"][key]) for key in ("espnet", "ours")]
+    header = ["utterances", "batch", "ESPnet, s (range)", "ours", "ratio of medians"]
+    return {
+        "title": "Decoding a set with a transducer",
+        "about": "Greedy, ESPnet's inference one utterance after another, and ours in "
+        "batches, taking turns in one process; the texts are equal.",
+        "header": [*header, "of the search alone"],
+        "rows": [
+            [
+                f"{measured['utterances']} ({measured['audio_seconds']:.0f} s)",
+                str(measured["batch"]),
+                *(median_range(measured[key], 2) for key in ("espnet", "ours")),
+                f"{measured['ratio']:.2f}",
+                f"{alone[0] / alone[1]:.2f}",
+            ]
+        ],
+        "notes": [
+            f"Threads {measured['threads']}; {measured['tokens_per_second']:.2f} tokens a second."
+        ],
+    }
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -102,9 +115,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "search": search_times(args, speech2text, search, inputs),
         "batch": args.batch,
         "threads": args.threads,
-        "command": sys.argv,
-        "cpu": processor(),
-        "torch": version("torch"),
     }
 
 

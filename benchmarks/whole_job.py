@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Run a command and measure it whole: wall time, peak memory of all its processes, disk.
 
-Needs nothing but Python's own library, so that it can measure a command that installs the
+Needs nothing but Python's standard library, so that it can measure a command that installs the
 rest. Memory is the largest sum, sampled every second, of the resident sets of the command and
 its descendants (pages that processes share count in each). Disk is what the folder grew by.
 
 Example, in a fresh clone:
-    python3 benchmarks/whole_job.py --json results/whole_job.json -- egs/fotaq/asr1/run.sh
+    python3 benchmarks/whole_job.py --json results/benchmarks/whole_job.json -- \
+        egs/fotaq/asr1/run.sh
 """
 
 import argparse
@@ -19,7 +20,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+SCHEMA_VERSION = 3  # of espnet_ext/results/schema.py, which is not installed yet
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -49,11 +52,17 @@ def main() -> int:
         "wall_seconds": round(seconds, 1),
         "peak_rss_mb": round(peak[0] / 1e6, 1),
         "disk_mb": round((disk_bytes(ROOT) - before) / 1e6, 1),
-        "commit": commit(),
-        "cores": len(os.sched_getaffinity(0)),
-        "cpu": cpu(),
     }
-    text = json.dumps(measured, indent=2) + "\n"
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "command": shlex.join(["python3", "benchmarks/whole_job.py", *sys.argv[1:]]),
+        "versions": "not measured",
+        "machine": {"cpu": cpu(), "cores": len(os.sched_getaffinity(0))},
+        "commit": commit(),
+        **table(measured),
+        "measured": measured,
+    }
+    text = json.dumps(record, indent=2) + "\n"
     print(text, end="")
     if args.json is not None and code == 0:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +70,26 @@ def main() -> int:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(args.json)
     return code
+
+
+def table(measured: dict[str, Any]) -> dict[str, Any]:
+    """The table of what was measured."""
+    minutes, seconds = divmod(round(measured["wall_seconds"]), 60)
+    return {
+        "title": "The main job whole",
+        "about": "From a fresh clone with no environment: installation, data, training and all "
+        "the rest. Memory is that of all processes together.",
+        "header": ["command", "time", "peak memory, MB", "disk, MB"],
+        "rows": [
+            [
+                f"`{measured['command']}`",
+                f"{minutes} min {seconds} s",
+                f"{measured['peak_rss_mb']:,}",
+                f"{measured['disk_mb']:,}",
+            ]
+        ],
+        "notes": [],
+    }
 
 
 def sample(root: int, peak: list[int], done: threading.Event) -> None:

@@ -152,6 +152,15 @@ class Experiment:
         """Folder of one set's hypotheses, by one decoding method."""
         return self.decode_folder / method / name
 
+    def decoded_forms(self, tag: str, method: str, name: str) -> dict[str, Path]:
+        """The hypotheses of a set that any run of the recipe has, by the run's deployed form."""
+        found = sorted((self.exp / tag / "decode").glob(f"*/{method}/{name}/text"))
+        return {path.parts[-4]: path for path in found}
+
+    def decoded_runs(self) -> list[str]:
+        """The tags of the recipe's runs that were decoded."""
+        return sorted(path.name for path in self.exp.glob("*") if (path / "decode").is_dir())
+
     @property
     def score_folder(self) -> Path:
         """Folder of what stage 7 writes for this form."""

@@ -2,15 +2,27 @@
 
 A model is a subclass of ``Strict``, or a pydantic dataclass with the config ``STRICT``: unknown
 keys, other types and numbers that are not finite are refused. A field's ``description`` completes
-"<key> must be ..." where pydantic's message would not help.
+"<key> must be ..." where pydantic's message would not help; so does ``ExpectedError``, for types
+that several fields share.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeAliasType, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import read_json
@@ -28,6 +40,76 @@ _EXPECTED = {
     "model_type": "keys and values",
     "list_type": "a list",
 }
+_QUOTE = "'"
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+_OR = "[or "  # begins the tag of a type that a fixed word may replace
+
+
+class ExpectedError(ValueError):
+    """A value is not what the text says: "<key> must be <text>, not <value>"."""
+
+
+class InnerError(ValueError):
+    """Something inside a value is wrong; the text begins with its place there."""
+
+
+def _text(value: str) -> str:
+    if not value.strip():
+        raise ExpectedError("a text that is not empty")
+    return value
+
+
+def _count(value: int) -> int:
+    if value < 0:
+        raise ExpectedError("a whole number, 0 or more")
+    return value
+
+
+def _number(value: float, handler: ValidatorFunctionWrapHandler) -> float:
+    handler(value)
+    return value  # a whole number stays one
+
+
+def _interval(value: Any, handler: ValidatorFunctionWrapHandler) -> tuple[float, float]:
+    try:
+        low, high = handler(value)
+    except ValidationError:
+        raise ExpectedError("[low, high], two finite numbers") from None
+    if low > high:
+        raise ExpectedError("[low, high], low end first")
+    return low, high
+
+
+def _json(value: Any, place: str = "") -> Any:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InnerError(f"{place} has the key {key!r}, which is not a string")
+            _json(item, f"{place}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _json(item, f"{place}[{index}]")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise InnerError(f"{place} must be a finite number, not {value!r}")
+    elif not isinstance(value, str | int | None):
+        raise InnerError(f"{place} holds {value!r}, which JSON cannot")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Count = Annotated[int, AfterValidator(_count)]
+Number = Annotated[float, WrapValidator(_number), PlainSerializer(lambda value: value)]
+# Not strict: JSON has lists, no tuples.
+Interval = Annotated[tuple[Number, Number], Field(strict=False), WrapValidator(_interval)]
+Json = Annotated[Any, AfterValidator(_json)]  # a config, a machine
+type Named[T] = Annotated[dict[str, T], Field(min_length=1)]
+type Items[T] = Annotated[list[T], Field(min_length=1)]
+
+
+def or_word(word: str) -> Discriminator:
+    """Discriminate a union of a type, tagged ``"[or WORD]"``, and the word, tagged ``"[word]"``."""
+    return Discriminator(lambda value: "[word]" if value == word else f"{_OR}{word}]")
 
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -39,8 +121,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, **STRICT)
 
 
-def parse[M: BaseModel](model: type[M], value: Any, source: str | Path) -> M:
+def parse[M: BaseModel](model: type[M], value: Any, source: str | Path, again: str = "") -> M:
     """Return ``value``, read from or meant for ``source``, as a ``model``.
+
+    Args:
+        model: what the value must fit.
+        value: of JSON or YAML.
+        source: for the message.
+        again: what to do about a value that does not fit, for the message.
 
     Raises:
         UserError: one line that names the first key that does not fit.
@@ -48,7 +136,8 @@ def parse[M: BaseModel](model: type[M], value: Any, source: str | Path) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise UserError(f"{source}: {next(problems(model, error))[1]}") from None
+        line = next(problems(model, error))[1]
+        raise UserError(f"{source}: {line}{f'; {again}' if again else ''}") from None
 
 
 def read_model[M: BaseModel](model: type[M], path: Path, again: str) -> M:
@@ -66,37 +155,76 @@ def read_model[M: BaseModel](model: type[M], path: Path, again: str) -> M:
         value = read_json(path)
     except ValueError:
         raise UserError(f"{path}: not valid JSON; {again}") from None
-    return parse(model, value, path)
+    return parse(model, value, path, again)
 
 
 def problems(model: type, error: ValidationError) -> Iterator[tuple[Location, str]]:
-    """Yield the place and one line for each problem that pydantic found in a ``model``."""
-    for found in error.errors():
-        place = tuple(part for part in found["loc"] if not _is_tag(part))
+    """Yield the place and one line for each problem that pydantic found in a ``model``.
+
+    Unknown keys come first: a misspelt key is missing too.
+    """
+    for found in sorted(error.errors(), key=lambda found: found["type"] not in _UNKNOWN_KEY):
+        place = _place(model, found)
         yield place, _line(model, place, found)
+
+
+def _place(model: Any, found: Any) -> Location:
+    """The place of a problem, without the tags that pydantic adds for members of unions."""
+    place: list[int | str] = []
+    for index, part in enumerate(found["loc"]):
+        if _is_tag(part):
+            continue
+        inner, is_last = _inner(model, part), index == len(found["loc"]) - 1
+        is_key = is_last and found["type"] in (*_UNKNOWN_KEY, "missing")
+        if inner is None and _models(model) and not is_key:
+            continue  # the tag of a discriminated union
+        place.append(part)
+        model = inner
+    return tuple(place)
 
 
 def _line(model: type, place: Location, found: Any) -> str:
     where, value, kind = dotted(place), found["input"], found["type"]
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+    if kind in _UNKNOWN_KEY:
         inside = f" in {dotted(place[:-1])}" if place[:-1] else ""
         return f"unknown key {nearest(str(place[-1]), _fields(model, place[:-1]))}{inside}"
     if kind == "missing":
         return f"missing key {where}"
     if kind == "literal_error":
         return f"unknown {where} {nearest(str(value), _choices(model, place))}"
-    if kind == "value_error":  # raised by a validator of ours
-        return f"{where}: {found['ctx']['error']}" if where else str(found["ctx"]["error"])
-    subject = where or "it"
+    if kind == "union_tag_not_found":
+        return f"missing key {dotted((*place, found['ctx']['discriminator'].strip(_QUOTE)))}"
+    if kind == "union_tag_invalid":
+        key = dotted((*place, found["ctx"]["discriminator"].strip(_QUOTE)))
+        known = [tag.strip(_QUOTE) for tag in found["ctx"]["expected_tags"].split(", ")]
+        return f"unknown {key} {nearest(found['ctx']['tag'], known)}"
+    error = found.get("ctx", {}).get("error")  # raised by a validator of ours
+    if isinstance(error, InnerError):
+        return f"{where}{error}"
+    if isinstance(error, ValueError) and not isinstance(error, ExpectedError):
+        return f"{where}: {error}" if where else str(error)
+    return _not_expected(model, place, found)
+
+
+def _not_expected(model: type, place: Location, found: Any) -> str:
+    """The line of a value of another kind, or out of range."""
+    value, kind, subject = found["input"], found["type"], dotted(place) or "it"
+    tag = str((*found["loc"], "")[-2:][0])
+    instead = f" (or '{tag[len(_OR) : -1]}')" if tag.startswith(_OR) else ""
+    error = found.get("ctx", {}).get("error")
+    if isinstance(error, ExpectedError) or kind == "expected":  # or of a discriminator of ours
+        return f"{subject} must be {error or found['msg']}, not {value!r}{instead}"
     for depth in range(len(place), 0, -1):
         described = _description(model, place[:depth])
         if described is not None and depth == len(place):
             return f"{subject} must be {described}, not {value!r}"
         if described is not None:
             return f"{dotted(place[:depth])} must be {described}; {subject} is {value!r}"
+    if kind == "too_short":
+        return f"{subject} must have something in it, not {value!r}{instead}"
     if kind in _EXPECTED:
-        return f"{subject} must be {_EXPECTED[kind]}, not {value!r}"
-    return f"{subject}: {found['msg'][0].lower()}{found['msg'][1:]}, not {value!r}"
+        return f"{subject} must be {_EXPECTED[kind]}, not {value!r}{instead}"
+    return f"{subject}: {found['msg'][0].lower()}{found['msg'][1:]}, not {value!r}{instead}"
 
 
 def dotted(place: Location) -> str:
@@ -116,7 +244,7 @@ def _fields(model: Any, place: Location) -> list[str]:
     """Names of the fields of the model at ``place``."""
     for part in place:
         model = _inner(model, part)
-    return [name for one in _models(model) for name in one.__pydantic_fields__]
+    return list(dict.fromkeys(name for m in _models(model) for name in m.__pydantic_fields__))
 
 
 def _inner(annotation: Any, part: int | str) -> Any:
@@ -126,19 +254,22 @@ def _inner(annotation: Any, part: int | str) -> Any:
             return model.__pydantic_fields__[part].annotation
     for option in _options(annotation):
         arguments = get_args(option)
-        if arguments and get_origin(option) not in (Union, UnionType):
+        if arguments:
             return arguments[-1]
     return None
 
 
 def _options(annotation: Any) -> Iterator[Any]:
-    """The members of a union, or the annotation itself."""
+    """The members of a union, or the annotation itself; aliases and metadata removed."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, TypeAliasType):
         yield from _options(annotation.__value__)
-    elif get_origin(annotation) is Annotated:
-        yield from _options(get_args(annotation)[0])
-    elif get_origin(annotation) in (Union, UnionType):
-        for option in get_args(annotation):
+    elif isinstance(origin, TypeAliasType):
+        yield from _options(origin.__value__[arguments])
+    elif origin is Annotated:
+        yield from _options(arguments[0])
+    elif origin in (Union, UnionType):
+        for option in arguments:
             yield from _options(option)
     else:
         yield annotation

@@ -15,7 +15,7 @@ from espnet_ext.analysis.similarity import Similarities
 from espnet_ext.encoders.pretrained.stack import Stack, check_layers
 from espnet_ext.errors import UserError
 from espnet_ext.methods.deploy import parameter_count
-from espnet_ext.results.pages.layers import SHARE
+from espnet_ext.results.stacks import SHARE
 from espnet_ext.score.classification import metrics, weighted_f1
 
 _BAND = (0.025, 0.975)
@@ -59,7 +59,7 @@ class Curves:
         self._repeats.append(repeat)
 
     def summary(self) -> dict[str, Any]:
-        """The part of a pruning record (``report.stacks.PRUNING``) that comes of the repeats."""
+        """The part of a pruning record (``results.schema.Pruning``) that depends on the repeats."""
         count = len(self.references)
         places = [self._places(repeat) for repeat in self._repeats]
         every = np.arange(count)

@@ -16,16 +16,16 @@ Example:
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from espnet_ext.cli.report import refuse_uncommitted, regenerate
 from espnet_ext.config.grid import Cell, Grid, read_grid
 from espnet_ext.config.training import load_config
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import read_json, write_json
-from espnet_ext.results import grids, text_grids
+from espnet_ext.results import grids
+from espnet_ext.results.schema import SCHEMA_VERSION, as_json
 from espnet_ext.stages.grid import MADE_BY, GridRun, cell_config, part_of
+from espnet_ext.validation import parse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,9 +69,11 @@ def run(args: argparse.Namespace) -> None:
         return
     record = summarise(grid, cells)
     if args.publish:
+        from espnet_ext.results.publish import publish, publishing_root, refuse_uncommitted
+
         if not args.allow_dirty:
-            refuse_uncommitted(f"grid {grid.name}", record["commit"])
-        _publish(record)
+            refuse_uncommitted(f"grid {grid.name}", record.commit)
+        publish(record, publishing_root() / "results")
 
 
 def _refuse_other_task(grid: Grid, path: str) -> None:
@@ -83,44 +85,34 @@ def _refuse_other_task(grid: Grid, path: str) -> None:
         raise UserError(f"{path}: split, unit and known are for classifiers; leave them out")
 
 
-def summarise(grid: Grid, cells: list[Cell]) -> dict[str, Any]:
-    """Write grid.json and its plots, print the table; return what grid.json holds."""
+def summarise(grid: Grid, cells: list[Cell]) -> grids.Grid:
+    """Write grid.json and its plots, print the table; return the summary."""
     from espnet_ext.bridge.run_record import merged
-    from espnet_ext.results.pages.tables import print_table
+    from espnet_ext.results.pages.grids import comparisons, notes, short_table
+    from espnet_ext.results.pages.text import print_table
+    from espnet_ext.results.plots.grids import plot_grid
     from espnet_ext.results.run import recipe_names
 
     results = [read_json(cell_config(cell).with_name("cell.json")) for cell in cells]
     experiment = Experiment.load(cell_config(cells[0]), cells[0].tag)
     dataset, task = recipe_names(Path.cwd())
-    is_cls = experiment.recipe.task == "cls"
-    pages: Any = grids if is_cls else text_grids
-    record: dict[str, Any] = {
+    classes = experiment.classes if experiment.recipe.task == "cls" else None
+    made = {
+        "schema_version": SCHEMA_VERSION,
+        "command": f"espnet-ext grid conf/grid_{grid.name}.yaml",
         "dataset": dataset,
         "task": task,
-        **pages.summary(grid, results, experiment.classes if is_cls else experiment.recipe.target),
         **{key: merged([result[key] for result in results]) for key in MADE_BY},
-        "command": f"espnet-ext grid conf/grid_{grid.name}.yaml",
+        **grids.summary(grid, results, classes, experiment.recipe.target),
     }
+    record = parse(grids.Grid, made, f"grid {grid.name}")
     folder = Path("exp") / f"grid_{grid.name}"
-    pages.check(record, f"grid {grid.name}")
-    write_json(folder / "grid.json", record)
-    for path in pages.plot(record, folder):
+    write_json(folder / "grid.json", as_json(record))
+    for path in plot_grid(record, folder):
         print(f"wrote {path}")
-    print_table(*pages.table(record))
-    if not is_cls:
-        print_table(*text_grids.comparisons(record))
-    for line in pages.notes(record):
+    print_table(*short_table(record))
+    if classes is None:
+        print_table(*comparisons(record))
+    for line in notes(record):
         print(line)
     return record
-
-
-def _publish(record: dict[str, Any]) -> None:
-    """Copy a summary into results/ of the repository and regenerate RESULTS.md."""
-    from espnet_ext.results.run import publishing_root
-
-    root = publishing_root()
-    target = root / "results" / f"{record['dataset']}_{record['task']}" / "grids"
-    write_json(target / f"{record['grid']}.json", record)
-    pages = text_grids if text_grids.is_text_grid(record) else grids
-    pages.plot(record, target, kind="svg")
-    regenerate(root / "results")

@@ -26,6 +26,7 @@ from espnet_ext.cli.similarity import (
 )
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.experiment import Experiment
+from espnet_ext.results.stacks import Pruning
 
 ORDERS = ("backward", "forward", "bi_cosine", "bi_knn")
 
@@ -113,7 +114,7 @@ def _curves(args: argparse.Namespace) -> None:
         stack, protected = prune_probe(folder, score_rows, rows, curves, args)
         model = model or describe(str(folder / "stack"), stack) | {"path": f"exp/{tags[0]}"}
     record = _record(args, curves, tags, model, score_rows)
-    finish(record | {"protected": sorted(protected)}, "pruning", args)
+    finish(Pruning, record | {"protected": sorted(protected)}, args)
 
 
 def _references(name: str, utterances: list[str]) -> list[str]:

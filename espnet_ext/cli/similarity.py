@@ -18,6 +18,8 @@ from typing import Any
 
 from espnet_ext.errors import UserError, at_least, nearest
 from espnet_ext.files import sha256_file, write_json
+from espnet_ext.results.stacks import BLOCK_RULE, MEASURES, Pruning, Similarity
+from espnet_ext.validation import parse
 
 K = (2, 4, 8, 16, 32, 64)
 
@@ -64,7 +66,6 @@ def run(args: argparse.Namespace) -> None:
         from espnet_ext.analysis.similarity import boundary
         from espnet_ext.encoders.pretrained.load import load_stack
         from espnet_ext.results.environment import environment
-        from espnet_ext.results.pages.layers import MEASURES, RULE
 
         stack = load_stack(args.model)
     batches = draw_batches(rows, args.batch_size, args.batches, args.seed)
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         "batches": found.batches,
         **{name: matrix.tolist() for name, matrix in matrices.items()},
         "knn_by_k": {str(k): matrix.tolist() for k, matrix in found.knn.items()},
-        "rule": RULE,
+        "rule": BLOCK_RULE,
         "blocks": {
             name: {"first_layers": cuts or None, "contrast": contrast}
             for name, (cuts, contrast) in blocks.items()
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         **environment(),
         "command": f"espnet-ext similarity {args.model} {words}",
     }
-    finish(record, "similarity", args)
+    finish(Similarity, record, args)
 
 
 def rows_of(name: str) -> list[tuple[str, str]]:
@@ -155,24 +156,28 @@ def describe(path: str, stack: Any) -> dict[str, Any]:
     }
 
 
-def finish(record: dict[str, Any], kind: str, args: argparse.Namespace) -> None:
+def finish[R: Similarity | Pruning](
+    model: type[R], made: dict[str, Any], args: argparse.Namespace
+) -> None:
     """Check, write, draw and print a record; publish it if asked."""
-    from espnet_ext.cli.report import refuse_uncommitted, regenerate
-    from espnet_ext.results.pages import layers
-    from espnet_ext.results.pages.tables import print_table
-    from espnet_ext.results.run import publishing_root
+    from espnet_ext.results.pages.stacks import notes, stack_table
+    from espnet_ext.results.pages.text import print_table
+    from espnet_ext.results.plots.stacks import plot_stack
+    from espnet_ext.results.publish import publish, publishing_root, refuse_uncommitted
+    from espnet_ext.results.schema import SCHEMA_VERSION, as_json
+    from espnet_ext.results.store import folder_of
 
-    layers.check(record, kind, kind)
+    record = parse(model, {"schema_version": SCHEMA_VERSION, **made}, model.__name__.lower())
+    kind = folder_of(record)
     results = publishing_root() / "results" if args.publish else None
-    output = Path("exp") / kind / f"{record['name']}.json"
-    write_json(output, record)
-    layers.plot(record, kind, output.with_suffix(".png"))
-    print_table(*layers.table(record, kind))
-    for line in layers.notes(record, kind):
+    output = Path("exp") / kind / f"{record.name}.json"
+    write_json(output, as_json(record))
+    plot_stack(record, output.with_suffix(".png"))
+    print_table(*stack_table(record))
+    for line in notes(record):
         print(line)
     print(f"wrote {output} and {output.with_suffix('.png')}")
     if results is not None:
         if not args.allow_dirty:
-            refuse_uncommitted(f"{kind} {record['name']}", record["commit"])
-        layers.publish(record, kind, results)
-        regenerate(results)
+            refuse_uncommitted(f"{kind} {record.name}", record.commit)
+        publish(record, results)

@@ -1,4 +1,4 @@
-"""What ran where: commit, package versions, machine. Light: no torch import."""
+"""Commit, package versions and machine of a process; imports no torch."""
 
 import os
 import platform
@@ -18,8 +18,8 @@ def environment() -> dict:
 def commit(folder: Path = Path(__file__).parent) -> str:
     """The commit of the repository around ``folder``, or "unknown".
 
-    ``+dirty`` follows if the tree differs from it elsewhere than in what publishing writes: who
-    publishes several results in a row need not commit after each.
+    ``+dirty`` follows if the tree differs from it in any file that publishing does not write, so
+    several results can be published in a row without a commit after each.
     """
 
     def git(*arguments: str) -> str:

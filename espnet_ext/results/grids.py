@@ -1,130 +1,187 @@
-"""The summary of a grid of trainings: its table, plots, notes, and the check of its file."""
+"""Grids of trainings, of classifiers or of recognisers and translators: schema and summary."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from espnet_ext.config.grid import Grid
-from espnet_ext.results import text_grids
-from espnet_ext.results.pages.classes import plot_confusions
-from espnet_ext.results.pages.tables import SIGNIFICANT, macs, markdown, p_value
-from espnet_ext.results.schema import (
-    Check,
-    count,
-    items,
-    mapping,
-    measured,
-    named,
-    number,
-    optional,
-    plain,
-    read_validated,
-    text,
-    validate,
-)
+from espnet_ext.config import grid as config
+from espnet_ext.results.comparison import Comparison, MetricKey
+from espnet_ext.results.schema import Measured, Record
 from espnet_ext.score.classification import metrics
-from espnet_ext.score.significance.folds import mean_interval, paired_p, spread
+from espnet_ext.score.significance.folds import mean_by, mean_interval, sign_flip_p, summarise
+from espnet_ext.score.significance.seeds import difference, mean_score
+from espnet_ext.score.statistics import Statistics, statistics_of
+from espnet_ext.validation import Count, Interval, Items, Named, Number, Strict, Text
 
-METRICS = ("weighted_f1", "unweighted_accuracy", "accuracy")
-
-_SPREAD = mapping(mean=number, over_units=optional(number), over_seeds=optional(number))
-_ROW: dict[str, Check] = {
-    "system": text,
-    "parameters": count,
-    "training_parameters": count,
-    "macs_per_second": measured(number),
-    "max_difference": number,
-    "training_seconds": number,
-    "epochs": number,
-    "weighted_f1": _SPREAD,
-    "unweighted_accuracy": _SPREAD,
-    "accuracy": _SPREAD,
-    "by_unit": named(number),  # weighted F1, mean over seeds
-    "pooled": _SPREAD,  # weighted F1 over the decisions of all folds
-    "per_class": named(number),  # F1, pooled over folds, mean over seeds
-    "confusion": items(items(count)),  # summed over folds and seeds
-    "difference": optional(number),  # of the mean weighted F1, to the baseline
-    "p": optional(number),
-}
+CLASS_METRICS = ("weighted_f1", "unweighted_accuracy", "accuracy")
+POOLED = "pooled_weighted_f1"  # over the decisions of all folds
+TEXT_METRICS = {"asr": ("wer", "cer"), "st": ("bleu", "chrf")}  # by task
 
 
-def _row(value: Any, where: str) -> None:
-    """A system; of models with a front end and a stack it also tells the size of the latter."""
-    keys = dict(_ROW)
-    if isinstance(value, Mapping) and "stack_parameters" in value:
-        keys["stack_parameters"] = count
-    mapping(**keys)(value, where)
+class GridValue(Strict):
+    """A metric of a system, mean over its trainings."""
+
+    value: Number
+    interval: Interval | None = None
+    over_seeds: Number | None = None  # standard deviation
+    over_units: Number | None = None  # standard deviation
+    by_seed: dict[str, Number] | None = None
+    by_unit: dict[str, Number] | None = None
 
 
-GRID = mapping(
-    dataset=text,
-    task=text,
-    grid=text,
-    split=optional(text),
-    part=text,
-    unit=text,  # fold or speaker: over what a mean, an interval and a test are
-    units=count,
-    folds=count,
-    seeds=items(count),
-    classes=items(text),
-    decisions=count,
-    majority=number,  # weighted F1 of always naming the commonest class, pooled
-    baseline=optional(text),
-    known=optional(named(number)),  # weighted F1 that others reached, from the grid's file
-    systems=items(_row),
-    commit=text,
-    versions=named(text),
-    machine=named(plain),
-    command=text,
-)
+class GridSystem(Strict):
+    """A row of a grid."""
+
+    system: Text
+    after: Text | None  # the system whose model it starts from
+    seeds: Items[Count]
+    parameters: Count
+    training_parameters: Count
+    stack_parameters: Count | None  # of a pretrained model, without its front end
+    macs_per_second: Measured[Number]
+    max_difference: Number  # of outputs, deployed against in training
+    training_seconds: Number
+    epochs: Number
+    scores: Named[GridValue]  # by key of METRICS
+    comparisons: list[Comparison]
+    per_class: dict[str, Number] | None  # F1, pooled over folds, mean over seeds
+    confusion: list[list[Count]] | None  # summed over folds and seeds; rows: references
+
+    def compared(self, metric: str, baseline: str) -> Comparison | None:
+        """The comparison with another system on a metric, if it was made."""
+        found = (c for c in self.comparisons if (c.metric, c.baseline) == (metric, baseline))
+        return next(found, None)
 
 
-def check(record: Mapping[str, Any], source: str) -> None:
-    """Raise UserError if a summary does not fit its schema."""
-    validate(record, GRID, source)
+class Grid(Record):
+    """Systems trained with several seeds, on folds of a corpus or on its fixed sets.
+
+    Recognisers and translators have ``words``; classifiers have ``classes``, and so on.
+    """
+
+    name: Text
+    split: Text | None  # list of folds; None: the fixed sets
+    part: Text
+    unit: Literal["utterance", "fold", "speaker"]  # over which an interval and a test are
+    units: Count
+    folds: Count
+    seeds: Items[Count]
+    metrics: Items[MetricKey]
+    baseline: Text | None  # the system that all are compared with
+    known: dict[str, Number] | None  # what others reached, from the grid's file
+    words: Count | None
+    target: Text | None  # language of translations
+    signatures: dict[str, str] | None  # sacreBLEU's, by metric
+    classes: list[Text] | None
+    decisions: Count | None  # of one seed
+    majority: Number | None  # weighted F1 of always naming the commonest class, pooled
+    systems: Items[GridSystem]
+
+    def row(self, system: str) -> GridSystem | None:
+        """The row of a system."""
+        return next((row for row in self.systems if row.system == system), None)
+
+
+# --- summary
+
+type Cell = Mapping[str, Any]  # what ``espnet-ext grid`` leaves of a training, cell.json
+type Cells = Mapping[tuple[str, int], Cell]  # by fold and seed
 
 
 def summary(
-    grid: Grid, cells: Sequence[Mapping[str, Any]], classes: Sequence[str]
+    grid: config.Grid,
+    cells: Sequence[Cell],
+    classes: Sequence[str] | None = None,
+    target: str | None = None,
 ) -> dict[str, Any]:
-    """Summarise the cells of a grid, every one of which is there."""
-    folds = len({cell["fold"] for cell in cells})
-    if grid.unit == "speaker":
-        cells = _by_speaker(cells, classes)
-    by_system: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = {}
-    for cell in cells:
-        by_system.setdefault(cell["system"], {})[cell["fold"], cell["seed"]] = cell
-    first = next(iter(by_system.values()))
-    one_seed = [cell for (_, seed), cell in first.items() if seed == grid.seeds[0]]
-    references = [label for cell in one_seed for label in cell["references"]]
-    base = by_system.get(grid.baseline) if grid.baseline else None
+    """Summarise a grid, every cell of which is there, as ``Grid`` without its origin.
+
+    Args:
+        grid: the grid.
+        cells: of all its trainings.
+        classes: of classifiers; None of recognisers and translators.
+        target: language of translations.
+    """
+    kind = _texts(grid, cells, target) if classes is None else _decisions(grid, cells, classes)
     return {
-        "grid": grid.name,
+        "name": grid.name,
         "split": grid.split,
         "part": grid.part,
-        "unit": grid.unit,
-        "units": len(one_seed),
-        "folds": folds,
         "seeds": list(grid.seeds),
-        "classes": list(classes),
-        "decisions": len(references),
-        "majority": metrics(references, references, classes)["majority"]["weighted_f1"],
         "baseline": grid.baseline,
         "known": dict(grid.known) or None,
-        "systems": [
-            _system(name, found, base if name != grid.baseline else None, classes)
-            for name, found in by_system.items()
-        ],
+        **kind,
     }
 
 
-def _by_speaker(cells: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
+def _by_system(cells: Iterable[Cell]) -> dict[str, dict[tuple[str, int], Cell]]:
+    found: dict[str, dict[tuple[str, int], Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell["system"], {})[cell.get("fold", ""), cell["seed"]] = cell
+    return found
+
+
+def _row(grid: config.Grid, name: str, cells: Sequence[Cell], **scored: Any) -> GridSystem:
+    one = cells[0]
+    after = {system.name: system.after for system in grid.systems}.get(name)
+    return GridSystem(
+        system=name,
+        after=None if after is None else after.name,
+        seeds=sorted({cell["seed"] for cell in cells}),
+        parameters=one["parameters"],
+        training_parameters=one["training_parameters"],
+        stack_parameters=one.get("stack_parameters"),
+        macs_per_second=one["macs_per_second"],
+        max_difference=max(cell["max_difference"] for cell in cells),
+        training_seconds=mean(cell["training_seconds"] for cell in cells),
+        epochs=mean(cell["epochs"] for cell in cells),
+        **scored,
+    )
+
+
+# --- classifiers: weighted F1 by fold or speaker
+
+
+def _decisions(grid: config.Grid, cells: Sequence[Cell], classes: Sequence[str]) -> dict[str, Any]:
+    folds = len({cell["fold"] for cell in cells})
+    if grid.unit == "speaker":
+        cells = _by_speaker(cells, classes)
+    by_system = _by_system(cells)
+    first = next(iter(by_system.values()))
+    one_seed = [cell for (_, seed), cell in first.items() if seed == grid.seeds[0]]
+    references = [label for cell in one_seed for label in cell["references"]]
+    rows = {name: _class_row(grid, name, found, classes) for name, found in by_system.items()}
+    if grid.baseline is not None:
+        means = {
+            name: mean(cell["weighted_f1"] for cell in found.values())
+            for name, found in by_system.items()
+        }
+        for name, row in rows.items():
+            if name != grid.baseline:
+                found = compare_units(grid.baseline, in_order(row), in_order(rows[grid.baseline]))
+                found = found.model_copy(update={"difference": means[name] - means[grid.baseline]})
+                rows[name] = row.model_copy(update={"comparisons": [found]})
+    return {
+        "unit": grid.unit,
+        "units": len(one_seed),
+        "folds": folds,
+        "metrics": ["weighted_f1", POOLED, *CLASS_METRICS[1:]],
+        "words": None,
+        "target": None,
+        "signatures": None,
+        "classes": list(classes),
+        "decisions": len(references),
+        "majority": metrics(references, references, classes)["majority"]["weighted_f1"],
+        "systems": list(rows.values()),
+    }
+
+
+def _by_speaker(cells: Sequence[Cell], classes: Sequence[str]) -> list[dict[str, Any]]:
     """Return a cell for each speaker instead of each fold: what was decided about the speaker.
 
-    Decisions about one speaker in several folds are put together.
+    Decisions about one speaker in several folds are pooled.
     """
     found: dict[tuple[str, int, str], dict[str, Any]] = {}
     for cell in cells:
@@ -141,58 +198,36 @@ def _by_speaker(cells: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> l
     return list(found.values())
 
 
-def _system(
-    name: str,
-    cells: Mapping[tuple[str, int], Mapping[str, Any]],
-    base: Mapping[tuple[str, int], Mapping[str, Any]] | None,
-    classes: Sequence[str],
-) -> dict[str, Any]:
-    one = next(iter(cells.values()))
+def _class_row(grid: config.Grid, name: str, cells: Cells, classes: Sequence[str]) -> GridSystem:
     pooled = [_pooled(cells, seed, classes) for seed in sorted({seed for _, seed in cells})]
     values = [found["weighted_f1"] for found in pooled]
-    scores = {key: cell["weighted_f1"] for key, cell in cells.items()}
-    row: dict[str, Any] = {
-        "system": name,
-        "parameters": one["parameters"],
-        "training_parameters": one["training_parameters"],
-        "macs_per_second": one["macs_per_second"],
-        "max_difference": max(cell["max_difference"] for cell in cells.values()),
-        "training_seconds": mean(cell["training_seconds"] for cell in cells.values()),
-        "epochs": mean(cell["epochs"] for cell in cells.values()),
-    }
-    if "stack_parameters" in one:
-        row["stack_parameters"] = one["stack_parameters"]
-    for metric in METRICS:
-        found = spread({key: cell[metric] for key, cell in cells.items()})
-        row[metric] = {
-            "mean": found.mean,
-            "over_units": found.over_folds,
-            "over_seeds": found.over_seeds,
-        }
-    row["by_unit"] = {
-        fold: mean(value for (f, _), value in scores.items() if f == fold)
-        for fold in dict.fromkeys(fold for fold, _ in scores)
-    }
-    row["pooled"] = {
-        "mean": mean(values),
-        "over_units": None,
-        "over_seeds": stdev(values) if len(values) > 1 else None,
-    }
-    row["per_class"] = {
-        label: mean(found["per_class"][label]["f1"] for found in pooled) for label in classes
-    }
-    row["confusion"] = np.sum([found["confusion"] for found in pooled], axis=0).tolist()
-    row["difference"] = row["p"] = None
-    if base is not None:
-        before = {key: cell["weighted_f1"] for key, cell in base.items()}
-        row["difference"] = mean(scores.values()) - mean(before.values())
-        row["p"] = paired_p(before, scores)
-    return row
+    scores = {}
+    for metric in CLASS_METRICS:
+        found = summarise({key: cell[metric] for key, cell in cells.items()})
+        scores[metric] = GridValue(
+            value=found.mean, over_units=found.sd_folds, over_seeds=found.sd_seeds
+        )
+    by_unit = mean_by({key: cell["weighted_f1"] for key, cell in cells.items()}, 0)
+    scores["weighted_f1"] = scores["weighted_f1"].model_copy(
+        update={"by_unit": by_unit, "interval": mean_interval(_in_order(by_unit))}
+    )
+    scores[POOLED] = GridValue(
+        value=mean(values), over_seeds=stdev(values) if len(values) > 1 else None
+    )
+    return _row(
+        grid,
+        name,
+        list(cells.values()),
+        scores=scores,
+        comparisons=[],
+        per_class={
+            label: mean(found["per_class"][label]["f1"] for found in pooled) for label in classes
+        },
+        confusion=np.sum([found["confusion"] for found in pooled], axis=0).tolist(),
+    )
 
 
-def _pooled(
-    cells: Mapping[tuple[str, int], Mapping[str, Any]], seed: int, classes: Sequence[str]
-) -> dict[str, Any]:
+def _pooled(cells: Cells, seed: int, classes: Sequence[str]) -> dict[str, Any]:
     """Scores over the decisions of all folds of one seed."""
     chosen = [cell for (_, s), cell in cells.items() if s == seed]
     references = [label for cell in chosen for label in cell["references"]]
@@ -200,173 +235,114 @@ def _pooled(
     return metrics(references, hypotheses, classes)
 
 
-def table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return (header, rows): a row a system."""
-    over = f"{record['unit']}s"
-    header = ["system", "params", "in training", "MACs/s", f"weighted F1, mean of {over}"]
-    header += ["95 % CI", "pooled weighted F1", "UA", "accuracy", "F1 = 0", "vs baseline"]
-    header += ["s a training"]
-    stacks = any("stack_parameters" in row for row in record["systems"])
-    if stacks:
-        header.insert(2, "of the stack")
+def in_order(row: GridSystem) -> np.ndarray:
+    """Weighted F1 of a system by unit, in one order for all systems."""
+    by_unit = row.scores["weighted_f1"].by_unit
+    assert by_unit is not None
+    return _in_order(by_unit)
+
+
+def _in_order(by_unit: Mapping[str, float]) -> np.ndarray:
+    return np.array([by_unit[unit] for unit in sorted(by_unit)])
+
+
+def compare_units(baseline: str, after: np.ndarray, before: np.ndarray) -> Comparison:
+    """Compare weighted F1 by unit of a system and of its baseline, in one order."""
+    differences = after - before
+    return Comparison(
+        metric="weighted_f1",
+        baseline=baseline,
+        difference=float(differences.mean()),
+        interval=mean_interval(differences),
+        p=sign_flip_p(differences),
+    )
+
+
+# --- recognisers and translators: texts of one set, by seed
+
+
+def _texts(grid: config.Grid, cells: Sequence[Cell], target: str | None) -> dict[str, Any]:
+    names = TEXT_METRICS["asr" if target is None else "st"]
+    statistics = {name: statistics_of(name, target) for name in names}
+    by_system = _by_system(cells)
+    # By metric, then system, then seed: what the metric adds up, (utterances, k).
+    counts = {
+        name: {
+            system: {
+                seed: found.count(cell["references"], cell["hypotheses"])
+                for (_, seed), cell in of_system.items()
+            }
+            for system, of_system in by_system.items()
+        }
+        for name, found in statistics.items()
+    }
     rows = []
-    for row in record["systems"]:
-        missed = [name for name, value in row["per_class"].items() if value == 0]
-        cells = [row["system"], f"{row['parameters']:,}", f"{row['training_parameters']:,}"]
-        if stacks:
-            size = row.get("stack_parameters")
-            cells.insert(2, "none" if size is None else f"{size:,}")
-        cells += [macs(row["macs_per_second"])]
-        found = [_spread_text(row[k], over) for k in ("weighted_f1", "pooled", *METRICS[1:])]
-        cells += [found[0], _interval_text(_scores(row)), *found[1:], ", ".join(missed) or "none"]
-        rows.append([*cells, _versus(record, row), f"{row['training_seconds']:.0f}"])
-    return header, rows
+    for system in grid.systems:
+        base = () if grid.baseline in (None, system.name) else (grid.baseline,)
+        others = dict.fromkeys([*system.than, *base])
+        rows.append(
+            _row(
+                grid,
+                system.name,
+                list(by_system[system.name].values()),
+                scores={
+                    name: _text_value(counts[name][system.name], statistics[name]) for name in names
+                },
+                comparisons=[
+                    _text_comparison(str(other), system.name, counts[name], statistics[name])
+                    for other in others
+                    for name in names
+                ],
+                per_class=None,
+                confusion=None,
+            )
+        )
+    references = cells[0]["references"]
+    return {
+        "unit": "utterance",
+        "units": len(references),
+        "folds": 1,
+        "metrics": list(names),
+        "words": sum(len(line.split()) for line in references),
+        "target": target,
+        "signatures": {n: f.signature for n, f in statistics.items()} if target else None,
+        "classes": None,
+        "decisions": None,
+        "majority": None,
+        "systems": rows,
+    }
 
 
-def _scores(row: Mapping[str, Any]) -> np.ndarray:
-    """Weighted F1 by unit, in one order for all systems."""
-    return np.array([row["by_unit"][unit] for unit in sorted(row["by_unit"])])
+def _text_value(counts: Mapping[int, np.ndarray], statistics: Statistics) -> GridValue:
+    stacked = np.stack(list(counts.values()))
+    value, interval = mean_score(stacked, statistics.score)
+    each = statistics.score(stacked.sum(axis=1)).tolist()
+    return GridValue(
+        value=value,
+        interval=interval,
+        by_seed=dict(zip(map(str, counts), each, strict=True)),
+        over_seeds=stdev(each) if len(each) > 1 else None,
+    )
 
 
-def _interval_text(scores: np.ndarray, form: str = ".3f") -> str:
-    found = mean_interval(scores)
-    return "one" if found is None else f"{found[0]:{form}} to {found[1]:{form}}"
-
-
-def _versus(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    if row["difference"] is None:
-        return "no baseline" if record["baseline"] is None else "baseline"
-    if row["p"] is None:
-        return f"{row['difference']:+.3f} (too few to test)"
-    base = next(other for other in record["systems"] if other["system"] == record["baseline"])
-    interval = _interval_text(_scores(row) - _scores(base), "+.3f")
-    return f"{row['difference']:+.3f} ({interval}, p {p_value(row['p'])}, {_told(row)})"
-
-
-def class_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return (header, rows): F1 by class, pooled over folds, mean over seeds."""
-    rows = [
-        [row["system"], *(f"{row['per_class'][label]:.3f}" for label in record["classes"])]
-        for row in record["systems"]
-    ]
-    return ["F1 by class", *record["classes"]], rows
-
-
-def _told(row: Mapping[str, Any]) -> str:
-    if row["p"] >= SIGNIFICANT:
-        return "not told apart"
-    return "better" if row["difference"] > 0 else "worse"
-
-
-def _spread_text(value: Mapping[str, Any], unit: str) -> str:
-    parts = [
-        f"{value[key]:.3f} over {over}"
-        for key, over in (("over_units", unit), ("over_seeds", "seeds"))
-        if value[key] is not None
-    ]
-    return f"{value['mean']:.3f}" + (f" (sd {', '.join(parts)})" if parts else "")
-
-
-def notes(record: Mapping[str, Any]) -> list[str]:
-    """Return what must be read with the table."""
-    split = record["split"] or "the fixed split"
-    known = ", ".join(f"{name} {score:.3f}" for name, score in (record["known"] or {}).items())
-    return [
-        f"{split}: {record['folds']} folds, seeds {', '.join(map(str, record['seeds']))}, "
-        f"{record['decisions']} decisions a seed on {record['part']}; always naming the commonest "
-        f"class scores {record['majority']:.3f} pooled.",
-        *([f"known scores: {known}."] if known else []),
-        f"Intervals are Student's, over the {record['units']} {record['unit']}s. The test is a "
-        f"paired permutation test over {record['unit']}s, seeds averaged; folds share training "
-        "data, so a p just below 0.05 is weak evidence.",
-    ]
-
-
-def page_lines(record: Mapping[str, Any], folder: str) -> list[str]:
-    """Return the section of RESULTS.md."""
-    if text_grids.is_text_grid(record):
-        return text_grids.page_lines(record, folder)
-    name = record["grid"]
-    lines = [f"### Grid {name}", "", markdown(*table(record)), ""]
-    lines += [f"- {note}" for note in notes(record)]
-    lines += [f"- command: `{record['command']}`; commit {record['commit']}"]
-    lines += ["", markdown(*class_table(record)), ""]
-    lines += [f"![weighted F1 of grid {name}]({folder}/grids/{name}.svg)"]
-    if sweep(record):
-        lines += [f"![curve of grid {name}]({folder}/grids/{name}_curve.svg)"]
-    return [*lines, f"![confusions of grid {name}]({folder}/grids/{name}_confusion.svg)"]
-
-
-def sweep(record: Mapping[str, Any]) -> dict[float, Mapping[str, Any]]:
-    """Systems that differ in one number alone, by that number; empty if fewer than three do.
-
-    ``vary`` names them so: hrf_ratio-2, hrf_ratio-4, ...
-    """
-    found: dict[str, dict[float, Mapping[str, Any]]] = {}
-    for row in record["systems"]:
-        stem, _, value = row["system"].rpartition("-")
-        if stem and value.replace(".", "", 1).isdecimal():
-            found.setdefault(stem, {})[float(value)] = row
-    longest = max(found.values(), key=len, default={})
-    return dict(sorted(longest.items())) if len(longest) > 2 else {}
-
-
-def plot(record: Mapping[str, Any], folder: Path, kind: str = "png") -> list[Path]:
-    """Draw weighted F1 of all systems in their order, the curve of a sweep, the confusions."""
-    made = [folder / f"{record['grid']}.{kind}"]
-    names = [row["system"] for row in record["systems"]]
-    _plot_systems(record, made[0], names, record["systems"])
-    swept = sweep(record)
-    if swept:
-        made.append(folder / f"{record['grid']}_curve.{kind}")
-        _plot_systems(record, made[-1], list(swept), list(swept.values()))
-    made.append(folder / f"{record['grid']}_confusion.{kind}")
-    matrices = {row["system"]: row["confusion"] for row in record["systems"]}
-    plot_confusions(record["classes"], matrices, made[-1])
-    return made
-
-
-def _plot_systems(
-    record: Mapping[str, Any],
-    path: Path,
-    places: Sequence[str] | Sequence[float],
-    rows: Sequence[Mapping[str, Any]],
-) -> None:
-    """Draw weighted F1 over places: names of systems, or the numbers of a sweep."""
-    from espnet_ext.results.pages.plots import new_figure, save_figure
-
-    figure, (axis,) = new_figure(1)
-    means = [row["weighted_f1"]["mean"] for row in rows]
-    seeds = [row["weighted_f1"]["over_seeds"] or 0.0 for row in rows]
-    axis.errorbar(places, means, yerr=seeds, marker="o", capsize=3)
-    lines = {"commonest class": record["majority"], **(record["known"] or {})}
-    base = next((r for r in record["systems"] if r["system"] == record["baseline"]), None)
-    if base is not None:
-        lines[base["system"]] = base["weighted_f1"]["mean"]
-    for color, (name, value) in enumerate(lines.items(), 1):
-        axis.axhline(value, color=f"C{color}", linestyle=":", label=f"{name} {value:.3f}")
-    if len(places) > 0 and isinstance(places[0], str):
-        axis.tick_params(axis="x", rotation=90, labelsize=7)
-    else:
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(places, [f"{place:g}" for place in places])
-        axis.set_xlabel(rows[0]["system"].rpartition("-")[0].rpartition("_")[2])
-    axis.set(ylabel=f"weighted F1, mean of {record['unit']}s (bar: sd of seeds)")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=6)
-    save_figure(figure, path)
-
-
-def read_grids(folder: Path) -> list[dict[str, Any]]:
-    """Read and check ``<folder>/<dataset>_<task>/grids/*.json``.
-
-    Raises:
-        UserError: a file is not JSON or does not fit the schema.
-    """
-
-    def fits(value: Any, where: str) -> None:
-        is_text = isinstance(value, Mapping) and text_grids.is_text_grid(value)
-        (text_grids.TEXT_GRID if is_text else GRID)(value, where)
-
-    paths = sorted(folder.glob("*/grids/*.json"))
-    return [read_validated(path, fits, "publish that grid again") for path in paths]
+def _text_comparison(
+    baseline: str,
+    system: str,
+    counts: Mapping[str, Mapping[int, np.ndarray]],
+    statistics: Statistics,
+) -> Comparison:
+    """Compare two systems over the seeds that both were trained with."""
+    seeds = [seed for seed in counts[system] if seed in counts[baseline]]
+    first, second = (
+        np.stack([counts[name][seed] for seed in seeds]) for name in (baseline, system)
+    )
+    found = difference(first, second, statistics.score)
+    each = statistics.score(second.sum(axis=1)) - statistics.score(first.sum(axis=1))
+    return Comparison(
+        metric=statistics.metric,
+        baseline=baseline,
+        difference=float(each.mean()),
+        interval=None if found is None else found.interval,
+        p=None if found is None else found.p,
+        by_seed=dict(zip(map(str, seeds), each.tolist(), strict=True)),
+    )

@@ -1,33 +1,39 @@
-"""Scores of utterance classification: weighted F1 and what stands beside it, by scikit-learn.
+"""Scores of utterance classification: weighted F1, accuracies and F1 by class, by scikit-learn.
 
-Intervals and the paired test are the bootstrap of ``score.significance`` for a score that is no
-ratio of sums: what is drawn anew is the confusion matrix. Drawing n utterances with replacement
-is drawing the counts of its cells from the multinomial distribution with their shares.
+Weighted F1 is no ratio of sums, so the bootstrap draws confusion matrices: drawing n utterances
+with replacement is drawing the counts of the matrix's cells from the multinomial distribution
+with their shares.
 """
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.score.pairs import read_table
-from espnet_ext.score.significance.bootstrap import CONFIDENCE, RESAMPLES, SEED
+from espnet_ext.score.pairs import read_pairs
+from espnet_ext.score.significance.bootstrap import (
+    CONFIDENCE,
+    RESAMPLES,
+    SEED,
+    percentile_interval,
+    two_sided_p,
+)
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """Classes named and meant, by utterance or by speaker; all lists in one order."""
+    """Named and true classes, by utterance or by speaker; all lists in one order."""
 
     ids: list[str]
     references: list[str]
     hypotheses: list[str]
     speakers: list[str]
     classes: list[str]
-    baseline: list[str] | None = None  # what the run that is compared with named
+    baseline: list[str] | None = None  # named by the run that is compared with
 
 
 def read_decisions(
@@ -37,58 +43,37 @@ def read_decisions(
     classes: Sequence[str],
     baseline: str | os.PathLike | None = None,
 ) -> Decisions:
-    """Read what one set is scored from.
+    """Read the decisions about one set.
 
     Raises:
-        UserError: a file or an utterance is missing, too many or double, or a class is none of
-            ``classes``.
+        UserError: a file or an utterance is missing, unknown or duplicate, or a class is none
+            of ``classes``.
     """
-    table = read_table(reference)
-    if not table:
-        raise UserError(f"{reference}: no utterance in it; make it again (stage 1)")
-    ids = sorted(table)
-    speakers = read_table(utt2spk)
-    for name in ids:
-        if not speakers.get(name):
-            raise UserError(f"{utt2spk}: no speaker for utterance {name} of {reference}")
-    _check_classes(reference, table, classes)
-
-    def named(path: str | os.PathLike) -> list[str]:
-        found = read_table(path)
-        way_out = "decode that set again (stage 6)"
-        for name in ids:
-            if name not in found:
-                raise UserError(f"{path}: no class for utterance {name} of {reference}; {way_out}")
-        for name in found:
-            if name not in table:
-                raise UserError(f"{path}: utterance {name} is not in {reference}; {way_out}")
-        _check_classes(path, found, classes)
-        return [found[name] for name in ids]
-
+    pairs = read_pairs(reference, hypothesis, utt2spk, baseline, normalise=str, noun="class")
+    assert pairs.speakers is not None
+    for path, labels in (
+        (reference, pairs.references),
+        (hypothesis, pairs.hypotheses),
+        (baseline, pairs.baseline or []),
+    ):
+        for name, label in zip(pairs.ids, labels, strict=False):
+            if label not in classes:
+                raise UserError(f"{path}: {name}: no class {nearest(label, classes)}")
     return Decisions(
-        ids=ids,
-        references=[table[name] for name in ids],
-        hypotheses=named(hypothesis),
-        speakers=[speakers[name] for name in ids],
-        classes=list(classes),
-        baseline=None if baseline is None else named(baseline),
+        pairs.ids,
+        pairs.references,
+        pairs.hypotheses,
+        pairs.speakers,
+        list(classes),
+        pairs.baseline,
     )
-
-
-def _check_classes(
-    path: str | os.PathLike, table: Mapping[str, str], classes: Sequence[str]
-) -> None:
-    for name, label in table.items():
-        if label not in classes:
-            raise UserError(f"{path}: {name}: no class {nearest(label, classes)}")
 
 
 def vote(decisions: Decisions) -> Decisions:
     """Return one decision a speaker, by majority over the speaker's utterances.
 
     A tie goes to the class that is rarer in the references, then to the first in the alphabet:
-    with two classes and an even number of segments the rarer one is that which must not be
-    missed.
+    of two classes the rarer one is the one that must not be missed.
 
     Raises:
         UserError: a speaker has utterances of two classes.
@@ -125,29 +110,51 @@ def vote(decisions: Decisions) -> Decisions:
 def score_decisions(
     decisions: Decisions, set_name: str, method: str, unit: str, baseline_tag: str | None = None
 ) -> dict[str, Any]:
-    """Return the content of a score file (``report.schema.CLASS_SCORE``); rates are fractions."""
+    """Return the score, as ``results.schema.ClassScore`` has it; rates are fractions.
+
+    Args:
+        decisions: of the set.
+        set_name: name of the set, for the record.
+        method: the decoding method, for the record.
+        unit: utterance, or speaker where they vote.
+        baseline_tag: the run that ``decisions.baseline`` is from; needed if that is given.
+    """
     speakers = None if unit == "speaker" else decisions.speakers
+    number = len(set(decisions.speakers))
+    found = metrics(decisions.references, decisions.hypotheses, decisions.classes)
     cells = _cells(decisions, [decisions.hypotheses])
-    drawn = _draws(cells, len(decisions.classes), 1)
-    score = {
+    drawn, by_speaker = _both_draws(cells, len(decisions.classes), 1, speakers)
+    compared = []
+    if decisions.baseline is not None:
+        compared = [
+            {
+                "metric": "weighted_f1",
+                "baseline": baseline_tag,
+                "speakers": number,
+                **_difference(decisions, speakers),
+            }
+        ]
+    return {
+        "task": "cls",
         "set": set_name,
         "method": method,
+        "speakers": number,
+        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE},
+        "metrics": {
+            "weighted_f1": {
+                "value": found["weighted_f1"],
+                "interval": None if drawn is None else percentile_interval(drawn[0]),
+                "by_speaker": None if by_speaker is None else percentile_interval(by_speaker[0]),
+            },
+            "unweighted_accuracy": {"value": found["unweighted_accuracy"], "interval": None},
+            "accuracy": {"value": found["accuracy"], "interval": None},
+        },
+        "comparisons": compared,
         "unit": unit,
         "decisions": len(decisions.ids),
-        "speakers": len(set(decisions.speakers)),
         "classes": decisions.classes,
-        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE},
-        **metrics(decisions.references, decisions.hypotheses, decisions.classes),
-        "interval": None if drawn is None else _interval(drawn),
-        "interval_by_speaker": None,
-        "baseline": None,
+        **{key: found[key] for key in ("majority", "per_class", "confusion")},
     }
-    if speakers is not None:
-        by_speaker = _draws(cells, len(decisions.classes), 1, speakers)
-        score["interval_by_speaker"] = None if by_speaker is None else _interval(by_speaker)
-    if decisions.baseline is not None:
-        score["baseline"] = {"tag": baseline_tag, **_compare(decisions, speakers)}
-    return score
 
 
 def metrics(
@@ -156,8 +163,7 @@ def metrics(
     """Return weighted F1, unweighted accuracy (mean recall), accuracy, and all by class.
 
     The means are over the classes that the references have; a class that is never named
-    rightly stands with F1 = 0. ``majority`` is what naming the commonest class always would
-    score.
+    correctly has F1 = 0. ``majority`` is the score of always naming the commonest class.
     """
     from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
     from sklearn.metrics import precision_recall_fscore_support as by_class
@@ -175,7 +181,7 @@ def metrics(
         "unweighted_accuracy": float(recall[present].mean()),
         "accuracy": float(accuracy_score(references, hypotheses)),
         "majority": {
-            "class": commonest,
+            "name": commonest,
             "weighted_f1": float(f1_score(references, always, **options)),
         },
         "per_class": {
@@ -193,14 +199,14 @@ def metrics(
 
 def weighted_f1(confusion: np.ndarray) -> np.ndarray:
     """Return the weighted F1 of matrices (..., classes, classes), rows the references."""
-    right = np.diagonal(confusion, axis1=-2, axis2=-1)
+    correct = np.diagonal(confusion, axis1=-2, axis2=-1)
     meant, named = confusion.sum(-1), confusion.sum(-2)
-    f1 = 2 * right / np.maximum(meant + named, 1)
+    f1 = 2 * correct / np.maximum(meant + named, 1)
     return (f1 * meant).sum(-1) / meant.sum(-1)
 
 
 def _cells(decisions: Decisions, systems: Sequence[Sequence[str]]) -> np.ndarray:
-    """Number of the cell of each decision: reference, then what each system named."""
+    """Number of the cell of each decision: the reference, then the class of each system."""
     index = {label: i for i, label in enumerate(decisions.classes)}
     cells = np.array([index[label] for label in decisions.references])
     for system in systems:
@@ -237,28 +243,28 @@ def _draws(
     return np.stack(found)
 
 
-def _compare(decisions: Decisions, speakers: Sequence[str] | None) -> dict[str, Any]:
+def _both_draws(
+    cells: np.ndarray, classes: int, systems: int, speakers: Sequence[str] | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Weighted F1 of each system, utterances drawn, and speakers drawn where they are known."""
+    by_speaker = None if speakers is None else _draws(cells, classes, systems, speakers)
+    return _draws(cells, classes, systems), by_speaker
+
+
+def _difference(decisions: Decisions, speakers: Sequence[str] | None) -> dict[str, Any]:
     """The difference to the baseline on the same draws; positive if this run is better."""
     assert decisions.baseline is not None
     systems = [decisions.baseline, decisions.hypotheses]
-    values = [metrics(decisions.references, s, decisions.classes)["weighted_f1"] for s in systems]
-    cells = _cells(decisions, systems)
-    drawn = _draws(cells, len(decisions.classes), 2)
-    result: dict[str, Any] = {"difference": values[1] - values[0], "interval": None, "p": None}
-    if drawn is not None:
-        difference = drawn[1] - drawn[0]
-        tail = min(np.count_nonzero(difference <= 0), np.count_nonzero(difference >= 0))
-        result["interval"] = _interval(difference)
-        result["p"] = float(min(1.0, 2 * (tail + 1) / (RESAMPLES + 1)))
-    by_speaker = None
-    if speakers is not None:
-        by_speaker = _draws(cells, len(decisions.classes), 2, speakers)
-    result["interval_by_speaker"] = (
-        None if by_speaker is None else _interval(by_speaker[1] - by_speaker[0])
+    before, after = (
+        metrics(decisions.references, s, decisions.classes)["weighted_f1"] for s in systems
     )
-    return result
-
-
-def _interval(drawn: np.ndarray) -> list[float]:
-    tail = (1 - CONFIDENCE) / 2
-    return [float(q) for q in np.quantile(drawn, [tail, 1 - tail])]
+    drawn, by_speaker = (
+        None if found is None else found[1] - found[0]
+        for found in _both_draws(_cells(decisions, systems), len(decisions.classes), 2, speakers)
+    )
+    return {
+        "difference": after - before,
+        "interval": None if drawn is None else percentile_interval(drawn),
+        "p": None if drawn is None else two_sided_p(drawn),
+        "by_speaker": None if by_speaker is None else percentile_interval(by_speaker),
+    }

@@ -1,7 +1,7 @@
 """References and hypotheses of one set, read from Kaldi tables and paired by utterance id."""
 
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from espnet_ext.data.kaldi_dir import read_table
@@ -17,19 +17,20 @@ class Pairs:
     references: list[str]
     hypotheses: list[str]
     speakers: list[str] | None = None
-    baseline: list[str] | None = None  # hypotheses of the run that is compared with
+    baseline: list[str] | None = None  # of the run that is compared with
 
 
 def baseline_form(forms: Collection[str], variant: str, named: str) -> str | None:
-    """Choose the form of a baseline that ``variant`` of a run is compared with.
+    """Choose the deployed form of a baseline to compare with.
 
     Args:
         forms: in which the baseline was decoded.
-        variant: of the run.
-        named: the form asked for as TAG/VARIANT; empty if none was.
+        variant: deployed form of the run.
+        named: requested form, of TAG/VARIANT; empty if none was.
 
     Returns:
-        The named form, or else the same, ``merged``, or the only one; None if there is none.
+        The named form, or else that of the run, ``merged``, or the only one; None if there is
+        none.
     """
     for form in (named,) if named else (variant, "merged"):
         if form in forms:
@@ -43,14 +44,16 @@ def read_pairs(
     utt2spk: str | os.PathLike | None = None,
     baseline: str | os.PathLike | None = None,
     normalise: Callable[[str], str] = normalise_text,
+    noun: str = "hypothesis",
 ) -> Pairs:
-    """Read, check and normalise what one set is scored from.
+    """Read, check and normalise the texts, or the classes, of one set.
 
     Every reference needs exactly one hypothesis, a speaker if ``utt2spk`` is given, and a
-    hypothesis of the baseline if ``baseline`` is given. A hypothesis may be empty.
+    hypothesis of the baseline if ``baseline`` is given. A hypothesis may be empty. ``noun`` names
+    one in messages.
 
     Raises:
-        UserError: a file or an utterance is missing, too many or double, or a reference is
+        UserError: a file or an utterance is missing, unknown or duplicate, or a reference is
             empty once normalised.
     """
     table = read_table(reference)
@@ -71,35 +74,25 @@ def read_pairs(
         if missing:
             raise UserError(f"{utt2spk}: no speaker for {_some(missing)} of {reference}")
         speakers = [of_speaker[name] for name in ids]
-    return Pairs(
-        ids=ids,
-        references=references,
-        hypotheses=_hypotheses(hypothesis, reference, ids, normalise),
-        speakers=speakers,
-        baseline=(None if baseline is None else _hypotheses(baseline, reference, ids, normalise)),
-    )
 
+    def hypotheses(path: str | os.PathLike) -> list[str]:
+        found = read_table(path)
+        missing = [name for name in ids if name not in found]
+        if missing:
+            raise UserError(
+                f"{path}: no {noun} for {_some(missing)} of {reference}; "
+                "decode that set again (stage 6)"
+            )
+        extra = sorted(set(found).difference(ids))
+        if extra:
+            raise UserError(
+                f"{path}: {_some(extra)} not in {reference}; "
+                "both must be of the same set: decode it again (stage 6)"
+            )
+        return [normalise(found[name]) for name in ids]
 
-def _hypotheses(
-    path: str | os.PathLike,
-    reference: str | os.PathLike,
-    ids: Iterable[str],
-    normalise: Callable[[str], str],
-) -> list[str]:
-    table = read_table(path)
-    missing = [name for name in ids if name not in table]
-    if missing:
-        raise UserError(
-            f"{path}: no hypothesis for {_some(missing)} of {reference}; "
-            "decode that set again (stage 6)"
-        )
-    extra = sorted(set(table).difference(ids))
-    if extra:
-        raise UserError(
-            f"{path}: {_some(extra)} not in {reference}; "
-            "both must be of the same set: decode it again (stage 6)"
-        )
-    return [normalise(table[name]) for name in ids]
+    before = None if baseline is None else hypotheses(baseline)
+    return Pairs(ids, references, hypotheses(hypothesis), speakers, before)
 
 
 def _some(names: list[str]) -> str:

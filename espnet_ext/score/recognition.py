@@ -1,11 +1,12 @@
-"""The score of one set: rates, intervals, counts and the paired test, as one plain mapping."""
+"""The score of recognition of one set: error rates, intervals, counts and the paired test."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from espnet_ext.data.text import NORMALISATION
 from espnet_ext.score.pairs import Pairs
 from espnet_ext.score.significance.bootstrap import (
+    CONFIDENCE,
     RESAMPLES,
     SEED,
     bootstrap_interval,
@@ -23,69 +24,78 @@ def score_set(
     Args:
         pairs: the normalised texts.
         set_name: name of the set, for the record.
-        method: how the hypotheses were decoded, for the record.
-        baseline_tag: what ``pairs.baseline`` came from; needed if that is given.
+        method: the decoding method, for the record.
+        baseline_tag: the run that ``pairs.baseline`` is from; needed if that is given.
 
     Returns:
-        The content of a score file (``report.schema.SCORE`` describes it; rates are
-        fractions), and the alignment of the words.
+        The score, as ``results.schema.RecognitionScore`` has it (rates are fractions), and the
+        alignment of the words.
     """
     words = align_words(pairs.references, pairs.hypotheses)
     characters = align_characters(pairs.references, pairs.hypotheses)
-    score = {
+    score: dict[str, Any] = {
+        "task": "asr",
         "set": set_name,
         "method": method,
+        "speakers": None if pairs.speakers is None else len(set(pairs.speakers)),
+        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE},
+        "metrics": {
+            "wer": _value(words.errors, pairs.speakers),
+            "cer": _value(characters.errors, pairs.speakers),
+        },
+        "comparisons": [],
         "normalisation": NORMALISATION,
         "utterances": len(pairs.ids),
-        "speakers": None if pairs.speakers is None else len(set(pairs.speakers)),
         "words": int(words.errors.lengths.sum()),
         "characters": int(characters.errors.lengths.sum()),
-        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "confidence": 0.95},
-        "wer": _rate(words.errors, pairs.speakers),
-        "cer": _rate(characters.errors, pairs.speakers),
-        "baseline": None,
+        "errors": {"wer": _counts(words.errors), "cer": _counts(characters.errors)},
     }
     if pairs.baseline is not None:
         tested = mapsswe(pairs.references, pairs.baseline, pairs.hypotheses)
-        score["baseline"] = {
-            "tag": baseline_tag,
-            **_compare("wer", align_words, pairs, words.errors),
-            **_compare("cer", align_characters, pairs, characters.errors),
-            "mapsswe": {"segments": tested.segments, "z": tested.z, "p": tested.p},
+        compared = {
+            "wer": _difference(align_words, pairs, words.errors)
+            | {"mapsswe": {"segments": tested.segments, "z": tested.z, "p": tested.p}},
+            "cer": _difference(align_characters, pairs, characters.errors),
         }
+        score["comparisons"] = [
+            {"metric": metric, "baseline": baseline_tag, "speakers": score["speakers"], **found}
+            for metric, found in compared.items()
+        ]
     return score, words
 
 
-def _rate(errors: Errors, speakers: Sequence[str] | None) -> dict[str, Any]:
+def _value(errors: Errors, speakers: Sequence[str] | None) -> dict[str, Any]:
     by_speaker = None
     if speakers is not None:
         by_speaker = bootstrap_interval(errors.totals, errors.lengths, speakers)
     return {
         "value": errors.rate,
-        "interval": _listed(bootstrap_interval(errors.totals, errors.lengths)),
-        "interval_by_speaker": _listed(by_speaker),
+        "interval": bootstrap_interval(errors.totals, errors.lengths),
+        "by_speaker": by_speaker,
+    }
+
+
+def _counts(errors: Errors) -> dict[str, int]:
+    return {
         "substitutions": int(errors.substitutions.sum()),
         "insertions": int(errors.insertions.sum()),
         "deletions": int(errors.deletions.sum()),
     }
 
 
-def _compare(metric: str, align: Any, pairs: Pairs, errors: Errors) -> dict[str, Any]:
-    baseline = align(pairs.references, pairs.baseline).errors
-    found = paired_difference(baseline.totals, errors.totals, errors.lengths)
+def _difference(
+    align: Callable[[Sequence[str], Sequence[str]], Aligned], pairs: Pairs, errors: Errors
+) -> dict[str, Any]:
+    """The difference to the baseline on the same draws; negative if this run is better."""
+    assert pairs.baseline is not None
+    before = align(pairs.references, pairs.baseline).errors
+    found = paired_difference(before.totals, errors.totals, errors.lengths)
     by_speaker = None
     if pairs.speakers is not None:
-        by_speaker = paired_difference(
-            baseline.totals, errors.totals, errors.lengths, pairs.speakers
-        )
-    prefix = "" if metric == "wer" else f"{metric}_"
+        by_speaker = paired_difference(before.totals, errors.totals, errors.lengths, pairs.speakers)
     return {
-        f"{metric}_difference": errors.rate - baseline.rate,
-        f"{prefix}interval": None if found is None else list(found.interval),
-        f"{prefix}interval_by_speaker": (None if by_speaker is None else list(by_speaker.interval)),
-        f"{prefix}p": None if found is None else found.p,
+        "difference": errors.rate - before.rate,
+        "interval": None if found is None else found.interval,
+        "p": None if found is None else found.p,
+        "by_speaker": None if by_speaker is None else by_speaker.interval,
     }
-
-
-def _listed(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else list(interval)

@@ -1,7 +1,7 @@
-"""Scoring by NIST's own toolkit (Debian package sctk) against the references of its evaluations.
+"""Scoring by NIST's toolkit (Debian package sctk) against the references of its evaluations.
 
-Published error rates of Hub5 and RT tests are made so: contractions and spellings are mapped by a
-glm file, hesitations and fragments are optional, alternatives count as either.
+Published error rates of Hub5 and RT tests are computed by it: a glm file maps contractions and
+spellings, hesitations and fragments are optional, and of alternatives any counts.
 """
 
 import shutil
@@ -15,8 +15,8 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path
 
 _DEBIAN = Path("/usr/lib/sctk/bin")
-# What the references have as optional: without it a system loses nothing, with it at the wrong
-# place a word. It is taken out of hypotheses, as in Kaldi's scoring of these sets.
+# Optional in the references: a system that leaves them out loses nothing, one that has them at the
+# wrong place loses a word. They are removed from hypotheses, as in Kaldi's scoring of these sets.
 HESITATIONS = frozenset("uh um eh mm hm ah huh ha er oof hee ach eee ew".split())
 
 
@@ -44,15 +44,15 @@ class Counts:
 
 
 def ctm_lines(hypotheses: Mapping[str, str]) -> list[str]:
-    """Return hypotheses as a ctm file has them: ``file channel start seconds word``.
+    """Return hypotheses as lines of a ctm file: ``file channel start seconds word``.
 
     Words share the time of their utterance evenly, which is enough to find their segment.
 
     Args:
-        hypotheses: texts by ids that tell the recording, the channel and the time.
+        hypotheses: texts by ids that hold the recording, the channel and the time.
 
     Raises:
-        UserError: an id that tells nothing.
+        UserError: an id that does not.
     """
     rows = []
     for utterance, text in hypotheses.items():

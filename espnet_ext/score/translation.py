@@ -1,8 +1,8 @@
 """BLEU and chrF with 95 % intervals and a paired test: a thin layer over sacreBLEU.
 
 Post, "A Call for Clarity in Reporting BLEU Scores", WMT 2018 (sacreBLEU); Papineni et al., ACL
-2002 (BLEU); Popovic, WMT 2015 (chrF); Koehn, EMNLP 2004 (the bootstrap). The signatures that are
-returned say all that a number depends on.
+2002 (BLEU); Popovic, WMT 2015 (chrF); Koehn, EMNLP 2004 (the bootstrap). The signatures in a score
+say everything that a number depends on.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from sacrebleu.significance import PairedTest
 
 from espnet_ext.errors import UserError
 from espnet_ext.score.pairs import Pairs
+from espnet_ext.score.significance.bootstrap import CONFIDENCE
 
 RESAMPLES = 1000  # sacreBLEU's default
 SEED = 12345  # the same
@@ -31,43 +32,50 @@ def score_translations(
     Args:
         pairs: the texts.
         set_name: name of the set, for the record.
-        method: how the hypotheses were decoded, for the record.
+        method: the decoding method, for the record.
         target: language of the texts; sacreBLEU chooses its tokenizer by it.
-        baseline_tag: what ``pairs.baseline`` came from; needed if that is given.
+        baseline_tag: the run that ``pairs.baseline`` is from; needed if that is given.
 
     Returns:
-        The content of a score file (``report.schema`` describes it). BLEU and chrF are from 0 to
-        100. An interval is sacreBLEU's: mean of the resamples, plus and minus half the width of
+        The score, as ``results.schema.TranslationScore`` has it. BLEU and chrF are from 0 to 100.
+        An interval is sacreBLEU's: mean of the resamples, plus and minus half the width of
         their middle 95 %, cut off at 0. Segments are drawn, so segments of one speaker count as
         independent.
 
     Raises:
         UserError: sacreBLEU lacks what it needs to cut this language into words.
     """
-    score: dict[str, Any] = {
+    with _fixed_seed():
+        rated = {name: _rated(metric, pairs) for name, metric in metrics(target).items()}
+        compared = {} if pairs.baseline is None else _paired(pairs.baseline, pairs, target)
+    bleu = rated["bleu"]["score"]
+    return {
+        "task": "st",
         "set": set_name,
         "method": method,
+        "speakers": None if pairs.speakers is None else len(set(pairs.speakers)),
+        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE},
+        "metrics": {
+            name: {"value": float(found["score"].score), "interval": found["interval"]}
+            for name, found in rated.items()
+        },
+        "comparisons": [
+            {"metric": name, "baseline": baseline_tag, **found} for name, found in compared.items()
+        ],
         "target": target,
         "utterances": len(pairs.ids),
-        "speakers": None if pairs.speakers is None else len(set(pairs.speakers)),
         "words": sum(len(text.split()) for text in pairs.references),
-        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "confidence": 0.95},
+        "brevity_penalty": float(bleu.bp),
+        "precisions": [float(p) for p in bleu.precisions],
+        "signatures": {name: found["signature"] for name, found in rated.items()},
     }
-    with _fixed_seed():
-        for name, metric in metrics(target).items():
-            score[name] = _rated(metric, pairs)
-        score["baseline"] = None
-        if pairs.baseline is not None:
-            found = _paired(pairs.baseline, pairs, target)
-            score["baseline"] = {"tag": baseline_tag, **found}
-    return score
 
 
 def _bleu(target: str) -> BLEU:
-    # sacreBLEU knows languages without their regions.
+    # sacreBLEU knows languages without regions.
     language = target.replace("_", "-").partition("-")[0]
     try:
-        # force: a text that has blanks before full stops is scored as it is, without a warning.
+        # force: no warning about texts with blanks before full stops.
         return BLEU(trg_lang=language, force=True)
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -78,7 +86,7 @@ def _bleu(target: str) -> BLEU:
 
 
 def metrics(target: str) -> dict[str, Metric]:
-    """New metrics by name, since a metric remembers how it was last asked.
+    """Return new metrics by name: a metric's signature depends on its last call.
 
     Raises:
         UserError: sacreBLEU lacks what it needs to cut this language into words.
@@ -93,19 +101,17 @@ def _rated(metric: Metric, pairs: Pairs) -> dict[str, Any]:
     )
     interval = None
     if several:
-        interval = [max(0.0, float(found._mean - found._ci)), float(found._mean + found._ci)]
-    result = {"value": float(found.score), "interval": interval}
-    if isinstance(metric, BLEU):
-        result["brevity_penalty"] = float(found.bp)
-        result["precisions"] = [float(p) for p in found.precisions]
-    return result | {"signature": str(metric.get_signature())}
+        # Not public, but the only unrounded form of what sacreBLEU prints.
+        interval = (max(0.0, float(found._mean - found._ci)), float(found._mean + found._ci))
+    return {"score": found, "interval": interval, "signature": str(metric.get_signature())}
 
 
-def _paired(baseline: Sequence[str], pairs: Pairs, target: str) -> dict[str, Any]:
-    """Differences (this run minus the baseline) and sacreBLEU's two-sided p.
+def _paired(baseline: Sequence[str], pairs: Pairs, target: str) -> dict[str, dict[str, Any]]:
+    """Differences (this run minus the baseline) and sacreBLEU's two-sided p, by metric.
 
-    It is None where there is nothing to test: one segment, or the same hypotheses twice, for
-    which sacreBLEU's formula would give the smallest p of all.
+    The p is None where there is nothing to test: one segment, or the same hypotheses twice, for
+    which sacreBLEU's formula would give the smallest p of all. sacreBLEU draws no interval of a
+    difference; that of equal hypotheses is known.
     """
     found = metrics(target)
     names = {str(metric.corpus_score([""], [[""]]).name): key for key, metric in found.items()}
@@ -114,19 +120,22 @@ def _paired(baseline: Sequence[str], pairs: Pairs, target: str) -> dict[str, Any
         ("system", pairs.hypotheses),
     ]
     _, scores = PairedTest(systems, found, [pairs.references], "bs", RESAMPLES)()
-    result: dict[str, Any] = {}
-    testable = len(pairs.ids) > 1 and list(baseline) != list(pairs.hypotheses)
+    equal = list(baseline) == list(pairs.hypotheses)
+    result = {}
     for name, key in names.items():
         before, now = scores[name]
         assert not isinstance(before, str) and not isinstance(now, str)
-        result[f"{key}_difference"] = float(now.score - before.score)
-        result[f"{key}_p"] = now.p_value if testable else None
+        result[key] = {
+            "difference": float(now.score - before.score),
+            "interval": (0.0, 0.0) if equal else None,
+            "p": None if equal or len(pairs.ids) < 2 else now.p_value,
+        }
     return result
 
 
 @contextlib.contextmanager
 def _fixed_seed() -> Iterator[None]:
-    """sacreBLEU takes its seed from a variable of the environment only; and be quiet."""
+    """Fix sacreBLEU's seed, which it reads from the environment only, and mute its log."""
     before = os.environ.get("SACREBLEU_SEED")
     os.environ["SACREBLEU_SEED"] = str(SEED)
     logger = logging.getLogger("sacrebleu")

@@ -29,7 +29,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class Aligned:
-    """Counts, and what they were counted from: one list of tokens and edits per utterance."""
+    """Error counts, and the tokens and edits of each utterance that they were counted from."""
 
     errors: Errors
     references: list[list[str]]
@@ -69,7 +69,7 @@ def _aligned(output: jiwer.WordOutput | jiwer.CharacterOutput) -> Aligned:
 
 
 def alignment_lines(ids: Sequence[str], aligned: Aligned) -> Iterable[str]:
-    """Yield the alignment in the form of Kaldi's ``wer_per_utt_details.pl``.
+    """Yield the alignment in the format of Kaldi's ``wer_per_utt_details.pl``.
 
     Four lines per utterance: ``ref``, ``hyp``, ``op`` (C, S, I, D under each token, ``***``
     where a side has none) and ``#csid`` (how many of each).

@@ -16,13 +16,13 @@ from espnet_ext.data.text import collapse_blanks, normalise_text
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import Stamp, read_json, write_json, write_text
-from espnet_ext.results.schema import SCHEMA_VERSION
 from espnet_ext.score.classification import metrics, read_decisions, vote
 from espnet_ext.score.pairs import read_pairs
 from espnet_ext.stages.decode import decode
 from espnet_ext.stages.deploy import deploy
 from espnet_ext.stages.train import TrainOptions, train
 
+_CELL_VERSION = 2  # of what cell.json holds
 MADE_BY = ("commit", "versions", "machine")  # keys of train.json that a summary merges
 
 
@@ -100,7 +100,7 @@ class GridRun:
         inputs = [*experiment.training_files(), experiment.references(name)]
         inputs += [experiment.audio_list(name), *audio_inputs(experiment.data / name)]
         config = experiment.config.as_dict()
-        settings = [SCHEMA_VERSION, config, self.grid.part, list(self.espnet)]
+        settings = [_CELL_VERSION, config, self.grid.part, list(self.espnet)]
         return Stamp(path.parent / ".cell.done.json", settings, inputs)
 
     def _run_one(self, cell: Cell) -> str | None:

@@ -12,8 +12,9 @@ import yaml
 from sklearn.metrics import f1_score
 
 from espnet_ext.data.kaldi_dir import read_table
-from espnet_ext.results.grids import check
-from espnet_ext.results.schema import RESULT, validate
+from espnet_ext.results.grids import Grid
+from espnet_ext.results.schema import Result
+from espnet_ext.validation import parse
 from tests.fixtures import miniature
 from tests.fixtures.acted_voices import hedgewars
 from tests.fixtures.ssl_models import WIDTH, make_ssl
@@ -117,13 +118,13 @@ def test_all_stages_run_and_the_score_is_that_of_the_decisions(recipe):
         "12345678"
     )
     result = json.loads((recipe.path / "exp/tiny_s/result.json").read_text())
-    validate(result, RESULT, "result.json")
+    parse(Result, result, "result.json")
     named = read_table(recipe.path / "exp/tiny_s/decode/merged/classify/test/text")
     meant = read_table(recipe.path / "data/test/label")
     assert list(named) == list(meant)
     expected = f1_score(list(meant.values()), list(named.values()), average="weighted")
     score = result["scores"][0]
-    assert score["weighted_f1"] == pytest.approx(expected, abs=1e-9)
+    assert score["metrics"]["weighted_f1"]["value"] == pytest.approx(expected, abs=1e-9)
     assert (recipe.path / "exp/tiny_s/images/confusion_test.png").is_file()
     # Tones are learnt: more than naming one class always.
     assert expected > score["majority"]["weighted_f1"]
@@ -182,7 +183,7 @@ def test_a_grid_runs_in_parts_goes_on_and_is_summarised(recipe):
     assert len(logs) == 12
     assert not any("rtf" in log for log in logs)  # other trainings ran beside them
     record = json.loads((folder / "grid.json").read_text())
-    check(record, "grid.json")
+    parse(Grid, record, "grid.json")
     assert [s["system"] for s in record["systems"]] == ["hrf_sites-ffn", "hrf_sites-all"]
     assert (record["folds"], record["decisions"]) == (3, 47)
     small, large = record["systems"]
@@ -216,7 +217,7 @@ def test_features_of_a_self_supervised_model_go_through_all_stages(recipe):
     done = recipe.call(recipe.path / "run.sh", *words)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     result = json.loads((recipe.path / "exp/ssl_s/result.json").read_text())
-    validate(result, RESULT, "result.json")
+    parse(Result, result, "result.json")
     assert result["config"]["frontend"] == "ssl"
     # Half as many frames as log-mel has, each of the model's width.
     stock = yaml.safe_load((recipe.path / "exp/ssl_s/deploy/merged/config.yaml").read_text())

@@ -370,8 +370,8 @@ def test_a_recogniser_with_a_mimic_is_fine_tuned_and_decoded(tmp_path_factory):
             succeed(recipe, verb, config)
         for verb in ("decode", "score"):
             succeed(recipe, verb, config, "--sets", "test")
-    score = json.loads((recipe / "exp/part_s/score/merged/ctc_greedy/test.json").read_text())
-    assert score["baseline"]["tag"] == "whole_s"
+    found = json.loads((recipe / "exp/part_s/score/merged/ctc_greedy/test.json").read_text())
+    assert found["score"]["comparisons"][0]["baseline"] == "whole_s"
     sizes = [
         json.loads((recipe / f"exp/{tag}/deploy/merged/deploy.json").read_text())["parameters"]
         for tag in ("whole_s", "part_s")

@@ -16,7 +16,8 @@ import yaml
 from espnet_ext.config.training import load_config
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.experiment import Experiment
-from espnet_ext.results.schema import RESULT, validate
+from espnet_ext.results.schema import Result
+from espnet_ext.validation import parse
 from tests.fixtures import forked, miniature
 from tests.fixtures.stock import stock_decoding
 
@@ -76,13 +77,14 @@ def test_all_stages_run_and_the_table_is_printed(recipe):
     done = re.findall(r"^== stage (\d): done", recipe.first.stdout, re.MULTILINE)
     assert done == list("12345678")
     rows = [line for line in recipe.first.stdout.splitlines() if line.startswith("| tiny")]
-    assert [row.split("|")[2].strip() for row in rows] == list(METHODS)
+    cells = [tuple(cell.strip() for cell in row.split("|")[2:4]) for row in rows]
+    assert cells == [(method, name) for method in METHODS for name in SETS]
     assert recipe.first.stderr == ""
 
 
 def test_the_result_validates_and_its_scores_are_those_of_the_texts(recipe):
     result = recipe.read("result.json")
-    validate(result, RESULT, "result.json")
+    parse(Result, result, "result.json")
     scores = {(s["method"], s["set"]): s for s in result["scores"]}
     assert set(scores) == {(m, s) for m in METHODS for s in SETS}
     for (method, name), score in scores.items():
@@ -90,7 +92,7 @@ def test_the_result_validates_and_its_scores_are_those_of_the_texts(recipe):
         found = recipe.text(method, name)
         assert list(found) == list(references)
         wer = jiwer.wer(list(references.values()), [found[u] for u in references])
-        assert score["wer"]["value"] == pytest.approx(wer, abs=1e-9)
+        assert score["metrics"]["wer"]["value"] == pytest.approx(wer, abs=1e-9)
         # The tones are learnt: a model that has learnt nothing scores 1.
         assert 0 <= wer < 0.9
 

@@ -12,8 +12,9 @@ import sacrebleu
 import yaml
 
 from espnet_ext.data.kaldi_dir import read_table
-from espnet_ext.results import text_grids
-from espnet_ext.results.schema import RESULT, validate
+from espnet_ext.results.grids import Grid
+from espnet_ext.results.schema import Result
+from espnet_ext.validation import parse
 from tests.fixtures import forked, translated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,7 +133,7 @@ def recipes(tmp_path_factory):
 
 def result_of(recipes, name, tag):
     found = json.loads((recipes.path(name) / f"exp/{tag}/result.json").read_text())
-    validate(found, RESULT, "result.json")
+    parse(Result, found, "result.json")
     return found
 
 
@@ -145,13 +146,13 @@ def test_all_stages_run_and_the_score_is_that_of_the_texts(recipes):
     assert list(meant) == list(said)
     texts = list(said.values()), [list(meant.values())]
     expected = sacrebleu.corpus_chrf(*texts).score
-    assert score["chrf"]["value"] == pytest.approx(expected, abs=1e-9)
-    assert score["bleu"]["value"] == pytest.approx(
+    assert score["metrics"]["chrf"]["value"] == pytest.approx(expected, abs=1e-9)
+    assert score["metrics"]["bleu"]["value"] == pytest.approx(
         sacrebleu.corpus_bleu(*texts, tokenize="zh").score, abs=1e-9
     )
-    assert "tok:zh" in score["bleu"]["signature"]
-    assert score["baseline"]["tag"] == "plain_xs"
-    assert "test BLEU (95 % CI)" in recipes.told["residual_xs"][-1]
+    assert "tok:zh" in score["signatures"]["bleu"]
+    assert {found["baseline"] for found in score["comparisons"]} == {"plain_xs"}
+    assert "BLEU (95 % CI)" in recipes.told["residual_xs"][-1]
     sizes = [result_of(recipes, "covost2/st1", t)["parameters"]["total"] for t in CONFIGS]
     assert sizes[1] < sizes[2] < sizes[0]
 
@@ -191,7 +192,7 @@ def test_a_grid_trains_in_its_order_and_scores_the_texts(recipes):
     done = recipes.verb("covost2/st1", "grid", "conf/grid_tiny.yaml", "--nj", "2")
     assert done.code == 0, done.stdout[-2000:] + done.stderr[-2000:]
     record = json.loads((folder / "exp/grid_tiny/grid.json").read_text())
-    text_grids.check(record, "grid.json")
+    parse(Grid, record, "grid.json")
     meant = list(read_table(folder / "data/test/text.zh-CN").values())
     for row in record["systems"]:
         for seed in (1, 2):
@@ -207,8 +208,9 @@ def test_a_grid_trains_in_its_order_and_scores_the_texts(recipes):
     start = "exp/grid_tiny/share/fixed_s2/valid.loss.ave.pth"
     trained = yaml.safe_load((folder / "exp/grid_tiny/residual/fixed_s2/config.yaml").read_text())
     assert trained["init_param"] == [start]
-    pair = record["systems"][1]["than"]["share"]["bleu"]
-    assert pair["seeds"] == [1, 2]
+    (bleu, _) = record["systems"][1]["comparisons"]
+    assert (bleu["metric"], bleu["baseline"]) == ("bleu", "share")
+    assert list(bleu["by_seed"]) == ["1", "2"]
     again = recipes.verb("covost2/st1", "grid", "conf/grid_tiny.yaml", "--dry_run")
     assert "4 of 4 done" in again.stdout
     (folder / start).unlink()  # what started from it is not done any more, nor a fault

@@ -1,8 +1,8 @@
-"""How sure an error rate is, and a difference of two: the bootstrap of Bisani and Ney (2004).
+"""Intervals of an error rate, and of the difference of two, by the bootstrap.
 
 Bisani, Ney: "Bootstrap estimates for confidence intervals in ASR performance evaluation",
-ICASSP 2004. Utterances (or whole speakers) are drawn with replacement and the pooled error
-rate is computed anew on each draw; scipy does the drawing.
+ICASSP 2004. Utterances (or whole speakers) are drawn with replacement, and the pooled error
+rate is computed for each draw; scipy draws.
 """
 
 from collections.abc import Sequence
@@ -39,12 +39,12 @@ def bootstrap_interval(
         errors: errors per utterance, shape (utterances,).
         lengths: reference tokens per utterance, shape (utterances,), all above 0.
         groups: speaker of each utterance; whole speakers are then drawn, which is the honest
-            interval where speakers are few, since their utterances are not independent.
+            interval where speakers are few: their utterances are not independent.
         resamples: number of draws.
         seed: of the draws.
 
     Returns:
-        (low, high), or None if there is one utterance (speaker) only and nothing to draw.
+        (low, high), or None for one utterance (speaker): there is nothing to draw from.
     """
     result = _draw(errors, lengths, groups, resamples, seed)
     return None if result is None else _interval(result)
@@ -69,20 +69,33 @@ def paired_difference(
         seed: of the draws.
 
     Returns:
-        The difference of the rates, its 95 % interval, and a two-sided p: twice the share of
-        draws in which the sign is not the likelier one (at least 2 / (resamples + 1), at most
-        1). None if there is one utterance (speaker) only.
+        The difference of the rates, its 95 % interval and its p. None for one utterance
+        (speaker).
     """
     result = _draw(second - first, lengths, groups, resamples, seed)
     if result is None:
         return None
-    drawn = result.bootstrap_distribution
-    tail = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
     return Difference(
         value=float((second - first).sum() / lengths.sum()),
         interval=_interval(result),
-        p=float(min(1.0, 2 * (tail + 1) / (resamples + 1))),
+        p=two_sided_p(result.bootstrap_distribution),
     )
+
+
+def two_sided_p(drawn: np.ndarray) -> float:
+    """Return the p of a difference of 0 from drawn differences (draws,).
+
+    It is twice the share of draws with the rarer sign: at least 2 / (draws + 1), at most 1.
+    """
+    tail = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
+    return float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
+
+
+def percentile_interval(drawn: np.ndarray) -> tuple[float, float]:
+    """Return the middle 95 % of drawn scores (draws,)."""
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _draw(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 
@@ -13,57 +14,46 @@ PERMUTATIONS = 10_000
 
 
 @dataclass(frozen=True)
-class Spread:
+class FoldSummary:
     """A score over folds and seeds."""
 
     mean: float  # of the means over seeds of all folds
-    over_folds: float | None  # deviation of these means; None for one fold
-    over_seeds: float | None  # deviation of the means over folds of each seed; None for one seed
-    folds: int
-    seeds: int
+    sd_folds: float | None  # of these means; None for one fold
+    sd_seeds: float | None  # of the means over folds of each seed; None for one seed
 
 
-def spread(scores: Mapping[tuple[str, int], float]) -> Spread:
+def summarise(scores: Mapping[tuple[str, int], float]) -> FoldSummary:
     """Summarise scores by (fold, seed).
 
     Raises:
         ValueError: a pair is missing.
     """
-    folds, seeds = (sorted({key[i] for key in scores}, key=str) for i in (0, 1))
+    folds, seeds = ({key[i] for key in scores} for i in (0, 1))
     if len(scores) != len(folds) * len(seeds):
         raise ValueError("not every fold has every seed")
-    by_fold = [mean(scores[fold, seed] for seed in seeds) for fold in folds]  # type: ignore[index]
-    by_seed = [mean(scores[fold, seed] for fold in folds) for seed in seeds]  # type: ignore[index]
-    return Spread(
+    by_fold = mean_by(scores, 0).values()
+    by_seed = mean_by(scores, 1).values()
+    return FoldSummary(
         mean=mean(by_fold),
-        over_folds=stdev(by_fold) if len(by_fold) > 1 else None,
-        over_seeds=stdev(by_seed) if len(by_seed) > 1 else None,
-        folds=len(folds),
-        seeds=len(seeds),
+        sd_folds=stdev(by_fold) if len(by_fold) > 1 else None,
+        sd_seeds=stdev(by_seed) if len(by_seed) > 1 else None,
     )
 
 
-def paired_p(
-    first: Mapping[tuple[str, int], float], second: Mapping[tuple[str, int], float]
-) -> float | None:
-    """Return the two-sided p of a paired permutation test over folds, seeds averaged first.
-
-    Under the hypothesis of no difference the sign of each fold's difference is a coin's. Folds
-    share training data, so the test is somewhat bold: a p just below 0.05 is weak evidence.
-
-    Returns:
-        None for fewer than two folds.
-    """
-    folds = sorted({fold for fold, _ in first})
-    before, after = (
-        np.array([mean(v for (f, _), v in scores.items() if f == fold) for fold in folds])
-        for scores in (first, second)
-    )
-    return sign_flip_p(after - before)
+def mean_by(scores: Mapping[tuple[str, int], float], part: int) -> dict[Any, float]:
+    """Return the means of scores by (fold, seed), for each fold (0) or each seed (1)."""
+    found: dict[Any, list[float]] = {}
+    for key, value in scores.items():
+        found.setdefault(key[part], []).append(value)
+    return {key: mean(values) for key, values in found.items()}
 
 
 def sign_flip_p(differences: np.ndarray) -> float | None:
-    """Return the two-sided p of a mean of 0, by flipping signs of differences (folds,).
+    """Return the two-sided p of a paired permutation test of differences (folds,).
+
+    Seeds are averaged before. If the systems are equal, each fold's difference has either sign
+    with the same probability. Folds share training data, so the test is somewhat bold: a p just
+    below 0.05 is weak evidence.
 
     Returns:
         None for fewer than two folds.
@@ -86,7 +76,7 @@ def sign_flip_p(differences: np.ndarray) -> float | None:
 def mean_interval(differences: np.ndarray) -> tuple[float, float] | None:
     """Return Student's 95 % interval of the mean of differences (folds,).
 
-    Not a bootstrap, which is too narrow for the five folds that some corpora have.
+    The bootstrap is too narrow for the five folds that some corpora have.
 
     Returns:
         None for fewer than two folds.

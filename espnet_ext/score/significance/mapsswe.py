@@ -2,11 +2,10 @@
 
 Gillick, Cox: "Some statistical issues in the comparison of speech recognition algorithms", ICASSP
 1989; Pallett, Fisher, Fiscus: "Tools for the analysis of benchmark speech recognition tests",
-ICASSP 1990. Errors of one utterance depend on each other, but hardly on what stands beyond a few
-words that both systems have right. Utterances are therefore cut into segments there, and the
-difference of the two systems' errors is tested over segments. Which words a segment holds depends
-on the alignment, so it is sclite's, whose costs are 3, 3 and 4; jiwer and kaldialign break ties in
-other ways.
+ICASSP 1990. Errors of one utterance depend on each other, but hardly across a few words that both
+systems recognise. Utterances are therefore cut into segments there, and the difference of the two
+systems' errors is tested over segments. The segments depend on the alignment, so it is that of
+sclite, whose costs are 3, 3 and 4; jiwer and kaldialign break ties in other ways.
 """
 
 import math
@@ -73,8 +72,9 @@ def z_statistic(differences: Sequence[int]) -> float | None:
 def segment_errors(first: str, second: str, buffer: int = BUFFER) -> list[tuple[int, int]]:
     """Cut one utterance into segments and count both systems' errors in each.
 
-    A segment ends after ``buffer`` words in a row that both systems have right, with nothing
-    inserted between them, and at the end of the utterance. Segments without an error are none.
+    A segment ends after ``buffer`` words in a row that both systems recognise, with nothing
+    inserted between them, and at the end of the utterance. A segment without an error does not
+    count.
 
     Args:
         first: operations of an alignment as of ``align``.
@@ -100,7 +100,7 @@ def segment_errors(first: str, second: str, buffer: int = BUFFER) -> list[tuple[
 
 
 def _by_word(operations: str) -> list[tuple[int, str]]:
-    """Each reference word's operation with the insertions before it; last those at the end."""
+    """The insertions before each reference word, with its operation; then those at the end."""
     found, inserted = [], 0
     for operation in operations:
         if operation == "I":
@@ -114,8 +114,8 @@ def _by_word(operations: str) -> list[tuple[int, str]]:
 def align(reference: Sequence[str], hypothesis: Sequence[str]) -> str:
     """Align as sclite does; return a letter for each step: C, S, D or I.
 
-    Costs are 4 for a substitution, 3 for a deletion or an insertion. Of equal costs the diagonal
-    is taken first, then the insertion, then the deletion, from the ends of the texts on.
+    Costs are 4 for a substitution, 3 for a deletion or an insertion. Ties go to the diagonal, then
+    to the insertion, then to the deletion, from the ends of the texts on.
     """
     if reference == hypothesis:
         return "C" * len(reference)

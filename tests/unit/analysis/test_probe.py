@@ -85,7 +85,7 @@ def test_similarity(recipe):
     both = np.mean([record["knn_by_k"][k] for k in ("2", "4")], axis=0)
     np.testing.assert_allclose(record["knn"], both)
     root = recipe.parents[2]
-    page = (root / "RESULTS.md").read_text()
+    page = (root / "results/toy_probe1/README.md").read_text()
     assert "### Similarity of layers: model_train" in page
     assert (root / "results/toy_probe1/similarity/model_train.svg").is_file()
     assert (recipe / "exp/similarity/model_train.png").stat().st_size > 10000

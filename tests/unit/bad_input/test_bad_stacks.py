@@ -10,7 +10,7 @@ import torch
 from espnet_ext.encoders.pretrained.load import load_stack
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
-from espnet_ext.results.pages.layers import read_stacks
+from espnet_ext.results.store import read_results
 from tests.fixtures import forked, probe, speech_models
 
 
@@ -235,4 +235,4 @@ def test_a_broken_record_is_named(tmp_path, kind, content, says):
     path.parent.mkdir(parents=True)
     path.write_text(content)
     with pytest.raises(UserError, match=rf"small\.json: {says}"):
-        read_stacks(tmp_path)
+        read_results(tmp_path)

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from espnet_ext.results.benchmarks import read_benchmarks
-from espnet_ext.results.pages.main import results_page
-from espnet_ext.results.run import read_results
+from espnet_ext.results.pages.index import pages
+from espnet_ext.results.store import read_results
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = ROOT / "benchmarks/stack_time.py"
@@ -40,7 +39,7 @@ def test_it_counts_and_times_all_systems(tmp_path):
     words += ["--seconds", "1", "--repeats", "3", "--warmup", "1", "--json", str(out)]
     done = call(*words)
     assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
+    found = json.loads(out.read_text())["measured"]
     rows = found["systems"]
     assert list(rows) == ["whole", "front", "without 1", "mimic linear:8"]
     assert all(len(row["rounds"]) == 3 for row in rows.values())
@@ -58,10 +57,13 @@ def test_it_counts_and_times_all_systems(tmp_path):
     assert macs["mimic linear:8"] - macs["front"] == 50 * 2 * 16 * 8
     one = 50 * (4 * 16 * 16 + 2 * 16 * 24) + 2 * 50 * 50 * 16
     assert macs["whole"] - macs["without 1"] == one
-    out.rename(tmp_path / "stack_time.small.json")
-    assert read_results(tmp_path) == []  # it is no run
-    page = results_page([], benchmarks=read_benchmarks(tmp_path))
-    assert "### small" in page
+    target = tmp_path / "results/benchmarks/stack_time.small.json"
+    target.parent.mkdir(parents=True)
+    out.rename(target)
+    results = read_results(tmp_path / "results")
+    assert results.runs == {}  # it is no run
+    page = pages(results, {}, tmp_path / "results")[target.with_name("README.md")]
+    assert "## Time of stacks, whole and mimicked: small" in page
     assert f"| mimic linear:8 | {rows['mimic linear:8']['parameters']:,} " in page
     assert shlex.join(["python", "benchmarks/stack_time.py", *words]) in page
 

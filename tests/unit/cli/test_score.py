@@ -1,7 +1,6 @@
 """The verb `score`, on texts made on the spot."""
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,8 @@ import pytest
 
 from espnet_ext.cli import score as verb
 from espnet_ext.errors import UserError
-from espnet_ext.results.schema import SCORE_FILE, validate
+from espnet_ext.results.schema import RecognitionScore, ScoreFile
+from espnet_ext.validation import read_model
 from tests.fixtures.texts import sentences, spoilt, write_table
 
 
@@ -18,6 +18,11 @@ def parse(*arguments: str):
     parser = argparse.ArgumentParser()
     verb.add_arguments(parser)
     return parser.parse_args(list(arguments))
+
+
+def read(path) -> RecognitionScore:
+    """The score in a file, which must fit its schema."""
+    return read_model(ScoreFile, Path(path), "score again").score
 
 
 @pytest.fixture
@@ -49,9 +54,8 @@ def test_verb_scores_sets_and_is_then_up_to_date(recipe, capsys):
         "unseen.ali.txt",
         "unseen.json",
     ]
-    score = json.loads((folder / "unseen.json").read_text())
-    validate(score, SCORE_FILE, "unseen")
-    assert score["baseline"]["tag"] == "base_xs" and score["set"] == "unseen"
+    score = read(folder / "unseen.json")
+    assert score.baseline == "base_xs" and score.set == "unseen"
     assert len((folder / "test.ali.txt").read_text().splitlines()) == 4 * 30
     before = (folder / "test.json").stat().st_mtime_ns
     capsys.readouterr()
@@ -63,34 +67,34 @@ def test_verb_scores_sets_and_is_then_up_to_date(recipe, capsys):
 def test_verb_scores_again_when_hypotheses_or_baseline_change(recipe, capsys):
     verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
     output = Path("exp/hrf_xs/score/merged/ctc_greedy/test.json")
-    first = json.loads(output.read_text())
+    first = read(output)
     hypothesis = Path("exp/hrf_xs/decode/merged/ctc_greedy/test/text")
     hypothesis.write_text(Path("data/test/text").read_text())
     verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    second = json.loads(output.read_text())
-    assert first["wer"]["value"] > 0 and second["wer"]["value"] == 0
+    second = read(output)
+    assert first.metrics["wer"].value > 0 and second.metrics["wer"].value == 0
     baseline = Path("exp/base_xs/decode/merged/ctc_greedy/test/text")
     baseline.write_text(Path("data/test/text").read_text())
     verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    assert json.loads(output.read_text())["baseline"]["p"] == 1.0
+    assert read(output).compared().p == 1.0
     output.write_text("{")  # half a file, as of a killed writer
     verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    assert json.loads(output.read_text())["wer"]["value"] == 0
+    assert read(output).metrics["wer"].value == 0
 
 
 def test_verb_without_the_configs_baseline_scores_without_a_test(recipe, capsys):
     Path("exp/base_xs").rename("exp/gone")
     verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    score = json.loads(Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text())
-    assert score["baseline"] is None
+    score = read("exp/hrf_xs/score/merged/ctc_greedy/test.json")
+    assert score.baseline is None
     assert "no paired test" in capsys.readouterr().out
 
 
 def test_verb_takes_the_baselines_only_variant(recipe):
     Path("exp/base_xs/decode/merged").rename("exp/base_xs/decode/plain")
     verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    score = json.loads(Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text())
-    assert score["baseline"]["tag"] == "base_xs"
+    score = read("exp/hrf_xs/score/merged/ctc_greedy/test.json")
+    assert score.baseline == "base_xs"
 
 
 def test_verb_takes_the_baselines_merged_form_of_several(recipe):
@@ -98,8 +102,8 @@ def test_verb_takes_the_baselines_merged_form_of_several(recipe):
     write_table(rounded, ["u"], ["x"])
     Path("exp/hrf_xs/decode/merged").rename("exp/hrf_xs/decode/2L-8-4b")
     verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test", "--variant", "2L-8-4b"))
-    score = json.loads(Path("exp/hrf_xs/score/2L-8-4b/ctc_greedy/test.json").read_text())
-    assert score["baseline"]["tag"] == "base_xs"
+    score = read("exp/hrf_xs/score/2L-8-4b/ctc_greedy/test.json")
+    assert score.baseline == "base_xs"
 
 
 @pytest.mark.parametrize(
@@ -155,27 +159,29 @@ def test_plain_files_with_baseline(recipe, capsys):
     arguments += ["--hyp", "exp/hrf_xs/decode/merged/ctc_greedy/test/text"]
     arguments += ["--baseline-hyp", "exp/base_xs/decode/merged/ctc_greedy/test/text"]
     verb.run(parse(*arguments))
-    score = json.loads(Path("scored/score.json").read_text())
-    assert score["set"] == "test" and score["speakers"] == 5
-    assert score["baseline"]["wer_difference"] < 0
+    score = read("scored/score.json")
+    assert score.set == "test" and score.speakers == 5
+    assert score.compared("wer").difference < 0
     assert Path("scored/score.ali.txt").is_file()
     verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    staged = json.loads(Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text())
-    assert staged["wer"] == score["wer"] and staged["cer"] == score["cer"]
+    staged = read("exp/hrf_xs/score/merged/ctc_greedy/test.json")
+    assert staged.metrics == score.metrics and staged.errors == score.errors
 
 
 def test_any_two_runs_and_forms_compare_beside_the_runs_own_scores(recipe):
     verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
-    own = Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text()
+    own = Path("exp/hrf_xs/score/merged/ctc_greedy/test.json")
+    before = own.read_text()
     other = Path("exp/hrf_xs/decode/4bit/ctc_greedy/test/text")
     write_table(other, *zip(*_shuffled("data/test/text"), strict=True))
     arguments = ["conf/train_hrf_xs.yaml", "--sets", "test", "--out", "compared"]
     verb.run(parse(*arguments, "--baseline", "hrf_xs/4bit"))
-    found = json.loads(Path("compared/ctc_greedy/test.json").read_text())
-    assert found["baseline"]["tag"] == "hrf_xs/4bit" and found["baseline"]["wer_difference"] < 0
-    assert found["baseline"]["mapsswe"]["p"] < 1e-6 and found["baseline"]["mapsswe"]["z"] < 0
-    assert Path("exp/hrf_xs/score/merged/ctc_greedy/test.json").read_text() == own
-    assert json.loads(own)["wer"] == found["wer"]
+    score = read("compared/ctc_greedy/test.json")
+    found = score.compared("wer")
+    assert found.baseline == "hrf_xs/4bit" and found.difference < 0
+    assert found.mapsswe.p < 1e-6 and found.mapsswe.z < 0
+    assert own.read_text() == before
+    assert read(own).metrics["wer"] == score.metrics["wer"]
 
 
 def _shuffled(reference):

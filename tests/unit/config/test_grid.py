@@ -12,8 +12,12 @@ from espnet_ext.config.training import load_config
 from espnet_ext.data.corpora.corpus import read_folds, write_folds
 from espnet_ext.data.kaldi_dir import Utterance, read_data_dir
 from espnet_ext.errors import UserError
-from espnet_ext.results import grids, text_grids
+from espnet_ext.results.grids import Grid, summary
+from espnet_ext.results.pages.grids import comparisons, scores_table
+from espnet_ext.results.plots.grids import plot_grid
+from espnet_ext.results.schema import SCHEMA_VERSION, as_json
 from espnet_ext.stages.grid import GridRun, part_of, waves
+from espnet_ext.validation import parse
 
 BASE = {
     "encoder": "conformer",
@@ -172,39 +176,39 @@ def cell(system, fold, seed, hypotheses):
     }
 
 
+def checked(found) -> Grid:
+    """A summary with an origin, which must fit its schema."""
+    origin = {"schema_version": SCHEMA_VERSION, "dataset": "d", "task": "t", "commit": "c"}
+    origin |= {"versions": {"python": "3"}, "machine": {"cpu": "x"}, "command": "espnet-ext grid"}
+    return parse(Grid, origin | found, "grid")
+
+
 def test_the_summary_of_a_grid(tmp_path):
     grid = read_grid(write(tmp_path, GRID))
     right, always = ["joy", "sad", "joy", "sad"], ["joy"] * 4
     cells = [cell("light", f, s, always) for f in "xy" for s in (1, 2)]
     cells += [cell("better", f, s, right if f == "x" else always) for f in "xy" for s in (1, 2)]
-    record = {
-        "dataset": "d",
-        "task": "t",
-        **grids.summary(grid, cells, ["joy", "sad"]),
-        "commit": "c",
-        "versions": {"python": "3"},
-        "machine": {"cpu": "x"},
-        "command": "espnet-ext grid",
-    }
-    grids.check(record, "grid")
-    light, better = record["systems"]
+    record = checked(summary(grid, cells, ["joy", "sad"]))
+    light, better = record.systems
     alone = 0.5 * 2 / 3  # F1 of joy is 2/3, of sad 0
-    assert record["majority"] == pytest.approx(alone)
-    assert light["weighted_f1"]["mean"] == pytest.approx(alone)
-    assert better["weighted_f1"]["mean"] == pytest.approx((1 + alone) / 2)
-    assert better["by_unit"] == pytest.approx({"x": 1.0, "y": alone})
-    assert better["difference"] == pytest.approx((1 - alone) / 2)
+    assert record.majority == pytest.approx(alone)
+    assert light.scores["weighted_f1"].value == pytest.approx(alone)
+    assert better.scores["weighted_f1"].value == pytest.approx((1 + alone) / 2)
+    assert better.scores["weighted_f1"].by_unit == pytest.approx({"x": 1.0, "y": alone})
+    assert better.compared("weighted_f1", "light").difference == pytest.approx((1 - alone) / 2)
     # pooled: joy 4 of 4 named 6 times, sad 2 of 4 named twice
-    assert better["pooled"]["mean"] == pytest.approx((2 * 4 / 10 + 2 * 2 / 6) / 2)
-    assert better["confusion"] == [[8, 0], [4, 4]]
-    header, rows = grids.table(record)
+    pooled = better.scores["pooled_weighted_f1"].value
+    assert pooled == pytest.approx((2 * 4 / 10 + 2 * 2 / 6) / 2)
+    assert better.confusion == [[8, 0], [4, 4]]
+    header, rows = scores_table(record)
     assert rows[0][header.index("F1 = 0")] == "sad"
     assert rows[1][header.index("F1 = 0")] == "none"
-    assert rows[0][header.index("vs baseline")] == "baseline"
-    assert all(path.is_file() for path in grids.plot(record, tmp_path / "images"))
-    del record["systems"][0]["pooled"]
+    assert rows[0][header.index("against the baseline")] == "baseline"
+    assert all(path.is_file() for path in plot_grid(record, tmp_path / "images"))
+    broken = as_json(record)
+    del broken["systems"][0]["scores"]["pooled_weighted_f1"]["value"]
     with pytest.raises(UserError, match="pooled"):
-        grids.check(record, "grid")
+        parse(Grid, broken, "grid")
 
 
 def test_the_unit_can_be_the_speaker(tmp_path):
@@ -212,23 +216,26 @@ def test_the_unit_can_be_the_speaker(tmp_path):
     cells = [cell("light", f, s, wrong) for f in "xy" for s in (1, 2)]
     cells += [cell("better", f, s, right) for f in "xy" for s in (1, 2)]
     grid = read_grid(write(tmp_path, GRID | {"unit": "speaker"}))
-    record = grids.summary(grid, cells, ["joy", "sad"])
-    light, better = record["systems"]
-    assert (record["folds"], record["units"], record["decisions"]) == (2, 4, 8)
-    assert light["by_unit"] == {"x1": 1.0, "x2": 0.0, "y1": 1.0, "y2": 0.0}
-    assert set(better["by_unit"].values()) == {1.0}
-    assert better["difference"] == 0.5
-    assert better["p"] == 0.5  # of 16 ways to flip the signs 8 give a mean as large
+    record = checked(summary(grid, cells, ["joy", "sad"]))
+    light, better = record.systems
+    assert (record.folds, record.units, record.decisions) == (2, 4, 8)
+    by_unit = {"x1": 1.0, "x2": 0.0, "y1": 1.0, "y2": 0.0}
+    assert light.scores["weighted_f1"].by_unit == by_unit
+    assert set(better.scores["weighted_f1"].by_unit.values()) == {1.0}
+    found = better.compared("weighted_f1", "light")
+    assert found.difference == 0.5
+    assert found.p == 0.5  # of 16 ways to flip the signs 8 give a mean as large
     # Every decision is pooled once, as without the unit.
-    folds = grids.summary(read_grid(write(tmp_path, GRID)), cells, ["joy", "sad"])
-    assert [s["pooled"] for s in folds["systems"]] == [s["pooled"] for s in record["systems"]]
+    folds = checked(summary(read_grid(write(tmp_path, GRID)), cells, ["joy", "sad"]))
+    pooled = [
+        [system.scores["pooled_weighted_f1"] for system in one.systems] for one in (folds, record)
+    ]
+    assert pooled[0] == pooled[1]
     # Where a speaker is in several folds, the decisions of all of them count together.
     for one in cells:
         one["speakers"] = ["1", "1", "2", "2"]
-    assert grids.summary(grid, cells, ["joy", "sad"])["systems"][0]["by_unit"] == {
-        "1": 1.0,
-        "2": 0.0,
-    }
+    record = checked(summary(grid, cells, ["joy", "sad"]))
+    assert record.systems[0].scores["weighted_f1"].by_unit == {"1": 1.0, "2": 0.0}
     with pytest.raises(UserError, match="unknown unit 'voice'"):
         read_grid(write(tmp_path, GRID | {"unit": "voice"}))
 
@@ -341,24 +348,21 @@ def test_words_of_a_grid_by_hand(tmp_path):
     cells = [text_cell("share", seed, wrong) for seed in (1, 2)]
     cells += [text_cell("again", 1, wrong), text_cell("again", 2, right)]
     cells += [text_cell("residual", 2, right)]
-    record = text_grids.summary(grid, cells)
-    made = {"dataset": "toy", "task": "asr1", "commit": "abc", "command": "x"}
-    made |= {"machine": {"cpu": "some"}, "versions": {"torch": "2"}}
-    text_grids.check(record | made, "by hand")
-    share, again, residual = record["systems"]
-    assert share["scores"]["wer"]["value"] == pytest.approx(4 / 13)
-    assert again["scores"]["wer"]["by_seed"] == pytest.approx({"1": 4 / 13, "2": 0})
-    assert again["than"]["share"]["wer"]["difference"] == pytest.approx(-2 / 13)
-    pair = residual["than"]["share"]["wer"]
-    assert (pair["seeds"], pair["difference"]) == ([2], pytest.approx(-4 / 13))
-    assert text_grids.told(pair, "wer") == "better"
-    assert text_grids.told(residual["than"]["again"]["wer"], "wer") == "equal"
-    assert text_grids.told(again["than"]["share"]["wer"], "wer") == "not told apart"
-    header, rows = text_grids.comparisons(record)
+    record = checked(summary(grid, cells))
+    share, again, residual = record.systems
+    assert share.scores["wer"].value == pytest.approx(4 / 13)
+    assert again.scores["wer"].by_seed == pytest.approx({"1": 4 / 13, "2": 0})
+    assert again.compared("wer", "share").difference == pytest.approx(-2 / 13)
+    pair = residual.compared("wer", "share")
+    assert (list(pair.by_seed), pair.difference) == (["2"], pytest.approx(-4 / 13))
+    assert pair.verdict() == "better"
+    assert residual.compared("wer", "again").verdict() == "equal"
+    assert again.compared("wer", "share").verdict() == "inconclusive"
+    header, rows = comparisons(record)
     assert [row[:3] for row in rows] == [
         ["again", "share", "2"],
         ["residual", "again", "1"],
         ["residual", "share", "1"],
     ]
-    assert rows[2][header.index("WER difference (95 % CI, p)")].startswith("-30.8 (")
-    assert {path.name for path in text_grids.plot(record, tmp_path)} == {"some.png"}
+    assert rows[2][header.index("WER difference")].startswith("-30.8 (")
+    assert {path.name for path in plot_grid(record, tmp_path)} == {"some.png"}

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from espnet_ext.config.training import load_config
+from espnet_ext.experiment import Experiment
 from espnet_ext.results.run import collect
+from espnet_ext.results.schema import as_json
 from tests.fixtures.a_run import make_run
 
 
@@ -19,5 +20,6 @@ def recipe(tmp_path, monkeypatch):
 
 @pytest.fixture
 def result(recipe):
-    found = collect(load_config("conf/train_hrf_xs.yaml"), "merged", recipe)
-    return json.loads(json.dumps(found))
+    """The result as JSON holds it."""
+    found = collect(Experiment.load("conf/train_hrf_xs.yaml"), recipe)
+    return json.loads(json.dumps(as_json(found)))

@@ -1,5 +1,6 @@
 """Claims of papers: each verdict follows from the numbers, and each fault is one line."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,49 +10,74 @@ from scipy import stats
 
 from espnet_ext.config.grid import read_grid
 from espnet_ext.errors import UserError
-from espnet_ext.results.claims import DOES_NOT, HOLDS, UNTOLD, claims_lines, judge, read_claims
-from espnet_ext.results.evidence import Results
-from espnet_ext.results.pages.main import results_page
-from espnet_ext.results.schema import NOT_MEASURED
+from espnet_ext.results.benchmarks import Benchmark
+from espnet_ext.results.claims.papers import judge_paper, read_papers
+from espnet_ext.results.claims.rules import DOES_NOT, HOLDS, INCONCLUSIVE
+from espnet_ext.results.comparison import Comparison
+from espnet_ext.results.grids import Grid, GridSystem, GridValue
+from espnet_ext.results.pages.claims import claims_section
+from espnet_ext.results.pages.index import pages
+from espnet_ext.results.schema import NOT_MEASURED, RecognitionScore, Result, Training
+from espnet_ext.results.stacks import Blocks, Order, Pruning, Similarity, StackModel
+from espnet_ext.results.store import Results
+from espnet_ext.validation import parse
 from tests.fixtures.a_run import a_score
 
 ROOT = Path(__file__).parents[3]
 FOLDS = 12
 NOISE = np.random.default_rng(5).normal(0, 0.01, (9, FOLDS))
+COMMITTED = Path("results")
 
 
-def grid(**means):
+def a_grid(rows, **over) -> Grid:
+    """A grid named d_t/g with no more than claims need."""
+    made = {"dataset": "d", "task": "t", "name": "g", "unit": "fold", "classes": ["a", "b"]}
+    return Grid.model_construct(**made | over, systems=rows)
+
+
+def a_row(name, scores, **over) -> GridSystem:
+    sizes = {"parameters": 1000, "max_difference": 2e-6, "macs_per_second": NOT_MEASURED}
+    return GridSystem.model_construct(system=name, scores=scores, **sizes | over)
+
+
+def grid(**means) -> Grid:
     """A summary with systems of these mean scores, fold by fold with some noise."""
-    systems = []
+    rows = []
     for row, (name, value) in enumerate(means.items()):
         scores = value + NOISE[row] - NOISE[row].mean()
         by_unit = {f"v{k}": float(score) for k, score in enumerate(scores)}
-        system = {"system": name, "by_unit": by_unit, "parameters": 1000, "max_difference": 2e-6}
-        systems.append({**system, "macs_per_second": NOT_MEASURED})
-    return {"dataset": "d", "task": "t", "grid": "g", "unit": "fold", "systems": systems}
+        rows.append(a_row(name, {"weighted_f1": GridValue(value=value, by_unit=by_unit)}))
+    return a_grid(rows)
 
 
 def verdict(tmp_path, rule, item, results, **options):
     claim = {"claim": "c", "where": "w", "published": "p", "rule": rule, **options}
-    content = {"paper": "P", "claims": [{**claim, "evidence": [item]}]}
+    content = {"paper": "P", "scope": "s", "claims": [{**claim, "evidence": [item]}]}
     (tmp_path / "claims").mkdir(exist_ok=True)
     (tmp_path / "claims/p.yaml").write_text(yaml.safe_dump(content))
-    (read,) = read_claims(tmp_path)["P"]
-    return judge(read, item, results)
+    (one,) = judge_paper(read_papers(tmp_path)["p"], results, "p.yaml")
+    ((_, measured, told),) = one.findings
+    return measured, told
 
 
-def of(*grids, runs=(), of_stacks=()):
-    return Results.of(runs, grids, of_stacks)
+def of(*grids, runs=(), similarity=(), pruning=()) -> Results:
+    return Results(
+        runs={f"{run.recipe}/{run.name}": run for run in runs},
+        grids={f"{found.recipe}/{found.name}": found for found in grids},
+        similarity={f"{found.recipe}/{found.name}": found for found in similarity},
+        pruning={f"{found.recipe}/{found.name}": found for found in pruning},
+    )
 
 
-def similarity(beside, cuts):
+def similarity(beside, cuts) -> Similarity:
     """A record whose neighbouring layers are this alike."""
     count = len(beside) + 1
     matrix = np.eye(count)
     for i, value in enumerate(beside):
         matrix[i, i + 1] = matrix[i + 1, i] = value
-    found = {"cka": matrix.tolist(), "blocks": {"cka": {"first_layers": cuts}}}
-    return "similarity", {"dataset": "d", "task": "t", "name": "s", **found}
+    blocks = {"cka": Blocks(first_layers=cuts, contrast=0.1)}
+    matrices = dict.fromkeys(("cosine", "cka", "knn"), matrix.tolist())
+    return Similarity.model_construct(dataset="d", task="t", name="s", blocks=blocks, **matrices)
 
 
 @pytest.mark.parametrize(
@@ -59,11 +85,11 @@ def similarity(beside, cuts):
     [
         ((0.9, 0.4, 0.8), [2], HOLDS, "layers 0-1, 2-3; neighbours across 0.400, others from 0.8"),
         ((0.9, 0.8, 0.4), [2], DOES_NOT, "neighbours across 0.800, others from 0.400"),
-        ((0.9,), None, UNTOLD, "2 layers are too few to cut"),
+        ((0.9,), None, INCONCLUSIVE, "2 layers are too few to cut"),
     ],
 )
 def test_blocks(tmp_path, beside, cuts, expected, measured):
-    results = of(of_stacks=[similarity(beside, cuts)])
+    results = of(similarity=[similarity(beside, cuts)])
     item = {"similarity": "d_t/s", "measure": "cka"}
     text, told = verdict(tmp_path, "blocks", item, results)
     assert (told, measured in text) == (expected, True)
@@ -75,23 +101,23 @@ def test_blocks(tmp_path, beside, cuts, expected, measured):
         verdict(tmp_path, "blocks", {**item, "measure": "cqa"}, results)
 
 
-def text_grid(**pairs):
+def text_grid(**pairs) -> Grid:
     """A grid of recognisers: system a against b, by metric (difference, low, high, p)."""
-    compared = {
-        metric: {
-            "seeds": [1, 2],
-            "difference": found[0],
-            "p": found[3],
-            "interval": [found[1], found[2]],
-            "by_seed": {"1": found[0], "2": found[0]},
-        }
+    compared = [
+        Comparison(
+            metric=metric,
+            baseline="b",
+            difference=found[0],
+            interval=(found[1], found[2]),
+            p=found[3],
+            by_seed={"1": found[0], "2": found[0]},
+        )
         for metric, found in pairs.items()
-    }
-    scores = {metric: {"by_seed": {"1": 0.4, "2": 0.6, "3": 9.0}} for metric in pairs}
-    row = {"system": "a", "scores": scores, "than": {"b": compared}}
-    rows = [row, {"system": "b", "scores": scores, "than": None}]
-    record = {"dataset": "d", "task": "t", "grid": "g", "part": "test", "systems": rows}
-    return record | {"metrics": list(pairs)}
+    ]
+    by_seed = {"1": 0.4, "2": 0.6, "3": 9.0}
+    scores = {metric: GridValue(value=0.5, by_seed=by_seed) for metric in pairs}
+    rows = [a_row("a", scores, comparisons=compared), a_row("b", scores, comparisons=[])]
+    return a_grid(rows, part="test", metrics=list(pairs), classes=None)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +125,7 @@ def text_grid(**pairs):
     [
         ("wer", (-0.02, -0.03, -0.01, 0.01), HOLDS, "gain +0.010 to +0.030"),
         ("wer", (0.02, 0.01, 0.03, 0.01), DOES_NOT, "gain -0.030 to -0.010"),
-        ("wer", (-0.02, -0.05, 0.01, 0.2), UNTOLD, "gain -0.010 to +0.050"),
+        ("wer", (-0.02, -0.05, 0.01, 0.2), INCONCLUSIVE, "gain -0.010 to +0.050"),
         ("bleu", (2.0, 1.0, 3.0, 0.01), HOLDS, "gain +1.000 to +3.000"),
         ("bleu", (-2.0, -3.0, -1.0, 0.01), DOES_NOT, "gain -3.000 to -1.000"),
     ],
@@ -129,14 +155,22 @@ def test_recognisers_that_were_not_compared_are_named(tmp_path):
 
 @pytest.mark.parametrize(("gone", "expected"), [(2, HOLDS), (1, DOES_NOT)])
 def test_removable_layers(tmp_path, gone, expected):
-    orders = [{"order": "backward", "removable": gone}, {"order": "forward", "removable": 0}]
-    record = {"dataset": "d", "task": "t", "name": "p", "orders": orders, "model": {"layers": 5}}
+    orders = [
+        Order.model_construct(order=name, removable=count)
+        for name, count in (("backward", gone), ("forward", 0))
+    ]
+    model = StackModel.model_construct(layers=5)
+    record = Pruning.model_construct(dataset="d", task="t", name="p", orders=orders, model=model)
     item = {"pruning": "d_t/p", "order": "backward"}
-    results = of(of_stacks=[("pruning", record)])
+    results = of(pruning=[record])
     text, told = verdict(tmp_path, "removable", item, results, low=0.4)
     assert (text, told) == (f"{gone} of 5 layers, {gone / 5:.0%}", expected)
     with pytest.raises(UserError, match="no order 'bakward'; did you mean 'backward'"):
         verdict(tmp_path, "removable", {**item, "order": "bakward"}, results, low=0.4)
+
+
+def by_unit(row: GridSystem):
+    return row.scores["weighted_f1"].by_unit
 
 
 PAIR = {"grid": "d_t/g", "system": "a", "than": "b"}
@@ -147,11 +181,11 @@ PAIR = {"grid": "d_t/g", "system": "a", "than": "b"}
     [
         (0.53, 0.50, {}, HOLDS),
         (0.50, 0.53, {}, DOES_NOT),
-        (0.502, 0.500, {}, UNTOLD),
+        (0.502, 0.500, {}, INCONCLUSIVE),
         (0.53, 0.50, {"gain": 0.03}, HOLDS),
         (0.52, 0.50, {"gain": 0.06}, DOES_NOT),  # better, but the claimed gain is excluded
         (0.50, 0.50, {"gain": 0.06}, DOES_NOT),
-        (0.50, 0.50, {"gain": 0.003}, UNTOLD),
+        (0.50, 0.50, {"gain": 0.003}, INCONCLUSIVE),
     ],
 )
 def test_better_needs_the_test_and_the_claimed_gain(tmp_path, a, b, options, expected):
@@ -160,7 +194,7 @@ def test_better_needs_the_test_and_the_claimed_gain(tmp_path, a, b, options, exp
 
 def test_the_figures_are_those_of_the_folds(tmp_path):
     results = of(grid(a=0.53, b=0.50))
-    rows = [list(s["by_unit"].values()) for s in results.grids["d_t/g"]["systems"]]
+    rows = [list(by_unit(row).values()) for row in results.grids["d_t/g"].systems]
     found = stats.ttest_rel(*rows)
     low, high = found.confidence_interval(0.95)
     measured, _ = verdict(tmp_path, "better", PAIR, results)
@@ -170,11 +204,12 @@ def test_the_figures_are_those_of_the_folds(tmp_path):
 
 def test_one_fold_tells_nothing(tmp_path):
     one = grid(a=0.9, b=0.1)
-    for system in one["systems"]:
-        system["by_unit"] = {"fixed": system["by_unit"]["v0"]}
+    for row in one.systems:
+        value = GridValue(value=0.5, by_unit={"fixed": by_unit(row)["v0"]})
+        row.scores["weighted_f1"] = value
     for rule, options in (("better", {"gain": 0.99}), ("within", {"low": 0.0})):
         measured, found = verdict(tmp_path, rule, PAIR, of(one), **options)
-        assert (found, "too few to test" in measured) == (UNTOLD, True)
+        assert (found, "too few to test" in measured) == (INCONCLUSIVE, True)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +219,7 @@ def test_one_fold_tells_nothing(tmp_path):
         (0.60, {"low": -0.03}, HOLDS),
         (0.60, {"high": 0.03}, DOES_NOT),
         (0.40, {"low": -0.03, "high": None}, DOES_NOT),
-        (0.47, {"low": -0.03}, UNTOLD),
+        (0.47, {"low": -0.03}, INCONCLUSIVE),
     ],
 )
 def test_within_needs_the_whole_interval(tmp_path, a, options, expected):
@@ -193,13 +228,13 @@ def test_within_needs_the_whole_interval(tmp_path, a, options, expected):
 
 @pytest.mark.parametrize(
     ("a", "expected", "share"),
-    [(0.49, HOLDS, "98%"), (0.40, DOES_NOT, "80%"), (0.476, UNTOLD, "95%")],
+    [(0.49, HOLDS, "98%"), (0.40, DOES_NOT, "80%"), (0.476, INCONCLUSIVE, "95%")],
 )
 def test_kept_is_told_from_the_share_of_every_fold(tmp_path, a, expected, share):
     text, told = verdict(tmp_path, "kept", PAIR, of(grid(a=a, b=0.50)), low=0.95)
     assert (told, f", {share}; to 95% of it" in text) == (expected, True)
     # The interval by hand, of the share of each fold.
-    scores = {s["system"]: s["by_unit"] for s in grid(a=a, b=0.50)["systems"]}
+    scores = {row.system: by_unit(row) for row in grid(a=a, b=0.50).systems}
     above = [scores["a"][unit] - 0.95 * scores["b"][unit] for unit in scores["a"]]
     half = stats.t.ppf(0.975, FOLDS - 1) * stats.sem(above)
     assert f"({np.mean(above) - half:+.3f} to {np.mean(above) + half:+.3f})" in text
@@ -207,7 +242,8 @@ def test_kept_is_told_from_the_share_of_every_fold(tmp_path, a, expected, share)
 
 def test_times_are_compared_within_one_file(tmp_path):
     systems = {"whole": {"ms": 10.0, "parameters": 200}, "mimic": {"ms": 1.0, "parameters": 30}}
-    results = Results.of((), (), times={"model": {"systems": systems}})
+    times = Benchmark.model_construct(measured={"systems": systems})
+    results = Results(benchmarks={"stack_time.model": times})
     item = {"time": "model", "system": "mimic", "than": "whole"}
     told = verdict(tmp_path, "ratio", item, results, field="ms", high=0.2)
     assert told == ("ms 1.0 / 10.0 = 0.100", HOLDS)
@@ -223,7 +259,7 @@ def test_best_of_several(tmp_path):
     item = {"grid": "d_t/g", "system": "a", "among": ["b", "c"]}
     for scores, expected in (
         ({"a": 0.6, "b": 0.5, "c": 0.4}, HOLDS),
-        ({"a": 0.6, "b": 0.599, "c": 0.4}, UNTOLD),
+        ({"a": 0.6, "b": 0.599, "c": 0.4}, INCONCLUSIVE),
         ({"a": 0.5, "b": 0.6, "c": 0.4}, DOES_NOT),
     ):
         measured, found = verdict(tmp_path, "best", item, of(grid(**scores)))
@@ -236,7 +272,7 @@ def test_trends_are_coefficients_of_the_curve(tmp_path):
     rising = of(grid(r2=0.40, r4=0.43, r8=0.46, r16=0.49))
     measured, found = verdict(tmp_path, "trend", item, rising, degree=1)
     assert found == HOLDS and "slope a step +0.0300" in measured
-    assert verdict(tmp_path, "trend", item, rising, degree=2)[1] == UNTOLD  # straight
+    assert verdict(tmp_path, "trend", item, rising, degree=2)[1] == INCONCLUSIVE  # straight
     dip = of(grid(r2=0.49, r4=0.40, r8=0.40, r16=0.49))
     measured, found = verdict(tmp_path, "trend", item, dip, degree=2)
     curve = np.polyfit(range(4), [0.49, 0.40, 0.40, 0.49], 2)
@@ -251,7 +287,7 @@ def test_counts_are_compared_exactly(tmp_path):
     record = grid(a=0.5, b=0.4)
     fields = {"fields": ["parameters"]}
     assert verdict(tmp_path, "equal", PAIR, of(record), **fields)[1] == HOLDS
-    record["systems"][0]["parameters"] = 1001
+    record.systems[0] = record.systems[0].model_copy(update={"parameters": 1001})
     measured, found = verdict(tmp_path, "equal", PAIR, of(record), **fields)
     assert (found, measured) == (DOES_NOT, "parameters 1,001 and 1,000")
     fields["fields"].append("macs_per_second")
@@ -268,19 +304,27 @@ def test_counts_are_compared_exactly(tmp_path):
 
 def test_an_open_question_names_the_better(tmp_path):
     assert verdict(tmp_path, "question", PAIR, of(grid(a=0.5, b=0.6)))[1] == "b is better"
-    assert verdict(tmp_path, "question", PAIR, of(grid(a=0.5, b=0.5)))[1] == UNTOLD
+    assert verdict(tmp_path, "question", PAIR, of(grid(a=0.5, b=0.5)))[1] == INCONCLUSIVE
 
 
-def run(tag="hrf_xs", **over):
-    result = {"dataset": "d", "task": "asr1", "tag": tag, "variant": "merged"}
-    return {**result, "parameters": {"total": 900}, "scores": [a_score(**over)]}
+def run(tag="hrf_xs", seconds=NOT_MEASURED, baseline=None, **over) -> Result:
+    score = parse(RecognitionScore, a_score(**over), "score")
+    if baseline is not None:
+        renamed = [c.model_copy(update={"baseline": baseline}) for c in score.comparisons]
+        score = score.model_copy(update={"comparisons": renamed})
+    return Result.model_construct(
+        dataset="d",
+        task="asr1",
+        tag=tag,
+        variant="merged",
+        parameters={"total": 900},
+        training=Training.model_construct(seconds=seconds),
+        scores=[score],
+    )
 
 
 def test_a_sum_over_other_runs(tmp_path):
-    runs = [
-        run(tag) | {"training": {"seconds": seconds}}
-        for tag, seconds in (("all", 500.0), ("one", 300.0), ("two", 700.0))
-    ]
+    runs = [run(tag, seconds) for tag, seconds in (("all", 500.0), ("one", 300.0), ("two", 700.0))]
     item = {"run": "d_asr1/all", "among": ["one", "two"]}
     for low, expected in ((2.0, HOLDS), (2.1, DOES_NOT)):
         options = {"field": "training.seconds", "low": low}
@@ -292,8 +336,7 @@ def test_a_sum_over_other_runs(tmp_path):
 def test_an_open_question_about_a_run_names_it(tmp_path):
     item = {"run": "d_asr1/hrf_xs", "than": "base_xs", "metric": "wer"}
     assert verdict(tmp_path, "question", item, of(runs=[run()]))[1] == "d_asr1/hrf_xs is better"
-    named = run()
-    named["scores"][0]["baseline"]["tag"] = "base_xs/merged"  # a form of it, the usual one
+    named = run(baseline="base_xs/merged")  # a form of it, the usual one
     assert verdict(tmp_path, "better", item, of(runs=[named]))[1] == HOLDS
 
 
@@ -309,7 +352,7 @@ def test_a_single_run_against_its_baseline(tmp_path):
     # Five speakers: the interval by speaker has 0 in it, whatever the p by utterance says.
     few = of(runs=[run(name="unseen")])
     measured, found = verdict(tmp_path, "better", item, few)
-    assert found == UNTOLD and "gain -0.020 to +0.080" in measured
+    assert found == INCONCLUSIVE and "gain -0.020 to +0.080" in measured
     equal = verdict(
         tmp_path, "equal", item, of(runs=[run(), run("base_xs")]), fields=["parameters.total"]
     )
@@ -336,42 +379,42 @@ def test_evidence_that_is_there_must_have_what_is_named(tmp_path, item, words):
 @pytest.mark.parametrize(
     ("over", "words"),
     [
-        ({"rule": "beter"}, "unknown rule 'beter'; did you mean 'better'"),
-        ({"claim": None}, "claim must be a text"),
+        ({"rule": "beter"}, "unknown claims[0].rule 'beter'; did you mean 'better'"),
+        ({"claim": None}, "claims[0].claim must be a text"),
         ({"gian": 0.3}, "did you mean 'gain'"),
-        ({"gain": "much"}, "gain has the wrong kind"),
-        ({"gain": True}, "gain has the wrong kind"),
-        ({"evidence": []}, "evidence must be a list"),
-        ({"evidence": [{"system": "a", "than": "b"}]}, "name one of grid and run"),
-        ({"evidence": [{"pruning": "d_t/p", "order": "backward"}]}, "name one of grid and run"),
-        ({"evidence": [{"grid": "g", "system": "a"}]}, "missing key than"),
+        ({"gain": "much"}, "claims[0].gain must be a number"),
+        ({"gain": True}, "claims[0].gain must be a number"),
+        ({"evidence": []}, "claims[0].evidence must have something in it"),
+        ({"evidence": [{"system": "a", "than": "b"}]}, "names one of grid and run"),
+        ({"evidence": [{"pruning": "d_t/p", "order": "backward"}]}, "names one of grid and run"),
+        ({"evidence": [{"grid": "g", "system": "a"}]}, "missing key claims[0].evidence[0].than"),
         ({"evidence": [{**PAIR, "then": "b"}]}, "did you mean 'than'"),
-        ({"evidence": [{**PAIR, "than": ["b"]}]}, "than has the wrong kind"),
-        ({"rule": "trend", "evidence": [{"run": "r", "systems": ["a"]}]}, "systems of a grid"),
-        ({"rule": "equal"}, "rule equal needs fields"),
+        ({"evidence": [{**PAIR, "than": ["b"]}]}, "evidence[0].than must be a text"),
+        ({"rule": "trend", "evidence": [{"run": "r", "systems": ["a"]}]}, "unknown key 'run'"),
+        ({"rule": "equal"}, "missing key claims[0].fields"),
     ],
 )
 def test_each_fault_of_a_file_is_one_line(tmp_path, over, words):
     claim = {"claim": "c", "where": "w", "published": "p", "rule": "better", "evidence": [PAIR]}
     (tmp_path / "claims").mkdir()
     path = tmp_path / "claims/p.yaml"
-    path.write_text(yaml.safe_dump({"paper": "P", "claims": [claim | over]}))
+    path.write_text(yaml.safe_dump({"paper": "P", "scope": "s", "claims": [claim | over]}))
     with pytest.raises(UserError) as caught:
-        read_claims(tmp_path)
+        read_papers(tmp_path)
     assert words in str(caught.value) and str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-    for content, fault in (("a: [", "not valid YAML"), ("paper: x\n", "expected the keys")):
+    for content, fault in (("a: [", "not valid YAML"), ("paper: x\n", "missing key scope")):
         path.write_text(content)
         with pytest.raises(UserError, match=fault):
-            read_claims(tmp_path)
+            read_papers(tmp_path)
 
 
 def test_committed_claims_name_systems_of_the_grids():
     """Evidence that is missing is only "not measured": a misspelt name must fail here."""
     named = 0
-    for claims in read_claims(ROOT / "results").values():
-        for claim in claims:
-            for item in claim.evidence:
+    for paper in read_papers(ROOT / "results").values():
+        for claim in paper.claims:
+            for item in (found.model_dump() for found in claim.evidence):
                 if "grid" not in item:
                     continue
                 corpus, _, name = item["grid"].partition("/")
@@ -381,19 +424,48 @@ def test_committed_claims_name_systems_of_the_grids():
                 known = set(pairs)
                 wanted = {item.get("system"), item.get("than")} - {None}
                 wanted |= {*item.get("among", []), *item.get("systems", [])}
-                assert wanted <= known, (claim.source, wanted - known)
+                assert wanted <= known, (claim.claim, wanted - known)
                 if any(pairs.values()):  # such a grid holds only the pairs that it names
-                    assert item["than"] in pairs[item["system"]], (claim.source, item)
+                    assert item["than"] in pairs[item["system"]], (claim.claim, item)
                 named += len(wanted)
     assert named > 20
 
 
-def test_the_page_has_a_table_of_each_paper_and_says_what_is_not_measured():
-    papers = read_claims(ROOT / "results")
-    lines = "\n".join(claims_lines(papers, Results()))
-    assert "### HRF (arXiv 2411.09339)" in lines
-    rows = [line for line in lines.splitlines() if line.endswith(f"| {NOT_MEASURED} |")]
-    assert len(rows) == sum(len(c.evidence) for claims in papers.values() for c in claims)
-    assert all(row.count(NOT_MEASURED) == 2 for row in rows)
-    assert lines in results_page([], papers=papers)
-    assert "Published claims" not in results_page([])
+def test_the_pages_have_every_claim_and_say_what_is_not_measured():
+    papers = read_papers(ROOT / "results")
+    made = pages(Results(), papers, COMMITTED)
+    index = made[Path("RESULTS.md")].splitlines()
+    assert "### HRF (arXiv 2411.09339)" in index
+    assert len(index) <= 200 and max(len(line) for line in index) <= 160
+    number = 0
+    for name, paper in papers.items():
+        page = made[COMMITTED / "claims" / f"{name}.md"]
+        rows = [line for line in page.splitlines() if line.endswith(f"| {NOT_MEASURED} |")]
+        assert len(rows) == sum(len(claim.evidence) for claim in paper.claims)
+        assert all(row.count(NOT_MEASURED) == 2 for row in rows)
+        for claim in paper.claims:
+            (row,) = [line for line in index if line.startswith(f"| {claim.claim} ")]
+            cells = [cell.strip() for cell in row.split("|")[2:-1]]
+            assert cells == ["", "", "", str(len(claim.evidence)), ""]
+            number += 1
+        at = index.index(f"### {paper.paper}")
+        assert index[at + 2].startswith("Scope: ") and page.splitlines()[2] == index[at + 2]
+    assert number > 40
+    assert "Claims" not in pages(Results(), {}, COMMITTED)[Path("RESULTS.md")]
+
+
+def test_the_verdicts_of_a_claim_are_counted(tmp_path):
+    item = {"grid": "d_t/g", "than": "b"}
+    content = {"claim": "c", "where": "w", "published": "p", "rule": "better"}
+    content["evidence"] = [{**item, "system": name} for name in ("a", "c", "d")]
+    (tmp_path / "claims").mkdir()
+    paper = {"paper": "P", "scope": "s", "claims": [content]}
+    (tmp_path / "claims/p.yaml").write_text(yaml.safe_dump(paper))
+    results = of(grid(a=0.6, b=0.5, c=0.501, d=0.65))
+    (one,) = judge_paper(read_papers(tmp_path)["p"], results, "p.yaml")
+    assert Counter(told for *_, told in one.findings) == {HOLDS: 2, INCONCLUSIVE: 1}
+    assert one.counts() == "holds 2, inconclusive 1"
+    papers = read_papers(tmp_path)
+    section = claims_section(papers, {"p": [one]}, "results")
+    (row,) = [x for x in "\n".join(section).splitlines() if x.startswith("| c ")]
+    assert [cell.strip() for cell in row.split("|")[2:5]] == ["2", "", "1"]

@@ -1,7 +1,6 @@
 """`espnet-ext grid --publish` over a finished grid: what results/ and RESULTS.md then hold."""
 
 import argparse
-import json
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,12 @@ from espnet_ext.cli import grid as verb
 from espnet_ext.config.grid import read_grid
 from espnet_ext.errors import UserError
 from espnet_ext.files import write_json, write_text
-from espnet_ext.results import grids
+from espnet_ext.results.grids import Grid, GridSystem
+from espnet_ext.results.pages.grids import scores_table
+from espnet_ext.results.plots.grids import sweep
 from espnet_ext.score.classification import metrics
 from espnet_ext.stages.grid import GridRun, cell_config
+from espnet_ext.validation import read_model
 from tests.fixtures.a_run import run_verb
 
 CLASSES = ["anger", "fear", "joy"]
@@ -92,6 +94,7 @@ def test_a_published_grid_is_shown_whole(recipe, capsys):
         yaml.safe_dump(
             {
                 "paper": "A paper",
+                "scope": "Small.",
                 "claims": [
                     {
                         "claim": "HRF helps",
@@ -109,33 +112,38 @@ def test_a_published_grid_is_shown_whole(recipe, capsys):
     grid("--publish")
     assert "48 trainings, 48 of 48 done" in capsys.readouterr().out
     folder = root / "results/toy_ser1/grids"
-    record = json.loads((folder / "small.json").read_text())
-    grids.check(record, "small.json")
-    page = (root / "RESULTS.md").read_text()
-    assert "## toy_ser1\n\n### Grid small" in page
+    record = read_model(Grid, folder / "small.json", "again")
+    page = (root / "results/toy_ser1/README.md").read_text()
+    assert "## Grids of trainings\n\n### Grid small" in page
     assert "command: `espnet-ext grid conf/grid_small.yaml`; commit abc1234" in page
     assert "known scores: log-mel pooled 0.334." in page
     for name in ("small", "small_curve", "small_confusion"):
-        assert f"](results/toy_ser1/grids/{name}.svg)" in page
+        assert f"](grids/{name}.svg)" in page
         assert (folder / f"{name}.svg").read_bytes().startswith(b"<?xml")
-    header, rows = grids.table(record)
+    header, rows = scores_table(record)
     light, two, four, eight = (dict(zip(header, row, strict=True)) for row in rows)
     assert light["F1 = 0"] == eight["F1 = 0"] == "fear"
-    assert [c.strip() for c in page.split("| hrf_ratio-8", 2)[2].split("|")[1:4]] == [
+    by_class = page.split("| F1 by class")[1]
+    assert [c.strip() for c in by_class.split("| hrf_ratio-8")[1].split("|")[1:4]] == [
         "1.000",
         "0.000",  # fear: a class that is never named is shown
         "0.800",
     ]
-    assert light["vs baseline"] == "baseline"
+    assert light["against the baseline"] == "baseline"
     # 4 decisions: anger 1 (F1 of light 2/3), joy 2 (1/2; 4/5 with HRF).
     small, large = (2 / 3 + 2 * 1 / 2) / 4, (1 + 2 * 4 / 5) / 4
-    assert four["vs baseline"] == (
-        f"{large - small:+.3f} ({large - small:+.3f} to {large - small:+.3f}, p 0.031, better)"
-    )
-    assert two["95 % CI"] != four["95 % CI"] == f"{large:.3f} to {large:.3f}"
-    claim = next(line for line in page.splitlines() if line.startswith("| HRF helps"))
+    gain = f"{large - small:+.3f}"
+    assert four["against the baseline"] == f"{gain} ({gain} to {gain}, p 0.031, better)"
+    f1 = "weighted F1, mean of folds"
+    assert f"({large:.3f}-{large:.3f};" in four[f1] and two[f1] != four[f1]
+    claims = (root / "results/claims/p.md").read_text()
+    claim = next(line for line in claims.splitlines() if line.startswith("| grid toy_ser1"))
     assert claim.rstrip(" |").endswith("| holds")
     assert f"{large:.3f} against {small:.3f} weighted F1, 6 folds" in claim
+    index = (root / "RESULTS.md").read_text()
+    assert "(results/toy_ser1)" in index and "(results/claims/p.md)" in index
+    (row,) = [line for line in index.splitlines() if line.startswith("| HRF helps")]
+    assert [cell.strip() for cell in row.split("|")[2:4]] == ["1", ""]
 
 
 def test_a_page_made_again_is_the_same_and_a_second_publication_changes_nothing(recipe):
@@ -163,13 +171,14 @@ def test_a_grid_without_a_commit_is_not_published(recipe):
 
 
 def test_a_sweep_is_systems_of_one_number():
-    def rows(*names):
-        return {"systems": [{"system": name} for name in names]}
+    def grid(*names):
+        systems = [GridSystem.model_construct(system=name) for name in names]
+        return Grid.model_construct(systems=systems)
 
-    swept = grids.sweep(rows("light", "hrf_ratio-2", "hrf_ratio-16", "hrf_ratio-4"))
+    swept = sweep(grid("light", "hrf_ratio-2", "hrf_ratio-16", "hrf_ratio-4"))
     assert list(swept) == [2, 4, 16]
-    assert grids.sweep(rows("light", "hrf_ratio-2", "hrf_ratio-4")) == {}
-    assert grids.sweep(rows("a_sites-ffn", "a_sites-qkv", "a_sites-all")) == {}
+    assert sweep(grid("light", "hrf_ratio-2", "hrf_ratio-4")) == {}
+    assert sweep(grid("a_sites-ffn", "a_sites-qkv", "a_sites-all")) == {}
 
 
 def test_a_broken_grid_file_is_named(recipe):

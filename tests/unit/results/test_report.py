@@ -1,7 +1,8 @@
-"""The verb `report` and RESULTS.md, on miniature runs."""
+"""The verb `report`, RESULTS.md and the pages in results/, on miniature runs."""
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,12 @@ import yaml
 
 from espnet_ext.cli import report as verb
 from espnet_ext.errors import UserError
-from espnet_ext.files import write_json
-from espnet_ext.results.benchmarks import read_benchmarks
-from espnet_ext.results.claims import read_claims
-from espnet_ext.results.grids import read_grids
-from espnet_ext.results.pages.layers import read_stacks
-from espnet_ext.results.pages.main import README_MARKERS, results_page
-from espnet_ext.results.run import read_results
-from espnet_ext.results.schema import any_score, validate
+from espnet_ext.results.benchmarks import median_range
+from espnet_ext.results.claims.papers import read_papers
+from espnet_ext.results.pages.index import README_MARKERS, pages, readme_with_results
+from espnet_ext.results.schema import Result, as_json
+from espnet_ext.results.store import read_results
+from espnet_ext.validation import parse
 from tests.fixtures.a_run import edit, make_run, run_verb
 
 OTHER_BEAM = "encoder: x\nrecipe: {decode: {ctc_att_beam: {beam_size: 3}}}\n"
@@ -28,14 +27,19 @@ BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "whole_job.py"
 def test_report_prints_the_run_writes_plots_and_is_then_up_to_date(recipe, capsys):
     run_verb("conf/train_hrf_xs.yaml")
     out = capsys.readouterr().out
-    assert "| hrf_xs | ctc_greedy" in out and "not told apart from base_xs" in out
+    assert re.search(r"^\| hrf_xs +\| ctc_greedy", out, re.MULTILINE)
+    assert re.search(r"^\| baseline base_xs +\| ctc_greedy", out, re.MULTILINE)
+    assert "WER inconclusive against base_xs" in out
+    assert out.splitlines()[-2].endswith("): the interval by speaker holds 0")
+    table = [line for line in out.splitlines() if line.startswith("|")]
+    assert max(map(len, table)) <= 100 and table[0].count("|") - 1 <= 6
     for name in ("training_curves.png", "wer_bytes.png"):
         assert Path("exp/hrf_xs/images", name).read_bytes().startswith(b"\x89PNG")
     assert not Path("../../../RESULTS.md").exists() and not Path("../../../results").exists()
     before = Path("exp/hrf_xs/result.json").stat().st_mtime_ns
     run_verb("conf/train_hrf_xs.yaml")
     out = capsys.readouterr().out
-    assert "up to date" in out and "| hrf_xs | ctc_greedy" in out
+    assert "up to date" in out and "| hrf_xs " in out
     assert Path("exp/hrf_xs/result.json").stat().st_mtime_ns == before
 
 
@@ -51,17 +55,19 @@ def test_publish_then_all_gives_the_same_page(recipe, capsys):
     make_run(recipe, "second_xs", sets=("test",))
     run_verb("conf/train_second_xs.yaml", "--publish")
     root = recipe.parents[2]
-    page = root / "RESULTS.md"
-    text = page.read_text()
+    page, recipe_page = root / "RESULTS.md", root / "results/toy_asr1/README.md"
+    text, recipe_text = page.read_text(), recipe_page.read_text()
     assert sorted(p.name for p in (root / "results/toy_asr1").iterdir()) == [
+        "README.md",
         "hrf_xs.json",
         "second_xs.json",
         "wer_bytes.svg",
     ]
     plot = (root / "results/toy_asr1/wer_bytes.svg").read_bytes()
     page.unlink()
+    recipe_page.unlink()
     run_verb("--all")
-    assert page.read_text() == text
+    assert (page.read_text(), recipe_page.read_text()) == (text, recipe_text)
     assert (root / "results/toy_asr1/wer_bytes.svg").read_bytes() == plot
     capsys.readouterr()
     run_verb("--all")
@@ -81,19 +87,47 @@ def test_readme_gets_the_table_between_its_markers_and_nothing_else(recipe):
     assert readme.read_text() == "no markers\n"
 
 
+def test_the_readme_shows_the_headlines_that_a_file_names(recipe):
+    root = recipe.parents[2]
+    begin, end = README_MARKERS
+    (root / "README.md").write_text(f"{begin}\n{end}\n")
+    run = {"run": "toy_asr1/hrf_xs", "than": "base_xs", "set": "test"}
+    content = {"headlines": [{"title": "HRF on toys", "evidence": run}]}
+    path = root / "results/headlines.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(content))
+    run_verb("conf/train_hrf_xs.yaml", "--publish")
+    (row,) = [x for x in (root / "README.md").read_text().splitlines() if "HRF on toys" in x]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "HRF on toys",
+        "6.10 MB",
+        "WER 40.0 (38.0-42.0)",
+        "-3.0, better",
+    ]
+    run["run"] = "toy_asr1/other"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="HRF on toys: no result toy_asr1/other"):
+        run_verb("--all")
+
+
 def test_the_whole_job_is_told_where_it_was_measured(recipe):
-    command = [sys.executable, str(BENCHMARK), "--json", "results/whole_job.json", "--", "true"]
+    path = "results/benchmarks/whole_job.json"
+    command = [sys.executable, str(BENCHMARK), "--json", path, "--", "true"]
     run_verb("conf/train_hrf_xs.yaml", "--publish")
     root = recipe.parents[2]
     assert "The main job whole" not in (root / "RESULTS.md").read_text()
     subprocess.run(command, cwd=root, check=True, capture_output=True)
     run_verb("--all")
-    measured = json.loads((root / "results/whole_job.json").read_text())
-    text = (root / "RESULTS.md").read_text()
-    assert f"{measured['disk_mb']:,} MB of disk; commit {measured['commit']}" in text
+    made = json.loads((root / path).read_text())
+    text = (root / "results/benchmarks/README.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| `true`")]
+    assert f" {made['measured']['disk_mb']:,} " in row
+    assert f"commit {made['commit']}" in text
+    index = (root / "RESULTS.md").read_text()
+    assert "| [The main job whole](results/benchmarks/README.md) | `whole_job.py` |" in index
     failed = subprocess.run([*command[:-1], "false"], cwd=root, capture_output=True)
     assert failed.returncode == 1
-    assert json.loads((root / "results/whole_job.json").read_text()) == measured
+    assert json.loads((root / path).read_text()) == made
 
 
 STEP = {
@@ -103,8 +137,6 @@ STEP = {
     "dtype": "float32",
     "device": "some CPU",
     "threads": 2,
-    "torch": "2.14.1",
-    "command": ["/somewhere/benchmarks/hrf_training_step.py", "--ratios", "4"],
     "results": [
         {
             "form": "plain",
@@ -122,32 +154,10 @@ STEP = {
         },
     ],
 }
-
-
-def test_a_training_step_is_told_with_its_command(recipe):
-    run_verb("conf/train_hrf_xs.yaml", "--publish")
-    root = recipe.parents[2]
-    write_json(root / "results/hrf_training_step.json", STEP)
-    run_verb("--all")
-    text = (root / "RESULTS.md").read_text()
-    assert "\npython benchmarks/hrf_training_step.py --ratios 4\n" in text
-    cells = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| product ")]
-    assert [cell.strip() for cell in cells[0]] == [
-        "product",
-        "4",
-        "3.98 M",
-        "610 (600-990)",
-        "1.17 (1.10-1.20)",
-    ]
-
-
 LATENCY = {
     "seconds": 3.0,
     "calls": 5,
     "threads": 1,
-    "cpu": "some CPU",
-    "torch": "2.14",
-    "command": ["/somewhere/benchmarks/merged_latency.py", "a.yaml"],
     "results": [
         {
             "model": "hrf_a_s",
@@ -160,29 +170,10 @@ LATENCY = {
         }
     ],
 }
-
-
-def test_latency_of_merged_models_is_told_with_its_interval(recipe):
-    run_verb("conf/train_hrf_xs.yaml", "--publish")
-    root = recipe.parents[2]
-    write_json(root / "results/merged_latency.json", LATENCY)
-    run_verb("--all")
-    text = (root / "RESULTS.md").read_text()
-    assert "\npython benchmarks/merged_latency.py a.yaml\n" in text
-    (row,) = [line for line in text.splitlines() if line.startswith("| hrf_a_s")]
-    assert [cell.strip() for cell in row.split("|")[2:6]] == [
-        "12,345",
-        "5.00",
-        "0.998 (0.990-1.006)",
-        "1.062 (0.950-1.200)",
-    ]
-
-
 NESTED = {
-    **{key: STEP[key] for key in ("size", "batch", "dtype", "device", "threads", "torch")},
+    **{key: STEP[key] for key in ("size", "batch", "dtype", "device", "threads")},
     "encoder_conf": {"num_blocks": 6},
     "family": {"depths": [6, 3], "widths": [], "bits": [32, 4]},
-    "command": ["/somewhere/benchmarks/nested_step.py", "--depths", "6", "3"],
     "results": [
         {
             "form": "all",
@@ -195,29 +186,8 @@ NESTED = {
         }
     ],
 }
-
-
-def test_a_familys_step_is_told_with_its_command(recipe):
-    run_verb("conf/train_hrf_xs.yaml", "--publish")
-    root = recipe.parents[2]
-    write_json(root / "results/nested_step.four.json", NESTED)
-    run_verb("--all")
-    text = (root / "RESULTS.md").read_text()
-    assert "### four\n\n```bash\npython benchmarks/nested_step.py --depths 6 3\n" in text
-    (row,) = [line for line in text.splitlines() if line.startswith("| all ")]
-    assert [cell.strip() for cell in row.split("|")[2:6]] == [
-        "4 of 4",
-        "520 (500-700)",
-        "2.10 (2.00-2.60)",
-        "94.4",
-    ]
-
-
 FORMS = {
-    "cpu": "some CPU",
-    "torch": "2.14.1",
     "threads": 1,
-    "command": ["/somewhere/benchmarks/residual_forms.py", "a.yaml"],
     "results": [
         {
             "config": "train_residual_k3",
@@ -242,51 +212,58 @@ DECODING = {
     "batch": 16,
     "threads": 1,
     "search": {"espnet": [0.9], "ours": [0.3]},
-    "cpu": "some CPU",
-    "torch": "2.14.1",
-    "command": ["/somewhere/benchmarks/transducer_decoding.py", "exp/a", "feats.scp"],
 }
-
-
-def test_streaming_benchmarks_are_told_with_their_commands(recipe):
-    run_verb("conf/train_hrf_xs.yaml", "--publish")
-    root = recipe.parents[2]
-    write_json(root / "results/residual_forms.json", FORMS)
-    write_json(root / "results/transducer_decoding.k3.json", DECODING)
-    run_verb("--all")
-    lines = (root / "RESULTS.md").read_text().splitlines()
-    assert "python benchmarks/residual_forms.py a.yaml" in lines
-    assert "python benchmarks/transducer_decoding.py exp/a feats.scp" in lines
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
-    assert [
-        "residual_k3",
-        "shared",
-        "12.35",
-        "0.50",
-        "740.0",
-        "9.9",
-        "12.0",
-        "1,515",
-        "500",
-    ] in rows
-    spread = ["2.50 (2.00-3.00)", "1.25 (1.00-2.00)"]
-    assert ["k3", "64 (160 s)", "16", *spread, "2.00", "3.00"] in rows
+PRODUCT = ["product", "4", "3.98 M", "610 (600-990)", "1.17 (1.10-1.20)"]
+A_FORM = ["residual_k3", "shared", "12.35", "0.50", "740.0", "9.9", "12.0", "1,515", "500"]
+SPREAD = ["2.50 (2.00-3.00)", "1.25 (1.00-2.00)"]
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("program", "measured", "row"),
     [
-        *("whole_job.json", "hrf_training_step.json", "merged_latency.json"),
-        *("nested_step.a.json", "residual_forms.json", "transducer_decoding.a.json"),
+        ("hrf_training_step", STEP, PRODUCT),
+        (
+            "merged_latency",
+            LATENCY,
+            ["hrf_a_s", "12,345", "5.00", "0.998 (0.990-1.006)", "1.062 (0.950-1.200)"],
+        ),
+        ("nested_step", NESTED, ["all", "4 of 4", "520 (500-700)", "2.10 (2.00-2.60)", "94.4"]),
+        ("residual_forms", FORMS, A_FORM),
+        ("transducer_decoding", DECODING, ["64 (160 s)", "16", *SPREAD, "2.00", "3.00"]),
     ],
 )
-def test_a_benchmarks_file_that_does_not_fit_is_named_and_the_page_kept(recipe, name):
+def test_a_benchmark_writes_its_table_with_its_command(
+    recipe, monkeypatch, capsys, program, measured, row
+):
+    root = recipe.parents[2]
+    path = root / f"results/benchmarks/{program}.one.json"
+    script = runpy.run_path(str(BENCHMARK.with_name(f"{program}.py")))
+    monkeypatch.setattr(sys, "argv", [f"/somewhere/benchmarks/{program}.py", "a.yaml", "--b", "4"])
+    script["finish"](script["table"](measured), measured, str(path))
+    assert f"| {row[0]} " in capsys.readouterr().out
+    made = json.loads(path.read_text())
+    assert made["rows"][-1] == row and made["measured"] == measured
+    run_verb("conf/train_hrf_xs.yaml", "--publish")
+    lines = (root / "results/benchmarks/README.md").read_text().splitlines()
+    assert f"## {made['title']}: one" in lines
+    assert f"python benchmarks/{program}.py a.yaml --b 4" in lines
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
+    assert row in cells
+
+
+def test_a_range_is_of_all_rounds():
+    assert median_range([3.0, 1.0, 2.0], 1) == "2.0 (1.0-3.0)"
+
+
+def test_a_benchmarks_file_that_does_not_fit_is_named_and_the_page_kept(recipe):
     run_verb("conf/train_hrf_xs.yaml", "--publish")
     root = recipe.parents[2]
     page = (root / "RESULTS.md").read_text()
+    path = root / "results/benchmarks/nested_step.a.json"
+    path.parent.mkdir()
     for content, part in (("{", "not valid JSON"), ('{"wall": 1}', "unknown key 'wall'")):
-        (root / "results" / name).write_text(content)
-        with pytest.raises(UserError, match=f"{name}: {part}"):
+        path.write_text(content)
+        with pytest.raises(UserError, match=f"{path.name}: {part}"):
             run_verb("--all")
     assert (root / "RESULTS.md").read_text() == page
 
@@ -300,15 +277,19 @@ def test_a_run_that_no_commit_describes_is_published_only_when_told(recipe, comm
     root = recipe.parents[2]
     assert not (root / "results").exists() and not (root / "RESULTS.md").exists()
     run_verb("conf/train_hrf_xs.yaml", "--publish", "--allow-dirty")
-    assert f"- commit: {commit}\n" in (root / "RESULTS.md").read_text()
+    assert f"- commit: {commit}\n" in (root / "results/toy_asr1/README.md").read_text()
 
 
-def test_page_begins_with_its_command_and_tells_each_run(recipe):
+def test_the_index_names_its_command_and_the_recipes_page_tells_each_run(recipe):
     run_verb("conf/train_hrf_xs.yaml", "--publish")
-    text = (recipe.parents[2] / "RESULTS.md").read_text()
-    assert text.startswith("```bash\nespnet-ext report --all ")
+    root = recipe.parents[2]
+    index = (root / "RESULTS.md").read_text()
+    assert "Generated by `espnet-ext report --all`" in index
+    assert "| [toy_asr1](results/toy_asr1)" in index
+    assert "(results/toy_asr1/wer_bytes.svg)" in index
+    text = (root / "results/toy_asr1/README.md").read_text()
     for part in (
-        "## toy_asr1",
+        "# Results of toy_asr1",
         "### hrf_xs",
         "- command: `espnet-ext train conf/train_hrf_xs.yaml`",
         "- commit: abc1234",
@@ -317,21 +298,27 @@ def test_page_begins_with_its_command_and_tells_each_run(recipe):
         "torch 2.14.1",
         "| 0.0812 (0.08-0.09) ",
         "cores 2",
-        "[hrf_xs.json](results/toy_asr1/hrf_xs.json)",
-        "(results/toy_asr1/wer_bytes.svg)",
+        "[hrf_xs.json](hrf_xs.json)",
+        "(wer_bytes.svg)",
         "hrf_xs, test, ctc_greedy: WER better than base_xs (-3.0 points",
         "CER worse than base_xs (+2.0 points",
     ):
         assert part in text, part
 
 
-def test_committed_runs_are_printed_beside(recipe, capsys):
+def test_only_the_run_and_its_baseline_are_printed(recipe, capsys):
     run_verb("conf/train_hrf_xs.yaml", "--publish")
+    make_run(recipe, "base_xs")
+    run_verb("conf/train_base_xs.yaml", "--publish")
     make_run(recipe, "second_xs")
     capsys.readouterr()
     run_verb("conf/train_second_xs.yaml")
     out = capsys.readouterr().out
-    assert "| second_xs " in out and "| hrf_xs (committed) " in out
+    rows = [[cell.strip() for cell in x.split("|")[1:-1]] for x in out.splitlines() if x[:1] == "|"]
+    assert {row[0] for row in rows[2:]} == {"second_xs", "baseline base_xs"}
+    assert rows[3][3] == "6.10"  # from the baseline's own result
+    image = Path("exp/second_xs/images/wer_bytes.png")
+    assert f"wrote {image}" in out
 
 
 def test_another_variant_has_files_of_its_own(recipe):
@@ -395,7 +382,7 @@ def test_a_score_of_a_model_before_this_one_is_not_told_as_this_ones(recipe):
 def test_results_option_names_the_folder(recipe, tmp_path):
     run_verb("conf/train_hrf_xs.yaml", "--publish", "--results", str(tmp_path / "else/where"))
     assert (tmp_path / "else/where/toy_asr1/hrf_xs.json").is_file()
-    assert "(where/toy_asr1/hrf_xs.json)" in (tmp_path / "else/RESULTS.md").read_text()
+    assert "(where/toy_asr1)" in (tmp_path / "else/RESULTS.md").read_text()
     assert not (recipe.parents[2] / "results").exists()
 
 
@@ -430,8 +417,8 @@ def test_a_recipe_outside_a_repository_publishes_only_where_told(tmp_path, monke
     ("content", "part"),
     [
         ("{", "not valid JSON"),
-        ("{}", "missing key schema"),
-        (None, "holds the run of"),
+        ("{}", "missing key schema_version"),
+        (None, "holds the result of"),
     ],
 )
 def test_bad_committed_result_is_named_and_the_page_kept(recipe, content, part):
@@ -446,25 +433,21 @@ def test_bad_committed_result_is_named_and_the_page_kept(recipe, content, part):
     assert (root / "RESULTS.md").read_text() == page
 
 
-def test_this_repositorys_results_are_valid():
+def test_this_repositorys_pages_are_those_of_its_results(monkeypatch):
     root = Path(verb.__file__).parents[2]
-    results = read_results(root / "results")
-    published = read_grids(root / "results")
-    if results or published:
-        committed = (root / "RESULTS.md").read_text(encoding="utf-8")
-        plotted = {p.parent.name for p in (root / "results").glob("*/*_bytes.svg")}
-        benchmarks = read_benchmarks(root / "results")
-        assert committed == results_page(
-            results,
-            plotted=plotted,
-            benchmarks=benchmarks,
-            committed_grids=published,
-            of_stacks=read_stacks(root / "results"),
-            papers=read_claims(root / "results"),
-        )
-    for result in results:
-        for score in result["scores"]:
-            validate(score, any_score, result["tag"])
+    monkeypatch.chdir(root)
+    results = read_results(Path("results"))
+    made = pages(results, read_papers(Path("results")), Path("results"))
+    for page, text in made.items():
+        assert page.read_text(encoding="utf-8") == text, page
+    for run in results.runs.values():
+        assert parse(Result, as_json(run), run.name) == run
+    readme = Path("README.md").read_text(encoding="utf-8")
+    assert readme_with_results(readme, results, Path("results")) == readme
+    index = made[Path("RESULTS.md")].splitlines()
+    assert len(index) <= 200 and max(map(len, index)) <= 160
+    begin, end = (readme.index(marker) for marker in README_MARKERS)
+    assert max(map(len, readme[begin:end].splitlines())) <= 100
 
 
 def test_reporting_imports_neither_torch_nor_espnet(recipe):

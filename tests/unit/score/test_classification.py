@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import confusion_matrix, f1_score
 
 from espnet_ext.errors import UserError
-from espnet_ext.results.pages import classes as report
-from espnet_ext.results.schema import CLASS_SCORE, validate
+from espnet_ext.results.pages.scores import score_lines
+from espnet_ext.results.schema import ClassScore
 from espnet_ext.score.classification import (
     Decisions,
     metrics,
@@ -17,7 +17,8 @@ from espnet_ext.score.classification import (
     vote,
     weighted_f1,
 )
-from espnet_ext.score.significance.folds import paired_p, spread
+from espnet_ext.score.significance.folds import mean_by, sign_flip_p, summarise
+from espnet_ext.validation import parse
 
 CLASSES = ["anger", "joy", "sad"]
 
@@ -55,7 +56,7 @@ def test_a_case_by_hand():
     assert found["confusion"] == [[2, 0, 1], [1, 0, 0], [0, 0, 1]]
     # always anger: F1 of anger 2*3/(3+5), weight 3/5
     assert found["majority"] == {
-        "class": "anger",
+        "name": "anger",
         "weighted_f1": pytest.approx(0.6 * 0.75),
     }
 
@@ -96,33 +97,35 @@ def resampled(item, groups, draws=1500):
 def test_intervals_are_those_of_drawing_utterances_or_speakers(by):
     item = decisions()
     score = score_decisions(item, "test", "classify", "utterance", "base")
-    validate(score, CLASS_SCORE, "score")
+    comparison = parse(ClassScore, score, "score").compared()
     drawn = resampled(item, getattr(item, by))
-    key = "interval" if by == "ids" else "interval_by_speaker"
+    key = "interval" if by == "ids" else "by_speaker"
     for got, values in (
-        (score[key], drawn[1]),
-        (score["baseline"][key], drawn[1] - drawn[0]),
+        (score["metrics"]["weighted_f1"][key], drawn[1]),
+        (score["comparisons"][0][key], drawn[1] - drawn[0]),
     ):
         expected = np.quantile(values, [0.025, 0.975])
         # 1,500 draws on the plain side: an end is known to about a tenth of the width.
         assert np.abs(np.array(got) - expected).max() < 0.12 * (expected[1] - expected[0])
-    assert score["baseline"]["difference"] > 0
-    assert score["baseline"]["p"] < 0.05
-    assert report.verdict(score) == "better"
+    assert comparison.difference > 0
+    assert comparison.p < 0.05
+    assert comparison.verdict() == "better"
 
 
-def test_equal_systems_are_not_told_apart():
+def test_equal_systems_are_equal():
     item = decisions()
     same = Decisions(**{**vars(item), "baseline": item.hypotheses})
     score = score_decisions(same, "test", "classify", "utterance", "base")
-    assert (score["baseline"]["difference"], score["baseline"]["p"]) == (0, 1)
-    assert report.verdict(score) == "not told apart"
+    comparison = parse(ClassScore, score, "score").compared()
+    assert (comparison.difference, comparison.p) == (0, 1)
+    assert comparison.verdict() == "equal"
 
 
 def test_a_class_with_f1_0_is_named():
     item = decisions()
     item = Decisions(**{**vars(item), "hypotheses": ["anger"] * 60, "baseline": None})
-    line = report.score_line(score_decisions(item, "test", "classify", "utterance"))
+    score = score_decisions(item, "test", "classify", "utterance")
+    (line,) = score_lines(parse(ClassScore, score, "score"))
     assert "F1 = 0 for joy, sad" in line
 
 
@@ -139,8 +142,9 @@ def test_vote_is_by_majority_and_a_tie_goes_to_the_rarer_class():
     assert found.references == ["no", "yes", "no"]
     assert found.hypotheses == ["no", "yes", "yes"]
     score = score_decisions(found, "test", "classify", "speaker")
-    validate(score, CLASS_SCORE, "score")
-    assert (score["decisions"], score["accuracy"]) == (3, pytest.approx(2 / 3))
+    parse(ClassScore, score, "score")
+    accuracy = score["metrics"]["accuracy"]["value"]
+    assert (score["decisions"], accuracy) == (3, pytest.approx(2 / 3))
     mixed = Decisions(**{**vars(item), "references": ["no", "yes", *item.references[2:]]})
     with pytest.raises(UserError, match="speaker p1 has utterances of the classes no, yes"):
         vote(mixed)
@@ -152,7 +156,7 @@ def test_vote_is_by_majority_and_a_tie_goes_to_the_rarer_class():
         ("label", "", "no utterance"),
         ("label", "a anger\nb jov\n", "'jov'; did you mean 'joy'"),
         ("text", "a anger\n", "no class for utterance b"),
-        ("text", "a anger\nb joy\nc joy\n", "utterance c is not in"),
+        ("text", "a anger\nb joy\nc joy\n", "utterance c not in"),
         ("text", "a anger\nb\n", "b: no class ''"),
         ("utt2spk", "a s\n", "no speaker for utterance b"),
     ],
@@ -168,16 +172,17 @@ def test_each_fault_is_one_line(tmp_path, file, content, words):
     assert "\n" not in str(caught.value)
 
 
-def test_spread_separates_folds_from_seeds():
+def test_a_summary_separates_folds_from_seeds():
     scores = {("a", 1): 0.2, ("a", 2): 0.4, ("b", 1): 0.6, ("b", 2): 0.8}
-    found = spread(scores)
-    assert (found.folds, found.seeds) == (2, 2)
+    found = summarise(scores)
+    assert mean_by(scores, 0) == pytest.approx({"a": 0.3, "b": 0.7})
+    assert mean_by(scores, 1) == pytest.approx({1: 0.4, 2: 0.6})
     assert found.mean == pytest.approx(0.5)
-    assert found.over_folds == pytest.approx(np.std([0.3, 0.7], ddof=1))
-    assert found.over_seeds == pytest.approx(np.std([0.4, 0.6], ddof=1))
+    assert found.sd_folds == pytest.approx(np.std([0.3, 0.7], ddof=1))
+    assert found.sd_seeds == pytest.approx(np.std([0.4, 0.6], ddof=1))
     del scores["a", 1]
     with pytest.raises(ValueError, match="every fold"):
-        spread(scores)
+        summarise(scores)
 
 
 def test_the_paired_test_goes_through_all_signs():
@@ -193,5 +198,6 @@ def test_the_paired_test_goes_through_all_signs():
         np.mean(flipped >= np.mean(differences) - 1e-12),
         np.mean(flipped <= np.mean(differences) + 1e-12),
     )
-    assert paired_p(first, second) == pytest.approx(min(1, 2 * one_sided))
-    assert paired_p({("a", 1): 0.1}, {("a", 1): 0.2}) is None
+    before, after = (np.array(list(mean_by(scores, 0).values())) for scores in (first, second))
+    assert sign_flip_p(after - before) == pytest.approx(min(1, 2 * one_sided))
+    assert sign_flip_p(np.array([0.1])) is None

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.text import normalise_text
 from espnet_ext.errors import UserError
-from espnet_ext.results.pages.tables import score_line
-from espnet_ext.results.schema import SCORE, validate
+from espnet_ext.results.pages.scores import score_lines
+from espnet_ext.results.schema import RecognitionScore
 from espnet_ext.score.pairs import Pairs, read_pairs
 from espnet_ext.score.recognition import score_set
 from espnet_ext.score.significance.bootstrap import bootstrap_interval, paired_difference
 from espnet_ext.score.wer import align_characters, align_words, alignment_lines
+from espnet_ext.validation import parse
 from tests.fixtures.texts import sentences, spoilt, write_table
 
 # --- normalisation
@@ -175,20 +176,19 @@ def test_score_of_a_set():
         baseline=spoilt(references, 0.5, seed=2),
     )
     score, _ = score_set(pairs, "test", "ctc_greedy", "base")
-    validate(score, SCORE, "score")
-    wer = score["wer"]
-    assert wer["interval"][0] < wer["value"] < wer["interval"][1]
-    assert wer["substitutions"] == sum(text.split().count("xx") for text in pairs.hypotheses)
-    assert (wer["insertions"], wer["deletions"], score["speakers"]) == (0, 0, 5)
-    baseline = score["baseline"]
-    assert baseline["tag"] == "base" and baseline["p"] < 0.01 and baseline["cer_p"] < 0.01
-    assert baseline["interval"][0] <= baseline["wer_difference"] <= baseline["interval"][1] < 0
-    assert baseline["mapsswe"]["p"] < 1e-6 and baseline["mapsswe"]["z"] < 0
-    line = score_line(score)
-    assert "MAPSSWE p < 0.001" in line and line.count("MAPSSWE") == 1  # of words, not characters
-    del baseline["mapsswe"]  # as in a file of before there was the test
-    validate(score, SCORE, "score")
-    assert "MAPSSWE" not in score_line(score)
+    found = parse(RecognitionScore, score, "score")
+    wer, edits = found.metrics["wer"], found.errors["wer"]
+    assert wer.interval[0] < wer.value < wer.interval[1]
+    assert edits.substitutions == sum(text.split().count("xx") for text in pairs.hypotheses)
+    assert (edits.insertions, edits.deletions, found.speakers) == (0, 0, 5)
+    of_words, of_characters = found.compared("wer"), found.compared("cer")
+    assert found.baseline == "base" and of_words.p < 0.01 and of_characters.p < 0.01
+    assert of_words.interval[0] <= of_words.difference <= of_words.interval[1] < 0
+    assert of_words.mapsswe.p < 1e-6 and of_words.mapsswe.z < 0
+    lines = "; ".join(score_lines(found))
+    assert "MAPSSWE p < 0.001" in lines and lines.count("MAPSSWE") == 1  # not of characters
+    del score["comparisons"][0]["mapsswe"]  # as in a file of before there was the test
+    assert "MAPSSWE" not in "; ".join(score_lines(parse(RecognitionScore, score, "score")))
 
 
 # --- reading
@@ -239,4 +239,5 @@ def test_an_empty_hypothesis_is_all_deletions(tmp_path):
     reference = write_table(tmp_path / "ref", ["u1", "u2"], ["a b", "c"])
     hypothesis = write_table(tmp_path / "hyp", ["u2", "u1"], ["c", ""])
     score, _ = score_set(read_pairs(reference, hypothesis), "s", "m")
-    assert (score["wer"]["deletions"], score["wer"]["value"]) == (2, pytest.approx(2 / 3))
+    found = (score["errors"]["wer"]["deletions"], score["metrics"]["wer"]["value"])
+    assert found == (2, pytest.approx(2 / 3))

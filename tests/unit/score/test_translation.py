@@ -13,10 +13,11 @@ import pytest
 from espnet_ext import files
 from espnet_ext.cli import score as verb
 from espnet_ext.errors import UserError
-from espnet_ext.results.pages.translation import comparison, score_line, verdict
-from espnet_ext.results.schema import TRANSLATION_SCORE, validate
+from espnet_ext.results.pages.scores import score_lines
+from espnet_ext.results.schema import TranslationScore
 from espnet_ext.score.pairs import Pairs
 from espnet_ext.score.translation import score_translations
+from espnet_ext.validation import parse
 
 WORDS = "the fish swims under a heavy steel pipe and waits for the other one".split()
 
@@ -38,15 +39,21 @@ def pairs_of(hypotheses, baseline=None, references=None) -> Pairs:
     return Pairs(ids, references, hypotheses, ["s"] * len(ids), baseline)
 
 
+def compared(score, metric):
+    """The comparison on a metric of a score, which must fit its schema."""
+    return parse(TranslationScore, score, "score").compared(metric)
+
+
 def test_bleu_by_hand():
     # 4 of 5 words, 3 of 4 pairs, 2 of 3 triples, 1 of 2 quadruples; one word shorter.
     pairs = pairs_of(["a b c d x"], references=["a b c d e f"])
     score = score_translations(pairs, "test", "greedy", "en")
     expected = 100 * math.exp(1 - 6 / 5) * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
-    assert score["bleu"]["value"] == pytest.approx(expected, abs=1e-9)
-    assert score["bleu"]["precisions"] == pytest.approx([80, 75, 100 * 2 / 3, 50])
-    assert score["bleu"]["interval"] is None
-    assert "no interval" in score_line(score)
+    assert score["metrics"]["bleu"]["value"] == pytest.approx(expected, abs=1e-9)
+    assert score["precisions"] == pytest.approx([80, 75, 100 * 2 / 3, 50])
+    assert score["metrics"]["bleu"]["interval"] is None
+    (line,) = score_lines(parse(TranslationScore, score, "score"))
+    assert "no interval" in line
 
 
 def command(folder, *words) -> str:
@@ -78,14 +85,13 @@ def test_scores_and_p_are_those_of_the_command_sacrebleu(tmp_path):
     assert len(rows) == len(tested) == 2
     for n, metric in enumerate(("bleu", "chrf")):
         before, now = rows[0][n], rows[1][n]
-        assert score[metric]["value"] == pytest.approx(now, abs=1e-5)
-        assert score["baseline"][f"{metric}_difference"] == pytest.approx(now - before, abs=1e-5)
-        assert score["baseline"][f"{metric}_p"] == pytest.approx(tested[n], abs=1e-4)
-        low, high = score[metric]["interval"]
+        assert score["metrics"][metric]["value"] == pytest.approx(now, abs=1e-5)
+        assert compared(score, metric).difference == pytest.approx(now - before, abs=1e-5)
+        assert compared(score, metric).p == pytest.approx(tested[n], abs=1e-4)
+        low, high = score["metrics"][metric]["interval"]
         assert low < now < high
-    assert verdict(score, "bleu") == "better"
-    assert "BLEU better than base" in comparison(score, "bleu")
-    validate(score, TRANSLATION_SCORE, "score")
+    assert compared(score, "bleu").verdict() == "better"
+    assert "BLEU better than base" in compared(score, "bleu").sentence()
 
 
 def test_interval_and_signature_are_those_of_the_command(tmp_path):
@@ -93,27 +99,27 @@ def test_interval_and_signature_are_those_of_the_command(tmp_path):
     for name, content in (("ref", texts(0)), ("sys", lines)):
         (tmp_path / name).write_text("\n".join(content) + "\n")
     told = json.loads(command(tmp_path, "ref", "-i", "sys", "--confidence"))
-    found = score_translations(pairs_of(lines), "test", "greedy", "en")["bleu"]
+    found = score_translations(pairs_of(lines), "test", "greedy", "en")
     mean, half = told["confidence_mean"], told["confidence_var"]
-    assert found["interval"] == pytest.approx([mean - half, mean + half], abs=1e-5)
-    assert found["signature"] == told["signature"]
+    interval = found["metrics"]["bleu"]["interval"]
+    assert interval == pytest.approx([mean - half, mean + half], abs=1e-5)
+    assert found["signatures"]["bleu"] == told["signature"]
 
 
 def test_equal_hypotheses_are_equal_and_not_significant():
     # sacreBLEU's formula gives p = 1 / 1001 for a difference of 0.
     score = score_translations(pairs_of(texts(3), texts(3)), "test", "greedy", "en", "base")
-    assert score["baseline"]["bleu_p"] is None
-    assert verdict(score, "bleu") == verdict(score, "chrf") == "equal"
-    validate(score, TRANSLATION_SCORE, "score")
+    assert compared(score, "bleu").p is None
+    assert compared(score, "bleu").verdict() == compared(score, "chrf").verdict() == "equal"
 
 
-def test_a_worse_system_is_worse_and_a_small_difference_is_not_told_apart():
+def test_a_worse_system_is_worse_and_a_small_difference_is_inconclusive():
     worse = score_translations(pairs_of(texts(3), texts(5)), "test", "greedy", "en", "base")
-    assert verdict(worse, "bleu") == "worse"
+    assert compared(worse, "bleu").verdict() == "worse"
     other = texts(3)
     other[7] = other[7].replace("no", "nay")
     close = score_translations(pairs_of(other, texts(3)), "test", "greedy", "en", "base")
-    assert verdict(close, "chrf") == "not told apart"
+    assert compared(close, "chrf").verdict() == "inconclusive"
 
 
 def test_the_seed_of_the_user_changes_nothing(monkeypatch):
@@ -128,11 +134,11 @@ def test_the_seed_of_the_user_changes_nothing(monkeypatch):
 def test_the_tokenizer_is_that_of_the_language():
     chinese = pairs_of(["我们走吧", "他来了"], references=["我们走吧", "他来了吗"])
     score = score_translations(chinese, "test", "greedy", "zh-CN")
-    assert "tok:zh" in score["bleu"]["signature"]
-    assert score["bleu"]["value"] > 50
+    assert "tok:zh" in score["signatures"]["bleu"]
+    assert score["metrics"]["bleu"]["value"] > 50
     english = score_translations(pairs_of(texts(3)), "test", "greedy", "en")
-    assert "tok:13a" in english["bleu"]["signature"]
-    assert "case:mixed" in english["bleu"]["signature"]
+    assert "tok:13a" in english["signatures"]["bleu"]
+    assert "case:mixed" in english["signatures"]["bleu"]
 
 
 def test_a_tokenizer_that_is_not_installed_is_one_line(monkeypatch):
@@ -148,8 +154,8 @@ def test_a_tokenizer_that_is_not_installed_is_one_line(monkeypatch):
 
 def test_hypotheses_may_be_empty():
     score = score_translations(pairs_of([""] * 5, texts(3, 5)), "test", "greedy", "en", "base")
-    assert score["bleu"]["value"] == 0
-    validate(score, TRANSLATION_SCORE, "score")
+    assert score["metrics"]["bleu"]["value"] == 0
+    parse(TranslationScore, score, "score")
 
 
 def run_score(*words):
@@ -182,13 +188,15 @@ def test_the_verb_scores_plain_files_and_a_run(tmp_path, monkeypatch, capsys):
     assert "up to date" in capsys.readouterr().out
     plain = ("--ref", "data/test/text.en", "--out", "other", "--target", "en")
     run_score("--hyp", "exp/st_xs/decode/merged/ctc_greedy/test/text", *plain)
-    other = files.read_json("other/score.json")
-    assert other["bleu"] == found["bleu"]
-    assert other["bleu"]["precisions"][0] < 95
+    other, found = files.read_json("other/score.json")["score"], found["score"]
+    assert other["metrics"]["bleu"] == found["metrics"]["bleu"]
+    assert other["precisions"] == found["precisions"]
+    assert other["precisions"][0] < 95
     lower = score_translations(
         pairs_of([t.lower() for t in texts(4, 30)]), "test", "ctc_greedy", "en"
     )
-    assert found["bleu"]["value"] != lower["bleu"]["value"]  # case and full stops count
+    bleu = found["metrics"]["bleu"]["value"]
+    assert bleu != lower["metrics"]["bleu"]["value"]  # case and full stops count
 
 
 def test_the_verb_names_a_missing_language(tmp_path, monkeypatch):

@@ -1,0 +1,339 @@
+"""Evidence of a claim: committed results that it names, and what they say about two systems."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Discriminator, Tag
+
+from espnet_ext.errors import UserError, nearest
+from espnet_ext.results.comparison import SIGNIFICANT, Comparison, p_value
+from espnet_ext.results.grids import Grid, GridSystem, compare_units, in_order
+from espnet_ext.results.metrics import find_metric
+from espnet_ext.results.schema import NOT_MEASURED, Score, as_json
+from espnet_ext.results.store import Results
+from espnet_ext.score.significance.folds import mean_interval, sign_flip_p
+from espnet_ext.validation import Items, Strict, Text
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two scores and their comparison; ``unit`` is the metric and what it is over."""
+
+    of: float
+    than: float
+    comparison: Comparison
+    unit: str
+
+    def text(self) -> str:
+        """One line for a table."""
+        scores = f"{self.of:.3f} against {self.than:.3f} {self.unit}"
+        test = _test(self.comparison.gain_interval, self.comparison.p)
+        return f"{scores}: {self.of - self.than:+.3f} {test}"
+
+
+def _test(interval: tuple[float, float] | None, p: float | None, places: int = 3) -> str:
+    if interval is None or p is None:
+        return "(too few to test)"
+    low, high = interval
+    return f"(gain {low:+.{places}f} to {high:+.{places}f}, p {p_value(p)})"
+
+
+class Evidence(Strict):
+    """A result by its kind and name, as its first field states, and systems in it."""
+
+    @property
+    def kind(self) -> str:
+        """grid, run, time, similarity or pruning."""
+        return next(iter(type(self).model_fields))
+
+    @property
+    def result(self) -> str:
+        """Name of the result."""
+        return str(getattr(self, self.kind))
+
+    def records(self, results: Results) -> Mapping[str, Any]:
+        """The results of its kind, by name."""
+        return getattr(results, {"grid": "grids", "run": "runs"}.get(self.kind, self.kind))
+
+    def record(self, results: Results) -> Any:
+        """The result that is named."""
+        return self.records(results)[self.result]
+
+    def is_published(self, results: Results) -> bool:
+        """False if the result has not been published."""
+        return self.result in self.records(results)
+
+    def title(self) -> str:
+        """Name the systems that are compared, for a table."""
+        named = {key: value for key, value in self if value is not None}
+        words = [named.get(key) for key in ("system", "measure", "order", "set", "method")]
+        words += [", ".join(named.get("systems", ()))]
+        if "among" in named:
+            words.append(f"among {', '.join(named['among'])}")
+        if "than" in named:
+            words.append(f"against {named['than']}")
+        start = self.result if self.kind == "run" else f"{self.kind} {self.result}:"
+        return " ".join([start, *filter(None, words)])
+
+    def numbers(self, results: Results, system: str | None = None) -> Mapping[str, Any] | None:
+        """The record of a system, or of the one that is named first; None: not published."""
+        raise NotImplementedError  # of similarity and pruning
+
+    def field(self, results: Results, name: str, system: str | None = None) -> Any:
+        """A number (dotted) of a system; "not measured" where its record says so.
+
+        Raises:
+            UserError: there is no such number.
+        """
+        value: Any = self.numbers(results, system)
+        for key in () if value is None else name.split("."):
+            if value == NOT_MEASURED:
+                break
+            if not isinstance(value, Mapping) or key not in value:
+                known = list(value) if isinstance(value, Mapping) else []
+                raise UserError(f"{system or self.title()} has no field {nearest(key, known)}")
+            value = value[key]
+        if value is None or value == NOT_MEASURED:
+            return NOT_MEASURED
+        if not isinstance(value, int | float):
+            raise UserError(f"{name} of {system or self.title()} is no number")
+        return value
+
+
+# --- grids
+
+
+class OfGrid(Evidence):
+    """A system of results/<dataset>_<task>/grids/<name>.json."""
+
+    grid: Text
+    system: Text
+
+    def numbers(self, results: Results, system: str | None = None) -> Mapping[str, Any]:
+        """The row of a system."""
+        return as_json(find_row(self, results, system or self.system))
+
+
+def find_row(evidence: Evidence, results: Results, system: str) -> GridSystem:
+    """Return the row of a system of the grid that evidence names.
+
+    Raises:
+        UserError: the grid has no such system.
+    """
+    record: Grid = evidence.record(results)
+    found = record.row(system)
+    if found is None:
+        known = [row.system for row in record.systems]
+        raise UserError(f"grid {evidence.result} has no system {nearest(system, known)}")
+    return found
+
+
+class GridPair(OfGrid):
+    """A system of a grid against another."""
+
+    than: Text
+    metric: Text | None = None
+
+    @property
+    def winner(self) -> str:
+        """How the system is named in a verdict."""
+        return self.system
+
+    def compared(self, results: Results, share: float = 1.0) -> Compared:
+        """Compare the system with the other, or with a share of its score in each unit.
+
+        Classifiers are compared by unit, others as the grid's file names pairs.
+
+        Raises:
+            UserError: no such system or metric, or the grid did not compare them.
+        """
+        record: Grid = self.record(results)
+        if record.classes is not None:
+            after, before = (in_order(find_row(self, results, n)) for n in (self.system, self.than))
+            unit = f"weighted F1, {len(after)} {record.unit}s"
+            comparison = compare_units(self.than, after, share * before)
+            return Compared(float(after.mean()), float((share * before).mean()), comparison, unit)
+        row = find_row(self, results, self.system)
+        metric = find_metric(self.metric or record.metrics[0], record.metrics)
+        pair = row.compared(metric.key, self.than)
+        if pair is None:
+            known = [found.baseline for found in row.comparisons]
+            raise UserError(
+                f"{self.system} was not compared with {nearest(self.than, known)}; the grid's "
+                "file must name it under than"
+            )
+        by_seed = row.scores[metric.key].by_seed or {}
+        seeds = pair.by_seed or {}
+        of = float(np.mean([by_seed[seed] for seed in seeds]))
+        unit = f"{metric.name}, {record.part}, {len(seeds)} seeds"
+        return Compared(of, of - pair.difference, pair, unit)
+
+
+class GridBest(OfGrid):
+    """A system of a grid among others."""
+
+    among: Items[Text]
+    metric: Text | None = None
+
+    def pairs(self) -> list[GridPair]:
+        """The system against each of the others."""
+        same = {"grid": self.grid, "system": self.system, "metric": self.metric}
+        return [GridPair(than=other, **same) for other in self.among]  # type: ignore[arg-type]
+
+
+class GridCurve(Evidence):
+    """Systems of a grid in order."""
+
+    grid: Text
+    systems: Items[Text]
+
+    def trend(self, results: Results, degree: int) -> tuple[str, int]:
+        """Test the straight (1) or quadratic (2) part of the curve over equal steps.
+
+        Returns:
+            What was found, and 1 or -1 where the part differs from 0 significantly, else 0.
+
+        Raises:
+            UserError: another degree, or too few systems for it.
+        """
+        if degree not in (1, 2) or len(self.systems) <= degree:
+            raise UserError(
+                "a trend has degree 1 or 2 and more systems than that, "
+                f"not {degree} and {len(self.systems)}"
+            )
+        curves = np.stack([in_order(find_row(self, results, name)) for name in self.systems])
+        steps = np.arange(len(curves)) - (len(curves) - 1) / 2
+        contrast = steps if degree == 1 else steps**2 - (steps**2).mean()
+        parts = contrast @ curves / (contrast @ contrast)  # (units,)
+        p, coefficient = sign_flip_p(parts), float(parts.mean())
+        means = zip(self.systems, curves.mean(axis=1), strict=True)
+        text = ", ".join(f"{name} {value:.3f}" for name, value in means)
+        text += f"; {'slope a step' if degree == 1 else 'bend'} {coefficient:+.4f} "
+        significant = p is not None and p < SIGNIFICANT
+        return text + _test(mean_interval(parts), p, 4), int(np.sign(coefficient)) * significant
+
+
+# --- runs, times, stacks
+
+
+class OfRun(Evidence):
+    """A run, results/<dataset>_<task>/<run>.json."""
+
+    run: Text
+    set: Text | None = None
+    method: Text | None = None
+    metric: Text | None = None
+
+    def numbers(self, results: Results, system: str | None = None) -> Mapping[str, Any] | None:
+        """A run, of this recipe if the name tells none."""
+        name = system or self.run
+        path = name if "/" in name else f"{self.run.partition('/')[0]}/{name}"
+        return as_json(results.runs[path]) if path in results.runs else None
+
+
+class RunPair(OfRun):
+    """A run against its baseline."""
+
+    than: Text
+
+    @property
+    def winner(self) -> str:
+        """How the run is named in a verdict."""
+        return self.run
+
+    def score(self, results: Results) -> Score:
+        """The score that set and method name.
+
+        Raises:
+            UserError: they do not name one.
+        """
+        scores = results.runs[self.run].scores
+        chosen = [
+            score
+            for score in scores
+            if self.set in (None, score.set) and self.method in (None, score.method)
+        ]
+        if len(chosen) != 1:
+            known = ", ".join(f"{score.set} {score.method}" for score in scores)
+            raise UserError(f"set and method must name one score of {self.run}: {known}")
+        return chosen[0]
+
+    def compared(self, results: Results) -> Compared:
+        """The comparison that stage 7 made.
+
+        Raises:
+            UserError: no such score or metric, or the run was compared with another.
+        """
+        score = self.score(results)
+        known = [found.metric for found in score.comparisons] or list(score.metrics)
+        metric = find_metric(self.metric or score.main_metric, known)
+        found, than = score.compared(metric.key), self.than.rpartition("/")[2]
+        if found is None or found.baseline.removesuffix("/merged") != than:
+            raise UserError(
+                f"{self.run} was not compared with {self.than}; its config must name that as "
+                "recipe: baseline"
+            )
+        of = score.metrics[metric.key].value
+        return Compared(of, of - found.difference, found, f"{metric.name}, {score.set}")
+
+
+class RunAmong(OfRun):
+    """A run and others."""
+
+    among: Items[Text]
+
+
+class TimePair(Evidence):
+    """Two systems of results/benchmarks/stack_time.<model>.json."""
+
+    time: Text
+    system: Text
+    than: Text
+
+    def records(self, results: Results) -> Mapping[str, Any]:
+        """The times of stacks, by model."""
+        start = "stack_time."
+        found = results.benchmarks.items()
+        return {name.removeprefix(start): r for name, r in found if name.startswith(start)}
+
+    def numbers(self, results: Results, system: str | None = None) -> Mapping[str, Any]:
+        """The row of a system."""
+        rows, name = self.record(results).measured["systems"], system or self.system
+        if name not in rows:
+            raise UserError(f"time {self.time} has no system {nearest(name, rows)}")
+        return rows[name]
+
+
+class OfSimilarity(Evidence):
+    """A matrix of results/<dataset>_<task>/similarity/<name>.json."""
+
+    similarity: Text
+    measure: Text
+
+
+class OfPruning(Evidence):
+    """A curve of results/<dataset>_<task>/pruning/<name>.json."""
+
+    pruning: Text
+    order: Text
+
+
+def _one_of(*kinds: str) -> Discriminator:
+    """Discriminate evidence by the key that names its result: "[grid]" and so on."""
+
+    def tag(value: Any) -> str | None:
+        found = [kind for kind in kinds if isinstance(value, Mapping) and kind in value]
+        return f"[{found[0]}]" if len(found) == 1 else None
+
+    message = f"evidence that names one of {' and '.join(kinds)}"
+    return Discriminator(tag, custom_error_type="expected", custom_error_message=message)
+
+
+GridOrRun = Annotated[GridPair, Tag("[grid]")] | Annotated[RunPair, Tag("[run]")]
+Pair = Annotated[GridOrRun, _one_of("grid", "run")]
+AnyPair = Annotated[GridOrRun | Annotated[TimePair, Tag("[time]")], _one_of("grid", "run", "time")]
+Single = Annotated[
+    Annotated[OfGrid, Tag("[grid]")] | Annotated[OfRun, Tag("[run]")], _one_of("grid", "run")
+]

@@ -1,0 +1,132 @@
+"""Scores of a grid's systems, the curve of a sweep, and confusion matrices."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.results.grids import Grid, GridSystem
+from espnet_ext.results.metrics import METRICS
+from espnet_ext.results.plots.figures import error_bar, new_figure, save_figure
+
+_READABLE = 12  # classes whose counts can be read in a panel
+
+
+def sweep(record: Grid) -> dict[float, GridSystem]:
+    """Systems that differ in one number alone, by that number; empty if fewer than three do.
+
+    ``vary`` of a grid's file names them so: hrf_ratio-2, hrf_ratio-4, ...
+    """
+    found: dict[str, dict[float, GridSystem]] = {}
+    for row in record.systems:
+        stem, _, value = row.system.rpartition("-")
+        if stem and value.replace(".", "", 1).isdecimal():
+            found.setdefault(stem, {})[float(value)] = row
+    longest = max(found.values(), key=len, default={})
+    return dict(sorted(longest.items())) if len(longest) > 2 else {}
+
+
+def best_row(record: Grid) -> GridSystem:
+    """The system with the best main metric."""
+    metric = METRICS[record.metrics[0]]
+    return max(record.systems, key=lambda row: metric.direction * row.scores[metric.key].value)
+
+
+def plot_grid(record: Grid, folder: Path, kind: str = "png") -> list[Path]:
+    """Draw the systems, the curve of a sweep, and of classifiers the confusions; return paths."""
+    made = [folder / f"{record.name}.{kind}"]
+    _plot_systems(record, made[0])
+    if swept := sweep(record):
+        made.append(folder / f"{record.name}_curve.{kind}")
+        _plot_sweep(record, swept, made[-1])
+    if record.classes is not None:
+        made.append(folder / f"{record.name}_confusion.{kind}")
+        shown = [row for row in (record.row(record.baseline or ""), best_row(record)) if row]
+        matrices = {row.system: row.confusion or [] for row in shown}
+        plot_confusions(record.classes, matrices, made[-1])
+    return made
+
+
+def _plot_systems(record: Grid, path: Path) -> None:
+    """Draw a dot with its interval for each system, its name and size at the left."""
+    metric, rows = METRICS[record.metrics[0]], record.systems
+    figure, (axis,) = new_figure(1, width=7.2, height=1.4 + 0.2 * len(rows))
+    places = range(len(rows))
+    values, *ends = zip(*(_bar(row, metric.key) for row in rows), strict=True)
+    axis.errorbar(values, places, xerr=ends, fmt="o", markersize=4, capsize=2)
+    _lines(record, axis.axvline)
+    axis.set_yticks(places, [f"{row.system} ({row.parameters / 1e6:.2f} M)" for row in rows])
+    axis.tick_params(axis="y", labelsize=7)
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"{metric.title} (95 % interval)")
+    axis.grid(alpha=0.3)
+    _legend(figure, axis)
+    save_figure(figure, path)
+
+
+def _plot_sweep(record: Grid, swept: Mapping[float, GridSystem], path: Path) -> None:
+    """Draw the main metric over the number in which systems differ."""
+    metric, places = METRICS[record.metrics[0]], list(swept)
+    figure, (axis,) = new_figure(1, width=6.0, height=4.0)
+    values, *ends = zip(*(_bar(row, metric.key) for row in swept.values()), strict=True)
+    axis.errorbar(places, values, yerr=ends, marker="o", markersize=4, capsize=3)
+    _lines(record, axis.axhline)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(places, [f"{place:g}" for place in places])
+    stem = next(iter(swept.values())).system.rpartition("-")[0]
+    axis.set(xlabel=stem.rpartition("_")[2], ylabel=f"{metric.title} (95 % interval)")
+    axis.grid(alpha=0.3)
+    _legend(figure, axis)
+    save_figure(figure, path)
+
+
+def _bar(row: GridSystem, metric: str) -> tuple[float, float, float]:
+    found = row.scores[metric]
+    return error_bar(found.value, found.interval, METRICS[metric].scale)
+
+
+def _lines(record: Grid, draw: Any) -> None:
+    """Draw a line for the baseline, for always the commonest class, and for known scores."""
+    metric = METRICS[record.metrics[0]]
+    lines = dict(record.known or {})
+    if record.majority is not None:
+        lines["always the commonest class"] = record.majority
+    base = record.row(record.baseline or "")
+    if base is not None:
+        lines[f"baseline {base.system}"] = base.scores[metric.key].value
+    for number, (name, value) in enumerate(lines.items(), 1):
+        label = f"{name} {metric.number(value)}"
+        draw(metric.scale * value, color=f"C{number}", linestyle=":", label=label)
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+
+
+def plot_confusions(
+    classes: Sequence[str], matrices: Mapping[str, Sequence[Sequence[int]]], path: Path
+) -> None:
+    """Draw confusion matrices by name, rows in shares of the references, counts written in."""
+    side = 1.6 + 0.16 * len(classes) if len(classes) > _READABLE else 4.0
+    figure, axes = new_figure(len(matrices), width=side + 0.8, height=side)
+    for axis, (name, confusion) in zip(axes, matrices.items(), strict=True):
+        sums = [max(sum(row), 1) for row in confusion]
+        shares = [[n / total for n in row] for row, total in zip(confusion, sums, strict=True)]
+        axis.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="none")
+        if len(classes) <= _READABLE:  # else the colour shows it
+            _write_counts(axis, confusion, shares)
+        ticks = range(len(classes))
+        axis.set_xticks(ticks, classes, rotation=90, fontsize=7)
+        axis.set_yticks(ticks, classes, fontsize=7)
+        axis.set(xlabel="recognised as", ylabel="true class", title=name)
+    save_figure(figure, path)
+
+
+def _write_counts(
+    axis: Any, confusion: Sequence[Sequence[int]], shares: Sequence[Sequence[float]]
+) -> None:
+    for i, row in enumerate(confusion):
+        for j, count in enumerate(row):
+            if count:
+                color = "white" if shares[i][j] > 0.5 else "black"
+                axis.text(j, i, str(count), ha="center", va="center", color=color, fontsize=8)

@@ -1,0 +1,51 @@
+"""Heat maps of the similarity of layers, and curves of accuracy as layers are removed."""
+
+from pathlib import Path
+
+from espnet_ext.results.metrics import METRICS
+from espnet_ext.results.plots.figures import MARKERS, error_bar, new_figure, save_figure
+from espnet_ext.results.stacks import MEASURES, SHARE, Pruning, Similarity
+
+
+def plot_stack(record: Similarity | Pruning, path: Path) -> None:
+    """Draw a record."""
+    (_heat_maps if isinstance(record, Similarity) else _curves)(record, path)  # type: ignore[arg-type]
+
+
+def _heat_maps(record: Similarity, path: Path) -> None:
+    figure, axes = new_figure(len(MEASURES), width=3.6, height=3.4)
+    for axis, name in zip(axes, MEASURES, strict=True):
+        matrix, blocks = record.matrix(name), record.blocks[name]
+        image = axis.imshow(
+            matrix, vmin=0, vmax=1, origin="lower", cmap="viridis", interpolation="none"
+        )
+        for first in blocks.first_layers or []:
+            axis.axhline(first - 0.5, color="white", linestyle="--")
+            axis.axvline(first - 0.5, color="white", linestyle="--")
+        axis.set(xlabel="layer", ylabel="layer", title=f"{name}, contrast {blocks.contrast:.2f}")
+        for which in (axis.xaxis, axis.yaxis):
+            which.get_major_locator().set_params(integer=True)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="similarity")
+    save_figure(figure, path)
+
+
+def _curves(record: Pruning, path: Path) -> None:
+    """Draw the curve of each order, shifted a little so that intervals do not overlap."""
+    figure, (axis,) = new_figure(1, width=6.0, height=4.0)
+    for number, order in enumerate(record.orders):
+        places = [point.removed + 0.06 * number for point in order.points]
+        bars = [error_bar(point.value, point.interval) for point in order.points]
+        values, *ends = zip(*bars, strict=True)
+        style = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4, "capsize": 2}
+        axis.errorbar(places, values, yerr=ends, label=f"order {order.order}", **style)
+    label = f"{SHARE:.0%} of all layers' score"
+    axis.axhline(SHARE * record.full, color="green", linestyle="--", label=label)
+    axis.axhline(record.chance, color="gray", linestyle=":", label="chance")
+    axis.set(xlabel="layers removed", ylabel=METRICS[record.metric].name)
+    axis.set_ylim(bottom=0.0)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3)
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
+    )
+    save_figure(figure, path)

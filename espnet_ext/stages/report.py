@@ -1,0 +1,129 @@
+"""Stage 8: collect a run into one validated result, draw it, and find its baseline's."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
+from espnet_ext.files import Stamp, read_json, write_json
+from espnet_ext.results.pages.families import size_series
+from espnet_ext.results.pages.scores import class_tables, run_table, size_line
+from espnet_ext.results.pages.text import Table
+from espnet_ext.results.plots.grids import plot_confusions
+from espnet_ext.results.plots.sizes import plot_sizes
+from espnet_ext.results.plots.training import plot_training, read_curves, training_logs
+from espnet_ext.results.run import collect, refuse_other_inputs, stage_files
+from espnet_ext.results.schema import SCHEMA_VERSION, ClassScore, Result, as_json
+from espnet_ext.results.store import baseline_of, read_results
+from espnet_ext.stages.deploy import deploy_stamp
+from espnet_ext.validation import parse
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run for the terminal.
+
+    Attributes:
+        result: the run.
+        messages: what was written.
+        table: the run and its baseline.
+        lines: size, comparisons and, of a classifier, its tables.
+    """
+
+    result: Result
+    messages: list[str]
+    table: Table
+    lines: list[str]
+
+
+def report(experiment: Experiment, results: Path | None) -> Report:
+    """Collect a run, write exp/<tag>/result.json, draw its plots, and compare it.
+
+    Args:
+        experiment: the run; the working folder is its recipe's.
+        results: folder of the committed results, if there is one.
+
+    Raises:
+        UserError: a stage has not run, or files are of different runs.
+    """
+    result, messages = _collected(experiment)
+    committed = [] if results is None else list(read_results(results).runs.values())
+    recipe = [run for run in committed if run.recipe == result.recipe and run != result]
+    baseline = baseline_of(result, [*_local_results(experiment, result), *recipe])
+    if result.scores[0].baseline is None:  # nothing was compared: show the published run
+        named = (experiment.recipe.baseline or "").partition("/")[0]
+        baseline = next((run for run in recipe if run.name == named), None)
+    messages += _draw(experiment, result, baseline, recipe)
+    lines = [size_line(result)]
+    for score in result.scores:
+        lines += [f"{score.set}, {score.method}: {f.sentence()}" for f in score.comparisons]
+        if isinstance(score, ClassScore):
+            lines += ["", *"\n\n".join(class_tables(score)).splitlines()]
+    return Report(result, messages, run_table(result, baseline), lines)
+
+
+def _collected(experiment: Experiment) -> tuple[Result, list[str]]:
+    """The result of a run, collected again if a stage has run since."""
+    refuse_other_inputs(experiment)
+    _refuse_other_training(experiment)
+    folder = experiment.folder
+    suffix = "" if experiment.variant == experiment.recipe.variant else f"_{experiment.variant}"
+    output, image = folder / f"result{suffix}.json", folder / "images/training_curves.png"
+    logs = training_logs(folder)
+    inputs = [experiment.config.path, *stage_files(experiment), *logs]
+    settings = [SCHEMA_VERSION, experiment.variant, sorted(experiment.recipe.decode)]
+    stamp = Stamp(folder / f".result{suffix}.stamp", [*settings, str(Path.cwd())], inputs)
+    if stamp.is_current():
+        return parse(Result, read_json(output), output), [f"{output}: up to date"]
+    result = collect(experiment, Path.cwd())
+    outputs, messages = [output], []
+    curves = read_curves(logs)
+    if curves:
+        plot_training(curves, image)
+        outputs.append(image)
+    else:
+        messages.append(f"no finished epoch in a log {folder}/train*.log: no training curves drawn")
+    write_json(output, as_json(result))
+    stamp.write(outputs)
+    return result, messages + [f"wrote {path}" for path in outputs]
+
+
+def _refuse_other_training(experiment: Experiment) -> None:
+    """Refuse a deployed model whose checkpoint has changed since, by more epochs, say."""
+    checkpoint = Path(str(read_json(experiment.deployed / "deploy.json").get("checkpoint")))
+    if not deploy_stamp(experiment, checkpoint).is_current():
+        raise UserError(
+            f"{experiment.deployed} was deployed before {checkpoint} changed; run stages 5 to 7"
+        )
+
+
+def _local_results(experiment: Experiment, result: Result) -> Iterator[Result]:
+    """Results in exp/ of the run's baseline, as far as this version can read them."""
+    tag = (result.scores[0].baseline or "").partition("/")[0]
+    for path in sorted((experiment.exp / tag).glob("result*.json")) if tag else ():
+        try:
+            yield parse(Result, read_json(path), path)
+        except (UserError, ValueError):
+            continue
+
+
+def _draw(
+    experiment: Experiment, result: Result, baseline: Result | None, others: Sequence[Result]
+) -> list[str]:
+    """Draw the run, its baseline and published runs; of a classifier its confusions."""
+    images, written = experiment.folder / "images", []
+    for score in result.scores:
+        if isinstance(score, ClassScore):
+            image = images / f"confusion_{score.set}.png"
+            plot_confusions(score.classes, {result.name: score.confusion}, image)
+            written.append(f"wrote {image}")
+    compared = [] if baseline is None else [baseline]
+    series = {"this run": [(result.name, result)]}
+    series["its baseline"] = [(run.name, run) for run in compared]
+    published = [run for run in others if run not in compared and run.name != result.name]
+    series |= {f"published, {name}": runs for name, runs in size_series(published).items()}
+    image = images / f"{result.scores[0].main_metric}_bytes.png"
+    if plot_sizes(series, image):
+        written.append(f"wrote {image}")
+    return written

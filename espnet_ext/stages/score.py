@@ -1,0 +1,240 @@
+"""Stage 7: score the hypotheses of sets, or of two plain files, and write score files.
+
+A score file holds the score and the SHA-256 of each file that was read. With that of a recogniser
+goes the alignment of every utterance, <name>.ali.txt.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.errors import UserError, nearest
+from espnet_ext.experiment import Experiment
+from espnet_ext.files import Stamp, read_json, sha256_file, write_json, write_text
+from espnet_ext.results.schema import SCHEMA_VERSION, Score, ScoreFile, as_json
+from espnet_ext.score.pairs import baseline_form
+from espnet_ext.validation import parse
+
+type Scores = tuple[dict[str, Any], dict[Path, str]]  # a score, texts to be written by their paths
+
+
+@dataclass(frozen=True)
+class Job:
+    """One set to be scored: the score file without suffix, names, and Kaldi tables to be read."""
+
+    output: Path
+    name: str
+    method: str
+    reference: Path
+    hypothesis: Path
+    utt2spk: Path | None = None
+    baseline: Path | None = None  # hypotheses of the run that is compared with
+    baseline_tag: str | None = None
+
+    @property
+    def tables(self) -> tuple[Path, Path, Path | None, Path | None]:
+        """The tables, in the order in which readers take them."""
+        return self.reference, self.hypothesis, self.utt2spk, self.baseline
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score, and what to say before it."""
+
+    score: Score
+    messages: list[str] = field(default_factory=list)
+
+
+def score_sets(
+    experiment: Experiment,
+    sets: list[str] | None = None,
+    baseline: str | None = None,
+    out: Path | None = None,
+) -> Iterator[Scored]:
+    """Score every set that stage 6 decoded, by every method of the config.
+
+    Args:
+        experiment: the run.
+        sets: names of sets; default: all that were decoded.
+        baseline: TAG or TAG/VARIANT to compare with; default: the config's, if it is decoded.
+        out: folder for the scores; default: the experiment's.
+
+    Raises:
+        UserError: a set, hypotheses or a baseline are missing, or texts do not pair.
+    """
+    run, task = experiment.config.tag, experiment.recipe.task
+    if baseline in (run, f"{run}/{experiment.variant}"):
+        raise UserError(
+            f"--baseline {baseline}: this is the run itself; another form of it is {run}/VARIANT"
+        )
+    tag = baseline or experiment.recipe.baseline
+    for method in experiment.recipe.decode:
+        for name in _decoded_sets(experiment, method, sets):
+            messages: list[str] = []
+            texts = None
+            if tag is not None and tag != run:
+                texts = _baseline(experiment, tag, method, name, baseline is not None)
+                if texts is None:
+                    messages.append(
+                        f"{_none(experiment, tag, method, name)}: no paired test; run stages 1 to "
+                        "6 with its config, then this again"
+                    )
+            job = Job(
+                output=(out or experiment.score_folder) / method / name,
+                name=name,
+                method=method,
+                reference=experiment.references(name),
+                hypothesis=experiment.decoded(method, name) / "text",
+                utt2spk=experiment.data / name / "utt2spk",
+                baseline=texts,
+                baseline_tag=tag if texts else None,
+            )
+            if task == "cls":
+                scored = _classes(job, experiment)
+            else:
+                target = str(experiment.recipe.target) if task == "st" else None
+                scored = _texts(job, target)
+            yield Scored(scored.score, messages + scored.messages)
+
+
+def score_files(
+    reference: Path,
+    hypothesis: Path,
+    out: Path,
+    utt2spk: Path | None = None,
+    baseline: Path | None = None,
+    target: str | None = None,
+) -> Scored:
+    """Score two plain files of lines "id words", of translations into ``target`` if it is given.
+
+    Writes <out>/score.json.
+
+    Raises:
+        UserError: a file is missing, or texts do not pair.
+    """
+    is_text = reference.name == "text" or reference.stem == "text"
+    name = (reference.parent.name if is_text else reference.stem) or "text"
+    tag = None if baseline is None else str(baseline)
+    files = (reference, hypothesis, utt2spk, baseline)
+    return _texts(Job(out / "score", name, "files", *files, tag), target)
+
+
+def _decoded_sets(experiment: Experiment, method: str, sets: list[str] | None) -> list[str]:
+    folder = experiment.decode_folder / method
+    path, tag = experiment.config.path, experiment.config.tag
+    option = "" if tag == path.stem.removeprefix("train_") else f" --tag {tag}"
+    stage = f"run stage 6: espnet-ext decode {path}{option} --variant {experiment.variant}"
+    if sets is None:
+        sets = sorted(path.parent.name for path in folder.glob("*/text"))
+        if not sets:
+            raise UserError(f"no hypotheses in {folder}; {stage}")
+        return sets
+    if not sets:
+        raise UserError("--sets is empty; name sets as in --sets 'test unseen'")
+    for name in sets:
+        references = experiment.references(name)
+        if not references.is_file():
+            files = experiment.data.glob(f"*/{references.name}")
+            known = nearest(name, [file.parent.name for file in files if file.is_file()])
+            raise UserError(f"no {references}: no set {known} (stage 1 makes the sets)")
+        hypotheses = experiment.decoded(method, name) / "text"
+        if not hypotheses.is_file():
+            raise UserError(f"no hypotheses {hypotheses}; {stage} --sets {name}")
+    return sets
+
+
+def _baseline(
+    experiment: Experiment, named: str, method: str, name: str, required: bool
+) -> Path | None:
+    """The baseline's hypotheses, of the form that ``baseline_form`` chooses."""
+    tag, _, form_named = named.partition("/")
+    if required and not (experiment.exp / tag).is_dir():
+        raise UserError(f"no baseline run {nearest(tag, experiment.decoded_runs())} in exp/")
+    forms = experiment.decoded_forms(tag, method, name)
+    form = baseline_form(forms, experiment.variant, form_named)
+    if form is None and forms:
+        raise UserError(
+            f"baseline {tag} was decoded as {', '.join(forms)} but not as "
+            f"{form_named or experiment.variant}; decode that"
+        )
+    if form is None and required:
+        problem = _none(experiment, named, method, name)
+        raise UserError(f"{problem}; run stages 1 to 6 with its config first")
+    return None if form is None else forms[form]
+
+
+def _none(experiment: Experiment, named: str, method: str, name: str) -> str:
+    tag = named.partition("/")[0]
+    return f"baseline {tag} has no hypotheses {experiment.exp / tag}/decode/*/{method}/{name}/text"
+
+
+def _texts(job: Job, target: str | None) -> Scored:
+    """Score recognised texts or, with a target, translations."""
+    if target is not None:
+        return _translations(job, target)
+    from espnet_ext.data.text import NORMALISATION
+    from espnet_ext.score.pairs import read_pairs
+    from espnet_ext.score.recognition import score_set
+    from espnet_ext.score.significance.bootstrap import RESAMPLES, SEED
+    from espnet_ext.score.significance.mapsswe import BUFFER
+    from espnet_ext.score.wer import alignment_lines
+
+    def compute() -> Scores:
+        pairs = read_pairs(*job.tables)
+        found, words = score_set(pairs, job.name, job.method, job.baseline_tag)
+        lines = "\n".join(alignment_lines(pairs.ids, words)) + "\n"
+        return found, {Path(f"{job.output}.ali.txt"): lines}
+
+    return _write(job, [NORMALISATION, RESAMPLES, SEED, BUFFER], compute)
+
+
+def _translations(job: Job, target: str) -> Scored:
+    import sacrebleu
+
+    from espnet_ext.data.text import collapse_blanks
+    from espnet_ext.score.pairs import read_pairs
+    from espnet_ext.score.translation import RESAMPLES, SEED, score_translations
+
+    def compute() -> Scores:
+        pairs = read_pairs(*job.tables, normalise=collapse_blanks)
+        return score_translations(pairs, job.name, job.method, target, job.baseline_tag), {}
+
+    return _write(job, [sacrebleu.__version__, RESAMPLES, SEED, target], compute)
+
+
+def _classes(job: Job, experiment: Experiment) -> Scored:
+    from espnet_ext.score.classification import read_decisions, score_decisions, vote
+    from espnet_ext.score.significance.bootstrap import RESAMPLES, SEED
+
+    votes = experiment.recipe.vote
+    unit = "speaker" if votes else "utterance"
+
+    def compute() -> Scores:
+        reference, hypothesis, utt2spk, baseline = job.tables
+        assert utt2spk is not None  # a config gives it
+        found = read_decisions(reference, hypothesis, utt2spk, experiment.classes, baseline)
+        found = vote(found) if votes else found
+        return score_decisions(found, job.name, job.method, unit, job.baseline_tag), {}
+
+    return _write(job, [RESAMPLES, SEED, unit], compute)
+
+
+def _write(job: Job, settings: list[Any], compute: Callable[[], Scores]) -> Scored:
+    """Write the score file and the texts that belong to it, if they are not up to date."""
+    output, inputs = Path(f"{job.output}.json"), [path for path in job.tables if path is not None]
+    names = [job.name, job.method, job.baseline_tag, str(job.utt2spk), str(job.baseline)]
+    place = job.output.with_name(f".{job.output.name}.stamp")
+    stamp = Stamp(place, [SCHEMA_VERSION, *settings, *names], inputs)
+    if stamp.is_current():
+        made = parse(ScoreFile, read_json(output), output)
+        return Scored(made.score, [f"{output}: up to date"])
+    score, texts = compute()
+    # Stage 8 joins the score with files of other stages: they must be those that were read.
+    digests = {str(path): sha256_file(path) for path in inputs}
+    made = parse(ScoreFile, {"score": score, "inputs": digests}, output)
+    for path, text in texts.items():
+        write_text(path, text)
+    write_json(output, as_json(made))
+    stamp.write([output, *texts])
+    return Scored(made.score)
