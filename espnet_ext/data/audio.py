@@ -1,7 +1,6 @@
-"""Audio into 16 kHz mono FLAC, the same bytes every time, each file whole or absent."""
+"""Audio into 16 kHz mono FLAC, the same bytes every time."""
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import soundfile
 import soxr
 
 from espnet_ext.errors import UserError
-from espnet_ext.files import temporary_name
 
 SHORTEST = 0.025  # seconds: a window of log-mel
 
@@ -148,15 +146,7 @@ def write_flac(path: str | Path, samples: np.ndarray, rate: int, target_rate: in
     # Encoded in memory: a full disk is then an OSError of ours, not a message of the codec.
     stream = io.BytesIO()
     soundfile.write(stream, integers, target_rate, format="FLAC", subtype="PCM_16")
-    path = Path(path)
-    # Not atomic_path: it looks for leftovers in the folder and waits for the disk, at every clip
-    # of thousands; what a crash of the machine cuts short, flac_seconds finds.
-    temporary = temporary_name(path)
-    try:
-        temporary.write_bytes(stream.getvalue())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    Path(path).write_bytes(stream.getvalue())
     return len(integers) / target_rate
 
 

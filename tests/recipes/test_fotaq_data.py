@@ -191,8 +191,8 @@ def test_killed_in_the_middle_then_run_again_gives_the_same(prepared, package, t
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "data/.stamp.json").exists()
     # What a kill leaves at the worst moments: half of a clip, half of a set.
-    build.write(tmp_path / "data/audio/.tmp1.joe-JOE00011.flac", b"fLaC half")
-    build.write(tmp_path / "data/.tmp1.train/text", b"half")
+    build.write(tmp_path / "data/.tmp-1.audio/joe-JOE00011.flac", b"fLaC half")
+    build.write(tmp_path / "data/.tmp-2.train/train/text", b"half")
     run(tmp_path, package)
     assert snapshot(tmp_path) == snapshot(folder)
     assert not list((tmp_path / "data").rglob(".tmp*"))

@@ -16,7 +16,7 @@ from espnet_ext.data import kaldi_dir
 from espnet_ext.data.fetch import debian
 from espnet_ext.data.processes import map_processes
 from espnet_ext.errors import UserError, at_least, nearest
-from espnet_ext.files import Stamp, content_key, sha256_file, write_text
+from espnet_ext.files import Stamp, content_key, scratch_folder, sha256_file, write_text
 
 # What decodes and resamples; it is not imported where nothing is to do.
 RESAMPLER = Path(kaldi_dir.__file__).with_name("audio.py")
@@ -51,18 +51,19 @@ def convert(clips: Sequence[Clip], folder: Path, jobs: int) -> list[kaldi_dir.Ut
     """
     folder.mkdir(parents=True, exist_ok=True)
     code = sha256_file(RESAMPLER)
-    tasks = [(clip, folder / f"{clip.id}.flac", code) for clip in clips]
-    bar = {"total": len(tasks), "desc": "audio", "unit": "clip", "mininterval": 1.0}
-    seconds = list(tqdm(map_processes(_convert, tasks, jobs), **bar))
+    bar = {"total": len(clips), "desc": "audio", "unit": "clip", "mininterval": 1.0}
+    with scratch_folder(folder) as scratch:
+        tasks = [(clip, folder / f"{clip.id}.flac", scratch, code) for clip in clips]
+        seconds = list(tqdm(map_processes(_convert, tasks, jobs), **bar))
     # Only what stands beside a note of ours: other files are the user's.
-    for note in set(folder.glob("*.source")) - {_origin(path) for _, path, _ in tasks}:
+    for note in set(folder.glob("*.source")) - {_origin(path) for _, path, _, _ in tasks}:
         note.with_suffix(".flac").unlink(missing_ok=True)
         note.unlink()
     return [
         kaldi_dir.Utterance(
             clip.id, clip.speaker, clip.text, str(path), length, clip.label, clip.translations
         )
-        for (clip, path, _), length in zip(tasks, seconds, strict=True)
+        for (clip, path, *_), length in zip(tasks, seconds, strict=True)
     ]
 
 
@@ -75,10 +76,10 @@ def convert_sets(
     return {name: [next(utterances) for _ in found] for name, found in sets.items()}
 
 
-def _convert(task: tuple[Clip, Path, str]) -> float:
+def _convert(task: tuple[Clip, Path, Path, str]) -> float:
     from espnet_ext.data import audio
 
-    clip, path, code = task
+    clip, path, scratch, code = task
     try:
         status = clip.source.stat()
         content = _content(clip.source, status.st_size, status.st_mtime_ns)
@@ -101,8 +102,11 @@ def _convert(task: tuple[Clip, Path, str]) -> float:
             f"{clip.id}: {clip.source}: {len(samples)} samples from {clip.start} s on, "
             f"less than {audio.SHORTEST} s"
         )
-    seconds = audio.write_flac(path, samples, rate)
-    write_text(_origin(path), made)
+    seconds = audio.write_flac(scratch / path.name, samples, rate)
+    _origin(scratch / path.name).write_text(made)
+    # What a crash of the machine cuts short, flac_seconds finds.
+    for written in (path, _origin(path)):
+        os.replace(scratch / written.name, written)
     return seconds
 
 

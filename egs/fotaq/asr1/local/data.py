@@ -27,6 +27,7 @@ bytes give at 16 kbit/s. Why theirs are 0.5 % longer is not known.
 
 import argparse
 import hashlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Container
@@ -41,7 +42,7 @@ from espnet_ext.data.corpora.corpus import expect, package_parser, remove_leftov
 from espnet_ext.data.fetch.debian import Package, fetch, unpack_member
 from espnet_ext.data.processes import map_processes
 from espnet_ext.errors import at_least, run_cli
-from espnet_ext.files import Stamp, sha256_file, write_text
+from espnet_ext.files import Stamp, scratch_folder, sha256_file, write_text
 
 PACKAGE = Package(
     name="flight-of-the-amazon-queen",
@@ -122,17 +123,18 @@ def limit_sets(candidates: list[Candidate], limit: int | None) -> list[Candidate
     return sorted(chosen, key=lambda item: item.id)
 
 
-def convert(task: tuple[Candidate, Path, tuple[int, int], Path]) -> tuple[float, str]:
+def convert(task: tuple[Candidate, Path, tuple[int, int], Path, Path]) -> tuple[float, str]:
     """Write one clip's FLAC unless it is there, whole; return its seconds and its source's hash."""
     from espnet_ext.data import audio
 
-    item, container, span, path = task
+    item, container, span, path, scratch = task
     data = queen.read_span(container, *span)
     digest = hashlib.sha256(data).hexdigest()
     seconds = audio.flac_seconds(path) if path.exists() else None
     if seconds is None:
         samples, rate = audio.decode(data, f"{container}: {item.clip}.SB", queen.SAMPLE_RATE)
-        seconds = audio.write_flac(path, samples, rate)
+        seconds = audio.write_flac(scratch / path.name, samples, rate)
+        os.replace(scratch / path.name, path)
     return seconds, digest
 
 
@@ -141,12 +143,14 @@ def convert_all(
 ) -> list[tuple[float, str]]:
     """Convert every clip on ``jobs`` processes, with a progress bar; results in their order."""
     folder.mkdir(parents=True, exist_ok=True)
-    tasks = [
-        (item, container.path, container.entries[f"{item.clip}.SB"], folder / f"{item.id}.flac")
-        for item in candidates
-    ]
-    bar = {"total": len(tasks), "desc": "audio", "unit": "clip", "mininterval": 1.0}
-    return list(tqdm(map_processes(convert, tasks, jobs), **bar))
+    bar = {"total": len(candidates), "desc": "audio", "unit": "clip", "mininterval": 1.0}
+    with scratch_folder(folder) as scratch:
+        tasks = [
+            (item, container.path, span, folder / f"{item.id}.flac", scratch)
+            for item in candidates
+            if (span := container.entries[f"{item.clip}.SB"])
+        ]
+        return list(tqdm(map_processes(convert, tasks, jobs), **bar))
 
 
 def assemble(
