@@ -6,6 +6,7 @@
 # Example: tools/install.sh
 #          ESPNET_EXT_VENV=~/venvs/espnet-ext tools/install.sh
 set -euo pipefail
+unset CDPATH # or cd would go elsewhere, and say so
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=${ESPNET_EXT_VENV:-$root/tools/venv}

@@ -133,7 +133,7 @@ def test_the_work_of_a_killed_writer_is_removed(writer, tmp_path):
     assert contents(tmp_path) == {"out": "mine", "other": "of another name"}
 
 
-@pytest.mark.parametrize("left", ["lock", "out", ""])
+@pytest.mark.parametrize("left", [".lock", "out", ""])
 def test_a_writer_killed_at_its_first_steps_leaves_nothing(tmp_path, left):
     folder = tmp_path / ".tmp-abc.out"
     folder.mkdir()

@@ -7,6 +7,7 @@
 #   local/family.sh
 #   local/family.sh --dry_run true
 set -euo pipefail
+unset CDPATH
 case ${1:-} in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
