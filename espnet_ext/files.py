@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import glob
 import hashlib
 import json
 import os
@@ -12,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-_LOCK = ".lock"  # file in a scratch folder
+_SCRATCH, _LOCK = ".tmp-", ".lock"  # how scratch folders begin; file in each of them
 PACKED = "model.safetensors"  # weights of a form at 8, 4 or 2 bits (espnet_ext.formats.packed)
 
 
@@ -69,13 +68,13 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def scratch_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a new folder next to ``path`` for work on it; remove the folder at the end.
 
-    Its writer locks a file in it; the lock ends with the process at the latest. Scratch folders of
-    the same path that nobody locks, left by killed writers, are removed first. On a shared disk,
-    writers on other machines are safe as far as its ``flock`` reaches.
+    Its writer locks a file in it; the lock ends with the process at the latest. Scratch folders
+    nearby that nobody locks, left by killed writers, are removed first. On a shared disk, writers
+    on other machines are safe as far as its ``flock`` reaches.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
+    _remove_leftovers(path.parent)
     folder, held = _new_scratch(path)
     try:
         yield folder
@@ -83,9 +82,9 @@ def scratch_folder(path: str | os.PathLike) -> Iterator[Path]:
         _remove(folder, held)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove the scratch folders of ``path`` that nobody locks."""
-    for left in path.parent.glob(f".tmp-*.{glob.escape(path.name)}"):
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the scratch folders in a folder that nobody locks."""
+    for left in folder.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError):
             held = _try_lock(left / _LOCK)
             if held is not None:
@@ -94,7 +93,7 @@ def _remove_leftovers(path: Path) -> None:
 
 def _new_scratch(path: Path) -> tuple[Path, int]:
     while True:
-        folder = Path(tempfile.mkdtemp(f".{path.name}", ".tmp-", path.parent))
+        folder = Path(tempfile.mkdtemp(f".{path.name}", _SCRATCH, path.parent))
         # Until it is locked, another writer may take it for left over.
         with contextlib.suppress(FileNotFoundError):
             held = _try_lock(folder / _LOCK)
@@ -152,7 +151,7 @@ class Stamp:
 
     def is_current(self) -> bool:
         """True if the stamp was written for the same inputs and no output changed since."""
-        _remove_leftovers(self.path)  # of a writer killed when the stamp was in its place
+        _remove_leftovers(self.path.parent)  # of writers killed after their last step
         try:
             stored = read_json(self.path)
         except (OSError, ValueError):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from espnet_ext.files import atomic_path
+from espnet_ext.files import Stamp, atomic_path
 
 # Replaces the folder "out" and dies, as by kill -9, just before its n-th change of a file.
 REPLACE = """
@@ -123,14 +123,27 @@ def test_another_writer_leaves_the_work_of_a_living_one_alone(writer, tmp_path):
     assert contents(tmp_path) == {"out": "whole"}
 
 
-def test_the_work_of_a_killed_writer_is_removed(writer, tmp_path):
+@pytest.mark.parametrize("name", ["out", "another"])
+def test_the_work_of_a_killed_writer_is_removed(writer, tmp_path, name):
     process, half = writer
     process.kill()
     process.wait()
-    write(tmp_path / "other", "of another name")
     assert half.exists()
-    write(tmp_path / "out", "mine")
-    assert contents(tmp_path) == {"out": "mine", "other": "of another name"}
+    write(tmp_path / name, "mine")
+    assert contents(tmp_path) == {name: "mine"}
+
+
+def test_a_stamp_that_is_current_removes_the_work_of_killed_writers(writer, tmp_path):
+    process, half = writer
+    (tmp_path / ".tmp-not-ours").write_text("")
+    stamp = Stamp(tmp_path / "stamp", None, [])
+    stamp.write([])
+    assert stamp.is_current()
+    assert half.exists()
+    process.kill()
+    process.wait()
+    assert stamp.is_current()
+    assert sorted(os.listdir(tmp_path)) == [".tmp-not-ours", "stamp"]
 
 
 @pytest.mark.parametrize("left", [".lock", "out", ""])
