@@ -1,7 +1,9 @@
 """Audio into 16 kHz mono FLAC, the same bytes every time."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -47,6 +49,7 @@ def read_stretch(
     start: float = 0.0,
     end: float | None = None,
     channel: int | None = None,
+    raw: Mapping[str, Any] | None = None,
 ) -> tuple[np.ndarray, int]:
     """Decode a stretch of an audio file, one of its channels or the mean of all.
 
@@ -54,20 +57,18 @@ def read_stretch(
         path: the file.
         name: what to call the stretch in an error.
         start: where it begins, seconds.
-        end: where it ends, seconds; None is the end of the file, and so is what lies beyond.
+        end: where it ends, seconds; None, or beyond the file, is the end of the file.
         channel: from 0; None averages all.
+        raw: options of ``soundfile.SoundFile`` for a file without a header.
 
     Returns:
         Samples (frames,), float32 in [-1, 1], and the sample rate in Hz.
 
     Raises:
-        UserError: undecodable, nothing lies there, or there is no such channel.
+        UserError: undecodable, without samples, or without that channel.
     """
     try:
-        if path.suffix == ".gsm":
-            samples, rate = _read_gsm(path, start, end)
-        else:
-            samples, rate = _read_part(path, start, end)
+        samples, rate = _read_part(path, start, end, raw or {})
     except (RuntimeError, OSError, ValueError):
         if _is_shortened(path):
             raise UserError(
@@ -84,6 +85,21 @@ def read_stretch(
     return samples[:, channel], rate
 
 
+def _read_part(
+    path: Path, start: float, end: float | None, raw: Mapping[str, Any]
+) -> tuple[np.ndarray, int]:
+    with soundfile.SoundFile(path, **raw) as stream:
+        rate = stream.samplerate
+        if stream.seekable():
+            first = min(round(start * rate), stream.frames)
+            last = stream.frames if end is None else min(round(end * rate), stream.frames)
+            stream.seek(first)
+            return stream.read(max(0, last - first), dtype="float32", always_2d=True), rate
+        # GSM 06.10 without a header: 33 bytes for 160 samples.
+        samples = stream.read(path.stat().st_size // 33 * 160, dtype="float32", always_2d=True)
+    return samples[round(start * rate) : None if end is None else round(end * rate)], rate
+
+
 def _is_shortened(path: Path) -> bool:
     """True for a NIST SPHERE file whose samples are compressed."""
     try:
@@ -94,31 +110,13 @@ def _is_shortened(path: Path) -> bool:
     return header.startswith(b"NIST_1A") and b"shorten" in header.partition(b"end_head")[0]
 
 
-def _read_part(path: Path, start: float, end: float | None) -> tuple[np.ndarray, int]:
-    with soundfile.SoundFile(path) as stream:
-        rate = stream.samplerate
-        first = min(round(start * rate), stream.frames)
-        last = stream.frames if end is None else min(round(end * rate), stream.frames)
-        stream.seek(first)
-        samples = stream.read(max(0, last - first), dtype="float32", always_2d=True)
-    return samples, rate
-
-
-def _read_gsm(path: Path, start: float, end: float | None) -> tuple[np.ndarray, int]:
-    """Read GSM 06.10 as telephone exchanges keep it: no header, 33 bytes for 160 samples."""
-    rate = 8000
-    with soundfile.SoundFile(path, "r", rate, 1, "GSM610", format="RAW") as stream:
-        samples = stream.read(path.stat().st_size // 33 * 160, dtype="float32", always_2d=True)
-    return samples[round(start * rate) : None if end is None else round(end * rate)], rate
-
-
 def has_no_samples(path: Path) -> bool:
     """True for an audio file with a header that can be opened and holds no samples."""
     try:
         with soundfile.SoundFile(path) as stream:
             return bool(stream.frames == 0)
     except (RuntimeError, OSError, TypeError):
-        return False  # what cannot be decoded is told when it is
+        return False  # decoding it names the fault
 
 
 def read_wave(path: str | Path, name: str, sample_rate: int) -> np.ndarray:

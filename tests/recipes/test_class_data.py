@@ -6,7 +6,7 @@ import json
 import pytest
 import soundfile
 
-from espnet_ext.data.corpora.corpus import read_folds
+from espnet_ext.data.corpora.folds import read_folds
 from espnet_ext.data.kaldi_dir import read_data_dir, read_table
 from tests.fixtures import queen_builder as build
 from tests.fixtures.acted_voices import hedgewars, wave

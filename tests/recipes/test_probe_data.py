@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from espnet_ext.data.corpora.corpus import read_folds
+from espnet_ext.data.corpora.folds import read_folds
 from espnet_ext.data.kaldi_dir import read_data_dir
 from espnet_ext.stages.tokens import labelled_sets
 from tests.fixtures.acted_voices import hedgewars, wave

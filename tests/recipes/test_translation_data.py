@@ -34,7 +34,7 @@ def assert_heard(folder, sets, numbers):
 
 
 def english(utterances, language="en"):
-    return {normalise_text(u.translated(language)) for u in utterances}
+    return {normalise_text(u.translation(language)) for u in utterances}
 
 
 def test_each_corpus_must_be_named(tmp_path):
@@ -65,8 +65,8 @@ def test_fillets_is_prepared(tmp_path):
         "test_nl": 3,
     }
     first = sets["test_cs"][0]
-    assert first.text.startswith("cs ") and first.translated("en").endswith("!")
-    assert first.translated("en")[0].isupper()  # as the game has it
+    assert first.text.startswith("cs ") and first.translation("en").endswith("!")
+    assert first.translation("en")[0].isupper()  # as the game has it
     assert {u.speaker for us in sets.values() for u in us} == {"cs-small", "nl-small"}
     assert english(sets["test_cs"]) == english(sets["test_nl"])
     for name in ("dev", "test_cs", "test_nl"):
@@ -79,7 +79,7 @@ def test_fillets_is_prepared(tmp_path):
 def test_fillets_into_other_languages(tmp_path):
     words = translated.fillets(tmp_path)
     sets, _ = prepared("fillets/st1", tmp_path, *words, "--targets", "en de")
-    assert sets["train"][0].translated("de").startswith("de ")
+    assert sets["train"][0].translation("de").startswith("de ")
     before = {name: [u.id for u in us] for name, us in sets.items()}
     sets, _ = prepared("fillets/st1", tmp_path, *words)
     assert {name: [u.id for u in us] for name, us in sets.items()} == before
@@ -116,7 +116,7 @@ def test_fillets_rules(tmp_path):
     )
     new = {u.id: u for us in sets.values() for u in us if "-new-" in u.id}
     assert {name.rpartition("-new-")[2] for name in new} == {"n-1", "n-7"}
-    assert new["cs-small-new-n-1"].translated("en") == 'Say "stop" now'
+    assert new["cs-small-new-n-1"].translation("en") == 'Say "stop" now'
     assert new["cs-small-new-n-7"].text == "tak dobře"
     for what in ("placeholder 1", "other script 1", "no words 1", "copies 1", "implausible 1"):
         assert f"cs {what}" in told, told
@@ -253,7 +253,7 @@ def test_covost_is_prepared(tmp_path):
     assert {name: len(us) for name, us in sets.items()} == {"train": 8, "dev": 2, "test": 2}
     first = min((u for us in sets.values() for u in us), key=lambda u: u.id.rpartition("_")[2])
     assert first.text == '"Fish 0 said, and left.'
-    assert first.translated("zh-CN") == "鱼在管一。"
+    assert first.translation("zh-CN") == "鱼在管一。"
     assert first.speaker == "0" * 16
     assert (tmp_path / "data/test/text.zh-CN").is_file()
     for what in ("1 missing clip", "1 empty clip", "1 without a translation"):
@@ -310,11 +310,11 @@ def test_mslt_is_prepared(tmp_path):
     first = sets["test"][0]
     assert first.id == first.speaker == "mslt-test-en-0000"
     assert first.text == "So fish 0 in Test."  # the cleaned transcript, not the verbatim one
-    assert first.translated("zh-CN") == "鱼在管子Test。"
+    assert first.translation("zh-CN") == "鱼在管子Test。"
     assert_heard(tmp_path, sets, {f"dev-en-{n:04}": n for n in range(3)})
     assert_heard(tmp_path, sets, {f"test-en-{n:04}": 100 + n for n in range(3)})
     japanese, _ = prepared("mslt/st1", tmp_path, "--corpus", root, "--target", "ja")
-    assert japanese["dev"][0].translated("ja").startswith("さかな")
+    assert japanese["dev"][0].translation("ja").startswith("さかな")
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_mslt_spells_two_languages_otherwise_where_they_are_spoken(
     assert {name: len(us) for name, us in sets.items()} == {"dev": 3, "test": 3, "dev_test": 6}
     first = sets["dev"][0]
     assert (first.id, first.text) == (f"mslt-dev-{name}-0000", text)
-    assert first.translated("en") == "So fish 0 in Dev."
+    assert first.translation("en") == "So fish 0 in Dev."
     assert_heard(tmp_path, sets, {f"dev-{name}-{n:04}": number + n for n in range(3)})
     assert_heard(tmp_path, sets, {f"test-{name}-{n:04}": number + 100 + n for n in range(3)})
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_ext.data.corpora.corpus import Clip
+from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.text import collapse_blanks
 from espnet_ext.errors import UserError
 
@@ -153,7 +153,6 @@ def clips(segments: Iterable[Segment], audio: Mapping[str, Path]) -> list[Clip]:
             Clip(
                 id=segment.id,
                 speaker=segment.speaker,
-                label="",
                 source=audio[segment.file],
                 start=segment.start,
                 end=segment.end,

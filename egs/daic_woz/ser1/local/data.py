@@ -16,14 +16,13 @@ are balanced. (The number of test segments thus depends on the label; a vote doe
 Transcripts are separated by tabs, lists by commas; a list spells its columns in one of three ways.
 """
 
-import argparse
 import csv
-import sys
 from collections import Counter
 from pathlib import Path
 
-from espnet_ext.data.corpora import corpus
-from espnet_ext.errors import UserError, nearest, run_cli
+from espnet_ext.data.corpora.clips import Clip
+from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.errors import UserError, nearest
 
 LISTS = {
     "train": "train_split_Depression_AVEC2017.csv",
@@ -34,7 +33,7 @@ PARTICIPANTS = {"train control": 77, "train depressed": 30, "test control": 23}
 PARTICIPANTS["test depressed"] = 12
 SEGMENTS = {"train and dev": 2766, "test": 966}
 EVERY = 5  # one in so many training participants is for dev
-WHAT = "the folder that holds 300_P and the like, and the lists *_split_Depression_AVEC2017.csv"
+FOLDER = "the folder that holds 300_P and the like, and the lists *_split_Depression_AVEC2017.csv"
 _ID = ("Participant_ID", "participant_ID")
 _BINARY = ("PHQ8_Binary", "PHQ_Binary")
 
@@ -101,7 +100,7 @@ def read_turns(path: Path) -> list[tuple[float, float]]:
     return turns
 
 
-def segments(root: Path, number: str, label: str) -> list[corpus.Clip]:
+def segments(root: Path, number: str, label: str) -> list[Clip]:
     """Return the longest turns of a participant, in their order.
 
     Raises:
@@ -114,7 +113,14 @@ def segments(root: Path, number: str, label: str) -> list[corpus.Clip]:
             raise UserError(f"no {path}, and participant {number} is in the lists")
     turns = sorted(read_turns(transcript), key=lambda t: (t[0] - t[1], t[0]))[: LONGEST[label]]
     return [
-        corpus.Clip(f"{number}-{round(start * 1000):07}", number, label, audio, start, end)
+        Clip(
+            id=f"{number}-{round(start * 1000):07}",
+            speaker=number,
+            label=label,
+            source=audio,
+            start=start,
+            end=end,
+        )
         for start, end in sorted(turns)
     ]
 
@@ -132,31 +138,23 @@ def split(lists: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     return {"train": train, "dev": dev, "test": lists["test"]}
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare(stage: DataStage) -> None:
     """Make the data directories, unless they are up to date."""
-    out = Path(args.out)
-    root = corpus.corpus_folder(args, LISTS.values(), WHAT)
+    root = stage.corpus(*LISTS.values())
     lists = {part: read_list(root / name) for part, name in LISTS.items()}
     transcripts = [root / f"{n}_P/{n}_TRANSCRIPT.csv" for found in lists.values() for n in found]
-    inputs = [*(root / name for name in LISTS.values()), *transcripts]
-    stamp = corpus.stamp_of(args, [__file__], inputs)
-    if stamp.is_current():
-        print(f"{out}: up to date")
+    if stage.is_current([*(root / name for name in LISTS.values()), *transcripts]):
         return
-    corpus.remove_leftovers(out, out / "audio")
-    members = split(lists)
     clips = {
         part: [clip for n, label in sorted(found.items()) for clip in segments(root, n, label)]
-        for part, found in members.items()
+        for part, found in split(lists).items()
     }
-    if not args.uncounted:
-        counts = Counter(f"{part} {c}" for part, found in lists.items() for c in found.values())
-        corpus.expect(args.corpus, PARTICIPANTS, counts)
-        lengths = {"train and dev": len(clips["train"]) + len(clips["dev"])}
-        corpus.expect(args.corpus, SEGMENTS, lengths | {"test": len(clips["test"])})
-    corpus.write_corpus(args, stamp, corpus.convert_sets(clips, out / "audio", args.nj))
+    counts = Counter(f"{part} {c}" for part, found in lists.items() for c in found.values())
+    stage.expect(PARTICIPANTS, counts)
+    lengths = {"train and dev": len(clips["train"]) + len(clips["dev"])}
+    stage.expect(SEGMENTS, lengths | {"test": len(clips["test"])})
+    stage.write(stage.convert_sets(clips))
 
 
 if __name__ == "__main__":
-    arguments = corpus.corpus_parser(__doc__, WHAT).parse_args()
-    sys.exit(run_cli("local/data.py", lambda: prepare(arguments)))
+    main(__doc__, prepare, corpus=FOLDER)

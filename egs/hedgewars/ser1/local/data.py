@@ -19,16 +19,15 @@ in data/corpora/hedgewars.py. The events Kamikaze and Melon are in no class (29 
 that is byte for byte an earlier one, by the name of voice and file, is left out (33).
 """
 
-from pathlib import Path
+from espnet_ext.data.corpora import hedgewars
+from espnet_ext.data.corpora.stage import DataStage, main
 
-from espnet_ext.data.corpora import corpus, hedgewars
 
-
-def make(
-    files: dict[str, Path], audio: Path, jobs: int, counted: bool
-) -> tuple[dict[str, hedgewars.Utterances], hedgewars.Folds]:
-    """Return the sets and the folds of the four ways of splitting."""
-    utterances = corpus.convert(hedgewars.classed(files, counted), audio, jobs)
+def prepare(stage: DataStage) -> None:
+    """Make the data directories, unless they are up to date."""
+    if stage.is_current():
+        return
+    utterances = stage.convert(hedgewars.classed(stage, hedgewars.voices(stage)))
     voice, group = hedgewars.by_voice(utterances), hedgewars.by_group(utterances)
     folds = {
         "voice": voice,
@@ -36,8 +35,8 @@ def make(
         "group": group,
         "group_strict": hedgewars.strict(group),
     }
-    return {"all": utterances, **hedgewars.fixed(utterances)}, folds
+    stage.write({"all": utterances, **hedgewars.fixed(utterances)}, folds)
 
 
 if __name__ == "__main__":
-    hedgewars.main(__doc__, __file__, make)
+    main(__doc__, prepare, packages=[hedgewars.PACKAGE])

@@ -14,19 +14,18 @@ Writes 16 kHz mono FLAC to data/audio, and the sets data/{train,dev,test}. An ut
 speaker-video-segment, the speaker is the class.
 """
 
-import argparse
 import csv
-import sys
 from pathlib import Path
 
-from espnet_ext.data.corpora import corpus
-from espnet_ext.errors import UserError, nearest, run_cli
+from espnet_ext.data.corpora.clips import Clip
+from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.errors import UserError, nearest
 
 SPLIT, META = "iden_split.txt", "vox1_meta.csv"
 OLD = "voxceleb1_wav"
 PARTS = {"1": "train", "2": "dev", "3": "test"}
 COUNTS = {"speakers": 1251, "train": 138361, "dev": 6904, "test": 8251}
-WHAT = f"the folder that holds dev/wav and test/wav (or {OLD}) and {SPLIT}"
+FOLDER = f"the folder that holds dev/wav and test/wav (or {OLD}) and {SPLIT}"
 _VIDEO = 11  # characters of a video's id, which may itself hold _ and -
 
 
@@ -87,7 +86,7 @@ class Tree:
         self.old = (root / OLD).is_dir()
         has = [part for part in ("dev", "test") if (root / part / "wav").is_dir()]
         if not self.old and not has:
-            raise UserError(f"{root}: neither dev/wav nor {OLD} in it; --corpus is {WHAT}")
+            raise UserError(f"{root}: neither dev/wav nor {OLD} in it; --corpus is {FOLDER}")
         if not self.old and len(has) < 2:
             raise UserError(
                 f"{root}: no {'test' if has == ['dev'] else 'dev'}/wav in it, and the "
@@ -107,7 +106,7 @@ class Tree:
         return next((path for path in places if path.is_file()), None)
 
 
-def read_split(root: Path) -> dict[str, list[corpus.Clip]]:
+def read_split(root: Path) -> dict[str, list[Clip]]:
     """Return the clips of the identification split by part.
 
     Raises:
@@ -115,7 +114,7 @@ def read_split(root: Path) -> dict[str, list[corpus.Clip]]:
             speaker whom the meta file lacks.
     """
     tree = Tree(root)
-    parts: dict[str, list[corpus.Clip]] = {part: [] for part in PARTS.values()}
+    parts: dict[str, list[Clip]] = {part: [] for part in PARTS.values()}
     seen: set[str] = set()
     for number, line in enumerate((root / SPLIT).read_text(encoding="utf-8").splitlines(), 1):
         words = line.split()
@@ -139,11 +138,11 @@ def read_split(root: Path) -> dict[str, list[corpus.Clip]]:
         if key in seen:
             raise UserError(f"{where}: {words[1]} stands there twice")
         seen.add(key)
-        parts[part].append(corpus.Clip(key, speaker, speaker, path))
+        parts[part].append(Clip(id=key, speaker=speaker, label=speaker, source=path))
     return parts
 
 
-def check_speakers(parts: dict[str, list[corpus.Clip]]) -> None:
+def check_speakers(parts: dict[str, list[Clip]]) -> None:
     """Raise UserError for a speaker who is tested but not trained."""
     trained = {clip.label for clip in parts["train"]}
     for name in ("dev", "test"):
@@ -152,24 +151,17 @@ def check_speakers(parts: dict[str, list[corpus.Clip]]) -> None:
                 raise UserError(f"{SPLIT}: {clip.label} is in {name} but not in train")
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare(stage: DataStage) -> None:
     """Make the data directories, unless they are up to date."""
-    out = Path(args.out)
-    root = corpus.corpus_folder(args, [SPLIT], WHAT)
-    stamp = corpus.stamp_of(args, [__file__], [root / SPLIT, root / META])
-    if stamp.is_current():
-        print(f"{out}: up to date")
+    root = stage.corpus(SPLIT)
+    if stage.is_current([root / SPLIT, root / META]):
         return
-    corpus.remove_leftovers(out, out / "audio")
     parts = read_split(root)
     check_speakers(parts)
-    if not args.uncounted:
-        counts = {name: len(clips) for name, clips in parts.items()}
-        counts["speakers"] = len({clip.speaker for clip in parts["train"]})
-        corpus.expect(args.corpus, COUNTS, counts)
-    corpus.write_corpus(args, stamp, corpus.convert_sets(parts, out / "audio", args.nj))
+    counts = {name: len(clips) for name, clips in parts.items()}
+    stage.expect(COUNTS, counts | {"speakers": len({clip.speaker for clip in parts["train"]})})
+    stage.write(stage.convert_sets(parts))
 
 
 if __name__ == "__main__":
-    arguments = corpus.corpus_parser(__doc__, WHAT).parse_args()
-    sys.exit(run_cli("local/data.py", lambda: prepare(arguments)))
+    main(__doc__, prepare, corpus=FOLDER)

@@ -1,8 +1,7 @@
-"""Recorded lines with translations: which are kept, and in which set each belongs.
+"""Recorded lines with translations: which can be used, and to which set each belongs.
 
-Shared by the data stages of speech translation, most of it by those that make their own splits. A
-line's set goes by its English text, so that all its languages fall into one set and no translation
-of train is tested.
+For corpora without official splits. The set of a line is chosen by its English text, so that all
+its languages are in one set and no translation of train is tested.
 """
 
 import argparse
@@ -13,11 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from espnet_ext.data.corpora import corpus
-from espnet_ext.data.corpora.corpus import Clip
+from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.corpora.splits import implausible, split_of
 from espnet_ext.data.kaldi_dir import Utterance
 from espnet_ext.data.text import normalise_text
+from espnet_ext.errors import UserError, nearest
 
 _PLACEHOLDER = re.compile(r"%\d")
 _SCRIPTS = {"bg": "CYRILLIC", "ru": "CYRILLIC", "uk": "CYRILLIC"}
@@ -25,18 +24,18 @@ _SCRIPTS = {"bg": "CYRILLIC", "ru": "CYRILLIC", "uk": "CYRILLIC"}
 
 @dataclass(frozen=True)
 class Line:
-    """A recorded line: its clip, the language spoken, and the text that its set goes by."""
+    """A recorded line."""
 
     clip: Clip
-    language: str
-    key: str
+    language: str  # spoken
+    key: str  # English text, by which its set is chosen
 
 
 def unusable(language: str, text: str) -> str | None:
-    """Say why a text cannot be one of a language, or None.
+    """Return why a text cannot be one of a language, or None.
 
-    It has no word, or a place for a number that the game would fill in (``%1``), or most of its
-    letters are of another script.
+    It has no word, or a placeholder for a number (``%1``), or most of its letters are of another
+    script.
     """
     if not normalise_text(text):
         return "no words"
@@ -50,10 +49,7 @@ def unusable(language: str, text: str) -> str | None:
 
 
 def keep(lines: Iterable[Line], count: Counter[str]) -> list[Line]:
-    """Return the lines whose texts can be used, each recording once; count the others.
-
-    A sound file that is whole but holds no samples counts as none.
-    """
+    """Return the lines whose texts and audio can be used, each recording once; count the others."""
     from espnet_ext.data.audio import has_no_samples
 
     kept, seen = [], set()
@@ -76,7 +72,7 @@ def keep(lines: Iterable[Line], count: Counter[str]) -> list[Line]:
 
 
 def set_of(corpus: str, key: str, name: str) -> str:
-    """``train``, ``dev`` or ``test`` for an English text, for a name where it has no words."""
+    """Return the set of an English text, or of a name if the text has no words."""
     return split_of(corpus, normalise_text(key) or name)
 
 
@@ -85,8 +81,8 @@ def divide(
 ) -> dict[str, list[tuple[Line, Utterance]]]:
     """Return train, dev and test.
 
-    Left out, and counted: clips that are too short or too long for their text, and of dev and test
-    those whose text or translation, normalised, is one of train too.
+    Clips that are too short or too long for their text are left out, and those of dev and test
+    whose normalised text or translation is in train.
     """
     parts: dict[str, list[tuple[Line, Utterance]]] = {"train": [], "dev": [], "test": []}
     for line, utterance in zip(lines, utterances, strict=True):
@@ -103,14 +99,32 @@ def divide(
 
 
 def texts_of(line: Line) -> set[tuple[str, str]]:
-    """What is spoken, in whichever language, and the translations, normalised."""
+    """Return what is spoken, in whichever language, and the translations, normalised."""
     texts = [("spoken", line.clip.text), *line.clip.translations]
     return {(language, normalise_text(text)) for language, text in texts}
 
 
-def corpus_parser(doc: str | None, folder: str) -> argparse.ArgumentParser:
-    """Options of ``corpus.corpus_parser``, and of which language into which."""
-    parser = corpus.corpus_parser(doc, folder)
+def add_languages(parser: argparse.ArgumentParser) -> None:
+    """Add the options of which language into which."""
     parser.add_argument("--source", default="en", help="language spoken (default en)")
     parser.add_argument("--target", default="zh-CN", help="language translated into (zh-CN)")
-    return parser
+
+
+def known_targets(words: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Return the languages that the option --targets names, each once.
+
+    Raises:
+        UserError: none, or one that is not known.
+    """
+    targets, known = tuple(dict.fromkeys(words.split())), list(known)
+    for target in targets:
+        if target not in known:
+            raise UserError(f"--targets: no language {nearest(target, known)}")
+    if not targets:
+        raise UserError("--targets is empty; name languages, as in --targets 'en de'")
+    return targets
+
+
+def add_targets(parser: argparse.ArgumentParser) -> None:
+    """Add the option --targets."""
+    parser.add_argument("--targets", default="en", help="languages to translate into (default en)")
