@@ -154,6 +154,11 @@ def test_every_fragment_is_used():
     assert {path for path in fragments - used if f"conf/base/{path.name}" not in shown} == set()
 
 
+@pytest.mark.parametrize("script", _committed("*.py"), ids=name_of)
+def test_no_recipe_imports_a_verb(script):
+    assert "espnet_ext.cli" not in script.read_text(encoding="utf-8")
+
+
 def test_no_symbolic_links():
     listing = subprocess.run(
         ["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=False

