@@ -8,6 +8,7 @@ import soundfile
 
 from espnet_ext.data.corpora.folds import read_folds
 from espnet_ext.data.kaldi_dir import read_data_dir, read_table
+from tests.fixtures import packages
 from tests.fixtures import queen_builder as build
 from tests.fixtures.acted_voices import hedgewars, wave
 from tests.fixtures.data_stage import labels, refused, run, times
@@ -77,7 +78,7 @@ def test_hedgewars_faults(tmp_path):
     refused(run("hedgewars/ser1", tmp_path, *empty), "pirate-laugh", "empty audio file")
     assert not (tmp_path / "data/all").exists()
     refused(run("hedgewars/ser1", tmp_path, *broken[:2]), "SHA-256")
-    none = build.write(tmp_path / "n.deb", build.deb({"./usr/x": b"y"}))
+    none = packages.write(tmp_path / "n.deb", packages.deb({"./usr/x": b"y"}))
     digest = hashlib.sha256(none.read_bytes()).hexdigest()
     refused(run("hedgewars/ser1", tmp_path, "--package", none, "--sha256", digest), "no file below")
 
@@ -351,7 +352,7 @@ def test_characters_are_prepared(tmp_path):
         files[f"{label}.DOG"] = build.dialogue(key, joe=[], other=list(enumerate(texts, 1)))
         for n in range(1, len(texts) + 1):
             files[f"{key:02}{n:04X}P1.SB"] = build.mp3(1.0, 200 + 30 * key + 3 * n)
-    deb = build.write(tmp_path / "q.deb", build.deb({build.MEMBER: build.container(files)}))
+    deb = packages.write(tmp_path / "q.deb", packages.deb({build.MEMBER: build.container(files)}))
     digest = hashlib.sha256(deb.read_bytes()).hexdigest()
     words = ["--package", deb, "--sha256", digest, "--each", "12"]
     done = run("fotaq/spk1", tmp_path, *words)

@@ -15,6 +15,7 @@ import pytest
 from espnet_ext.data import kaldi_dir
 from espnet_ext.data.corpora import queen
 from espnet_ext.data.corpora.splits import split_of
+from tests.fixtures import packages
 from tests.fixtures import queen_builder as build
 
 ROOT = Path(__file__).parents[2]
@@ -61,8 +62,8 @@ def make_game():
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    content = build.deb({"./usr/games/queen": b"#!", build.MEMBER: build.container(make_game())})
-    return build.write(tmp_path_factory.mktemp("package") / "queen.deb", content)
+    content = packages.deb({"./usr/games/queen": b"#!", build.MEMBER: build.container(make_game())})
+    return packages.write(tmp_path_factory.mktemp("package") / "queen.deb", content)
 
 
 def command(folder, package, *options):
@@ -169,7 +170,7 @@ def test_a_removed_clip_is_made_again(prepared, package):
 def test_wrong_and_truncated_package_leave_the_data_alone(prepared, package, tmp_path):
     folder, _ = prepared
     before = snapshot(folder)
-    short = build.write(tmp_path / "short.deb", package.read_bytes()[:-5000])
+    short = packages.write(tmp_path / "short.deb", package.read_bytes()[:-5000])
     for options in (("--sha256", "0" * 64), ("--package", short)):
         result = run(folder, package, *options, ok=False)
         assert result.stderr.count("\n") == 1
@@ -190,8 +191,8 @@ def test_killed_in_the_middle_then_run_again_gives_the_same(prepared, package, t
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "data/.stamp.json").exists()
     # What a kill leaves at the worst moments: half of a clip, half of a set.
-    build.write(tmp_path / "data/.tmp-1.audio/joe-JOE00011.flac", b"fLaC half")
-    build.write(tmp_path / "data/.tmp-2.train/train/text", b"half")
+    packages.write(tmp_path / "data/.tmp-1.audio/joe-JOE00011.flac", b"fLaC half")
+    packages.write(tmp_path / "data/.tmp-2.train/train/text", b"half")
     run(tmp_path, package)
     assert snapshot(tmp_path) == snapshot(folder)
     assert not list((tmp_path / "data").rglob(".tmp*"))
@@ -200,8 +201,8 @@ def test_killed_in_the_middle_then_run_again_gives_the_same(prepared, package, t
 def test_a_half_written_clip_is_not_taken_for_whole(prepared, package, tmp_path):
     folder, _ = prepared
     name = "data/audio/joe-JOE00011"
-    build.write(tmp_path / f"{name}.source", (folder / f"{name}.source").read_bytes())
-    build.write(tmp_path / f"{name}.flac", (folder / f"{name}.flac").read_bytes()[:3000])
+    packages.write(tmp_path / f"{name}.source", (folder / f"{name}.source").read_bytes())
+    packages.write(tmp_path / f"{name}.flac", (folder / f"{name}.flac").read_bytes()[:3000])
     run(tmp_path, package)
     assert snapshot(tmp_path) == snapshot(folder)
 
@@ -210,8 +211,8 @@ def test_audio_of_another_package_is_not_kept(prepared, package, tmp_path):
     folder, _ = prepared
     files = make_game()
     files["JOE00011.SB"] = files["JOE00021.SB"]
-    content = build.deb({build.MEMBER: build.container(files)})
-    run(tmp_path, build.write(tmp_path / "other.deb", content))
+    content = packages.deb({build.MEMBER: build.container(files)})
+    run(tmp_path, packages.write(tmp_path / "other.deb", content))
     assert snapshot(tmp_path) != snapshot(folder)
     run(tmp_path, package)
     assert snapshot(tmp_path) == snapshot(folder)
@@ -286,9 +287,9 @@ def test_files_of_the_user_next_to_the_audio_stay(prepared, package, tmp_path, s
             note.write_text("another")
     own = {"data/audio/notes.txt": b"mine", "data/audio/more/a.flac": b"my own recording"}
     for name, content in own.items():
-        build.write(tmp_path / name, content)
+        packages.write(tmp_path / name, content)
     # A clip that a rule leaves out is ours.
-    build.write(tmp_path / "data/audio/frank-080002P1.flac", b"fLaC")
+    packages.write(tmp_path / "data/audio/frank-080002P1.flac", b"fLaC")
     run(tmp_path, package)
     assert snapshot(tmp_path) == snapshot(folder) | own
 
@@ -304,8 +305,8 @@ def test_files_of_the_user_next_to_the_audio_stay(prepared, package, tmp_path, s
 )
 def test_a_bad_clip_is_named(tmp_path, clip, message):
     files = make_game() | {"JOE00411.SB": clip}
-    content = build.deb({build.MEMBER: build.container(files)})
-    package = build.write(tmp_path / "queen.deb", content)
+    content = packages.deb({build.MEMBER: build.container(files)})
+    package = packages.write(tmp_path / "queen.deb", content)
     result = run(tmp_path, package, ok=False)
     assert f"joe-JOE00411: {message}" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "data/train").exists()

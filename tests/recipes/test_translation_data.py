@@ -7,7 +7,7 @@ import soundfile
 
 from espnet_ext.data.kaldi_dir import read_table, validate_data_dir
 from espnet_ext.data.text import normalise_text
-from tests.fixtures import real_speech, translated
+from tests.fixtures import real_speech, translation
 from tests.fixtures.data_stage import refused, run
 
 
@@ -57,7 +57,7 @@ def test_the_real_packages(tmp_path, recipe):
 
 
 def test_fillets_is_prepared(tmp_path):
-    sets, told = prepared("fillets/st1", tmp_path, *translated.fillets(tmp_path))
+    sets, told = prepared("fillets/st1", tmp_path, *translation.fillets(tmp_path))
     assert {name: len(us) for name, us in sets.items()} == {
         "train": 28,
         "dev": 6,
@@ -77,7 +77,7 @@ def test_fillets_is_prepared(tmp_path):
 
 
 def test_fillets_into_other_languages(tmp_path):
-    words = translated.fillets(tmp_path)
+    words = translation.fillets(tmp_path)
     sets, _ = prepared("fillets/st1", tmp_path, *words, "--targets", "en de")
     assert sets["train"][0].translation("de").startswith("de ")
     before = {name: [u.id for u in us] for name, us in sets.items()}
@@ -101,18 +101,18 @@ LINES = {
 
 
 def test_fillets_rules(tmp_path):
-    script = {"script/new/demo_dialogs_cs.lua": translated.lua(LINES, "cs")}
+    script = {"script/new/demo_dialogs_cs.lua": translation.lua(LINES, "cs")}
     known = {name: pair for name, pair in LINES.items() if name != "n-6"}
-    script["script/new/demo_dialogs_en.lua"] = translated.lua(known, "en")
+    script["script/new/demo_dialogs_en.lua"] = translation.lua(known, "en")
     script["script/new/other.lua"] = b"\xff no dialogues, not read"
     sounds = {
-        f"sound/new/cs/{name}.ogg": translated.clip(tmp_path, 900 + 40 * n)
+        f"sound/new/cs/{name}.ogg": translation.clip(tmp_path, 900 + 40 * n)
         for n, name in enumerate([*LINES, "no-text"])
     }
     sounds["sound/new/cs/n-5.ogg"] = sounds["sound/new/cs/n-1.ogg"]
     sounds["sound/new/en/n-1.ogg"] = b"an effect, not read"
     sets, told = prepared(
-        "fillets/st1", tmp_path, *translated.fillets(tmp_path, script, {"cs": sounds})
+        "fillets/st1", tmp_path, *translation.fillets(tmp_path, script, {"cs": sounds})
     )
     new = {u.id: u for us in sets.values() for u in us if "-new-" in u.id}
     assert {name.rpartition("-new-")[2] for name in new} == {"n-1", "n-7"}
@@ -125,11 +125,13 @@ def test_fillets_rules(tmp_path):
 
 def test_fillets_faults(tmp_path):
     lost = {"script/new/dialogs_cs.lua": b'dialogStr("nobody")'}
-    refused(run("fillets/st1", tmp_path, *translated.fillets(tmp_path, lost)), "no dialogId before")
+    refused(
+        run("fillets/st1", tmp_path, *translation.fillets(tmp_path, lost)), "no dialogId before"
+    )
     foreign = {"script/new/dialogs_cs.lua": 'dialogId("a", "b", "ž")'.encode("latin2")}
-    refused(run("fillets/st1", tmp_path, *translated.fillets(tmp_path, foreign)), "not UTF-8")
+    refused(run("fillets/st1", tmp_path, *translation.fillets(tmp_path, foreign)), "not UTF-8")
     broken = {"cs": {"sound/city/cs/city-00.ogg": b"no audio"}}
-    words = translated.fillets(tmp_path, None, broken)
+    words = translation.fillets(tmp_path, None, broken)
     refused(run("fillets/st1", tmp_path, *words), "city-00", "cannot decode")
     refused(run("fillets/st1", tmp_path, *words[:2]), "SHA-256")
     (tmp_path / "fillets-ng-data-nl_1.0.1-1.1_all.deb").unlink()
@@ -141,7 +143,7 @@ def test_fillets_faults(tmp_path):
 
 
 def test_asterisk_is_prepared(tmp_path):
-    sets, _ = prepared("asterisk/st1", tmp_path, *translated.asterisk(tmp_path))
+    sets, _ = prepared("asterisk/st1", tmp_path, *translation.asterisk(tmp_path))
     # Prompt 4, of train, is read in another wording by the two other voices.
     assert {name: len(us) for name, us in sets.items()} == {
         "train": 48,
@@ -168,9 +170,9 @@ def test_asterisk_is_prepared(tmp_path):
 
 
 def test_asterisk_faults(tmp_path):
-    words = translated.asterisk(tmp_path, {"fr": ["a line without an id"]})
+    words = translation.asterisk(tmp_path, {"fr": ["a line without an id"]})
     refused(run("asterisk/st1", tmp_path, *words), "core-sounds-fr.txt.gz: line", "no 'id: text'")
-    words = translated.asterisk(tmp_path)
+    words = translation.asterisk(tmp_path)
     refused(run("asterisk/st1", tmp_path, *words, "--targets", "de"), "no language 'de'")
     assert not (tmp_path / "data").exists()
 
@@ -179,7 +181,7 @@ def test_asterisk_faults(tmp_path):
 
 
 def test_librispeech_is_prepared(tmp_path):
-    root = translated.librispeech(tmp_path / "LibriSpeech")
+    root = translation.librispeech(tmp_path / "LibriSpeech")
     words = ("--corpus", root, "--uncounted")
     sets, _ = prepared("librispeech_100/asr1", tmp_path, *words)
     assert {name: len(us) for name, us in sets.items()} == {
@@ -201,7 +203,7 @@ def test_librispeech_is_prepared(tmp_path):
 
 
 def test_librispeech_must_be_whole(tmp_path):
-    root = translated.librispeech(tmp_path / "LibriSpeech")
+    root = translation.librispeech(tmp_path / "LibriSpeech")
     told = run("librispeech_100/asr1", tmp_path, "--corpus", root)
     refused(told, "train-clean-100 has 4, expected 28539")
 
@@ -211,7 +213,7 @@ def test_librispeech_must_be_whole(tmp_path):
     [
         (lambda c: (c / "100-121123-0001.flac").unlink(), "no audio file for 100-121123-0001"),
         (
-            lambda c: translated.speech(c / "100-121123-0002.flac", 9),
+            lambda c: translation.speech(c / "100-121123-0002.flac", 9),
             "trans.txt has no line for 100-121123-0002",
         ),
         (lambda c: (c / "100-121123-0000.flac").write_bytes(b"x"), "cannot decode"),
@@ -231,7 +233,7 @@ def test_librispeech_must_be_whole(tmp_path):
     ],
 )
 def test_librispeech_faults(tmp_path, fault, told):
-    root = translated.librispeech(tmp_path / "LibriSpeech", readers=1)
+    root = translation.librispeech(tmp_path / "LibriSpeech", readers=1)
     fault(root / "train-clean-100/100/121123")
     refused(run("librispeech_100/asr1", tmp_path, "--corpus", root, "--uncounted"), told)
     assert not (tmp_path / "data/train").exists()
@@ -247,7 +249,7 @@ def edit(path, old, new):
 
 
 def test_covost_is_prepared(tmp_path):
-    root = translated.covost(tmp_path / "cv")
+    root = translation.covost(tmp_path / "cv")
     sets, told = prepared("covost2/st1", tmp_path, "--corpus", root)
     # By CoVoST's own splits; train_covost belongs to train.
     assert {name: len(us) for name, us in sets.items()} == {"train": 8, "dev": 2, "test": 2}
@@ -273,20 +275,20 @@ def test_covost_is_prepared(tmp_path):
     ],
 )
 def test_covost_faults(tmp_path, file, old, new, told):
-    root = translated.covost(tmp_path / "cv")
+    root = translation.covost(tmp_path / "cv")
     edit(root / file, old, new)
     refused(run("covost2/st1", tmp_path, "--corpus", root), told)
     assert not (tmp_path / "data/train").exists()
 
 
 def test_covost_rows_that_common_voice_does_not_list_drop_out_if_they_are_few(tmp_path):
-    few = translated.covost(tmp_path / "few", count=17)  # and three rows of the traps
+    few = translation.covost(tmp_path / "few", count=17)  # and three rows of the traps
     edit(few / "en/validated.tsv", "common_voice_en_003", "common_voice_en_777")
     sets, told = prepared("covost2/st1", tmp_path, "--corpus", few)
     assert "1 not in validated.tsv" in told
     ids = {u.id.rpartition("_")[2] for us in sets.values() for u in us}
     assert ids == {f"{n:03}" for n in range(17) if n != 3}
-    many = translated.covost(tmp_path / "many", count=16)
+    many = translation.covost(tmp_path / "many", count=16)
     edit(many / "en/validated.tsv", "common_voice_en_003", "common_voice_en_777")
     told = run("covost2/st1", tmp_path, "--corpus", many)
     refused(told, "1 of the 19 clips", "covost_v2.en_zh-CN.tsv", "Common Voice 4")
@@ -295,7 +297,7 @@ def test_covost_rows_that_common_voice_does_not_list_drop_out_if_they_are_few(tm
 
 
 def test_covost_names_the_languages_that_there_are(tmp_path):
-    root = translated.covost(tmp_path / "cv")
+    root = translation.covost(tmp_path / "cv")
     told = run("covost2/st1", tmp_path, "--corpus", root, "--target", "zh")
     refused(told, "no translations 'covost_v2.en_zh.tsv'", "did you mean 'covost_v2.en_zh-CN.tsv'?")
 
@@ -304,7 +306,7 @@ def test_covost_names_the_languages_that_there_are(tmp_path):
 
 
 def test_mslt_is_prepared(tmp_path):
-    root = translated.mslt(tmp_path / "MSLT_Corpus")
+    root = translation.mslt(tmp_path / "MSLT_Corpus")
     sets, _ = prepared("mslt/st1", tmp_path, "--corpus", root)
     assert {name: len(us) for name, us in sets.items()} == {"dev": 3, "test": 3, "dev_test": 6}
     first = sets["test"][0]
@@ -324,7 +326,7 @@ def test_mslt_is_prepared(tmp_path):
 def test_mslt_spells_two_languages_otherwise_where_they_are_spoken(
     tmp_path, source, name, number, text
 ):
-    root = translated.mslt(tmp_path / "MSLT_Corpus")
+    root = translation.mslt(tmp_path / "MSLT_Corpus")
     words = ("--corpus", root, "--source", source, "--target", "en")
     sets, _ = prepared("mslt/st1", tmp_path, *words)
     assert {name: len(us) for name, us in sets.items()} == {"dev": 3, "test": 3, "dev_test": 6}
@@ -336,7 +338,7 @@ def test_mslt_spells_two_languages_otherwise_where_they_are_spoken(
 
 
 def test_mslt_spelled_as_everywhere(tmp_path):
-    root = translated.mslt(tmp_path / "MSLT_Corpus", count=1)
+    root = translation.mslt(tmp_path / "MSLT_Corpus", count=1)
     for path in [*root.rglob("*.jp.wav"), *root.rglob("*.jp.snt")]:
         path.rename(path.with_name(path.name.replace(".jp.", ".ja.")))
     sets, _ = prepared("mslt/st1", tmp_path, "--corpus", root, "--source", "ja", "--target", "en")
@@ -344,7 +346,7 @@ def test_mslt_spelled_as_everywhere(tmp_path):
 
 
 def test_mslt_faults(tmp_path):
-    root = translated.mslt(tmp_path / "MSLT_Corpus")
+    root = translation.mslt(tmp_path / "MSLT_Corpus")
     folder = root / "Data/MSLT_Test_EN_20170914"
     told = run("mslt/st1", tmp_path, "--corpus", root, "--target", "fr")
     refused(told, "no translations into 'fr'", "ja, zh")
@@ -361,7 +363,7 @@ def test_mslt_faults(tmp_path):
 
 
 def test_sets_tell_the_audio_of_their_utterances(tmp_path):
-    root = translated.mslt(tmp_path / "MSLT_Corpus")
+    root = translation.mslt(tmp_path / "MSLT_Corpus")
     prepared("mslt/st1", tmp_path, "--corpus", root)
     parts = [read_table(tmp_path / f"data/{name}/audio.sha256") for name in ("dev", "test")]
     assert parts[0] | parts[1] == read_table(tmp_path / "data/dev_test/audio.sha256")

@@ -14,7 +14,7 @@ import yaml
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.results import text_grids
 from espnet_ext.results.schema import RESULT, validate
-from tests.fixtures import forked, translated
+from tests.fixtures import forked, translation
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = {
@@ -77,8 +77,8 @@ class Recipes:
             include = {"include": f"../../../covost2/st1/{name}"}
             (self.path("mslt/st1") / name).write_text(yaml.safe_dump(include))
         self.corpora = {
-            "covost2/st1": translated.covost(folder / "cv"),
-            "mslt/st1": translated.mslt(folder / "MSLT_Corpus"),
+            "covost2/st1": translation.covost(folder / "cv"),
+            "mslt/st1": translation.mslt(folder / "MSLT_Corpus"),
         }
         self.logs = folder / "logs"
 

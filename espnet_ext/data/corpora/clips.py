@@ -170,7 +170,7 @@ def _origin(clip: Clip, code: str) -> str:
     except OSError as error:
         raise UserError(f"{clip.id}: cannot read {clip.source}: {error.strerror}") from None
     raw = None if clip.raw is None else astuple(clip.raw)
-    key = [str(clip.source), content, clip.start, clip.end, clip.channel, raw, code]
+    key = [str(clip.source), content, clip.start, clip.end, clip.channel, clip.rate, raw, code]
     return hashlib.sha256(repr(key).encode()).hexdigest()
 
 

@@ -7,11 +7,12 @@ import pytest
 
 from espnet_ext.data.corpora import queen
 from espnet_ext.errors import UserError
+from tests.fixtures import packages
 from tests.fixtures import queen_builder as build
 
 
 def open_game(tmp_path, files):
-    return queen.Container(build.write(tmp_path / "queen.1c", build.container(files)))
+    return queen.Container(packages.write(tmp_path / "queen.1c", build.container(files)))
 
 
 def test_every_clip_gets_its_speaker_and_text(tmp_path):
@@ -68,14 +69,14 @@ def test_labels_of_things_are_no_voices():
 
 def test_not_the_container(tmp_path):
     with pytest.raises(UserError, match="no QTBL"):
-        queen.Container(build.write(tmp_path / "a", b"RIFF" + bytes(40)))
+        queen.Container(packages.write(tmp_path / "a", b"RIFF" + bytes(40)))
 
 
 @pytest.mark.parametrize("keep", [17, 200, -1])
 def test_truncated_container(tmp_path, keep):
     files = build.game() | {"ZZ.SB": b"last clip"}
     with pytest.raises(UserError, match="cut short"):
-        queen.Container(build.write(tmp_path / "a", build.container(files)[:keep]))
+        queen.Container(packages.write(tmp_path / "a", build.container(files)[:keep]))
 
 
 @pytest.mark.parametrize("name", ["C1.CUT", "LOU1.DOG", "QUEEN.JAS"])
@@ -110,4 +111,4 @@ def test_speech_that_is_not_mp3_is_refused(tmp_path, kind):
     data = bytearray(build.container(build.game()))
     data[12] = kind
     with pytest.raises(UserError, match=f"not MP3 .type {kind}, not 1"):
-        queen.Container(build.write(tmp_path / "queen.1c", bytes(data)))
+        queen.Container(packages.write(tmp_path / "queen.1c", bytes(data)))

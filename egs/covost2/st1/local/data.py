@@ -17,11 +17,11 @@ in twenty, that is another release of Common Voice.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.data.corpora.tables import read_tsv
 from espnet_ext.data.corpora.translation import add_languages
 from espnet_ext.data.text import collapse_blanks
 from espnet_ext.errors import UserError, nearest
@@ -30,33 +30,6 @@ FOLDER = "the folder of Common Voice 4, which holds <source>/validated.tsv and <
 MOST_UNLISTED = 0.05  # share of CoVoST's rows
 UNLISTED = "not in validated.tsv"
 SPLITS = {"train": "train", "train_covost": "train", "dev": "dev", "test": "test"}
-
-
-def read_tsv(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Yield the rows of a table with a header by the names of its columns.
-
-    A quotation mark is a character as any other: sentences begin with one and do not end with one.
-
-    Raises:
-        UserError: no such file, not UTF-8, a column is missing, or a row has too few or too many.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise UserError(f"no {path}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
-    header = lines[0].rstrip("\r").split("\t")
-    for name in needed:
-        if name not in header:
-            raise UserError(f"{path}: no column {nearest(name, header)}")
-    for number, line in enumerate(lines[1:], 2):
-        if not line.strip():
-            continue
-        cells = line.rstrip("\r").split("\t")
-        if len(cells) != len(header):
-            raise UserError(f"{path}: line {number} has {len(cells)} columns, not {len(header)}")
-        yield dict(zip(header, cells, strict=True))
 
 
 def read_clips(
