@@ -14,12 +14,14 @@ cd "$(dirname "$recipe_script")"
 stage=1       # first stage to run
 stop_stage=99 # last stage to run
 ngpu=0        # GPUs to train on, 0 or 1
-threads=      # CPU threads of training; empty: one a core, at most four
+threads=      # CPU threads of training; empty: OMP_NUM_THREADS, else up to four
 nj=$(nproc)   # processes for work that splits
 dry_run=false # only print what would run
 
-# One thread a process is fastest on small shared machines; big blocks of memory are kept
-# instead of given back, which saves half the time of allocation-heavy training on a CPU.
+# One thread a process is fastest on small shared machines, but for the training (stage 4), which
+# chooses itself unless the user did. Big blocks of memory are kept instead of given back, which
+# saves half the time of allocation-heavy training on a CPU.
+user_threads=${OMP_NUM_THREADS:-}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-1073741824}
 export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-1073741824}
@@ -195,8 +197,11 @@ stage() {
       flock 7
     }
   fi
-  # If this shell is killed, so is the command: two at work on one folder would spoil it.
-  [ "$(type -t "$1")" != file ] || ! type -P setpriv >/dev/null || guard=(setpriv --pdeathsig KILL)
+  if [ "$(type -t "$1")" = file ]; then
+    # If this shell is killed, so is the command: two at work on one folder would spoil it.
+    ! type -P setpriv >/dev/null || guard=(setpriv --pdeathsig KILL)
+    [ "$number" -ne 4 ] || [ -n "$user_threads" ] || guard+=(env -u OMP_NUM_THREADS)
+  fi
   set +e
   "${guard[@]}" "$@" 7>&- 8>&- 2>&1 | tee -ai "$log" 7>&- 8>&-
   codes=("${PIPESTATUS[@]}")

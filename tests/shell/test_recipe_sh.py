@@ -293,6 +293,16 @@ def test_last_line_says_what_to_run_next(recipe):
     assert "work:" not in again.stdout
 
 
+@pytest.mark.parametrize(("given", "seen"), [(None, ["1", "unset"]), ("3", ["3", "3"])])
+def test_threads_are_one_but_for_the_training_and_as_the_user_says(recipe, given, seen):
+    recipe.env.pop("OMP_NUM_THREADS", None)
+    recipe.env |= {} if given is None else {"OMP_NUM_THREADS": given}
+    recipe.work("echo threads: ${OMP_NUM_THREADS-unset}")
+    recipe.stages('stage 2 "Features" bash work.sh\nstage 4 "Train" bash work.sh')
+    lines = recipe.run().stdout.splitlines()
+    assert [x.removeprefix("threads: ") for x in lines if x.startswith("threads: ")] == seen
+
+
 def test_what_follows_the_dashes_passes_through_unchanged(recipe):
     result = recipe.run("--stage", "2", "--", "--max_epoch", "3", "--sets", "a b", "")
     assert "work: 5: --max_epoch 3 --sets a b" in result.stdout
