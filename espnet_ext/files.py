@@ -94,7 +94,7 @@ def _remove_leftovers(folder: Path) -> None:
 def _new_scratch(path: Path) -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(f".{path.name}", _SCRATCH, path.parent))
-        # Until it is locked, another writer may take it for left over.
+        # Until it is locked, another writer may remove it.
         with contextlib.suppress(FileNotFoundError):
             held = _try_lock(folder / _LOCK)
             if held is not None and (folder / _LOCK).exists():

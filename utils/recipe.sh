@@ -95,8 +95,8 @@ _set_option() { # _set_option NAME VALUE
       ;;
   esac
   local value=$2
-  # A path starts from where the user stands, but the recipe runs in its own folder, whose
-  # configs are at hand from everywhere.
+  # A path starts from the user's folder, but the recipe runs in its own, whose configs are found
+  # from everywhere.
   if [[ -n $value && $value != /* && $paths == *" $1 "* ]]; then
     [ "$1" = config ] && [ -f "$value" ] || value=$caller_dir/$value
   fi
@@ -144,7 +144,7 @@ _prepare() {
   type -P flock >/dev/null || fail 1 "no flock here; install the package util-linux"
   "$root/tools/install.sh" --if_needed || exit 1
   mkdir -p "$exp/log"
-  # Held by this shell alone, so that it is free as soon as the shell is gone, however it ended.
+  # Held by this shell alone, so that it is free as soon as the shell has ended.
   exec 8>>"$exp/.lock"
   flock -n 8 || fail 1 "process $(tail -n 1 "$exp/.lock") runs in $exp; wait for it or end it"
   echo $$ >"$exp/.lock"

@@ -1,4 +1,4 @@
-"""Audio into 16 kHz mono FLAC, the same bytes every time."""
+"""Audio files: decoded, and written as 16 kHz mono FLAC, the same bytes every time."""
 
 import io
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ import soxr
 
 from espnet_ext.errors import UserError
 
-SHORTEST = 0.025  # seconds: a window of log-mel
+SHORTEST = 0.025  # seconds; a window of log-mel
 
 
 def decode(data: bytes, name: str, sample_rate: int | None = None) -> tuple[np.ndarray, int]:
-    """Decode an audio file held in memory.
+    """Decode the bytes of a mono audio file.
 
     Args:
-        data: the bytes of a file in any format that libsndfile knows.
-        name: what to call it in an error.
-        sample_rate: what it must have, Hz; None takes any.
+        data: a file in any format that libsndfile reads.
+        name: its name in an error.
+        sample_rate: Hz that it must have; None: any.
 
     Returns:
         Samples (frames,), float32 in [-1, 1], and the sample rate in Hz.
@@ -51,14 +51,14 @@ def read_stretch(
     channel: int | None = None,
     raw: Mapping[str, Any] | None = None,
 ) -> tuple[np.ndarray, int]:
-    """Decode a stretch of an audio file, one of its channels or the mean of all.
+    """Decode a stretch of an audio file: one of its channels, or the mean of all.
 
     Args:
         path: the file.
-        name: what to call the stretch in an error.
-        start: where it begins, seconds.
-        end: where it ends, seconds; None, or beyond the file, is the end of the file.
-        channel: from 0; None averages all.
+        name: of the stretch, in an error.
+        start: seconds.
+        end: seconds; None: the end of the file.
+        channel: from 0; None: the mean of all.
         raw: options of ``soundfile.SoundFile`` for a file without a header.
 
     Returns:
@@ -101,7 +101,7 @@ def _read_part(
 
 
 def _is_shortened(path: Path) -> bool:
-    """True for a NIST SPHERE file whose samples are compressed."""
+    """Return whether a file is NIST SPHERE with compressed samples."""
     try:
         with path.open("rb") as stream:
             header = stream.read(1024)
@@ -111,7 +111,7 @@ def _is_shortened(path: Path) -> bool:
 
 
 def has_no_samples(path: Path) -> bool:
-    """True for an audio file with a header that can be opened and holds no samples."""
+    """Return whether a file is audio with a header and no samples."""
     try:
         with soundfile.SoundFile(path) as stream:
             return bool(stream.frames == 0)
@@ -120,11 +120,10 @@ def has_no_samples(path: Path) -> bool:
 
 
 def read_wave(path: str | Path, name: str, sample_rate: int) -> np.ndarray:
-    """Read a mono audio file of a data directory; samples (frames,), float32 in [-1, 1].
+    """Read a mono audio file of the utterance ``name``: samples (frames,), float32 in [-1, 1].
 
     Raises:
-        UserError: missing, too short for features, or what ``decode`` refuses; names the
-            utterance ``name``.
+        UserError: missing, too short for features, or what ``decode`` refuses.
     """
     try:
         data = Path(path).read_bytes()
@@ -137,11 +136,11 @@ def read_wave(path: str | Path, name: str, sample_rate: int) -> np.ndarray:
 
 
 def write_flac(path: str | Path, samples: np.ndarray, rate: int, target_rate: int = 16000) -> float:
-    """Resample to ``target_rate`` Hz, write 16-bit mono FLAC to ``path``; return its seconds."""
+    """Resample to ``target_rate`` Hz and write 16-bit mono FLAC; return its seconds."""
     if rate != target_rate:
         samples = soxr.resample(samples, rate, target_rate, quality="HQ")
     integers = np.round(np.clip(samples, -1.0, 1.0) * 32767).astype(np.int16)
-    # Encoded in memory: a full disk is then an OSError of ours, not a message of the codec.
+    # Encoded in memory, so that a full disk is an OSError, not a message of the codec.
     stream = io.BytesIO()
     soundfile.write(stream, integers, target_rate, format="FLAC", subtype="PCM_16")
     Path(path).write_bytes(stream.getvalue())
@@ -149,7 +148,7 @@ def write_flac(path: str | Path, samples: np.ndarray, rate: int, target_rate: in
 
 
 def flac_seconds(path: str | Path, sample_rate: int = 16000) -> float | None:
-    """Return the duration of a whole, decodable mono file of that rate; None for any other."""
+    """Return the duration of a whole mono file of that rate; None for any other file."""
     try:
         samples, rate = soundfile.read(path, dtype="int16", always_2d=True)
     except (RuntimeError, OSError):

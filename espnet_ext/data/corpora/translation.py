@@ -71,11 +71,6 @@ def keep(lines: Iterable[Line], count: Counter[str]) -> list[Line]:
     return kept
 
 
-def set_of(corpus: str, key: str, name: str) -> str:
-    """Return the set of an English text, or of a name if the text has no words."""
-    return split_of(corpus, normalise_text(key) or name)
-
-
 def divide(
     corpus: str, lines: Sequence[Line], utterances: Sequence[Utterance], count: Counter[str]
 ) -> dict[str, list[tuple[Line, Utterance]]]:
@@ -89,7 +84,8 @@ def divide(
         if implausible(normalise_text(utterance.text), utterance.seconds):
             count[f"{line.language} implausible"] += 1
         else:
-            parts[set_of(corpus, line.key, line.clip.id)].append((line, utterance))
+            key = normalise_text(line.key) or line.clip.id
+            parts[split_of(corpus, key)].append((line, utterance))
     trained = {key for line, _ in parts["train"] for key in texts_of(line)}
     for part in ("dev", "test"):
         for line, _ in parts[part]:

@@ -164,7 +164,7 @@ def changed(encoder, **over):
 
 CASES = {
     "cut short": (lambda e: changed(e)[:-40], "cut short or damaged"),
-    "longer": (lambda e: changed(e) + b"more", "4 bytes behind its end"),
+    "longer": (lambda e: changed(e) + b"more", "4 bytes after its end"),
     "another version": (lambda e: model_bin(variables_of(e), version=77), "version 2 to 6"),
     "no model": (lambda e: b"\x02", "cut short"),
     "another model": (
@@ -191,7 +191,7 @@ CASES = {
     ),
     "wrong alias": (
         lambda e: model_bin(variables_of(e), aliases=[("a", "b")]),
-        "a stands for b, which is not in it",
+        "a is an alias of b, which is not in it",
     ),
     "no encoder": (
         lambda e: model_bin({"decoder/x": stored(np.zeros((2, 2)))}),

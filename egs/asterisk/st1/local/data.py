@@ -3,7 +3,7 @@
 
 Example:
   python local/data.py --out data --downloads downloads
-  python local/data.py --targets "en fr"      # French translations beside the English
+  python local/data.py --targets "en fr"      # French translations besides the English
   python local/data.py --packages DIR         # DIR holds the eleven .deb
 
 Writes 16 kHz mono FLAC (of 8 kHz telephone audio) to data/audio and these sets, each with the words
@@ -17,12 +17,12 @@ of the prompt (text) and their translation (text.en):
 Rules, in this order:
   1. A sound and its text belong together by their id, and so do prompts of different languages.
      The two other voices have no texts of their own: theirs are those of their language.
-  2. What is in brackets is cut out of all texts. A prompt is left out if a text of it has no word
+  2. Words in brackets are removed from all texts. A prompt is left out if a text of it has no word
      or most of its letters are of another script (data/corpora/translation.py), if it is a
      tone (NO_SPEECH), or if its sound is byte for byte an earlier one.
   3. Too short or long for the text, or in itself: left out (data/corpora/splits.py). So is a
-     prompt of the two other voices that lasts less than 0.6 or more than 1.6 times what it does in
-     its language's own voice: they often read another wording.
+     prompt of the two other voices that lasts less than 0.6 or more than 1.6 times as long as in
+     its language's first voice: they often read another wording.
   4. Train, dev or test by a hash of the normalised English prompt: all its languages are in one.
   5. Of dev and test, prompts whose text or translation train has too are left out; so are of
      unseen. Of retrieval_like, those that are not in train.
@@ -119,7 +119,7 @@ WRITTEN = {"train": 1724, "dev": 84, "test": 185, "unseen": 57, "retrieval_like"
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """Read core-sounds-<language>.txt.gz: prompts by id, in lower case, asides cut out.
+    """Read core-sounds-<language>.txt.gz: prompts by id, in lower case, without asides.
 
     Lines are ``id: text``; those from ``;`` are comments, and one text starts with its own id.
 
@@ -174,7 +174,7 @@ def pair(
 
 
 def prompt(utterance: Utterance) -> tuple[str, str]:
-    """Language and id of the prompt of an utterance."""
+    """Return language and id of the prompt of an utterance."""
     language, _, name = utterance.id.split("-", 2)
     return language, name
 
@@ -182,14 +182,14 @@ def prompt(utterance: Utterance) -> tuple[str, str]:
 def other_sets(
     lines: Sequence[Line],
     utterances: Sequence[Utterance],
-    core: Mapping[tuple[str, str], float],
+    first: Mapping[tuple[str, str], float],
     parts: Mapping[str, Sequence[tuple[Line, Utterance]]],
     count: Counter[str],
 ) -> dict[str, list[Utterance]]:
-    """Apply rules 3 to 5 to the two other voices; ``core`` are seconds of the languages' own."""
+    """Apply rules 3 to 5 to the two other voices; ``first`` are seconds of the first."""
     fitting = []
     for line, utterance in zip(lines, utterances, strict=True):
-        seconds = core.get(prompt(utterance))
+        seconds = first.get(prompt(utterance))
         if seconds is None or not RATIO[0] <= utterance.seconds / seconds <= RATIO[1]:
             count[f"{utterance.speaker} of another length"] += 1
         else:

@@ -10,9 +10,9 @@ AVEC2017.csv. Writes 16 kHz mono FLAC to data/audio, and these sets:
                          which chooses epochs; together 2,766 segments of 107 participants
   data/test              the official development list: 966 segments of 35 participants
 
-Rules, as in the protocol that SpeechFormer's code fixes: turns of the participant, cut by the times
-of the transcript; the longest 18 of one without depression and 46 of one with it, so that classes
-are balanced. (The number of test segments thus depends on the label; a vote does not see it.)
+Rules, as in SpeechFormer's code: turns of the participant, cut by the times of the transcript; the
+longest 18 of one without depression and 46 of one with it, which balances the classes. (The number
+of test segments thus depends on the label; a vote does not see it.)
 Transcripts are separated by tabs, lists by commas; a list spells its columns in one of three ways.
 """
 
@@ -43,7 +43,7 @@ def read_list(path: Path) -> dict[str, str]:
 
     Raises:
         UserError: columns are missing (or separated by tabs), a value is neither 0 nor 1, or a
-            participant stands twice.
+            participant occurs twice.
     """
     with open(path, encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream)
@@ -64,7 +64,7 @@ def read_list(path: Path) -> dict[str, str]:
             if value not in ("0", "1"):
                 raise UserError(f"{path}: participant {number} has {keys[1]} '{value}', not 0 or 1")
             if number in found:
-                raise UserError(f"{path}: participant {number} stands twice")
+                raise UserError(f"{path}: participant {number} occurs twice")
             found[number] = "depressed" if value == "1" else "control"
     if not found:
         raise UserError(f"{path}: no participant in it")
@@ -75,7 +75,7 @@ def read_turns(path: Path) -> list[tuple[float, float]]:
     """Return start and end (seconds) of the participant's turns.
 
     Raises:
-        UserError: not separated by tabs, a column or the participant is missing, or a time is none.
+        UserError: not separated by tabs, a column or the participant is missing, or a wrong time.
     """
     with open(path, encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -126,7 +126,7 @@ def segments(root: Path, number: str, label: str) -> list[Clip]:
 
 
 def split(lists: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """Return train, dev and test: participant -> class; dev is out of the training list."""
+    """Return train, dev and test (participant -> class); dev is a part of the training list."""
     shared = sorted(lists["train"].keys() & lists["test"].keys())
     if shared:
         raise UserError(f"participant {shared[0]} is in both lists, {' and '.join(LISTS.values())}")

@@ -3,7 +3,7 @@
 
 Example:
   python local/data.py --out data --downloads downloads
-  python local/data.py --targets "en de"      # German translations beside the English
+  python local/data.py --targets "en de"      # German translations besides the English
   python local/data.py --packages DIR         # DIR holds the three .deb
 
 Writes 16 kHz mono FLAC to data/audio and the sets data/{train,dev,test_cs,test_nl}, each with the
@@ -12,7 +12,7 @@ words spoken (text) and their translation (text.en).
 Rules, in this order:
   1. A sound and a text belong together by level and id. Sounds without a text are left out (57
      Czech, 1 Dutch), and those whose line lacks a translation into one of the targets.
-  2. What is in brackets is cut out of all texts. A line is left out if a text of it has no word,
+  2. Words in brackets are removed from all texts. A line is left out if a text of it has no word,
      has a place for a number (%1), or is of another script (data/corpora/translation.py), or
      if its sound holds no samples (2 Dutch) or is byte for byte an earlier one.
   3. Too short or long for the text, or in itself: left out (espnet_ext/data/corpora/splits.py).

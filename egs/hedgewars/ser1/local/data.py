@@ -9,7 +9,7 @@ Writes 16 kHz mono FLAC to data/audio, and these sets:
   data/all            777 clips of 15 voices in 7 classes
   data/{train,dev,test}   a fixed split: test Mobster, Surfer, Default_pl; dev Pirate; the rest
   data/voice-VOICE/{train,dev,test}   leave one voice out: test VOICE, dev the voice after it
-  data/strict-VOICE-{a,b}/{train,dev,test}   voices and phrases apart: the events of each class
+  data/strict-VOICE-{a,b}/{train,dev,test}   new voices and phrases: the events of each class
       are halved; test and dev hold one half, train the other half in other voices
   data/group-{1..3}/..., data/group_strict-{1..3}-{a,b}/...   the same with five voices in test
 Every clip is tested once in the folds of each of these four ways of splitting.

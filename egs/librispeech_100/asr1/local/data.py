@@ -5,8 +5,8 @@ Example:
   python local/data.py --corpus /data/LibriSpeech --out data
 
 Writes data/train (train-clean-100), data/dev (dev-clean and dev-other together, for the choice of
-epochs), data/test_clean and data/test_other: the official subsets. The FLAC files are read where
-they lie. A speaker is a reader's chapter, as in Kaldi's recipe; texts are in lower case.
+epochs), data/test_clean and data/test_other: the official subsets. FLAC files are read where they
+are. A speaker is a reader's chapter, as in Kaldi's recipe; texts are in lower case.
 """
 
 from collections.abc import Iterator

@@ -9,7 +9,7 @@ Reads Data/MSLT_{Test,Dev}_<SOURCE>_<date>/ with, for every utterance, .T0.<sour
 byte order mark. Writes 16 kHz mono FLAC to data/audio and data/{dev,test,dev_test}, each with the
 words spoken (text) and the translation (text.<target>); dev_test is both together, as the paper of
 ResidualTransformer reports. There is nothing to train on. Every utterance is a speaker of its own:
-who speaks is not told. Left out, and counted: utterances with an empty transcript or translation.
+who speaks is not known. Left out, and counted: utterances with an empty transcript or translation.
 
 The target is named as the trained model names it; MSLT names languages without regions, so zh-CN
 is its zh. In file names Japanese and Chinese are spelled ja or jp, zh or ch.
@@ -25,7 +25,7 @@ from espnet_ext.data.corpora.translation import add_languages
 from espnet_ext.data.text import collapse_blanks
 from espnet_ext.errors import UserError, nearest
 
-# Of Japanese and Chinese, file names have the other code where they are spoken; either is taken.
+# File names have the second code where Japanese or Chinese is spoken; both are accepted.
 SPELLINGS = {"ja": ("ja", "jp"), "zh": ("zh", "ch")}
 FOLDER = "the folder MSLT_Corpus, which holds Data/MSLT_Test_<SOURCE>_<date>"
 
@@ -48,15 +48,15 @@ def read_snt(path: Path) -> str:
 
 
 def primary(language: str) -> str:
-    """A language without its region."""
+    """Return a language without its region."""
     return re.split("[-_]", language)[0].lower()
 
 
 def spelling(folder: Path, kind: str, language: str) -> str:
-    """How the names of the files of a kind (T0, T2, T3) spell a language.
+    """Return how the names of the files of a kind (T0, T2, T3) spell a language.
 
     Raises:
-        UserError: in two ways.
+        UserError: there are two spellings.
     """
     spellings = SPELLINGS.get(primary(language), ())
     # A name that begins with a dot is macOS's, not an utterance's.
@@ -67,7 +67,7 @@ def spelling(folder: Path, kind: str, language: str) -> str:
 
 
 def folder_of(root: Path, part: str, source: str) -> Path:
-    """Data/MSLT_<part>_<SOURCE>_<date>, of the newest date that has it.
+    """Return Data/MSLT_<part>_<SOURCE>_<date> of the newest date.
 
     Raises:
         UserError: there is none; says which languages there are.

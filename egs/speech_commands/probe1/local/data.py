@@ -50,14 +50,14 @@ def read_list(root: Path, name: str) -> list[str]:
     entries = (root / name).read_text(encoding="utf-8").split()
     for entry, times in Counter(entries).items():
         if times > 1:
-            raise UserError(f"{root / name}: {entry} stands there twice")
+            raise UserError(f"{root / name}: {entry} occurs twice")
         if not (root / entry).is_file():
             raise UserError(f"{root / name}: {entry} is not in {root}")
     return entries
 
 
 def find_words(root: Path) -> list[str]:
-    """The words: folders whose names are no underscored ones, nor hidden.
+    """Return the words: folders whose names begin with neither an underscore nor a dot.
 
     Raises:
         UserError: one of the ten words is not there.
@@ -70,16 +70,14 @@ def find_words(root: Path) -> list[str]:
 
 
 def clip_of(path: Path, label: str) -> Clip:
-    """A clip of a word's folder.
+    """Return the clip of a file in a word's folder.
 
     Raises:
-        UserError: a name that tells no speaker.
+        UserError: a name without a speaker.
     """
     found = _NAME.search(path.stem)
     if found is None:
-        raise UserError(
-            f"{path}: expected a name as 0c40e715_nohash_0.wav, which tells the speaker"
-        )
+        raise UserError(f"{path}: expected a name as 0c40e715_nohash_0.wav, which has the speaker")
     speaker = found[1]
     key = f"{speaker}-{path.parent.name}-{path.stem}"
     return Clip(id=key, speaker=speaker, label=label, source=path)

@@ -39,7 +39,7 @@ COPIES = 300  # of one text in train
 EVAL2000_FILES = 40
 HALVES = {"eval2000": {"sw": "swbd", "en": "callhm"}, "rt03": {"sw": "swbd", "fsh": "fsh"}}
 _NAME = re.compile(r"sw(\d{4})([AB])-ms98-a-(\d{4})", re.IGNORECASE)
-# Markings of the transcripts, in the order in which they are taken off a word.
+# Markings of the transcripts, in the order in which they are removed from a word.
 _MARKS = (
     (re.compile(r"^(-?)\[laughter-(.+)\](-?)$"), r"\1\2\3"),  # spoken while laughing
     (re.compile(r"^\[(.+)/.+\](-?)$"), r"\1\2"),  # [it'n/isn't]: as spoken / as meant
@@ -69,7 +69,7 @@ def read_transcript(path: Path) -> Iterator[tuple[str, str, float, float, str]]:
     Times are rounded to hundredths of a second, as in Kaldi.
 
     Raises:
-        UserError: a line that is none.
+        UserError: a wrong line.
     """
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -123,7 +123,7 @@ def read_switchboard(root: Path, transcripts: Path, counted: bool) -> list[Clip]
 
 
 def split(clips: list[Clip], dev: int = DEV) -> dict[str, list[Clip]]:
-    """Take the first utterances for dev, and of equal texts of the others COPIES for train."""
+    """Return train and dev: dev is the first utterances; of equal texts of train COPIES stay."""
     seen: Counter[str] = Counter()
     train = []
     for clip in clips[dev:]:
@@ -134,7 +134,7 @@ def split(clips: list[Clip], dev: int = DEV) -> dict[str, list[Clip]]:
 
 
 def evaluations(args: argparse.Namespace) -> dict[str, tuple[Path, list[Path], Path]]:
-    """Name the tests that are given: folder of audio, stm files and glm of each.
+    """Return the given tests: folder of audio, stm files and glm of each.
 
     Raises:
         UserError: a folder or file is missing.
@@ -174,7 +174,7 @@ def evaluations(args: argparse.Namespace) -> dict[str, tuple[Path, list[Path], P
 def read_evaluation(
     stage: DataStage, name: str, folder: Path, stms: list[Path]
 ) -> dict[str, list[nist.Segment]]:
-    """Return the segments of a test by its halves, which are reported apart.
+    """Return the segments of a test by its halves, which are reported separately.
 
     Raises:
         UserError: files that do not agree, or a recording of neither half.

@@ -5,13 +5,13 @@ Example:
   python local/data.py --corpus VoxCeleb1 --out data
 
 The corpus is in either layout:
-  {dev,test}/wav/id10001/<video>/00001.wav    the one offered now; the split takes files of both
+  {dev,test}/wav/id10001/<video>/00001.wav    the present one; the split has files of both
   voxceleb1_wav/<Name>/<video>_0000001.wav    the first one; needs vox1_meta.csv for the names
-and beside that iden_split.txt, whose lines are "1 id10003/na8-QEFmj44/00003.wav" (in the first
-release "1 A.J._Buckley/J9lHsKG98U8_0000003.wav"): 1 is train, 2 dev and 3 test.
+and has iden_split.txt, whose lines are "1 id10003/na8-QEFmj44/00003.wav" (in the first release
+"1 A.J._Buckley/J9lHsKG98U8_0000003.wav"): 1 is train, 2 dev and 3 test.
 
-Writes 16 kHz mono FLAC to data/audio, and the sets data/{train,dev,test}. An utterance is called
-speaker-video-segment, the speaker is the class.
+Writes 16 kHz mono FLAC to data/audio, and the sets data/{train,dev,test}. An utterance's id is
+speaker-video-segment; the speaker is the class.
 """
 
 import csv
@@ -30,13 +30,13 @@ _VIDEO = 11  # characters of a video's id, which may itself hold _ and -
 
 
 def read_meta(path: Path) -> dict[str, str]:
-    """Return speaker's id by name.
+    """Return the ids of speakers by name.
 
     Raises:
         UserError: it is missing, is not separated by tabs, or has a name twice.
     """
     if not path.is_file():
-        raise UserError(f"no {path}, which tells the names of the speakers")
+        raise UserError(f"no {path}, which has the names of the speakers")
     with open(path, encoding="utf-8", newline="") as stream:
         rows = list(csv.reader(stream, delimiter="\t"))
     if not rows or len(rows[0]) < 2:
@@ -46,7 +46,7 @@ def read_meta(path: Path) -> dict[str, str]:
         if len(row) < 2 or not row[0].startswith("id"):
             raise UserError(f"{path}: line {number}: expected an id and a name between tabs")
         if row[1] in names:
-            raise UserError(f"{path}: line {number}: {row[1]} stands there twice")
+            raise UserError(f"{path}: line {number}: {row[1]} occurs twice")
         names[row[1]] = row[0]
     return names
 
@@ -77,10 +77,10 @@ class Tree:
     """The audio of the corpus, in either layout."""
 
     def __init__(self, root: Path):
-        """Look which layout it is.
+        """Find out the layout.
 
         Raises:
-            UserError: neither, or only half of the new one.
+            UserError: neither, or only half of the present one.
         """
         self.root = root
         self.old = (root / OLD).is_dir()
@@ -90,13 +90,13 @@ class Tree:
         if not self.old and len(has) < 2:
             raise UserError(
                 f"{root}: no {'test' if has == ['dev'] else 'dev'}/wav in it, and the "
-                "identification split takes files of both; unpack it too"
+                "identification split has files of both; unpack it too"
             )
         self.ids = read_meta(root / META) if self.old or (root / META).is_file() else {}
         self.names = {speaker: name for name, speaker in self.ids.items()}
 
     def path(self, speaker: str, video: str, segment: int) -> Path | None:
-        """The file of an utterance, None if it is not there."""
+        """Return the file of an utterance, None if it is missing."""
         if self.old:
             name = self.names.get(speaker, speaker)
             places = [self.root / OLD / name / f"{video}_{segment:07d}.wav"]
@@ -110,8 +110,8 @@ def read_split(root: Path) -> dict[str, list[Clip]]:
     """Return the clips of the identification split by part.
 
     Raises:
-        UserError: a line that is none, a file that is missing, stands there twice or belongs to a
-            speaker whom the meta file lacks.
+        UserError: a wrong line, a file that is missing, occurs twice or belongs to a speaker whom
+            the meta file lacks.
     """
     tree = Tree(root)
     parts: dict[str, list[Clip]] = {part: [] for part in PARTS.values()}
@@ -136,7 +136,7 @@ def read_split(root: Path) -> dict[str, list[Clip]]:
             raise UserError(f"{where}: {words[1]} is not in {root}")
         key = f"{speaker}-{video}-{segment:05d}"
         if key in seen:
-            raise UserError(f"{where}: {words[1]} stands there twice")
+            raise UserError(f"{where}: {words[1]} occurs twice")
         seen.add(key)
         parts[part].append(Clip(id=key, speaker=speaker, label=speaker, source=path))
     return parts
