@@ -253,14 +253,14 @@ def test_m3ed_faults(tmp_path):
     words = m3ed(root)
     annotation = root / "annotation.json"
     whole = annotation.read_text(encoding="utf-8")
-    for old, new, told in (
+    for old, new, message in (
         ("final_main_emo", "main_emo", "anjia_1_1: no final_main_emo"),
         ('"Dialog"', '"Dialogue"', "anjia: no Dialog"),
         ('"B": {"Name"', '"C": {"Name"', "anjia_1_1: no B"),
         ("{", "", "annotation.json: not valid JSON"),
     ):
         annotation.write_text(whole.replace(old, new, -1 if new else 1), encoding="utf-8")
-        refused(run("m3ed/ser1", tmp_path, *words), told)
+        refused(run("m3ed/ser1", tmp_path, *words), message)
     annotation.write_text(whole, encoding="utf-8")
     broken = root / "modality_speech/anjia/B_anjia_1_1.wav"
     broken.write_bytes(b"no audio")
@@ -319,13 +319,14 @@ def test_daic_woz_is_prepared(tmp_path, columns):
 def test_daic_woz_faults(tmp_path):
     root = tmp_path / "daic"
 
-    def told(*words, **over):
+    def assert_refused(*words, **over):
         refused(run("daic_woz/ser1", tmp_path, *daic(root, **over)), *words)
 
-    told("301_TRANSCRIPT.csv", "separated by commas, expected tabs", separator=",")
-    told("separated by tabs, expected commas", header=_TRAIN.replace(",", "\t"))
-    told("no column PHQ8_Binary or PHQ_Binary", header=_TRAIN.replace("PHQ8_Binary", "PHQ"))
-    told("participant 401", "'2', not 0 or 1", bad="2")
+    assert_refused("301_TRANSCRIPT.csv", "separated by commas, expected tabs", separator=",")
+    assert_refused("separated by tabs, expected commas", header=_TRAIN.replace(",", "\t"))
+    unknown = _TRAIN.replace("PHQ8_Binary", "PHQ")
+    assert_refused("no column PHQ8_Binary or PHQ_Binary", header=unknown)
+    assert_refused("participant 401", "'2', not 0 or 1", bad="2")
     words = daic(root)
     (root / "401_P/401_AUDIO.wav").unlink()
     refused(run("daic_woz/ser1", tmp_path, *words), "401_AUDIO.wav", "participant 401")

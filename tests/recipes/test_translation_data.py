@@ -57,7 +57,7 @@ def test_the_real_packages(tmp_path, recipe):
 
 
 def test_fillets_is_prepared(tmp_path):
-    sets, told = prepared("fillets/st1", tmp_path, *translation.fillets(tmp_path))
+    sets, said = prepared("fillets/st1", tmp_path, *translation.fillets(tmp_path))
     assert {name: len(us) for name, us in sets.items()} == {
         "train": 28,
         "dev": 6,
@@ -71,7 +71,7 @@ def test_fillets_is_prepared(tmp_path):
     assert english(sets["test_cs"]) == english(sets["test_nl"])
     for name in ("dev", "test_cs", "test_nl"):
         assert not english(sets[name]) & english(sets["train"])
-    assert "cs sounds 20" in told
+    assert "cs sounds 20" in said
     assert_heard(tmp_path, sets, {f"cs-small-city-city-{n:02}": n for n in range(20)})
     assert_heard(tmp_path, sets, {f"nl-small-city-city-{n:02}": 100 + n for n in range(20)})
 
@@ -111,7 +111,7 @@ def test_fillets_rules(tmp_path):
     }
     sounds["sound/new/cs/n-5.ogg"] = sounds["sound/new/cs/n-1.ogg"]
     sounds["sound/new/en/n-1.ogg"] = b"an effect, not read"
-    sets, told = prepared(
+    sets, said = prepared(
         "fillets/st1", tmp_path, *translation.fillets(tmp_path, script, {"cs": sounds})
     )
     new = {u.id: u for us in sets.values() for u in us if "-new-" in u.id}
@@ -119,8 +119,8 @@ def test_fillets_rules(tmp_path):
     assert new["cs-small-new-n-1"].translation("en") == 'Say "stop" now'
     assert new["cs-small-new-n-7"].text == "tak dobře"
     for what in ("placeholder 1", "other script 1", "no words 1", "copies 1", "implausible 1"):
-        assert f"cs {what}" in told, told
-    assert "cs without text 1" in told and "cs without translation 1" in told
+        assert f"cs {what}" in said, said
+    assert "cs without text 1" in said and "cs without translation 1" in said
 
 
 def test_fillets_faults(tmp_path):
@@ -204,12 +204,12 @@ def test_librispeech_is_prepared(tmp_path):
 
 def test_librispeech_must_be_whole(tmp_path):
     root = translation.librispeech(tmp_path / "LibriSpeech")
-    told = run("librispeech_100/asr1", tmp_path, "--corpus", root)
-    refused(told, "train-clean-100 has 4, expected 28539")
+    done = run("librispeech_100/asr1", tmp_path, "--corpus", root)
+    refused(done, "train-clean-100 has 4, expected 28539")
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (lambda c: (c / "100-121123-0001.flac").unlink(), "no audio file for 100-121123-0001"),
         (
@@ -232,10 +232,10 @@ def test_librispeech_must_be_whole(tmp_path):
         (lambda c: edit(c.parents[2] / "SPEAKERS.TXT", " | 25.03", " 25.03"), "4 columns"),
     ],
 )
-def test_librispeech_faults(tmp_path, fault, told):
+def test_librispeech_faults(tmp_path, fault, message):
     root = translation.librispeech(tmp_path / "LibriSpeech", readers=1)
     fault(root / "train-clean-100/100/121123")
-    refused(run("librispeech_100/asr1", tmp_path, "--corpus", root, "--uncounted"), told)
+    refused(run("librispeech_100/asr1", tmp_path, "--corpus", root, "--uncounted"), message)
     assert not (tmp_path / "data/train").exists()
 
 
@@ -250,7 +250,7 @@ def edit(path, old, new):
 
 def test_covost_is_prepared(tmp_path):
     root = translation.covost(tmp_path / "cv")
-    sets, told = prepared("covost2/st1", tmp_path, "--corpus", root)
+    sets, said = prepared("covost2/st1", tmp_path, "--corpus", root)
     # By CoVoST's own splits; train_covost belongs to train.
     assert {name: len(us) for name, us in sets.items()} == {"train": 8, "dev": 2, "test": 2}
     first = min((u for us in sets.values() for u in us), key=lambda u: u.id.rpartition("_")[2])
@@ -259,12 +259,12 @@ def test_covost_is_prepared(tmp_path):
     assert first.speaker == "0" * 16
     assert (tmp_path / "data/test/text.zh-CN").is_file()
     for what in ("1 missing clip", "1 empty clip", "1 without a translation"):
-        assert what in told
+        assert what in said
     assert_heard(tmp_path, sets, {f"common_voice_en_{n:03}": n for n in range(12)})
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "told"),
+    ("file", "old", "new", "message"),
     [
         ("covost_v2.en_zh-CN.tsv", "\ttrain_covost", "\tvalid", "has the split 'valid'"),
         ("covost_v2.en_zh-CN.tsv", "common_voice_en_001", "common_voice_en_000", "occurs twice"),
@@ -274,32 +274,32 @@ def test_covost_is_prepared(tmp_path):
         ("covost_v2.en_zh-CN.tsv", "\ttest", "\tdev", "no clip of test is left"),
     ],
 )
-def test_covost_faults(tmp_path, file, old, new, told):
+def test_covost_faults(tmp_path, file, old, new, message):
     root = translation.covost(tmp_path / "cv")
     edit(root / file, old, new)
-    refused(run("covost2/st1", tmp_path, "--corpus", root), told)
+    refused(run("covost2/st1", tmp_path, "--corpus", root), message)
     assert not (tmp_path / "data/train").exists()
 
 
 def test_covost_rows_that_common_voice_does_not_list_drop_out_if_they_are_few(tmp_path):
     few = translation.covost(tmp_path / "few", count=17)  # and three rows of the traps
     edit(few / "en/validated.tsv", "common_voice_en_003", "common_voice_en_777")
-    sets, told = prepared("covost2/st1", tmp_path, "--corpus", few)
-    assert "1 not in validated.tsv" in told
+    sets, said = prepared("covost2/st1", tmp_path, "--corpus", few)
+    assert "1 not in validated.tsv" in said
     ids = {u.id.rpartition("_")[2] for us in sets.values() for u in us}
     assert ids == {f"{n:03}" for n in range(17) if n != 3}
     many = translation.covost(tmp_path / "many", count=16)
     edit(many / "en/validated.tsv", "common_voice_en_003", "common_voice_en_777")
-    told = run("covost2/st1", tmp_path, "--corpus", many)
-    refused(told, "1 of the 19 clips", "covost_v2.en_zh-CN.tsv", "Common Voice 4")
+    said = run("covost2/st1", tmp_path, "--corpus", many)
+    refused(said, "1 of the 19 clips", "covost_v2.en_zh-CN.tsv", "Common Voice 4")
     edit(few / "en/validated.tsv", "common_voice_en_", "common_voice_fr_")
     refused(run("covost2/st1", tmp_path, "--corpus", few), "17 of the 20 clips")
 
 
 def test_covost_names_the_languages_that_there_are(tmp_path):
     root = translation.covost(tmp_path / "cv")
-    told = run("covost2/st1", tmp_path, "--corpus", root, "--target", "zh")
-    refused(told, "no translations 'covost_v2.en_zh.tsv'", "did you mean 'covost_v2.en_zh-CN.tsv'?")
+    said = run("covost2/st1", tmp_path, "--corpus", root, "--target", "zh")
+    refused(said, "no translations 'covost_v2.en_zh.tsv'", "did you mean 'covost_v2.en_zh-CN.tsv'?")
 
 
 # MSLT -----------------------------------------------------------------------------------------
@@ -348,8 +348,8 @@ def test_mslt_spelled_as_everywhere(tmp_path):
 def test_mslt_faults(tmp_path):
     root = translation.mslt(tmp_path / "MSLT_Corpus")
     folder = root / "Data/MSLT_Test_EN_20170914"
-    told = run("mslt/st1", tmp_path, "--corpus", root, "--target", "fr")
-    refused(told, "no translations into 'fr'", "ja, zh")
+    said = run("mslt/st1", tmp_path, "--corpus", root, "--target", "fr")
+    refused(said, "no translations into 'fr'", "ja, zh")
     refused(run("mslt/st1", tmp_path, "--corpus", root, "--source", "de"), "language 'de'", "en")
     snt = folder / "MSLT_Test_EN_0001.T3.zh.snt"
     whole = snt.read_bytes()

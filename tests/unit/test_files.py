@@ -81,7 +81,7 @@ def test_a_link_to_a_folder_is_replaced_and_what_it_names_stays(old, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["link", "out"]
 
 
-# Writes half of "out", then waits to be told to go on.
+# Writes half of "out", then waits for a line.
 WRITE = """
 from espnet_ext.files import atomic_path
 with atomic_path("out") as path:
