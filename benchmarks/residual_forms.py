@@ -5,8 +5,8 @@ For every config and each of its deployed forms, in a separate process: bytes of
 build and load, 10 s offline, chunks of a stream (p50, p95), peak memory.
 
 Example:
-    python benchmarks/residual_forms.py egs/fotaq/asr1/conf/train_stream_paper.yaml \
-        egs/fotaq/asr1/conf/train_residual_stream_paper_k3.yaml --json forms.json
+    python benchmarks/residual_forms.py egs/fotaq/asr1/conf/paper/train_stream_paper.yaml \
+        egs/fotaq/asr1/conf/paper/train_residual_stream_paper_k3.yaml --json forms.json
 """
 
 import argparse

@@ -2,25 +2,22 @@
 
 import contextlib
 import fcntl
-import functools
-import glob
 import hashlib
 import json
 import os
 import shutil
-import socket
-import time
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+_SCRATCH, _LOCK = ".tmp-", ".lock"  # how scratch folders begin; file in each of them
 PACKED = "model.safetensors"  # weights of a form at 8, 4 or 2 bits (espnet_ext.formats.packed)
-_ABANDONED = 24 * 3600.0  # seconds after which another machine's temporary counts as left over
 
 
 @contextlib.contextmanager
 def lock(path: str | os.PathLike) -> Iterator[None]:
-    """Hold a lock that others of this machine wait for; it ends with its process at the latest."""
+    """Wait for a lock and hold it; it ends with the process at the latest."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as stream:
@@ -45,93 +42,81 @@ def sha256_file(path: str | os.PathLike) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; rename it to ``path`` only if the block succeeds.
+    """Yield a temporary path; rename it to ``path`` only if the block succeeds.
 
-    The temporary name keeps the suffix, since many writers choose their format by it.
-    Works for a file and for a folder. No system call replaces a folder that is not empty, so
-    the old one is renamed first: at any moment ``path`` is whole, old or new, or absent.
+    It works for a file and for a folder. The temporary path has the same name, since many writers
+    choose their format by the suffix. At any moment ``path`` is whole (old or new) or absent.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
-    aside = path.with_name(f".tmp{_writer()}.old.{path.name}")
-    _remove_leftovers(path)
-    try:
+    with scratch_folder(path) as scratch:
+        temporary, old = scratch / path.name, scratch / f"{path.name}.old"
         yield temporary
         if temporary.is_file():
             with open(temporary, "rb") as stream:
                 os.fsync(stream.fileno())
         elif temporary.is_dir() and path.is_dir():
-            os.rename(path, aside)
+            os.rename(path, old)  # no system call replaces a folder that is not empty
         try:
             os.replace(temporary, path)
         except OSError:
-            if aside.exists():
-                os.rename(aside, path)
+            if old.exists():
+                os.rename(old, path)
             raise
-    finally:
-        _remove(temporary)
-        _remove(aside)
 
 
-def temporary_name(path: Path) -> Path:
-    """Name beside ``path`` for its temporary form; it tells who writes it, and on which machine."""
-    return path.with_name(f".tmp{_writer()}.{path.name}")
+@contextlib.contextmanager
+def scratch_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a new folder next to ``path`` for work on it; remove the folder at the end.
 
-
-def _writer() -> str:
-    return f"{_machine()}-{os.getpid()}"
-
-
-@functools.cache
-def _machine() -> str:
-    """Where process ids mean what they mean here: "host-boot", each as eight hex digits.
-
-    Folders are shared between machines and containers; the host covers the namespace of
-    process ids, the boot its start.
+    Its writer locks a file in it; the lock ends with the process at the latest. Scratch folders
+    nearby that nobody locks, left by killed writers, are removed first. On a shared disk, writers
+    on other machines are safe as far as its ``flock`` reaches.
     """
-    host, boot = socket.gethostname(), ""
-    with contextlib.suppress(OSError):  # Linux only
-        host += os.readlink("/proc/self/ns/pid")
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-    return "-".join(hashlib.sha256(word.encode()).hexdigest()[:8] for word in (host, boot))
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove temporary forms of ``path`` whose writer was killed, or was this process."""
-    for old in path.parent.glob(f".tmp*.{glob.escape(path.name)}"):
-        writer = old.name[len(".tmp") : -len(path.name) - 1].removesuffix(".old")
-        if _is_dead(writer, old):
-            _remove(old)
-
-
-def _is_dead(writer: str, left: Path) -> bool:
-    """Say whether a writer ("host-boot-process") has ended; judge those elsewhere by age."""
-    machine, _, process = writer.rpartition("-")
-    if machine == _machine() and process.isdecimal():
-        return int(process) == os.getpid() or not _runs(int(process))
-    if machine.split("-")[0] == _machine().split("-")[0]:
-        return True  # this machine was started again since
-    with contextlib.suppress(FileNotFoundError):
-        return time.time() - left.stat().st_mtime > _ABANDONED
-    return False
-
-
-def _runs(process: int) -> bool:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent)
+    folder, held = _new_scratch(path)
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
+        yield folder
+    finally:
+        _remove(folder, held)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the scratch folders in a folder that nobody locks."""
+    for left in folder.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):
+            held = _try_lock(left / _LOCK)
+            if held is not None:
+                _remove(left, held)
+
+
+def _new_scratch(path: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(f".{path.name}", _SCRATCH, path.parent))
+        # Until it is locked, another writer may remove it.
+        with contextlib.suppress(FileNotFoundError):
+            held = _try_lock(folder / _LOCK)
+            if held is not None and (folder / _LOCK).exists():
+                return folder, held
+
+
+def _try_lock(path: Path) -> int | None:
+    """Open and lock a file; None if another process holds the lock."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove(folder: Path, held: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(held)
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # NFS keeps a file in it until the lock is closed
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -166,6 +151,7 @@ class Stamp:
 
     def is_current(self) -> bool:
         """True if the stamp was written for the same inputs and no output changed since."""
+        _remove_leftovers(self.path.parent)  # of writers killed after their last step
         try:
             stored = read_json(self.path)
         except (OSError, ValueError):

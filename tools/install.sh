@@ -6,6 +6,7 @@
 # Example: tools/install.sh
 #          ESPNET_EXT_VENV=~/venvs/espnet-ext tools/install.sh
 set -euo pipefail
+unset CDPATH # or cd would go elsewhere, and say so
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=${ESPNET_EXT_VENV:-$root/tools/venv}
@@ -47,7 +48,7 @@ find_python() {
     "'uv python install 3.12') and run tools/install.sh again"
 }
 
-# What the environment was made from; a change of any of it makes it stale.
+# What the environment was made from; a change makes it stale.
 fingerprint() {
   {
     echo "$root"
@@ -96,10 +97,10 @@ step() {
   shift
   echo "install.sh: $title"
   "$@" >>"$log" 2>&1 || fail "the step '$title' failed (details: $log);" \
-    "$(way_out), then run tools/install.sh again to go on"
+    "$(remedy), then run tools/install.sh again to go on"
 }
 
-way_out() { # what the log of a failed step asks for
+remedy() { # what the log of a failed step asks for
   local said
   said=$(<"$log")
   case ${said,,} in

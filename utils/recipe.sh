@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Options, stages and logs of every recipe. A run.sh sources this file, assigns its options
-# (the comment after each is its help; one that starts with FILE or DIR marks a path), calls parse_options "$@", then stage N "title" command...
-# shellcheck disable=SC2034 # run.sh uses what seems unused here
+# (the comment after each is its help; FILE or DIR at its start marks a path), calls
+# parse_options "$@", then stage 1 "title" command... and standard_stages.
+# shellcheck disable=SC2034,SC2154 # options are assigned and used on both sides
 set -euo pipefail
+unset CDPATH # or cd would go elsewhere, and say so
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 recipe_script=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd -P)/$(basename "${BASH_SOURCE[1]}")
@@ -12,22 +14,26 @@ cd "$(dirname "$recipe_script")"
 stage=1       # first stage to run
 stop_stage=99 # last stage to run
 ngpu=0        # GPUs to train on, 0 or 1
+threads=      # CPU threads of training; empty: OMP_NUM_THREADS, else up to four
 nj=$(nproc)   # processes for work that splits
 dry_run=false # only print what would run
 
-# One thread a process is fastest on small shared machines; big blocks of memory are kept
-# instead of given back, which saves half the time of allocation-heavy training on a CPU.
+# One thread a process is fastest on small shared machines, but for the training (stage 4), which
+# chooses itself unless the user did. Big blocks of memory are kept instead of given back, which
+# saves half the time of allocation-heavy training on a CPU.
+user_threads=${OMP_NUM_THREADS:-}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-1073741824}
 export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-1073741824}
 export PYTHONUNBUFFERED=1
 export PATH="${ESPNET_EXT_VENV:-$root/tools/venv}/bin:$PATH"
 
-extra=()    # what stands after --, for ESPnet
-given=()    # the user's options that a resumed run needs as well
-exp=exp     # folder of the experiment, from the name of the config
-ran=0       # stages done
-left_out=() # numbers of the stages after --stop_stage
+variant='' baseline='' # options of recipes that may lack them
+extra=()               # options of ESPnet, after --
+given=()               # the user's options that a resumed run needs as well
+exp=exp                # folder of the experiment, from the name of the config
+ran=0                  # stages done
+left_out=()            # numbers of the stages after --stop_stage
 
 fail() { # fail CODE MESSAGE...
   local code=$1
@@ -37,26 +43,37 @@ fail() { # fail CODE MESSAGE...
 }
 
 _option_table() { # lines "name<TAB>help": what the recipe assigns, then what this file does
-  local pattern='s/^\([a-z_]\{1,\}\)=[^#]*\(# *\(.*\)\)\{0,1\}$/\1\t\3/p'
+  local pattern='s/^\([a-z][a-z0-9_]*\)=[^#]*\(# *\(.*\)\)\{0,1\}$/\1\t\3/p'
   sed -n "/^parse_options /q; $pattern" "$recipe_script"
   sed -n "/^stage=/,/^dry_run=/$pattern" "$root/utils/recipe.sh"
 }
 
-_nearest() { # the known option with the least edit distance to $1
-  { _option_table | cut -f1 && echo help; } | awk -v s="$1" '
-    function min(a, b) { return a < b ? a : b }
-    { n = length(s); m = length($1)
-      for (j = 0; j <= m; j++) row[j] = j
-      for (i = 1; i <= n; i++) {
-        diagonal = row[0]; row[0] = i
-        for (j = 1; j <= m; j++) {
-          substitute = diagonal + (substr(s, i, 1) != substr($1, j, 1))
-          diagonal = row[j]
-          row[j] = min(substitute, 1 + min(row[j], row[j - 1]))
-        }
-      }
-      if (NR == 1 || row[m] < best) { best = row[m]; name = $1 } }
-    END { print name }'
+_nearest() { # _nearest WORD LINES CUTOFF: the line most like WORD, if its likeness is enough
+  local program='import difflib, sys
+word, lines, cutoff = sys.argv[1:]
+print(*difflib.get_close_matches(word, lines.split("\n"), 1, float(cutoff)))'
+  python3 -I -S -c "$program" "$@" 2>/dev/null || true # no Python here yet: no proposal
+}
+
+_refuse_option() { # _refuse_option NUMBER WORDS...: the word of that number, from 0, is unknown
+  local words=("${@:2}") at=$1 near ours=() theirs=()
+  local name=${words[at]#--}
+  name=${name%%=*}
+  near=$(_nearest "${name//-/_}" "$(_option_table | cut -f1 && echo help)" 0.7)
+  [ -z "$near" ] || fail 2 "unknown option '--$name'; did you mean '--$near'? --help lists all"
+  ours=("${words[@]:0:at}")
+  theirs=("${words[at]}")
+  words=("${words[@]:at+1}")
+  while [ ${#words[@]} -gt 0 ] && [[ ${words[0]} != --* ]]; do # its values
+    theirs+=("${words[0]}")
+    words=("${words[@]:1}")
+  done
+  while [ ${#words[@]} -gt 0 ] && [ "${words[0]}" != -- ]; do
+    ours+=("${words[0]}")
+    words=("${words[@]:1}")
+  done
+  fail 2 "unknown option '--$name'; --help lists all; options of ESPnet go after a lone --:" \
+    "$(_called "${ours[@]}" -- "${theirs[@]}" "${words[@]:1}")"
 }
 
 _help() {
@@ -71,13 +88,15 @@ _help() {
 
 _set_option() { # _set_option NAME VALUE
   case $1 in
-    stage | stop_stage | ngpu | nj)
+    stage | stop_stage | ngpu | nj | threads)
       [[ $2 =~ ^[0-9]+$ ]] || fail 2 "--$1 needs a whole number, not '$2'"
+      [ "$1" != ngpu ] || [ "$2" -le 1 ] ||
+        fail 2 "--ngpu $2: training on several GPUs is not supported; give --ngpu 1"
       ;;
   esac
   local value=$2
-  # A path starts from where the user stands, but the recipe runs in its own folder, whose
-  # configs are at hand from everywhere.
+  # A path starts from the user's folder, but the recipe runs in its own, whose configs are found
+  # from everywhere.
   if [[ -n $value && $value != /* && $paths == *" $1 "* ]]; then
     [ "$1" = config ] && [ -f "$value" ] || value=$caller_dir/$value
   fi
@@ -86,7 +105,7 @@ _set_option() { # _set_option NAME VALUE
 }
 
 parse_options() {
-  local known paths name value
+  local known paths name value words=("$@")
   known=" $(_option_table | cut -f1 | tr '\n' ' ')"
   paths=" $(_option_table | sed -n 's/\t\(FILE\|DIR\)\b.*//p' | tr '\n' ' ')"
   while [ $# -gt 0 ] && [ "$1" != -- ]; do
@@ -95,7 +114,7 @@ parse_options() {
     name=${1#--}
     name=${name%%=*}
     [[ $known == *" ${name//-/_} "* ]] ||
-      fail 2 "unknown option '--$name'; did you mean '--$(_nearest "$name")'? --help lists all"
+      _refuse_option $((${#words[@]} - $#)) "${words[@]}"
     name=${name//-/_}
     if [[ $1 == *=* ]]; then
       value=${1#*=}
@@ -115,7 +134,7 @@ parse_options() {
 
 _prepare() {
   if [ -n "${config:-}" ]; then
-    [ -f "$config" ] || fail 2 "no config '$config'; this recipe has: $(echo conf/train_*.yaml)"
+    [ -f "$config" ] || _refuse_config
     exp=${config##*/}
     exp=${exp%.*}
     exp=exp/${exp#train_}
@@ -125,19 +144,32 @@ _prepare() {
   type -P flock >/dev/null || fail 1 "no flock here; install the package util-linux"
   "$root/tools/install.sh" --if_needed || exit 1
   mkdir -p "$exp/log"
-  # Held by this shell alone, so that it is free as soon as the shell is gone, however it ended.
+  # Held by this shell alone, so that it is free as soon as the shell has ended.
   exec 8>>"$exp/.lock"
   flock -n 8 || fail 1 "process $(tail -n 1 "$exp/.lock") runs in $exp; wait for it or end it"
   echo $$ >"$exp/.lock"
 }
 
-_command_line() { # how to call this recipe with the user's options and those in "$@"
+_refuse_config() {
+  local names near
+  names=$(find conf -name 'train_*.yaml' -printf '%f\n' 2>/dev/null) || true
+  [ -n "$names" ] || fail 2 "no config '$config', this recipe has none; write conf/train_NAME.yaml"
+  near=$(_nearest "${config##*/}" "$names" 0)
+  [ -z "$near" ] || near=" did you mean '$(find conf -name "$near" -print -quit)'?"
+  fail 2 "no config '$config';$near find conf -name 'train_*' lists all"
+}
+
+_called() { # a command that calls this recipe with the words "$@"
   local me=$recipe_script
   [ "$caller_dir" != "$root" ] || me=${recipe_script#"$root"/}
   printf '%q' "$me"
   [ $# -eq 0 ] || printf ' %q' "$@"
-  [ ${#given[@]} -eq 0 ] || printf ' %q' "${given[@]}"
-  [ ${#extra[@]} -eq 0 ] || printf ' %q' -- "${extra[@]}"
+}
+
+_command_line() { # how to call this recipe with the user's options and those in "$@"
+  local words=("$@" "${given[@]}")
+  [ ${#extra[@]} -eq 0 ] || words+=(-- "${extra[@]}")
+  _called "${words[@]}"
 }
 
 # stage N "title" command...: never call it inside if, && or ||, where bash ignores set -e.
@@ -165,8 +197,11 @@ stage() {
       flock 7
     }
   fi
-  # If this shell is killed, so is the command: two at work on one folder would spoil it.
-  [ "$(type -t "$1")" != file ] || ! type -P setpriv >/dev/null || guard=(setpriv --pdeathsig KILL)
+  if [ "$(type -t "$1")" = file ]; then
+    # If this shell is killed, so is the command: two at work on one folder would spoil it.
+    ! type -P setpriv >/dev/null || guard=(setpriv --pdeathsig KILL)
+    [ "$number" -ne 4 ] || [ -n "$user_threads" ] || guard+=(env -u OMP_NUM_THREADS)
+  fi
   set +e
   "${guard[@]}" "$@" 7>&- 8>&- 2>&1 | tee -ai "$log" 7>&- 8>&-
   codes=("${PIPESTATUS[@]}")
@@ -177,6 +212,31 @@ stage() {
       "to resume: $(_command_line --stage "$number")"
   [ "${codes[1]}" -eq 0 ] || fail 1 "stage $number ($title): its log $PWD/$log cannot be written"
   echo "== stage $number: done in $((SECONDS - start)) s"
+}
+
+# standard_stages [FIRST [LAST]]: stages 2 to 8, alike in every recipe.
+standard_stages() {
+  local number form=(${variant:+--variant "$variant"})
+  for ((number = ${1:-2}; number <= ${2:-8}; number++)); do
+    case $number in
+      2) stage 2 "Features" espnet-ext features "$config" --nj "$nj" ;;
+      3) stage 3 "Tokens" espnet-ext tokens "$config" ;;
+      4)
+        stage 4 "Train" espnet-ext train "$config" --ngpu "$ngpu" \
+          ${threads:+--threads "$threads"} -- "${extra[@]}"
+        ;;
+      5) stage 5 "Average and deploy" espnet-ext deploy "$config" "${form[@]}" ;;
+      6)
+        stage 6 "Decode" \
+          espnet-ext decode "$config" --sets "$test_sets" --nj "$nj" "${form[@]}"
+        ;;
+      7)
+        stage 7 "Score" espnet-ext score "$config" --sets "$test_sets" "${form[@]}" \
+          ${baseline:+--baseline "$baseline"}
+        ;;
+      8) stage 8 "Report" espnet-ext report "$config" "${form[@]}" ;;
+    esac
+  done
 }
 
 _strict() { # the guard of a shell function: it runs in a subshell, which has lost set -e

@@ -12,8 +12,8 @@ espnet_ext.bridge.family_models.load(FILE, depth=, width=, bits=, max_bytes=).
 
 Example:
   espnet-ext deploy conf/train_hrf_conformer_xs.yaml --variant merged
-  espnet-ext deploy conf/train_nested_conformer_xs.yaml --variant 6L-384-4b
-  espnet-ext deploy conf/train_nested_conformer_xs.yaml --family
+  espnet-ext deploy conf/nested/train_nested_conformer_xs.yaml --variant 6L-384-4b
+  espnet-ext deploy conf/nested/train_nested_conformer_xs.yaml --family
 """
 
 import argparse

@@ -7,8 +7,8 @@ family its encoder's compression is printed as the paper counts it: bits of the 
 
 Example:
   espnet-ext footprint conf/train_hrf_conformer_xs.yaml --json
-  espnet-ext footprint conf/train_residual_stream_paper_k3.yaml --set encoder_conf.residual.rank=4
-  espnet-ext footprint conf/train_stream_paper.yaml --vocabulary 11109
+  espnet-ext footprint conf/train_residual_conformer_xs.yaml --set encoder_conf.residual.rank=2
+  espnet-ext footprint conf/paper/train_stream_paper.yaml --vocabulary 11109
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Train and score a whole grid: systems x folds x seeds, in parallel, resumable.
 
-Reads conf/grid_<name>.yaml (``config/grid.py`` has the format). Stages 1 to 3 must have run.
+Reads conf/grids/<name>.yaml (``config/grid.py`` has the format). Stages 1 to 3 must have run.
 Of a recogniser or a translator the words are scored instead of classes; a training that starts
 from another's model (after, in the grid's file) comes after it.
 Each training lies in exp/grid_<name>/<system>/<fold>_s<seed>/ and leaves there what was decided
@@ -9,9 +9,9 @@ Each training lies in exp/grid_<name>/<system>/<fold>_s<seed>/ and leaves there 
 and plots. On a cluster let job K of N run --part K/N on a shared disk, then call it once more.
 
 Example:
-  espnet-ext grid conf/grid_voice.yaml --nj 4
-  espnet-ext grid conf/grid_voice.yaml --part 3/20
-  espnet-ext grid conf/grid_voice.yaml --publish
+  espnet-ext grid conf/grids/voice.yaml --nj 4
+  espnet-ext grid conf/grids/voice.yaml --part 3/20
+  espnet-ext grid conf/grids/voice.yaml --publish
 """
 
 import argparse
@@ -99,7 +99,7 @@ def summarise(grid: Grid, cells: list[Cell]) -> grids.Grid:
     classes = experiment.classes if experiment.recipe.task == "cls" else None
     made = {
         "schema_version": SCHEMA_VERSION,
-        "command": f"espnet-ext grid conf/grid_{grid.name}.yaml",
+        "command": f"espnet-ext grid {grid.path}",
         "dataset": dataset,
         "task": task,
         **{key: merged([result[key] for result in results]) for key in MADE_BY},

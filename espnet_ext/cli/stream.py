@@ -16,8 +16,8 @@ the stream, except for --json, which needs the whole text. Standard input is mon
 raw or WAV.
 
 Example:
-  espnet-ext stream conf/train_residual_stream_xs_k3.yaml speech.flac
-  arecord -q -f S16_LE -r 16000 | espnet-ext stream conf/train_residual_stream_xs_k3.yaml -
+  espnet-ext stream conf/residual/train_residual_stream_xs_k3.yaml speech.flac
+  arecord -q -f S16_LE -r 16000 | espnet-ext stream conf/residual/train_residual_stream_xs_k3.yaml -
 """
 
 import argparse

@@ -141,6 +141,7 @@ class Cell:
 class Grid:
     """A grid file, its systems expanded."""
 
+    path: Path
     name: str
     split: str | None
     seeds: tuple[int, ...]
@@ -169,7 +170,7 @@ def read_grid(path: Path) -> Grid:
         UserError: it is missing, is no grid, or names a config or a system that is not there.
     """
     if not path.is_file():
-        raise UserError(f"no grid {path}; look in conf/ for grid_*.yaml")
+        raise UserError(f"no grid {path}; look in conf/grids/")
     found = parse(_GridFile, read_mapping(path), path)
     if any(count > 1 for count in Counter(found.seeds).values()):
         raise UserError(f"{path}: a seed occurs twice in {found.seeds}")
@@ -182,6 +183,7 @@ def read_grid(path: Path) -> Grid:
         systems += _expand(path, name, entry, systems, found.seeds)
     _refuse_unknown_systems(path, found, systems)
     return Grid(
+        path=path,
         name=path.stem.removeprefix("grid_"),
         split=found.split,
         seeds=tuple(found.seeds),

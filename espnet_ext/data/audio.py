@@ -1,26 +1,26 @@
-"""Audio into 16 kHz mono FLAC, the same bytes every time, each file whole or absent."""
+"""Audio files: decoded, and written as 16 kHz mono FLAC, the same bytes every time."""
 
 import io
-import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
 
 from espnet_ext.errors import UserError
-from espnet_ext.files import temporary_name
 
-SHORTEST = 0.025  # seconds: a window of log-mel
+SHORTEST = 0.025  # seconds; a window of log-mel
 
 
 def decode(data: bytes, name: str, sample_rate: int | None = None) -> tuple[np.ndarray, int]:
-    """Decode an audio file held in memory.
+    """Decode the bytes of a mono audio file.
 
     Args:
-        data: the bytes of a file in any format that libsndfile knows.
-        name: what to call it in an error.
-        sample_rate: what it must have, Hz; None takes any.
+        data: a file in any format that libsndfile reads.
+        name: its name in an error.
+        sample_rate: Hz that it must have; None: any.
 
     Returns:
         Samples (frames,), float32 in [-1, 1], and the sample rate in Hz.
@@ -49,27 +49,26 @@ def read_stretch(
     start: float = 0.0,
     end: float | None = None,
     channel: int | None = None,
+    raw: Mapping[str, Any] | None = None,
 ) -> tuple[np.ndarray, int]:
-    """Decode a stretch of an audio file, one of its channels or the mean of all.
+    """Decode a stretch of an audio file: one of its channels, or the mean of all.
 
     Args:
         path: the file.
-        name: what to call the stretch in an error.
-        start: where it begins, seconds.
-        end: where it ends, seconds; None is the end of the file, and so is what lies beyond.
-        channel: from 0; None averages all.
+        name: of the stretch, in an error.
+        start: seconds.
+        end: seconds; None: the end of the file.
+        channel: from 0; None: the mean of all.
+        raw: options of ``soundfile.SoundFile`` for a file without a header.
 
     Returns:
         Samples (frames,), float32 in [-1, 1], and the sample rate in Hz.
 
     Raises:
-        UserError: undecodable, nothing lies there, or there is no such channel.
+        UserError: undecodable, without samples, or without that channel.
     """
     try:
-        if path.suffix == ".gsm":
-            samples, rate = _read_gsm(path, start, end)
-        else:
-            samples, rate = _read_part(path, start, end)
+        samples, rate = _read_part(path, start, end, raw or {})
     except (RuntimeError, OSError, ValueError):
         if _is_shortened(path):
             raise UserError(
@@ -86,8 +85,23 @@ def read_stretch(
     return samples[:, channel], rate
 
 
+def _read_part(
+    path: Path, start: float, end: float | None, raw: Mapping[str, Any]
+) -> tuple[np.ndarray, int]:
+    with soundfile.SoundFile(path, **raw) as stream:
+        rate = stream.samplerate
+        if stream.seekable():
+            first = min(round(start * rate), stream.frames)
+            last = stream.frames if end is None else min(round(end * rate), stream.frames)
+            stream.seek(first)
+            return stream.read(max(0, last - first), dtype="float32", always_2d=True), rate
+        # GSM 06.10 without a header: 33 bytes for 160 samples.
+        samples = stream.read(path.stat().st_size // 33 * 160, dtype="float32", always_2d=True)
+    return samples[round(start * rate) : None if end is None else round(end * rate)], rate
+
+
 def _is_shortened(path: Path) -> bool:
-    """True for a NIST SPHERE file whose samples are compressed."""
+    """Return whether a file is NIST SPHERE with compressed samples."""
     try:
         with path.open("rb") as stream:
             header = stream.read(1024)
@@ -96,39 +110,20 @@ def _is_shortened(path: Path) -> bool:
     return header.startswith(b"NIST_1A") and b"shorten" in header.partition(b"end_head")[0]
 
 
-def _read_part(path: Path, start: float, end: float | None) -> tuple[np.ndarray, int]:
-    with soundfile.SoundFile(path) as stream:
-        rate = stream.samplerate
-        first = min(round(start * rate), stream.frames)
-        last = stream.frames if end is None else min(round(end * rate), stream.frames)
-        stream.seek(first)
-        samples = stream.read(max(0, last - first), dtype="float32", always_2d=True)
-    return samples, rate
-
-
-def _read_gsm(path: Path, start: float, end: float | None) -> tuple[np.ndarray, int]:
-    """Read GSM 06.10 as telephone exchanges keep it: no header, 33 bytes for 160 samples."""
-    rate = 8000
-    with soundfile.SoundFile(path, "r", rate, 1, "GSM610", format="RAW") as stream:
-        samples = stream.read(path.stat().st_size // 33 * 160, dtype="float32", always_2d=True)
-    return samples[round(start * rate) : None if end is None else round(end * rate)], rate
-
-
 def has_no_samples(path: Path) -> bool:
-    """True for an audio file with a header that can be opened and holds no samples."""
+    """Return whether a file is audio with a header and no samples."""
     try:
         with soundfile.SoundFile(path) as stream:
             return bool(stream.frames == 0)
     except (RuntimeError, OSError, TypeError):
-        return False  # what cannot be decoded is told when it is
+        return False  # decoding it names the fault
 
 
 def read_wave(path: str | Path, name: str, sample_rate: int) -> np.ndarray:
-    """Read a mono audio file of a data directory; samples (frames,), float32 in [-1, 1].
+    """Read a mono audio file of the utterance ``name``: samples (frames,), float32 in [-1, 1].
 
     Raises:
-        UserError: missing, too short for features, or what ``decode`` refuses; names the
-            utterance ``name``.
+        UserError: missing, too short for features, or what ``decode`` refuses.
     """
     try:
         data = Path(path).read_bytes()
@@ -141,27 +136,19 @@ def read_wave(path: str | Path, name: str, sample_rate: int) -> np.ndarray:
 
 
 def write_flac(path: str | Path, samples: np.ndarray, rate: int, target_rate: int = 16000) -> float:
-    """Resample to ``target_rate`` Hz, write 16-bit mono FLAC to ``path``; return its seconds."""
+    """Resample to ``target_rate`` Hz and write 16-bit mono FLAC; return its seconds."""
     if rate != target_rate:
         samples = soxr.resample(samples, rate, target_rate, quality="HQ")
     integers = np.round(np.clip(samples, -1.0, 1.0) * 32767).astype(np.int16)
-    # Encoded in memory: a full disk is then an OSError of ours, not a message of the codec.
+    # Encoded in memory, so that a full disk is an OSError, not a message of the codec.
     stream = io.BytesIO()
     soundfile.write(stream, integers, target_rate, format="FLAC", subtype="PCM_16")
-    path = Path(path)
-    # Not atomic_path: it looks for leftovers in the folder and waits for the disk, at every clip
-    # of thousands; what a crash of the machine cuts short, flac_seconds finds.
-    temporary = temporary_name(path)
-    try:
-        temporary.write_bytes(stream.getvalue())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    Path(path).write_bytes(stream.getvalue())
     return len(integers) / target_rate
 
 
 def flac_seconds(path: str | Path, sample_rate: int = 16000) -> float | None:
-    """Return the duration of a whole, decodable mono file of that rate; None for any other."""
+    """Return the duration of a whole mono file of that rate; None for any other file."""
     try:
         samples, rate = soundfile.read(path, dtype="int16", always_2d=True)
     except (RuntimeError, OSError):

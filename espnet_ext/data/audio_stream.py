@@ -1,4 +1,4 @@
-"""Audio that comes in pieces: from a file of any length, or from standard input."""
+"""Audio in pieces: from a file of any length, or from standard input."""
 
 import sys
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ STDIN = "-"
 
 
 def pieces(source: str, rate: int, size: int) -> Iterator[np.ndarray]:
-    """Yield samples (n,), float32 in [-1, 1], of ``size`` each but for the last.
+    """Yield samples (n,), float32 in [-1, 1]; n is ``size``, of the last piece less.
 
     Args:
         source: an audio file, or ``-`` for standard input: mono 16-bit PCM, little-endian,
@@ -23,8 +23,7 @@ def pieces(source: str, rate: int, size: int) -> Iterator[np.ndarray]:
         size: samples of a piece.
 
     Raises:
-        UserError: no such file, undecodable, not mono, another rate, or samples that are no
-            numbers.
+        UserError: no such file, undecodable, not mono, another rate, or NaN or infinite samples.
     """
     found = _stdin(sys.stdin.buffer, rate, size) if source == STDIN else _file(source, rate, size)
     done = 0
@@ -49,7 +48,7 @@ def _file(path: str, rate: int, size: int) -> Iterator[np.ndarray]:
 
 def _check(source: str, found: int, channels: int, rate: int) -> None:
     if found != rate:
-        raise UserError(f"{source}: {found} Hz, the model takes {rate} Hz")
+        raise UserError(f"{source}: {found} Hz, the model needs {rate} Hz")
     if channels != 1:
         raise UserError(f"{source}: {channels} channels, expected 1")
 
@@ -70,7 +69,7 @@ def _stdin(stream: BinaryIO, rate: int, size: int) -> Iterator[np.ndarray]:
 
 
 def _read(stream: BinaryIO, size: int) -> bytes:
-    """Read ``size`` bytes, fewer only at the end: a pipe gives what there is."""
+    """Read ``size`` bytes, fewer only at the end; a pipe returns what is there."""
     parts: list[bytes] = []
     while size > 0 and (part := stream.read(size)):
         parts.append(part)
@@ -79,7 +78,7 @@ def _read(stream: BinaryIO, size: int) -> bytes:
 
 
 def _skip_wav_header(stream: BinaryIO, rate: int) -> None:
-    """Read up to the samples of a WAV stream whose first four bytes are gone."""
+    """Read up to the samples of a WAV stream whose first four bytes are read."""
     _read(stream, 8)
     while len(head := _read(stream, 8)) == 8:
         name, length = head[:4], int.from_bytes(head[4:], "little")
@@ -90,6 +89,6 @@ def _skip_wav_header(stream: BinaryIO, rate: int) -> None:
             kind, channels = (int.from_bytes(body[i : i + 2], "little") for i in (0, 2))
             bits = int.from_bytes(body[14:16], "little")
             if kind not in (1, 0xFFFE) or bits != 16:
-                raise UserError("standard input: WAV of 16-bit PCM is taken, nothing else")
+                raise UserError("standard input: WAV must hold 16-bit PCM")
             _check("standard input", int.from_bytes(body[4:8], "little"), channels, rate)
     raise UserError("standard input: a WAV header without samples")

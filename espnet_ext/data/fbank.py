@@ -1,12 +1,10 @@
 """Log-mel features by Kaldi's definition.
 
-The definition is that of on-device runtimes (sherpa-onnx, kaldi-native-fbank), so that a
-model trained here runs there: 25 ms Povey windows every 10 ms, no dither, frames centred
-with reflection at the edges (``snip_edges=False``), mel filters from 20 Hz to 400 Hz below
-half the sampling rate, natural logarithm of the power, samples in [-1, 1].
-
-Differences are Kaldi's regression over two frames before and two behind, the first and last
-frame repeated beyond the edges; second differences are those of the first.
+On-device runtimes (sherpa-onnx, kaldi-native-fbank) have the same definition, so a model trained
+here runs there: 25 ms Povey windows every 10 ms, no dither, frames centred with reflection at the
+edges (``snip_edges=False``), mel filters from 20 Hz to 400 Hz below half the sampling rate, natural
+logarithm of the power, samples in [-1, 1]. Differences are Kaldi's regression over two frames
+before and two after; the first and last frame are repeated beyond the edges.
 """
 
 from collections.abc import Callable
@@ -43,7 +41,7 @@ def kaldi_fbank(
 
 
 def fbank_extractor(definition: Fbank) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of a wave (samples,) in [-1, 1] that returns (frames, width) float32."""
+    """Return a function from a wave (samples,) in [-1, 1] to features (frames, width) float32."""
 
     def extract(wave: np.ndarray) -> np.ndarray:
         bins, rate = definition.bins, definition.rate
@@ -53,7 +51,7 @@ def fbank_extractor(definition: Fbank) -> Callable[[np.ndarray], np.ndarray]:
 
 
 class OnlineFbank:
-    """``kaldi_fbank`` of a wave that comes in pieces: the same frames, each as soon as it can.
+    """``kaldi_fbank`` of a wave in pieces: the same frames, each as soon as it is complete.
 
     A frame needs the samples up to 17.5 ms after the middle of its 10 ms.
     """
@@ -62,12 +60,12 @@ class OnlineFbank:
         self.fs, self.n_mels = fs, n_mels
         self.window, self.shift = fs * 25 // 1000, fs // FRAMES_PER_SECOND
         self._edge = self.window // 2 - self.shift // 2  # samples before the first frame
-        self._samples = self._frames = 0  # taken in, given out
+        self._samples = self._frames = 0  # accepted, returned
         self._buffer = torch.zeros(0)  # from the start of the next frame
         self._tail = torch.zeros(0)  # the last window, for reflection at the end
 
     def accept(self, wave: Tensor) -> Tensor:
-        """Take in samples (n,); return the frames (m, n_mels) that they complete."""
+        """Accept samples (n,); return the frames (m, n_mels) that they complete."""
         before = self._samples
         self._samples += len(wave)
         self._buffer = torch.cat([self._buffer, wave.float()])
@@ -76,16 +74,16 @@ class OnlineFbank:
             return torch.zeros(0, self.n_mels)
         if before < self.window:  # the first frames reflect the start
             self._buffer = torch.cat([self._buffer[: self._edge].flip(0), self._buffer])
-        return self._take((len(self._buffer) - self.window) // self.shift + 1)
+        return self._compute((len(self._buffer) - self.window) // self.shift + 1)
 
     def finish(self) -> Tensor:
         """Return the last frames, which reflect the end; a stream below a window has none."""
         if self._samples < self.window:
             return torch.zeros(0, self.n_mels)
         self._buffer = torch.cat([self._buffer, self._tail.flip(0)])
-        return self._take((self._samples + self.shift // 2) // self.shift - self._frames)
+        return self._compute((self._samples + self.shift // 2) // self.shift - self._frames)
 
-    def _take(self, count: int) -> Tensor:
+    def _compute(self, count: int) -> Tensor:
         """Compute the next ``count`` frames and drop the samples that no later one needs."""
         if count <= 0:
             return torch.zeros(0, self.n_mels)

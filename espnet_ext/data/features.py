@@ -1,7 +1,7 @@
-"""What the features in arks are: log-mel, or a layer of a self-supervised model.
+"""Definitions of features in arks: log-mel, or a layer of a self-supervised model.
 
-Reading a definition imports neither torch nor transformers. What computes the features of a layer
-is ``encoders.stack_features``.
+They are computed by ``data.fbank`` and ``encoders.pretrained.features``. Reading a definition
+imports neither torch nor transformers.
 """
 
 from collections.abc import Mapping
@@ -26,12 +26,12 @@ class Fbank:
 
     @property
     def name(self) -> str:
-        """Such as fbank26_d2."""
+        """Name of the folder of the arks, such as fbank26_d2."""
         return f"fbank{self.bins}_d{self.deltas}" if self.deltas else f"fbank{self.bins}"
 
     @property
     def width(self) -> int:
-        """The bins, and as many for every order of differences."""
+        """Values of a frame: the bins, and as many for every order of differences."""
         return self.bins * (1 + self.deltas)
 
     @property
@@ -41,22 +41,21 @@ class Fbank:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Bins, sampling rate, orders of differences."""
+        """Values that decide the features, for stamps."""
         deltas = {"deltas": self.deltas} if self.deltas else {}
         return {"bins": self.bins, "fs": self.rate, **deltas}
 
     @property
     def files(self) -> list[Path]:
-        """None."""
+        """Files that the features depend on: none."""
         return []
 
 
-# What stage 2 writes, and what it is made of.
 type Definition = Fbank | SSLModel
 
 
 def ark_definition(config: Config) -> Definition:
-    """What the config's arks hold, by its frontend.
+    """Return the definition of a config's arks, by its frontend.
 
     Raises:
         UserError: the frontend writes none, a value is wrong, or the model is not there.
@@ -93,12 +92,3 @@ def _ssl_definition(config: Config, conf: Mapping[str, Any]) -> SSLModel:
         return read_ssl(Path(folder), layer)
     except UserError as error:
         raise UserError(f"{config.path}: frontend_conf: {error}") from None
-
-
-def frames_per_second(config: Config) -> float:
-    """Frames of a second of audio in the features that the config trains on."""
-    return (
-        ark_definition(config).frames_per_second
-        if config.recipe.features == "ark"
-        else FRAMES_PER_SECOND
-    )

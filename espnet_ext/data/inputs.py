@@ -1,4 +1,4 @@
-"""What training and decoding are about to read, checked in seconds: nothing is decoded."""
+"""Checks of what training and decoding read, in seconds: nothing is decoded."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ def check_inputs(directory: Path, scp: Path, sample_rate: int) -> None:
     Args:
         directory: the data directory.
         scp: its wav.scp, or the feats.scp of arks made from it.
-        sample_rate: what the audio must have, Hz.
+        sample_rate: Hz that the audio must have.
 
     Raises:
         UserError: the first fault; names the file and the utterance.
@@ -24,13 +24,13 @@ def check_inputs(directory: Path, scp: Path, sample_rate: int) -> None:
         check_headers(scp, ((u.id, u.audio) for u in utterances), sample_rate)
         return
     table = read_table(scp)
-    way_out = f"remove {scp.parent} and run stage 2"
+    remedy = f"remove {scp.parent} and run stage 2"
     for utterance in utterances:
         if utterance.id not in table:
-            raise UserError(f"{scp}: {utterance.id} of {directory} is missing; {way_out}")
+            raise UserError(f"{scp}: {utterance.id} of {directory} is missing; {remedy}")
     if len(table) > len(utterances):
-        raise UserError(f"{scp}: holds utterances that {directory} has not; {way_out}")
-    check_arks(scp, table, way_out)
+        raise UserError(f"{scp}: holds utterances that are not in {directory}; {remedy}")
+    check_arks(scp, table, remedy)
 
 
 def check_headers(scp: Path, audio: Iterable[tuple[str, str]], sample_rate: int) -> None:
@@ -52,7 +52,7 @@ def check_headers(scp: Path, audio: Iterable[tuple[str, str]], sample_rate: int)
             raise UserError(f"{found} {header.frames} samples, less than {SHORTEST} s")
 
 
-def check_arks(scp: Path, table: Mapping[str, str], way_out: str) -> None:
+def check_arks(scp: Path, table: Mapping[str, str], remedy: str) -> None:
     """Check that every matrix of a feats.scp begins inside a file that is there."""
     sizes: dict[str, int] = {}
     for utterance, where in table.items():
@@ -61,4 +61,4 @@ def check_arks(scp: Path, table: Mapping[str, str], way_out: str) -> None:
             sizes[path] = Path(path).stat().st_size if Path(path).is_file() else -1
         if not offset.isdecimal() or int(offset) >= sizes[path]:
             lack = "there is no" if sizes[path] < 0 else "it is not in"
-            raise UserError(f"{scp}: {utterance}: {lack} {path or where}; {way_out}")
+            raise UserError(f"{scp}: {utterance}: {lack} {path or where}; {remedy}")

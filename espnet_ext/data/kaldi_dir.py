@@ -1,10 +1,9 @@
-"""Kaldi data directories: written as a whole, read, and checked.
+"""Kaldi data directories: written as a whole, read and checked.
 
-A directory holds ``wav.scp text utt2spk spk2utt utt2dur``, for translation ``text.<language>``
-beside ``text``, for classification ``label`` instead of ``text`` or beside it, each sorted by its
-first column in C order (``LC_ALL=C sort``), and a digest of the audio, so that stamps notice other
-audio. Relative paths in ``wav.scp`` start from the recipe folder, where ESPnet runs. Nothing here
-imports torch.
+A directory holds ``wav.scp text utt2spk spk2utt utt2dur``. Translation adds ``text.<language>``;
+classification has ``label`` instead of ``text``, or both. Each file is sorted by its first column
+in C order (``LC_ALL=C sort``). A digest of the audio lets stamps notice other audio. Relative paths
+in ``wav.scp`` start from the recipe's folder, where ESPnet runs. Nothing here imports torch.
 """
 
 import hashlib
@@ -19,46 +18,72 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path, write_text
 
 WHOLE = "all"  # the set of a whole corpus, of which others are parts
-AUDIO_DIGEST = "audio.sha256"  # of every utterance's samples, whatever encodes them
+AUDIO_DIGEST = "audio.sha256"  # of every utterance's samples, however they are encoded
 FILES = ("wav.scp", "text", "utt2spk", "spk2utt", "utt2dur")
-CLASS_FILES = ("wav.scp", "label", "utt2spk", "spk2utt", "utt2dur")
+RATE = 16000  # Hz, of all audio that stage 1 makes
 _TOLERANCE = 0.01  # seconds between utt2dur and the audio
 
 
 @dataclass(frozen=True, order=True)
 class Utterance:
-    """One utterance: id, speaker id, transcript, path of its audio, duration in seconds, class.
+    """One utterance. All of a set have a text, a class or both, and the same languages."""
 
-    Transcript or class may be empty: those of a whole set, and not both. Translations are pairs
-    of language and text, in the same languages for a whole set.
-    """
-
-    id: str
+    id: str  # begins with the speaker, so that utterances sort by speaker
     speaker: str
-    text: str
-    audio: str
+    text: str  # transcript
+    audio: str  # path
     seconds: float
-    label: str = ""
-    translations: tuple[tuple[str, str], ...] = ()
+    label: str = ""  # class
+    translations: tuple[tuple[str, str], ...] = ()  # (language, text)
 
-    def translated(self, language: str) -> str:
-        """The translation into a language, empty if there is none."""
+    def translation(self, language: str) -> str:
+        """Return the translation into a language, empty if there is none."""
         return dict(self.translations).get(language, "")
 
 
-def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> None:
+def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> list[Path]:
     """Write a data directory, sorted; an old one is replaced only when the new one is whole.
 
+    Returns:
+        Its files.
+
     Raises:
-        UserError: no utterance, an id twice, an empty transcript or translation, or a blank in
-            an id.
+        UserError: no utterance, an id twice, an empty transcript or translation, a class of
+            several words, or a blank in an id.
     """
     path = Path(path)
     ordered = sorted(utterances)
+    _check_utterances(path, ordered)
+    contents: dict[str, list[str]] = {
+        "wav.scp": [f"{item.id} {item.audio}" for item in ordered],
+        "utt2spk": [f"{item.id} {item.speaker}" for item in ordered],
+        "utt2dur": [f"{item.id} {item.seconds:.4f}" for item in ordered],
+    }
+    members = defaultdict(list)
+    for item in ordered:
+        members[item.speaker].append(item.id)
+    contents["spk2utt"] = [f"{name} {' '.join(members[name])}" for name in sorted(members)]
+    if ordered[0].text:
+        contents["text"] = [f"{item.id} {' '.join(item.text.split())}" for item in ordered]
+    if ordered[0].label:
+        contents["label"] = [f"{item.id} {item.label}" for item in ordered]
+    for language, _ in ordered[0].translations:
+        contents[f"text.{language}"] = [
+            f"{item.id} {' '.join(item.translation(language).split())}" for item in ordered
+        ]
+    with atomic_path(path) as folder:
+        folder.mkdir(parents=True)
+        for name, lines in contents.items():
+            (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [path / name for name in contents]
+
+
+def _check_utterances(path: Path, ordered: list[Utterance]) -> None:
     if not ordered:
         raise UserError(f"{path}: no utterance to write")
     classed = any(item.label for item in ordered)
     spoken = not classed or any(item.text for item in ordered)
+    languages = sorted({language for item in ordered for language, _ in item.translations})
     for before, item in zip([None, *ordered[:-1]], ordered, strict=True):
         if before is not None and before.id == item.id:
             raise UserError(f"{path}: utterance id {item.id} occurs twice")
@@ -68,32 +93,9 @@ def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> None:
             raise UserError(f"{path}: {item.id} has an empty transcript")
         if len(item.id.split()) != 1 or len(item.speaker.split()) != 1:
             raise UserError(f"{path}: blank in the id '{item.id}' or speaker '{item.speaker}'")
-    languages = sorted({language for item in ordered for language, _ in item.translations})
-    for item in ordered:
         for language in languages:
-            if not item.translated(language).strip():
+            if not item.translation(language).strip():
                 raise UserError(f"{path}: {item.id} has no translation into {language}")
-    members = defaultdict(list)
-    for item in ordered:
-        members[item.speaker].append(item.id)
-    contents = {
-        "wav.scp": [f"{item.id} {item.audio}" for item in ordered],
-        "utt2spk": [f"{item.id} {item.speaker}" for item in ordered],
-        "spk2utt": [f"{name} {' '.join(members[name])}" for name in sorted(members)],
-        "utt2dur": [f"{item.id} {item.seconds:.4f}" for item in ordered],
-    }
-    if spoken:
-        contents["text"] = [f"{item.id} {' '.join(item.text.split())}" for item in ordered]
-    if classed:
-        contents["label"] = [f"{item.id} {item.label}" for item in ordered]
-    for language in languages:
-        contents[f"text.{language}"] = [
-            f"{item.id} {' '.join(item.translated(language).split())}" for item in ordered
-        ]
-    with atomic_path(path) as folder:
-        folder.mkdir(parents=True)
-        for name, lines in contents.items():
-            (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def read_table(path: str | os.PathLike) -> dict[str, str]:
@@ -123,7 +125,7 @@ def read_table(path: str | os.PathLike) -> dict[str, str]:
 
 
 def audio_rows(path: str | Path) -> list[tuple[str, str]]:
-    """The (utterance, audio path) of a data directory, from its ``wav.scp``.
+    """Return the (utterance, audio path) of the ``wav.scp`` of a data directory.
 
     Raises:
         UserError: there is none, or no utterance in it.
@@ -138,12 +140,13 @@ def audio_rows(path: str | Path) -> list[tuple[str, str]]:
 
 
 def data_sets(data: Path) -> list[str]:
-    """Names of the data directories under ``data``, the whole corpus first if there is one.
+    """Return the names of the data directories under ``data``, that of the whole corpus first.
 
     A set of a fold lies one folder deeper: voice-british/train.
     """
     found = [path.parent.relative_to(data).as_posix() for path in data.rglob("wav.scp")]
-    return sorted(found, key=lambda name: (name != WHOLE, name))
+    whole = [name for name in found if ".tmp-" not in name]  # no scratch folder
+    return sorted(whole, key=lambda name: (name != WHOLE, name))
 
 
 def read_data_dir(path: str | Path) -> list[Utterance]:
@@ -189,16 +192,17 @@ def _check_tables(path: Path, tables: Mapping[str, Mapping[str, str]]) -> None:
     for name, table in tables.items():
         keys = list(table)
         for before, key in zip(keys, keys[1:], strict=False):
-            # Kaldi and ESPnet walk these files side by side, in C order.
+            # Kaldi and ESPnet read these files in parallel, in C order.
             if before.encode() > key.encode():
                 raise UserError(f"{path}/{name}: not sorted, {key} comes after {before}")
         for key, value in table.items():
             if not value:
-                what = {"text": "transcript"}.get(name, "value")
-                what = "translation" if name.startswith("text.") else what
-                raise UserError(f"{path}/{name}: {key} has an empty {what}")
-        if name != "spk2utt":
-            _check_same_keys(path, name, table, known)
+                raise UserError(f"{path}/{name}: {key} has an empty {_kind(name)}")
+            if name != "spk2utt" and key not in known:
+                raise UserError(f"{path}/{name}: {key} is not in wav.scp")
+        for key in known:
+            if name != "spk2utt" and key not in table:
+                raise UserError(f"{path}/{name}: {key} is missing, it is in wav.scp")
     inverse: dict[str, list[str]] = defaultdict(list)
     for key, speaker in tables["utt2spk"].items():
         inverse[speaker].append(key)
@@ -208,98 +212,69 @@ def _check_tables(path: Path, tables: Mapping[str, Mapping[str, str]]) -> None:
             raise UserError(f"{path}/spk2utt: speaker {speaker} does not agree with utt2spk")
 
 
-def _check_same_keys(
-    path: Path, name: str, table: Mapping[str, str], known: Mapping[str, str]
-) -> None:
-    for key in known:
-        if key not in table:
-            raise UserError(f"{path}/{name}: {key} is missing, it is in wav.scp")
-    for key in table:
-        if key not in known:
-            raise UserError(f"{path}/{name}: {key} is not in wav.scp")
+def _kind(name: str) -> str:
+    """Return what a value of a file is called."""
+    return {"text": "transcript"}.get(name, "translation" if name.startswith("text.") else "value")
 
 
-def validate_data_dir(
-    path: str | Path,
-    sample_rate: int = 16000,
-    root: str | Path = ".",
-    audio: bool = True,
-    jobs: int = 1,
-) -> list[Utterance]:
-    """Check a data directory thoroughly and return its utterances.
+def validate_data_dir(path: str | Path, root: str | Path = ".", jobs: int = 1) -> list[Utterance]:
+    """Check a data directory and its audio; return its utterances.
 
     Args:
         path: the directory.
-        sample_rate: what every audio file must have, Hz.
         root: folder that relative paths in ``wav.scp`` start from.
-        audio: decode every audio file and compare its length with ``utt2dur``.
         jobs: processes that decode.
 
     Raises:
         UserError: the first fault found; names the file and the utterance.
     """
     utterances = read_data_dir(path)
-    if audio:
-        digest_audio(path, utterances, sample_rate, root, jobs)
+    digest_audio(path, utterances, root, jobs)
     return utterances
 
 
 def digest_audio(
-    path: str | Path,
-    utterances: Iterable[Utterance],
-    sample_rate: int = 16000,
-    root: str | Path = ".",
-    jobs: int = 1,
+    path: str | Path, utterances: Iterable[Utterance], root: str | Path = ".", jobs: int = 1
 ) -> list[str]:
-    """Decode and check the audio of a data directory; return each utterance's SHA-256.
-
-    The arguments, and what is raised, are those of ``validate_data_dir``.
-    """
-    digests = []
-    tasks = [(item, str(path), str(root), sample_rate) for item in utterances]
-    for digest, fault in map_processes(_examine_audio, tasks, jobs, chunk=64):
-        if fault:
-            raise UserError(fault)
-        digests.append(digest)
-    return digests
+    """Decode and check the audio of a data directory; return the SHA-256 of each utterance."""
+    tasks = [(item, str(path), str(root)) for item in utterances]
+    return list(map_processes(_digest, tasks, jobs, chunk=64))
 
 
 def audio_inputs(path: str | Path) -> list[Path]:
-    """Files of a data directory that change when its audio does; for stamps, beside wav.scp.
+    """Return the files, besides wav.scp, that change when the audio of a data directory does.
 
     A directory that ``write_sets`` did not make may have none of them.
     """
     return [file for name in ("utt2dur", AUDIO_DIGEST) if (file := Path(path, name)).is_file()]
 
 
-def _examine_audio(task: tuple[Utterance, str, str, int]) -> tuple[str, str | None]:
-    """Return the digest of an utterance's samples, and what is wrong with them or None."""
+def _digest(task: tuple[Utterance, str, str]) -> str:
     import soundfile
 
-    item, directory, root, sample_rate = task
+    item, directory, root = task
     where = f"{directory}/wav.scp: {item.id}"
     if item.audio.endswith("|"):
-        return "", f"{where}: commands are not run, write the audio to a file: {item.audio}"
+        raise UserError(f"{where}: commands are not run, write the audio to a file: {item.audio}")
     path = os.path.join(root, item.audio)
     if not os.path.exists(path):
-        return "", f"{where}: no audio file {path}"
+        raise UserError(f"{where}: no audio file {path}")
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (RuntimeError, OSError):
-        return "", f"{where}: cannot decode {path}"
-    if rate != sample_rate:
-        return "", f"{where}: {path} has {rate} Hz, expected {sample_rate} Hz"
+        raise UserError(f"{where}: cannot decode {path}") from None
+    if rate != RATE:
+        raise UserError(f"{where}: {path} has {rate} Hz, expected {RATE} Hz")
     if samples.shape[1] != 1:
-        return "", f"{where}: {path} has {samples.shape[1]} channels, expected 1"
+        raise UserError(f"{where}: {path} has {samples.shape[1]} channels, expected 1")
     if len(samples) == 0:
-        return "", f"{where}: {path} is empty"
+        raise UserError(f"{where}: {path} is empty")
     seconds = len(samples) / rate
     if abs(seconds - item.seconds) > _TOLERANCE:
-        return (
-            "",
-            f"{directory}/utt2dur: {item.id}: {item.seconds} s, but {path} has {seconds:.4f} s",
+        raise UserError(
+            f"{directory}/utt2dur: {item.id}: {item.seconds} s, but {path} has {seconds:.4f} s"
         )
-    return hashlib.sha256(samples.tobytes()).hexdigest(), None
+    return hashlib.sha256(samples.tobytes()).hexdigest()
 
 
 def check_no_text_overlap(train: str | Path, others: Iterable[str | Path]) -> None:
@@ -309,11 +284,8 @@ def check_no_text_overlap(train: str | Path, others: Iterable[str | Path]) -> No
         for item in read_data_dir(other):
             for name, text in _texts(item):
                 if (name, text) in seen:
-                    what = "transcript" if name == "text" else "translation"
-                    owner = seen[name, text]
-                    raise UserError(
-                        f"{other}/{name}: {item.id} has the {what} of {owner} in {train}"
-                    )
+                    owner = f"{seen[name, text]} in {train}"
+                    raise UserError(f"{other}/{name}: {item.id} has the {_kind(name)} of {owner}")
 
 
 def _texts(item: Utterance) -> Iterable[tuple[str, str]]:
@@ -322,20 +294,12 @@ def _texts(item: Utterance) -> Iterable[tuple[str, str]]:
     return [(name, text) for name, text in named if text]
 
 
-def files_of(utterances: Iterable[Utterance]) -> tuple[str, ...]:
-    """Names of the files that ``write_sets`` makes for them."""
-    items = list(utterances)
-    names = CLASS_FILES if any(item.label for item in items) else FILES
-    languages = sorted({f"text.{name}" for item in items for name, _ in item.translations})
-    return (*names, *languages, AUDIO_DIGEST)
-
-
 def write_sets(
     out: str | Path,
     sets: Mapping[str, Iterable[Utterance]],
     jobs: int = 1,
     overlapping: Container[str] = (),
-) -> None:
+) -> list[Path]:
     """Write, check and describe the data directories of a corpus under ``out``.
 
     Args:
@@ -344,13 +308,17 @@ def write_sets(
         jobs: processes that decode the audio for the check.
         overlapping: names of sets that may hold texts of ``train``.
 
+    Returns:
+        The files written.
+
     Raises:
-        UserError: what ``write_data_dir`` and ``validate_data_dir`` raise, or a transcript of
-            ``train`` is in another set. A set that holds no transcripts is not looked at.
+        UserError: what ``write_data_dir`` and ``digest_audio`` raise, or a transcript or
+            translation of ``train`` is in another set.
     """
     out = Path(out)
+    files = []
     for name, utterances in sets.items():
-        write_data_dir(out / name, utterances)
+        files += [*write_data_dir(out / name, utterances), out / name / AUDIO_DIGEST]
         written = read_data_dir(out / name)
         rows = zip(written, digest_audio(out / name, written, jobs=jobs), strict=True)
         write_text(out / name / AUDIO_DIGEST, "".join(f"{u.id} {d}\n" for u, d in rows))
@@ -358,5 +326,6 @@ def write_sets(
         speakers = len({item.speaker for item in written})
         print(f"{out / name}: {len(written)} utterances, {minutes:.1f} min, {speakers} speakers")
     if "train" in sets:
-        others = [n for n in sets if n not in ("train", "all") and n not in overlapping]
+        others = [n for n in sets if n not in ("train", WHOLE) and n not in overlapping]
         check_no_text_overlap(out / "train", [out / name for name in others])
+    return files

@@ -1,10 +1,10 @@
-"""What a layer of a self-supervised model is that features are read from, by its files.
+"""A layer of a self-supervised model whose output is used as features, by the model's files.
 
 wav2vec 2.0: Baevski et al. (arXiv 2006.11477); HuBERT: Hsu et al. (arXiv 2106.07447); WavLM: Chen
 et al. (arXiv 2110.13900).
-The model is a folder in the format of transformers, with its weights in safetensors: nothing is
-fetched, and no pickle is opened. It is frozen; what it weighs and costs is not in the figures of
-the models that are trained on its features.
+The model is a folder in the format of transformers, with weights in safetensors: nothing is
+fetched, and no pickle is opened. It is frozen. Its size and cost are not in the figures of models
+that are trained on its features.
 """
 
 import math
@@ -22,7 +22,7 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 @dataclass(frozen=True)
 class SSLModel:
-    """A layer of a model; 0 is what goes into the first Transformer block."""
+    """A layer of a model; 0 is the input of the first Transformer block."""
 
     folder: Path
     layer: int
@@ -32,12 +32,12 @@ class SSLModel:
 
     @property
     def name(self) -> str:
-        """Such as ssl_wavlm-base_l6."""
+        """Name of the folder of the arks, such as ssl_wavlm-base_l6."""
         return f"ssl_{self.folder.name}_l{self.layer}"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The layer; the rest stands in the model's files."""
+        """Values that decide the features, for stamps; the others are in ``files``."""
         return {"layer": self.layer}
 
     @property
@@ -47,7 +47,7 @@ class SSLModel:
 
 
 def read_ssl(folder: Path, layer: int) -> SSLModel:
-    """Read what a model's configs say of it.
+    """Read the configs of a model.
 
     Raises:
         UserError: no such folder or layer, no model of the three families, or no safetensors.
@@ -57,7 +57,8 @@ def read_ssl(folder: Path, layer: int) -> SSLModel:
     config = _read(folder / "config.json")
     family = config.get("model_type")
     if family not in FAMILIES:
-        raise UserError(f"{folder} is a model of family {family!r}; read are {', '.join(FAMILIES)}")
+        known = ", ".join(FAMILIES)
+        raise UserError(f"{folder} is a model of family {family!r}, not one of {known}")
     if not any((folder / name).is_file() for name in _WEIGHTS):
         raise UserError(
             f"no {folder}/model.safetensors; weights in pickles are not opened, convert them"
@@ -69,10 +70,10 @@ def read_ssl(folder: Path, layer: int) -> SSLModel:
         raise UserError(f"{folder}/config.json: no usable {error}; it is no whole model") from None
     if not 0 <= layer <= layers:
         raise UserError(f"layer must be from 0 to {layers} in {folder}, not {layer}")
-    told: dict[str, Any] = {"sampling_rate": 16000}
+    audio: dict[str, Any] = {"sampling_rate": 16000}
     if (folder / "preprocessor_config.json").is_file():
-        told |= _read(folder / "preprocessor_config.json")
-    rate = int(told["sampling_rate"])
+        audio |= _read(folder / "preprocessor_config.json")
+    rate = int(audio["sampling_rate"])
     return SSLModel(folder, layer, width, rate, rate / math.prod(strides))
 
 

@@ -1,4 +1,4 @@
-"""Text of utterances: the one normalisation that data preparation and scoring share."""
+"""Text of utterances: the normalisation that data preparation and scoring share."""
 
 import re
 import unicodedata
@@ -14,11 +14,10 @@ _APOSTROPHES = str.maketrans({"\u2019": "'", "\u02bc": "'"})
 
 
 def normalise_text(text: str) -> str:
-    """Return ``text`` normalised as NORMALISATION says; empty if nothing is left to speak.
+    """Return ``text`` normalised as NORMALISATION says; empty if no word is left.
 
-    Stage directions (``*sigh*``, ``(whispers)``) are not spoken and go; a bracket that is not
-    closed is only a punctuation mark. A word keeps its marks, so scripts with combining vowels
-    stay whole.
+    Stage directions (``*sigh*``, ``(whispers)``) are not spoken, so they are removed; a bracket
+    that nothing closes is a punctuation mark. Combining marks stay, for scripts with such vowels.
     """
     text = unicodedata.normalize("NFKC", text).lower().translate(_APOSTROPHES)
     text = _ASIDES.sub(" ", text)
@@ -26,12 +25,12 @@ def normalise_text(text: str) -> str:
 
 
 def without_asides(text: str) -> str:
-    """Return a text, case and punctuation kept, without what is in brackets or between stars."""
+    """Return a text without what is in brackets or between stars; case and punctuation stay."""
     return collapse_blanks(_ASIDES.sub(" ", unicodedata.normalize("NFC", text)))
 
 
 def collapse_blanks(text: str) -> str:
-    """Return a text as it is, but for one blank between words: translations are scored so."""
+    """Return a text with one blank between words, otherwise as it is."""
     return " ".join(text.split())
 
 

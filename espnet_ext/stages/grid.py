@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_ext.config.grid import Cell, Grid
-from espnet_ext.data.corpora.corpus import read_folds
+from espnet_ext.data.corpora.folds import read_folds
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.data.processes import map_processes
 from espnet_ext.data.text import collapse_blanks, normalise_text

@@ -6,8 +6,9 @@ import json
 import pytest
 import soundfile
 
-from espnet_ext.data.corpora.corpus import read_folds
+from espnet_ext.data.corpora.folds import read_folds
 from espnet_ext.data.kaldi_dir import read_data_dir, read_table
+from tests.fixtures import packages
 from tests.fixtures import queen_builder as build
 from tests.fixtures.acted_voices import hedgewars, wave
 from tests.fixtures.data_stage import labels, refused, run, times
@@ -77,7 +78,7 @@ def test_hedgewars_faults(tmp_path):
     refused(run("hedgewars/ser1", tmp_path, *empty), "pirate-laugh", "empty audio file")
     assert not (tmp_path / "data/all").exists()
     refused(run("hedgewars/ser1", tmp_path, *broken[:2]), "SHA-256")
-    none = build.write(tmp_path / "n.deb", build.deb({"./usr/x": b"y"}))
+    none = packages.write(tmp_path / "n.deb", packages.deb({"./usr/x": b"y"}))
     digest = hashlib.sha256(none.read_bytes()).hexdigest()
     refused(run("hedgewars/ser1", tmp_path, "--package", none, "--sha256", digest), "no file below")
 
@@ -252,14 +253,14 @@ def test_m3ed_faults(tmp_path):
     words = m3ed(root)
     annotation = root / "annotation.json"
     whole = annotation.read_text(encoding="utf-8")
-    for old, new, told in (
+    for old, new, message in (
         ("final_main_emo", "main_emo", "anjia_1_1: no final_main_emo"),
         ('"Dialog"', '"Dialogue"', "anjia: no Dialog"),
         ('"B": {"Name"', '"C": {"Name"', "anjia_1_1: no B"),
         ("{", "", "annotation.json: not valid JSON"),
     ):
         annotation.write_text(whole.replace(old, new, -1 if new else 1), encoding="utf-8")
-        refused(run("m3ed/ser1", tmp_path, *words), told)
+        refused(run("m3ed/ser1", tmp_path, *words), message)
     annotation.write_text(whole, encoding="utf-8")
     broken = root / "modality_speech/anjia/B_anjia_1_1.wav"
     broken.write_bytes(b"no audio")
@@ -318,13 +319,14 @@ def test_daic_woz_is_prepared(tmp_path, columns):
 def test_daic_woz_faults(tmp_path):
     root = tmp_path / "daic"
 
-    def told(*words, **over):
+    def assert_refused(*words, **over):
         refused(run("daic_woz/ser1", tmp_path, *daic(root, **over)), *words)
 
-    told("301_TRANSCRIPT.csv", "separated by commas, expected tabs", separator=",")
-    told("separated by tabs, expected commas", header=_TRAIN.replace(",", "\t"))
-    told("no column PHQ8_Binary or PHQ_Binary", header=_TRAIN.replace("PHQ8_Binary", "PHQ"))
-    told("participant 401", "'2', not 0 or 1", bad="2")
+    assert_refused("301_TRANSCRIPT.csv", "separated by commas, expected tabs", separator=",")
+    assert_refused("separated by tabs, expected commas", header=_TRAIN.replace(",", "\t"))
+    unknown = _TRAIN.replace("PHQ8_Binary", "PHQ")
+    assert_refused("no column PHQ8_Binary or PHQ_Binary", header=unknown)
+    assert_refused("participant 401", "'2', not 0 or 1", bad="2")
     words = daic(root)
     (root / "401_P/401_AUDIO.wav").unlink()
     refused(run("daic_woz/ser1", tmp_path, *words), "401_AUDIO.wav", "participant 401")
@@ -351,7 +353,7 @@ def test_characters_are_prepared(tmp_path):
         files[f"{label}.DOG"] = build.dialogue(key, joe=[], other=list(enumerate(texts, 1)))
         for n in range(1, len(texts) + 1):
             files[f"{key:02}{n:04X}P1.SB"] = build.mp3(1.0, 200 + 30 * key + 3 * n)
-    deb = build.write(tmp_path / "q.deb", build.deb({build.MEMBER: build.container(files)}))
+    deb = packages.write(tmp_path / "q.deb", packages.deb({build.MEMBER: build.container(files)}))
     digest = hashlib.sha256(deb.read_bytes()).hexdigest()
     words = ["--package", deb, "--sha256", digest, "--each", "12"]
     done = run("fotaq/spk1", tmp_path, *words)

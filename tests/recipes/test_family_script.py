@@ -14,19 +14,19 @@ def test_each_member_is_compared_with_the_same_system_alone():
     script = RECIPE / "local" / "family.sh"
     done = subprocess.run([script, "--dry_run", "true"], capture_output=True, text=True, check=True)
     scored = [line.split() for line in done.stdout.splitlines() if "espnet-ext score" in line]
-    family = load_config(RECIPE / "conf" / "train_nested_conformer_xs.yaml")
+    family = load_config(RECIPE / "conf/nested" / "train_nested_conformer_xs.yaml")
     nested = family.espnet["encoder_conf"]["nested"]
-    members = [words for words in scored if words[2] == f"conf/{family.path.name}"]
+    members = [words for words in scored if words[2] == f"conf/nested/{family.path.name}"]
     named = {words[words.index("--variant") + 1]: words[-1] for words in members}
     wanted = {f"{d}L-384-{b}b" for d in nested["depths"] for b in nested["bits"]}
     assert set(named) == wanted
     trained = {words[2] for words in scored if "--variant" not in words}
     for member, tag in named.items():
-        alone = load_config(RECIPE / "conf" / f"train_{tag}.yaml")
-        assert f"conf/{alone.path.name}" in trained
+        alone = load_config(RECIPE / "conf/nested" / f"train_{tag}.yaml")
+        assert f"conf/nested/{alone.path.name}" in trained
         conf, form = alone.espnet["encoder_conf"], parse_name(member)
         assert conf["num_blocks"] == len(form.layers) and conf["linear_units"] == form.width
         assert conf.get("nested", {"bits": [32]})["bits"] == [form.bits]
         assert alone.espnet["max_epoch"] == family.espnet["max_epoch"]
-    rounded = re.findall(r"score conf/train_alone_xs_6l.yaml .*--variant (\S+)", done.stdout)
+    rounded = re.findall(r"score conf/nested/train_alone_xs_6l.yaml .*--variant (\S+)", done.stdout)
     assert rounded == ["merged+8b", "merged+4b", "merged+2b"]

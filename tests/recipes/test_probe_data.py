@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from espnet_ext.data.corpora.corpus import read_folds
+from espnet_ext.data.corpora.folds import read_folds
 from espnet_ext.data.kaldi_dir import read_data_dir
 from espnet_ext.stages.tokens import labelled_sets
 from tests.fixtures.acted_voices import hedgewars, wave
@@ -62,7 +62,7 @@ def test_hedgewars_classes_are_those_of_ser1(tmp_path):
         assert (first / "audio.sha256").read_text() == (second / "audio.sha256").read_text()
 
 
-def test_sets_of_two_kinds_of_classes_are_told_apart(tmp_path, monkeypatch):
+def test_sets_of_two_kinds_of_classes_are_separate(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("train", "dev", "test", "keyword_train", "keyword_test", "token_list"):
         path = tmp_path / "data" / name / "label"
@@ -149,47 +149,47 @@ def test_speech_commands_faults(tmp_path):
     root = tmp_path / "sc"
     words = commands(root)
 
-    def told(*expected, more=()):
+    def assert_refused(*expected, more=()):
         refused(run("speech_commands/probe1", tmp_path, *words, *more), *expected)
         assert not (tmp_path / "data/train").exists()
 
     refused(run("speech_commands/probe1", tmp_path), "give --corpus DIR")
     listed = (root / "testing_list.txt").read_text()
     (root / "testing_list.txt").write_text(listed + "yes/ffff_nohash_0.wav\n")
-    told("testing_list.txt: yes/ffff_nohash_0.wav is not in")
+    assert_refused("testing_list.txt: yes/ffff_nohash_0.wav is not in")
     (root / "testing_list.txt").write_text(listed + listed.splitlines()[0])
-    told("yes/2cd3_nohash_0.wav stands there twice")
+    assert_refused("yes/2cd3_nohash_0.wav occurs twice")
     (root / "testing_list.txt").write_text(listed + "yes/1ab2_nohash_0.wav\n")
-    told("yes/1ab2_nohash_0.wav is in both")
+    assert_refused("yes/1ab2_nohash_0.wav is in both")
     (root / "testing_list.txt").write_text("".join(listed.splitlines(True)[1:]))
-    told("speaker 2cd3 is in", "another release")
+    assert_refused("speaker 2cd3 is in", "another release")
     (root / "testing_list.txt").unlink()
-    told("no testing_list.txt in it")
+    assert_refused("no testing_list.txt in it")
     (root / "testing_list.txt").write_text(listed)
     odd = wave(root / "yes/nameless.wav")
-    told("nameless.wav", "tells the speaker")
+    assert_refused("nameless.wav", "has the speaker")
     odd.unlink()
-    told("no such folder", more=["--test_set", tmp_path / "none"])
+    assert_refused("no such folder", more=["--test_set", tmp_path / "none"])
     test = official(tmp_path / "official", speaker="0c40e715")
-    told("speaker 0c40e715 is in training", more=test)
+    assert_refused("speaker 0c40e715 is in training", more=test)
     (tmp_path / "official/bed").mkdir()
-    told("bed is none of its 12 labels", more=test)
-    told("no folder _silence_", more=["--test_set", root])
+    assert_refused("bed is none of its 12 labels", more=test)
+    assert_refused("no folder _silence_", more=["--test_set", root])
     (root / "stop").rename(root / "halt")
     for name in ("testing", "validation"):
         path = root / f"{name}_list.txt"
         path.write_text(path.read_text().replace("stop/", "halt/"))
-    told("no folder 'stop'")
+    assert_refused("no folder 'stop'")
     (root / "halt").rename(root / "stop")
     (root / "_background_noise_").rename(root / "_noise_")
     words = commands(root)
     (root / "_background_noise_/pink_noise.wav").write_bytes(b"no audio")
-    told("pink_noise.wav: cannot decode", more=official(tmp_path / "other"))
+    assert_refused("pink_noise.wav: cannot decode", more=official(tmp_path / "other"))
     for path in (root / "_background_noise_").iterdir():
         path.unlink()
-    told("no background noise", more=official(tmp_path / "other"))
+    assert_refused("no background noise", more=official(tmp_path / "other"))
     (root / "yes/3ef4_nohash_0.wav").write_bytes(b"")
-    told("3ef4-yes-3ef4_nohash_0", "empty audio file")
+    assert_refused("3ef4-yes-3ef4_nohash_0", "empty audio file")
 
 
 # VoxCeleb1 ------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def voxceleb(root, old=False, names=False):
                 if old:
                     path = root / "voxceleb1_wav" / name / f"{video}_{segment:07d}.wav"
                 else:
-                    # Speakers of the verification test are told apart, not utterances.
+                    # The verification test separates speakers, not utterances.
                     half = "test" if speaker == "id10003" else "dev"
                     path = root / half / "wav" / speaker / video / f"{segment:05d}.wav"
                 wave(path, 0.3, pitch=pitch)
@@ -246,7 +246,7 @@ def test_voxceleb1_faults(tmp_path):
     root = tmp_path / "vox"
     words = voxceleb(root)
 
-    def told(*expected):
+    def assert_refused(*expected):
         refused(run("voxceleb1/probe1", tmp_path, *words), *expected)
         assert not (tmp_path / "data/train").exists()
 
@@ -257,38 +257,38 @@ def test_voxceleb1_faults(tmp_path):
         (root / "iden_split.txt").write_text(split + text + "\n")
 
     line("4 id10003/na8-QEFmj44/00003.wav")
-    told("line 13: expected 1, 2 or 3")
+    assert_refused("line 13: expected 1, 2 or 3")
     line("1 id10003/short/00003.wav")
-    told("line 13: expected 1, 2 or 3")
+    assert_refused("line 13: expected 1, 2 or 3")
     line("1 id10003/na8-QEFmj44/00009.wav")
-    told("na8-QEFmj44/00009.wav is not in")
+    assert_refused("na8-QEFmj44/00009.wav is not in")
     line(split.splitlines()[0])
-    told("line 13: id10001/1zcIwhmdeo4/00001.wav stands there twice")
+    assert_refused("line 13: id10001/1zcIwhmdeo4/00001.wav occurs twice")
     line("1 id10009/na8-QEFmj44/00001.wav")
-    told("vox1_meta.csv has no speaker 'id10009'")
+    assert_refused("vox1_meta.csv has no speaker 'id10009'")
     line("1 A.J._Buckly/1zcIwhmdeo4_0000001.wav")
-    told("did you mean 'A.J._Buckley'?")
+    assert_refused("did you mean 'A.J._Buckley'?")
     kept = [text for text in split.splitlines() if not text.startswith("1 id10003")]
     (root / "iden_split.txt").write_text("\n".join(kept) + "\n")
-    told("id10003 is in dev but not in train")
+    assert_refused("id10003 is in dev but not in train")
     (root / "iden_split.txt").unlink()
-    told("no iden_split.txt")
+    assert_refused("no iden_split.txt")
     (root / "iden_split.txt").write_text(split)
     meta = (root / "vox1_meta.csv").read_text()
     (root / "vox1_meta.csv").write_text(meta.replace("\t", ","))
-    told("vox1_meta.csv: expected columns separated by tabs")
+    assert_refused("vox1_meta.csv: expected columns separated by tabs")
     (root / "vox1_meta.csv").write_text(meta + meta.splitlines()[1] + "\n")
-    told("line 4: A.J._Buckley stands there twice")
+    assert_refused("line 4: A.J._Buckley occurs twice")
     (root / "vox1_meta.csv").write_text(meta)
     (root / "test/wav").rename(root / "wav")
-    told("no test/wav in it", "takes files of both")
+    assert_refused("no test/wav in it", "has files of both")
     (root / "dev").rename(root / "development")
-    told("neither dev/wav nor voxceleb1_wav")
+    assert_refused("neither dev/wav nor voxceleb1_wav")
     for part in ("development", "wav"):
         (root / part).rename(root / f"{part}_")
     words = voxceleb(root, old=True)
     (root / "vox1_meta.csv").unlink()
-    told("no", "vox1_meta.csv, which tells the names")
+    assert_refused("no", "vox1_meta.csv, which has the names")
 
 
 # IEMOCAP and FOTAQ ----------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def edit(path, old, new):
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (lambda r: (r / "swb1_d2/data/sw02005.sph").unlink(), "no sw02005.sph"),
         (
@@ -164,10 +164,10 @@ def edit(path, old, new):
         ),
     ],
 )
-def test_faults_of_the_corpus(tmp_path, fault, told):
+def test_faults_of_the_corpus(tmp_path, fault, message):
     words = given(tmp_path)
     fault(tmp_path / "LDC97S62")
-    refused(run(RECIPE, tmp_path, *words), told)
+    refused(run(RECIPE, tmp_path, *words), message)
     assert not (tmp_path / "data/train").exists()
 
 
@@ -177,7 +177,7 @@ def test_the_corpus_must_be_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "told"),
+    ("file", "old", "new", "message"),
     [
         ("hub5e_00/english/hub5e_00.pem", b"0.57 1.77", b"0.58 1.77", "only one of them has"),
         ("hub5e_00/english/hub5e_00.pem", b"A unknown", b"C unknown", "line 2 is no"),
@@ -188,7 +188,7 @@ def test_the_corpus_must_be_whole(tmp_path):
         ("stm", b"sw_4390", b"xx_4390", "none of sw, en_*"),
     ],
 )
-def test_faults_of_a_test_set(tmp_path, file, old, new, told):
+def test_faults_of_a_test_set(tmp_path, file, old, new, message):
     words = given(tmp_path, "eval2000")
     stm = "LDC2002T43/2000_hub5_eng_eval_tr/reference/hub5e00.english.000405.stm"
     path = tmp_path / (stm if file == "stm" else file)
@@ -198,7 +198,7 @@ def test_faults_of_a_test_set(tmp_path, file, old, new, told):
         edit(path, old, new)
         if b"xx" in new:
             edit(tmp_path / "hub5e_00/english/hub5e_00.pem", old, new)
-    refused(run(RECIPE, tmp_path, *words), told)
+    refused(run(RECIPE, tmp_path, *words), message)
     assert not (tmp_path / "data/train").exists()
 
 

@@ -7,7 +7,7 @@ import soundfile
 
 from espnet_ext.data.kaldi_dir import read_table, validate_data_dir
 from espnet_ext.data.text import normalise_text
-from tests.fixtures import real_speech, translated
+from tests.fixtures import real_speech, translation
 from tests.fixtures.data_stage import refused, run
 
 
@@ -34,7 +34,7 @@ def assert_heard(folder, sets, numbers):
 
 
 def english(utterances, language="en"):
-    return {normalise_text(u.translated(language)) for u in utterances}
+    return {normalise_text(u.translation(language)) for u in utterances}
 
 
 def test_each_corpus_must_be_named(tmp_path):
@@ -57,7 +57,7 @@ def test_the_real_packages(tmp_path, recipe):
 
 
 def test_fillets_is_prepared(tmp_path):
-    sets, told = prepared("fillets/st1", tmp_path, *translated.fillets(tmp_path))
+    sets, said = prepared("fillets/st1", tmp_path, *translation.fillets(tmp_path))
     assert {name: len(us) for name, us in sets.items()} == {
         "train": 28,
         "dev": 6,
@@ -65,21 +65,21 @@ def test_fillets_is_prepared(tmp_path):
         "test_nl": 3,
     }
     first = sets["test_cs"][0]
-    assert first.text.startswith("cs ") and first.translated("en").endswith("!")
-    assert first.translated("en")[0].isupper()  # as the game has it
+    assert first.text.startswith("cs ") and first.translation("en").endswith("!")
+    assert first.translation("en")[0].isupper()  # as the game has it
     assert {u.speaker for us in sets.values() for u in us} == {"cs-small", "nl-small"}
     assert english(sets["test_cs"]) == english(sets["test_nl"])
     for name in ("dev", "test_cs", "test_nl"):
         assert not english(sets[name]) & english(sets["train"])
-    assert "cs sounds 20" in told
+    assert "cs sounds 20" in said
     assert_heard(tmp_path, sets, {f"cs-small-city-city-{n:02}": n for n in range(20)})
     assert_heard(tmp_path, sets, {f"nl-small-city-city-{n:02}": 100 + n for n in range(20)})
 
 
 def test_fillets_into_other_languages(tmp_path):
-    words = translated.fillets(tmp_path)
+    words = translation.fillets(tmp_path)
     sets, _ = prepared("fillets/st1", tmp_path, *words, "--targets", "en de")
-    assert sets["train"][0].translated("de").startswith("de ")
+    assert sets["train"][0].translation("de").startswith("de ")
     before = {name: [u.id for u in us] for name, us in sets.items()}
     sets, _ = prepared("fillets/st1", tmp_path, *words)
     assert {name: [u.id for u in us] for name, us in sets.items()} == before
@@ -101,35 +101,37 @@ LINES = {
 
 
 def test_fillets_rules(tmp_path):
-    script = {"script/new/demo_dialogs_cs.lua": translated.lua(LINES, "cs")}
+    script = {"script/new/demo_dialogs_cs.lua": translation.lua(LINES, "cs")}
     known = {name: pair for name, pair in LINES.items() if name != "n-6"}
-    script["script/new/demo_dialogs_en.lua"] = translated.lua(known, "en")
+    script["script/new/demo_dialogs_en.lua"] = translation.lua(known, "en")
     script["script/new/other.lua"] = b"\xff no dialogues, not read"
     sounds = {
-        f"sound/new/cs/{name}.ogg": translated.clip(tmp_path, 900 + 40 * n)
+        f"sound/new/cs/{name}.ogg": translation.clip(tmp_path, 900 + 40 * n)
         for n, name in enumerate([*LINES, "no-text"])
     }
     sounds["sound/new/cs/n-5.ogg"] = sounds["sound/new/cs/n-1.ogg"]
     sounds["sound/new/en/n-1.ogg"] = b"an effect, not read"
-    sets, told = prepared(
-        "fillets/st1", tmp_path, *translated.fillets(tmp_path, script, {"cs": sounds})
+    sets, said = prepared(
+        "fillets/st1", tmp_path, *translation.fillets(tmp_path, script, {"cs": sounds})
     )
     new = {u.id: u for us in sets.values() for u in us if "-new-" in u.id}
     assert {name.rpartition("-new-")[2] for name in new} == {"n-1", "n-7"}
-    assert new["cs-small-new-n-1"].translated("en") == 'Say "stop" now'
+    assert new["cs-small-new-n-1"].translation("en") == 'Say "stop" now'
     assert new["cs-small-new-n-7"].text == "tak dobře"
     for what in ("placeholder 1", "other script 1", "no words 1", "copies 1", "implausible 1"):
-        assert f"cs {what}" in told, told
-    assert "cs without text 1" in told and "cs without translation 1" in told
+        assert f"cs {what}" in said, said
+    assert "cs without text 1" in said and "cs without translation 1" in said
 
 
 def test_fillets_faults(tmp_path):
     lost = {"script/new/dialogs_cs.lua": b'dialogStr("nobody")'}
-    refused(run("fillets/st1", tmp_path, *translated.fillets(tmp_path, lost)), "no dialogId before")
+    refused(
+        run("fillets/st1", tmp_path, *translation.fillets(tmp_path, lost)), "no dialogId before"
+    )
     foreign = {"script/new/dialogs_cs.lua": 'dialogId("a", "b", "ž")'.encode("latin2")}
-    refused(run("fillets/st1", tmp_path, *translated.fillets(tmp_path, foreign)), "not UTF-8")
+    refused(run("fillets/st1", tmp_path, *translation.fillets(tmp_path, foreign)), "not UTF-8")
     broken = {"cs": {"sound/city/cs/city-00.ogg": b"no audio"}}
-    words = translated.fillets(tmp_path, None, broken)
+    words = translation.fillets(tmp_path, None, broken)
     refused(run("fillets/st1", tmp_path, *words), "city-00", "cannot decode")
     refused(run("fillets/st1", tmp_path, *words[:2]), "SHA-256")
     (tmp_path / "fillets-ng-data-nl_1.0.1-1.1_all.deb").unlink()
@@ -141,7 +143,7 @@ def test_fillets_faults(tmp_path):
 
 
 def test_asterisk_is_prepared(tmp_path):
-    sets, _ = prepared("asterisk/st1", tmp_path, *translated.asterisk(tmp_path))
+    sets, _ = prepared("asterisk/st1", tmp_path, *translation.asterisk(tmp_path))
     # Prompt 4, of train, is read in another wording by the two other voices.
     assert {name: len(us) for name, us in sets.items()} == {
         "train": 48,
@@ -168,9 +170,9 @@ def test_asterisk_is_prepared(tmp_path):
 
 
 def test_asterisk_faults(tmp_path):
-    words = translated.asterisk(tmp_path, {"fr": ["a line without an id"]})
+    words = translation.asterisk(tmp_path, {"fr": ["a line without an id"]})
     refused(run("asterisk/st1", tmp_path, *words), "core-sounds-fr.txt.gz: line", "no 'id: text'")
-    words = translated.asterisk(tmp_path)
+    words = translation.asterisk(tmp_path)
     refused(run("asterisk/st1", tmp_path, *words, "--targets", "de"), "no language 'de'")
     assert not (tmp_path / "data").exists()
 
@@ -179,7 +181,7 @@ def test_asterisk_faults(tmp_path):
 
 
 def test_librispeech_is_prepared(tmp_path):
-    root = translated.librispeech(tmp_path / "LibriSpeech")
+    root = translation.librispeech(tmp_path / "LibriSpeech")
     words = ("--corpus", root, "--uncounted")
     sets, _ = prepared("librispeech_100/asr1", tmp_path, *words)
     assert {name: len(us) for name, us in sets.items()} == {
@@ -201,17 +203,17 @@ def test_librispeech_is_prepared(tmp_path):
 
 
 def test_librispeech_must_be_whole(tmp_path):
-    root = translated.librispeech(tmp_path / "LibriSpeech")
-    told = run("librispeech_100/asr1", tmp_path, "--corpus", root)
-    refused(told, "train-clean-100 has 4, expected 28539")
+    root = translation.librispeech(tmp_path / "LibriSpeech")
+    done = run("librispeech_100/asr1", tmp_path, "--corpus", root)
+    refused(done, "train-clean-100 has 4, expected 28539")
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (lambda c: (c / "100-121123-0001.flac").unlink(), "no audio file for 100-121123-0001"),
         (
-            lambda c: translated.speech(c / "100-121123-0002.flac", 9),
+            lambda c: translation.speech(c / "100-121123-0002.flac", 9),
             "trans.txt has no line for 100-121123-0002",
         ),
         (lambda c: (c / "100-121123-0000.flac").write_bytes(b"x"), "cannot decode"),
@@ -230,10 +232,10 @@ def test_librispeech_must_be_whole(tmp_path):
         (lambda c: edit(c.parents[2] / "SPEAKERS.TXT", " | 25.03", " 25.03"), "4 columns"),
     ],
 )
-def test_librispeech_faults(tmp_path, fault, told):
-    root = translated.librispeech(tmp_path / "LibriSpeech", readers=1)
+def test_librispeech_faults(tmp_path, fault, message):
+    root = translation.librispeech(tmp_path / "LibriSpeech", readers=1)
     fault(root / "train-clean-100/100/121123")
-    refused(run("librispeech_100/asr1", tmp_path, "--corpus", root, "--uncounted"), told)
+    refused(run("librispeech_100/asr1", tmp_path, "--corpus", root, "--uncounted"), message)
     assert not (tmp_path / "data/train").exists()
 
 
@@ -247,22 +249,22 @@ def edit(path, old, new):
 
 
 def test_covost_is_prepared(tmp_path):
-    root = translated.covost(tmp_path / "cv")
-    sets, told = prepared("covost2/st1", tmp_path, "--corpus", root)
+    root = translation.covost(tmp_path / "cv")
+    sets, said = prepared("covost2/st1", tmp_path, "--corpus", root)
     # By CoVoST's own splits; train_covost belongs to train.
     assert {name: len(us) for name, us in sets.items()} == {"train": 8, "dev": 2, "test": 2}
     first = min((u for us in sets.values() for u in us), key=lambda u: u.id.rpartition("_")[2])
     assert first.text == '"Fish 0 said, and left.'
-    assert first.translated("zh-CN") == "鱼在管一。"
+    assert first.translation("zh-CN") == "鱼在管一。"
     assert first.speaker == "0" * 16
     assert (tmp_path / "data/test/text.zh-CN").is_file()
     for what in ("1 missing clip", "1 empty clip", "1 without a translation"):
-        assert what in told
+        assert what in said
     assert_heard(tmp_path, sets, {f"common_voice_en_{n:03}": n for n in range(12)})
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "told"),
+    ("file", "old", "new", "message"),
     [
         ("covost_v2.en_zh-CN.tsv", "\ttrain_covost", "\tvalid", "has the split 'valid'"),
         ("covost_v2.en_zh-CN.tsv", "common_voice_en_001", "common_voice_en_000", "occurs twice"),
@@ -272,49 +274,49 @@ def test_covost_is_prepared(tmp_path):
         ("covost_v2.en_zh-CN.tsv", "\ttest", "\tdev", "no clip of test is left"),
     ],
 )
-def test_covost_faults(tmp_path, file, old, new, told):
-    root = translated.covost(tmp_path / "cv")
+def test_covost_faults(tmp_path, file, old, new, message):
+    root = translation.covost(tmp_path / "cv")
     edit(root / file, old, new)
-    refused(run("covost2/st1", tmp_path, "--corpus", root), told)
+    refused(run("covost2/st1", tmp_path, "--corpus", root), message)
     assert not (tmp_path / "data/train").exists()
 
 
 def test_covost_rows_that_common_voice_does_not_list_drop_out_if_they_are_few(tmp_path):
-    few = translated.covost(tmp_path / "few", count=17)  # and three rows of the traps
+    few = translation.covost(tmp_path / "few", count=17)  # and three rows of the traps
     edit(few / "en/validated.tsv", "common_voice_en_003", "common_voice_en_777")
-    sets, told = prepared("covost2/st1", tmp_path, "--corpus", few)
-    assert "1 not in validated.tsv" in told
+    sets, said = prepared("covost2/st1", tmp_path, "--corpus", few)
+    assert "1 not in validated.tsv" in said
     ids = {u.id.rpartition("_")[2] for us in sets.values() for u in us}
     assert ids == {f"{n:03}" for n in range(17) if n != 3}
-    many = translated.covost(tmp_path / "many", count=16)
+    many = translation.covost(tmp_path / "many", count=16)
     edit(many / "en/validated.tsv", "common_voice_en_003", "common_voice_en_777")
-    told = run("covost2/st1", tmp_path, "--corpus", many)
-    refused(told, "1 of the 19 clips", "covost_v2.en_zh-CN.tsv", "Common Voice 4")
+    said = run("covost2/st1", tmp_path, "--corpus", many)
+    refused(said, "1 of the 19 clips", "covost_v2.en_zh-CN.tsv", "Common Voice 4")
     edit(few / "en/validated.tsv", "common_voice_en_", "common_voice_fr_")
     refused(run("covost2/st1", tmp_path, "--corpus", few), "17 of the 20 clips")
 
 
 def test_covost_names_the_languages_that_there_are(tmp_path):
-    root = translated.covost(tmp_path / "cv")
-    told = run("covost2/st1", tmp_path, "--corpus", root, "--target", "zh")
-    refused(told, "no translations 'covost_v2.en_zh.tsv'", "did you mean 'covost_v2.en_zh-CN.tsv'?")
+    root = translation.covost(tmp_path / "cv")
+    said = run("covost2/st1", tmp_path, "--corpus", root, "--target", "zh")
+    refused(said, "no translations 'covost_v2.en_zh.tsv'", "did you mean 'covost_v2.en_zh-CN.tsv'?")
 
 
 # MSLT -----------------------------------------------------------------------------------------
 
 
 def test_mslt_is_prepared(tmp_path):
-    root = translated.mslt(tmp_path / "MSLT_Corpus")
+    root = translation.mslt(tmp_path / "MSLT_Corpus")
     sets, _ = prepared("mslt/st1", tmp_path, "--corpus", root)
     assert {name: len(us) for name, us in sets.items()} == {"dev": 3, "test": 3, "dev_test": 6}
     first = sets["test"][0]
     assert first.id == first.speaker == "mslt-test-en-0000"
     assert first.text == "So fish 0 in Test."  # the cleaned transcript, not the verbatim one
-    assert first.translated("zh-CN") == "鱼在管子Test。"
+    assert first.translation("zh-CN") == "鱼在管子Test。"
     assert_heard(tmp_path, sets, {f"dev-en-{n:04}": n for n in range(3)})
     assert_heard(tmp_path, sets, {f"test-en-{n:04}": 100 + n for n in range(3)})
     japanese, _ = prepared("mslt/st1", tmp_path, "--corpus", root, "--target", "ja")
-    assert japanese["dev"][0].translated("ja").startswith("さかな")
+    assert japanese["dev"][0].translation("ja").startswith("さかな")
 
 
 @pytest.mark.parametrize(
@@ -324,19 +326,19 @@ def test_mslt_is_prepared(tmp_path):
 def test_mslt_spells_two_languages_otherwise_where_they_are_spoken(
     tmp_path, source, name, number, text
 ):
-    root = translated.mslt(tmp_path / "MSLT_Corpus")
+    root = translation.mslt(tmp_path / "MSLT_Corpus")
     words = ("--corpus", root, "--source", source, "--target", "en")
     sets, _ = prepared("mslt/st1", tmp_path, *words)
     assert {name: len(us) for name, us in sets.items()} == {"dev": 3, "test": 3, "dev_test": 6}
     first = sets["dev"][0]
     assert (first.id, first.text) == (f"mslt-dev-{name}-0000", text)
-    assert first.translated("en") == "So fish 0 in Dev."
+    assert first.translation("en") == "So fish 0 in Dev."
     assert_heard(tmp_path, sets, {f"dev-{name}-{n:04}": number + n for n in range(3)})
     assert_heard(tmp_path, sets, {f"test-{name}-{n:04}": number + 100 + n for n in range(3)})
 
 
 def test_mslt_spelled_as_everywhere(tmp_path):
-    root = translated.mslt(tmp_path / "MSLT_Corpus", count=1)
+    root = translation.mslt(tmp_path / "MSLT_Corpus", count=1)
     for path in [*root.rglob("*.jp.wav"), *root.rglob("*.jp.snt")]:
         path.rename(path.with_name(path.name.replace(".jp.", ".ja.")))
     sets, _ = prepared("mslt/st1", tmp_path, "--corpus", root, "--source", "ja", "--target", "en")
@@ -344,10 +346,10 @@ def test_mslt_spelled_as_everywhere(tmp_path):
 
 
 def test_mslt_faults(tmp_path):
-    root = translated.mslt(tmp_path / "MSLT_Corpus")
+    root = translation.mslt(tmp_path / "MSLT_Corpus")
     folder = root / "Data/MSLT_Test_EN_20170914"
-    told = run("mslt/st1", tmp_path, "--corpus", root, "--target", "fr")
-    refused(told, "no translations into 'fr'", "ja, zh")
+    said = run("mslt/st1", tmp_path, "--corpus", root, "--target", "fr")
+    refused(said, "no translations into 'fr'", "ja, zh")
     refused(run("mslt/st1", tmp_path, "--corpus", root, "--source", "de"), "language 'de'", "en")
     snt = folder / "MSLT_Test_EN_0001.T3.zh.snt"
     whole = snt.read_bytes()
@@ -361,7 +363,7 @@ def test_mslt_faults(tmp_path):
 
 
 def test_sets_tell_the_audio_of_their_utterances(tmp_path):
-    root = translated.mslt(tmp_path / "MSLT_Corpus")
+    root = translation.mslt(tmp_path / "MSLT_Corpus")
     prepared("mslt/st1", tmp_path, "--corpus", root)
     parts = [read_table(tmp_path / f"data/{name}/audio.sha256") for name in ("dev", "test")]
     assert parts[0] | parts[1] == read_table(tmp_path / "data/dev_test/audio.sha256")

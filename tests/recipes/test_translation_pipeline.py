@@ -15,7 +15,7 @@ from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.results.grids import Grid
 from espnet_ext.results.schema import Result
 from espnet_ext.validation import parse
-from tests.fixtures import forked, translated
+from tests.fixtures import forked, translation
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = {
@@ -78,8 +78,8 @@ class Recipes:
             include = {"include": f"../../../covost2/st1/{name}"}
             (self.path("mslt/st1") / name).write_text(yaml.safe_dump(include))
         self.corpora = {
-            "covost2/st1": translated.covost(folder / "cv"),
-            "mslt/st1": translated.mslt(folder / "MSLT_Corpus"),
+            "covost2/st1": translation.covost(folder / "cv"),
+            "mslt/st1": translation.mslt(folder / "MSLT_Corpus"),
         }
         self.logs = folder / "logs"
 

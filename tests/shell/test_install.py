@@ -119,8 +119,8 @@ def add_pyenv(machine, minor: int, reports: int) -> Path:
 
 def fake_python(minor: int) -> str:
     """Answers the question for its version as 3.``minor`` would."""
-    told = f"import sys; sys.version_info = (3, {minor}); "
-    return f'[ "$1" != -c ] || exec "{sys.executable}" -c "{told}$2" "${{@:3}}"\necho "$0 $*" >&2'
+    patch = f"import sys; sys.version_info = (3, {minor}); "
+    return f'[ "$1" != -c ] || exec "{sys.executable}" -c "{patch}$2" "${{@:3}}"\necho "$0 $*" >&2'
 
 
 def test_python_3_12_of_pyenv_goes_before_3_13_on_the_path(machine):

@@ -21,6 +21,7 @@ sets="test unseen"          # sets to score
 corpus=                     # DIR of the corpus
 package=                    # FILE, a package
 fast=false                  # skip something
+rt02=                       # a name with digits
 note=                       # free text
 parse_options "$@"
 
@@ -125,7 +126,10 @@ def test_options_reach_the_commands(recipe, options, expected):
         (["--sets"], "--sets needs a value"),
         (["--sets", "--fast"], "--sets needs a value"),
         (["--stage", "two"], "whole number"),
-        (["--config", "conf/absent.yaml"], "conf/train_tiny.yaml"),
+        (["--config", "conf/absent.yaml"], "did you mean 'conf/train_tiny.yaml'?"),
+        (["--rt_02", "x"], "'--rt02'"),
+        (["--threads", "all"], "whole number"),
+        (["--ngpu", "2"], "several GPUs"),
         (["--stage", "9"], "no stage"),
         (["--stage", "3", "--stop_stage", "2"], "no stage"),
     ],
@@ -135,6 +139,84 @@ def test_a_wrong_option_is_one_line_and_runs_nothing(recipe, options, named):
     assert result.returncode == 2
     assert named in one_line(result.stderr)
     assert "== stage" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "command"),
+    [
+        (["--max_epoch", "1"], "-- --max_epoch 1"),
+        (["--max_epoch=1"], "-- --max_epoch=1"),
+        (["--note", "a b", "--batch_bins", "1", "--fast"], "--note a\\ b --fast -- --batch_bins 1"),
+        (["--optim", "adam", "--", "--seed", "1"], "-- --optim adam --seed 1"),
+    ],
+)
+def test_an_option_of_espnet_is_refused_with_the_command_that_works(recipe, options, command):
+    result = recipe.run(*options)
+    assert result.returncode == 2
+    assert "options of ESPnet go after a lone --" in one_line(result.stderr)
+    assert result.stderr.endswith(f"{recipe.folder}/run.sh {command}\n")
+    assert "did you mean" not in result.stderr
+    shown = subprocess.run(
+        ["bash", "-c", f"{recipe.folder}/run.sh --dry_run {command}"],
+        env=recipe.env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"CDPATH": "/usr:/"}, {"LC_ALL": "C"}, {"PYTHONHOME": "/none", "PYTHONPATH": "/none"}],
+)
+def test_the_environment_does_not_change_what_is_proposed(recipe, variables):
+    recipe.env |= variables
+    assert "did you mean '--stop_stage'?" in one_line(recipe.run("--stop_stag", "3").stderr)
+
+
+def test_without_python_nothing_is_proposed(recipe, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in "bash basename cut dirname find nproc sed tr".split():
+        (tools / name).symlink_to(shutil.which(name) or "")
+    recipe.env["PATH"] = str(tools)
+    for options in (["--stag", "3"], ["--config", "absent.yaml"]):
+        result = recipe.run(*options)
+        assert result.returncode == 2
+        assert "did you mean" not in one_line(result.stderr)
+        assert "lists all" in result.stderr
+
+
+def test_a_recipe_without_configs_says_so(recipe):
+    (recipe.folder / "conf/train_tiny.yaml").unlink()
+    result = recipe.run()
+    assert result.returncode == 2
+    assert "has none; write conf/train_NAME.yaml" in one_line(result.stderr)
+
+
+def test_standard_stages(recipe):
+    recipe.stages("""variant=merged test_sets="a b"
+standard_stages 2 3
+stage 4 "Another training" echo
+standard_stages 5""")
+    shown = recipe.run("--dry_run", "--threads", "3", "--stage", "3").stdout.splitlines()
+    assert shown[:4] == [
+        "== stage 3: Tokens",
+        "  espnet-ext tokens conf/train_tiny.yaml ",
+        "== stage 4: Another training",
+        "  echo ",
+    ]
+    assert shown[4:-1:2] == [
+        "== stage 5: Average and deploy",
+        "== stage 6: Decode",
+        "== stage 7: Score",
+        "== stage 8: Report",
+    ]
+    assert shown[9] == "  espnet-ext score conf/train_tiny.yaml --sets a\\ b --variant merged "
+    recipe.stages("standard_stages")
+    shown = recipe.run("--dry_run", "--threads", "3", "--", "--max_epoch", "1").stdout
+    assert "train conf/train_tiny.yaml --ngpu 0 --threads 3 -- --max_epoch 1" in shown
 
 
 def test_a_config_is_found_from_where_the_user_stands(recipe, tmp_path):
@@ -209,6 +291,16 @@ def test_last_line_says_what_to_run_next(recipe):
     assert again.returncode == 0, again.stderr
     assert "the end" in again.stdout
     assert "work:" not in again.stdout
+
+
+@pytest.mark.parametrize(("given", "seen"), [(None, ["1", "unset"]), ("3", ["3", "3"])])
+def test_threads_are_one_but_for_the_training_and_as_the_user_says(recipe, given, seen):
+    recipe.env.pop("OMP_NUM_THREADS", None)
+    recipe.env |= {} if given is None else {"OMP_NUM_THREADS": given}
+    recipe.work("echo threads: ${OMP_NUM_THREADS-unset}")
+    recipe.stages('stage 2 "Features" bash work.sh\nstage 4 "Train" bash work.sh')
+    lines = recipe.run().stdout.splitlines()
+    assert [x.removeprefix("threads: ") for x in lines if x.startswith("threads: ")] == seen
 
 
 def test_what_follows_the_dashes_passes_through_unchanged(recipe):

@@ -5,16 +5,13 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
-from espnet_ext.data import audio
-from espnet_ext.files import atomic_path, temporary_name
+from espnet_ext.files import Stamp, atomic_path
 
 # Replaces the folder "out" and dies, as by kill -9, just before its n-th change of a file.
 REPLACE = """
 import os, sys
-from espnet_ext.data import audio
 from espnet_ext.files import atomic_path
 left = int(sys.argv[1])
 def hook(event, arguments):
@@ -84,45 +81,83 @@ def test_a_link_to_a_folder_is_replaced_and_what_it_names_stays(old, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["link", "out"]
 
 
-@pytest.mark.parametrize(
-    ("machine", "process", "age", "stays"),
-    [
-        ("here", "dead", 0, False),
-        ("here", "alive", 1e6, True),
-        ("another", "dead", 0, True),
-        ("another", "alive", 1e6, False),
-        ("restarted", "alive", 0, False),
-    ],
-)
-def test_only_writers_of_this_machine_are_judged_by_their_process(
-    tmp_path, machine, process, age, stays
-):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    number = {"dead": ended.pid, "alive": os.getppid()}[process]
-    host, boot, _ = temporary_name(tmp_path / "x").name.removeprefix(".tmp").split("-")
-    host = "01234567" if machine == "another" else host
-    boot = "01234567" if machine == "restarted" else boot
-    left = tmp_path / f".tmp{host}-{boot}-{number}.out"
-    left.write_text("half")
-    os.utime(left, (left.stat().st_atime, left.stat().st_mtime - age))
-    with atomic_path(tmp_path / "out") as path:
-        path.write_text("whole")
-    assert left.exists() == stays
+# Writes half of "out", then waits for a line.
+WRITE = """
+from espnet_ext.files import atomic_path
+with atomic_path("out") as path:
+    path.write_text("half")
+    print(path, flush=True)
+    input()
+    path.write_text("whole")
+"""
 
 
-def test_a_clip_is_written_under_a_name_that_others_can_judge(tmp_path, monkeypatch):
-    path, seen, replace = tmp_path / "a.flac", [], os.replace
+@pytest.fixture
+def writer(tmp_path):
+    """A process that has written half of the file "out", and where that is."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITE],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        yield process, tmp_path / process.stdout.readline().strip()
+        process.kill()
 
-    def spy(source, target):
-        seen.append((source, target))
-        replace(source, target)
 
-    monkeypatch.setattr(os, "replace", spy)
-    assert audio.write_flac(path, np.zeros(1600, np.float32), 16000) == 0.1
-    assert seen == [(temporary_name(path), path)]
-    assert os.listdir(tmp_path) == ["a.flac"]
-    monkeypatch.setattr(os, "replace", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        audio.write_flac(path, np.zeros(1600, np.float32), 16000)
-    assert os.listdir(tmp_path) == ["a.flac"]
+def write(path, text):
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def test_another_writer_leaves_the_work_of_a_living_one_alone(writer, tmp_path):
+    process, half = writer
+    for path in (half, half.parent):  # age does not matter
+        os.utime(path, (0, 0))
+    write(tmp_path / "out", "mine")
+    assert half.read_text() == "half"
+    process.communicate("\n")
+    assert process.returncode == 0
+    assert contents(tmp_path) == {"out": "whole"}
+
+
+@pytest.mark.parametrize("name", ["out", "another"])
+def test_the_work_of_a_killed_writer_is_removed(writer, tmp_path, name):
+    process, half = writer
+    process.kill()
+    process.wait()
+    assert half.exists()
+    write(tmp_path / name, "mine")
+    assert contents(tmp_path) == {name: "mine"}
+
+
+def test_a_stamp_that_is_current_removes_the_work_of_killed_writers(writer, tmp_path):
+    process, half = writer
+    (tmp_path / ".tmp-not-ours").write_text("")
+    stamp = Stamp(tmp_path / "stamp", None, [])
+    stamp.write([])
+    assert stamp.is_current()
+    assert half.exists()
+    process.kill()
+    process.wait()
+    assert stamp.is_current()
+    assert sorted(os.listdir(tmp_path)) == [".tmp-not-ours", "stamp"]
+
+
+@pytest.mark.parametrize("left", [".lock", "out", ""])
+def test_a_writer_killed_at_its_first_steps_leaves_nothing(tmp_path, left):
+    folder = tmp_path / ".tmp-abc.out"
+    folder.mkdir()
+    if left:
+        (folder / left).write_text("")
+    write(tmp_path / "out", "mine")
+    assert contents(tmp_path) == {"out": "mine"}
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    code = "from espnet_ext.files import write_text\nfor n in range(100): write_text('out', 'text')"
+    writers = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(4)]
+    assert [process.wait() for process in writers] == [0] * 4
+    assert contents(tmp_path) == {"out": "text"}

@@ -11,24 +11,4 @@ parse_options "$@"
 
 stage 1 "Prepare data" \
   python local/data.py --out data --nj "$nj" ${corpus:+--corpus "$corpus"}
-
-stage 2 "Features" \
-  espnet-ext features "$config" --nj "$nj"
-
-stage 3 "Tokens" \
-  espnet-ext tokens "$config"
-
-stage 4 "Train" \
-  espnet-ext train "$config" --ngpu "$ngpu" -- "${extra[@]}"
-
-stage 5 "Average and deploy" \
-  espnet-ext deploy "$config" ${variant:+--variant "$variant"}
-
-stage 6 "Decode" \
-  espnet-ext decode "$config" --sets "$test_sets" --nj "$nj" ${variant:+--variant "$variant"}
-
-stage 7 "Score" \
-  espnet-ext score "$config" --sets "$test_sets" ${variant:+--variant "$variant"}
-
-stage 8 "Report" \
-  espnet-ext report "$config" ${variant:+--variant "$variant"}
+standard_stages

@@ -13,25 +13,12 @@ target=zh-CN                        # language translated into; the config names
 parse_options "$@"
 
 stage 1 "Prepare data" \
-  python local/data.py --out data --nj "$nj" --source "$source" --target "$target" ${corpus:+--corpus "$corpus"}
-
-stage 2 "Features" \
-  espnet-ext features "$config" --nj "$nj"
-
+  python local/data.py --out data --nj "$nj" --source "$source" --target "$target" \
+  ${corpus:+--corpus "$corpus"}
+standard_stages 2 2
 stage 3 "Tokens" \
   python local/model.py "$config" --trained "$trained" --part tokens ${variant:+--variant "$variant"}
-
 stage 4 "Train" \
-  python local/model.py "$config" --trained "$trained" --part model ${variant:+--variant "$variant"} -- "${extra[@]}"
-
-stage 5 "Average and deploy" \
-  espnet-ext deploy "$config" ${variant:+--variant "$variant"}
-
-stage 6 "Decode" \
-  espnet-ext decode "$config" --sets "$test_sets" --nj "$nj" ${variant:+--variant "$variant"}
-
-stage 7 "Score" \
-  espnet-ext score "$config" --sets "$test_sets" ${variant:+--variant "$variant"}
-
-stage 8 "Report" \
-  espnet-ext report "$config" ${variant:+--variant "$variant"}
+  python local/model.py "$config" --trained "$trained" --part model \
+  ${variant:+--variant "$variant"} -- "${extra[@]}"
+standard_stages 5 8

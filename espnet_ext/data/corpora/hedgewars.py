@@ -1,23 +1,19 @@
-"""Reads the acted voices of the game Hedgewars from its Debian package: voice, event, clip.
+"""The acted voices of the game Hedgewars: voice, event, clip.
 
-A clip's event is its file name without the digits at its end: what the line is spoken for. What
-the recipes of this corpus share stands here; which clips they take, and as which classes, in
-their ``local/data.py``.
+An event is what a line is spoken for: the clip's file name without the digits at its end.
 """
 
-import argparse
 import hashlib
 import re
-import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from espnet_ext.data import kaldi_dir
-from espnet_ext.data.corpora import corpus
-from espnet_ext.data.fetch.debian import Package, fetch, unpack_folder
-from espnet_ext.errors import UserError, run_cli
-from espnet_ext.files import Stamp
+from espnet_ext.data.corpora.clips import Clip
+from espnet_ext.data.corpora.stage import DataStage
+from espnet_ext.data.fetch.debian import Package, unpack_folder
+from espnet_ext.data.kaldi_dir import Utterance
+from espnet_ext.errors import UserError
 
 PACKAGE = Package(
     name="hedgewars-data",
@@ -45,29 +41,24 @@ GROUPS = 3  # folds of by_group
 
 # What the pinned package holds as classes; anything else means that a rule was changed.
 CONTENTS = {"files": 839, "unclassed": 29, "copies": 33, "clips": 777, "voices": 15}
-COUNTS = {
-    "pain": 112,
-    "effort": 84,
-    "joy": 103,
-    "anger": 156,
-    "fear": 114,
-    "regret": 58,
-    "neutral": 150,
-}
+COUNTS = Counter(pain=112, effort=84, joy=103, anger=156, fear=114, regret=58, neutral=150)
 
-type Utterances = list[kaldi_dir.Utterance]
 # fold -> part -> utterances
-type Split = dict[str, dict[str, Utterances]]
-type Folds = dict[str, Split]
+type Split = dict[str, dict[str, list[Utterance]]]
+
+
+def voices(stage: DataStage) -> dict[str, Path]:
+    """Fetch and unpack the package; return the files by their names, voice/file.ogg."""
+    return unpack_folder(stage.fetch(PACKAGE), FOLDER, stage.downloads / "voices")
 
 
 def choose(
     files: Mapping[str, Path], label_of: Mapping[str, str]
-) -> tuple[list[corpus.Clip], Counter[str]]:
-    """Return the clips among voice/file.ogg with the label of their event, and counts.
+) -> tuple[list[Clip], Counter[str]]:
+    """Return the clips among ``voices`` with the label of their event, and counts.
 
     Events that ``label_of`` lacks are left out, and so is a clip that is byte for byte an earlier
-    one, by the name of voice and file.
+    one in the order of their names.
 
     Raises:
         UserError: a file of an unknown event.
@@ -88,58 +79,57 @@ def choose(
         seen.add(digest)
         speaker = voice.lower()
         key = f"{speaker}-{file.removesuffix('.ogg').lower()}"
-        clips.append(corpus.Clip(key, speaker, label_of[event], path))
+        clips.append(Clip(id=key, speaker=speaker, label=label_of[event], source=path))
     count["clips"] = len(clips)
     count["voices"] = len({clip.speaker for clip in clips})
     return clips, count
 
 
-def classed(files: Mapping[str, Path], counted: bool) -> list[corpus.Clip]:
-    """The clips in their seven classes; with ``counted`` their counts are compared.
+def classed(stage: DataStage, files: Mapping[str, Path]) -> list[Clip]:
+    """Return the clips in their seven classes.
 
     Raises:
-        UserError: what ``choose`` raises, or another count.
+        UserError: what ``choose`` raises, or a wrong count.
     """
     clips, count = choose(files, CLASS_OF)
-    if counted:
-        corpus.expect(PACKAGE.name, CONTENTS, count)
-        corpus.expect(PACKAGE.name, COUNTS, Counter(clip.label for clip in clips))
+    stage.expect(CONTENTS, count)
+    stage.expect(COUNTS, Counter(clip.label for clip in clips))
     return clips
 
 
-def fixed(utterances: Sequence[kaldi_dir.Utterance]) -> dict[str, Utterances]:
-    """The split by voice that is the same for ever."""
-    parts: dict[str, Utterances] = {"train": [], "dev": [], "test": []}
+def fixed(utterances: Sequence[Utterance]) -> dict[str, list[Utterance]]:
+    """Return train, dev and test by voice."""
+    parts: dict[str, list[Utterance]] = {"train": [], "dev": [], "test": []}
     for item in utterances:
         part = "test" if item.speaker in TEST else "dev" if item.speaker in DEV else "train"
         parts[part].append(item)
     return parts
 
 
-def by_voice(utterances: Sequence[kaldi_dir.Utterance]) -> Split:
-    """A fold a voice: it is the test, the one after it dev, the others train."""
+def by_voice(utterances: Sequence[Utterance]) -> Split:
+    """Return a fold for each voice: it is the test, the voice after it dev, the others train."""
     voices = sorted({item.speaker for item in utterances})
     after = [*voices[1:], *voices[:1]]
     held = {voice: ({voice}, {dev}) for voice, dev in zip(voices, after, strict=True)}
-    return _apart(utterances, held)
+    return _held_out(utterances, held)
 
 
-def by_group(utterances: Sequence[kaldi_dir.Utterance]) -> Split:
-    """GROUPS folds: a group of voices is the test, one voice of the next group dev.
+def by_group(utterances: Sequence[Utterance]) -> Split:
+    """Return GROUPS folds: a group of voices is the test, one voice of the next group dev.
 
-    A group is every third voice of the alphabet, so that voices that share a language or
-    recordings are spread over the groups.
+    A group is every third voice of the alphabet, which spreads voices that share a language or
+    recordings over the groups.
     """
     voices = sorted({item.speaker for item in utterances})
     groups = min(GROUPS, len(voices))
     held = {f"{i + 1}": (set(voices[i::groups]), {voices[(i + 1) % groups]}) for i in range(groups)}
-    return _apart(utterances, held)
+    return _held_out(utterances, held)
 
 
 def strict(split: Split) -> Split:
-    """Each fold twice, with neither a voice nor a phrase of training in its test.
+    """Return two folds of each: its test shares neither a voice nor a phrase with training.
 
-    Test and dev keep one half of each class's events, train keeps the other.
+    Test and dev keep one half of each class's events, train the other.
     """
     return {
         f"{fold}-{half}": {
@@ -151,17 +141,17 @@ def strict(split: Split) -> Split:
     }
 
 
-def phrase_half(utterance: kaldi_dir.Utterance) -> str:
-    """Return a or b for an utterance: every second event of its class, in the order of CLASSES."""
+def phrase_half(utterance: Utterance) -> str:
+    """Return a or b for an utterance, in turns by its class's events in the order of CLASSES."""
     event = re.sub(r"\d+$", "", utterance.id.partition("-")[2])
     events = CLASSES[utterance.label].lower().split()
     return "ab"[events.index(event) % 2]
 
 
-def _apart(
-    utterances: Sequence[kaldi_dir.Utterance], held: Mapping[str, tuple[set[str], set[str]]]
+def _held_out(
+    utterances: Sequence[Utterance], held: Mapping[str, tuple[set[str], set[str]]]
 ) -> Split:
-    """Folds without the voices held out: fold -> (those of test, those of dev)."""
+    """Return folds; ``held`` are the voices of test and of dev by fold."""
     return {
         fold: {
             "train": [u for u in utterances if u.speaker not in test | dev],
@@ -170,37 +160,3 @@ def _apart(
         }
         for fold, (test, dev) in held.items()
     }
-
-
-def main(
-    doc: str | None,
-    script: str,
-    make: Callable[[dict[str, Path], Path, int, bool], tuple[dict[str, Utterances], Folds]],
-) -> None:
-    """Read the command line of a recipe's data stage and prepare its data.
-
-    Args:
-        doc: what --help says.
-        script: the recipe's file, for the stamp.
-        make: from the files by name, the folder of the audio, the number of processes and
-            whether counts must hold, to the sets and the folds.
-    """
-    args = corpus.package_parser(doc).parse_args()
-    sys.exit(run_cli("local/data.py", lambda: _prepare(args, script, make)))
-
-
-def _prepare(args: argparse.Namespace, script: str, make: Callable) -> None:
-    """Make the data directories, unless they are up to date."""
-    out, downloads = Path(args.out), Path(args.downloads)
-    package = Package(PACKAGE.name, PACKAGE.version, args.sha256 or PACKAGE.sha256)
-    stamp = Stamp(out / ".stamp.json", [package.sha256, str(out)], [script, __file__, *corpus.CODE])
-    # A package that the user names is checked even where nothing is left to do.
-    deb = fetch(package, downloads, args.package) if args.package else None
-    if stamp.is_current():
-        print(f"{out}: up to date")
-        return
-    deb = deb or fetch(package, downloads)
-    corpus.remove_leftovers(out, out / "audio", downloads)
-    files = unpack_folder(deb, FOLDER, downloads / "voices")
-    sets, folds = make(files, out / "audio", args.nj, args.sha256 is None)
-    corpus.write_corpus(args, stamp, sets, folds)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from espnet_ext.data.corpora.corpus import Clip
+from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.text import collapse_blanks
 from espnet_ext.errors import UserError
 
@@ -30,8 +30,8 @@ class Segment:
     channel: str  # A or B
     start: float  # seconds
     end: float
-    words: str  # as they stand there, markings included
-    line: str  # as NIST's programs take it
+    words: str  # with markings
+    line: str  # for NIST's programs
 
     @property
     def speaker(self) -> str:
@@ -40,23 +40,23 @@ class Segment:
 
     @property
     def id(self) -> str:
-        """The utterance's id, as in Kaldi: hundredths of a second, cut off."""
+        """The utterance's id, as in Kaldi; times are truncated to hundredths of a second."""
         return f"{self.speaker}_{int(self.start * 100):06d}-{int(self.end * 100):06d}"
 
     @property
     def is_scored(self) -> bool:
-        """False for time that NIST leaves out."""
+        """Whether NIST scores it."""
         return _UNSCORED not in self.words
 
 
 def read_stm(path: Path) -> list[Segment]:
-    """Read an stm file, mending what NIST's own programs stumble over in the published ones.
+    """Read an stm file, with corrections of the published ones, which NIST's programs refuse.
 
-    ``((`` becomes ``(``, marks of asides go (the words stay), channels 1 and 2 become A and B,
-    and lines for the time between segments are left out.
+    ``((`` becomes ``(``, marks of asides are removed (the words stay), channels 1 and 2 become A
+    and B, and lines for the time between segments are left out.
 
     Raises:
-        UserError: a line that is none, with its number.
+        UserError: a wrong line, with its number.
     """
     return list(_segments(path))
 
@@ -102,7 +102,7 @@ def read_pem(path: Path) -> set[str]:
 
 
 def read_comments(path: Path) -> list[str]:
-    """Comments of an stm file: they define the labels of its lines, so sclite needs them."""
+    """Return the comments of an stm file; they define the labels of its lines for sclite."""
     return [line.strip() for line in _lines(path) if line.lstrip().startswith(";;")]
 
 
@@ -124,9 +124,9 @@ def _lines(path: Path) -> list[str]:
 def reference_text(words: str) -> str:
     """Return the words of a segment in lower case, without NIST's markings.
 
-    What is optional, in parentheses (hesitations, fragments), goes where something else is left,
-    and so do %words; of alternatives ``{a / b}`` the first stays. NIST's own scoring
-    (``score.sctk``) takes all of them for what they are.
+    Optional words in parentheses (hesitations, fragments) and %words are removed if others are
+    left; of alternatives ``{a / b}`` the first stays. NIST's scoring (``score.sctk``) knows all of
+    these markings.
     """
     text = _ALTERNATIVES.sub(r" \1 ", words.lower())
     words_left = [word for word in _OPTIONAL.sub(" ", text).split() if not word.startswith("%")]
@@ -148,12 +148,11 @@ def clips(segments: Iterable[Segment], audio: Mapping[str, Path]) -> list[Clip]:
         if not segment.is_scored or not text:
             continue
         if segment.file not in audio:
-            raise UserError(f"no audio file {segment.file}.sph, of which there are references")
+            raise UserError(f"no audio file {segment.file}.sph, which the references name")
         found.append(
             Clip(
                 id=segment.id,
                 speaker=segment.speaker,
-                label="",
                 source=audio[segment.file],
                 start=segment.start,
                 end=segment.end,
@@ -165,7 +164,7 @@ def clips(segments: Iterable[Segment], audio: Mapping[str, Path]) -> list[Clip]:
 
 
 def sphere_files(folder: Path) -> dict[str, Path]:
-    """SPHERE files below a folder, by their names without ending."""
+    """Return the SPHERE files below a folder, by their names without suffix."""
     found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() == ".sph")
     return {path.stem: path for path in found}
 

@@ -1,10 +1,9 @@
-"""Reads the speech and the script of the game "Flight of the Amazon Queen" from its container.
+"""The speech and the script of the game "Flight of the Amazon Queen", read from its container.
 
-The container ``queen.1c`` is ScummVM's repacked form of the game: a directory, then the files.
-Speech clips (``*.SB``) are bare MPEG layer III streams at 11,025 Hz, one channel. Their text is
-not stored beside them: it is found by building the clip's name from the place of a sentence in
-the script, as ScummVM's queen engine does (talk.cpp, cutaway.cpp, logic.cpp). Integers are
-big-endian. Nothing here imports torch.
+The container ``queen.1c`` is the game as ScummVM repacks it: a directory, then the files. Speech
+clips (``*.SB``) are bare MPEG layer III streams at 11,025 Hz, one channel. A clip's name follows
+from the place of its sentence in the script, as in ScummVM's queen engine (talk.cpp, cutaway.cpp,
+logic.cpp). Integers are big-endian. Nothing here imports torch.
 """
 
 import re
@@ -13,13 +12,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from espnet_ext.data.corpora.clips import read_span
+from espnet_ext.data.corpora.stage import DataStage
+from espnet_ext.data.fetch.debian import Package, unpack_member
+from espnet_ext.data.text import collapse_blanks
 from espnet_ext.errors import UserError
 
+PACKAGE = Package(
+    name="flight-of-the-amazon-queen",
+    version="1.0.0-9",
+    sha256="40c08fd258d6fe95c46c1eaf5e9137f84ba330657995a281bd887c94a560a0f1",
+)
+MEMBER = "usr/share/scummvm/flight-of-the-amazon-queen/queen.1c"
 SAMPLE_RATE = 11025  # Hz, of every clip
 UNKNOWN = "unknown"
 
-# A label of the script that is another name of a voice: dialogue files have short names, and
-# some clips of the opening scene are stored twice, byte for byte, under two labels.
+# Labels of the script that are other names of a voice: dialogue files have short names, and some
+# clips of the opening scene are stored twice under two labels.
 ALIASES = {
     "and": "anderson",
     "azura": "princess azura",
@@ -46,21 +55,17 @@ _JOE = "Joe"
 
 
 @dataclass(frozen=True)
-class Clip:
-    """One clip and its text as the script has it (cased, punctuated).
+class Sentence:
+    """A voiced sentence of the script, or a part of one."""
 
-    ``name`` is the file's name without ``.SB``; ``speaker`` the script's label; ``source`` the
-    script file.
-    """
-
-    name: str
-    speaker: str
-    text: str
-    source: str
+    name: str  # of its file, without .SB
+    speaker: str  # the script's label
+    text: str  # cased and punctuated
+    span: tuple[int, int]  # offset and length of its MP3 in the container, bytes
 
     @property
     def voice(self) -> str:
-        """The speaker as an id: lower case, aliases merged, no blanks."""
+        """The speaker's id: lower case, aliases merged, no blanks."""
         label = " ".join(self.speaker.lower().split())
         return re.sub(r"[^a-z0-9]+", "_", ALIASES.get(label, label)).strip("_") or UNKNOWN
 
@@ -108,20 +113,18 @@ class Container:
         return sorted(name for name in self.entries if name.endswith(suffix))
 
 
-def read_span(path: str | Path, offset: int, length: int) -> bytes:
-    """Return ``length`` bytes of a file from ``offset``."""
-    with open(path, "rb") as stream:
-        stream.seek(offset)
-        return stream.read(length)
+def open_container(stage: DataStage) -> Container:
+    """Fetch and unpack the package; return the container in it."""
+    return Container(unpack_member(stage.fetch(PACKAGE), MEMBER, stage.downloads / "queen.1c"))
 
 
-def read_clips(container: Container) -> list[Clip]:
-    """Return the clips that have a text, sorted by name; each clip once.
+def read_sentences(container: Container) -> list[Sentence]:
+    """Return the clips that have a text, sorted by name, each once.
 
     Raises:
         UserError: a script file is damaged.
     """
-    clips: dict[str, Clip] = {}
+    found: dict[str, Sentence] = {}
     objects, stock = _read_master(container)
     sources: list[tuple[str, Iterator[tuple[str, str, str]]]] = [("QUEEN2.JAS", iter(stock))]
     sources += [(name, _dialogue(name, container)) for name in container.names(".DOG")]
@@ -130,19 +133,19 @@ def read_clips(container: Container) -> list[Clip]:
         try:
             for prefix, speaker, sentence in sentences:
                 for name, text in segments(prefix, sentence):
-                    if f"{name}.SB" in container.entries and text.strip():
-                        clip = Clip(name, speaker, " ".join(text.split()), source)
-                        clips.setdefault(name, clip)
+                    span = container.entries.get(f"{name}.SB")
+                    if span is not None and text.strip():
+                        found.setdefault(name, Sentence(name, speaker, collapse_blanks(text), span))
         except (struct.error, IndexError):
             raise UserError(f"{container.path}: {source} is damaged; get the file again") from None
-    return [clips[name] for name in sorted(clips)]
+    return [found[name] for name in sorted(found)]
 
 
 def segments(prefix: str, sentence: str) -> list[tuple[str, str]]:
     """Cut a sentence at its ``*XX`` commands into (clip name, text) pairs.
 
-    The k-th segment, counted from 1, belongs to the clip ``prefix`` + k in hexadecimal. A
-    command ends the segment before it; ``*GD`` and ``*GM`` leave that segment unvoiced.
+    The k-th segment, from 1, belongs to the clip ``prefix`` + k in hexadecimal. A command ends the
+    segment before it; ``*GD`` and ``*GM`` leave that segment unvoiced.
     """
     result = []
     start = 0

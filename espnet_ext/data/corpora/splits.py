@@ -1,12 +1,15 @@
-"""Which set a text belongs to, and which clips cannot hold their text; shared by the recipes."""
+"""Rules that recipes share: the set of a text, and clips that cannot hold their text."""
 
 import hashlib
 
 
 def split_of(corpus: str, key: str, test: float = 0.10, dev: float = 0.05) -> str:
-    """Return ``train``, ``dev`` or ``test`` for a key, the same for ever on every machine.
+    """Return ``train``, ``dev`` or ``test`` for a key, the same on every machine.
 
-    The key is the normalised text, so that one text never falls into two sets.
+    Args:
+        corpus: name of the corpus; another name gives another split.
+        key: what may not be in two sets: the normalised text, or the speaker.
+        test, dev: shares of the keys.
     """
     digest = hashlib.sha1(f"{corpus}|{key}".encode(), usedforsecurity=False).hexdigest()
     bucket = int(digest[:8], 16) / 2**32
@@ -16,7 +19,7 @@ def split_of(corpus: str, key: str, test: float = 0.10, dev: float = 0.05) -> st
 
 
 def implausible(text: str, seconds: float) -> str | None:
-    """Say why a clip cannot hold its text, or None.
+    """Return why a clip cannot hold its text, or None.
 
     Limits: 0.25 s to 20 s; at most 22 characters a second; at least 1.5 characters a second for
     texts of more than 3 characters.

@@ -1,9 +1,9 @@
-"""Reads the weights of a CTranslate2 model (model.bin), nothing but numbers from bytes.
+"""Reader of the weights of a CTranslate2 model (model.bin).
 
 The format, little-endian: uint32 version, string name of the specification, uint32 revision,
-uint32 count; for each variable its name (string), uint8 rank, uint32 a dimension, uint8 type,
-uint32 bytes, data; then uint32 count of aliases and as many pairs of strings. A string is a
-uint16 length, which counts a closing zero, and the bytes.
+uint32 count; for each variable its name (string), uint8 rank, uint32 per dimension, uint8 type,
+uint32 bytes, data; then uint32 count of aliases and as many pairs of strings. A string is a uint16
+length, which counts a closing zero, and the bytes.
 """
 
 import math
@@ -22,7 +22,7 @@ _MOST_DIMENSIONS = 8
 
 @dataclass(frozen=True)
 class Weights:
-    """What a model.bin holds."""
+    """Contents of a model.bin."""
 
     specification: str  # WhisperSpec
     revision: int
@@ -53,21 +53,21 @@ def read_weights(data: bytes | memoryview, name: str) -> Weights:
     for _ in range(reader.number("I")):
         alias, key = reader.string(), reader.string()
         if key not in variables:
-            raise UserError(f"{name}: damaged: {alias} stands for {key}, which is not in it")
+            raise UserError(f"{name}: damaged: {alias} is an alias of {key}, which is not in it")
         variables[alias] = variables[key]
     reader.end()
     return Weights(specification, revision, variables)
 
 
 class _Reader:
-    """Takes values off the front of some bytes, and refuses to go beyond their end."""
+    """Reads values from bytes in turn, but not beyond their end."""
 
     def __init__(self, data: memoryview, name: str):
         self.data = data
         self.name = name
         self.position = 0
 
-    def take(self, size: int) -> memoryview:
+    def read(self, size: int) -> memoryview:
         end = self.position + size
         if end > len(self.data):
             raise UserError(f"{self.name}: cut short or damaged at byte {self.position}")
@@ -76,10 +76,10 @@ class _Reader:
         return part
 
     def number(self, kind: str) -> int:
-        return struct.unpack(f"<{kind}", self.take(struct.calcsize(f"<{kind}")))[0]
+        return struct.unpack(f"<{kind}", self.read(struct.calcsize(f"<{kind}")))[0]
 
     def string(self) -> str:
-        raw = bytes(self.take(self.number("H")))
+        raw = bytes(self.read(self.number("H")))
         if not raw.endswith(b"\0") or not raw[:-1].isascii():
             raise UserError(f"{self.name}: damaged: no name before byte {self.position}")
         return raw[:-1].decode("ascii")
@@ -95,7 +95,7 @@ class _Reader:
         wanted = math.prod(shape) * np.dtype(_TYPES[kind]).itemsize
         if size != wanted:
             raise UserError(f"{self.name}: damaged: {key} has {size} bytes, its shape {wanted}")
-        array = np.frombuffer(self.take(size), _TYPES[kind]).reshape(shape)
+        array = np.frombuffer(self.read(size), _TYPES[kind]).reshape(shape)
         if kind == _BFLOAT16:
             array = (array.astype("<u4") << 16).view("<f4")
         return array
@@ -103,4 +103,4 @@ class _Reader:
     def end(self) -> None:
         if self.position != len(self.data):
             left = len(self.data) - self.position
-            raise UserError(f"{self.name}: damaged: {left} bytes behind its end")
+            raise UserError(f"{self.name}: damaged: {left} bytes after its end")

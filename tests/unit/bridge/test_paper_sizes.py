@@ -34,7 +34,7 @@ def blocks():
     from espnet_ext.methods.deploy import footprint
     from espnet_ext.methods.registry import METHODS
 
-    espnet = load_config(CONFIGS / "train_residual_stream_paper_k3.yaml").espnet
+    espnet = load_config(CONFIGS / "paper/train_residual_stream_paper_k3.yaml").espnet
     conf = dict(espnet["encoder_conf"])
     conf.pop("residual")
     cls = compressed_encoder(StreamingTransformerEncoder, METHODS["residual"])
@@ -62,18 +62,18 @@ def test_sizes_by_rank(blocks, k):
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_sizes_of_the_controls(blocks, name):
-    conf = load_config(CONFIGS / f"train_share_stream_xs_{name}.yaml").espnet["encoder_conf"]
-    assert blocks(**conf["residual"]) == CONTROLS[name]
+    config = load_config(CONFIGS / f"residual/train_share_stream_xs_{name}.yaml")
+    assert blocks(**config.espnet["encoder_conf"]["residual"]) == CONTROLS[name]
 
 
 def test_footprint_prints_the_rank_table(tmp_path):
-    path = CONFIGS / "train_residual_stream_paper_k3.yaml"
+    path = CONFIGS / "paper/train_residual_stream_paper_k3.yaml"
     printed = footprint(path, tmp_path, "--set", "encoder_conf.residual.rank=4")
     assert millions(printed["parameters"]["encoder_blocks"]) == BY_RANK[3][4]
 
 
 def test_footprint_refuses_settings_in_one_line(tmp_path):
-    config = load_config(CONFIGS / "train_stream_xs.yaml")
+    config = load_config(CONFIGS / "residual/train_stream_xs.yaml")
     for setting in ("encoder_conf.dropout_rate", "recipe.vocabulary=3", "include=x", "=3"):
         with pytest.raises(UserError, match="expected KEY=VALUE"):
             changed(config, [setting])
@@ -91,7 +91,7 @@ def test_footprint_refuses_settings_in_one_line(tmp_path):
 
 @pytest.mark.parametrize(("vocabulary", "total"), [(4002, 77.989), (11109, 83.909)])
 def test_footprint_prints_the_whole_models(tmp_path, vocabulary, total):
-    path = CONFIGS / "train_stream_paper.yaml"
+    path = CONFIGS / "paper/train_stream_paper.yaml"
     printed = footprint(path, tmp_path, "--vocabulary", str(vocabulary))
     assert millions(printed["parameters"]["encoder_blocks"]) == 56.706
     assert millions(printed["parameters"]["total"]) == total
@@ -156,7 +156,7 @@ def test_wav2vec2_base_under_ctc():
 
 def test_footprint_prints_the_shared_model(tmp_path):
     """K = 3, R = 16; the file is within 2 % of 4 bytes a parameter."""
-    printed = footprint(CONFIGS / "train_residual_stream_paper_k3.yaml", tmp_path)
+    printed = footprint(CONFIGS / "paper/train_residual_stream_paper_k3.yaml", tmp_path)
     assert millions(printed["parameters"]["encoder_blocks"]) == 21.612
     wanted = 4 * printed["parameters"]["total"]
     assert wanted < printed["bytes"] < 1.02 * wanted

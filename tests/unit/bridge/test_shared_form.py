@@ -12,7 +12,7 @@ from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import deploy, parameter_count
 from tests.fixtures.speech_models import randomise
 
-CONFIGS = Path(__file__).resolve().parents[3] / "egs/fotaq/asr1/conf"
+CONFIGS = Path(__file__).resolve().parents[3] / "egs/fotaq/asr1/conf/residual"
 
 
 @pytest.mark.parametrize("name", ["residual_stream_xs_k3", "residual_stream_xs_k18"])

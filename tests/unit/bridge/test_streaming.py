@@ -305,7 +305,7 @@ def test_bad_streams_are_one_line(experiment, tmp_path, monkeypatch):
     (tmp_path / "text.wav").write_text("no audio")
     cases = {
         audio(tmp_path / "nan.wav", bad): "NaN or infinite sample at 0.500 s",
-        audio(tmp_path / "rate.wav", wave(1.0), 8000): "8000 Hz, the model takes 16000",
+        audio(tmp_path / "rate.wav", wave(1.0), 8000): "8000 Hz, the model needs 16000",
         audio(tmp_path / "stereo.wav", np.stack([wave(1.0)] * 2, 1)): "2 channels",
         audio(tmp_path / "short.wav", wave(0.02)): "less than a window of 25 ms",
         audio(tmp_path / "empty.wav", wave(0.0)): "less than a window of 25 ms",

@@ -9,7 +9,7 @@ import yaml
 from espnet_ext.cli import grid as verb
 from espnet_ext.config.grid import Cell, System, read_grid
 from espnet_ext.config.training import load_config
-from espnet_ext.data.corpora.corpus import read_folds, write_folds
+from espnet_ext.data.corpora.folds import read_folds, write_folds
 from espnet_ext.data.kaldi_dir import Utterance, read_data_dir
 from espnet_ext.errors import UserError
 from espnet_ext.results.grids import Grid, summary

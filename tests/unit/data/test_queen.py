@@ -7,15 +7,16 @@ import pytest
 
 from espnet_ext.data.corpora import queen
 from espnet_ext.errors import UserError
+from tests.fixtures import packages
 from tests.fixtures import queen_builder as build
 
 
 def open_game(tmp_path, files):
-    return queen.Container(build.write(tmp_path / "queen.1c", build.container(files)))
+    return queen.Container(packages.write(tmp_path / "queen.1c", build.container(files)))
 
 
 def test_every_clip_gets_its_speaker_and_text(tmp_path):
-    clips = queen.read_clips(open_game(tmp_path, build.game()))
+    clips = queen.read_sentences(open_game(tmp_path, build.game()))
     found = {clip.name: (clip.speaker, clip.text, clip.voice) for clip in clips}
     assert found == build.SCRIPT
     assert [clip.name for clip in clips] == sorted(found)
@@ -23,14 +24,14 @@ def test_every_clip_gets_its_speaker_and_text(tmp_path):
 
 def test_clips_without_a_sentence_have_no_text(tmp_path):
     container = open_game(tmp_path, build.game())
-    named = {f"{clip.name}.SB" for clip in queen.read_clips(container)}
+    named = {f"{clip.name}.SB" for clip in queen.read_sentences(container)}
     assert set(container.names(".SB")) - named == {"0500SSSS1.SB", "UNTITLED.SB"}
 
 
 def test_a_silent_command_advances_the_number_but_voices_nothing(tmp_path):
     files = build.game()
     files["050006P3.SB"] = b""  # the segment that *GD ends
-    names = [clip.name for clip in queen.read_clips(open_game(tmp_path, files))]
+    names = [clip.name for clip in queen.read_sentences(open_game(tmp_path, files))]
     assert "050006P3" not in names
     assert "050006P4" in names
 
@@ -58,24 +59,24 @@ def test_position_command_takes_its_arguments():
     ],
 )
 def test_a_voice_has_one_id(label, voice):
-    assert queen.Clip("X1", label, "text", "X.DOG").voice == voice
+    assert queen.Sentence("X1", label, "text", (0, 9)).voice == voice
 
 
 def test_labels_of_things_are_no_voices():
-    assert not queen.Clip("X1", "TEXT", "a", "X.CUT").is_voice
-    assert queen.Clip("X1", "Bud", "a", "X.CUT").is_voice
+    assert not queen.Sentence("X1", "TEXT", "a", (0, 9)).is_voice
+    assert queen.Sentence("X1", "Bud", "a", (0, 9)).is_voice
 
 
 def test_not_the_container(tmp_path):
     with pytest.raises(UserError, match="no QTBL"):
-        queen.Container(build.write(tmp_path / "a", b"RIFF" + bytes(40)))
+        queen.Container(packages.write(tmp_path / "a", b"RIFF" + bytes(40)))
 
 
 @pytest.mark.parametrize("keep", [17, 200, -1])
 def test_truncated_container(tmp_path, keep):
     files = build.game() | {"ZZ.SB": b"last clip"}
     with pytest.raises(UserError, match="cut short"):
-        queen.Container(build.write(tmp_path / "a", build.container(files)[:keep]))
+        queen.Container(packages.write(tmp_path / "a", build.container(files)[:keep]))
 
 
 @pytest.mark.parametrize("name", ["C1.CUT", "LOU1.DOG", "QUEEN.JAS"])
@@ -84,14 +85,14 @@ def test_damaged_script_is_named(tmp_path, name, keep):
     files = build.game()
     files[name] = files[name][:keep]
     with pytest.raises(UserError, match=f"{name} is damaged"):
-        queen.read_clips(open_game(tmp_path, files))
+        queen.read_sentences(open_game(tmp_path, files))
 
 
 def test_missing_file_is_named(tmp_path):
     files = build.game()
     del files["QUEEN2.JAS"]
     with pytest.raises(UserError, match=r"holds no file QUEEN2\.JAS"):
-        queen.read_clips(open_game(tmp_path, files))
+        queen.read_sentences(open_game(tmp_path, files))
 
 
 def test_reading_imports_no_torch():
@@ -110,4 +111,4 @@ def test_speech_that_is_not_mp3_is_refused(tmp_path, kind):
     data = bytearray(build.container(build.game()))
     data[12] = kind
     with pytest.raises(UserError, match=f"not MP3 .type {kind}, not 1"):
-        queen.Container(build.write(tmp_path / "queen.1c", bytes(data)))
+        queen.Container(packages.write(tmp_path / "queen.1c", bytes(data)))

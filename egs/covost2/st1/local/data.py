@@ -16,15 +16,15 @@ CoVoST's own script does, rows of clips that validated.tsv does not list. If the
 in twenty, that is another release of Common Voice.
 """
 
-import argparse
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
-from espnet_ext.data.corpora import corpus, translated
+from espnet_ext.data.corpora.clips import Clip
+from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.data.corpora.tables import read_tsv
+from espnet_ext.data.corpora.translation import add_languages
 from espnet_ext.data.text import collapse_blanks
-from espnet_ext.errors import UserError, nearest, run_cli
+from espnet_ext.errors import UserError, nearest
 
 FOLDER = "the folder of Common Voice 4, which holds <source>/validated.tsv and <source>/clips"
 MOST_UNLISTED = 0.05  # share of CoVoST's rows
@@ -32,36 +32,9 @@ UNLISTED = "not in validated.tsv"
 SPLITS = {"train": "train", "train_covost": "train", "dev": "dev", "test": "test"}
 
 
-def read_tsv(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Yield the rows of a table with a header by the names of its columns.
-
-    A quotation mark is a character as any other: sentences begin with one and do not end with one.
-
-    Raises:
-        UserError: no such file, not UTF-8, a column is missing, or a row has too few or too many.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise UserError(f"no {path}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
-    header = lines[0].rstrip("\r").split("\t")
-    for name in needed:
-        if name not in header:
-            raise UserError(f"{path}: no column {nearest(name, header)}")
-    for number, line in enumerate(lines[1:], 2):
-        if not line.strip():
-            continue
-        cells = line.rstrip("\r").split("\t")
-        if len(cells) != len(header):
-            raise UserError(f"{path}: line {number} has {len(cells)} columns, not {len(header)}")
-        yield dict(zip(header, cells, strict=True))
-
-
 def read_clips(
     root: Path, source: str, target: str, listed: Path, count: Counter[str]
-) -> dict[str, list[corpus.Clip]]:
+) -> dict[str, list[Clip]]:
     """Join both lists by ``path``; return train, dev and test.
 
     Raises:
@@ -72,7 +45,7 @@ def read_clips(
         row["path"]: row
         for row in read_tsv(root / source / "validated.tsv", ("client_id", "path", "sentence"))
     }
-    sets: dict[str, list[corpus.Clip]] = {"train": [], "dev": [], "test": []}
+    sets: dict[str, list[Clip]] = {"train": [], "dev": [], "test": []}
     seen = set()
     for row in read_tsv(listed, ("path", "translation", "split")):
         name, part = row["path"], SPLITS.get(row["split"])
@@ -92,13 +65,12 @@ def read_clips(
         elif not path.is_file() or path.stat().st_size == 0:
             count["empty clip" if path.is_file() else "missing clip"] += 1
         else:
-            # A speaker is a hash of 128 digits; 16 of them tell all apart.
+            # A speaker is a hash of 128 digits; the first 16 are unique.
             speaker = voice[name]["client_id"][:16]
             sets[part].append(
-                corpus.Clip(
+                Clip(
                     id=f"{speaker}-{path.stem}",
                     speaker=speaker,
-                    label="",
                     source=path,
                     text=sentence,
                     translations=((target, translation),),
@@ -127,32 +99,22 @@ def list_of(root: Path, source: str, target: str) -> Path:
     raise UserError(f"{root}: no translations {nearest(name, [path.name for path in found])}")
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare(stage: DataStage) -> None:
     """Make the data directories, unless they are up to date."""
-    needed = (f"{args.source}/validated.tsv", f"{args.source}/clips")
-    root = corpus.corpus_folder(args, needed, FOLDER)
-    listed = list_of(root, args.source, args.target)
-    inputs = [root / args.source / "validated.tsv", listed]
-    stamp = corpus.stamp_of(args, [__file__], inputs, [args.source, args.target])
-    if stamp.is_current():
-        print(f"{args.out}: up to date")
+    source, target = stage.args.source, stage.args.target
+    root = stage.corpus(f"{source}/validated.tsv", f"{source}/clips")
+    listed = list_of(root, source, target)
+    if stage.is_current([root / source / "validated.tsv", listed], [source, target]):
         return
     count: Counter[str] = Counter()
-    found = read_clips(root, args.source, args.target, listed, count)
+    sets = read_clips(root, source, target, listed, count)
     print("left out: " + (", ".join(f"{n} {what}" for what, n in sorted(count.items())) or "none"))
-    for part, clips in found.items():
+    for part, clips in sets.items():
         if not clips:
             raise UserError(f"{listed}: no clip of {part} is left ({dict(count)})")
-    sets = corpus.convert_sets(found, Path(args.out) / "audio", args.nj)
-    # The sets are official: what texts they share ("Yes.") they share.
-    corpus.write_corpus(args, stamp, sets, overlapping=sets)
-
-
-def main() -> None:
-    """Read the command line and prepare the data."""
-    args = translated.corpus_parser(__doc__, FOLDER).parse_args()
-    sys.exit(run_cli("local/data.py", lambda: prepare(args)))
+    # The sets are official: a text such as "Yes." may be in several.
+    stage.write(stage.convert_sets(sets), overlapping=sets)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, prepare, corpus=FOLDER, add_options=add_languages)

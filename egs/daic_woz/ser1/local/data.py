@@ -10,20 +10,19 @@ AVEC2017.csv. Writes 16 kHz mono FLAC to data/audio, and these sets:
                          which chooses epochs; together 2,766 segments of 107 participants
   data/test              the official development list: 966 segments of 35 participants
 
-Rules, as in the protocol that SpeechFormer's code fixes: turns of the participant, cut by the times
-of the transcript; the longest 18 of one without depression and 46 of one with it, so that classes
-are balanced. (The number of test segments thus depends on the label; a vote does not see it.)
+Rules, as in SpeechFormer's code: turns of the participant, cut by the times of the transcript; the
+longest 18 of one without depression and 46 of one with it, which balances the classes. (The number
+of test segments thus depends on the label; a vote does not see it.)
 Transcripts are separated by tabs, lists by commas; a list spells its columns in one of three ways.
 """
 
-import argparse
 import csv
-import sys
 from collections import Counter
 from pathlib import Path
 
-from espnet_ext.data.corpora import corpus
-from espnet_ext.errors import UserError, nearest, run_cli
+from espnet_ext.data.corpora.clips import Clip
+from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.errors import UserError, nearest
 
 LISTS = {
     "train": "train_split_Depression_AVEC2017.csv",
@@ -34,7 +33,7 @@ PARTICIPANTS = {"train control": 77, "train depressed": 30, "test control": 23}
 PARTICIPANTS["test depressed"] = 12
 SEGMENTS = {"train and dev": 2766, "test": 966}
 EVERY = 5  # one in so many training participants is for dev
-WHAT = "the folder that holds 300_P and the like, and the lists *_split_Depression_AVEC2017.csv"
+FOLDER = "the folder that holds 300_P and the like, and the lists *_split_Depression_AVEC2017.csv"
 _ID = ("Participant_ID", "participant_ID")
 _BINARY = ("PHQ8_Binary", "PHQ_Binary")
 
@@ -44,7 +43,7 @@ def read_list(path: Path) -> dict[str, str]:
 
     Raises:
         UserError: columns are missing (or separated by tabs), a value is neither 0 nor 1, or a
-            participant stands twice.
+            participant occurs twice.
     """
     with open(path, encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream)
@@ -65,7 +64,7 @@ def read_list(path: Path) -> dict[str, str]:
             if value not in ("0", "1"):
                 raise UserError(f"{path}: participant {number} has {keys[1]} '{value}', not 0 or 1")
             if number in found:
-                raise UserError(f"{path}: participant {number} stands twice")
+                raise UserError(f"{path}: participant {number} occurs twice")
             found[number] = "depressed" if value == "1" else "control"
     if not found:
         raise UserError(f"{path}: no participant in it")
@@ -76,7 +75,7 @@ def read_turns(path: Path) -> list[tuple[float, float]]:
     """Return start and end (seconds) of the participant's turns.
 
     Raises:
-        UserError: not separated by tabs, a column or the participant is missing, or a time is none.
+        UserError: not separated by tabs, a column or the participant is missing, or a wrong time.
     """
     with open(path, encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -101,7 +100,7 @@ def read_turns(path: Path) -> list[tuple[float, float]]:
     return turns
 
 
-def segments(root: Path, number: str, label: str) -> list[corpus.Clip]:
+def segments(root: Path, number: str, label: str) -> list[Clip]:
     """Return the longest turns of a participant, in their order.
 
     Raises:
@@ -114,13 +113,20 @@ def segments(root: Path, number: str, label: str) -> list[corpus.Clip]:
             raise UserError(f"no {path}, and participant {number} is in the lists")
     turns = sorted(read_turns(transcript), key=lambda t: (t[0] - t[1], t[0]))[: LONGEST[label]]
     return [
-        corpus.Clip(f"{number}-{round(start * 1000):07}", number, label, audio, start, end)
+        Clip(
+            id=f"{number}-{round(start * 1000):07}",
+            speaker=number,
+            label=label,
+            source=audio,
+            start=start,
+            end=end,
+        )
         for start, end in sorted(turns)
     ]
 
 
 def split(lists: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """Return train, dev and test: participant -> class; dev is out of the training list."""
+    """Return train, dev and test (participant -> class); dev is a part of the training list."""
     shared = sorted(lists["train"].keys() & lists["test"].keys())
     if shared:
         raise UserError(f"participant {shared[0]} is in both lists, {' and '.join(LISTS.values())}")
@@ -132,31 +138,23 @@ def split(lists: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     return {"train": train, "dev": dev, "test": lists["test"]}
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare(stage: DataStage) -> None:
     """Make the data directories, unless they are up to date."""
-    out = Path(args.out)
-    root = corpus.corpus_folder(args, LISTS.values(), WHAT)
+    root = stage.corpus(*LISTS.values())
     lists = {part: read_list(root / name) for part, name in LISTS.items()}
     transcripts = [root / f"{n}_P/{n}_TRANSCRIPT.csv" for found in lists.values() for n in found]
-    inputs = [*(root / name for name in LISTS.values()), *transcripts]
-    stamp = corpus.stamp_of(args, [__file__], inputs)
-    if stamp.is_current():
-        print(f"{out}: up to date")
+    if stage.is_current([*(root / name for name in LISTS.values()), *transcripts]):
         return
-    corpus.remove_leftovers(out, out / "audio")
-    members = split(lists)
     clips = {
         part: [clip for n, label in sorted(found.items()) for clip in segments(root, n, label)]
-        for part, found in members.items()
+        for part, found in split(lists).items()
     }
-    if not args.uncounted:
-        counts = Counter(f"{part} {c}" for part, found in lists.items() for c in found.values())
-        corpus.expect(args.corpus, PARTICIPANTS, counts)
-        lengths = {"train and dev": len(clips["train"]) + len(clips["dev"])}
-        corpus.expect(args.corpus, SEGMENTS, lengths | {"test": len(clips["test"])})
-    corpus.write_corpus(args, stamp, corpus.convert_sets(clips, out / "audio", args.nj))
+    counts = Counter(f"{part} {c}" for part, found in lists.items() for c in found.values())
+    stage.expect(PARTICIPANTS, counts)
+    lengths = {"train and dev": len(clips["train"]) + len(clips["dev"])}
+    stage.expect(SEGMENTS, lengths | {"test": len(clips["test"])})
+    stage.write(stage.convert_sets(clips))
 
 
 if __name__ == "__main__":
-    arguments = corpus.corpus_parser(__doc__, WHAT).parse_args()
-    sys.exit(run_cli("local/data.py", lambda: prepare(arguments)))
+    main(__doc__, prepare, corpus=FOLDER)

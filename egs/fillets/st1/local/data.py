@@ -3,7 +3,7 @@
 
 Example:
   python local/data.py --out data --downloads downloads
-  python local/data.py --targets "en de"      # German translations beside the English
+  python local/data.py --targets "en de"      # German translations besides the English
   python local/data.py --packages DIR         # DIR holds the three .deb
 
 Writes 16 kHz mono FLAC to data/audio and the sets data/{train,dev,test_cs,test_nl}, each with the
@@ -12,8 +12,8 @@ words spoken (text) and their translation (text.en).
 Rules, in this order:
   1. A sound and a text belong together by level and id. Sounds without a text are left out (57
      Czech, 1 Dutch), and those whose line lacks a translation into one of the targets.
-  2. What is in brackets is cut out of all texts. A line is left out if a text of it has no word,
-     has a place for a number (%1), or is of another script (data/corpora/translated.py), or
+  2. Words in brackets are removed from all texts. A line is left out if a text of it has no word,
+     has a place for a number (%1), or is of another script (data/corpora/translation.py), or
      if its sound holds no samples (2 Dutch) or is byte for byte an earlier one.
   3. Too short or long for the text, or in itself: left out (espnet_ext/data/corpora/splits.py).
   4. Train, dev or test by a hash of the normalised English line, whatever the targets are: the
@@ -21,18 +21,18 @@ Rules, in this order:
   5. Of dev and test, lines whose text or translation train has too are left out.
 """
 
-import argparse
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_ext.data import text
-from espnet_ext.data.corpora import corpus, splits, translated
+from espnet_ext.data.corpora import translation
+from espnet_ext.data.corpora.clips import Clip
+from espnet_ext.data.corpora.stage import DataStage, main
 from espnet_ext.data.fetch import debian
-from espnet_ext.errors import UserError, nearest, run_cli
+from espnet_ext.errors import UserError
 
 VERSION = "1.0.1-1.1"
 SCRIPTS = debian.Package(
@@ -102,14 +102,14 @@ def read_script(content: str, source: str) -> dict[str, Spoken]:
     found: dict[str, Spoken] = {}
     name = None
     for call in _CALL.finditer(_COMMENT.sub("", content)):
-        key, font, english, translated = (unescape(part or "") for part in call.groups())
+        key, font, english, translation = (unescape(part or "") for part in call.groups())
         if call[1] is not None:
             name = key
             found[name] = Spoken(font.removeprefix("font_"), english, english)
         elif name is None:
-            raise UserError(f"{source}: a dialogStr has no dialogId before it: {translated[:40]}")
+            raise UserError(f"{source}: a dialogStr has no dialogId before it: {translation[:40]}")
         else:
-            found[name] = Spoken(found[name].font, found[name].english, translated)
+            found[name] = Spoken(found[name].font, found[name].english, translation)
             name = None
     return found
 
@@ -145,7 +145,7 @@ def pair(
     scripts: dict[str, dict[tuple[str, str], Spoken]],
     targets: Iterable[str],
     count: Counter[str],
-) -> list[translated.Line]:
+) -> list[translation.Line]:
     """Apply rule 1 to <level>/<language>/<id>.ogg and share/<part>/<language>/<id>.ogg."""
     lines = []
     for name, path in sounds.items():
@@ -163,76 +163,45 @@ def pair(
             continue
         translations = [(t, text.without_asides(line.text)) for t, line in found.items() if line]
         speaker = f"{language}-{spoken.font}"
-        clip = corpus.Clip(
+        clip = Clip(
             id=f"{speaker}-{level}-{key}",
             speaker=speaker,
-            label="",
             source=path,
             text=text.without_asides(spoken.text),
             translations=tuple(translations),
         )
-        lines.append(translated.Line(clip, language, spoken.english))
+        lines.append(translation.Line(clip, language, spoken.english))
     return lines
 
 
-def known_targets(words: str, scripts: dict[str, dict[tuple[str, str], Spoken]]) -> tuple[str, ...]:
-    """The languages that the user names.
-
-    Raises:
-        UserError: none, or one that the game has not.
-    """
-    targets = tuple(dict.fromkeys(words.split()))
-    for target in targets:
-        if target not in scripts:
-            raise UserError(f"--targets: no language {nearest(target, scripts)}")
-    if not targets:
-        raise UserError("--targets is empty; name languages as in --targets 'en de'")
-    return targets
-
-
-def prepare(args: argparse.Namespace) -> None:
+def prepare(stage: DataStage) -> None:
     """Make the data directories, unless they are up to date."""
-    out, downloads = Path(args.out), Path(args.downloads)
-    pinned = [SCRIPTS, *SOUNDS.values()]
-    if args.sha256:  # of a test's packages
-        digests = zip(pinned, args.sha256.split(), strict=True)
-        pinned = [replace(p, sha256=digest) for p, digest in digests]
-    code = [m.__file__ for m in (translated, splits, text)]
-    settings = [str(out), args.targets, *(p.sha256 for p in pinned)]
-    stamp = corpus.Stamp(out / ".stamp.json", settings, [__file__, *code, *corpus.CODE])
-    if stamp.is_current():
-        print(f"{out}: up to date")
+    if stage.is_current(settings=[stage.args.targets]):
         return
-    debs = [debian.fetch_from(args.packages, p, downloads) for p in pinned]
-    corpus.remove_leftovers(out, out / "audio", downloads)
-    scripts = read_scripts(debian.unpack_folder(debs[0], f"{ROOT}/script", downloads / "script"))
-    targets = known_targets(args.targets, scripts)
+    downloads = stage.downloads
+    debs = {name: stage.fetch(package) for name, package in SOUNDS.items()}
+    scripts = read_scripts(
+        debian.unpack_folder(stage.fetch(SCRIPTS), f"{ROOT}/script", downloads / "script")
+    )
+    targets = translation.known_targets(stage.args.targets, scripts)
     count: Counter[str] = Counter()
     lines = []
-    for language, deb in zip(SOUNDS, debs[1:], strict=True):
+    for language, deb in debs.items():
         sounds = debian.unpack_folder(deb, f"{ROOT}/sound", downloads / f"sound_{language}")
         lines += pair(language, sounds, scripts, targets, count)
-    counted = args.sha256 is None and targets == ("en",)
-    lines = translated.keep(lines, count)
-    utterances = corpus.convert([line.clip for line in lines], out / "audio", args.nj)
-    parts = translated.divide(CORPUS, lines, utterances, count)
+    lines = translation.keep(lines, count)
+    utterances = stage.convert([line.clip for line in lines])
+    parts = translation.divide(CORPUS, lines, utterances, count)
     sets = {part: [u for _, u in parts[part]] for part in ("train", "dev")}
     for language in SOUNDS:
         sets[f"test_{language}"] = [u for line, u in parts["test"] if line.language == language]
     print("met: " + ", ".join(f"{what} {n}" for what, n in sorted(count.items())))
-    if counted:
-        corpus.expect(str(downloads), CONTENTS, count)
-        corpus.expect(str(out), WRITTEN, {name: len(items) for name, items in sets.items()})
-    corpus.write_corpus(args, stamp, sets)
-
-
-def main() -> None:
-    """Read the command line and prepare the data."""
-    parser = corpus.package_parser(__doc__, several=True)
-    parser.add_argument("--targets", default="en", help="languages to translate into (default en)")
-    args = parser.parse_args()
-    sys.exit(run_cli("local/data.py", lambda: prepare(args)))
+    if targets == ("en",):
+        stage.expect(CONTENTS, count)
+        stage.expect(WRITTEN, {name: len(items) for name, items in sets.items()})
+    stage.write(sets)
 
 
 if __name__ == "__main__":
-    main()
+    packages = [SCRIPTS, *SOUNDS.values()]
+    main(__doc__, prepare, packages=packages, add_options=translation.add_targets)

@@ -16,10 +16,11 @@ Rules for keywords: the line is the clip's event, Kamikaze and Melon among them;
 PoisonMoan, which two of the ten voices have, are left out. Copies are left out as in ser1.
 """
 
-import dataclasses
 from pathlib import Path
 
-from espnet_ext.data.corpora import corpus, hedgewars
+from espnet_ext.data.corpora import hedgewars
+from espnet_ext.data.corpora.clips import Clip
+from espnet_ext.data.corpora.stage import DataStage, main
 
 # The other five voice packs speak Spanish, Polish, Russian or Ukrainian.
 ENGLISH = (
@@ -38,29 +39,27 @@ CONTENTS = {
 }
 
 
-def keywords(files: dict[str, Path], counted: bool) -> list[corpus.Clip]:
+def keywords(stage: DataStage, files: dict[str, Path]) -> list[Clip]:
     """Return the English clips, each with its event as its class.
 
     Raises:
-        UserError: a file of an unknown event, or another count than the package has.
+        UserError: a file of an unknown event, or a wrong count.
     """
     english = {name: path for name, path in files.items() if name.partition("/")[0] in ENGLISH}
     clips, count = hedgewars.choose(english, KEYWORDS)
     count["keywords"] = len({clip.label for clip in clips})
-    if counted:
-        corpus.expect(hedgewars.PACKAGE.name, CONTENTS, count)
+    stage.expect(CONTENTS, count)
     return clips
 
 
-def make(
-    files: dict[str, Path], audio: Path, jobs: int, counted: bool
-) -> tuple[dict[str, hedgewars.Utterances], hedgewars.Folds]:
-    """Return the sets and the folds of both tasks; a clip of both is one file of audio."""
-    affect, spoken = hedgewars.classed(files, counted), keywords(files, counted)
-    every = {clip.id: clip for clip in [*spoken, *affect]}
-    written = {u.id: u for u in corpus.convert(list(every.values()), audio, jobs)}
-    by_affect = [written[clip.id] for clip in affect]
-    by_word = [dataclasses.replace(written[clip.id], label=clip.label) for clip in spoken]
+def prepare(stage: DataStage) -> None:
+    """Make the data directories, unless they are up to date."""
+    if stage.is_current():
+        return
+    files = hedgewars.voices(stage)
+    clips = {"affect": hedgewars.classed(stage, files), "word": keywords(stage, files)}
+    found = stage.convert_sets(clips)
+    by_affect, by_word = found["affect"], found["word"]
     sets = hedgewars.fixed(by_affect)
     sets |= {f"keyword_{part}": items for part, items in hedgewars.fixed(by_word).items()}
     folds = {
@@ -68,8 +67,8 @@ def make(
         "group": hedgewars.by_group(by_affect),
         "keyword": hedgewars.by_voice(by_word),
     }
-    return sets, folds
+    stage.write(sets, folds)
 
 
 if __name__ == "__main__":
-    hedgewars.main(__doc__, __file__, make)
+    main(__doc__, prepare, packages=[hedgewars.PACKAGE])

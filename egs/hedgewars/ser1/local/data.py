@@ -9,7 +9,7 @@ Writes 16 kHz mono FLAC to data/audio, and these sets:
   data/all            777 clips of 15 voices in 7 classes
   data/{train,dev,test}   a fixed split: test Mobster, Surfer, Default_pl; dev Pirate; the rest
   data/voice-VOICE/{train,dev,test}   leave one voice out: test VOICE, dev the voice after it
-  data/strict-VOICE-{a,b}/{train,dev,test}   voices and phrases apart: the events of each class
+  data/strict-VOICE-{a,b}/{train,dev,test}   new voices and phrases: the events of each class
       are halved; test and dev hold one half, train the other half in other voices
   data/group-{1..3}/..., data/group_strict-{1..3}-{a,b}/...   the same with five voices in test
 Every clip is tested once in the folds of each of these four ways of splitting.
@@ -19,16 +19,15 @@ in data/corpora/hedgewars.py. The events Kamikaze and Melon are in no class (29 
 that is byte for byte an earlier one, by the name of voice and file, is left out (33).
 """
 
-from pathlib import Path
+from espnet_ext.data.corpora import hedgewars
+from espnet_ext.data.corpora.stage import DataStage, main
 
-from espnet_ext.data.corpora import corpus, hedgewars
 
-
-def make(
-    files: dict[str, Path], audio: Path, jobs: int, counted: bool
-) -> tuple[dict[str, hedgewars.Utterances], hedgewars.Folds]:
-    """Return the sets and the folds of the four ways of splitting."""
-    utterances = corpus.convert(hedgewars.classed(files, counted), audio, jobs)
+def prepare(stage: DataStage) -> None:
+    """Make the data directories, unless they are up to date."""
+    if stage.is_current():
+        return
+    utterances = stage.convert(hedgewars.classed(stage, hedgewars.voices(stage)))
     voice, group = hedgewars.by_voice(utterances), hedgewars.by_group(utterances)
     folds = {
         "voice": voice,
@@ -36,8 +35,8 @@ def make(
         "group": group,
         "group_strict": hedgewars.strict(group),
     }
-    return {"all": utterances, **hedgewars.fixed(utterances)}, folds
+    stage.write({"all": utterances, **hedgewars.fixed(utterances)}, folds)
 
 
 if __name__ == "__main__":
-    hedgewars.main(__doc__, __file__, make)
+    main(__doc__, prepare, packages=[hedgewars.PACKAGE])

@@ -14,16 +14,16 @@ emotions are left out. The speaker is the session and the letter of the utteranc
 that of its dialogue. Subfolders of EmoEvaluation (single raters) and hidden files are not read.
 """
 
-import argparse
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
-from espnet_ext.data import kaldi_dir
-from espnet_ext.data.corpora import corpus
-from espnet_ext.errors import UserError, nearest, run_cli
+from espnet_ext.data.corpora.clips import Clip
+from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.data.kaldi_dir import Utterance
+from espnet_ext.errors import UserError, nearest
 
+FOLDER = "the folder that holds Session1 to Session5 (IEMOCAP_full_release)"
 SESSIONS = ("Session1", "Session2", "Session3", "Session4", "Session5")
 CLASSES = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
 OTHERS = ("fru", "fea", "sur", "dis", "oth", "xxx")
@@ -47,13 +47,13 @@ def find_sessions(root: Path) -> list[Path]:
     found = {path.name for path in root.glob("Session*") if path.is_dir()}
     for name in SESSIONS:
         if name not in found:
-            raise UserError(f"{root}: no {name} in it; --corpus is the folder that holds {WHAT}")
+            raise UserError(f"{root}: no {name} in it; --corpus is {FOLDER}")
     for name in sorted(found - set(SESSIONS)):
         raise UserError(f"{root}: {name} is no session of IEMOCAP, which has five; move it away")
     return [root / name for name in SESSIONS]
 
 
-def read_session(session: Path) -> list[corpus.Clip]:
+def read_session(session: Path) -> list[Clip]:
     """Read the labels of a session; utterances of other emotions are left out.
 
     Raises:
@@ -85,11 +85,12 @@ def read_session(session: Path) -> list[corpus.Clip]:
             if not audio.is_file():
                 raise UserError(f"{path}: {name} has no audio {audio}")
             speaker = name[:5] + name.rpartition("_")[2][0]
-            clips.append(corpus.Clip(f"{speaker}-{name}", speaker, CLASSES[code], audio))
+            key = f"{speaker}-{name}"
+            clips.append(Clip(id=key, speaker=speaker, label=CLASSES[code], source=audio))
     return clips
 
 
-def arrange(sessions: list[list[kaldi_dir.Utterance]]) -> tuple[dict, dict]:
+def arrange(sessions: list[list[Utterance]]) -> tuple[dict, dict]:
     """Return the sets, and the folds: fold -> part -> utterances."""
     folds = {}
     for number in range(len(sessions)):
@@ -109,31 +110,19 @@ def arrange(sessions: list[list[kaldi_dir.Utterance]]) -> tuple[dict, dict]:
     return sets, folds
 
 
-WHAT = "Session1 to Session5 (IEMOCAP_full_release)"
-
-
-def prepare(args: argparse.Namespace) -> None:
+def prepare(stage: DataStage) -> None:
     """Make the data directories, unless they are up to date."""
-    out = Path(args.out)
-    sessions = find_sessions(corpus.corpus_folder(args, (), f"the folder that holds {WHAT}"))
+    sessions = find_sessions(stage.corpus())
     labels = [path for s in sessions for path in sorted((s / "dialog/EmoEvaluation").glob("*.txt"))]
-    stamp = corpus.stamp_of(args, [__file__], labels)
-    if stamp.is_current():
-        print(f"{out}: up to date")
+    if stage.is_current(labels):
         return
-    corpus.remove_leftovers(out, out / "audio")
-    clips = [read_session(session) for session in sessions]
-    every = [clip for found in clips for clip in found]
-    if not args.uncounted:
-        counts = Counter(clip.label for clip in every)
-        corpus.expect(args.corpus, COUNTS, counts | Counter(all=len(every)))
-        found = {s.name: len(c) for s, c in zip(sessions, clips, strict=True)}
-        corpus.expect(args.corpus, PER_SESSION, found)
-    utterances = iter(corpus.convert(every, out / "audio", args.nj))
-    sets, folds = arrange([[next(utterances) for _ in found] for found in clips])
-    corpus.write_corpus(args, stamp, sets, {"session": folds})
+    clips = {session.name: read_session(session) for session in sessions}
+    counts = Counter(clip.label for found in clips.values() for clip in found)
+    stage.expect(COUNTS, counts | Counter(all=counts.total()))
+    stage.expect(PER_SESSION, {name: len(found) for name, found in clips.items()})
+    sets, folds = arrange(list(stage.convert_sets(clips).values()))
+    stage.write(sets, {"session": folds})
 
 
 if __name__ == "__main__":
-    arguments = corpus.corpus_parser(__doc__, f"the folder that holds {WHAT}").parse_args()
-    sys.exit(run_cli("local/data.py", lambda: prepare(arguments)))
+    main(__doc__, prepare, corpus=FOLDER)

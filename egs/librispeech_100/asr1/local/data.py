@@ -5,23 +5,21 @@ Example:
   python local/data.py --corpus /data/LibriSpeech --out data
 
 Writes data/train (train-clean-100), data/dev (dev-clean and dev-other together, for the choice of
-epochs), data/test_clean and data/test_other: the official subsets. The FLAC files are read where
-they lie. A speaker is a reader's chapter, as in Kaldi's recipe; texts are in lower case.
+epochs), data/test_clean and data/test_other: the official subsets. FLAC files are read where they
+are. A speaker is a reader's chapter, as in Kaldi's recipe; texts are in lower case.
 """
 
-import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import soundfile
 from tqdm import tqdm
 
-from espnet_ext.data.corpora import corpus
+from espnet_ext.data.corpora.stage import DataStage, main
 from espnet_ext.data.kaldi_dir import Utterance, read_table
 from espnet_ext.data.processes import map_processes
 from espnet_ext.data.text import normalise_text
-from espnet_ext.errors import UserError, run_cli
+from espnet_ext.errors import UserError
 
 FOLDER = "the folder LibriSpeech, which holds SPEAKERS.TXT and train-clean-100 (openslr.org/12)"
 SETS = {
@@ -115,28 +113,18 @@ def read_subset(root: Path, name: str, jobs: int) -> list[Utterance]:
     return [u for found in tqdm(map_processes(read_chapter, tasks, jobs), **bar) for u in found]
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare(stage: DataStage) -> None:
     """Make the data directories, unless they are up to date."""
     names = [name for subsets in SETS.values() for name in subsets]
-    root = corpus.corpus_folder(args, ("SPEAKERS.TXT", *names), FOLDER).resolve()
-    inputs = [root / "SPEAKERS.TXT", *sorted(root.glob("*/*/*/*.trans.txt"))]
-    stamp = corpus.stamp_of(args, [__file__], inputs)
-    if stamp.is_current():
-        print(f"{args.out}: up to date")
+    root = stage.corpus("SPEAKERS.TXT", *names).resolve()
+    if stage.is_current([root / "SPEAKERS.TXT", *sorted(root.glob("*/*/*/*.trans.txt"))]):
         return
-    found = {name: read_subset(root, name, args.nj) for name in names}
-    if not args.uncounted:
-        corpus.expect(str(root), COUNTS, {name: len(items) for name, items in found.items()})
+    found = {name: read_subset(root, name, stage.jobs) for name in names}
+    stage.expect(COUNTS, {name: len(items) for name, items in found.items()})
     sets = {part: [u for name in subsets for u in found[name]] for part, subsets in SETS.items()}
-    # The subsets are official: what texts they share ("chapter one") they share.
-    corpus.write_corpus(args, stamp, sets, overlapping=sets)
-
-
-def main() -> None:
-    """Read the command line and prepare the data."""
-    args = corpus.corpus_parser(__doc__, FOLDER).parse_args()
-    sys.exit(run_cli("local/data.py", lambda: prepare(args)))
+    # The subsets are official: a text such as "chapter one" may be in several.
+    stage.write(sets, overlapping=sets)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, prepare, corpus=FOLDER)

@@ -12,22 +12,20 @@ Rules: the class is EmoAnnotation: final_main_emo. A speaker is a series and a n
 and B are those of a dialogue only). Series of a split share no speaker with those of another.
 """
 
-import argparse
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
-from espnet_ext.data.corpora import corpus
-from espnet_ext.errors import UserError, nearest, run_cli
+from espnet_ext.data.audio import has_no_samples
+from espnet_ext.data.corpora.clips import Clip
+from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import read_json
 
 CLASSES = ("Happy", "Neutral", "Sad", "Disgust", "Anger", "Fear", "Surprise")
 PARTS = {"train": "train", "dev": "val", "test": "test"}
 COUNTS = {"train": 17427, "dev": 2821, "test": 4201, "empty": 12}
-WHAT = "the folder that holds annotation.json, splitInfo and modality_speech (M3ED)"
+FOLDER = "the folder that holds annotation.json, splitInfo and modality_speech (M3ED)"
 
 
 def read_split(root: Path) -> dict[str, str]:
@@ -45,9 +43,7 @@ def read_split(root: Path) -> dict[str, str]:
     return part_of
 
 
-def read_clips(
-    root: Path, part_of: dict[str, str]
-) -> tuple[dict[str, list[corpus.Clip]], Counter[str]]:
+def read_clips(root: Path, part_of: dict[str, str]) -> tuple[dict[str, list[Clip]], Counter[str]]:
     """Return the clips of each part without those whose audio is empty; count all, and these.
 
     Raises:
@@ -61,7 +57,7 @@ def read_clips(
                 f"{root}/annotation.json: no series {nearest(series, annotation)}, "
                 f"which splitInfo has in {part_of[series]}"
             )
-    clips: dict[str, list[corpus.Clip]] = {name: [] for name in PARTS}
+    clips: dict[str, list[Clip]] = {name: [] for name in PARTS}
     count: Counter[str] = Counter()
     for series, dialogues in annotation.items():
         if series not in part_of:
@@ -81,10 +77,11 @@ def read_clips(
                 who = "".join(who.split()) or letter
                 speaker = f"{series}_{who}"
                 count[part_of[series]] += 1
-                if is_empty(path):
+                if not path.stat().st_size or has_no_samples(path):
                     count["empty"] += 1
                     continue
-                clip = corpus.Clip(f"{speaker}-{letter}_{name}", speaker, label, path)
+                key = f"{speaker}-{letter}_{name}"
+                clip = Clip(id=key, speaker=speaker, label=label, source=path)
                 clips[part_of[series]].append(clip)
     return clips, count
 
@@ -114,34 +111,17 @@ def _key(root: Path, owner: str, value: Any, *keys: str) -> Any:
     return value
 
 
-def is_empty(path: Path) -> bool:
-    """True for a file of no bytes, or a header without samples."""
-    if path.stat().st_size == 0:
-        return True
-    try:
-        return soundfile.info(path).frames == 0
-    except (RuntimeError, OSError):
-        return False  # the conversion names it
-
-
-def prepare(args: argparse.Namespace) -> None:
+def prepare(stage: DataStage) -> None:
     """Make the data directories, unless they are up to date."""
-    out = Path(args.out)
     lists = [f"splitInfo/movie_list_{name}.txt" for name in PARTS.values()]
-    needed = ["annotation.json", *lists, "modality_speech"]
-    root = corpus.corpus_folder(args, needed, WHAT)
-    stamp = corpus.stamp_of(args, [__file__], [root / name for name in needed[:-1]])
-    if stamp.is_current():
-        print(f"{out}: up to date")
+    root = stage.corpus("annotation.json", *lists, "modality_speech")
+    if stage.is_current([root / name for name in ("annotation.json", *lists)]):
         return
-    corpus.remove_leftovers(out, out / "audio")
     clips, count = read_clips(root, read_split(root))
     print(f"{root}: {count['empty']} utterances left out, their audio is empty")
-    if not args.uncounted:
-        corpus.expect(args.corpus, COUNTS, count)
-    corpus.write_corpus(args, stamp, corpus.convert_sets(clips, out / "audio", args.nj))
+    stage.expect(COUNTS, count)
+    stage.write(stage.convert_sets(clips))
 
 
 if __name__ == "__main__":
-    arguments = corpus.corpus_parser(__doc__, WHAT).parse_args()
-    sys.exit(run_cli("local/data.py", lambda: prepare(arguments)))
+    main(__doc__, prepare, corpus=FOLDER)

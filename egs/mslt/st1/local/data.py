@@ -9,23 +9,23 @@ Reads Data/MSLT_{Test,Dev}_<SOURCE>_<date>/ with, for every utterance, .T0.<sour
 byte order mark. Writes 16 kHz mono FLAC to data/audio and data/{dev,test,dev_test}, each with the
 words spoken (text) and the translation (text.<target>); dev_test is both together, as the paper of
 ResidualTransformer reports. There is nothing to train on. Every utterance is a speaker of its own:
-who speaks is not told. Left out, and counted: utterances with an empty transcript or translation.
+who speaks is not known. Left out, and counted: utterances with an empty transcript or translation.
 
 The target is named as the trained model names it; MSLT names languages without regions, so zh-CN
 is its zh. In file names Japanese and Chinese are spelled ja or jp, zh or ch.
 """
 
-import argparse
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
-from espnet_ext.data.corpora import corpus, translated
+from espnet_ext.data.corpora.clips import Clip
+from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.data.corpora.translation import add_languages
 from espnet_ext.data.text import collapse_blanks
-from espnet_ext.errors import UserError, nearest, run_cli
+from espnet_ext.errors import UserError, nearest
 
-# Of Japanese and Chinese, file names have the other code where they are spoken; either is taken.
+# File names have the second code where Japanese or Chinese is spoken; both are accepted.
 SPELLINGS = {"ja": ("ja", "jp"), "zh": ("zh", "ch")}
 FOLDER = "the folder MSLT_Corpus, which holds Data/MSLT_Test_<SOURCE>_<date>"
 
@@ -48,15 +48,15 @@ def read_snt(path: Path) -> str:
 
 
 def primary(language: str) -> str:
-    """A language without its region."""
+    """Return a language without its region."""
     return re.split("[-_]", language)[0].lower()
 
 
 def spelling(folder: Path, kind: str, language: str) -> str:
-    """How the names of the files of a kind (T0, T2, T3) spell a language.
+    """Return how the names of the files of a kind (T0, T2, T3) spell a language.
 
     Raises:
-        UserError: in two ways.
+        UserError: there are two spellings.
     """
     spellings = SPELLINGS.get(primary(language), ())
     # A name that begins with a dot is macOS's, not an utterance's.
@@ -67,7 +67,7 @@ def spelling(folder: Path, kind: str, language: str) -> str:
 
 
 def folder_of(root: Path, part: str, source: str) -> Path:
-    """Data/MSLT_<part>_<SOURCE>_<date>, of the newest date that has it.
+    """Return Data/MSLT_<part>_<SOURCE>_<date> of the newest date.
 
     Raises:
         UserError: there is none; says which languages there are.
@@ -80,7 +80,7 @@ def folder_of(root: Path, part: str, source: str) -> Path:
     return max(mine, key=lambda path: path.name.split("_")[3])
 
 
-def read_part(folder: Path, source: str, target: str, count: Counter[str]) -> list[corpus.Clip]:
+def read_part(folder: Path, source: str, target: str, count: Counter[str]) -> list[Clip]:
     """Read the utterances of a folder.
 
     Raises:
@@ -103,35 +103,25 @@ def read_part(folder: Path, source: str, target: str, count: Counter[str]) -> li
             count[f"{folder.name} without a {'translation' if text else 'transcript'}"] += 1
             continue
         key = name.lower().replace("_", "-")
-        clips.append(
-            corpus.Clip(key, key, "", audio, text=text, translations=((target, translation),))
-        )
+        translations = ((target, translation),)
+        clips.append(Clip(id=key, speaker=key, source=audio, text=text, translations=translations))
     if not clips:
         raise UserError(f"{folder}: no utterance <name>.T0.{spoken}.wav with texts in it")
     return clips
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare(stage: DataStage) -> None:
     """Make the data directories, unless they are up to date."""
-    root = corpus.corpus_folder(args, ("Data",), FOLDER)
-    folders = {part.lower(): folder_of(root, part, args.source) for part in ("Dev", "Test")}
+    root, source, target = stage.corpus("Data"), stage.args.source, stage.args.target
+    folders = {part.lower(): folder_of(root, part, source) for part in ("Dev", "Test")}
     inputs = sorted(path for folder in folders.values() for path in folder.glob("*.snt"))
-    stamp = corpus.stamp_of(args, [__file__], inputs, [args.source, args.target])
-    if stamp.is_current():
-        print(f"{args.out}: up to date")
+    if stage.is_current(inputs, [source, target]):
         return
     count: Counter[str] = Counter()
-    found = {p: read_part(f, args.source, args.target, count) for p, f in folders.items()}
+    sets = {part: read_part(f, source, target, count) for part, f in folders.items()}
     print("left out: " + (", ".join(f"{n} {what}" for what, n in sorted(count.items())) or "none"))
-    sets = corpus.convert_sets(found, Path(args.out) / "audio", args.nj)
-    corpus.write_corpus(args, stamp, {**sets, "dev_test": [*sets["dev"], *sets["test"]]})
-
-
-def main() -> None:
-    """Read the command line and prepare the data."""
-    args = translated.corpus_parser(__doc__, FOLDER).parse_args()
-    sys.exit(run_cli("local/data.py", lambda: prepare(args)))
+    stage.write(stage.convert_sets({**sets, "dev_test": [*sets["dev"], *sets["test"]]}))
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, prepare, corpus=FOLDER, add_options=add_languages)

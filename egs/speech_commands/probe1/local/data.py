@@ -16,24 +16,23 @@ into seconds, of each file the first nine tenths for training and the rest for d
 hash that a file's name begins with. Clips keep their length, mostly one second, some shorter.
 """
 
-import argparse
 import hashlib
 import re
-import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import soundfile
 
-from espnet_ext.data import kaldi_dir
-from espnet_ext.data.corpora import corpus
-from espnet_ext.errors import UserError, nearest, run_cli
+from espnet_ext.data.corpora.clips import Clip
+from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.errors import UserError, nearest
 
 LISTS = {"dev": "validation_list.txt", "test": "testing_list.txt"}
 NOISE = "_background_noise_"
 SILENCE, UNKNOWN = "_silence_", "_unknown_"
 TEN = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-WHAT = "the folder that holds the words' folders, validation_list.txt and testing_list.txt"
+FOLDER = "the folder that holds the words' folders, validation_list.txt and testing_list.txt"
 
 # Of the release v0.02.
 COUNTS = {"words": 35, "train": 84843, "dev": 9981, "test": 11005}
@@ -51,14 +50,14 @@ def read_list(root: Path, name: str) -> list[str]:
     entries = (root / name).read_text(encoding="utf-8").split()
     for entry, times in Counter(entries).items():
         if times > 1:
-            raise UserError(f"{root / name}: {entry} stands there twice")
+            raise UserError(f"{root / name}: {entry} occurs twice")
         if not (root / entry).is_file():
             raise UserError(f"{root / name}: {entry} is not in {root}")
     return entries
 
 
 def find_words(root: Path) -> list[str]:
-    """The words: folders whose names are no underscored ones, nor hidden.
+    """Return the words: folders whose names begin with neither an underscore nor a dot.
 
     Raises:
         UserError: one of the ten words is not there.
@@ -66,26 +65,25 @@ def find_words(root: Path) -> list[str]:
     found = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] not in "._")
     for word in TEN:
         if word not in found:
-            raise UserError(f"{root}: no folder {nearest(word, found)}; --corpus is {WHAT}")
+            raise UserError(f"{root}: no folder {nearest(word, found)}; --corpus is {FOLDER}")
     return found
 
 
-def clip_of(path: Path, label: str) -> corpus.Clip:
-    """A clip of a word's folder.
+def clip_of(path: Path, label: str) -> Clip:
+    """Return the clip of a file in a word's folder.
 
     Raises:
-        UserError: a name that tells no speaker.
+        UserError: a name without a speaker.
     """
     found = _NAME.search(path.stem)
     if found is None:
-        raise UserError(
-            f"{path}: expected a name as 0c40e715_nohash_0.wav, which tells the speaker"
-        )
+        raise UserError(f"{path}: expected a name as 0c40e715_nohash_0.wav, which has the speaker")
     speaker = found[1]
-    return corpus.Clip(f"{speaker}-{path.parent.name}-{path.stem}", speaker, label, path)
+    key = f"{speaker}-{path.parent.name}-{path.stem}"
+    return Clip(id=key, speaker=speaker, label=label, source=path)
 
 
-def read_words(root: Path) -> dict[str, list[corpus.Clip]]:
+def read_words(root: Path) -> dict[str, list[Clip]]:
     """Return the clips of all words by part.
 
     Raises:
@@ -97,7 +95,7 @@ def read_words(root: Path) -> dict[str, list[corpus.Clip]]:
         for entry in read_list(root, name):
             if part_of.setdefault(entry, part) != part:
                 raise UserError(f"{entry} is in both {' and '.join(LISTS.values())}")
-    parts: dict[str, list[corpus.Clip]] = {"train": [], "dev": [], "test": []}
+    parts: dict[str, list[Clip]] = {"train": [], "dev": [], "test": []}
     owner: dict[str, str] = {}
     for word in find_words(root):
         for path in sorted(p for p in (root / word).glob("*.wav") if p.name[0] != "."):
@@ -112,21 +110,16 @@ def read_words(root: Path) -> dict[str, list[corpus.Clip]]:
     return parts
 
 
-def sample_unknown(clips: list[corpus.Clip]) -> list[corpus.Clip]:
+def sample_unknown(clips: list[Clip]) -> list[Clip]:
     """Return the clips of the ten words, and as many others as one of these has on average."""
     known = [clip for clip in clips if clip.label in TEN]
     others = [clip for clip in clips if clip.label not in TEN]
     others.sort(key=lambda clip: hashlib.sha256(clip.id.encode()).hexdigest())
     count = round(len(known) / len(TEN))
-    return known + [relabel(clip, UNKNOWN) for clip in others[:count]]
+    return known + [replace(clip, label=UNKNOWN) for clip in others[:count]]
 
 
-def relabel(clip: corpus.Clip, label: str) -> corpus.Clip:
-    """The clip with another label."""
-    return corpus.Clip(clip.id, clip.speaker, label, clip.source, clip.start, clip.end)
-
-
-def cut_noise(root: Path) -> dict[str, list[corpus.Clip]]:
+def cut_noise(root: Path) -> dict[str, list[Clip]]:
     """Cut the background noise into seconds, by part.
 
     Raises:
@@ -135,7 +128,7 @@ def cut_noise(root: Path) -> dict[str, list[corpus.Clip]]:
     files = sorted(p for p in (root / NOISE).glob("*.wav") if p.name[0] != ".")
     if not files:
         raise UserError(f"{root / NOISE}: no background noise in it, which {SILENCE} is made of")
-    parts: dict[str, list[corpus.Clip]] = {"train": [], "dev": []}
+    parts: dict[str, list[Clip]] = {"train": [], "dev": []}
     for path in files:
         try:
             seconds = int(soundfile.info(path).duration)
@@ -143,12 +136,20 @@ def cut_noise(root: Path) -> dict[str, list[corpus.Clip]]:
             raise UserError(f"{path}: cannot decode this audio file") from None
         for start in range(seconds):
             part = "train" if start < 0.9 * seconds else "dev"
-            key = f"noise-{path.stem}-{start:04d}"
-            parts[part].append(corpus.Clip(key, "noise", SILENCE, path, start, start + 1))
+            parts[part].append(
+                Clip(
+                    id=f"noise-{path.stem}-{start:04d}",
+                    speaker="noise",
+                    label=SILENCE,
+                    source=path,
+                    start=start,
+                    end=start + 1,
+                )
+            )
     return parts
 
 
-def read_test_set(root: Path) -> list[corpus.Clip]:
+def read_test_set(root: Path) -> list[Clip]:
     """Read the official test set of 12 labels, a folder each.
 
     Raises:
@@ -169,11 +170,12 @@ def read_test_set(root: Path) -> list[corpus.Clip]:
         for path in sorted(p for p in (root / label).glob("*.wav") if p.name[0] != "."):
             speaker = "noise" if label == SILENCE else clip_of(path, label).speaker
             # The names of the whole corpus occur again here.
-            clips.append(corpus.Clip(f"{speaker}-test12-{label}-{path.stem}", speaker, label, path))
+            key = f"{speaker}-test12-{label}-{path.stem}"
+            clips.append(Clip(id=key, speaker=speaker, label=label, source=path))
     return clips
 
 
-def twelve(root: Path, test_set: Path, words: dict[str, list]) -> dict[str, list[corpus.Clip]]:
+def twelve(root: Path, test_set: Path, words: dict[str, list]) -> dict[str, list[Clip]]:
     """Return the sets of the task with 12 labels.
 
     Raises:
@@ -188,49 +190,30 @@ def twelve(root: Path, test_set: Path, words: dict[str, list]) -> dict[str, list
     return {**sets, "w12_test": test}
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare(stage: DataStage) -> None:
     """Make the data directories, unless they are up to date."""
-    out = Path(args.out)
-    root = corpus.corpus_folder(args, LISTS.values(), WHAT)
-    lists = [root / name for name in LISTS.values()]
-    stamp = corpus.stamp_of(args, [__file__], lists, [str(args.test_set)])
-    if stamp.is_current():
-        print(f"{out}: up to date")
+    root, test_set = stage.corpus(*LISTS.values()), stage.args.test_set
+    if stage.is_current([root / name for name in LISTS.values()], [test_set]):
         return
-    corpus.remove_leftovers(out, out / "audio")
     sets = read_words(root)
-    if not args.uncounted:
-        found = {name: len(clips) for name, clips in sets.items()}
-        corpus.expect(args.corpus, COUNTS, found | {"words": len(find_words(root))})
-    if args.test_set is None:
+    found = {name: len(clips) for name, clips in sets.items()}
+    stage.expect(COUNTS, found | {"words": len(find_words(root))})
+    if test_set is None:
         print("no --test_set: the sets of 12 labels are left out")
-    elif not Path(args.test_set).is_dir():
-        raise UserError(f"--test_set {args.test_set}: no such folder")
+    elif not Path(test_set).is_dir():
+        raise UserError(f"--test_set {test_set}: no such folder")
     else:
-        sets |= twelve(root, Path(args.test_set), sets)
-        if not args.uncounted:
-            labels = Counter(clip.label for clip in sets["w12_test"])
-            corpus.expect(args.test_set, TEST_COUNTS, labels)
-    every = {clip.id: clip for clips in sets.values() for clip in clips}
-    written = corpus.convert(list(every.values()), out / "audio", args.nj)
-    made = {u.id: u for u in written}
-    corpus.write_corpus(
-        args,
-        stamp,
-        {
-            name: [
-                kaldi_dir.Utterance(
-                    c.id, c.speaker, "", made[c.id].audio, made[c.id].seconds, c.label
-                )
-                for c in clips
-            ]
-            for name, clips in sets.items()
-        },
-    )
+        sets |= twelve(root, Path(test_set), sets)
+        stage.expect(TEST_COUNTS, Counter(clip.label for clip in sets["w12_test"]))
+    stage.write(stage.convert_sets(sets))
 
 
 if __name__ == "__main__":
-    parser = corpus.corpus_parser(__doc__, WHAT)
-    parser.add_argument("--test_set", metavar="DIR", help="the official test set of 12 labels")
-    arguments = parser.parse_args()
-    sys.exit(run_cli("local/data.py", lambda: prepare(arguments)))
+    main(
+        __doc__,
+        prepare,
+        corpus=FOLDER,
+        add_options=lambda parser: parser.add_argument(
+            "--test_set", metavar="DIR", help="the official test set of 12 labels"
+        ),
+    )

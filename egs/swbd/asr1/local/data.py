@@ -22,13 +22,14 @@ transcribed here, so utterances of nothing else are left out.
 
 import argparse
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from espnet_ext.data.corpora import corpus, nist
-from espnet_ext.errors import UserError, run_cli
+from espnet_ext.data.corpora import nist
+from espnet_ext.data.corpora.clips import Clip
+from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.errors import UserError
 from espnet_ext.files import write_text
 
 FOLDER = "the folder of LDC97S62 (Switchboard-1 Release 2)"
@@ -38,7 +39,7 @@ COPIES = 300  # of one text in train
 EVAL2000_FILES = 40
 HALVES = {"eval2000": {"sw": "swbd", "en": "callhm"}, "rt03": {"sw": "swbd", "fsh": "fsh"}}
 _NAME = re.compile(r"sw(\d{4})([AB])-ms98-a-(\d{4})", re.IGNORECASE)
-# Markings of the transcripts, in the order in which they are taken off a word.
+# Markings of the transcripts, in the order in which they are removed from a word.
 _MARKS = (
     (re.compile(r"^(-?)\[laughter-(.+)\](-?)$"), r"\1\2\3"),  # spoken while laughing
     (re.compile(r"^\[(.+)/.+\](-?)$"), r"\1\2"),  # [it'n/isn't]: as spoken / as meant
@@ -68,7 +69,7 @@ def read_transcript(path: Path) -> Iterator[tuple[str, str, float, float, str]]:
     Times are rounded to hundredths of a second, as in Kaldi.
 
     Raises:
-        UserError: a line that is none.
+        UserError: a wrong line.
     """
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -88,7 +89,7 @@ def read_transcript(path: Path) -> Iterator[tuple[str, str, float, float, str]]:
             yield f"sw0{named[1]}", named[2].upper(), start, end, text
 
 
-def read_switchboard(root: Path, transcripts: Path, counted: bool) -> list[corpus.Clip]:
+def read_switchboard(root: Path, transcripts: Path, counted: bool) -> list[Clip]:
     """Return the utterances of Switchboard, in the order of their ids.
 
     Raises:
@@ -105,15 +106,24 @@ def read_switchboard(root: Path, transcripts: Path, counted: bool) -> list[corpu
                 raise UserError(f"{root}: no {call}.sph, of which {path} is a transcript")
             speaker = f"{call}-{side}"
             name = f"{speaker}_{round(start * 100):06d}-{round(end * 100):06d}"
-            stretch = {"start": start, "end": end, "channel": "AB".index(side)}
-            found.append(corpus.Clip(name, speaker, "", calls[call], text=text, **stretch))
+            found.append(
+                Clip(
+                    id=name,
+                    speaker=speaker,
+                    source=calls[call],
+                    start=start,
+                    end=end,
+                    channel="AB".index(side),
+                    text=text,
+                )
+            )
     if not found:
         raise UserError(f"{transcripts}: no */*/*-trans.text with words in it")
     return sorted(found, key=lambda clip: clip.id)
 
 
-def split(clips: list[corpus.Clip], dev: int = DEV) -> dict[str, list[corpus.Clip]]:
-    """Take the first utterances for dev, and of equal texts of the others COPIES for train."""
+def split(clips: list[Clip], dev: int = DEV) -> dict[str, list[Clip]]:
+    """Return train and dev: dev is the first utterances; of equal texts of train COPIES stay."""
     seen: Counter[str] = Counter()
     train = []
     for clip in clips[dev:]:
@@ -124,7 +134,7 @@ def split(clips: list[corpus.Clip], dev: int = DEV) -> dict[str, list[corpus.Cli
 
 
 def evaluations(args: argparse.Namespace) -> dict[str, tuple[Path, list[Path], Path]]:
-    """Name the tests that are given: folder of audio, stm files and glm of each.
+    """Return the given tests: folder of audio, stm files and glm of each.
 
     Raises:
         UserError: a folder or file is missing.
@@ -162,9 +172,9 @@ def evaluations(args: argparse.Namespace) -> dict[str, tuple[Path, list[Path], P
 
 
 def read_evaluation(
-    args: argparse.Namespace, name: str, folder: Path, stms: list[Path]
+    stage: DataStage, name: str, folder: Path, stms: list[Path]
 ) -> dict[str, list[nist.Segment]]:
-    """Return the segments of a test by its halves, which are reported apart.
+    """Return the segments of a test by its halves, which are reported separately.
 
     Raises:
         UserError: files that do not agree, or a recording of neither half.
@@ -174,9 +184,8 @@ def read_evaluation(
         listed, pem = {s.id for s in segments}, folder / "hub5e_00.pem"
         for key in sorted(listed ^ nist.read_pem(pem))[:1]:
             raise UserError(f"{pem} and {stms[0]}: only one of them has the segment {key}")
-        if not args.uncounted:
-            count = len(nist.sphere_files(folder))
-            corpus.expect(str(folder), {"*.sph": EVAL2000_FILES}, {"*.sph": count})
+        count = len(nist.sphere_files(folder))
+        stage.expect({f"{folder}/*.sph": EVAL2000_FILES}, {f"{folder}/*.sph": count})
     if name not in HALVES:
         return {name: segments}
     found: dict[str, list[nist.Segment]] = {f"{name}_{h}": [] for h in HALVES[name].values()}
@@ -189,63 +198,53 @@ def read_evaluation(
 
 
 def write_references(out: Path, name: str, lines: list[str], glm: Path) -> list[Path]:
-    """Write what NIST's scoring of a set takes, <out>/nist/<name>.{stm,glm}."""
+    """Write the files of NIST's scoring of a set, <out>/nist/<name>.{stm,glm}."""
     files = [out / "nist" / f"{name}.{suffix}" for suffix in ("stm", "glm")]
     write_text(files[0], "".join(f"{line}\n" for line in lines))
     write_text(files[1], glm.read_text(encoding="latin-1"))
     return files
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare(stage: DataStage) -> None:
     """Make the data directories, unless they are up to date."""
-    root = corpus.corpus_folder(args, (), FOLDER)
+    root, args = stage.corpus(), stage.args
     transcripts = Path(args.transcripts or root / "swb_ms98_transcriptions")
     if not transcripts.is_dir():
         raise UserError(f"no folder {transcripts}; give --transcripts DIR (openslr.org/5)")
     tests = evaluations(args)
     inputs = [*transcripts.glob("*/*/*-trans.text")]
     inputs += [path for _, stms, glm in tests.values() for path in (*stms, glm)]
-    options = [str(transcripts), *(f"{name} {folder}" for name, (folder, *_) in tests.items())]
-    stamp = corpus.stamp_of(args, [__file__, str(nist.__file__)], sorted(inputs), options)
-    if stamp.is_current():
-        print(f"{args.out}: up to date")
+    folders = [f"{name} {folder}" for name, (folder, *_) in tests.items()]
+    if stage.is_current(sorted(inputs), [str(transcripts), *folders]):
         return
-    found = split(read_switchboard(root, transcripts, not args.uncounted), args.dev)
+    found = split(read_switchboard(root, transcripts, stage.counted), args.dev)
     references: dict[str, tuple[list[str], Path]] = {}
     for name, (folder, stms, glm) in tests.items():
         audio = nist.sphere_files(folder)
         comments = dict.fromkeys(line for path in stms for line in nist.read_comments(path))
-        for half, segments in read_evaluation(args, name, folder, stms).items():
+        for half, segments in read_evaluation(stage, name, folder, stms).items():
             found[half] = nist.clips(segments, audio)
             references[half] = [*comments, *(segment.line for segment in segments)], glm
-    sets = corpus.convert_sets(found, Path(args.out) / "audio", args.nj)
-    beside = [
+    sets = stage.convert_sets(found)
+    written = [
         path
         for name, given in references.items()
-        for path in write_references(Path(args.out), name, *given)
+        for path in write_references(stage.out, name, *given)
     ]
-    # Sets and calls are official: what texts they share ("yeah") they share.
-    corpus.write_corpus(args, stamp, sets, overlapping=sets, beside=beside)
+    # Sets and calls are official: a text such as "yeah" may be in several.
+    stage.write(sets, overlapping=sets, extra_files=written)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Options of this stage."""
-    found = corpus.corpus_parser(__doc__, FOLDER)
-    found.add_argument("--transcripts", metavar="DIR", help="swb_ms98_transcriptions")
-    found.add_argument("--eval2000", metavar="DIR", help="LDC2002S09, the folder hub5e_00")
-    found.add_argument("--eval2000_text", metavar="DIR", help="LDC2002T43")
-    found.add_argument("--rt02", metavar="DIR", help="LDC2004S11")
-    found.add_argument("--rt03", metavar="DIR", help="LDC2007S10")
-    # For tests on miniature trees.
-    found.add_argument("--dev", type=int, default=DEV, help=argparse.SUPPRESS)
-    return found
-
-
-def main() -> None:
-    """Read the command line and prepare the data."""
-    args = parser().parse_args()
-    sys.exit(run_cli("local/data.py", lambda: prepare(args)))
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this recipe."""
+    parser.add_argument("--transcripts", metavar="DIR", help="swb_ms98_transcriptions")
+    parser.add_argument("--eval2000", metavar="DIR", help="LDC2002S09, the folder hub5e_00")
+    parser.add_argument("--eval2000_text", metavar="DIR", help="LDC2002T43")
+    parser.add_argument("--rt02", metavar="DIR", help="LDC2004S11")
+    parser.add_argument("--rt03", metavar="DIR", help="LDC2007S10")
+    # For tests on miniature corpora.
+    parser.add_argument("--dev", type=int, default=DEV, help=argparse.SUPPRESS)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, prepare, corpus=FOLDER, add_options=add_options)

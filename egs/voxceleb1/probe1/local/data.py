@@ -5,39 +5,38 @@ Example:
   python local/data.py --corpus VoxCeleb1 --out data
 
 The corpus is in either layout:
-  {dev,test}/wav/id10001/<video>/00001.wav    the one offered now; the split takes files of both
+  {dev,test}/wav/id10001/<video>/00001.wav    the present one; the split has files of both
   voxceleb1_wav/<Name>/<video>_0000001.wav    the first one; needs vox1_meta.csv for the names
-and beside that iden_split.txt, whose lines are "1 id10003/na8-QEFmj44/00003.wav" (in the first
-release "1 A.J._Buckley/J9lHsKG98U8_0000003.wav"): 1 is train, 2 dev and 3 test.
+and has iden_split.txt, whose lines are "1 id10003/na8-QEFmj44/00003.wav" (in the first release
+"1 A.J._Buckley/J9lHsKG98U8_0000003.wav"): 1 is train, 2 dev and 3 test.
 
-Writes 16 kHz mono FLAC to data/audio, and the sets data/{train,dev,test}. An utterance is called
-speaker-video-segment, the speaker is the class.
+Writes 16 kHz mono FLAC to data/audio, and the sets data/{train,dev,test}. An utterance's id is
+speaker-video-segment; the speaker is the class.
 """
 
-import argparse
 import csv
-import sys
 from pathlib import Path
 
-from espnet_ext.data.corpora import corpus
-from espnet_ext.errors import UserError, nearest, run_cli
+from espnet_ext.data.corpora.clips import Clip
+from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.errors import UserError, nearest
 
 SPLIT, META = "iden_split.txt", "vox1_meta.csv"
 OLD = "voxceleb1_wav"
 PARTS = {"1": "train", "2": "dev", "3": "test"}
 COUNTS = {"speakers": 1251, "train": 138361, "dev": 6904, "test": 8251}
-WHAT = f"the folder that holds dev/wav and test/wav (or {OLD}) and {SPLIT}"
+FOLDER = f"the folder that holds dev/wav and test/wav (or {OLD}) and {SPLIT}"
 _VIDEO = 11  # characters of a video's id, which may itself hold _ and -
 
 
 def read_meta(path: Path) -> dict[str, str]:
-    """Return speaker's id by name.
+    """Return the ids of speakers by name.
 
     Raises:
         UserError: it is missing, is not separated by tabs, or has a name twice.
     """
     if not path.is_file():
-        raise UserError(f"no {path}, which tells the names of the speakers")
+        raise UserError(f"no {path}, which has the names of the speakers")
     with open(path, encoding="utf-8", newline="") as stream:
         rows = list(csv.reader(stream, delimiter="\t"))
     if not rows or len(rows[0]) < 2:
@@ -47,7 +46,7 @@ def read_meta(path: Path) -> dict[str, str]:
         if len(row) < 2 or not row[0].startswith("id"):
             raise UserError(f"{path}: line {number}: expected an id and a name between tabs")
         if row[1] in names:
-            raise UserError(f"{path}: line {number}: {row[1]} stands there twice")
+            raise UserError(f"{path}: line {number}: {row[1]} occurs twice")
         names[row[1]] = row[0]
     return names
 
@@ -78,26 +77,26 @@ class Tree:
     """The audio of the corpus, in either layout."""
 
     def __init__(self, root: Path):
-        """Look which layout it is.
+        """Find out the layout.
 
         Raises:
-            UserError: neither, or only half of the new one.
+            UserError: neither, or only half of the present one.
         """
         self.root = root
         self.old = (root / OLD).is_dir()
         has = [part for part in ("dev", "test") if (root / part / "wav").is_dir()]
         if not self.old and not has:
-            raise UserError(f"{root}: neither dev/wav nor {OLD} in it; --corpus is {WHAT}")
+            raise UserError(f"{root}: neither dev/wav nor {OLD} in it; --corpus is {FOLDER}")
         if not self.old and len(has) < 2:
             raise UserError(
                 f"{root}: no {'test' if has == ['dev'] else 'dev'}/wav in it, and the "
-                "identification split takes files of both; unpack it too"
+                "identification split has files of both; unpack it too"
             )
         self.ids = read_meta(root / META) if self.old or (root / META).is_file() else {}
         self.names = {speaker: name for name, speaker in self.ids.items()}
 
     def path(self, speaker: str, video: str, segment: int) -> Path | None:
-        """The file of an utterance, None if it is not there."""
+        """Return the file of an utterance, None if it is missing."""
         if self.old:
             name = self.names.get(speaker, speaker)
             places = [self.root / OLD / name / f"{video}_{segment:07d}.wav"]
@@ -107,15 +106,15 @@ class Tree:
         return next((path for path in places if path.is_file()), None)
 
 
-def read_split(root: Path) -> dict[str, list[corpus.Clip]]:
+def read_split(root: Path) -> dict[str, list[Clip]]:
     """Return the clips of the identification split by part.
 
     Raises:
-        UserError: a line that is none, a file that is missing, stands there twice or belongs to a
-            speaker whom the meta file lacks.
+        UserError: a wrong line, a file that is missing, occurs twice or belongs to a speaker whom
+            the meta file lacks.
     """
     tree = Tree(root)
-    parts: dict[str, list[corpus.Clip]] = {part: [] for part in PARTS.values()}
+    parts: dict[str, list[Clip]] = {part: [] for part in PARTS.values()}
     seen: set[str] = set()
     for number, line in enumerate((root / SPLIT).read_text(encoding="utf-8").splitlines(), 1):
         words = line.split()
@@ -137,13 +136,13 @@ def read_split(root: Path) -> dict[str, list[corpus.Clip]]:
             raise UserError(f"{where}: {words[1]} is not in {root}")
         key = f"{speaker}-{video}-{segment:05d}"
         if key in seen:
-            raise UserError(f"{where}: {words[1]} stands there twice")
+            raise UserError(f"{where}: {words[1]} occurs twice")
         seen.add(key)
-        parts[part].append(corpus.Clip(key, speaker, speaker, path))
+        parts[part].append(Clip(id=key, speaker=speaker, label=speaker, source=path))
     return parts
 
 
-def check_speakers(parts: dict[str, list[corpus.Clip]]) -> None:
+def check_speakers(parts: dict[str, list[Clip]]) -> None:
     """Raise UserError for a speaker who is tested but not trained."""
     trained = {clip.label for clip in parts["train"]}
     for name in ("dev", "test"):
@@ -152,24 +151,17 @@ def check_speakers(parts: dict[str, list[corpus.Clip]]) -> None:
                 raise UserError(f"{SPLIT}: {clip.label} is in {name} but not in train")
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare(stage: DataStage) -> None:
     """Make the data directories, unless they are up to date."""
-    out = Path(args.out)
-    root = corpus.corpus_folder(args, [SPLIT], WHAT)
-    stamp = corpus.stamp_of(args, [__file__], [root / SPLIT, root / META])
-    if stamp.is_current():
-        print(f"{out}: up to date")
+    root = stage.corpus(SPLIT)
+    if stage.is_current([root / SPLIT, root / META]):
         return
-    corpus.remove_leftovers(out, out / "audio")
     parts = read_split(root)
     check_speakers(parts)
-    if not args.uncounted:
-        counts = {name: len(clips) for name, clips in parts.items()}
-        counts["speakers"] = len({clip.speaker for clip in parts["train"]})
-        corpus.expect(args.corpus, COUNTS, counts)
-    corpus.write_corpus(args, stamp, corpus.convert_sets(parts, out / "audio", args.nj))
+    counts = {name: len(clips) for name, clips in parts.items()}
+    stage.expect(COUNTS, counts | {"speakers": len({clip.speaker for clip in parts["train"]})})
+    stage.write(stage.convert_sets(parts))
 
 
 if __name__ == "__main__":
-    arguments = corpus.corpus_parser(__doc__, WHAT).parse_args()
-    sys.exit(run_cli("local/data.py", lambda: prepare(arguments)))
+    main(__doc__, prepare, corpus=FOLDER)

@@ -1,0 +1,197 @@
+"""Stage 1 of a recipe: what every ``local/data.py`` shares.
+
+    def prepare(stage: DataStage) -> None:
+        root = stage.corpus("labels.csv")
+        if stage.is_current([root / "labels.csv"]):
+            return
+        sets = read(root)  # clips by set
+        stage.expect({"train": 100}, {name: len(clips) for name, clips in sets.items()})
+        stage.write(stage.convert_sets(sets))
+
+    if __name__ == "__main__":
+        main(__doc__, prepare, corpus="the folder that holds labels.csv")
+
+docs/new_corpus.md is the guide.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.data import kaldi_dir
+from espnet_ext.data.corpora import clips
+from espnet_ext.data.corpora.clips import Clip
+from espnet_ext.data.corpora.folds import Folds, write_folds
+from espnet_ext.data.fetch import debian
+from espnet_ext.data.kaldi_dir import Utterance
+from espnet_ext.errors import UserError, at_least, run_cli
+from espnet_ext.files import Stamp
+
+
+class DataStage:
+    """The options of the stage, the corpus it reads and the data directories it writes.
+
+    Attributes:
+        args: the parsed options.
+        out: folder of the data directories.
+        audio: folder of the converted audio.
+        downloads: folder of fetched packages, and of what is unpacked from them.
+        jobs: number of processes.
+        counted: False in tests, whose miniature corpora have other counts.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, corpus: str, packages: Sequence[debian.Package] = ()
+    ):
+        self.args = args
+        self.out, self.downloads = Path(args.out), Path(getattr(args, "downloads", "downloads"))
+        self.audio = self.out / "audio"
+        self.jobs: int = args.nj
+        self._corpus = corpus
+        given = args.sha256.split() if packages and args.sha256 else [p.sha256 for p in packages]
+        self._packages = {
+            p: replace(p, sha256=digest) for p, digest in zip(packages, given, strict=True)
+        }
+        self.counted = not args.sha256 if packages else not args.uncounted
+
+    def corpus(self, *needed: str) -> Path:
+        """Return the folder --corpus.
+
+        Raises:
+            UserError: it was not given, or one of the paths ``needed`` is not in it.
+        """
+        if self.args.corpus is None:
+            raise UserError(f"give --corpus DIR: {self._corpus}")
+        root = Path(self.args.corpus)
+        if not root.is_dir():
+            raise UserError(f"--corpus {root}: no such folder; it is {self._corpus}")
+        for name in needed:
+            if not (root / name).exists():
+                raise UserError(f"{root}: no {name} in it; --corpus is {self._corpus}")
+        return root
+
+    def fetch(self, package: debian.Package) -> Path:
+        """Return the path of a package, checked: the user's own file, or a download.
+
+        Raises:
+            UserError: what ``debian.fetch`` raises, or the folder --packages lacks it.
+        """
+        wanted, given = self._packages[package], getattr(self.args, "package", None)
+        if getattr(self.args, "packages", None):
+            given = Path(self.args.packages) / wanted.file_name
+            if not given.is_file():
+                raise UserError(f"--packages {self.args.packages}: no {given.name} in it")
+        return debian.fetch(wanted, self.downloads, given)
+
+    def is_current(self, inputs: Iterable[Path] = (), settings: Iterable[Any] = ()) -> bool:
+        """Say, and print, whether all was made before from the same inputs by the same code.
+
+        Args:
+            inputs: files that are read, but for audio.
+            settings: values of the recipe's own options.
+        """
+        if getattr(self.args, "package", None):  # is checked even if nothing is left to do
+            self.fetch(next(iter(self._packages)))
+        digests = [package.sha256 for package in self._packages.values()]
+        corpus = str(getattr(self.args, "corpus", ""))
+        key = [str(self.out), corpus, self.counted, *digests, *settings]
+        self._stamp = Stamp(self.out / ".stamp.json", key, [*_code(), *map(str, inputs)])
+        if self._stamp.is_current():
+            print(f"{self.out}: up to date")
+            return True
+        return False
+
+    def expect(self, expected: Mapping[str, int], found: Mapping[str, int]) -> None:
+        """Raise UserError where a count is not the one that the corpus is known to have."""
+        for name, count in expected.items() if self.counted else ():
+            if found.get(name, 0) != count:
+                raise UserError(
+                    f"{name} has {found.get(name, 0)}, expected {count}; "
+                    "the reader or a rule was changed, or the corpus is another one"
+                )
+
+    def convert(self, found: Sequence[Clip], keep_others: bool = False) -> list[Utterance]:
+        """Convert clips (``clips.convert``) into ``audio``."""
+        return clips.convert(found, self.audio, self.jobs, keep_others)
+
+    def convert_sets(self, sets: Mapping[str, Iterable[Clip]]) -> dict[str, list[Utterance]]:
+        """Convert the clips of sets (``clips.convert_sets``) into ``audio``."""
+        return clips.convert_sets(sets, self.audio, self.jobs)
+
+    def write(
+        self,
+        sets: Mapping[str, Sequence[Utterance]],
+        folds: Mapping[str, Folds] | None = None,
+        disjoint: str = "speaker",
+        overlapping: Container[str] = (),
+        extra_files: Iterable[Path] = (),
+    ) -> None:
+        """Write the data directories, the folds, and the stamp last.
+
+        Args:
+            sets: utterances by the name of the set.
+            folds: folds by the name of the split.
+            disjoint: what no two parts of a fold may share: speaker or text.
+            overlapping: names of sets that may hold texts of train.
+            extra_files: files that the recipe wrote itself.
+
+        Raises:
+            UserError: what ``kaldi_dir.write_sets`` and ``write_folds`` raise.
+        """
+        files = kaldi_dir.write_sets(self.out, sets, self.jobs, overlapping)
+        digests: dict[str, str] = {}
+        for name in sets:
+            digests |= kaldi_dir.read_table(self.out / name / kaldi_dir.AUDIO_DIGEST)
+        for split, found in (folds or {}).items():
+            files += write_folds(self.out, split, found, disjoint, digests)
+        audio = {Path(u.audio) for utterances in sets.values() for u in utterances}
+        self._stamp.write(sorted([*files, *audio, *extra_files]))
+
+
+def _code() -> list[str]:
+    """Return the recipe's script and the modules of ``espnet_ext.data`` that it uses."""
+    names = sorted(name for name in sys.modules if name.startswith("espnet_ext.data."))
+    used = (getattr(sys.modules[name], "__file__", None) for name in ("__main__", *names))
+    return sorted({*filter(None, used), str(clips.AUDIO_CODE)})
+
+
+def main(
+    doc: str | None,
+    prepare: Callable[[DataStage], None],
+    corpus: str = "",
+    packages: Sequence[debian.Package] = (),
+    add_options: Callable[[argparse.ArgumentParser], object] | None = None,
+) -> None:
+    """Run stage 1 from the command line, and end the program.
+
+    Args:
+        doc: text of --help: the docstring of the script.
+        prepare: makes the data directories, unless they are up to date.
+        corpus: what --corpus DIR must be, of a corpus that the user has.
+        packages: Debian packages of a corpus that is fetched.
+        add_options: adds options of the recipe to the parser.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", default="data", help="folder of the data directories")
+    parser.add_argument("--nj", type=at_least(1), default=2, help="processes (default 2)")
+    if packages:
+        parser.add_argument("--downloads", default="downloads", help="folder of what is fetched")
+        if len(packages) == 1:
+            parser.add_argument("--package", metavar="FILE", help="the .deb, if you have it")
+        else:
+            parser.add_argument("--packages", metavar="DIR", help="folder of the .deb")
+        # For tests with packages of their own.
+        parser.add_argument("--sha256", help=argparse.SUPPRESS)
+    else:
+        parser.add_argument("--corpus", metavar="DIR", help=corpus)
+        # For tests on miniature corpora.
+        parser.add_argument("--uncounted", action="store_true", help=argparse.SUPPRESS)
+    if add_options is not None:
+        add_options(parser)
+    args = parser.parse_args()
+    sys.exit(run_cli("local/data.py", lambda: prepare(DataStage(args, corpus, packages))))
