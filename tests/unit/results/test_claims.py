@@ -419,7 +419,7 @@ def test_committed_claims_name_systems_of_the_grids():
                     continue
                 corpus, _, name = item["grid"].partition("/")
                 dataset, _, task = corpus.rpartition("_")
-                path = ROOT / "egs" / dataset / task / "conf" / f"grid_{name}.yaml"
+                path = ROOT / "egs" / dataset / task / "conf/grids" / f"{name}.yaml"
                 pairs = {system.name: system.than for system in read_grid(path).systems}
                 known = set(pairs)
                 wanted = {item.get("system"), item.get("than")} - {None}
