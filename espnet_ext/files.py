@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _SCRATCH, _LOCK = ".tmp-", ".lock"  # how scratch folders begin; file in each of them
+_held: set[int] = set()  # locks of this process, on its scratch folders
 PACKED = "model.safetensors"  # weights of a form at 8, 4 or 2 bits (espnet_ext.formats.packed)
 
 
@@ -75,20 +76,32 @@ def scratch_folder(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
-    folder, held = _new_scratch(path)
+    folder, lock_file = _new_scratch(path)
+    _held.add(lock_file)
     try:
         yield folder
     finally:
-        _remove(folder, held)
+        _held.discard(lock_file)
+        _remove(folder, lock_file)
+
+
+def _close_locks() -> None:
+    """In a forked process: its copies would hold the locks of a parent that was killed."""
+    for lock_file in _held:
+        os.close(lock_file)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_locks)
 
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove the scratch folders in a folder that nobody locks."""
     for left in folder.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError):
-            held = _try_lock(left / _LOCK)
-            if held is not None:
-                _remove(left, held)
+            lock_file = _try_lock(left / _LOCK)
+            if lock_file is not None:
+                _remove(left, lock_file)
 
 
 def _new_scratch(path: Path) -> tuple[Path, int]:
@@ -96,9 +109,9 @@ def _new_scratch(path: Path) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(f".{path.name}", _SCRATCH, path.parent))
         # Until it is locked, another writer may remove it.
         with contextlib.suppress(FileNotFoundError):
-            held = _try_lock(folder / _LOCK)
-            if held is not None and (folder / _LOCK).exists():
-                return folder, held
+            lock_file = _try_lock(folder / _LOCK)
+            if lock_file is not None and (folder / _LOCK).exists():
+                return folder, lock_file
 
 
 def _try_lock(path: Path) -> int | None:
@@ -112,9 +125,9 @@ def _try_lock(path: Path) -> int | None:
     return descriptor
 
 
-def _remove(folder: Path, held: int) -> None:
+def _remove(folder: Path, lock_file: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    os.close(held)
+    os.close(lock_file)
     with contextlib.suppress(OSError):
         folder.rmdir()  # NFS keeps a file in it until the lock is closed
 

@@ -87,9 +87,10 @@ def test_it_is_fine_tuned_deployed_and_decoded(recipe):
             succeed(recipe, verb, config, "--sets", "test")
     finally:
         (recipe / "moved").rename(recipe / "model")
-    score = json.loads((recipe / "exp/small_s/score/merged/ctc_greedy/test.json").read_text())
+    path = recipe / "exp/small_s/score/merged/ctc_greedy/test.json"
+    score = json.loads(path.read_text())["score"]
     assert score["utterances"] == len(read_table(recipe / "data/test/text"))
-    assert score["cer"]["value"] > 0
+    assert score["metrics"]["cer"]["value"] > 0
 
 
 def test_a_model_of_another_size_is_refused(recipe):

@@ -133,6 +133,32 @@ def test_the_work_of_a_killed_writer_is_removed(writer, tmp_path, name):
     assert contents(tmp_path) == {name: "mine"}
 
 
+# A killed writer whose worker lives on for some time.
+WITH_WORKER = """
+import os, time
+from espnet_ext.files import atomic_path
+with atomic_path("out") as path:
+    path.write_text("half")
+    worker = os.fork()
+    if worker == 0:
+        time.sleep(60)
+        os._exit(0)
+    print(worker, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_worker_that_outlives_its_killed_writer_keeps_nothing(tmp_path):
+    command = [sys.executable, "-c", WITH_WORKER]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        process.wait()
+        write(tmp_path / "out", "mine")
+        assert contents(tmp_path) == {"out": "mine"}
+        os.kill(worker, 9)
+
+
 def test_a_stamp_that_is_current_removes_the_work_of_killed_writers(writer, tmp_path):
     process, half = writer
     (tmp_path / ".tmp-not-ours").write_text("")
