@@ -10,11 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from espnet_ext.analysis.measure import ORDERS
 from espnet_ext.analysis.similarity import Similarities
 from espnet_ext.errors import UserError, nearest
 
 BI = {"bi_cosine": "cosine", "bi_knn": "knn"}
-ORDERS = ("backward", "forward", *BI)
 
 
 def influence(similarities: Similarities, criterion: str) -> Tensor:

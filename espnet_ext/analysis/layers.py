@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from espnet_ext.analysis.measure import Measure
 from espnet_ext.analysis.similarity import LayerSimilarity, Similarities
 from espnet_ext.bridge.checkpoint import load_model, read_config
 from espnet_ext.data.audio import read_wave
@@ -29,33 +30,29 @@ def read_waves(rows: Rows, seconds: float | None = None) -> list[Tensor]:
     return [torch.from_numpy(read_wave(path, name, RATE))[:most] for name, path in rows]
 
 
-def draw_batches(rows: Rows, size: int, most: int, seed: int) -> Sequence[Rows]:
-    """Up to ``most`` batches of ``size`` utterances, drawn at random without replacement.
+def draw_batches(rows: Rows, measure: Measure, repeat: int = 0) -> Sequence[Rows]:
+    """Batches of utterances, drawn at random without replacement; each repeat draws others.
 
     What is left of the set beyond whole batches is not used, unless the set is smaller than one
     batch: batches of another size have other similarities (a biased estimate).
     """
-    order = list(rows)
-    random.Random(seed).shuffle(order)
+    order, size = list(rows), measure.batch_size
+    random.Random(measure.seed + repeat).shuffle(order)
     if len(order) <= size:
         return [order]
-    return [order[k : k + size] for k in range(0, len(order) - size + 1, size)][:most]
+    batches = [order[k : k + size] for k in range(0, len(order) - size + 1, size)]
+    return batches[: measure.batches]
 
 
 @torch.no_grad()
 def compare_layers(
-    stack: Stack,
-    batches: Sequence[Rows],
-    k: Sequence[int],
-    time: str,
-    seconds: float | None = None,
-    title: str = "similarity",
+    stack: Stack, batches: Sequence[Rows], measure: Measure, title: str = "similarity"
 ) -> Similarities:
     """Similarities of the outputs of all layers of ``stack`` over batches of utterances."""
-    found = LayerSimilarity(k, time)
+    found = LayerSimilarity(measure.k, measure.time)
     device = next(stack.parameters()).device
     for batch in tqdm(batches, desc=title):
-        waves = sorted(read_waves(batch, seconds), key=len)
+        waves = sorted(read_waves(batch, measure.seconds), key=len)
         outputs: list[list[Tensor]] = [[] for _ in range(stack.num_layers)]
         frames: list[Tensor] = []
         for start in range(0, len(waves), _FORWARD):

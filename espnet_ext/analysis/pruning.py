@@ -1,6 +1,5 @@
 """Curves of a probe's score as layers of its stack are removed one by one, without retraining."""
 
-import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 
 from espnet_ext.analysis.layer_order import BI, removable, removal_order
 from espnet_ext.analysis.layers import Rows, classes_after, compare_layers, draw_batches, load_probe
+from espnet_ext.analysis.measure import Measure, Removal
 from espnet_ext.analysis.similarity import Similarities
 from espnet_ext.encoders.pretrained.stack import Stack, check_layers
 from espnet_ext.errors import UserError
@@ -34,11 +34,12 @@ class _Repeat:
 class Curves:
     """Collects repeats, and summarises them as the curves of all orders."""
 
-    def __init__(self, references: Sequence[str], orders: Sequence[str], metric: str, seed: int):
-        """``references``: the classes of the set, in its order; ``metric``: of ``metrics``."""
+    def __init__(self, references: Sequence[str], removal: Removal, seed: int):
+        """``references``: the classes of the set, in its order; ``seed``: of the resampling."""
         self.references = list(references)
-        self.orders = list(orders)
-        self.metric = metric
+        self.removal = removal
+        self.orders = list(removal.orders)
+        self.metric = removal.metric
         self.seed = seed
         self.classes: list[str] = []
         self._repeats: list[_Repeat] = []
@@ -144,7 +145,7 @@ def prefixes(sequence: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def prune_probe(
-    folder: Path, score_rows: Rows, rows: Rows, curves: Curves, args: argparse.Namespace
+    folder: Path, score_rows: Rows, rows: Rows, curves: Curves, measure: Measure
 ) -> tuple[Stack, set[int]]:
     """Add the repeats of one deployed probe to ``curves``.
 
@@ -153,7 +154,7 @@ def prune_probe(
         score_rows: utterances that layers are scored on.
         rows: utterances that the probe is scored on, in the order of the curves' references.
         curves: what the repeats are added to.
-        args: options of the verb: how layers are compared, repeats, protected layers.
+        measure: how layers are compared.
 
     Returns:
         The probe's stack, and the layers that every order kept.
@@ -163,18 +164,20 @@ def prune_probe(
     """
     model, classes = load_probe(folder)
     stack: Stack = model.encoder.stack
-    check_layers(stack, [layer for layer in args.protect if layer not in stack.kept])
-    protected = {stack.kept[0], *stack.protected, *args.protect}
+    removal = curves.removal
+    check_layers(stack, [layer for layer in removal.protect if layer not in stack.kept])
+    protected = {stack.kept[0], *stack.protected, *removal.protect}
     if protected >= set(stack.kept):
         raise UserError(f"all {stack.num_layers} layers are protected: none is left to remove")
     drawn: list[dict[str, list[int]]] = []
     found: Similarities | None = None
-    for repeat in range(args.repeats):
+    for repeat in range(removal.repeats):
         # A set that is one batch is the same in every draw.
-        if BI.keys() & set(curves.orders) and (found is None or len(score_rows) > args.batch_size):
-            batches = draw_batches(score_rows, args.batch_size, args.batches, args.seed + repeat)
-            title = f"{folder.parts[1]}, scoring {repeat + 1}/{args.repeats}"
-            found = compare_layers(stack, batches, args.k, args.time, args.seconds, title)
+        redrawn = found is None or len(score_rows) > measure.batch_size
+        if BI.keys() & set(curves.orders) and redrawn:
+            title = f"{folder.parts[1]}, scoring {repeat + 1}/{removal.repeats}"
+            batches = draw_batches(score_rows, measure, repeat)
+            found = compare_layers(stack, batches, measure, title)
         drawn.append({o: removal_order(o, stack.kept, found, protected) for o in curves.orders})
     every = {removed for repeat in drawn for seq in repeat.values() for removed in prefixes(seq)}
     removals = sorted(every, key=lambda removed: (len(removed), removed))

@@ -17,15 +17,11 @@ Example:
 import argparse
 from pathlib import Path
 
-from espnet_ext.config.grid import Cell, Grid, read_grid
+from espnet_ext.cli.options import add_publishing, publish_if_asked
+from espnet_ext.config.grid import Grid, read_grid
 from espnet_ext.config.training import load_config
 from espnet_ext.errors import UserError, at_least
-from espnet_ext.experiment import Experiment
-from espnet_ext.files import read_json, write_json
-from espnet_ext.results import grids
-from espnet_ext.results.schema import SCHEMA_VERSION, as_json
-from espnet_ext.stages.grid import MADE_BY, GridRun, cell_config, part_of
-from espnet_ext.validation import parse
+from espnet_ext.stages.grid import GridRun, part_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,12 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", help="K/N: only every Nth training from the Kth on")
     parser.add_argument("--keep_models", action="store_true", help="do not remove checkpoints")
     parser.add_argument("--dry_run", action="store_true", help="only count what would run")
-    parser.add_argument("--publish", action="store_true", help="copy into results/, RESULTS.md")
-    parser.add_argument(
-        "--allow-dirty",
-        action="store_true",
-        help="publish a grid whose trainings no commit describes",
-    )
+    add_publishing(parser)
     parser.set_defaults(espnet=[])  # options after --
 
 
@@ -67,13 +58,16 @@ def run(args: argparse.Namespace) -> None:
     if missing:
         print(f"grid: {len(missing)} trainings of other parts are left; no summary yet")
         return
-    record = summarise(grid, cells)
-    if args.publish:
-        from espnet_ext.results.publish import publish, publishing_root, refuse_uncommitted
+    from espnet_ext.results.pages.grids import comparisons, notes, short_table
+    from espnet_ext.results.pages.text import print_table
 
-        if not args.allow_dirty:
-            refuse_uncommitted(f"grid {grid.name}", record.commit)
-        publish(record, publishing_root() / "results")
+    record, written = whole.summary(cells)
+    print("\n".join(f"wrote {path}" for path in written))
+    print_table(*short_table(record))
+    if record.classes is None:
+        print_table(*comparisons(record))
+    print("\n".join(notes(record)))
+    publish_if_asked(args, f"grid {grid.name}", record)
 
 
 def _refuse_other_task(grid: Grid, path: str) -> None:
@@ -83,36 +77,3 @@ def _refuse_other_task(grid: Grid, path: str) -> None:
         raise UserError(f"{path}: than and seeds of a system are for recognisers and translators")
     if not is_cls and (grid.split or grid.known or grid.unit != "fold"):
         raise UserError(f"{path}: split, unit and known are for classifiers; leave them out")
-
-
-def summarise(grid: Grid, cells: list[Cell]) -> grids.Grid:
-    """Write grid.json and its plots, print the table; return the summary."""
-    from espnet_ext.bridge.run_record import merged
-    from espnet_ext.results.pages.grids import comparisons, notes, short_table
-    from espnet_ext.results.pages.text import print_table
-    from espnet_ext.results.plots.grids import plot_grid
-    from espnet_ext.results.run import recipe_names
-
-    results = [read_json(cell_config(cell).with_name("cell.json")) for cell in cells]
-    experiment = Experiment.load(cell_config(cells[0]), cells[0].tag)
-    dataset, task = recipe_names(Path.cwd())
-    classes = experiment.classes if experiment.recipe.task == "cls" else None
-    made = {
-        "schema_version": SCHEMA_VERSION,
-        "command": f"espnet-ext grid {grid.path}",
-        "dataset": dataset,
-        "task": task,
-        **{key: merged([result[key] for result in results]) for key in MADE_BY},
-        **grids.summary(grid, results, classes, experiment.recipe.target),
-    }
-    record = parse(grids.Grid, made, f"grid {grid.name}")
-    folder = Path("exp") / f"grid_{grid.name}"
-    write_json(folder / "grid.json", as_json(record))
-    for path in plot_grid(record, folder):
-        print(f"wrote {path}")
-    print_table(*short_table(record))
-    if classes is None:
-        print_table(*comparisons(record))
-    for line in notes(record):
-        print(line)
-    return record

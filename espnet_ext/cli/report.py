@@ -15,6 +15,7 @@ Example:
 import argparse
 from pathlib import Path
 
+from espnet_ext.cli.options import add_publishing
 from espnet_ext.errors import UserError
 
 
@@ -23,12 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", help="training config, run in the recipe's folder")
     parser.add_argument("--tag", help="name of the experiment (default: from the config's name)")
     parser.add_argument("--variant", help="deployed form (default: the config's)")
-    parser.add_argument("--publish", action="store_true", help="copy into results/, RESULTS.md")
-    parser.add_argument(
-        "--allow-dirty",
-        action="store_true",
-        help="publish a run whose training no commit describes",
-    )
+    add_publishing(parser)
     parser.add_argument("--all", action="store_true", help="regenerate RESULTS.md and its plots")
     parser.add_argument(
         "--results",

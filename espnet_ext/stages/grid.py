@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from espnet_ext.bridge.run_record import merged
 from espnet_ext.config.grid import Cell, Grid
 from espnet_ext.data.corpora.folds import read_folds
 from espnet_ext.data.kaldi_dir import audio_inputs
@@ -16,11 +17,16 @@ from espnet_ext.data.text import collapse_blanks, normalise_text
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import Stamp, read_json, write_json, write_text
+from espnet_ext.results import grids
+from espnet_ext.results.plots.grids import plot_grid
+from espnet_ext.results.run import recipe_names
+from espnet_ext.results.schema import SCHEMA_VERSION, as_json
 from espnet_ext.score.classification import metrics, read_decisions, vote
 from espnet_ext.score.pairs import read_pairs
 from espnet_ext.stages.decode import decode
 from espnet_ext.stages.deploy import deploy
 from espnet_ext.stages.train import TrainOptions, train
+from espnet_ext.validation import parse
 
 _CELL_VERSION = 2  # of what cell.json holds
 MADE_BY = ("commit", "versions", "machine")  # keys of train.json that a summary merges
@@ -92,6 +98,25 @@ class GridRun:
                 f"{len(failed)} of {len(todo)} trainings failed, see the lines above; when that is "
                 "mended run the same command again, the others are kept"
             )
+
+    def summary(self, cells: Sequence[Cell]) -> tuple[grids.Grid, list[Path]]:
+        """Write grid.json and its plots; return the summary and the plots' paths."""
+        results = [read_json(cell_config(cell).with_name("cell.json")) for cell in cells]
+        experiment = Experiment.load(cell_config(cells[0]), cells[0].tag)
+        dataset, task = recipe_names(Path.cwd())
+        classes = experiment.classes if experiment.recipe.task == "cls" else None
+        made = {
+            "schema_version": SCHEMA_VERSION,
+            "command": f"espnet-ext grid {self.grid.path}",
+            "dataset": dataset,
+            "task": task,
+            **{key: merged([result[key] for result in results]) for key in MADE_BY},
+            **grids.summary(self.grid, results, classes, experiment.recipe.target),
+        }
+        record = parse(grids.Grid, made, f"grid {self.grid.name}")
+        folder = Path("exp") / f"grid_{self.grid.name}"
+        write_json(folder / "grid.json", as_json(record))
+        return record, plot_grid(record, folder)
 
     def stamp(self, cell: Cell) -> Stamp:
         """The stamp of a training that was done and scored."""

@@ -91,6 +91,13 @@ def test_similarity(recipe):
     assert (recipe / "exp/similarity/model_train.png").stat().st_size > 10000
 
 
+def test_neighbours_fit_a_small_set(recipe):
+    probe.run(recipe, "similarity", probe.MODEL, "--set", "test", "--name", "small")
+    record = json.loads((recipe / "exp/similarity/small.json").read_text())
+    assert record["k"] == [2, 4, 8]
+    assert record["batch_size"] == record["utterances"] == 12
+
+
 def test_the_curve_begins_where_the_probe_is(recipe, pruned):
     assert pruned["full"] == pytest.approx(accuracy(recipe))
     assert pruned["chance"] == pytest.approx(1 / 3)

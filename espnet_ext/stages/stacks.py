@@ -1,0 +1,195 @@
+"""Layers of stacks, examined: their similarity, the curves of their removal, smaller models."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.analysis.measure import Measure, Removal
+from espnet_ext.bridge.muted import muted
+from espnet_ext.data.kaldi_dir import audio_rows, data_sets, read_table
+from espnet_ext.errors import UserError, nearest
+from espnet_ext.experiment import Experiment
+from espnet_ext.files import sha256_file, write_json
+from espnet_ext.results.environment import environment
+from espnet_ext.results.plots.stacks import plot_stack
+from espnet_ext.results.run import recipe_names
+from espnet_ext.results.schema import SCHEMA_VERSION, as_json
+from espnet_ext.results.stacks import BLOCK_RULE, MEASURES, Pruning, Similarity
+from espnet_ext.results.store import folder_of
+from espnet_ext.validation import parse
+
+
+def audio_of_set(name: str) -> list[tuple[str, str]]:
+    """The (utterance, audio path) of a set in data/.
+
+    Raises:
+        UserError: no such set.
+    """
+    scp = Path("data") / name / "wav.scp"
+    if not scp.is_file():
+        known = data_sets(Path("data"))
+        raise UserError(f"no {scp}: no set {nearest(name, known)} (stage 1 makes the sets)")
+    return audio_rows(scp.parent)
+
+
+def similarity(
+    model: str, set_name: str, measure: Measure, blocks: int, name: str | None = None
+) -> Similarity:
+    """Compare the layers of one model.
+
+    Args:
+        model: folder of a model, exp/<tag>, or hub:NAME.
+        set_name: data set.
+        measure: how, as ``Measure.for_set`` made it for this set.
+        blocks: of layers, to look for.
+        name: of the result; default: from model and set.
+
+    Raises:
+        UserError: no such model or set.
+    """
+    rows = audio_of_set(set_name)
+    with muted():
+        from espnet_ext.analysis.layers import compare_layers, draw_batches
+        from espnet_ext.analysis.similarity import boundary
+        from espnet_ext.encoders.pretrained.load import load_stack
+
+        stack = load_stack(model)
+    found = compare_layers(stack, draw_batches(rows, measure), measure)
+    matrices = {"cosine": found.cosine, "cka": found.cka, "knn": found.mean_knn()}
+    boundaries = {key: boundary(matrices[key], blocks) for key in MEASURES}
+    made = {
+        **_made_here(name or f"{Path(model.removeprefix('hub:')).name}_{set_name}"),
+        "model": _description(model, stack),
+        **measure.record(),
+        "set": set_name,
+        "utterances": found.utterances,
+        "batches": found.batches,
+        **{key: matrix.tolist() for key, matrix in matrices.items()},
+        "knn_by_k": {str(k): matrix.tolist() for k, matrix in found.knn.items()},
+        "rule": BLOCK_RULE,
+        "blocks": {
+            key: {"first_layers": cuts or None, "contrast": contrast}
+            for key, (cuts, contrast) in boundaries.items()
+        },
+        "command": f"espnet-ext similarity {model} --set {set_name} {measure.words()}",
+    }
+    return parse(Similarity, made, "similarity")
+
+
+def pruning_curves(
+    experiment: Experiment,
+    tags: Sequence[str],
+    sets: tuple[str, str],
+    measure: Measure,
+    removal: Removal,
+    name: str | None = None,
+) -> Pruning:
+    """Curves of the score of probes as layers are removed without retraining.
+
+    Args:
+        experiment: a probe; what it says of task and deployed form holds for all.
+        tags: the probes, which differ in the seed; empty: ``experiment`` alone.
+        sets: the set that layers are scored on, and the one that the probes are scored on.
+        measure: how layers are compared, as ``Measure.for_set`` made it for the first set.
+        removal: how they are removed.
+        name: of the result; default: from the first tag and the second set.
+
+    Raises:
+        UserError: no classifier, one that is not deployed, a set that does not suit, or a
+            protected layer that is none.
+    """
+    config, (score_set, test_set) = experiment.config, sets
+    if experiment.recipe.task != "cls":
+        raise UserError(
+            f"{config.path}: prune scores a classifier; this is task {experiment.recipe.task}"
+        )
+    score_rows, rows = audio_of_set(score_set), audio_of_set(test_set)
+    references = _classes(test_set, [utterance for utterance, _ in rows])
+    with muted():
+        from espnet_ext.analysis.pruning import Curves, prune_probe
+    curves = Curves(references, removal, measure.seed)
+    model: dict[str, Any] = {}
+    chosen = list(tags) or [config.tag]
+    for tag in chosen:
+        folder = Path("exp") / tag / "deploy" / experiment.variant
+        stack, protected = prune_probe(folder, score_rows, rows, curves, measure)
+        model = model or _description(str(folder / "stack"), stack) | {"path": f"exp/{chosen[0]}"}
+    words = f"--score_set {score_set} --set {test_set} --metric {removal.metric}"
+    words += f" --repeats {removal.repeats} {measure.words()}"
+    words += f" --tags {' '.join(tags)}" if tags else ""
+    words += f" --name {name}" if name else ""
+    made = {
+        **_made_here(name or f"{chosen[0]}_{test_set}"),
+        "model": model,
+        **measure.record(),
+        "probes": chosen,
+        "metric": removal.metric,
+        "score_set": score_set,
+        "set": test_set,
+        **curves.summary(),
+        "command": f"espnet-ext prune {config.path} {words}",
+        "protected": sorted(protected),
+    }
+    return parse(Pruning, made, "pruning")
+
+
+def save_without(model: str, removed: Sequence[int], out: Path) -> str:
+    """Write a model without some layers in its own format; return a line about it.
+
+    Raises:
+        UserError: no such model or layer.
+    """
+    with muted():
+        from espnet_ext.encoders.pretrained.load import load_stack
+
+        smaller = load_stack(model).remove(removed)
+        smaller.save(out)
+        again = load_stack(out)
+    return (
+        f"{out}: {again.family}, {again.num_layers} layers left of the model's: "
+        f"{', '.join(map(str, smaller.kept))}; {sum(p.numel() for p in again.parameters()):,} "
+        "parameters"
+    )
+
+
+def write(record: Similarity | Pruning) -> list[Path]:
+    """Write a record and its drawing below exp/; return their paths."""
+    output = Path("exp") / folder_of(record) / f"{record.name}.json"
+    write_json(output, as_json(record))
+    plot_stack(record, output.with_suffix(".png"))
+    return [output, output.with_suffix(".png")]
+
+
+def _made_here(name: str) -> dict[str, Any]:
+    """Whose record it is, its name for files, and where it was made."""
+    dataset, task = recipe_names(Path.cwd())
+    made = {"schema_version": SCHEMA_VERSION, "dataset": dataset, "task": task, "name": name}
+    return made | environment()
+
+
+def _description(path: str, stack: Any) -> dict[str, Any]:
+    """What a model is, for the record; its hash is of its file of weights."""
+    files = [*Path(path).glob("*.safetensors"), *Path(path).glob("deploy/*/model.pth")]
+    files += Path(path).glob("model.pth")
+    return {
+        "path": path,
+        "family": stack.family,
+        "layers": stack.num_layers,
+        "width": stack.width,
+        "sha256": sha256_file(sorted(files)[0]) if files else "not measured",
+    }
+
+
+def _classes(name: str, utterances: Sequence[str]) -> list[str]:
+    """The class of each utterance of a set that has two classes or more."""
+    labels = read_table(Path("data") / name / "label")
+    for utterance in utterances:
+        if utterance not in labels:
+            raise UserError(f"data/{name}/label: no class for {utterance}; run stage 1")
+    found = [labels[utterance] for utterance in utterances]
+    if len(set(found)) < 2:
+        raise UserError(
+            f"data/{name}/label: all {len(found)} utterances are of the class {found[0]}; a curve "
+            "of accuracy needs a set with two classes or more"
+        )
+    return found
