@@ -1,5 +1,6 @@
 """RESULTS.md, the table of README.md, and the pages in results/: functions of the results alone."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +27,7 @@ _HOW_TO_READ = """\
 - Parameters and bytes are those of the deployed model; 1 MB is 10^6 bytes. RTF is time over audio
   time, one process with one thread, in the median round. MACs/s are multiply-accumulates per
   second of audio.
+- A command, and a config that it names, is that of the commit beside it; configs have moved since.
 - A number that was not measured is written so."""
 _SCOPE = """\
 The papers' corpora are large or licensed; what was measured here is small and free: minutes to
@@ -80,11 +82,10 @@ def _index(
         lines += ["## Recipes", "", _RECIPES, "", markdown(*recipes_table(results, folder)), ""]
     lines += claims_section(papers, judged, folder)
     if results.benchmarks:
-        rows = [
-            [f"[{title_of(name, found)}]({folder}/{BENCHMARKS}/README.md)", f"`{program(found)}`"]
-            for name, found in results.benchmarks.items()
-        ]
-        lines += ["", "## Benchmarks", "", markdown(["benchmark", "program"], rows)]
+        page = f"{folder}/{BENCHMARKS}/README.md"
+        titles = [title_of(name, found) for name, found in results.benchmarks.items()]
+        lines += ["", "## Benchmarks", ""]
+        lines += [f"- [{title}]({page}#{anchor(title)})" for title in titles]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -94,9 +95,9 @@ def title_of(name: str, record: Benchmark) -> str:
     return f"{record.title}: {part}" if part else record.title
 
 
-def program(record: Benchmark) -> str:
-    """The program of benchmarks/ that made it."""
-    return Path(record.command.split()[1]).name
+def anchor(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def _benchmarks_page(benchmarks: Mapping[str, Benchmark]) -> str:

@@ -14,7 +14,7 @@ from espnet_ext.cli import report as verb
 from espnet_ext.errors import UserError
 from espnet_ext.results.benchmarks import median_range
 from espnet_ext.results.claims.papers import read_papers
-from espnet_ext.results.pages.index import README_MARKERS, pages, readme_with_results
+from espnet_ext.results.pages.index import README_MARKERS, anchor, pages, readme_with_results
 from espnet_ext.results.schema import Result, as_json
 from espnet_ext.results.store import read_results
 from espnet_ext.validation import parse
@@ -124,7 +124,7 @@ def test_the_whole_job_is_told_where_it_was_measured(recipe):
     assert f" {made['measured']['disk_mb']:,} " in row
     assert f"commit {made['commit']}" in text
     index = (root / "RESULTS.md").read_text()
-    assert "| [The main job whole](results/benchmarks/README.md) | `whole_job.py` |" in index
+    assert "- [The main job whole](results/benchmarks/README.md#the-main-job-whole)" in index
     failed = subprocess.run([*command[:-1], "false"], cwd=root, capture_output=True)
     assert failed.returncode == 1
     assert json.loads((root / path).read_text()) == made
@@ -249,6 +249,11 @@ def test_a_benchmark_writes_its_table_with_its_command(
     assert f"python benchmarks/{program}.py a.yaml --b 4" in lines
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
     assert row in cells
+
+
+def test_an_anchor_is_the_one_that_github_makes():
+    found = anchor("Time of stacks, whole and mimicked: whisper_tiny.en")
+    assert found == "time-of-stacks-whole-and-mimicked-whisper_tinyen"
 
 
 def test_a_range_is_of_all_rounds():
