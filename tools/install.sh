@@ -173,7 +173,7 @@ main() {
   make_environment
   echo unfinished >"$stamp_file"
   step "install espnet-ext and what it needs (several GB; minutes)" \
-    "$uv" pip install --python "$venv/bin/python" --constraints "$constraints" \
+    "$uv" pip install --compile-bytecode --python "$venv/bin/python" --constraints "$constraints" \
     --build-constraints "$constraints" -e "${root}[dev]"
   fingerprint >"$stamp_file.tmp"
   mv "$stamp_file.tmp" "$stamp_file"
