@@ -6,10 +6,12 @@ resolving an experiment, needs neither torch nor ESPnet.
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
+
+import humanfriendly
 
 from espnet_ext.config.recipe_errors import recipe_problems
 from espnet_ext.config.training import Config, Recipe, load_config
@@ -56,10 +58,6 @@ class Experiment:
     def of(cls, config: Config, variant: str | None = None, root: Path = Path()) -> Self:
         """The experiment of a config that was read; nothing more is checked."""
         return cls(config, variant or config.recipe.variant, root)
-
-    def with_config(self, config: Config) -> Self:
-        """The same experiment with another config, of the same recipe."""
-        return replace(self, config=config)
 
     @property
     def recipe(self) -> Recipe:
@@ -115,7 +113,7 @@ class Experiment:
         link = self.averaged_link
         if not link.exists():
             raise UserError(f"no {link}; run stage 4")
-        # ESPnet's link says of how many; exp/ itself may be a link, to another disk.
+        # ESPnet's link names it; exp/ itself may be a link, to another disk.
         return self.folder / os.readlink(link) if link.is_symlink() else link
 
     @property
@@ -139,9 +137,9 @@ class Experiment:
         Raises:
             UserError: stage 5 has not written it.
         """
-        if not self.weights.is_file():
-            raise UserError(f"no {self.deployed}/model.pth; run stage 5")
-        return self.deployed
+        if self.weights.is_file():
+            return self.deployed
+        raise UserError(f"no {self.deployed}/model.pth; run stage 5")
 
     @property
     def decode_folder(self) -> Path:
@@ -157,10 +155,6 @@ class Experiment:
         found = sorted((self.exp / tag / "decode").glob(f"*/{method}/{name}/text"))
         return {path.parts[-4]: path for path in found}
 
-    def decoded_runs(self) -> list[str]:
-        """The tags of the recipe's runs that were decoded."""
-        return sorted(path.name for path in self.exp.glob("*") if (path / "decode").is_dir())
-
     @property
     def score_folder(self) -> Path:
         """Folder of what stage 7 writes for this form."""
@@ -175,7 +169,7 @@ class Experiment:
 
     @property
     def sets(self) -> tuple[str, str]:
-        """The training set and the development set."""
+        """Names of the training set and of the development set."""
         return self.recipe.train_set, self.recipe.dev_set
 
     def references(self, name: str) -> Path:
@@ -209,11 +203,7 @@ class Experiment:
         return ark_definition(self.config) if self.recipe.features == "ark" else None
 
     def ark_folder(self, name: str) -> Path:
-        """Folder of the arks of a set.
-
-        Raises:
-            UserError: as ``features``.
-        """
+        """Folder of the arks of a set; it raises what ``features`` does."""
         return self.root / "dump" / ark_definition(self.config).name / name
 
     def audio_list(self, name: str) -> Path:
@@ -244,11 +234,7 @@ class Experiment:
         if self.espnet.get("frontend") == "ssl":
             return ark_definition(self.config).rate
         rate = self._frontend_conf.get("fs", 16000)
-        if isinstance(rate, str):
-            import humanfriendly
-
-            return humanfriendly.parse_size(rate)
-        return int(rate)
+        return humanfriendly.parse_size(rate) if isinstance(rate, str) else int(rate)
 
     @property
     def deltas(self) -> int:
@@ -305,9 +291,9 @@ class Experiment:
         Raises:
             UserError: it has not run.
         """
-        if not self.token_list.is_file():
-            raise UserError(f"no {self.token_list}; run stage 3")
-        return self.token_list.read_text(encoding="utf-8").split()[:-1]
+        if self.token_list.is_file():
+            return self.token_list.read_text(encoding="utf-8").split()[:-1]
+        raise UserError(f"no {self.token_list}; run stage 3")
 
     # What decides a training.
 

@@ -118,11 +118,6 @@ class Config:
     recipe: Recipe
     espnet: dict[str, Any]  # options of ESPnet's trainer
 
-    @property
-    def exp(self) -> Path:
-        """Folder of the experiment."""
-        return Path("exp") / self.tag
-
     def as_dict(self) -> dict[str, Any]:
         """The whole config as plain containers, for records."""
         section = {f.name: getattr(self.recipe, f.name) for f in fields(Recipe)}

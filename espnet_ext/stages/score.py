@@ -150,7 +150,8 @@ def _baseline(
     """The baseline's hypotheses, of the form that ``baseline_form`` chooses."""
     tag, _, form_named = named.partition("/")
     if required and not (experiment.exp / tag).is_dir():
-        raise UserError(f"no baseline run {nearest(tag, experiment.decoded_runs())} in exp/")
+        runs = [path.parent.name for path in experiment.exp.glob("*/decode")]
+        raise UserError(f"no baseline run {nearest(tag, runs)} in exp/")
     forms = experiment.decoded_forms(tag, method, name)
     form = baseline_form(forms, experiment.variant, form_named)
     if form is None and forms:

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,8 @@ def _checked(experiment: Experiment, options: TrainOptions) -> Experiment:
 
         refuse_problems(experiment.config)
         refuse_reserved_options(options.espnet, options.ngpu, experiment.recipe.task)
-        experiment = experiment.with_config(with_options(experiment.config, options.espnet))
+        config = with_options(experiment.config, options.espnet)
+        experiment = replace(experiment, config=config)
         model = checked_model(experiment)
         refuse_other_start(model, experiment.start_models())
     if options.ngpu > torch.cuda.device_count():
