@@ -54,12 +54,12 @@ class Recipe:
     """The ``recipe:`` section: options of the stages other than training."""
 
     task: Literal["asr", "st", "cls"] = "asr"  # st: speech translation; cls: classification
-    target: Any = None  # of task st: language of the translations, as in text.<target>
-    train_set: Name = "train"
-    dev_set: Name = "dev"
+    target: Any = None  # of task st: language of the translations, as in text.en
+    train_set: Name = "train"  # data set that is learnt from
+    dev_set: Name = "dev"  # data set that checkpoints are chosen by
     features: Literal["raw", "ark"] = "raw"  # raw: by the frontend; ark: written by stage 2
     vocabulary: Annotated[int, _at_least(5)] = 200  # SentencePiece pieces; unused with char
-    classes: Annotated[int, _at_least(2)] = 2  # of task cls
+    classes: Annotated[int, _at_least(2)] = 2  # of task cls: how many
     labels: Name = "label"  # of task cls: which list of classes, where a recipe has several
     sentencepiece: Literal["unigram", "bpe"] = "unigram"  # unused with token_type char
     average: Annotated[int, _at_least(1)] = 5  # checkpoints averaged
@@ -67,8 +67,8 @@ class Recipe:
     variant: Name = "merged"  # deployed form that stage 5 writes
     decode: Any = field(default_factory=lambda: {"ctc_greedy": {}})  # methods with options
     fetch: str | None = None  # pretrained model that stage 2 fetches into encoder_conf: path
-    mimic: Section | None = None  # options of MimicTraining; None: mimics start at random
-    # Tag of the run that score compares with.
+    mimic: Section | None = None  # step one of a mimic; None: it starts at random
+    # run that stage 7 compares with
     baseline: Annotated[str | None, Field(description="the tag of a run")] = None
     vote: bool = False  # task cls: one decision a speaker, by majority over the utterances
     cpu_dtype: Literal["float32", "bfloat16"] = "float32"  # of forward passes on a CPU
