@@ -17,13 +17,13 @@ class Segments:
 
     Attributes:
         tokens: final tokens of the unfinished segment.
+        before: a token before it, since tokenizers drop the blank that a text begins with.
     """
 
     def __init__(self, decoder: Decoder):
         self.tokens: list[int] = []
         self._decoder = decoder
-        # A token before the segment: tokenizers drop the blank that a text begins with.
-        self._before: list[int] = []
+        self.before: list[int] = []
 
     def add(self, tokens: Sequence[int]) -> list[str]:
         """Add final tokens; return the texts of the segments that they finish."""
@@ -34,7 +34,7 @@ class Segments:
             done, self.tokens = self.tokens[:size], self.tokens[size:]
             finished.append(self._text(done))
             seen = (t for t in reversed(done) if self._decoder.text_of([t]).strip())
-            self._before = next(([token] for token in seen), self._before)
+            self.before = next(([token] for token in seen), self.before)
         return finished
 
     def text(self, open_: Sequence[int] = ()) -> str:
@@ -48,5 +48,5 @@ class Segments:
         return next(starts, SEGMENT_TOKENS)
 
     def _text(self, tokens: Sequence[int]) -> str:
-        before = self._decoder.text_of(self._before)
-        return self._decoder.text_of([*self._before, *tokens])[len(before) :]
+        before = self._decoder.text_of(self.before)
+        return self._decoder.text_of([*self.before, *tokens])[len(before) :]

@@ -69,7 +69,7 @@ class Search(ABC):
         out, state = self.predictor.rnn_forward(embedded, state)
         return self.joiner.lin_dec(out.squeeze(1)), state
 
-    def _logits(self, encoded: Tensor, predicted: Tensor) -> Tensor:
+    def logits(self, encoded: Tensor, predicted: Tensor) -> Tensor:
         """Return scores (rows, V) of tokens; both arguments are projected to the joiner's width."""
         return self.joiner(encoded, predicted, no_projection=True)
 
@@ -116,7 +116,7 @@ class GreedySearch(Search):
             inside = index < lengths.unsqueeze(1)
             index = index.clamp(max=encoded.shape[1] - 1)
             frames = projected.gather(1, index.unsqueeze(2).expand(-1, -1, projected.shape[2]))
-            logits = self._logits(frames, state.predicted.unsqueeze(1))
+            logits = self.logits(frames, state.predicted.unsqueeze(1))
             best, token = logits.max(-1)
             emits = (token != self.blank) & inside
             first = (emits.cumsum(1) == 0).sum(1)  # the first that emits, or the width
@@ -200,7 +200,7 @@ class BeamSearch(Search):
         """Extend every hypothesis by blank or a token; keep the best K of each stream."""
         batch, beam = state.scores.shape
         rows = projected.repeat_interleave(beam, 0)
-        scores = self._logits(rows, state.predicted).log_softmax(-1).view(batch, beam, -1)
+        scores = self.logits(rows, state.predicted).log_softmax(-1).view(batch, beam, -1)
         scores = scores + state.scores.unsqueeze(2)
         width = scores.shape[2]
         # Twice as many as are kept, since some will be merged.

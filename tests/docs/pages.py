@@ -1,19 +1,18 @@
 """The pages of the documentation: their code blocks, links and headings."""
 
 import re
-import shutil
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-MADE_BY_RUNS = ("exp", "data", "dump", "downloads")
+from tests.fixtures.tree import MADE_BY_RUNS, ROOT
+
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 RECIPE_PAGES = sorted(
     path
     for path in (ROOT / "egs").rglob("README.md")
-    if not {*MADE_BY_RUNS} & set(path.relative_to(ROOT).parts[3:])
+    if not MADE_BY_RUNS & set(path.relative_to(ROOT).parts[3:])
 )
 # All pages that people write. RESULTS.md and the pages in results/ are generated.
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS, *RECIPE_PAGES]
@@ -72,22 +71,6 @@ def anchors(page: Path) -> set[str]:
         slug = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
         found[slug] = found.get(slug, -1) + 1
     return {f"{slug}-{n}" if n else slug for slug, last in found.items() for n in range(last + 1)}
-
-
-def copy_tree(target: Path, names: tuple[str, ...]) -> None:
-    """Copy files and folders of the repository, without what runs have made."""
-
-    def left_out(folder: str, inside: list[str]) -> set[str]:
-        recipe = len(Path(folder).relative_to(ROOT).parts) == 3 and "egs" in Path(folder).parts
-        return {"__pycache__", *(MADE_BY_RUNS if recipe else ())} & set(inside)
-
-    for name in names:
-        source, copy = ROOT / name, target / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, copy, ignore=left_out)
-        else:
-            shutil.copy(source, copy)
 
 
 def write_files(target: Path, found: dict[str, str]) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import DOCS, MADE_BY_RUNS, PAGES, README, ROOT, anchors, files, name_of
+from tests.docs.pages import DOCS, PAGES, README, anchors, files, name_of
 from tests.docs.pages import without_code as text_of
+from tests.fixtures.tree import MADE_BY_RUNS, ROOT
 
 RESULTS = [ROOT / "RESULTS.md", *sorted((ROOT / "results").rglob("*.md"))]
 LINK = re.compile(r"(?<!\\)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
@@ -47,7 +48,7 @@ def test_linked_code_has_these_names(page):
 def test_paths_in_the_text_exist(page):
     for name in PATH.findall(text_of(page)):
         # <tag> and NAME stand for names; runs make some folders.
-        if re.search(r"<|\b[A-Z]{2,}\b", name) or {*MADE_BY_RUNS} & set(name.split("/")[3:]):
+        if re.search(r"<|\b[A-Z]{2,}\b", name) or MADE_BY_RUNS & set(name.split("/")[3:]):
             continue
         for one in braces(name):
             assert one in WRITTEN or list(ROOT.glob(one.rstrip("/"))), name

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from tests.docs.pages import DOCS, blocks, copy_tree, files, name_of, write_files
+from tests.docs.pages import DOCS, blocks, files, name_of, write_files
+from tests.fixtures.tree import copy_parts
 
 (PAGE,) = (page for page in DOCS if name_of(page) == "docs/new_method.md")
 FILES = files(PAGE)
@@ -17,7 +18,7 @@ INSERTED = [block.text for block in blocks(PAGE, "python") if block.file is None
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     root = tmp_path_factory.mktemp("tree")
-    copy_tree(root, ("espnet_ext", "tests/contract", "tests/conftest.py", "pyproject.toml"))
+    copy_parts(root, "espnet_ext", "tests/contract", "tests/conftest.py", "pyproject.toml")
     write_files(root, FILES)
     imports, trials = INSERTED
     package = root / "espnet_ext/methods/__init__.py"

@@ -2,18 +2,16 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from espnet_ext.data.corpora.folds import read_folds
 from espnet_ext.data.kaldi_dir import validate_data_dir
 from tests.fixtures import miniature
+from tests.fixtures.tree import ROOT, copy_parts
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/new_corpus.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^`((?:egs|tests)/\S+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.M | re.S))
 RECIPE = "egs/harbour/asr1"
@@ -23,13 +21,8 @@ RECIPE = "egs/harbour/asr1"
 def tree(tmp_path_factory):
     """A copy of what recipes need, with the files of the page in it."""
     root = tmp_path_factory.mktemp("tree")
-    for name in ("espnet_ext", "egs/conf", "tests/fixtures", "utils", "tools/install.sh"):
-        source, target = ROOT / name, root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, target)
+    parts = ("espnet_ext", "egs/conf", "tests/fixtures", "utils", "tools/install.sh")
+    copy_parts(root, *parts)
     for name, text in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text, encoding="utf-8")

@@ -11,10 +11,9 @@ import yaml
 
 from espnet_ext.cli.main import VERBS
 from espnet_ext.config.training import load_config
+from tests.fixtures.tree import MADE_BY_RUNS, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 EGS = ROOT / "egs"
-MADE_BY_RUNS = {"exp", "data", "dump", "downloads"}
 
 
 def _committed(pattern: str) -> list[Path]:

@@ -395,7 +395,7 @@ def sizes(kept, name: str = "") -> dict[str, int]:
 # What varies with the text: tokens settled, open (and those of a frame), and both.
 LIMITS = {
     ".segments.tokens": 20,
-    ".segments._before": 1,
+    ".segments.before": 1,
     ".search.tokens": 10,
     ".search.frames": 10,
     ".shown": 20 + 10,

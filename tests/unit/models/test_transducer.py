@@ -283,7 +283,7 @@ def test_hypotheses_that_always_disagree_are_decided_at_last(model, monkeypatch)
         frames += 1
         return found
 
-    monkeypatch.setattr(search, "_logits", logits)
+    monkeypatch.setattr(search, "logits", logits)
     state, committed = search.start(1), 0
     lengths = []
     for _ in range(75):
