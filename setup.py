@@ -17,6 +17,7 @@ REQUIRES = [
     "humanfriendly",
     "jiwer>=4",
     "kaldiio>=2.18",
+    "langcodes>=3.5",
     "matplotlib",
     "numpy>=2",
     "pydantic>=2.10",

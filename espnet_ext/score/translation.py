@@ -17,11 +17,17 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.significance import PairedTest
 
 from espnet_ext.errors import UserError
+from espnet_ext.languages import script_of
 from espnet_ext.score.pairs import Pairs
 from espnet_ext.score.significance.bootstrap import CONFIDENCE
 
 RESAMPLES = 1000  # sacreBLEU's default
 SEED = 12345  # the same
+
+# By script (ISO 15924): the language whose tokenizer sacreBLEU has. All others have blanks between
+# words, except those of UNSEGMENTED, whose BLEU is over characters.
+_TOKENIZED = {"Hans": "zh", "Hant": "zh", "Hani": "zh", "Jpan": "ja", "Kore": "ko"}
+UNSEGMENTED = {"Khmr": "Khmer", "Laoo": "Lao", "Mymr": "Burmese", "Thai": "Thai", "Tibt": "Tibetan"}
 
 
 def score_translations(
@@ -33,7 +39,7 @@ def score_translations(
         pairs: the texts.
         set_name: name of the set, for the record.
         method: the decoding method, for the record.
-        target: language of the texts; sacreBLEU chooses its tokenizer by it.
+        target: language of the texts, as a code or a tag; its script decides the tokenizer.
         baseline_tag: the run that ``pairs.baseline`` is from; needed if that is given.
 
     Returns:
@@ -43,7 +49,7 @@ def score_translations(
         independent.
 
     Raises:
-        UserError: sacreBLEU lacks what it needs to cut this language into words.
+        UserError: no such language, or sacreBLEU lacks what cuts it into words.
     """
     with _fixed_seed():
         rated = {name: _rated(metric, pairs) for name, metric in metrics(target).items()}
@@ -72,11 +78,12 @@ def score_translations(
 
 
 def _bleu(target: str) -> BLEU:
-    # sacreBLEU knows languages without regions.
-    language = target.replace("_", "-").partition("-")[0]
+    script = script_of(target)
+    language = _TOKENIZED.get(script, "")
     try:
         # force: no warning about texts with blanks before full stops.
-        return BLEU(trg_lang=language, force=True)
+        tokenize = "char" if script in UNSEGMENTED else None
+        return BLEU(trg_lang=language, tokenize=tokenize, force=True)
     except (ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

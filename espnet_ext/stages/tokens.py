@@ -110,6 +110,8 @@ def train_sentencepiece(sentences: list[str], experiment: Experiment, model: Pat
             model_type=experiment.recipe.sentencepiece,
             vocab_size=experiment.recipe.vocabulary,
             character_coverage=1.0,
+            # It skips longer sentences, without a word.
+            max_sentence_length=max(len(sentence.encode()) for sentence in sentences) + 1,
             minloglevel=2,
         )
     except RuntimeError as error:

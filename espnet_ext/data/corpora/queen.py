@@ -15,7 +15,7 @@ from pathlib import Path
 from espnet_ext.data.corpora.clips import read_span
 from espnet_ext.data.corpora.stage import DataStage
 from espnet_ext.data.fetch.debian import Package, unpack_member
-from espnet_ext.data.text import collapse_blanks
+from espnet_ext.data.text import without_asides
 from espnet_ext.errors import UserError
 
 PACKAGE = Package(
@@ -135,7 +135,7 @@ def read_sentences(container: Container) -> list[Sentence]:
                 for name, text in segments(prefix, sentence):
                     span = container.entries.get(f"{name}.SB")
                     if span is not None and text.strip():
-                        found.setdefault(name, Sentence(name, speaker, collapse_blanks(text), span))
+                        found.setdefault(name, Sentence(name, speaker, without_asides(text), span))
         except (struct.error, IndexError):
             raise UserError(f"{container.path}: {source} is damaged; get the file again") from None
     return [found[name] for name in sorted(found)]

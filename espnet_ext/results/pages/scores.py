@@ -55,9 +55,11 @@ def _details(score: Score) -> str:
         words, characters = (edits(score, metric) for metric in ("wer", "cer"))
         return f"; words: {words} of {score.words}; characters: {characters} of {score.characters}"
     if isinstance(score, TranslationScore):
+        signature = score.signatures["bleu"]
+        no_words = "; no tokenizer for this language, so BLEU is over characters: prefer chrF"
         return (
             f", brevity penalty {score.brevity_penalty:.3f}, {score.utterances} utterances into "
-            f"{score.target}; {score.signatures['bleu']}"
+            f"{score.target}; {signature}{no_words if 'tok:char' in signature else ''}"
         )
     assert isinstance(score, ClassScore)
     majority = METRICS["weighted_f1"].number(score.majority.weighted_f1)

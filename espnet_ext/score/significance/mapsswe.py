@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+import numpy as np
+
 BUFFER = 2  # correct words in a row, in both systems, that end a segment: sc_stats's constant
 _GAP = 3  # sclite's cost of an insertion and of a deletion
 _SUBSTITUTION = 4
+_DIAGONAL, _DELETION, _INSERTION = np.arange(3, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -119,33 +122,33 @@ def align(reference: Sequence[str], hypothesis: Sequence[str]) -> str:
     """
     if reference == hypothesis:
         return "C" * len(reference)
-    costs = [_GAP * column for column in range(len(hypothesis) + 1)]
-    steps = [["I"] * len(costs)]
-    for row, word in enumerate(reference, 1):
-        above, costs = costs, [_GAP * row]
-        taken = ["D"]
-        for column, other in enumerate(hypothesis, 1):
-            diagonal = above[column - 1] + (0 if word == other else _SUBSTITUTION)
-            deletion, insertion = above[column] + _GAP, costs[-1] + _GAP
-            if diagonal <= deletion and diagonal <= insertion:
-                costs.append(diagonal)
-                taken.append("C" if word == other else "S")
-            elif deletion < insertion:
-                costs.append(deletion)
-                taken.append("D")
-            else:
-                costs.append(insertion)
-                taken.append("I")
-        steps.append(taken)
-    return _back(steps)
+    numbers = {word: n for n, word in enumerate({*reference, *hypothesis})}
+    other = np.array([numbers[word] for word in hypothesis], dtype=np.int64)
+    gaps = _GAP * np.arange(len(hypothesis) + 1)
+    costs, steps = gaps, [np.full(len(gaps), _INSERTION)]
+    for word in reference:
+        diagonal = costs[:-1] + np.where(other == numbers[word], 0, _SUBSTITUTION)
+        deletion = costs + _GAP
+        # The least cost of each cell: from above, or along the row from any cell to the left.
+        costs = deletion.copy()
+        np.minimum(costs[1:], diagonal, out=costs[1:])
+        costs = np.minimum.accumulate(costs - gaps) + gaps
+        insertion = costs[:-1] + _GAP
+        gap = np.where(deletion[1:] < insertion, _DELETION, _INSERTION)
+        matched = (diagonal <= deletion[1:]) & (diagonal <= insertion)
+        steps.append(np.concatenate(([_DELETION], np.where(matched, _DIAGONAL, gap))))
+    return _back(steps, reference, hypothesis)
 
 
-def _back(steps: Sequence[Sequence[str]]) -> str:
+def _back(steps: Sequence[np.ndarray], reference: Sequence[str], hypothesis: Sequence[str]) -> str:
     """Read the best path from its end."""
-    row, column, found = len(steps) - 1, len(steps[0]) - 1, []
+    row, column, found = len(reference), len(hypothesis), []
     while row or column:
         step = steps[row][column]
-        found.append(step)
-        row -= step != "I"
-        column -= step != "D"
+        row -= step != _INSERTION
+        column -= step != _DELETION
+        if step == _DIAGONAL:
+            found.append("C" if reference[row] == hypothesis[column] else "S")
+        else:
+            found.append("I" if step == _INSERTION else "D")
     return "".join(reversed(found))

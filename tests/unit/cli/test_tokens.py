@@ -59,6 +59,16 @@ def test_sentencepiece_spells_every_sentence(folder, kind):
         assert tokenizer.tokens2text(pieces) == text
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_long_transcript_is_read_too(folder, kind):
+    long = " ".join([*sentences(60) * 5, "zyx"])  # letters that only it has
+    assert len(long) > 4192  # the limit that SentencePiece has by default
+    with Path("data/train/text").open("a") as text:
+        text.write(f"u99 {long}\n")
+    make("bpe", sentencepiece=kind, vocabulary=40)
+    assert set("zyx") <= {letter for token in listed(f"{kind}40") for letter in token}
+
+
 def test_bpe_and_unigram_are_two_lists(folder):
     for kind in ("bpe", "unigram"):
         make("bpe", sentencepiece=kind, vocabulary=30)

@@ -61,6 +61,42 @@ def test_alignments_by_hand(reference, hypothesis, path):
     assert align(reference.split(), hypothesis.split()) == path
 
 
+def cell_by_cell(reference, hypothesis):
+    """The best path by the plain recursion, ties as sc_stats breaks them."""
+    best = {(0, 0): (0, "")}
+    for row in range(len(reference) + 1):
+        for column in range(len(hypothesis) + 1):
+            ways = []
+            if row and column:
+                right = reference[row - 1] == hypothesis[column - 1]
+                cost, path = best[row - 1, column - 1]
+                ways.append((cost + (0 if right else 4), path + ("C" if right else "S")))
+            if column:
+                cost, path = best[row, column - 1]
+                ways.append((cost + 3, path + "I"))
+            if row:
+                cost, path = best[row - 1, column]
+                ways.append((cost + 3, path + "D"))
+            if ways:
+                best[row, column] = min(ways, key=lambda way: way[0])  # the first of equals
+    return best[len(reference), len(hypothesis)][1]
+
+
+letters = st.lists(st.sampled_from("abcd"), max_size=9)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(letters, letters)
+def test_alignments_cell_by_cell(reference, hypothesis):
+    assert align(reference, hypothesis) == cell_by_cell(reference, hypothesis)
+
+
+def test_an_utterance_of_thousands_of_words():
+    words = [str(n * n % 997) for n in range(3000)]
+    path = align(words, [*words[:1000], *words[1200:2500], "x", *words[2501:], "y"])
+    assert [path.count(letter) for letter in "CDSI"] == [2799, 200, 1, 1]
+
+
 def test_statistic_by_hand():
     # Mean 1/2, squares of deviations 1/4 * 2 + 9/4 * 2 = 5, variance 5/3.
     z = z_statistic([1, 0, 2, -1])

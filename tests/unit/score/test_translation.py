@@ -141,6 +141,29 @@ def test_the_tokenizer_is_that_of_the_language():
     assert "case:mixed" in english["signatures"]["bleu"]
 
 
+@pytest.mark.parametrize("name", ["zh", "zho", "chi", "cmn", "yue", "ZH", "Zh-cn", "zh_TW"])
+def test_a_language_by_another_name_is_the_same(name):
+    chinese = pairs_of(["我们走吧", "他来了"], references=["我们走吧", "他来了吗"])
+    expected = score_translations(chinese, "test", "greedy", "zh-CN")
+    assert score_translations(chinese, "test", "greedy", name) | {"target": "zh-CN"} == expected
+
+
+def test_languages_that_nothing_cuts_into_words_are_scored_by_characters():
+    thai = pairs_of(["สวัสดีครับ"] * 2)
+    for name in ("th", "tha", "TH"):
+        score = score_translations(thai, "test", "greedy", name)
+        assert score["metrics"]["bleu"]["value"] == pytest.approx(100)
+        assert "tok:char" in score["signatures"]["bleu"]
+    (line,) = score_lines(parse(TranslationScore, score, "score"))
+    assert "BLEU is over characters" in line
+
+
+@pytest.mark.parametrize("name", ["xx", "english", "", "en us", "und", "12"])
+def test_what_is_no_language_is_refused(name):
+    with pytest.raises(UserError, match=f"no language '{name}'"):
+        score_translations(pairs_of(["a"]), "test", "greedy", name)
+
+
 def test_a_tokenizer_that_is_not_installed_is_one_line(monkeypatch):
     from sacrebleu.metrics import bleu
 

@@ -170,7 +170,7 @@ def pair(
             text=text.without_asides(spoken.text),
             translations=tuple(translations),
         )
-        lines.append(translation.Line(clip, language, spoken.english))
+        lines.append(translation.Line(clip, language, text.without_asides(spoken.english)))
     return lines
 
 
