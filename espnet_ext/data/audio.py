@@ -1,9 +1,11 @@
 """Audio files: decoded, and written as 16 kHz mono FLAC, the same bytes every time."""
 
 import io
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -12,6 +14,8 @@ import soxr
 from espnet_ext.errors import UserError
 
 SHORTEST = 0.025  # seconds; a window of log-mel
+OVERSHOOT = 0.5  # seconds that an utterance may end after its recording, as in Kaldi
+LONGEST = 16000 * 3600 * 24  # samples that are decoded at once; a header may claim any number
 
 
 def decode(data: bytes, name: str, sample_rate: int | None = None) -> tuple[np.ndarray, int]:
@@ -26,12 +30,13 @@ def decode(data: bytes, name: str, sample_rate: int | None = None) -> tuple[np.n
         Samples (frames,), float32 in [-1, 1], and the sample rate in Hz.
 
     Raises:
-        UserError: undecodable, empty, not mono, or of another sample rate.
+        UserError: undecodable, empty, cut short, not mono, of another sample rate, or samples that
+            ``check_samples`` refuses.
     """
     if not data:
         raise UserError(f"{name}: empty audio file")
     try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        samples, rate = _read(io.BytesIO(data), len(data), name)
     except (RuntimeError, OSError):
         raise UserError(f"{name}: cannot decode this audio file ({len(data)} bytes)") from None
     if len(samples) == 0:
@@ -40,6 +45,7 @@ def decode(data: bytes, name: str, sample_rate: int | None = None) -> tuple[np.n
         raise UserError(f"{name}: {samples.shape[1]} channels, expected 1")
     if sample_rate is not None and rate != sample_rate:
         raise UserError(f"{name}: {rate} Hz, expected {sample_rate} Hz")
+    check_samples(samples, name)
     return samples[:, 0], rate
 
 
@@ -57,7 +63,7 @@ def read_stretch(
         path: the file.
         name: of the stretch, in an error.
         start: seconds.
-        end: seconds; None: the end of the file.
+        end: seconds; None: the end of the file. Up to OVERSHOOT after that is allowed, and cut.
         channel: from 0; None: the mean of all.
         raw: options of ``soundfile.SoundFile`` for a file without a header.
 
@@ -65,10 +71,43 @@ def read_stretch(
         Samples (frames,), float32 in [-1, 1], and the sample rate in Hz.
 
     Raises:
-        UserError: undecodable, without samples, or without that channel.
+        UserError: undecodable, cut short, without samples there, without that channel, channels
+            that cancel, or samples that ``check_samples`` refuses.
     """
+    where = f"{name}: {path}"
+    samples, rate = read_samples(path, name, start, end, raw)
+    if len(samples) == 0:
+        raise UserError(f"{where}: audio without samples from {start} s on")
+    if end is not None and start + len(samples) / rate < end - OVERSHOOT:
+        found = start + len(samples) / rate
+        raise UserError(f"{where}: the utterance ends at {end} s, the audio at {found:.2f} s")
+    if channel is not None and channel >= samples.shape[1]:
+        raise UserError(f"{where} has {samples.shape[1]} channel, no channel {channel + 1}")
+    if channel is not None:
+        return samples[:, channel], rate
+    mean = samples.mean(axis=1)
+    if samples.shape[1] > 1 and _rms(mean) < 0.03 * _rms(samples):
+        raise UserError(f"{where}: the channels cancel each other; take one of them")
+    return mean, rate
+
+
+def read_samples(
+    path: Path,
+    name: str,
+    start: float = 0.0,
+    end: float | None = None,
+    raw: Mapping[str, Any] | None = None,
+) -> tuple[np.ndarray, int]:
+    """Decode a stretch of an audio file: samples (frames, channels), float32, and the rate in Hz.
+
+    Arguments are those of ``read_stretch``.
+
+    Raises:
+        UserError: undecodable, cut short, or samples that ``check_samples`` refuses.
+    """
+    where = f"{name}: {path}"
     try:
-        samples, rate = _read_part(path, start, end, raw or {})
+        samples, rate = _read(path, path.stat().st_size, where, start, end, raw)
     except (RuntimeError, OSError, ValueError):
         if _is_shortened(path):
             raise UserError(
@@ -76,28 +115,95 @@ def read_stretch(
                 "read; expand all such files with LDC's sph2pipe -f sph FILE NEW, same names"
             ) from None
         raise UserError(f"{name}: cannot decode {path}") from None
-    if len(samples) == 0:
-        raise UserError(f"{name}: {path}: audio without samples from {start} s on")
-    if channel is None:
-        return samples.mean(axis=1), rate
-    if channel >= samples.shape[1]:
-        raise UserError(f"{name}: {path} has {samples.shape[1]} channel, no channel {channel + 1}")
-    return samples[:, channel], rate
+    check_samples(samples, where)
+    return samples, rate
 
 
-def _read_part(
-    path: Path, start: float, end: float | None, raw: Mapping[str, Any]
+def _rms(samples: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
+
+
+def check_samples(samples: np.ndarray, name: str) -> None:
+    """Check samples (frames,) or (frames, channels), float32.
+
+    Codecs and mastering overshoot full scale a little, rarely; that is clipped later.
+
+    Raises:
+        UserError: NaN or infinite samples, or many beyond 1, or one beyond 2: integers, or
+            amplified samples, which clipping would turn into square waves.
+    """
+    if not np.isfinite(samples).all():
+        raise UserError(f"{name}: NaN or infinite samples")
+    beyond = np.abs(samples) > 1
+    if beyond.any() and (beyond.mean() > 0.01 or np.abs(samples).max() > 2):
+        peak = float(np.abs(samples).max())
+        raise UserError(f"{name}: samples up to {peak:.4g}, expected -1 to 1; divide them")
+
+
+def _read(
+    file: Path | BinaryIO,
+    size: int,
+    name: str,
+    start: float = 0.0,
+    end: float | None = None,
+    raw: Mapping[str, Any] | None = None,
 ) -> tuple[np.ndarray, int]:
-    with soundfile.SoundFile(path, **raw) as stream:
+    """Decode a stretch of a file of ``size`` bytes: samples (frames, channels), rate in Hz."""
+    with soundfile.SoundFile(file, **(raw or {})) as stream:
         rate = stream.samplerate
-        if stream.seekable():
-            first = min(round(start * rate), stream.frames)
-            last = stream.frames if end is None else min(round(end * rate), stream.frames)
-            stream.seek(first)
-            return stream.read(max(0, last - first), dtype="float32", always_2d=True), rate
-        # GSM 06.10 without a header: 33 bytes for 160 samples.
-        samples = stream.read(path.stat().st_size // 33 * 160, dtype="float32", always_2d=True)
-    return samples[round(start * rate) : None if end is None else round(end * rate)], rate
+        if not stream.seekable():
+            # GSM 06.10 without a header: 33 bytes for 160 samples.
+            samples = stream.read(size // 33 * 160, dtype="float32", always_2d=True)
+            last = None if end is None else round(end * rate)
+            return samples[round(start * rate) : last], rate
+        missing = _missing(stream, file, size)
+        first = min(round(start * rate), stream.frames)
+        last = stream.frames if end is None else min(round(end * rate), stream.frames)
+        stream.seek(first)
+        samples = stream.read(min(max(0, last - first), LONGEST), dtype="float32", always_2d=True)
+        if not missing and stream.format == "MP3" and len(samples) < last - first - rate // 10:
+            missing = _has_length(file)
+        if missing:
+            raise UserError(f"{name}: cut short, its header promises more than is there")
+        return samples, rate
+
+
+def _missing(stream: soundfile.SoundFile, file: Path | BinaryIO, size: int) -> bool:
+    """True if the header of a file promises more than its ``size`` bytes hold.
+
+    libsndfile reads what is there and notes it in its log.
+    """
+    if "Last page lacks an end-of-stream bit" in stream.extra_info:
+        return True
+    for promised, there in _SIZES.findall(stream.extra_info):
+        # A writer to a pipe leaves 0 or the largest number.
+        if int(there) + 64 < int(promised) < 0x7FFFFFF0:
+            return True
+    if stream.format == "NIST":
+        header = _head(file, 1024).decode("latin-1")
+        fields = dict(re.findall(r"(?m)^(\w+) -\w+ (\S+)", header))
+        values = [fields.get(key, "1") for key in ("sample_count", "channel_count")]
+        values.append(fields.get("sample_n_bytes", "2"))
+        return all(v.isdecimal() for v in values) and math.prod(map(int, values)) + 1024 > size + 64
+    return False
+
+
+# libsndfile's log of WAV, AIFF, W64, RF64 and AU.
+_SIZES = re.compile(r"(?m)^ *(?:data|SSND|riff|Riff size|Data Size) *: (\d+) \(should be (\d+)\)")
+
+
+def _has_length(file: Path | BinaryIO) -> bool:
+    """True if an MP3 file says how many frames it has; else its length is only an estimate."""
+    head = _head(file, 4096)
+    return b"Xing" in head or b"Info" in head
+
+
+def _head(file: Path | BinaryIO, size: int) -> bytes:
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            return stream.read(size)
+    file.seek(0)
+    return file.read(size)
 
 
 def _is_shortened(path: Path) -> bool:
@@ -117,6 +223,20 @@ def has_no_samples(path: Path) -> bool:
             return bool(stream.frames == 0)
     except (RuntimeError, OSError, TypeError):
         return False  # decoding it names the fault
+
+
+def seconds_of(path: Path, name: str) -> float:
+    """Return the duration of an audio file by its header.
+
+    Raises:
+        UserError: empty, or not audio.
+    """
+    if not path.stat().st_size:
+        raise UserError(f"{name}: {path}: empty audio file")
+    try:
+        return float(soundfile.info(path).duration)
+    except (RuntimeError, OSError):
+        raise UserError(f"{name}: cannot decode {path}") from None
 
 
 def read_wave(path: str | Path, name: str, sample_rate: int) -> np.ndarray:

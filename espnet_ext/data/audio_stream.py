@@ -54,36 +54,51 @@ def _check(source: str, found: int, channels: int, rate: int) -> None:
 
 
 def _stdin(stream: BinaryIO, rate: int, size: int) -> Iterator[np.ndarray]:
-    head = stream.read(4)
+    head, left = _read(stream, 4), None
+    for magic, name in _CONTAINERS.items():
+        if head.startswith(magic):
+            raise UserError(f"standard input: {name} is not read from a pipe; give 16-bit PCM, WAV")
     if head == b"RIFF":
-        _skip_wav_header(stream, rate)
+        head, left = b"", _skip_wav_header(stream, rate)
+    while left is None or left > 0:
+        wanted = 2 * size if left is None else min(2 * size, left)
+        data = head + _read(stream, wanted - len(head))
         head = b""
-    while True:
-        data = head + _read(stream, 2 * size - len(head))
-        head = b""
+        left = None if left is None else left - len(data)
         samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2")
         if len(samples):
             yield samples.astype(np.float32) / 32768
-        if len(samples) < size:
+        if len(data) < wanted:
+            if left:
+                raise UserError("standard input: the WAV file is cut short")
             return
 
 
 def _read(stream: BinaryIO, size: int) -> bytes:
     """Read ``size`` bytes, fewer only at the end; a pipe returns what is there."""
     parts: list[bytes] = []
-    while size > 0 and (part := stream.read(size)):
+    while size > 0 and (part := stream.read(min(size, _MOST))):
         parts.append(part)
         size -= len(part)
     return b"".join(parts)
 
 
-def _skip_wav_header(stream: BinaryIO, rate: int) -> None:
-    """Read up to the samples of a WAV stream whose first four bytes are read."""
+def _skip_wav_header(stream: BinaryIO, rate: int) -> int | None:
+    """Read up to the samples of a WAV stream whose first four bytes are read.
+
+    Returns:
+        Bytes of samples, which other chunks may follow; None if a writer to a pipe left them open.
+    """
     _read(stream, 8)
+    checked = False
     while len(head := _read(stream, 8)) == 8:
         name, length = head[:4], int.from_bytes(head[4:], "little")
         if name == b"data":
-            return
+            if not checked:
+                raise UserError("standard input: a WAV header without a format")
+            return None if length in (0, 0xFFFFFFFF) else length
+        if length > _MOST:
+            raise UserError(f"standard input: a chunk of {length} bytes before the samples")
         body = _read(stream, length + length % 2)
         if name == b"fmt ":
             kind, channels = (int.from_bytes(body[i : i + 2], "little") for i in (0, 2))
@@ -91,4 +106,22 @@ def _skip_wav_header(stream: BinaryIO, rate: int) -> None:
             if kind not in (1, 0xFFFE) or bits != 16:
                 raise UserError("standard input: WAV must hold 16-bit PCM")
             _check("standard input", int.from_bytes(body[4:8], "little"), channels, rate)
+            checked = True
     raise UserError("standard input: a WAV header without samples")
+
+
+_MOST = 1 << 20  # bytes that are read at once
+# First bytes of what is neither WAV nor samples.
+_CONTAINERS = {
+    b"RIFX": "big-endian WAV",
+    b"RF64": "RF64",
+    b"riff": "W64",
+    b"fLaC": "FLAC",
+    b".snd": "AU",
+    b"NIST": "SPHERE",
+    b"OggS": "Ogg",
+    b"FORM": "AIFF",
+    b"caff": "CAF",
+    b"ID3": "MP3",
+    b"\x1aE\xdf\xa3": "Matroska",
+}

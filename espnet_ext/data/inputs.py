@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from espnet_ext.data.audio import SHORTEST
+from espnet_ext.data.audio import SHORTEST, read_samples
 from espnet_ext.data.kaldi_dir import read_data_dir, read_table
 from espnet_ext.errors import UserError
 
@@ -50,6 +50,8 @@ def check_headers(scp: Path, audio: Iterable[tuple[str, str]], sample_rate: int)
             raise UserError(f"{found} {header.channels} channels, expected 1")
         if header.frames < SHORTEST * sample_rate:
             raise UserError(f"{found} {header.frames} samples, less than {SHORTEST} s")
+        if header.subtype in ("FLOAT", "DOUBLE"):  # integers are finite and in range
+            read_samples(Path(path), f"{scp}: {utterance}")
 
 
 def check_arks(scp: Path, table: Mapping[str, str], remedy: str) -> None:

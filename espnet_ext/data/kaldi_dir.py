@@ -250,7 +250,7 @@ def audio_inputs(path: str | Path) -> list[Path]:
 
 
 def _digest(task: tuple[Utterance, str, str]) -> str:
-    import soundfile
+    from espnet_ext.data.audio import read_samples
 
     item, directory, root = task
     where = f"{directory}/wav.scp: {item.id}"
@@ -259,10 +259,7 @@ def _digest(task: tuple[Utterance, str, str]) -> str:
     path = os.path.join(root, item.audio)
     if not os.path.exists(path):
         raise UserError(f"{where}: no audio file {path}")
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (RuntimeError, OSError):
-        raise UserError(f"{where}: cannot decode {path}") from None
+    samples, rate = read_samples(Path(path), where)
     if rate != RATE:
         raise UserError(f"{where}: {path} has {rate} Hz, expected {RATE} Hz")
     if samples.shape[1] != 1:

@@ -285,7 +285,8 @@ def daic(root, header=_TRAIN, separator="\t", bad="0"):
         wave(root / f"{number}_P/{number}_AUDIO.wav", 80.0, pitch=150 + n)
         turns = [] if number == "301" else [(0.0, 0.4, "Ellie", "hi i'm ellie")]
         turns += [(1 + 1.5 * k, 1.5 + 1.5 * k + k / 100, "Participant", "um") for k in range(50)]
-        turns += [(5.0, 5.0, "Participant", "<sync>")]
+        # None of these has a time in the recording of 80 s.
+        turns += [(t, e, "Participant", "<sync>") for t, e in ((5, 5), (79, 200), (-1, 2))]
         rows = [("start_time", "stop_time", "speaker", "value"), *turns]
         text = "".join(separator.join(map(str, row)) + "\n" for row in rows)
         (root / f"{number}_P/{number}_TRANSCRIPT.csv").write_text(text)
@@ -301,6 +302,7 @@ def test_daic_woz_is_prepared(tmp_path, columns):
     words = daic(tmp_path / "daic", header)
     done = run("daic_woz/ser1", tmp_path, *words)
     assert done.returncode == 0, done.stderr
+    assert f"left out: {3 * 14} turns outside their recording" in done.stdout
     sets = {name: read_data_dir(tmp_path / "data" / name) for name in ("train", "dev", "test")}
     members = {name: {u.speaker for u in us} for name, us in sets.items()}
     assert members["dev"] == {"309", "310"}  # the fifth of each class
@@ -332,8 +334,8 @@ def test_daic_woz_faults(tmp_path):
     refused(run("daic_woz/ser1", tmp_path, *words), "401_AUDIO.wav", "participant 401")
     (root / "401_P/401_AUDIO.wav").write_bytes(b"")
     refused(run("daic_woz/ser1", tmp_path, *words), "401_AUDIO.wav", "empty audio file")
-    wave(root / "401_P/401_AUDIO.wav", 2.0)
-    refused(run("daic_woz/ser1", tmp_path, *words), "401_AUDIO.wav", "audio without samples from")
+    wave(root / "401_P/401_AUDIO.wav", 0.9)
+    refused(run("daic_woz/ser1", tmp_path, *words), "401_AUDIO.wav", "before every turn")
     words = daic(root)
     lines = (root / _LISTS[1]).read_text()
     (root / _LISTS[1]).write_text(lines + "305,1,1,1\r\n")

@@ -74,7 +74,8 @@ def convert(
     says so. Files of other clips, made before, are removed unless ``keep_others``.
 
     Raises:
-        UserError: a source is missing, empty or cannot be decoded.
+        UserError: clips whose sources are missing, cut short, silent, or cannot be decoded: their
+            number, and the first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     code = sha256_file(AUDIO_CODE)
@@ -82,7 +83,12 @@ def convert(
     bar = {"total": len(clips), "desc": "audio", "unit": "clip", "mininterval": 1.0}
     with scratch_folder(folder) as scratch:
         tasks = [(clip, path, scratch, code) for clip, path in zip(clips, paths, strict=True)]
-        seconds = list(tqdm(map_processes(_convert, tasks, jobs), **bar))
+        made = list(tqdm(map_processes(_converted, tasks, jobs), **bar))
+    faults = [found for found in made if isinstance(found, str)]
+    if faults:
+        number = "" if len(faults) == 1 else f"{len(faults)} clips cannot be used; the first: "
+        raise UserError(number + faults[0])
+    seconds = [found for found in made if not isinstance(found, str)]
     if not keep_others:
         remove_others(folder, set(paths))
     return [
@@ -126,6 +132,14 @@ def remove_others(folder: Path, kept: Container[Path]) -> None:
             note.unlink()
 
 
+def _converted(task: tuple[Clip, Path, Path, str]) -> float | str:
+    """Convert a clip; return its seconds, or why it cannot be used."""
+    try:
+        return _convert(task)
+    except UserError as error:
+        return str(error)
+
+
 def _convert(task: tuple[Clip, Path, Path, str]) -> float:
     from espnet_ext.data import audio
 
@@ -151,6 +165,8 @@ def _convert(task: tuple[Clip, Path, Path, str]) -> float:
             f"{clip.id}: {clip.source}: {len(samples)} samples from {clip.start} s on, "
             f"less than {audio.SHORTEST} s"
         )
+    if not samples.any():
+        raise UserError(f"{clip.id}: {clip.source}: digital silence")
     seconds = audio.write_flac(scratch / path.name, samples, rate)
     (scratch / note.name).write_text(made_of)
     # A crash of the machine may cut a file short; flac_seconds finds that.

@@ -151,6 +151,12 @@ class DataStage:
         self._stamp.write(sorted([*files, *audio, *extra_files]))
 
 
+def print_left_out(count: Mapping[str, int]) -> None:
+    """Print how many utterances were left out, by reason."""
+    found = [f"{number} {reason}" for reason, number in sorted(count.items()) if number]
+    print("left out: " + (", ".join(found) or "none"))
+
+
 def _code() -> list[str]:
     """Return the recipe's script and the modules of ``espnet_ext.data`` that it uses."""
     names = sorted(name for name in sys.modules if name.startswith("espnet_ext.data."))

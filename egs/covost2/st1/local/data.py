@@ -11,16 +11,18 @@ The folder holds Common Voice 4 (cv-corpus-4-2019-12-10) and the lists of transl
 Writes 16 kHz mono FLAC to data/audio and data/{train,dev,test}, each with the words spoken (text)
 and the translation (text.<target>). The sets are CoVoST's, not Common Voice's: both lists are
 joined by the name of the clip. Rows of the split train_covost belong to train. Left out, and
-counted: clips that are missing or empty, rows without a translation or without a sentence, and, as
-CoVoST's own script does, rows of clips that validated.tsv does not list. If these are more than one
+counted: clips that are missing or empty, rows without a translation or without a sentence, rows
+whose translation says REMOVE, and, as CoVoST's own script does, rows of clips that validated.tsv
+does not list. If these are more than one
 in twenty, that is another release of Common Voice.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 
 from espnet_ext.data.corpora.clips import Clip
-from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.data.corpora.stage import DataStage, main, print_left_out
 from espnet_ext.data.corpora.tables import read_tsv
 from espnet_ext.data.corpora.translation import add_languages
 from espnet_ext.data.text import collapse_blanks
@@ -29,6 +31,7 @@ from espnet_ext.errors import UserError, nearest
 FOLDER = "the folder of Common Voice 4, which holds <source>/validated.tsv and <source>/clips"
 MOST_UNLISTED = 0.05  # share of CoVoST's rows
 UNLISTED = "not in validated.tsv"
+REMOVE = re.compile(r"\bREMOVE\b")  # what translators wrote for a sentence to be left out
 SPLITS = {"train": "train", "train_covost": "train", "dev": "dev", "test": "test"}
 
 
@@ -60,7 +63,9 @@ def read_clips(
         sentence = collapse_blanks(voice[name]["sentence"])
         translation = collapse_blanks(row["translation"])
         path = root / source / "clips" / name
-        if not sentence or not translation:
+        if REMOVE.search(translation):
+            count["marked REMOVE"] += 1
+        elif not sentence or not translation:
             count["without a translation" if sentence else "without a sentence"] += 1
         elif not path.is_file() or path.stat().st_size == 0:
             count["empty clip" if path.is_file() else "missing clip"] += 1
@@ -108,7 +113,7 @@ def prepare(stage: DataStage) -> None:
         return
     count: Counter[str] = Counter()
     sets = read_clips(root, source, target, listed, count)
-    print("left out: " + (", ".join(f"{n} {what}" for what, n in sorted(count.items())) or "none"))
+    print_left_out(count)
     for part, clips in sets.items():
         if not clips:
             raise UserError(f"{listed}: no clip of {part} is left ({dict(count)})")

@@ -20,8 +20,9 @@ import csv
 from collections import Counter
 from pathlib import Path
 
+from espnet_ext.data.audio import OVERSHOOT, seconds_of
 from espnet_ext.data.corpora.clips import Clip
-from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.data.corpora.stage import DataStage, main, print_left_out
 from espnet_ext.errors import UserError, nearest
 
 LISTS = {
@@ -72,7 +73,7 @@ def read_list(path: Path) -> dict[str, str]:
 
 
 def read_turns(path: Path) -> list[tuple[float, float]]:
-    """Return start and end (seconds) of the participant's turns.
+    """Return start and end (seconds) of the participant's turns, as they are written.
 
     Raises:
         UserError: not separated by tabs, a column or the participant is missing, or a wrong time.
@@ -93,15 +94,17 @@ def read_turns(path: Path) -> list[tuple[float, float]]:
                 start, end = float(row["start_time"]), float(row["stop_time"])
             except (TypeError, ValueError):
                 raise UserError(f"{path}: line {number}: a time is not a number") from None
-            if end > start >= 0:
-                turns.append((start, end))
+            turns.append((start, end))
     if not turns:
         raise UserError(f"{path}: no turn of the speaker Participant in it")
     return turns
 
 
-def segments(root: Path, number: str, label: str) -> list[Clip]:
-    """Return the longest turns of a participant, in their order.
+def segments(root: Path, number: str, label: str, count: Counter[str]) -> list[Clip]:
+    """Return the longest turns of a participant, in their order; count those left out.
+
+    A turn must begin and end in the recording: one of 90 s whose last 80 s do not exist would be
+    chosen first.
 
     Raises:
         UserError: the session's folder, audio or transcript is missing.
@@ -111,7 +114,13 @@ def segments(root: Path, number: str, label: str) -> list[Clip]:
     for path in (audio, transcript):
         if not path.is_file():
             raise UserError(f"no {path}, and participant {number} is in the lists")
-    turns = sorted(read_turns(transcript), key=lambda t: (t[0] - t[1], t[0]))[: LONGEST[label]]
+    last = seconds_of(audio, number) + OVERSHOOT
+    written = read_turns(transcript)
+    inside = [(start, end) for start, end in written if 0 <= start < end <= last]
+    count["turns outside their recording"] += len(written) - len(inside)
+    if not inside:
+        raise UserError(f"{audio} ends after {last - OVERSHOOT:.1f} s, before every turn")
+    turns = sorted(inside, key=lambda t: (t[0] - t[1], t[0]))[: LONGEST[label]]
     return [
         Clip(
             id=f"{number}-{round(start * 1000):07}",
@@ -145,10 +154,12 @@ def prepare(stage: DataStage) -> None:
     transcripts = [root / f"{n}_P/{n}_TRANSCRIPT.csv" for found in lists.values() for n in found]
     if stage.is_current([*(root / name for name in LISTS.values()), *transcripts]):
         return
+    left_out: Counter[str] = Counter()
     clips = {
-        part: [clip for n, label in sorted(found.items()) for clip in segments(root, n, label)]
+        part: [c for n, label in sorted(found.items()) for c in segments(root, n, label, left_out)]
         for part, found in split(lists).items()
     }
+    print_left_out(left_out)
     counts = Counter(f"{part} {c}" for part, found in lists.items() for c in found.values())
     stage.expect(PARTICIPANTS, counts)
     lengths = {"train and dev": len(clips["train"]) + len(clips["dev"])}

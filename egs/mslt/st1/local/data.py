@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 from espnet_ext.data.corpora.clips import Clip
-from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.data.corpora.stage import DataStage, main, print_left_out
 from espnet_ext.data.corpora.translation import add_languages
 from espnet_ext.data.text import collapse_blanks
 from espnet_ext.errors import UserError, nearest
@@ -119,7 +119,7 @@ def prepare(stage: DataStage) -> None:
         return
     count: Counter[str] = Counter()
     sets = {part: read_part(f, source, target, count) for part, f in folders.items()}
-    print("left out: " + (", ".join(f"{n} {what}" for what, n in sorted(count.items())) or "none"))
+    print_left_out(count)
     stage.write(stage.convert_sets({**sets, "dev_test": [*sets["dev"], *sets["test"]]}))
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from espnet_ext.data.corpora import nist
 from espnet_ext.data.corpora.clips import Clip
-from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.data.corpora.stage import DataStage, main, print_left_out
 from espnet_ext.errors import UserError
 from espnet_ext.files import write_text
 
@@ -78,15 +78,14 @@ def read_transcript(path: Path) -> Iterator[tuple[str, str, float, float, str]]:
         named = _NAME.fullmatch(fields[0])
         try:
             start, end = (int(100 * float(field) + 0.5) / 100 for field in fields[1:3])
-        except ValueError:
+        except (ValueError, OverflowError):
             named = None
         if named is None:
             raise UserError(
                 f"{path}: line {number} is no 'sw<call><side>-ms98-a-<n> start end words'"
             )
         text = spoken(fields[3] if len(fields) == 4 else "")
-        if text and end > start:
-            yield f"sw0{named[1]}", named[2].upper(), start, end, text
+        yield f"sw0{named[1]}", named[2].upper(), start, end, text
 
 
 def read_switchboard(root: Path, transcripts: Path, counted: bool) -> list[Clip]:
@@ -100,8 +99,12 @@ def read_switchboard(root: Path, transcripts: Path, counted: bool) -> list[Clip]
     if counted and len(calls) not in RELEASES:
         raise UserError(f"{root}: {len(calls)} files sw0NNNN.sph; a release has 2435 or 2438")
     found = []
+    left_out: Counter[str] = Counter()
     for path in transcripts.glob("*/*/*-trans.text"):
         for call, side, start, end, text in read_transcript(path):
+            if not text or not 0 <= start < end:
+                left_out["lines without a word" if not text else "lines without a time"] += 1
+                continue
             if call not in calls:
                 raise UserError(f"{root}: no {call}.sph, of which {path} is a transcript")
             speaker = f"{call}-{side}"
@@ -117,6 +120,7 @@ def read_switchboard(root: Path, transcripts: Path, counted: bool) -> list[Clip]
                     text=text,
                 )
             )
+    print_left_out(left_out)
     if not found:
         raise UserError(f"{transcripts}: no */*/*-trans.text with words in it")
     return sorted(found, key=lambda clip: clip.id)
