@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.bin.cls_inference import Classification
+from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from tqdm import tqdm
 
 from espnet_ext.bridge.checkpoint import load_weights
@@ -23,9 +24,11 @@ from espnet_ext.files import weights_file
 from espnet_ext.models.transducer_search import BeamSearch, GreedySearch, Search
 
 type Row = tuple[str, str]  # utterance, path of its audio or place in an ark
-type Decoded = tuple[str, str, float, float]  # utterance, text, seconds, peak memory in MB
+# Utterance, text, seconds, peak memory in MB, and whether it is too short for a frame.
+type Decoded = tuple[str, str, float, float, bool]
 
 _BATCH = 16
+_TOO_SHORT = (TooShortUttError, UserError, AssertionError, IndexError, RuntimeError, ValueError)
 # Utterances that the real-time factor is measured on: of every length, and few enough to repeat.
 TIMED_UTTERANCES = 50
 TIMED_ROUNDS = 5
@@ -60,9 +63,25 @@ class Decoder:
 
     def texts(self, batch: Sequence[np.ndarray]) -> list[str]:
         """The best text, or the class, of each utterance; empty if nothing was recognised."""
+        whole = [speech for speech in batch if not self.is_too_short(speech)]
+        if len(whole) < len(batch):
+            found = iter(self.texts(whole))
+            return ["" if self.is_too_short(speech) else next(found) for speech in batch]
+        if not batch:
+            return []
         if self.search is not None:
             return self._search_together(batch)
         return [self._text(speech) for speech in batch]
+
+    @torch.no_grad()
+    def is_too_short(self, speech: np.ndarray) -> bool:
+        """True if the encoder has no frame of an input, by whatever error it says so."""
+        if not self.source.is_short(speech):
+            return False
+        try:
+            return int(self._encode([speech])[1][0]) < 1
+        except _TOO_SHORT:
+            return True
 
     def decode(self, rows: Sequence[Row]) -> list[Decoded]:
         """Read and decode a batch."""
@@ -70,8 +89,8 @@ class Decoder:
         texts = self.texts([speech for speech, _ in inputs])
         peak = peak_rss_mb()
         return [
-            (utterance, text, seconds, peak)
-            for (utterance, _), text, (_, seconds) in zip(rows, texts, inputs, strict=True)
+            (utterance, text, seconds, peak, self.is_too_short(speech))
+            for (utterance, _), text, (speech, seconds) in zip(rows, texts, inputs, strict=True)
         ]
 
     def text_of(self, tokens: Sequence[int]) -> str:
@@ -141,7 +160,7 @@ def decode_set(
         results = [found[utterance] for utterance, _ in rows]
         speed: dict[str, Any] = {}
         if timed:  # after the processes above have ended, which compete for the cores
-            chosen = spread([seconds for _, _, seconds, _ in results], TIMED_UTTERANCES)
+            chosen = spread([result[2] for result in results], TIMED_UTTERANCES)
             speed = time_decoding(decoder, [rows[i] for i in chosen])
     finally:
         torch.set_num_threads(threads)
@@ -152,6 +171,7 @@ def _summary(results: Sequence[Decoded]) -> dict[str, Any]:
     """The content of decode.json, besides the real-time factor."""
     return {
         "utterances": len(results),
+        "too_short": sum(result[4] for result in results),
         "audio_seconds": round(sum(r[2] for r in results), 2),
         "peak_rss_mb": round(max(r[3] for r in results), 1),
         "threads": 1,

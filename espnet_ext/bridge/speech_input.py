@@ -14,6 +14,8 @@ from espnet_ext.data.features import FRAMES_PER_SECOND
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 
+SHORT = 0.2  # seconds; from here on every encoder has a frame
+
 
 @dataclass(frozen=True)
 class SpeechInput:
@@ -51,6 +53,13 @@ class SpeechInput:
         if width is None or wave.dim() > 1:
             return wave
         return kaldi_fbank(wave, self.rate, width // (1 + self.deltas), self.deltas)
+
+    def is_short(self, inputs: np.ndarray | Tensor) -> bool:
+        """True if samples (n,) or features (frames, width) may be too few for a frame."""
+        if inputs.ndim == 1:
+            return len(inputs) < SHORT * self.rate
+        frames = self.frames_per_second if self.from_arks else FRAMES_PER_SECOND
+        return len(inputs) < SHORT * frames
 
     def read(self, utterance: str, where: str, width: int | None) -> tuple[np.ndarray, float]:
         """Read an utterance.

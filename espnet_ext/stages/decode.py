@@ -73,4 +73,6 @@ def _decode(experiment: Experiment, todo: Sequence[_Job], jobs: int, timed: bool
         write_json(job.folder / "decode.json", summary | made_by)
         job.stamp.write([job.folder / "text", job.folder / "decode.json"])
         speed = f", RTF {summary['rtf']:.4f}" if timed else ""
+        if summary["too_short"]:
+            speed += f"; {summary['too_short']} too short for a frame, with an empty text"
         print(f"decode: {job.folder}: {len(rows)} utterances{speed}")

@@ -81,7 +81,7 @@ def _speech(experiment: Experiment) -> Any:
     import torch
 
     from espnet_ext.bridge.deployed_folder import Speech
-    from espnet_ext.bridge.speech_input import SpeechInput
+    from espnet_ext.bridge.speech_input import SHORT, SpeechInput
     from espnet_ext.data.audio import read_wave
 
     from_arks = experiment.espnet.get("frontend") == "ssl"
@@ -89,12 +89,13 @@ def _speech(experiment: Experiment) -> Any:
     scp = experiment.audio_list(name) if from_arks else experiment.data / name / "wav.scp"
     if not scp.is_file():
         raise UserError(f"no {scp}; run stage {2 if from_arks else 1}")
-    rows = list(read_table(scp).items())[:_UTTERANCES]
-    if not rows:
-        raise UserError(f"{scp}: no utterance in it; run stage 1")
-    if from_arks:
-        waves = [torch.from_numpy(kaldiio.load_mat(where).copy()) for _, where in rows]
-    else:
-        rate = experiment.rate
-        waves = [torch.from_numpy(read_wave(path, utterance, rate)) for utterance, path in rows]
-    return Speech(waves, SpeechInput.of(experiment))
+    source, waves = SpeechInput.of(experiment), []
+    for utterance, path in read_table(scp).items():
+        wave = kaldiio.load_mat(path) if from_arks else read_wave(path, utterance, experiment.rate)
+        if not source.is_short(wave):
+            waves.append(torch.from_numpy(wave.copy()))
+        if len(waves) == _UTTERANCES:
+            break
+    if not waves:
+        raise UserError(f"{scp}: no utterance of {SHORT} s in it, for the verification")
+    return Speech(waves, source)

@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+import soundfile
 import yaml
 
 from espnet_ext.config.training import Config, Recipe
@@ -106,7 +107,7 @@ def test_the_speed_is_the_processor_time_of_the_fastest_round(tmp_path, monkeypa
     (tmp_path / "wav.scp").write_text("".join(f"u{i:02} {i}.wav\n" for i in range(40)))
     fakes = {
         "map_processes": lambda f, batches, *_, **__: [
-            [(u, "text", 4.0, 1.0) for u, _ in batch] for batch in batches
+            [(u, "text", 4.0, 1.0, False) for u, _ in batch] for batch in batches
         ],
         "TIMED_UTTERANCES": 5,
         "time": types.SimpleNamespace(process_time=lambda: clock[0]),
@@ -127,3 +128,45 @@ def test_the_speed_is_the_processor_time_of_the_fastest_round(tmp_path, monkeypa
     assert summary["utterances"] == 40
     assert not [key for key in summary if key.startswith("rtf") or key == "load"]
     assert len(calls) == before
+
+
+@pytest.mark.parametrize("seconds", [0.025, 0.05])
+def test_an_utterance_too_short_for_a_frame_has_an_empty_text(tmp_path, seconds):
+    from espnet_ext.bridge.inference import decode_set
+
+    noise = np.random.default_rng(0).normal(size=16000) * 0.1
+    for name, length in (("long", 1.0), ("short", seconds)):
+        soundfile.write(tmp_path / f"{name}.wav", noise[: round(16000 * length)], 16000)
+    scp = tmp_path / "wav.scp"
+    scp.write_text("".join(f"{name} {tmp_path / name}.wav\n" for name in ("long", "short")))
+    model = saved(tmp_path, [])
+    for method in ("ctc_greedy", "ctc_att_beam"):
+        found = decoder(model, method, {"beam_size": 2} if "beam" in method else {})
+        (alone,) = found.texts([found.read(("long", str(tmp_path / "long.wav")))[0]])
+        texts, summary = decode_set(found, scp, 1, timed=False)
+        assert texts == [("long", alone), ("short", "")]
+        assert alone
+        assert (summary["utterances"], summary["too_short"]) == (2, 1)
+
+
+def test_deploy_is_verified_on_utterances_of_several_frames(tmp_path, monkeypatch):
+    from espnet_ext.bridge import deployed_folder
+    from espnet_ext.stages.deploy import deploy
+
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).normal(size=16000) * 0.1
+    for name, length in (("a", 0.04), ("b", 1.0)):
+        soundfile.write(f"{name}.wav", noise[: round(16000 * length)], 16000)
+    (tmp_path / "data/dev").mkdir(parents=True)
+    (tmp_path / "data/dev/wav.scp").write_text("a a.wav\nb b.wav\n")
+    seen = []
+
+    def stop(_experiment, _checkpoint, speech):
+        seen.extend(len(wave) for wave in speech.waves)
+        raise UserError("enough")
+
+    monkeypatch.setattr(deployed_folder, "deploy_experiment", stop)
+    config = Config(tmp_path / "train_tiny.yaml", "tiny", Recipe(), {"encoder": "transformer"})
+    with pytest.raises(UserError, match="enough"):
+        deploy(Experiment.of(config), tmp_path / "model.pth")
+    assert seen == [16000]
