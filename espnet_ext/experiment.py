@@ -17,6 +17,7 @@ from espnet_ext.config.recipe_errors import recipe_problems
 from espnet_ext.config.training import Config, Recipe, load_config
 from espnet_ext.data.features import FRAMES_PER_SECOND, Definition, ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs, data_sets
+from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import weights_file
 from espnet_ext.languages import text_in
@@ -189,11 +190,9 @@ class Experiment:
         path = self.references(name)
         if not path.is_file():
             known = [p.suffix[1:] for p in path.parent.glob("text.*") if p.is_file()]
-            if self.recipe.task == "st" and known:
-                raise UserError(
-                    f"no {path}: recipe: target: {nearest(str(self.recipe.target), known)} "
-                    "(stage 1 makes the languages)"
-                )
+            if self.recipe.target and known:
+                wrong = f"recipe: target: {nearest(self.recipe.target, known)}"
+                raise UserError(f"no {path}: {wrong} (stage 1 makes the languages)")
             raise UserError(f"no {path}; run stage 1")
         return path
 
@@ -214,7 +213,7 @@ class Experiment:
         """The list of waves, or of feature matrices, of a set."""
         if self.recipe.features == "ark":
             return self.ark_folder(name) / "feats.scp"
-        return self.data / name / "wav.scp"
+        return set_folder(self.data, name) / "wav.scp"
 
     def require_audio_list(self, name: str) -> Path:
         """Return ``audio_list(name)``.
@@ -305,7 +304,7 @@ class Experiment:
         """Files that hold what is learnt from; statistics depend on nothing else."""
         files = [self.audio_list(name) for name in self.sets]
         files += [self.references(name) for name in self.sets]
-        files += [file for name in self.sets for file in audio_inputs(self.data / name)]
+        files += [file for name in self.sets for file in audio_inputs(set_folder(self.data, name))]
         files += [] if self.features is None else self.features.files
         return [*files, self.token_list]
 

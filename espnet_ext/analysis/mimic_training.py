@@ -19,6 +19,7 @@ from torch import nn
 from espnet_ext.analysis.activations import Cached, Computed, Teacher, activations, batches
 from espnet_ext.bridge.checkpoint import save
 from espnet_ext.data.kaldi_dir import audio_inputs, audio_rows
+from espnet_ext.data.segments import set_folder
 from espnet_ext.encoders.pretrained.load import load_stack
 from espnet_ext.encoders.pretrained.mimicked import parse_mimic
 from espnet_ext.encoders.pretrained.stack import Stack
@@ -54,7 +55,7 @@ class Job:
         self.path = str(conf["path"])
         self.selected = {key: conf.get(key) for key in ("remove", "keep")}
         self.sets = experiment.sets
-        folders = [experiment.data / name for name in self.sets]
+        folders = [set_folder(experiment.data, name) for name in self.sets]
         self.rows = [audio_rows(folder) for folder in folders]
         self.sizes = [[soundfile.info(path).frames for _, path in rows] for rows in self.rows]
         self.model = {str(f): content_key(f) for f in experiment.pretrained_files()}

@@ -161,6 +161,8 @@ def read_data_dir(path: str | Path) -> list[Utterance]:
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such data directory; run the recipe's data stage (--stage 1)")
+    if (path / "segments").is_file():
+        raise UserError(f"{path}: has segments; stage 2 cuts them, into dump/cut")
     tables = {name: read_table(path / name) for name in ("wav.scp", "utt2spk", "spk2utt")}
     for name in ("text", "label", "utt2dur"):
         # One of text and label is there, and it is text that a message asks for.

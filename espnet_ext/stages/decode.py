@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_ext.data.kaldi_dir import audio_inputs
+from espnet_ext.data.segments import set_folder
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import Stamp, sha256_file, write_json, write_text
 from espnet_ext.results.schema import SCHEMA_VERSION
@@ -50,7 +51,7 @@ def decode(experiment: Experiment, sets: Sequence[str], jobs: int, timed: bool =
 def _job(experiment: Experiment, method: str, options: Any, name: str) -> _Job:
     scp, folder = experiment.require_audio_list(name), experiment.decoded(method, name)
     inputs = [scp, experiment.weights, experiment.deployed / "config.yaml"]
-    inputs += audio_inputs(experiment.data / name)
+    inputs += audio_inputs(set_folder(experiment.data, name))
     settings = {"schema": SCHEMA_VERSION, "method": method, "options": options}
     return _Job(method, options or {}, scp, folder, Stamp(folder / ".done.json", settings, inputs))
 

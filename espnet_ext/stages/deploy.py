@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import FAMILY, Experiment
 from espnet_ext.files import Stamp, write_json
@@ -86,7 +87,9 @@ def _speech(experiment: Experiment) -> Any:
 
     from_arks = experiment.espnet.get("frontend") == "ssl"
     name = experiment.recipe.dev_set
-    scp = experiment.audio_list(name) if from_arks else experiment.data / name / "wav.scp"
+    scp = (
+        experiment.audio_list(name) if from_arks else set_folder(experiment.data, name) / "wav.scp"
+    )
     if not scp.is_file():
         raise UserError(f"no {scp}; run stage {2 if from_arks else 1}")
     source, waves = SpeechInput.of(experiment), []

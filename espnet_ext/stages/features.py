@@ -9,6 +9,7 @@ import numpy as np
 from espnet_ext.data.features import Definition, Fbank
 from espnet_ext.data.kaldi_dir import WHOLE, audio_inputs, data_sets, read_table
 from espnet_ext.data.processes import map_processes
+from espnet_ext.data.segments import SEGMENTS, cut, set_folder
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import Stamp, atomic_path
@@ -28,20 +29,24 @@ def write_features(experiment: Experiment, data: Path, jobs: int) -> None:
     if experiment.recipe.fetch is not None:
         fetch_model(experiment)
         return
+    sets = data_sets(data)
+    for name in sets:
+        if (data / name / SEGMENTS).is_file():
+            cut(data, name, jobs)
     definition = experiment.features
     if definition is None:
         print("features: computed by the frontend while training; nothing to do")
         return
-    sets = data_sets(data)
     if not sets:
         raise UserError(f"no data directory with wav.scp under {data}/; run stage 1")
-    whole = read_table(data / WHOLE / "wav.scp") if WHOLE in sets else {}
+    whole = read_table(set_folder(data, WHOLE) / "wav.scp") if WHOLE in sets else {}
     whole_arks = experiment.ark_folder(WHOLE)
     lists = 0
     for name in sets:
-        out, rows = experiment.ark_folder(name), read_table(data / name / "wav.scp")
+        out, folder = experiment.ark_folder(name), set_folder(data, name)
+        rows = read_table(folder / "wav.scp")
         part = name != WHOLE and bool(rows) and rows.items() <= whole.items()
-        inputs = [data / name / "wav.scp", *audio_inputs(data / name)]
+        inputs = [folder / "wav.scp", *audio_inputs(folder)]
         if part:
             inputs.append(whole_arks / "feats.scp")
             lists += 1
@@ -54,7 +59,7 @@ def write_features(experiment: Experiment, data: Path, jobs: int) -> None:
             if part:
                 _write_part(rows, whole_arks, temporary)
             else:
-                _write_arks(data / name, temporary, out, definition, jobs)
+                _write_arks(folder, temporary, out, definition, jobs)
         stamp.write(sorted(p for p in out.iterdir() if p.suffix in (".ark", ".scp")))
     if lists:
         print(f"features: {lists} sets are lists into {whole_arks}")

@@ -13,6 +13,7 @@ from espnet_ext.config.grid import Cell, Grid
 from espnet_ext.data.corpora.folds import read_folds
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.data.processes import map_processes
+from espnet_ext.data.segments import set_folder
 from espnet_ext.data.text import collapse_blanks, normalise_text
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
@@ -123,7 +124,7 @@ class GridRun:
         path = _write_config(cell)
         experiment, name = Experiment.load(path, cell.tag), cell.set_name(self.grid.part)
         inputs = [*experiment.training_files(), experiment.references(name)]
-        inputs += [experiment.audio_list(name), *audio_inputs(experiment.data / name)]
+        inputs += [experiment.audio_list(name), *audio_inputs(set_folder(experiment.data, name))]
         config = experiment.config.as_dict()
         settings = [_CELL_VERSION, config, self.grid.part, list(self.espnet)]
         return Stamp(path.parent / ".cell.done.json", settings, inputs)

@@ -7,6 +7,7 @@ from typing import Any
 from espnet_ext.analysis.measure import Measure, Removal
 from espnet_ext.bridge.muted import muted
 from espnet_ext.data.kaldi_dir import audio_rows, data_sets, read_table
+from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import sha256_file, write_json
@@ -25,11 +26,11 @@ def audio_of_set(name: str) -> list[tuple[str, str]]:
     Raises:
         UserError: no such set.
     """
-    scp = Path("data") / name / "wav.scp"
-    if not scp.is_file():
-        known = data_sets(Path("data"))
-        raise UserError(f"no {scp}: no set {nearest(name, known)} (stage 1 makes the sets)")
-    return audio_rows(scp.parent)
+    data = Path("data")
+    if not (data / name / "wav.scp").is_file():
+        known = nearest(name, data_sets(data))
+        raise UserError(f"no data/{name}/wav.scp: no set {known} (stage 1 makes the sets)")
+    return audio_rows(set_folder(data, name))
 
 
 def similarity(

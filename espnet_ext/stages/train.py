@@ -15,6 +15,7 @@ import yaml
 
 from espnet_ext.config.training import training_settings
 from espnet_ext.data.inputs import check_inputs
+from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import Stamp, content_key, lock, write_json, write_text
@@ -134,7 +135,9 @@ def _checked(experiment: Experiment, options: TrainOptions) -> Experiment:
         seen = torch.cuda.device_count() or "no"
         raise UserError(f"--ngpu {options.ngpu}: torch sees {seen} GPU here; --ngpu 0 is the CPU")
     for name in experiment.sets:
-        check_inputs(experiment.data / name, experiment.audio_list(name), experiment.rate)
+        check_inputs(
+            set_folder(experiment.data, name), experiment.audio_list(name), experiment.rate
+        )
     return experiment
 
 

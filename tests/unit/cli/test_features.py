@@ -66,7 +66,7 @@ def test_other_audio_under_the_same_names_is_another_training(recipe):
 
 def test_other_audio_under_the_same_names_is_decoded_again(recipe, tmp_path, monkeypatch, capsys):
     def nothing(*_args, **_options):
-        return [], {"rtf": 0.0}
+        return [], {"rtf": 0.0, "too_short": 0}
 
     monkeypatch.setattr(inference, "Decoder", lambda *_args: argparse.Namespace(method=None))
     monkeypatch.setattr(inference, "decode_set", nothing)
