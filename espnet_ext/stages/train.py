@@ -92,7 +92,8 @@ def _data_options(experiment: Experiment) -> dict[str, list[str]]:
     kind = "sound" if experiment.features is None else "kaldi_ark"
     for path in experiment.training_files():
         if path.name in _STAGES and not path.is_file():
-            raise UserError(f"no {path}; run stage {_STAGES[path.name]}")
+            stage = 2 if "dump" in path.parts else _STAGES[path.name]
+            raise UserError(f"no {path}; run stage {stage}")
     return {
         role: [
             f"{experiment.audio_list(name)},speech,{kind}",
@@ -122,6 +123,7 @@ def _checked(experiment: Experiment, options: TrainOptions) -> Experiment:
         import torch
 
         from espnet_ext.bridge.config_check import checked_model, refuse_problems
+        from espnet_ext.bridge.ctc_lengths import check_ctc_lengths
         from espnet_ext.bridge.espnet_options import refuse_reserved_options, with_options
         from espnet_ext.bridge.start_model import refuse_other_start
 
@@ -138,6 +140,7 @@ def _checked(experiment: Experiment, options: TrainOptions) -> Experiment:
         check_inputs(
             set_folder(experiment.data, name), experiment.audio_list(name), experiment.rate
         )
+    check_ctc_lengths(experiment, model)
     return experiment
 
 
