@@ -20,6 +20,7 @@ from espnet_ext.methods.protocols import Deployable, Family, FamilyOwner, Memo, 
 from espnet_ext.methods.tensors import graph_tensors, refuse_not_finite
 
 PLAIN = "plain"  # the variant of a model without a method
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def variants(model: nn.Module) -> tuple[str, ...]:
@@ -108,6 +109,8 @@ def footprint(model: nn.Module) -> dict[str, int]:
 
 def _is_norm(module: nn.Module) -> bool:
     """True for layer, batch and similar normalisations, torch's or a class named like them."""
+    if isinstance(module, _NORMS):  # also one with children, as in a family
+        return True
     return "Norm" in type(module).__name__ and not list(module.children())
 
 
