@@ -9,7 +9,7 @@ from espnet_ext.encoders.pretrained.espnet import load_espnet
 from espnet_ext.encoders.pretrained.stack import Stack
 from espnet_ext.encoders.pretrained.transformers_stack import LOAD_ERRORS, first_line, quiet
 from espnet_ext.encoders.pretrained.wav2vec2 import Wav2Vec2Stack
-from espnet_ext.encoders.pretrained.whisper import WhisperStack
+from espnet_ext.encoders.pretrained.whisper import ENCODER, WhisperStack
 from espnet_ext.errors import UserError, nearest
 
 HUB = "hub:"  # before the name of a model of transformers' hub
@@ -19,6 +19,7 @@ FAMILIES: dict[str, type[Wav2Vec2Stack | WhisperStack]] = {
     "wav2vec2": Wav2Vec2Stack,
     "wavlm": Wav2Vec2Stack,
     "whisper": WhisperStack,
+    ENCODER: WhisperStack,
 }
 
 
@@ -84,7 +85,7 @@ def _family_in_hub(model: str, source: str) -> Any:
 
     try:
         with quiet():
-            return transformers.AutoConfig.from_pretrained(model).model_type
+            return transformers.PreTrainedConfig.get_config_dict(model)[0].get("model_type")
     except LOAD_ERRORS as error:
         raise UserError(f"{source}: {first_line(error)}") from None
 
