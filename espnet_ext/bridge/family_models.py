@@ -13,9 +13,7 @@ from espnet_ext.bridge.build import neutral_statistics
 from espnet_ext.bridge.checkpoint import build, fill, load_model, read_config
 from espnet_ext.bridge.deployed_folder import (
     Speech,
-    largest_difference,
     portable_arguments,
-    refuse_difference,
     stock_arguments,
 )
 from espnet_ext.bridge.footprint import is_classifier
@@ -28,6 +26,7 @@ from espnet_ext.formats.packed import State, dequantised
 from espnet_ext.methods.deploy import footprint
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_options import Member
+from espnet_ext.methods.verify import largest_difference, refuse_difference
 
 
 class Loaded(NamedTuple):

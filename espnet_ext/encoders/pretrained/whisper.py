@@ -22,9 +22,9 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import read_json, write_json
 from espnet_ext.methods.tensors import frame_mask
 
-# Model type of a saved encoder. transformers' Auto classes do not know it: by ``whisper`` they would
-# open the folder as a whole model with random weights. Neither do its models with a decoder, which
-# need a vocabulary. WhisperEncoder reads the folder.
+# Model type of a saved encoder. transformers' Auto classes do not know it: as ``whisper`` they
+# would open the folder as a whole model with random weights. Without a vocabulary, its models with
+# a decoder do not build either. WhisperEncoder reads the folder.
 ENCODER = "whisper_encoder"
 _NO_DECODER = {"model_type": ENCODER, "decoder_layers": 0, "vocab_size": 0}
 
