@@ -28,6 +28,7 @@ from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.encoders.pretrained.mimicked import MimickedStack
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import PACKED, atomic_path, weights_file, write_json
+from espnet_ext.formats import digests
 from espnet_ext.formats.packed import write_member
 from espnet_ext.methods.deploy import PLAIN, footprint
 from espnet_ext.methods.registry import METHODS
@@ -121,8 +122,9 @@ def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) 
                 deployed, speech.source, arguments.get("input_size")
             ),
             "verified": verified,
+            digests.KEY: digests.digests(temporary),
         } | encoder_compression(trained, deployed, variant)
-        write_json(temporary / "deploy.json", summary)
+        write_json(temporary / digests.RECORD, summary)
     return summary
 
 

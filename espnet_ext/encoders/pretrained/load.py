@@ -11,6 +11,7 @@ from espnet_ext.encoders.pretrained.transformers_stack import LOAD_ERRORS, first
 from espnet_ext.encoders.pretrained.wav2vec2 import Wav2Vec2Stack
 from espnet_ext.encoders.pretrained.whisper import ENCODER, WhisperStack
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.formats.digests import refuse_changed
 
 HUB = "hub:"  # before the name of a model of transformers' hub
 # Model types of transformers.
@@ -75,6 +76,8 @@ def build_stack(architecture: Mapping[str, Any]) -> Stack:
 def _read(name: str, family: Any, source: str | Path, local: bool) -> Stack:
     if family not in FAMILIES:
         raise UserError(f"{source}: unknown model family {nearest(str(family), FAMILIES)}")
+    for path in Path(name).iterdir() if local else ():  # the stack of a deployed model
+        refuse_changed(path)
     with quiet():
         return FAMILIES[family].read(name, family, local).eval()
 
