@@ -240,7 +240,7 @@ def _espnet_inference(config: str, method: str, options: dict) -> Any:
     try:
         return Speech2Text(asr_train_config=config, device="cpu", **conf)
     except TypeError as error:
-        raise UserError(f"decode method {method}: {error}") from None
+        raise UserError(f"decode method {method}: {str(error).splitlines()[0]}") from None
 
 
 def transducer_search(model: Any, method: str, options: dict) -> Search | None:

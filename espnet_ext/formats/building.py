@@ -11,7 +11,7 @@ from espnet_ext.errors import UserError, one_line
 
 # A model may have this many times the numbers of its file while it is built, and some more: layers
 # that share a base are built as a training has them.
-_RATIO, _MORE = 32, 10_000_000
+_RATIO, _MORE = 32, 1_000_000
 
 
 @contextlib.contextmanager
