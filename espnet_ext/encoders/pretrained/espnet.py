@@ -161,12 +161,14 @@ def load_espnet(path: Path) -> ESPnetStack:
         UserError: see ``load.load_stack``.
     """
     folder = _deployed(path)
-    arguments = read_config(folder / "config.yaml")
+    config = folder / "config.yaml"
+    arguments = read_config(config)
+    with building({}, config):
+        encoder_class = _encoder_class(folder, arguments)
     statistics = folder / _STATISTICS
     refuse_changed(statistics)
     state = load_state(folder / "model.pth")
-    with building(state, folder / "config.yaml"):
-        encoder_class = _encoder_class(folder, arguments)
+    with building(state, config):
         features = _features(folder, arguments)
         frontend = _frontend(folder, features)
         normalize = _normalize(arguments, statistics)
