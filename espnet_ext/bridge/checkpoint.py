@@ -8,16 +8,18 @@ import argparse
 import io
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from espnet_ext.bridge.registry import TASKS, install, task_of
 from espnet_ext.errors import UserError
 from espnet_ext.files import PACKED, atomic_path
+from espnet_ext.formats import digests
+from espnet_ext.formats.building import building
 from espnet_ext.formats.packed import dequantised, read_member
 from espnet_ext.formats.state_dict import compare_state, load_state
 from espnet_ext.methods.deploy import check_finite
@@ -101,40 +103,66 @@ def expand_state(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, 
     return {**more, **state}
 
 
-def build(arguments: dict[str, Any]) -> nn.Module:
+def build(arguments: Mapping[str, Any]) -> nn.Module:
     """Build ESPnet's model from the contents of its config.yaml."""
     return TASKS[task_of(arguments)].build_model(argparse.Namespace(**arguments))
 
 
+def build_for(
+    arguments: Mapping[str, Any], state: Mapping[str, torch.Tensor], path: Path
+) -> nn.Module:
+    """Build the model of a config that was read from ``path``, to be filled with ``state``.
+
+    Raises:
+        UserError: it does not build, or is many times as large as the state.
+    """
+    with building(state, path):
+        return build(arguments)
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """Read an experiment's config.yaml."""
+    """Read the config.yaml of an experiment, or of a deployed model.
+
+    Raises:
+        UserError: no such file, or an error of ``digests.read_config``.
+    """
     if not path.is_file():
         raise UserError(f"no {path}; run stage 4")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return digests.read_config(path)
 
 
 def load_model(config: Path, checkpoint: Path) -> nn.Module:
     """Build the model of an ESPnet config.yaml and load a checkpoint into it, strictly.
 
     Raises:
-        UserError: another architecture, unreadable file, weights that are not finite.
+        UserError: another architecture, unreadable or changed file, weights that are not finite.
     """
-    model = build(read_config(config))
-    load_weights(model, checkpoint)
+    arguments, state = read_config(config), read_weights(checkpoint)
+    model = build_for(arguments, state, config)
+    fill(model, state, checkpoint)
     return model.eval()
 
 
-def load_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Load a checkpoint, or the packed file of a deployed form, into a model, strictly.
+def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Read a checkpoint, or the packed file of a deployed form.
 
     Raises:
         UserError: as ``load_model``.
     """
-    if checkpoint.name == PACKED:
-        found = dequantised(read_member(checkpoint))
-    else:
-        found = load_state(checkpoint)
-    fill(model, found, checkpoint)
+    if checkpoint.name != PACKED:
+        return load_state(checkpoint)
+    member = read_member(checkpoint)  # first: its own digests say which tensor was changed
+    digests.refuse_changed(checkpoint)
+    return dequantised(member)
+
+
+def load_weights(model: nn.Module, checkpoint: Path) -> None:
+    """Load what ``read_weights`` reads into a model, strictly.
+
+    Raises:
+        UserError: as ``load_model``.
+    """
+    fill(model, read_weights(checkpoint), checkpoint)
 
 
 def fill(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:

@@ -26,16 +26,16 @@ from espnet_ext.encoders.family_outputs import plain_conf
 from espnet_ext.encoders.frontends import KaldiFbank
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.encoders.pretrained.mimicked import MimickedStack
-from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import PACKED, atomic_path, weights_file, write_json
+from espnet_ext.formats import digests
 from espnet_ext.formats.packed import write_member
 from espnet_ext.methods.deploy import PLAIN, footprint
 from espnet_ext.methods.registry import METHODS
+from espnet_ext.methods.verify import TOLERANCE, largest_difference, refuse_difference
 
 STACK = "stack"  # folder of the encoder's stack in its family's format, without removed layers
 STATISTICS = "feats_stats.npz"
-TOLERANCE = 1e-5  # float32, absolute, on the encoder's normalised outputs or the logits
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,9 @@ def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) 
                 deployed, speech.source, arguments.get("input_size")
             ),
             "verified": verified,
+            digests.KEY: digests.digests(temporary),
         } | encoder_compression(trained, deployed, variant)
-        write_json(temporary / "deploy.json", summary)
+        write_json(temporary / digests.RECORD, summary)
     return summary
 
 
@@ -194,7 +195,7 @@ def verify(
 
     Raises:
         UserError: another architecture than stock ESPnet's, or outputs that differ by more than
-            TOLERANCE.
+            TOLERANCE, on the encoder's normalised outputs or the logits.
     """
     local = dict(arguments)
     if (folder / STACK).exists():
@@ -213,18 +214,3 @@ def verify(
         "max_difference": difference,
         "tolerance": TOLERANCE,
     }
-
-
-def largest_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """The largest absolute difference of two models' outputs."""
-    pairs = zip(first, second, strict=True)
-    return max(((one - other).abs().max().item() for one, other in pairs), default=0.0)
-
-
-def refuse_difference(difference: float, name: str) -> None:
-    """Raise UserError if outputs differ by more than TOLERANCE."""
-    if not difference <= TOLERANCE:
-        raise UserError(
-            f"{name} differs from the training form by {difference:.1e} "
-            f"(limit {TOLERANCE:.0e}); nothing was written"
-        )

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from espnet_ext.bridge.build import neutral_statistics
-from espnet_ext.bridge.checkpoint import build, fill, load_model, read_config
+from espnet_ext.bridge.checkpoint import build_for, fill, load_model, read_config
 from espnet_ext.bridge.deployed_folder import (
     Speech,
-    largest_difference,
     portable_arguments,
-    refuse_difference,
     stock_arguments,
 )
 from espnet_ext.bridge.footprint import is_classifier
@@ -28,6 +26,7 @@ from espnet_ext.formats.packed import State, dequantised
 from espnet_ext.methods.deploy import footprint
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_options import Member
+from espnet_ext.methods.verify import largest_difference, refuse_difference
 
 
 class Loaded(NamedTuple):
@@ -83,8 +82,10 @@ def _model(read: FamilyFile, entry: Entry) -> nn.Module:
         if mean is not None:
             # ESPnet reads a file whenever it builds a normalisation; the state has what counts.
             path = neutral_statistics(len(mean), Path(folder))
-            arguments["normalize_conf"] = {**arguments["normalize_conf"], "stats_file": path}
-        model = build(arguments)
+            conf = arguments.get("normalize_conf")
+            conf = conf if isinstance(conf, dict) else {}
+            arguments["normalize_conf"] = {**conf, "stats_file": path}
+        model = build_for(arguments, state, read.path)
     fill(model, state, read.path)
     return model.eval()
 

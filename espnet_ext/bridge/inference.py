@@ -13,7 +13,7 @@ from espnet2.bin.cls_inference import Classification
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from tqdm import tqdm
 
-from espnet_ext.bridge.checkpoint import load_weights
+from espnet_ext.bridge.checkpoint import fill, read_config, read_weights
 from espnet_ext.bridge.memory import peak_rss_mb
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.config.recipe_errors import TRANSDUCER
@@ -21,6 +21,7 @@ from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.processes import map_processes
 from espnet_ext.errors import UserError
 from espnet_ext.files import weights_file
+from espnet_ext.formats.building import building
 from espnet_ext.models.transducer_search import BeamSearch, GreedySearch, Search
 
 type Row = tuple[str, str]  # utterance, path of its audio or place in an ark
@@ -236,22 +237,30 @@ def load_inference(folder: Path, method: str, options: dict) -> Any:
     Raises:
         UserError: an option that it does not know, or weights that are not the model's.
     """
-    config = str(folder / "config.yaml")
+    config, weights = folder / "config.yaml", weights_file(folder)
+    read_config(config)  # ESPnet reads it without checks
+    state = read_weights(weights)
+    with building(state, config):
+        found = _espnet_inference(str(config), method, options)
+    fill(found.asr_model, state, weights)
+    return found
+
+
+def _espnet_inference(config: str, method: str, options: dict) -> Any:
+    """ESPnet's inference class on a config, its weights not loaded."""
     if method == "classify":
         found: Any = Classification(config, None)
         # Under the names that Speech2Text has.
         found.asr_model = found.classification_model
         found.asr_train_args = found.classification_train_args
-    else:
-        conf = {"ctc_weight": 1.0, "beam_size": 1, "lm_weight": 0.0}
-        if method == "ctc_att_beam":
-            conf = {"ctc_weight": 0.3, "beam_size": 10, "lm_weight": 0.0, **options}
-        try:
-            found = Speech2Text(asr_train_config=config, device="cpu", **conf)
-        except TypeError as error:
-            raise UserError(f"decode method {method}: {error}") from None
-    load_weights(found.asr_model, weights_file(folder))
-    return found
+        return found
+    conf = {"ctc_weight": 1.0, "beam_size": 1, "lm_weight": 0.0}
+    if method == "ctc_att_beam":
+        conf = {"ctc_weight": 0.3, "beam_size": 10, "lm_weight": 0.0, **options}
+    try:
+        return Speech2Text(asr_train_config=config, device="cpu", **conf)
+    except TypeError as error:
+        raise UserError(f"decode method {method}: {str(error).splitlines()[0]}") from None
 
 
 def transducer_search(model: Any, method: str, options: dict) -> Search | None:

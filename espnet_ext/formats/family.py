@@ -29,6 +29,7 @@ from espnet_ext.formats.family_sources import (
     read_sources,
     shape_of,
 )
+from espnet_ext.formats.layout import check_family
 from espnet_ext.formats.packed import State, check_state, file_content, read_content, reading
 from espnet_ext.methods.nested_options import Member
 
@@ -102,10 +103,11 @@ class FamilyFile:
 
     def __init__(self, path: Path):
         self.path = path
-        tensors, self._layout = read_content(path, FAMILY)
+        tensors, layout = read_content(path, FAMILY)
         with reading(path):
+            self._layout = check_family(layout)
             self.entries = self._read_entries()
-            self._sources = read_sources(tensors, self._layout["sources"])
+            self._sources = read_sources(tensors, self._layout.sources)
 
     def state(self, entry: Entry) -> State:
         """Return the state of a member of ``entries``.
@@ -114,25 +116,24 @@ class FamilyFile:
             UserError: parts that do not fit each other, NaN or infinite values.
         """
         with reading(self.path):
-            listed = self._layout["members"][self.entries.index(entry)]
-            names = self._layout["shapes"][listed["names"]]
+            listed = self._layout.members[self.entries.index(entry)]
+            names = self._layout.shapes[listed.names]
             state = {
                 name: leading(self._sources[place].at(entry.member.bits), shape)
-                for (name, shape), place in zip(names, listed["sources"], strict=True)
+                for (name, shape), place in zip(names, listed.sources, strict=True)
             }
             check_state(state)
         return state
 
     def _read_entries(self) -> list[Entry]:
-        config = self._layout["config"]
         return [
             Entry(
-                Member(tuple(listed["layers"]), listed["width"], listed["bits"]),
-                int(listed["bytes"]),
-                listed["divergence"],
-                {**config, **listed["config"]},
+                Member(tuple(listed.layers), listed.width, listed.bits),
+                listed.bytes,
+                listed.divergence,
+                {**self._layout.config, **listed.config},
             )
-            for listed in self._layout["members"]
+            for listed in self._layout.members
         ]
 
 

@@ -23,7 +23,15 @@ import torch
 from torch import Tensor
 
 from espnet_ext.formats.bits import Quantised, refine, refined
-from espnet_ext.formats.packed import Parts, State, TensorReader, append_value, concatenate
+from espnet_ext.formats.layout import Source as SourceLayout
+from espnet_ext.formats.packed import (
+    Parts,
+    State,
+    TensorReader,
+    append_value,
+    check_scale,
+    concatenate,
+)
 from espnet_ext.methods.quantise import integers
 
 type Value = Tensor | Quantised
@@ -136,17 +144,31 @@ class StoredSource:
         return Quantised(*integers(self.value, bits, scale=self.scales[bits]), bits)
 
 
-def read_sources(tensors: Mapping[str, Tensor], layouts: list) -> list[StoredSource]:
-    """Split the joined tensors of a family file into sources."""
+def read_sources(
+    tensors: Mapping[str, Tensor], layouts: Sequence[SourceLayout]
+) -> list[StoredSource]:
+    """Split the joined tensors of a family file into sources; raises ValueError if they misfit."""
     reader = TensorReader(tensors)
-    found = []
-    for shape, kind, scale_shape, coarser in layouts:
-        value = reader.value(shape, kind, scale_shape)
-        scales = {bits: reader.scale(scale_shape) for bits, _, _ in coarser}
-        more = {bits: (reader("refined", n), width) for bits, width, n in coarser if width}
-        found.append(StoredSource(value, scales, more))
+    found = [_read_source(reader, *source) for source in layouts]
     reader.finish()
     return found
+
+
+def _read_source(
+    reader: TensorReader,
+    shape: list[int],
+    kind: str | int,
+    scale_shape: list[int] | None,
+    coarser: Sequence[tuple[int, int, int]],
+) -> StoredSource:
+    if isinstance(kind, str) and coarser and kind != "float32":
+        raise ValueError(f"no precisions of {kind}")
+    value = reader.value(shape, kind, None if isinstance(kind, str) else scale_shape)
+    scales = {bits: reader.scale(scale_shape or []) for bits, _, _ in coarser}
+    for scale in [*scales.values(), *([] if isinstance(value, Tensor) else [value.scale])]:
+        check_scale(scale, shape)
+    more = {bits: (reader("refined", n), width) for bits, width, n in coarser if width}
+    return StoredSource(value, scales, more)
 
 
 def shape_of(value: Value) -> torch.Size:

@@ -21,7 +21,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,18 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, one_line
 from espnet_ext.files import atomic_path
 from espnet_ext.formats.bits import Quantised, pack, packed_bytes, unpack
-from espnet_ext.methods.quantise import BITS
+from espnet_ext.formats.layout import JOINED, TYPES, check_values, compressed, decompressed
+from espnet_ext.methods.quantise import largest_integer
 from espnet_ext.methods.tensors import refuse_not_finite
 
 MEMBER = "member 1"  # kind of file, and the version of its format
 State = dict[str, Tensor | Quantised]
 Parts = dict[str, list[Tensor]]  # tensors to be joined, by the name of the joined tensor
-_TYPES = "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
 # What parts that do not fit each other raise.
-_MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, zlib.error)
+_MISFITS = (IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError, zlib.error)
 
 
 def member_bytes(state: State) -> bytes:
@@ -80,9 +80,16 @@ def dequantised(state: Mapping[str, Tensor | Quantised]) -> dict[str, Tensor]:
 
 
 def check_state(state: State) -> None:
-    """Raise UserError naming the first value with NaN or infinite entries."""
+    """Check every value of a state.
+
+    Raises:
+        UserError: NaN or infinite entries.
+        ValueError: a type that files do not hold, or integers and scale that do not fit.
+    """
     for name, value in state.items():
         _check(value.scale if isinstance(value, Quantised) else value, name)
+        if isinstance(value, Quantised):
+            _check_quantised(value, name)
 
 
 def join_tensors(state: State) -> tuple[dict[str, Tensor], list]:
@@ -116,7 +123,8 @@ def concatenate(parts: Parts) -> dict[str, Tensor]:
 def split_tensors(tensors: Mapping[str, Tensor], layout: list) -> State:
     """Return the state that ``join_tensors`` joined; raises one of _MISFITS if it cannot be."""
     reader = TensorReader(tensors)
-    state = {name: reader.value(*entry) for name, *entry in layout}
+    values = check_values(layout)
+    state = {name: reader.value(shape, kind, scale) for name, shape, kind, scale in values}
     reader.finish()
     check_state(state)
     return state
@@ -140,7 +148,9 @@ class TensorReader:
     def value(self, shape: list[int], kind: Any, scale_shape: list[int] | None) -> Any:
         """Return the next value, of which ``append_value`` returned the arguments."""
         count = math.prod(shape)
-        if kind not in BITS:
+        if isinstance(kind, str):
+            if kind not in TYPES or scale_shape is not None:
+                raise ValueError(f"no values of the type {kind}")
             return self(kind, count).view(shape)
         ints = unpack(self("integers", packed_bytes(count, kind)), kind, count)
         return Quantised(ints.view(shape), self.scale(scale_shape or []), kind)
@@ -158,8 +168,7 @@ class TensorReader:
 
 def file_content(tensors: dict[str, Tensor], layout: Any, kind: str) -> bytes:
     """Return the content of a file with ``tensors``, their SHA-256 and a layout (JSON)."""
-    text = json.dumps(layout, separators=(",", ":"), ensure_ascii=False).encode()
-    packed = torch.frombuffer(bytearray(zlib.compress(text, 9)), dtype=torch.uint8)
+    packed = torch.frombuffer(bytearray(compressed(layout)), dtype=torch.uint8)
     tensors = {"layout": packed} | tensors
     header = {"kind": kind, "sha256": {name: _digest(t) for name, t in sorted(tensors.items())}}
     return save(tensors, {"espnet_ext": json.dumps(header)})
@@ -177,22 +186,26 @@ def read_content(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
         with safetensors.safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("espnet_ext", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120]
+    except (safetensors.SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        reason = one_line(error)
         raise UserError(f"{path} is truncated or damaged ({reason}); get it again") from None
     if not isinstance(header, dict) or header.get("kind") != kind:
         found = header.get("kind") if isinstance(header, dict) else "something else"
+        found = " ".join(str(found).split())[:80]
         raise UserError(f"{path} holds {found}, not {kind} of espnet_ext; give another file")
     digests = header.get("sha256")
     if not isinstance(digests, dict) or digests.keys() != tensors.keys():
         raise UserError(f"{path} was changed after it was written: its tensors; get it again")
     for name, tensor in tensors.items():
+        kind_of = str(tensor.dtype).removeprefix("torch.")
+        if tensor.dim() != 1 or kind_of != JOINED.get(name, name) or kind_of not in TYPES:
+            raise UserError(f"{path} is damaged (tensor {name!r}); get it again")
         if _digest(tensor) != digests[name]:
             raise UserError(
                 f"{path} was changed after it was written: {name} has another SHA-256; get it again"
             )
     with reading(path):
-        return tensors, json.loads(zlib.decompress(bytes(tensors.pop("layout").numpy())))
+        return tensors, decompressed(bytes(tensors.pop("layout").numpy()))
 
 
 @contextlib.contextmanager
@@ -218,6 +231,22 @@ def _digest(tensor: Tensor) -> str:
 
 
 def _check(tensor: Tensor, name: str) -> None:
-    if str(tensor.dtype).removeprefix("torch.") not in _TYPES:
+    if str(tensor.dtype).removeprefix("torch.") not in TYPES:
         raise ValueError(f"{name} has a type that files do not hold: {tensor.dtype}")
     refuse_not_finite(tensor, name)
+
+
+def _check_quantised(value: Quantised, name: str) -> None:
+    """Raise ValueError unless integers and scale are such as quantisation makes."""
+    check_scale(value.scale, value.ints.shape)
+    limit = largest_integer(value.bits)
+    if not ((value.ints >= -limit).all() and (value.ints <= limit).all()):
+        raise ValueError(f"{name} has integers that {value.bits} bits do not have")
+
+
+def check_scale(scale: Tensor, shape: Sequence[int]) -> None:
+    """Raise ValueError unless a scale fits a weight of ``shape`` and is positive, or NaN."""
+    if list(scale.shape) not in ([], [*shape[:1], *[1] * (len(shape) - 1)]):
+        raise ValueError(f"a scale of shape {list(scale.shape)} for a weight {list(shape)}")
+    if (scale <= 0).any():
+        raise ValueError("a scale is not positive")

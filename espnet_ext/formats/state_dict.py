@@ -5,29 +5,34 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, one_line
+from espnet_ext.formats.digests import refuse_changed
 
 
 def load_state(path: Path) -> dict[str, torch.Tensor]:
     """Read a state dict without executing code.
 
     Raises:
-        UserError: no such file, or not a complete checkpoint of tensors.
+        UserError: no such file, one that was changed after it was deployed, or not a complete
+            checkpoint of tensors.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint {path}")
+    refuse_changed(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(f"{path} is not a readable checkpoint: {reason}") from None
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+        raise UserError(f"{path} is not a readable checkpoint: {one_line(error)}") from None
+    if not isinstance(state, dict) or not all(map(_is_entry, state.items())):
         raise UserError(f"{path} holds no model: give an averaged model or <n>epoch.pth")
     return state
 
 
 def compare_state(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Raise UserError naming the first key or shape in which ``state`` differs from the model."""
+    """Raise UserError naming the first key, shape or kind in which ``state`` differs.
+
+    A type may be wider or narrower than the model's, but complex or whole numbers are no weights.
+    """
     expected = model.state_dict()
     for key, tensor in expected.items():
         if key not in state:
@@ -37,6 +42,26 @@ def compare_state(model: nn.Module, state: dict[str, torch.Tensor], path: Path) 
                 f"{path} is of another architecture: {key} has shape "
                 f"{tuple(state[key].shape)}, in the config {tuple(tensor.shape)}"
             )
+        if _kind(tensor) != _kind(state[key]):
+            raise UserError(
+                f"{path} is of another architecture: {key} is {_name(state[key])}, "
+                f"in the config {_name(tensor)}"
+            )
     for key in state:
         if key not in expected:
             raise UserError(f"{path} is of another architecture: it holds {key}, the config not")
+
+
+def _is_entry(entry: tuple[object, object]) -> bool:
+    name, tensor = entry
+    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+        return False
+    return tensor.layout == torch.strided and not tensor.is_quantized
+
+
+def _kind(tensor: torch.Tensor) -> tuple[bool, bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
+
+
+def _name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

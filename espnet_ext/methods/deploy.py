@@ -18,8 +18,15 @@ from torch.nn.utils import parametrize, skip_init
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.methods.protocols import Deployable, Family, FamilyOwner, Memo, Rounding
 from espnet_ext.methods.tensors import graph_tensors, refuse_not_finite
+from espnet_ext.methods.verify import (
+    largest_difference,
+    outputs,
+    refuse_difference,
+    refuse_other_weight,
+)
 
 PLAIN = "plain"  # the variant of a model without a method
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def variants(model: nn.Module) -> tuple[str, ...]:
@@ -32,14 +39,21 @@ def variants(model: nn.Module) -> tuple[str, ...]:
     return ("merged", *members, *sorted(forms))
 
 
-def deploy(model: nn.Module, variant: str = "merged") -> nn.Module:
+def deploy(model: nn.Module, variant: str = "merged", example: Any = None) -> nn.Module:
     """Return a new, plain module with the same output as ``model`` in evaluation mode.
 
     The argument is not changed. A layer or tensor used in several places stays one object.
     Products are computed in float64 and rounded once.
 
+    Args:
+        model: the training form, in evaluation mode.
+        variant: one of ``variants``.
+        example: input for a verification: a tensor, or a tuple of arguments. Both forms are run,
+            and their outputs compared.
+
     Raises:
-        UserError: unknown variant, ``model`` in training mode, or weights that are not finite.
+        UserError: unknown variant, ``model`` in training mode, weights that are not finite, or
+            outputs for ``example`` that differ by more than 1e-5.
     """
     known = variants(model)
     if variant not in known:
@@ -57,11 +71,14 @@ def deploy(model: nn.Module, variant: str = "merged") -> nn.Module:
         for family in families:  # after the layers, which they copy from the memo
             memo[id(family)] = family.extract_member(memo)
         plain = copy.deepcopy(model, memo)
+        expected = None if example is None else outputs(model, example)
     for member in members:
         for owner in plain.modules():
             if isinstance(owner, FamilyOwner):
                 owner.member_extracted(member)
     check_finite(plain)  # finite factors may have a product that is not
+    if expected is not None:
+        refuse_difference(largest_difference(outputs(plain, example), expected), variant)
     return plain
 
 
@@ -108,6 +125,8 @@ def footprint(model: nn.Module) -> dict[str, int]:
 
 def _is_norm(module: nn.Module) -> bool:
     """True for layer, batch and similar normalisations, torch's or a class named like them."""
+    if isinstance(module, _NORMS):  # also one with children, as in a family
+        return True
     return "Norm" in type(module).__name__ and not list(module.children())
 
 
@@ -134,7 +153,9 @@ def _deployed_layer(layer: nn.Module, variant: str, memo: Memo) -> nn.Module:
     """Deploy one layer: to its form ``variant`` if it has one, else to a plain layer."""
     for form in _second_forms(layer):
         if form.variant == variant:
-            return form.deployed(layer, memo).eval()
+            deployed = form.deployed(layer, memo).eval()
+            refuse_other_weight(deployed, layer)
+            return deployed
     return _plain_layer(layer, memo)
 
 

@@ -23,6 +23,9 @@ class Deployable(Protocol):
     def deployed(self, layer: nn.Module, memo: Memo) -> nn.Module:
         """Build the layer that replaces ``layer``.
 
+        Its attribute ``weight``, if any, is the effective weight: parents may read it instead of
+        calling the layer.
+
         Shared tensors are looked up in ``memo`` by the id of the trained tensor, or added to it.
         """
         ...

@@ -9,9 +9,10 @@ each of its output channels, which are its first dimension. Training uses W^ ins
 (``fake_quantise``), a deployed file holds the integers and scales (``integers``). Both agree to
 the last bit, because both end in ``dequantise``.
 
-Everything is computed in the type of the weight, by operations that are exact or correctly
-rounded on every device: the same weight gives the same integers anywhere. To quantise a part of a
-weight with the scale of the whole, pass the scale of the whole (``scale_by_maximum``).
+Everything is computed in float32 (in float64 for a weight of that type), by operations that are
+exact or correctly rounded on every device: the same weight gives the same integers anywhere. In
+float16 a scale would have few digits, or underflow. To quantise a part of a weight with the scale
+of the whole, pass the scale of the whole (``scale_by_maximum``).
 """
 
 from typing import Any
@@ -43,9 +44,10 @@ def largest_integer(bits: int) -> int:
 def scale_by_maximum(weight: Tensor, bits: int, per: str = "channel") -> Tensor:
     """Return max|W| / Q, or 1 where a weight (o, ...) is all zeros; without gradient.
 
-    It is a scalar () for ``per: tensor``, else (o, 1, ...) with as many dimensions as the weight.
+    It is a scalar () for ``per: tensor``, else (o, 1, ...) with as many dimensions as the weight;
+    float32, or float64 for a weight of that type.
     """
-    size = weight.detach().abs()
+    size = _wide(weight.detach()).abs()
     maximum = size.amax() if per == "tensor" else size.amax(_inner(weight), keepdim=True)
     # A product: torch divides by a number exactly on CPUs but not on GPUs.
     return _usable(maximum * (1.0 / largest_integer(bits)))
@@ -56,7 +58,7 @@ def first_scale(weight: Tensor, bits: int, per: str = "channel") -> Tensor:
 
     Arguments and shape are those of ``scale_by_maximum``; 1 where a weight is all zeros.
     """
-    size = weight.detach().abs()
+    size = _wide(weight.detach()).abs()
     mean = size.mean() if per == "tensor" else size.mean(_inner(weight), keepdim=True)
     return _usable(mean * (2.0 * largest_integer(bits) ** -0.5))
 
@@ -64,7 +66,7 @@ def first_scale(weight: Tensor, bits: int, per: str = "channel") -> Tensor:
 def fake_quantise(
     weight: Tensor, bits: int, per: str = "channel", scale: Tensor | None = None
 ) -> Tensor:
-    """Return the weight rounded to ``bits`` bits; at 32 bits the weight itself.
+    """Return the weight rounded to ``bits`` bits, in its type; at 32 bits the weight itself.
 
     The gradient is straight-through: for the weight that of the identity, 0 where the weight is
     clipped (never with a scale by maximum); for a learnt scale round(W/s) - W/s, +-Q where
@@ -81,8 +83,8 @@ def fake_quantise(
     if bits == 32:
         return weight
     limit = largest_integer(bits)
-    scale = scale_by_maximum(weight, bits, per) if scale is None else _usable(scale.abs())
-    return _FakeQuantise.apply(weight, scale, limit)
+    scale = scale_by_maximum(weight, bits, per) if scale is None else _usable(_wide(scale).abs())
+    return _FakeQuantise.apply(_wide(weight), scale, limit).to(weight.dtype)
 
 
 def integers(
@@ -90,17 +92,18 @@ def integers(
 ) -> tuple[Tensor, Tensor]:
     """Return the integers (int8, in the shape of the weight) and their scale.
 
-    Arguments are those of ``fake_quantise``, whose result is ``dequantise`` of this result.
+    Arguments are those of ``fake_quantise``, whose result is ``dequantise`` of this result in the
+    type of the weight.
 
     Raises:
         UserError: NaN or infinite values in the weight or the scale, or bits without integers.
     """
     limit = largest_integer(bits)
-    weight = weight.detach()
+    weight = _wide(weight.detach())
     refuse_not_finite(weight, "a weight")
     scale = scale_by_maximum(weight, bits, per) if scale is None else scale
     refuse_not_finite(scale, "a scale")
-    scale = _usable(scale.detach().abs())
+    scale = _usable(_wide(scale.detach()).abs())
     return _round(weight / scale, limit).to(torch.int8), scale
 
 
@@ -137,6 +140,11 @@ class _FakeQuantise(torch.autograd.Function):
 def _round(ratio: Tensor, limit: int) -> Tensor:
     """Round to the nearest whole number (half to even), from -limit to limit."""
     return ratio.round().clamp(-limit, limit)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or in its type if that is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _inner(weight: Tensor) -> list[int]:

@@ -87,6 +87,18 @@ def group_numbers(options: ResidualOptions, layers: int) -> list[int]:
     return [group for group, size in enumerate(share) for _ in range(size)]
 
 
+def effective_weight(
+    base: Tensor, down: Tensor | None, up: Tensor | None, diagonal: Tensor | None
+) -> Tensor:
+    """Return base + up down + diagonal, of the shape of ``base``: (o, i) or (o, i, 1)."""
+    weight = base.flatten(1)  # drops the width of a pointwise convolution
+    if up is not None and down is not None:
+        weight = weight + up @ down
+    if diagonal is not None:
+        weight = torch.diagonal_scatter(weight, weight.diagonal() + diagonal)
+    return weight.view(base.shape)
+
+
 class ResidualWeight(nn.Module):
     """Parametrization of a weight (o, i) or (o, i, 1) as shared base + low-rank + diagonal.
 
@@ -112,12 +124,7 @@ class ResidualWeight(nn.Module):
 
     def forward(self, base: Tensor) -> Tensor:
         """Return base + up down + diagonal, of the shape of ``base``."""
-        weight = base.flatten(1)  # drops the width of a pointwise convolution
-        if self.up is not None:
-            weight = weight + self.up @ self.down
-        if self.diagonal is not None:
-            weight = torch.diagonal_scatter(weight, weight.diagonal() + self.diagonal)
-        return weight.view(base.shape)
+        return effective_weight(base, self.down, self.up, self.diagonal)
 
     def deployed(self, layer: Any, memo: Memo) -> nn.Module:
         """Build the layer of the form ``shared``, which keeps base and residual separate."""
@@ -143,7 +150,9 @@ class ResidualWeight(nn.Module):
 class SharedLinear(nn.Module):
     """Linear layer or pointwise convolution with a shared base and a residual.
 
-    The low-rank path costs R (i + o) per frame; the effective weight is never computed.
+    The low-rank path costs R (i + o) per frame; ``forward`` does not compute the effective weight.
+    Parents that read ``weight`` instead of calling the layer get it. In the state dict, ``weight``
+    is the base.
     """
 
     def __init__(
@@ -155,15 +164,28 @@ class SharedLinear(nn.Module):
         diagonal: nn.Parameter | None,
     ):
         super().__init__()
-        self.weight, self.bias = weight, bias
-        self.down, self.up, self.diagonal = down, up, diagonal
+        # Not by assignment: the class has a property of that name.
+        self._parameters["weight"] = weight
+        self.bias, self.down, self.up, self.diagonal = bias, down, up, diagonal
+
+    @property
+    def base(self) -> nn.Parameter:
+        """The shared weight (o, i) or (o, i, 1)."""
+        found = self._parameters["weight"]
+        assert found is not None
+        return found
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective weight, computed at every access."""
+        return effective_weight(self.base, self.down, self.up, self.diagonal)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., i) to (..., o), or (batch, i, frames) to (batch, o, frames)."""
-        convolution = self.weight.dim() == 3
+        convolution = self.base.dim() == 3
         if convolution:
             x = x.transpose(1, 2)
-        y = F.linear(x, self.weight.flatten(1), self.bias)
+        y = F.linear(x, self.base.flatten(1), self.bias)
         if self.up is not None:
             y = y + F.linear(F.linear(x, self.down), self.up)
         if self.diagonal is not None:

@@ -19,7 +19,8 @@ def frame_mask(lengths: Tensor, frames: int, device: torch.device | None = None)
 
 def refuse_not_finite(tensor: Tensor, name: str) -> None:
     """Raise UserError if a tensor has NaN or infinite entries."""
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    numbers = tensor.is_floating_point() or tensor.is_complex()
+    if numbers and not torch.isfinite(tensor).all():
         raise UserError(f"{name} holds NaN or infinite values; train again or take another epoch")
 
 

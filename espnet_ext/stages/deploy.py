@@ -14,7 +14,7 @@ _UTTERANCES = 8  # that a deployed model is verified on
 
 def deploy_stamp(experiment: Experiment, checkpoint: Path) -> Stamp:
     """The stamp of a deployed form that is made from ``checkpoint``."""
-    settings = {"variant": experiment.variant}
+    settings = {"variant": experiment.variant, "digests": 1}  # 1: deploy.json has some
     return Stamp(experiment.deploy_stamp, settings, [checkpoint, experiment.espnet_config])
 
 

@@ -15,6 +15,8 @@ from espnet_ext.encoders.frontends import KaldiFbank
 from espnet_ext.encoders.pretrained.stack import RATE, Stack, copy_sharing_tensors
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import atomic_path, read_json, write_json
+from espnet_ext.formats.building import building
+from espnet_ext.formats.digests import read_config, refuse_changed
 from espnet_ext.formats.state_dict import compare_state, load_state
 from espnet_ext.methods.tensors import frame_mask
 
@@ -159,18 +161,19 @@ def load_espnet(path: Path) -> ESPnetStack:
         UserError: see ``load.load_stack``.
     """
     folder = _deployed(path)
-    arguments = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    encoder_class = _encoder_class(folder, arguments)
-    features = _features(folder, arguments)
-    frontend = _frontend(folder, features)
+    config = folder / "config.yaml"
+    arguments = read_config(config)
+    with building({}, config):
+        encoder_class = _encoder_class(folder, arguments)
     statistics = folder / _STATISTICS
-    normalize = _normalize(arguments, statistics)
-    conf = arguments.get("encoder_conf") or {}
-    try:
-        encoder = encoder_class(input_size=frontend.output_size(), **conf)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"{folder}/config.yaml: the encoder does not build: {error}") from None
+    refuse_changed(statistics)
     state = load_state(folder / "model.pth")
+    with building(state, config):
+        features = _features(folder, arguments)
+        frontend = _frontend(folder, features)
+        normalize = _normalize(arguments, statistics)
+        conf = arguments.get("encoder_conf") or {}
+        encoder = encoder_class(input_size=frontend.output_size(), **conf)
     prefix = "encoder."
     weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     compare_state(encoder, weights, folder / "model.pth")

@@ -9,8 +9,9 @@ from espnet_ext.encoders.pretrained.espnet import load_espnet
 from espnet_ext.encoders.pretrained.stack import Stack
 from espnet_ext.encoders.pretrained.transformers_stack import LOAD_ERRORS, first_line, quiet
 from espnet_ext.encoders.pretrained.wav2vec2 import Wav2Vec2Stack
-from espnet_ext.encoders.pretrained.whisper import WhisperStack
+from espnet_ext.encoders.pretrained.whisper import ENCODER, WhisperStack
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.formats.digests import refuse_changed
 
 HUB = "hub:"  # before the name of a model of transformers' hub
 # Model types of transformers.
@@ -19,6 +20,7 @@ FAMILIES: dict[str, type[Wav2Vec2Stack | WhisperStack]] = {
     "wav2vec2": Wav2Vec2Stack,
     "wavlm": Wav2Vec2Stack,
     "whisper": WhisperStack,
+    ENCODER: WhisperStack,
 }
 
 
@@ -74,6 +76,8 @@ def build_stack(architecture: Mapping[str, Any]) -> Stack:
 def _read(name: str, family: Any, source: str | Path, local: bool) -> Stack:
     if family not in FAMILIES:
         raise UserError(f"{source}: unknown model family {nearest(str(family), FAMILIES)}")
+    for path in Path(name).iterdir() if local else ():  # the stack of a deployed model
+        refuse_changed(path)
     with quiet():
         return FAMILIES[family].read(name, family, local).eval()
 
@@ -84,7 +88,7 @@ def _family_in_hub(model: str, source: str) -> Any:
 
     try:
         with quiet():
-            return transformers.AutoConfig.from_pretrained(model).model_type
+            return transformers.PreTrainedConfig.get_config_dict(model)[0].get("model_type")
     except LOAD_ERRORS as error:
         raise UserError(f"{source}: {first_line(error)}") from None
 

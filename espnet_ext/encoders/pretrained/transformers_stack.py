@@ -58,8 +58,11 @@ class TransformersStack(Stack):
     def save(self, folder: str | Path) -> None:
         """Write the folder that transformers reads: config, weights, feature extractor."""
         with quiet(), atomic_path(folder) as temporary:
-            self.model.save_pretrained(temporary)
-            self.extractor.save_pretrained(temporary)
+            self._write(temporary)
+
+    def _write(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.extractor.save_pretrained(folder)
 
     def set_sizes(self, places: Sequence[int], width: int | None) -> None:
         self.kept = tuple(self.kept[place] for place in places)

@@ -1,5 +1,6 @@
 """Stacks of Whisper's encoder."""
 
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -18,7 +19,14 @@ from espnet_ext.encoders.pretrained.transformers_stack import (
     read_model,
 )
 from espnet_ext.errors import UserError
+from espnet_ext.files import read_json, write_json
 from espnet_ext.methods.tensors import frame_mask
+
+# Model type of a saved encoder. transformers' Auto classes do not know it: as ``whisper`` they
+# would open the folder as a whole model with random weights. Without a vocabulary, its models with
+# a decoder do not build either. WhisperEncoder reads the folder.
+ENCODER = "whisper_encoder"
+_NO_DECODER = {"model_type": ENCODER, "decoder_layers": 0, "vocab_size": 0}
 
 
 class WhisperStack(TransformersStack):
@@ -62,6 +70,11 @@ class WhisperStack(TransformersStack):
 
         conf.pop("do_normalize", None)  # Whisper's features are always normalised
         return cls(random_model(WhisperConfig, _encoder_class(), conf))
+
+    def _write(self, folder: Path) -> None:
+        super()._write(folder)
+        config = folder / "config.json"
+        write_json(config, read_json(config) | _NO_DECODER)
 
     @property
     def holder(self) -> Any:

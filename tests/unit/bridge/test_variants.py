@@ -397,5 +397,8 @@ def test_a_broken_packed_file_is_one_line_when_it_is_decoded(fresh):
     path.write_bytes(whole)
     other = fresh.deploy("3L-64-4b")
     shutil.copy(other / "config.yaml", folder)
+    with pytest.raises(UserError, match=r"1L-24-4b/config\.yaml was changed: its SHA-256"):
+        Decoder(folder, "ctc_greedy", {}, source())
+    (folder / "deploy.json").unlink()
     with pytest.raises(UserError, match="is of another architecture"):
         Decoder(folder, "ctc_greedy", {}, source())

@@ -99,6 +99,34 @@ def test_without_layers_transformers_loads_it(case, tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("family", "large"), models.ALL)
+def test_a_saved_stack_opens_in_transformers_as_it_is_or_not_at_all(family, large, tmp_path):
+    import transformers
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    models.make(tmp_path / "model", family, large)
+    stack = load_stack(tmp_path / "model")
+    stack.remove([1]).save(tmp_path / "whisper_smaller")
+    opened = transformers.AutoModel
+    if family == "whisper":
+        auto = (opened, transformers.AutoModelForAudioClassification, transformers.AutoConfig)
+        for known in (*auto, transformers.AutoModelForSpeechSeq2Seq):
+            with pytest.raises(ValueError, match="model type `whisper_encoder`"):
+                known.from_pretrained(tmp_path / "whisper_smaller")
+        for whole in (transformers.WhisperModel, transformers.WhisperForConditionalGeneration):
+            with pytest.raises((AssertionError, IndexError)):  # an embedding of no tokens
+                whole.from_pretrained(tmp_path / "whisper_smaller")
+        opened = WhisperEncoder
+    model, found = opened.from_pretrained(tmp_path / "whisper_smaller", output_loading_info=True)
+    assert set(found["missing_keys"]) <= {"masked_spec_embed"} and not found["unexpected_keys"]
+    assert model.config.num_hidden_layers == len(stack.layers) - 1
+    again = load_stack(tmp_path / "whisper_smaller")
+    again.save(tmp_path / "twice")
+    for name, tensor in load_stack(tmp_path / "twice").model.state_dict().items():
+        assert "masked_spec_embed" in name or torch.equal(tensor, model.state_dict()[name])
+
+
+@torch.no_grad()
 def test_normalised_speech(tmp_path):
     import transformers
 

@@ -1,6 +1,7 @@
 """Sizes of a family that the verbs print: at the paper's size, and every member of a small one."""
 
 import argparse
+import json
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ PAPER = {
     "input_size": 80,
     "normalize": None,
 }
-CONFIGS = Path(__file__).resolve().parents[3] / "egs/fotaq/asr1/conf/nested"
+EGS = Path(__file__).resolve().parents[3] / "egs"
+CONFIGS = EGS / "fotaq/asr1/conf/nested"
 
 
 def test_footprint_at_the_papers_size():
@@ -45,6 +47,30 @@ def test_footprint_at_the_papers_size():
     rounded = 12 * 1_580_800
     nominal = rounded / 2 + 4 * (found["parameters"]["total"] - rounded)
     assert nominal < found["bytes"] < 1.01 * nominal
+
+
+def test_norms_of_the_training_form_are_counted_as_norms():
+    from espnet_ext.bridge.footprint import measure
+
+    path = EGS / "librispeech_100/asr1/conf/train_nested_conformer_paper.yaml"
+    found = measure(Experiment.of(load_config(path)))
+    assert found["training_parameters"] == found["parameters"]
+    assert found["parameters"]["encoder_blocks"] == 31_638_528
+    assert found["parameters"]["encoder_norms"] == 36_864
+
+
+def test_committed_families_count_as_many_norms_a_layer_in_both_forms():
+    checked = 0
+    for path in sorted((EGS.parent / "results").rglob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not str(result.get("encoder")).startswith("nested_"):
+            continue
+        layers = int(result["variant"].partition("L")[0])
+        trained, deployed = result["training"]["parameters"], result["parameters"]
+        blocks = result["config"]["encoder_conf"]["num_blocks"]
+        assert trained["encoder_norms"] / blocks == deployed["encoder_norms"] / layers, path
+        checked += 1
+    assert checked >= 33
 
 
 def test_variants_lists_every_member(capsys, monkeypatch):

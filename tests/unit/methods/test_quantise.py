@@ -55,6 +55,30 @@ def test_the_error_is_at_most_half_a_step(bits):
     assert error.max() <= 0.5 + 1e-4 and error.max() > 0.45
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 0.0078, 1e-3, 1e-6])
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+def test_narrow_types_are_rounded_as_exactly_as_float32(kind, size, per):
+    """In float16 the scale of a row below 0.0078 is no normal number at 8 bits."""
+    narrow = (noise(8, 64).clamp(-3, 3) / 3 * size).to(kind)
+    wanted = fake_quantise(narrow.float(), 8, per)
+    assert (wanted - narrow.float()).abs().max() < 0.005 * narrow.float().abs().max()
+    ints, scale = integers(narrow, 8, per)
+    assert torch.equal(dequantise(ints, scale), wanted)
+    assert torch.equal(fake_quantise(narrow, 8, per), wanted.to(kind))
+
+
+def test_a_learnt_scale_and_gradients_in_float16():
+    wide = (noise(6, 40) * 1e-3).half().float().requires_grad_()
+    narrow = wide.detach().half().requires_grad_()
+    scale = first_scale(narrow, 8)
+    assert scale.dtype == torch.float32 and torch.equal(scale, first_scale(wide, 8))
+    gradient = noise(6, 40, seed=3).half()
+    fake_quantise(narrow, 8, scale=scale).backward(gradient)
+    fake_quantise(wide, 8, scale=scale).backward(gradient.float())
+    assert narrow.grad.dtype == torch.float16 and torch.equal(narrow.grad, wide.grad.half())
+
+
 def test_32_bits_are_the_weight_itself():
     weight = noise(3, 4).requires_grad_()
     assert fake_quantise(weight, 32) is weight
