@@ -27,11 +27,9 @@ def check_ctc_lengths(experiment: Experiment, model: Any) -> None:
     Raises:
         UserError: most utterances of a set are such.
     """
-    if getattr(model, "ctc", None) is None or experiment.espnet.get("frontend") == "ssl":
+    if getattr(model, "ctc", None) is None or not getattr(model, "ctc_weight", 0) > 0:
         return
-    if not getattr(model, "ctc_weight", 0) > 0:
-        return
-    per_second, offset = output_frames(model, experiment.rate)
+    per_second, offset = output_frames(experiment, model)
     for name in experiment.sets:
         tokens = token_counts(experiment, name)
         seconds = {u.id: u.seconds for u in read_data_dir(set_folder(experiment.data, name))}
@@ -54,13 +52,17 @@ def check_ctc_lengths(experiment: Experiment, model: Any) -> None:
 
 
 @torch.no_grad()
-def output_frames(model: Any, rate: int) -> tuple[float, float]:
+def output_frames(experiment: Experiment, model: Any) -> tuple[float, float]:
     """Return (a, b): of t seconds of audio the encoder leaves a t + b frames, rounded down."""
     noise = torch.Generator().manual_seed(0)
     frames = []
     for seconds in (2, 6):
-        wave = 0.1 * torch.randn(1, seconds * rate, generator=noise)
-        frames.append(int(model.encode(wave, torch.tensor([wave.shape[1]]))[1][0]))
+        if model.frontend is None:  # its input is features from arks
+            shape = [round(seconds * experiment.frames_per_second), experiment.feature_width or 1]
+        else:
+            shape = [seconds * experiment.rate]
+        speech = 0.1 * torch.randn(1, *shape, generator=noise)
+        frames.append(int(model.encode(speech, torch.tensor([speech.shape[1]]))[1][0]))
     per_second = (frames[1] - frames[0]) / 4
     return per_second, frames[0] - 2 * per_second
 

@@ -1,17 +1,16 @@
 """The input of a deployed model: samples, log-mel that is computed here, or arks."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from espnet_ext.data.arks import read_matrix
 from espnet_ext.data.audio import read_wave
 from espnet_ext.data.fbank import kaldi_fbank
 from espnet_ext.data.features import FRAMES_PER_SECOND
-from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 
 SHORT = 0.2  # seconds; from here on every encoder has a frame
@@ -76,21 +75,8 @@ class SpeechInput:
             UserError: it cannot be read.
         """
         if self.from_arks:
-            feats = _read_ark(utterance, where)
+            feats = read_matrix(where, utterance)
             return feats, len(feats) / self.frames_per_second
         wave = read_wave(where, utterance, self.rate)
         prepared = self.prepared(torch.from_numpy(wave), width)
         return prepared.numpy(), len(wave) / self.rate
-
-
-def _read_ark(utterance: str, where: str) -> np.ndarray:
-    import kaldiio
-
-    try:
-        return kaldiio.load_mat(where)
-    except Exception as error:  # kaldiio raises many types for a damaged ark
-        reason = type(error).__name__
-        raise UserError(
-            f"{utterance}: cannot read {where} ({reason}); remove {Path(where).parent} and run "
-            "stage 2"
-        ) from None

@@ -15,7 +15,7 @@ from espnet_ext.errors import UserError
 
 SHORTEST = 0.025  # seconds; a window of log-mel
 OVERSHOOT = 0.5  # seconds that an utterance may end after its recording, as in Kaldi
-LONGEST = 16000 * 3600 * 24  # samples that are decoded at once; a header may claim any number
+_BLOCK = 1 << 20  # frames that are decoded at once
 
 
 def decode(data: bytes, name: str, sample_rate: int | None = None) -> tuple[np.ndarray, int]:
@@ -106,6 +106,8 @@ def read_samples(
         UserError: undecodable, cut short, or samples that ``check_samples`` refuses.
     """
     where = f"{name}: {path}"
+    if not path.is_file():
+        raise UserError(f"{name}: no audio file {path}")
     try:
         samples, rate = _read(path, path.stat().st_size, where, start, end, raw)
     except (RuntimeError, OSError, ValueError):
@@ -160,12 +162,24 @@ def _read(
         first = min(round(start * rate), stream.frames)
         last = stream.frames if end is None else min(round(end * rate), stream.frames)
         stream.seek(first)
-        samples = stream.read(min(max(0, last - first), LONGEST), dtype="float32", always_2d=True)
+        samples = _read_blocks(stream, max(0, last - first))
         if not missing and stream.format == "MP3" and len(samples) < last - first - rate // 10:
             missing = _has_length(file)
         if missing:
             raise UserError(f"{name}: cut short, its header promises more than is there")
         return samples, rate
+
+
+def _read_blocks(stream: soundfile.SoundFile, count: int) -> np.ndarray:
+    """Read at most ``count`` frames; memory grows with what is there, not with what is claimed."""
+    parts = [np.zeros((0, stream.channels), np.float32)]
+    while count > 0:
+        part = stream.read(min(count, _BLOCK), dtype="float32", always_2d=True)
+        if not len(part):
+            break
+        parts.append(part)
+        count -= len(part)
+    return np.concatenate(parts)
 
 
 def _missing(stream: soundfile.SoundFile, file: Path | BinaryIO, size: int) -> bool:
@@ -246,6 +260,8 @@ def read_wave(path: str | Path, name: str, sample_rate: int) -> np.ndarray:
         UserError: missing, too short for features, or what ``decode`` refuses.
     """
     try:
+        if not Path(path).is_file():  # nor a pipe or a device, which would hang
+            raise UserError(f"{name}: no audio file {path}")
         data = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{name}: cannot read {path}: {error.strerror}") from None

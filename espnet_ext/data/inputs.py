@@ -1,8 +1,9 @@
 """Checks of what training and decoding read, in seconds: nothing is decoded."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
+from espnet_ext.data.arks import ark_place
 from espnet_ext.data.audio import SHORTEST, read_samples
 from espnet_ext.data.kaldi_dir import read_data_dir, read_table
 from espnet_ext.errors import UserError
@@ -30,7 +31,11 @@ def check_inputs(directory: Path, scp: Path, sample_rate: int) -> None:
             raise UserError(f"{scp}: {utterance.id} of {directory} is missing; {remedy}")
     if len(table) > len(utterances):
         raise UserError(f"{scp}: holds utterances that are not in {directory}; {remedy}")
-    check_arks(scp, table, remedy)
+    for name, where in table.items():
+        try:
+            ark_place(where, f"{scp}: {name}")
+        except UserError as error:
+            raise UserError(f"{error}; {remedy}") from None
 
 
 def check_headers(scp: Path, audio: Iterable[tuple[str, str]], sample_rate: int) -> None:
@@ -38,11 +43,12 @@ def check_headers(scp: Path, audio: Iterable[tuple[str, str]], sample_rate: int)
     import soundfile
 
     for utterance, path in audio:
+        if not Path(path).is_file():  # nor a pipe or a device, which would hang
+            raise UserError(f"{scp}: {utterance}: no audio file {path}")
         try:
             header = soundfile.info(path)
         except (RuntimeError, OSError):
-            what = "cannot decode" if Path(path).is_file() else "no audio file"
-            raise UserError(f"{scp}: {utterance}: {what} {path}") from None
+            raise UserError(f"{scp}: {utterance}: cannot decode {path}") from None
         found = f"{scp}: {utterance}: {path} has"
         if header.samplerate != sample_rate:
             raise UserError(f"{found} {header.samplerate} Hz, the config says {sample_rate} Hz")
@@ -52,15 +58,3 @@ def check_headers(scp: Path, audio: Iterable[tuple[str, str]], sample_rate: int)
             raise UserError(f"{found} {header.frames} samples, less than {SHORTEST} s")
         if header.subtype in ("FLOAT", "DOUBLE"):  # integers are finite and in range
             read_samples(Path(path), f"{scp}: {utterance}")
-
-
-def check_arks(scp: Path, table: Mapping[str, str], remedy: str) -> None:
-    """Check that every matrix of a feats.scp begins inside a file that is there."""
-    sizes: dict[str, int] = {}
-    for utterance, where in table.items():
-        path, _, offset = where.rpartition(":")
-        if path not in sizes:
-            sizes[path] = Path(path).stat().st_size if Path(path).is_file() else -1
-        if not offset.isdecimal() or int(offset) >= sizes[path]:
-            lack = "there is no" if sizes[path] < 0 else "it is not in"
-            raise UserError(f"{scp}: {utterance}: {lack} {path or where}; {remedy}")

@@ -49,7 +49,7 @@ def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> list[Pa
 
     Raises:
         UserError: no utterance, an id twice, an empty transcript or translation, a class of
-            several words, or a blank in an id.
+            several words, or what ``check_id`` raises.
     """
     path = Path(path)
     ordered = sorted(utterances)
@@ -84,6 +84,9 @@ def _check_utterances(path: Path, ordered: list[Utterance]) -> None:
     classed = any(item.label for item in ordered)
     spoken = not classed or any(item.text for item in ordered)
     languages = sorted({language for item in ordered for language, _ in item.translations})
+    for item in ordered:
+        check_id(item.id, str(path))
+        check_id(item.speaker, str(path))
     for before, item in zip([None, *ordered[:-1]], ordered, strict=True):
         if before is not None and before.id == item.id:
             raise UserError(f"{path}: utterance id {item.id} occurs twice")
@@ -91,11 +94,23 @@ def _check_utterances(path: Path, ordered: list[Utterance]) -> None:
             raise UserError(f"{path}: {item.id} has the class '{item.label}', expected one word")
         if spoken and not item.text.strip():
             raise UserError(f"{path}: {item.id} has an empty transcript")
-        if len(item.id.split()) != 1 or len(item.speaker.split()) != 1:
-            raise UserError(f"{path}: blank in the id '{item.id}' or speaker '{item.speaker}'")
         for language in languages:
             if not item.translation(language).strip():
                 raise UserError(f"{path}: {item.id} has no translation into {language}")
+
+
+def check_id(name: str, where: str) -> None:
+    """Check the id of an utterance or a speaker, which becomes a file's name.
+
+    Raises:
+        UserError: it is empty, begins with a dot, or has a blank, a separator of paths, or a
+            character that cannot be printed.
+    """
+    if not name or name[0] == "." or not name.isprintable() or set(name) & set("/\\ "):
+        raise UserError(
+            f"{where}: {name!r} is no id: no blank, separator or control character in it, no dot "
+            "at its beginning"
+        )
 
 
 def read_table(path: str | os.PathLike) -> dict[str, str]:

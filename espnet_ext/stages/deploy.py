@@ -78,11 +78,11 @@ def _speech(experiment: Experiment) -> Any:
 
     Waves; where a self-supervised model made the features, its features.
     """
-    import kaldiio
     import torch
 
     from espnet_ext.bridge.deployed_folder import Speech
     from espnet_ext.bridge.speech_input import SHORT, SpeechInput
+    from espnet_ext.data.arks import read_matrix
     from espnet_ext.data.audio import read_wave
 
     from_arks = experiment.espnet.get("frontend") == "ssl"
@@ -94,7 +94,11 @@ def _speech(experiment: Experiment) -> Any:
         raise UserError(f"no {scp}; run stage {2 if from_arks else 1}")
     source, waves = SpeechInput.of(experiment), []
     for utterance, path in read_table(scp).items():
-        wave = kaldiio.load_mat(path) if from_arks else read_wave(path, utterance, experiment.rate)
+        wave = (
+            read_matrix(path, utterance)
+            if from_arks
+            else read_wave(path, utterance, experiment.rate)
+        )
         if not source.is_short(wave):
             waves.append(torch.from_numpy(wave.copy()))
         if len(waves) == _UTTERANCES:

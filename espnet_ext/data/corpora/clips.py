@@ -79,6 +79,8 @@ def convert(
     """
     folder.mkdir(parents=True, exist_ok=True)
     code = sha256_file(AUDIO_CODE)
+    for clip in clips:
+        kaldi_dir.check_id(clip.id, str(folder))
     paths = [folder / f"{clip.id}.flac" for clip in clips]
     bar = {"total": len(clips), "desc": "audio", "unit": "clip", "mininterval": 1.0}
     with scratch_folder(folder) as scratch:

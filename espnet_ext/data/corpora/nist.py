@@ -4,6 +4,7 @@ The formats are those of NIST's scoring toolkit (sctk, infmts.htm): a line of an
 ``file channel speaker start end [<labels>] words``, comments begin with ``;;``.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def _segments(path: Path) -> Iterator[Segment]:
             ) from None
         if channel.upper() not in _CHANNELS:
             raise UserError(f"{path}: line {number}: channel {channel} is none of A, B, 1, 2")
-        if not 0 <= times[0] < times[1]:
+        if not 0 <= times[0] < times[1] < math.inf:
             raise UserError(f"{path}: line {number}: no time from {start} s to {end} s")
         if speaker == _GAP:
             continue
@@ -92,7 +93,10 @@ def read_pem(path: Path) -> set[str]:
     for number, line in _rows(path):
         try:
             file, channel, _, start, end = line.split()[:5]
-            segment = Segment(file, _CHANNELS[channel.upper()], float(start), float(end), "", "")
+            times = float(start), float(end)
+            if not 0 <= times[0] < times[1] < math.inf:
+                raise ValueError
+            segment = Segment(file, _CHANNELS[channel.upper()], *times, "", "")
         except (KeyError, ValueError):
             raise UserError(
                 f"{path}: line {number} is no 'file channel speaker start end'"

@@ -1,9 +1,42 @@
 """Tables of text that corpora come with."""
 
+import contextlib
+import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from espnet_ext.errors import UserError, nearest
+
+
+def inside(root: Path, name: str) -> Path:
+    """Return ``root / name`` of a name that a corpus's list has.
+
+    Raises:
+        UserError: the path leaves the folder.
+    """
+    parts = Path(name).parts
+    if not name or Path(name).is_absolute() or ".." in parts or not name.isprintable():
+        raise UserError(f"{root}: {name!r} of a list leaves the folder")
+    return root / name
+
+
+@contextlib.contextmanager
+def reading_csv(path: Path) -> Iterator[TextIO]:
+    """Open a file for ``csv``'s readers.
+
+    Raises:
+        UserError: inside the block: no such file, not UTF-8, or not CSV (a field of over 128 kB).
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            yield stream
+    except FileNotFoundError:
+        raise UserError(f"no {path}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason}); convert it first") from None
+    except csv.Error as error:
+        raise UserError(f"{path}: not a table: {error}") from None
 
 
 def read_tsv(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, str]]:

@@ -11,6 +11,7 @@ import gzip
 import lzma
 import os
 import shutil
+import struct
 import subprocess
 import tarfile
 import zlib
@@ -24,6 +25,10 @@ from espnet_ext.files import atomic_path, scratch_folder, sha256_file
 
 _AR_MAGIC = b"!<arch>\n"
 _BLOCK = 1 << 20
+# What a package may expand to: audio and text of the corpora here, by at most 8.
+_EXPANDS = 40
+_ALWAYS = 256 << 20  # bytes that any package may hold
+_MOST_ENTRIES = 1_000_000
 # What apt-get says where there is no network, and where a source answers but is of no use.
 _NO_NETWORK = (
     *("Could not resolve", "Could not connect", "Cannot initiate the connection"),
@@ -39,6 +44,10 @@ _OPENERS: dict[str, Any] = {
     ".bz2": bz2.open,
     "": lambda stream: stream,
 }
+
+# What damaged archives raise; bz2 an OSError without a number.
+_DAMAGED: tuple[type[Exception], ...] = (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError)
+_DAMAGED += (OSError, ValueError, OverflowError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -131,8 +140,11 @@ def unpack_folder(deb: str | Path, prefix: str, target: str | Path) -> dict[str,
             if content is not None and name.startswith(wanted):
                 path = Path(target) / name.removeprefix(wanted)
                 _copy(content, scratch / "file")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(scratch / "file", path)
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(scratch / "file", path)
+                except (FileExistsError, IsADirectoryError, NotADirectoryError):
+                    raise UserError(f"{deb}: {name} is a file and a folder in it") from None
                 found[name.removeprefix(wanted)] = path
     if not found:
         raise UserError(f"{deb}: holds no file below {wanted}")
@@ -169,7 +181,9 @@ def _open_data(deb: Path) -> Iterator[Iterator[tuple[str, IO[bytes] | None]]]:
                     yield _entries(tar, deb)
             finally:
                 process.kill()
-    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile) as error:
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{deb}: damaged archive ({reason}); get the package again") from None
 
@@ -201,11 +215,16 @@ class _Part:
 
 
 def _entries(tar: tarfile.TarFile, deb: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
-    for entry in tar:
-        if entry.name.startswith("/") or ".." in Path(entry.name).parts:
-            raise UserError(f"{deb}: refused, its entry '{entry.name}' leaves its folder")
-        content = tar.extractfile(entry) if entry.isreg() else None
-        yield entry.name.removeprefix("./"), content
+    """Yield the normalised name of each entry, and its content if it is a regular file."""
+    left = _ALWAYS + _EXPANDS * deb.stat().st_size
+    for number, entry in enumerate(tar):
+        parts = [part for part in entry.name.split("/") if part not in ("", ".")]
+        if entry.name.startswith("/") or ".." in parts or "\0" in entry.name:
+            raise UserError(f"{deb}: refused, its entry {entry.name!r} leaves its folder")
+        left -= entry.size
+        if entry.size < 0 or left < 0 or entry.issparse() or number > _MOST_ENTRIES:
+            raise UserError(f"{deb}: refused, its entry {entry.name!r} expands to too much")
+        yield "/".join(parts), tar.extractfile(entry) if entry.isreg() else None
 
 
 def _download(package: Package, folder: Path) -> Path:

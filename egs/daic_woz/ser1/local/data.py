@@ -23,6 +23,7 @@ from pathlib import Path
 from espnet_ext.data.audio import OVERSHOOT, seconds_of
 from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.corpora.stage import DataStage, main, print_left_out
+from espnet_ext.data.corpora.tables import inside, reading_csv
 from espnet_ext.errors import UserError, nearest
 
 LISTS = {
@@ -43,10 +44,10 @@ def read_list(path: Path) -> dict[str, str]:
     """Return the class of each participant.
 
     Raises:
-        UserError: columns are missing (or separated by tabs), a value is neither 0 nor 1, or a
-            participant occurs twice.
+        UserError: not UTF-8, columns are missing (or separated by tabs), a value is neither 0 nor
+            1, or a participant occurs twice.
     """
-    with open(path, encoding="utf-8-sig", newline="") as stream:
+    with reading_csv(path) as stream:
         reader = csv.DictReader(stream)
         columns = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = columns
@@ -78,7 +79,7 @@ def read_turns(path: Path) -> list[tuple[float, float]]:
     Raises:
         UserError: not separated by tabs, a column or the participant is missing, or a wrong time.
     """
-    with open(path, encoding="utf-8-sig", newline="") as stream:
+    with reading_csv(path) as stream:
         reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         columns = reader.fieldnames or []
         if len(columns) == 1 and "," in columns[0]:
@@ -109,18 +110,18 @@ def segments(root: Path, number: str, label: str, count: Counter[str]) -> list[C
     Raises:
         UserError: the session's folder, audio or transcript is missing.
     """
-    folder = root / f"{number}_P"
+    folder = inside(root, f"{number}_P")
     audio, transcript = (folder / f"{number}_{name}" for name in ("AUDIO.wav", "TRANSCRIPT.csv"))
     for path in (audio, transcript):
         if not path.is_file():
             raise UserError(f"no {path}, and participant {number} is in the lists")
     last = seconds_of(audio, number) + OVERSHOOT
     written = read_turns(transcript)
-    inside = [(start, end) for start, end in written if 0 <= start < end <= last]
-    count["turns outside their recording"] += len(written) - len(inside)
-    if not inside:
+    recorded = [(start, end) for start, end in written if 0 <= start < end <= last]
+    count["turns outside their recording"] += len(written) - len(recorded)
+    if not recorded:
         raise UserError(f"{audio} ends after {last - OVERSHOOT:.1f} s, before every turn")
-    turns = sorted(inside, key=lambda t: (t[0] - t[1], t[0]))[: LONGEST[label]]
+    turns = sorted(recorded, key=lambda t: (t[0] - t[1], t[0]))[: LONGEST[label]]
     return [
         Clip(
             id=f"{number}-{round(start * 1000):07}",

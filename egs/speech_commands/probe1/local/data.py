@@ -26,6 +26,7 @@ import soundfile
 
 from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.data.corpora.tables import inside
 from espnet_ext.errors import UserError, nearest
 
 LISTS = {"dev": "validation_list.txt", "test": "testing_list.txt"}
@@ -51,7 +52,7 @@ def read_list(root: Path, name: str) -> list[str]:
     for entry, times in Counter(entries).items():
         if times > 1:
             raise UserError(f"{root / name}: {entry} occurs twice")
-        if not (root / entry).is_file():
+        if not inside(root, entry).is_file():
             raise UserError(f"{root / name}: {entry} is not in {root}")
     return entries
 

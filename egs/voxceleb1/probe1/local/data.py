@@ -19,6 +19,7 @@ from pathlib import Path
 
 from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.corpora.stage import DataStage, main
+from espnet_ext.data.corpora.tables import reading_csv
 from espnet_ext.errors import UserError, nearest
 
 SPLIT, META = "iden_split.txt", "vox1_meta.csv"
@@ -37,7 +38,7 @@ def read_meta(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         raise UserError(f"no {path}, which has the names of the speakers")
-    with open(path, encoding="utf-8", newline="") as stream:
+    with reading_csv(path) as stream:
         rows = list(csv.reader(stream, delimiter="\t"))
     if not rows or len(rows[0]) < 2:
         raise UserError(f"{path}: expected columns separated by tabs (VoxCeleb1 ID, name, ...)")
