@@ -149,11 +149,9 @@ def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: as ``load_model``.
     """
-    if checkpoint.name != PACKED:
-        return load_state(checkpoint)
-    member = read_member(checkpoint)  # first: its own digests say which tensor was changed
-    digests.refuse_changed(checkpoint)
-    return dequantised(member)
+    if checkpoint.name == PACKED:
+        return dequantised(read_member(checkpoint))
+    return load_state(checkpoint)
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
@@ -169,7 +167,8 @@ def fill(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     """Load a state that was read from ``path`` into a model, strictly.
 
     Raises:
-        UserError: another architecture, weights that are not finite.
+        UserError: another architecture, weights that are not finite, or a file that was changed
+            after it was deployed.
     """
     state = expand_state(model, state)
     compare_state(model, state, path)
@@ -178,3 +177,4 @@ def fill(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
         check_finite(model)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    digests.refuse_changed(path)  # last: the errors above say more

@@ -7,6 +7,7 @@ from torch import nn
 
 from espnet_ext.bridge.checkpoint import ties
 from espnet_ext.errors import UserError
+from espnet_ext.formats.digests import refuse_changed
 from espnet_ext.formats.state_dict import load_state
 from espnet_ext.methods.nested import NestedStack
 from espnet_ext.methods.nested_from_plain import start_from_plain
@@ -33,6 +34,7 @@ def refuse_other_start(model: nn.Module, checkpoints: list[Path]) -> None:
     shared = ties(model)
     for path in checkpoints:
         state = load_state(path)
+        refuse_changed(path)
         for name, module in model.named_modules():
             if isinstance(module, NestedStack):
                 start_from_plain(module, state, f"{name}.")

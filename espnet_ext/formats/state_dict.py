@@ -6,19 +6,16 @@ import torch
 from torch import nn
 
 from espnet_ext.errors import UserError, one_line
-from espnet_ext.formats.digests import refuse_changed
 
 
 def load_state(path: Path) -> dict[str, torch.Tensor]:
     """Read a state dict without executing code.
 
     Raises:
-        UserError: no such file, one that was changed after it was deployed, or not a complete
-            checkpoint of tensors.
+        UserError: no such file, or not a complete checkpoint of tensors.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint {path}")
-    refuse_changed(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file

@@ -177,6 +177,7 @@ def load_espnet(path: Path) -> ESPnetStack:
     prefix = "encoder."
     weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     compare_state(encoder, weights, folder / "model.pth")
+    refuse_changed(folder / "model.pth")
     encoder.load_state_dict(weights)
     source = {
         "arguments": arguments,
