@@ -144,8 +144,15 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Read a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read a JSON file.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 class Stamp:
@@ -167,12 +174,12 @@ class Stamp:
         _remove_leftovers(self.path.parent)  # of writers killed after their last step
         try:
             stored = read_json(self.path)
-        except (OSError, ValueError):
-            return False
-        return stored["digest"] == self.digest and all(
-            os.path.exists(name) and os.path.getsize(name) == size
-            for name, size in stored["outputs"].items()
-        )
+            return stored["digest"] == self.digest and all(
+                os.path.exists(name) and os.path.getsize(name) == size
+                for name, size in stored["outputs"].items()
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return False  # none, or damaged: the stage runs again
 
     def write(self, outputs: Iterable[str | os.PathLike]) -> None:
         """Record that ``outputs`` (files) are whole and belong to the inputs."""

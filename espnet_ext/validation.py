@@ -7,6 +7,7 @@ that several fields share.
 """
 
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -56,6 +57,8 @@ class InnerError(ValueError):
 def _text(value: str) -> str:
     if not value.strip():
         raise ExpectedError("a text that is not empty")
+    if any(unicodedata.category(character) == "Cc" for character in value):
+        raise ExpectedError("a text of one line, without control characters")
     return value
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from espnet_ext.config import grid as config
+from espnet_ext.data.text import NORMALISATION
 from espnet_ext.results.comparison import Comparison, MetricKey
 from espnet_ext.results.schema import Measured, Record
 from espnet_ext.score.classification import metrics
@@ -73,7 +74,7 @@ class Grid(Record):
     known: dict[str, Number] | None  # what others reached, from the grid's file
     words: Count | None
     target: Text | None  # language of translations
-    signatures: dict[str, str] | None  # sacreBLEU's, by metric
+    signatures: dict[str, str] | None  # by metric: sacreBLEU's, or the normalisation of texts
     classes: list[Text] | None
     decisions: Count | None  # of one seed
     majority: Number | None  # weighted F1 of always naming the commonest class, pooled
@@ -305,7 +306,7 @@ def _texts(grid: config.Grid, cells: Sequence[Cell], target: str | None) -> dict
         "metrics": list(names),
         "words": sum(len(line.split()) for line in references),
         "target": target,
-        "signatures": {n: f.signature for n, f in statistics.items()} if target else None,
+        "signatures": {n: f.signature if target else NORMALISATION for n, f in statistics.items()},
         "classes": None,
         "decisions": None,
         "majority": None,

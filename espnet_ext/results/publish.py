@@ -8,6 +8,7 @@ from espnet_ext.results.claims.papers import read_papers
 from espnet_ext.results.pages.families import find_families, size_series
 from espnet_ext.results.pages.index import pages, readme_with_results
 from espnet_ext.results.pages.recipe import plot_name
+from espnet_ext.results.pages.text import without_tags
 from espnet_ext.results.plots.grids import plot_grid
 from espnet_ext.results.plots.sizes import plot_sizes
 from espnet_ext.results.plots.stacks import plot_stack
@@ -53,7 +54,8 @@ def regenerate(folder: Path) -> None:
     results = read_results(folder)
     if not results.recipes:
         raise UserError(f"no results in {folder}; publish one: espnet-ext report CONFIG --publish")
-    made = pages(results, read_papers(folder), folder)
+    written = pages(results, read_papers(folder), folder)
+    made = {page: without_tags(text) for page, text in written.items()}
     readme = folder.resolve().parent / "README.md"
     if readme.is_file():
         text = readme.read_text(encoding="utf-8")

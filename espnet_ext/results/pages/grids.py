@@ -1,6 +1,5 @@
 """Grids of trainings: tables and notes."""
 
-from espnet_ext.data.text import NORMALISATION
 from espnet_ext.results.grids import POOLED, Grid, GridSystem, GridValue
 from espnet_ext.results.metrics import METRICS
 from espnet_ext.results.pages.text import Table, duration, macs, markdown
@@ -112,8 +111,8 @@ def notes(record: Grid) -> list[str]:
     """Return how the numbers of the tables were made."""
     seeds = ", ".join(map(str, record.seeds))
     if record.classes is None:
-        what = NORMALISATION
-        if record.signatures:
+        what = "; ".join(dict.fromkeys((record.signatures or {}).values()))
+        if record.target is not None and record.signatures:
             found = (f"{METRICS[metric].name} {text}" for metric, text in record.signatures.items())
             what = f"sacreBLEU, from 0 to 100: {', '.join(found)}"
         return [

@@ -1,5 +1,6 @@
 """Tables and numbers as text; a number that was not measured says so."""
 
+import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,12 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
+    return without_tags(cell).replace("|", "\\|").replace("\n", " ")
+
+
+def without_tags(text: str) -> str:
+    """Return a text in which nothing is a tag of HTML: names in records come from anywhere."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

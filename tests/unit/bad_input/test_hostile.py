@@ -280,3 +280,40 @@ def test_changed_files(tmp_path_factory, kind, places):
 @given(places=changes)
 def test_many_changed_files(tmp_path_factory, kind, places):
     survives(tmp_path_factory, kind, places)
+
+
+# --- records
+
+
+def test_names_in_records_are_no_html(tmp_path):
+    from espnet_ext.results.pages.text import markdown, without_tags
+
+    table = markdown(["set"], [["<img src=x onerror=alert(1)>"], ["</td><script>"], ["p < 0.05"]])
+    assert "<img" not in table and "<script" not in table and "</td" not in table
+    assert "p < 0.05" in table
+    assert without_tags("a <!-- b --> <?x?>") == "a &lt;!-- b --> &lt;?x?>"
+
+
+@pytest.mark.parametrize(
+    "value", ["x\n<script>", "a\0b", "a\rb", "", 10**400, float("inf"), [[1]], None]
+)
+def test_values_of_records_are_one_line_or_finite(value):
+    from espnet_ext.validation import Number, Strict, Text, parse
+
+    class Made(Strict):
+        text: Text
+        number: Number
+
+    with pytest.raises(UserError, match=r"^file: (text|number) must be"):
+        parse(Made, {"text": value, "number": value}, "file")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"digest": 1}', "[" * 10**5, "\xff"])
+def test_a_damaged_stamp_is_no_stamp(tmp_path, content):
+    from espnet_ext.files import Stamp
+
+    stamp = Stamp(tmp_path / "stamp.json", [], [])
+    stamp.path.write_text(content, encoding="latin-1")
+    assert not stamp.is_current()
+    stamp.write([])
+    assert stamp.is_current()
