@@ -32,6 +32,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"'{name}'; known are: {', '.join(known) or 'none'}"
 
 
+def check_name(name: str, what: str) -> str:
+    """Return a name that becomes part of a path; parts may be separated by ``/``.
+
+    Raises:
+        UserError: a part is empty, begins with a dot or a dash, or holds a blank, another
+            separator or a character that cannot be printed.
+    """
+    for part in str(name).split("/"):
+        if not part or part[0] in ".-" or not part.isprintable() or set(part) & set("\\ "):
+            raise UserError(
+                f"{what} {name!r}: a name has no blank, no control character, no part that is "
+                "empty or begins with a dot or a dash"
+            )
+    return name
+
+
 def one_line(error: BaseException) -> str:
     """The type of an exception and the first line of what it says."""
     said = [line.strip() for line in str(error).splitlines() if line.strip()]

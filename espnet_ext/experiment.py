@@ -18,7 +18,7 @@ from espnet_ext.config.training import Config, Recipe, load_config
 from espnet_ext.data.features import FRAMES_PER_SECOND, Definition, ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs, data_sets
 from espnet_ext.data.segments import set_folder
-from espnet_ext.errors import UserError, nearest
+from espnet_ext.errors import UserError, check_name, nearest
 from espnet_ext.files import weights_file
 from espnet_ext.languages import text_in
 
@@ -59,7 +59,8 @@ class Experiment:
     @classmethod
     def of(cls, config: Config, variant: str | None = None, root: Path = Path()) -> Self:
         """The experiment of a config that was read; nothing more is checked."""
-        return cls(config, variant or config.recipe.variant, root)
+        chosen = check_name(variant or config.recipe.variant, "the variant")
+        return cls(config, chosen, root)
 
     @property
     def recipe(self) -> Recipe:

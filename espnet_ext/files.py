@@ -11,6 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from espnet_ext.errors import UserError
+
+HOLDS = "ESPNET_EXT_HOLDS"  # environment: the experiment's folder that a calling run.sh holds
 _SCRATCH, _LOCK = ".tmp-", ".lock"  # how scratch folders begin; file in each of them
 _held: set[int] = set()  # locks of this process, on its scratch folders
 PACKED = "model.safetensors"  # weights of a form at 8, 4 or 2 bits (espnet_ext.formats.packed)
@@ -23,6 +26,29 @@ def lock(path: str | os.PathLike) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Hold an experiment's folder against other runs, unless the run.sh that calls us holds it.
+
+    Raises:
+        UserError: another process runs there.
+    """
+    if os.environ.get(HOLDS) == str(folder) or not folder.is_dir():
+        yield
+        return
+    with open(folder / ".lock", "a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            number = stream.read(20).strip() or "another"
+            raise UserError(f"process {number} runs in {folder}; wait for it or end it") from None
+        stream.truncate(0)
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
         yield
 
 
@@ -51,7 +77,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     with scratch_folder(path) as scratch:
         temporary, old = scratch / path.name, scratch / f"{path.name}.old"
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:  # of a full disk: it names none
+            error.filename = error.filename or str(path)
+            raise
         if temporary.is_file():
             with open(temporary, "rb") as stream:
                 os.fsync(stream.fileno())

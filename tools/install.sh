@@ -6,7 +6,10 @@
 # Example: tools/install.sh
 #          ESPNET_EXT_VENV=~/venvs/espnet-ext tools/install.sh
 set -euo pipefail
-unset CDPATH # or cd would go elsewhere, and say so
+# Variables that change what a shell, a tool or Python does.
+unset CDPATH GREP_OPTIONS POSIXLY_CORRECT GLOBIGNORE BASH_ENV ENV PYTHONHOME PYTHONPATH PYTHONSTARTUP
+set +o posix
+export PYTHONNOUSERSITE=1 PYTHONUTF8=1
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=${ESPNET_EXT_VENV:-$root/tools/venv}

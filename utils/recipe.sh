@@ -4,7 +4,10 @@
 # parse_options "$@", then stage 1 "title" command... and standard_stages.
 # shellcheck disable=SC2034,SC2154 # options are assigned and used on both sides
 set -euo pipefail
-unset CDPATH # or cd would go elsewhere, and say so
+# Variables that change what a shell, a tool or Python does.
+unset CDPATH GREP_OPTIONS POSIXLY_CORRECT GLOBIGNORE BASH_ENV ENV PYTHONHOME PYTHONSTARTUP
+set +o posix
+export PYTHONPATH=${ESPNET_EXT_PYTHONPATH:-} PYTHONNOUSERSITE=1 PYTHONUTF8=1 PYTHONIOENCODING=utf-8
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 recipe_script=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd -P)/$(basename "${BASH_SOURCE[1]}")
@@ -148,6 +151,7 @@ _prepare() {
   exec 8>>"$exp/.lock"
   flock -n 8 || fail 1 "process $(tail -n 1 "$exp/.lock") runs in $exp; wait for it or end it"
   echo $$ >"$exp/.lock"
+  export ESPNET_EXT_HOLDS=$exp # the verbs of the stages need no lock of their own
 }
 
 _refuse_config() {

@@ -29,6 +29,9 @@ _BUILD_ERRORS = (
     RuntimeError,
     TypeError,
     ValueError,
+    ArithmeticError,  # attention_heads: 0
+    IndexError,
+    RecursionError,
 )
 
 

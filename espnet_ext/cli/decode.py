@@ -12,6 +12,7 @@ import argparse
 
 from espnet_ext.errors import at_least
 from espnet_ext.experiment import Experiment
+from espnet_ext.files import in_use
 from espnet_ext.stages.decode import decode
 
 
@@ -27,4 +28,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Decode every set with every method that is not up to date."""
     experiment = Experiment.load(args.config, args.tag, args.variant)
-    decode(experiment, args.sets.split(), args.nj)
+    with in_use(experiment.folder):
+        decode(experiment, args.sets.split(), args.nj)

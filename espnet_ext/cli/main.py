@@ -7,6 +7,7 @@ A verb module has a docstring (first line: what it does; the rest: an example),
 import argparse
 import ast
 import importlib
+import io
 import sys
 from pathlib import Path
 
@@ -34,6 +35,9 @@ VERBS = (
 
 def main() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever PYTHONIOENCODING says
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())

@@ -40,12 +40,13 @@ from pydantic import Field
 
 from espnet_ext.config.includes import put
 from espnet_ext.config.training import load_config
-from espnet_ext.errors import UserError, nearest
+from espnet_ext.errors import UserError, check_name, nearest
 from espnet_ext.validation import Strict, parse
 from espnet_ext.yaml_files import read_mapping
 
 Seeds = Annotated[list[int], Field(min_length=1, description="a list of whole numbers, not empty")]
 Share = Annotated[float, Field(ge=0, le=1)]
+_NAME = "the name of a system; quote one that is a number"
 Values = Annotated[list[Any], Field(min_length=1)]
 
 
@@ -57,7 +58,7 @@ class _SystemEntry(Strict):
         dict[str, Values] | None, Field(description="keys, each with a list of values")
     ] = None
     set: dict[str, Any] | None = None
-    after: str | None = None
+    after: Annotated[str | None, Field(description=_NAME)] = None
     than: Annotated[list[str] | None, Field(description="a list of systems")] = None
     seeds: Annotated[list[int] | None, Field(min_length=1)] = None
 
@@ -70,7 +71,7 @@ class _GridFile(Strict):
     seeds: Seeds
     part: str = "test"
     unit: Literal["fold", "speaker"] = "fold"
-    baseline: str | None = None
+    baseline: Annotated[str | None, Field(description=_NAME)] = None
     known: Annotated[
         dict[str, Share] | None, Field(description="names, each with a score from 0 to 1")
     ] = None
@@ -179,7 +180,11 @@ def read_grid(path: Path) -> Grid:
     if found.sets and found.split is not None:
         raise UserError(f"{path}: sets is for fixed sets; leave it out, or split")
     systems: list[System] = []
+    for name in (path.stem, *found.systems, *filter(None, (found.split, found.sets))):
+        check_name(name, f"{path}:")
     for name, entry in found.systems.items():
+        if "/" in name:
+            raise UserError(f"{path}: system {name!r}: a name without '/'")
         systems += _expand(path, name, entry, systems, found.seeds)
     _refuse_unknown_systems(path, found, systems)
     return Grid(
@@ -251,4 +256,6 @@ def _start(
 
 
 def _word(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    """A value as part of a system's name, which becomes a folder's."""
+    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "".join(c if c.isprintable() and c not in "/\\ " else "_" for c in text)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from espnet_ext.config.includes import merge, put, resolve_includes
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, check_name
 from espnet_ext.validation import STRICT, problems
+from espnet_ext.yaml_files import parse_yaml
 
 # Frontends whose features stage 2 can write into arks.
 ARK_FRONTENDS = ("kaldi_fbank", "ssl")
@@ -158,7 +158,10 @@ def read_config(path: str | Path, tag: str | None = None) -> tuple[Config, list[
     wrong = _single_values(espnet)
     section = espnet.pop("recipe", None)
     recipe, more = Recipe.parse(section if isinstance(section, dict) else {})
-    tag = path.stem.removeprefix("train_") if tag is None else tag
+    tag = check_name(path.stem.removeprefix("train_") if tag is None else tag, "the tag")
+    for key in ("train_set", "dev_set", "baseline"):
+        if isinstance(name := getattr(recipe, key), str):
+            check_name(name, f"{path}: recipe: {key}:")
     return Config(path, tag, recipe, espnet), wrong + more
 
 
@@ -188,10 +191,7 @@ def changed(config: Config, settings: Sequence[str]) -> Config:
         key, equals, value = setting.partition("=")
         if not equals or key.partition(".")[0] in ("", "recipe", "include", "exclude"):
             raise UserError(f"'{setting}': expected KEY=VALUE, a key outside of recipe:")
-        try:
-            put(changes, key, yaml.safe_load(value))
-        except yaml.YAMLError:
-            raise UserError(f"'{setting}': the value is not valid YAML") from None
+        put(changes, key, parse_yaml(value, f"'{setting}'"))
         espnet = merge(espnet, changes)
     for problem in _single_values(espnet):
         raise UserError(f"{config.path}: {problem}")

@@ -126,6 +126,7 @@ def read_table(path: str | os.PathLike) -> dict[str, str]:
         raise UserError(f"no file {path}; the stage that makes it has to run") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from None
+    content = content.replace("\ufeff", "")  # byte-order marks: also of files joined by cat
     table: dict[str, str] = {}
     for number, line in enumerate(content.split("\n")[:-1], 1):
         key, _, value = line.strip().replace("\t", " ", 1).partition(" ")

@@ -34,7 +34,8 @@ def call(tree, folder, *words):
     done = subprocess.run(
         words,
         cwd=tree / folder,
-        env=miniature.environment(tree / "environment") | {"PYTHONPATH": str(tree)},
+        env=miniature.environment(tree / "environment")
+        | dict.fromkeys(("PYTHONPATH", "ESPNET_EXT_PYTHONPATH"), str(tree)),
         capture_output=True,
         text=True,
         check=False,

@@ -23,14 +23,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from espnet_ext.errors import UserError
 from espnet_ext.results.claims.evidence import Evidence
 from espnet_ext.results.claims.rules import BaseClaim, Claim, Finding
 from espnet_ext.results.schema import NOT_MEASURED
 from espnet_ext.results.store import Results
 from espnet_ext.validation import Items, Strict, Text, parse
+from espnet_ext.yaml_files import read_yaml
 
 
 class Paper(Strict):
@@ -66,11 +65,7 @@ def read_papers(folder: Path) -> dict[str, Paper]:
     """
     found = {}
     for path in sorted((folder / "claims").glob("*.yaml")):
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-        found[path.stem] = parse(Paper, content, path)
+        found[path.stem] = parse(Paper, read_yaml(path), path)
     return found
 
 

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from espnet_ext.errors import UserError
 from espnet_ext.results.claims.evidence import GridPair, Pair, RunPair, find_row
 from espnet_ext.results.comparison import Comparison
@@ -17,6 +15,7 @@ from espnet_ext.results.pages.text import Table, megabytes
 from espnet_ext.results.schema import NOT_MEASURED, Result, Score
 from espnet_ext.results.store import Results, baseline_of
 from espnet_ext.validation import Items, Strict, Text, parse
+from espnet_ext.yaml_files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,7 @@ def headlines_table(results: Results, folder: Path) -> Table:
     """
     path, found = folder / "headlines.yaml", []
     if path.is_file():
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for headline in parse(Headlines, content, path).headlines:
+        for headline in parse(Headlines, read_yaml(path), path).headlines:
             try:
                 found.append((headline.title, _of_pair(headline.evidence, results)))
             except UserError as error:

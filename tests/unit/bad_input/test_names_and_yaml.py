@@ -1,0 +1,220 @@
+"""Names that become paths, YAML that is no data, and folders that another process uses."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from espnet_ext.cli import deploy
+from espnet_ext.config.grid import read_grid
+from espnet_ext.config.training import load_config
+from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.errors import UserError, check_name
+from espnet_ext.experiment import Experiment
+from espnet_ext.files import HOLDS, atomic_path
+from espnet_ext.yaml_files import parse_yaml, read_mapping
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(10 * ['*' + chr(97 + i)])}]\n" for i in range(9)
+)
+BAD = {
+    "twice": ("a: 1\nb: 2\na: 3\n", r"the key a occurs twice \(line 3\)"),
+    "twice inside": ("x:\n  b: 1\n  b: 2\n", r"the key b occurs twice \(line 3\)"),
+    "bomb": (BOMB, "aliases expand"),
+    "itself": ("a: &x [*x]\n", "an alias of what holds it"),
+    "deep": ("[" * 5000, "nested too deeply"),
+    "tag": ("x: !!python/object:os.system a\n", "not valid YAML"),
+    "number": ("x: !!int x\n", "not valid YAML"),
+    "digits": (f"x: {'9' * 5000}\n", "not valid YAML"),
+    "control": ("x: \0\n", "not valid YAML"),
+    "list": ("- a\n", "expected keys and values"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_yaml_that_is_refused(case, tmp_path):
+    text, reason = BAD[case]
+    path = tmp_path / "train_x.yaml"
+    path.write_text(text)
+    for read in (read_mapping, load_config):
+        with pytest.raises(UserError, match=reason) as error:
+            read(path)
+        assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_values_stay_as_they_are_written():
+    found = parse_yaml("a: no\nno: 1\n1.10: yes\nd: 2026-02-30\ne: true\n", "f")
+    assert found == {"a": "no", "no": 1, "1.10": "yes", "d": "2026-02-30", "e": True}
+    merged = parse_yaml("base: &b {x: 1, y: 3}\nc: {<<: *b, x: 2}\n", "f")
+    assert merged["c"] == {"x": 2, "y": 3}
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+    path = tmp_path / "train_x.yaml"
+    path.write_text("encoder: conformer\n", encoding="utf-8-sig")
+    assert read_mapping(path) == {"encoder": "conformer"}
+    path.write_bytes(b"encoder: \xff\n")
+    with pytest.raises(UserError, match="not UTF-8 at byte 9"):
+        read_mapping(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../b", "/etc", ".x", "-x", "a b", "a\0", "a\nb", "", "a//b", "a\\b"]
+)
+def test_names_that_leave_a_folder_are_refused(name, tmp_path):
+    with pytest.raises(UserError, match="a name has no blank"):
+        check_name(name, "the tag")
+    path = tmp_path / "train_x.yaml"
+    path.write_text("encoder: conformer\n")
+    if name:
+        with pytest.raises(UserError, match="a name has no blank"):
+            Experiment.load(path, variant=name)
+    with pytest.raises(UserError, match="a name has no blank"):
+        load_config(path, tag=name)
+    for key in ("train_set", "dev_set", "baseline"):
+        path.write_text(yaml.safe_dump({"encoder": "conformer", "recipe": {key: name}}))
+        with pytest.raises(UserError, match=r"a name has no blank|must be"):
+            load_config(path)
+
+
+def test_byte_order_marks_in_tables_are_no_part_of_an_id(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(b"\xef\xbb\xbfu1 one\n\xef\xbb\xbfu2 two\n")
+    assert read_table(path) == {"u1": "one", "u2": "two"}
+
+
+def test_a_model_that_cannot_be_is_one_line(tmp_path):
+    from espnet_ext.bridge.build import build_model
+
+    path = tmp_path / "train_x.yaml"
+    path.write_text("encoder: conformer\nencoder_conf: {attention_heads: 0}\ntoken_type: char\n")
+    with pytest.raises(UserError, match="the model does not build") as error:
+        build_model(Experiment.load(path))
+    assert "\n" not in str(error.value)
+
+
+# --- grids
+
+
+@pytest.fixture
+def grid(tmp_path):
+    (tmp_path / "train_x.yaml").write_text("encoder: conformer\n")
+
+    def write(text):
+        path = tmp_path / "some.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_systems_may_be_called_no_or_like_a_number(grid):
+    path = grid(
+        "seeds: [1]\nbaseline: no\nsystems:\n  no: {config: train_x.yaml}\n"
+        "  1.10: {config: train_x.yaml, than: ['1.10', no]}\n".replace("'1.10', ", "")
+    )
+    assert [system.name for system in read_grid(path).systems] == ["no", "1.10"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("seeds: [1]\nsystems:\n  ../x: {config: train_x.yaml}\n", "a name has no blank"),
+        ("seeds: [1]\nsystems:\n  a/b: {config: train_x.yaml}\n", "a name without '/'"),
+        ("seeds: [1]\nsystems:\n  a: {config: train_x.yaml}\n  a: {config: b}\n", "twice"),
+        ("seeds: [1]\nbaseline: 1.10\nsystems:\n  1.10: {config: train_x.yaml}\n", "quote one"),
+        ("seeds: [[1]]\nsystems:\n  a: {config: train_x.yaml}\n", "seeds"),
+        ("seeds: [1]\nsystems:\n  a: {config: 0}\n", "config"),
+        ("seeds: [1]\nsystems:\n  a: {config: train_x.yaml, vary: 3}\n", "vary"),
+        ("seeds: 1\nsystems: 2\n", "seeds|systems"),
+    ],
+)
+def test_grids_that_are_refused(grid, text, reason):
+    with pytest.raises(UserError, match=reason) as error:
+        read_grid(grid(text))
+    assert "\n" not in str(error.value)
+
+
+WHOLE = """split: voice
+seeds: [1, 2]
+part: test
+baseline: light
+known: {commonest: 0.1}
+systems:
+  light: {config: train_x.yaml}
+  hrf: {config: train_x.yaml, vary: {encoder_conf.hrf.ratio: [2, 4]}, after: light, than: [light]}
+"""
+changes = st.lists(
+    st.tuples(st.integers(0, len(WHOLE) - 1), st.sampled_from("{}[]:,-'\"#&*!|>%@ \n\t0aé.~?")),
+    min_size=1,
+    max_size=6,
+)
+
+
+def grid_survives(folder: Path, places) -> None:
+    """A changed grid is read, or refused in one line."""
+    (folder / "train_x.yaml").write_text("encoder: conformer\n")
+    content = list(WHOLE)
+    for place, letter in places:
+        content[place] = letter
+    path = folder / "some.yaml"
+    path.write_text("".join(content), encoding="utf-8")
+    try:
+        read_grid(path)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(places=changes)
+def test_changed_grids(tmp_path_factory, places):
+    grid_survives(tmp_path_factory.mktemp("grid"), places)
+
+
+@pytest.mark.slow
+@settings(max_examples=5000, deadline=None, derandomize=True)
+@given(places=changes)
+def test_many_changed_grids(tmp_path_factory, places):
+    grid_survives(tmp_path_factory.mktemp("grid"), places)
+
+
+# --- folders in use, full disks
+
+
+def test_a_folder_in_use_is_refused_and_the_owners_verbs_are_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("train_x.yaml").write_text("encoder: conformer\n")
+    Path("exp/x").mkdir(parents=True)
+    program = (
+        "from pathlib import Path; from espnet_ext.files import in_use\n"
+        "with in_use(Path('exp/x')): print('held', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        words = argparse.Namespace(
+            config="train_x.yaml", tag=None, variant=None, family=False, checkpoint=None
+        )
+        with pytest.raises(UserError, match=f"process {other.pid} runs in exp/x"):
+            deploy.run(words)
+        monkeypatch.setenv(HOLDS, "exp/x")
+        with pytest.raises(UserError) as error:  # not trained
+            deploy.run(words)
+        assert "runs in" not in str(error.value)
+        other.communicate("\n")
+    monkeypatch.delenv(HOLDS)
+    with pytest.raises(UserError) as error:
+        deploy.run(words)
+    assert "runs in" not in str(error.value)
+
+
+def test_an_error_of_the_disk_names_the_file_that_is_written(tmp_path):
+    with pytest.raises(OSError, match="No space") as error, atomic_path(tmp_path / "a/b"):
+        raise OSError(28, "No space left on device")
+    assert error.value.filename == str(tmp_path / "a/b")
