@@ -162,6 +162,20 @@ def _remove(folder: Path, lock_file: int) -> None:
         folder.rmdir()  # NFS keeps a file in it until the lock is closed
 
 
+def read_utf8(path: Path) -> str:
+    """Read a text file that somebody else wrote, with a byte-order mark or without.
+
+    Raises:
+        UserError: there is none, or it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"no {path}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from None
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text file atomically, UTF-8."""
     with atomic_path(path) as temporary:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from espnet_ext.errors import UserError
+from espnet_ext.files import read_utf8
 
 _MOST_NODES = 1_000_000  # of a file once its aliases are expanded
 _MOST_BYTES = 64 << 20
@@ -87,14 +88,9 @@ def read_yaml(path: Path) -> Any:
     """Read a file of YAML.
 
     Raises:
-        UserError: it is missing, not UTF-8, or what ``parse_yaml`` raises.
+        UserError: what ``read_utf8`` and ``parse_yaml`` raise.
     """
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-    except FileNotFoundError:
-        raise UserError(f"no file {path}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from None
+    return parse_yaml(read_utf8(path), str(path))
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

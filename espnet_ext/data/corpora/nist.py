@@ -13,6 +13,7 @@ from pathlib import Path
 from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.text import collapse_blanks
 from espnet_ext.errors import UserError
+from espnet_ext.files import read_utf8
 
 _CHANNELS = {"A": "A", "B": "B", "1": "A", "2": "B"}
 _UNSCORED = "IGNORE_TIME_SEGMENT_IN_SCORING"
@@ -117,12 +118,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"no {path}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from None
+    return read_utf8(path).splitlines()
 
 
 def reference_text(words: str) -> str:

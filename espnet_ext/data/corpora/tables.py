@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.files import read_utf8
 
 
 def inside(root: Path, name: str) -> Path:
@@ -51,12 +52,7 @@ def read_tsv(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, str]]:
     Raises:
         UserError: no such file, not UTF-8, a column is missing, or a row has too few or too many.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise UserError(f"no {path}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
+    lines = read_utf8(path).split("\n")
     header = lines[0].rstrip("\r").split("\t")
     for name in needed:
         if name not in header:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from espnet_ext.data.arks import ark_place, read_matrix
 from espnet_ext.data.corpora import nist
 from espnet_ext.data.corpora.clips import Clip, convert
-from espnet_ext.data.corpora.tables import inside, reading_csv
+from espnet_ext.data.corpora.tables import inside, read_tsv, reading_csv
 from espnet_ext.data.fetch.debian import unpack_folder, unpack_member
 from espnet_ext.data.fetch.whisper import read_member
 from espnet_ext.data.inputs import check_headers, check_inputs
@@ -200,6 +200,15 @@ def test_tables_that_are_no_csv(tmp_path, content):
     path = packages.write(tmp_path / "a.csv", content)
     with pytest.raises(UserError, match=r"a\.csv: not"), reading_csv(path) as stream:
         list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize(
+    "read", [nist.read_stm, nist.read_pem, lambda p: list(read_tsv(p, ("a",)))]
+)
+def test_tables_that_are_not_utf_8(tmp_path, read):
+    path = packages.write(tmp_path / "table", b"a\tb\n\xff\xfe")
+    with pytest.raises(UserError, match="table: not UTF-8 at byte 4"):
+        read(path)
 
 
 @pytest.mark.parametrize("times", ["0 inf", "nan 1", "0 nan", "-inf 1", "2 1", "-1 1"])

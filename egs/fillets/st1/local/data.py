@@ -33,6 +33,7 @@ from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.corpora.stage import DataStage, main
 from espnet_ext.data.fetch import debian
 from espnet_ext.errors import UserError
+from espnet_ext.files import read_utf8
 
 VERSION = "1.0.1-1.1"
 SCRIPTS = debian.Package(
@@ -130,10 +131,7 @@ def read_scripts(files: dict[str, Path]) -> dict[str, dict[tuple[str, str], Spok
         match = re.fullmatch(r"([^/]+)/\w*?dialogs_([a-z]{2,3}(?:_[A-Z]{2})?)\.lua", name)
         if match is None:
             continue
-        try:
-            content = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
+        content = read_utf8(path)
         lines = found.setdefault(match[2], {})
         lines |= {(match[1], key): line for key, line in read_script(content, name).items()}
     return found

@@ -20,6 +20,7 @@ from espnet_ext.data.kaldi_dir import Utterance, read_table
 from espnet_ext.data.processes import map_processes
 from espnet_ext.data.text import normalise_text
 from espnet_ext.errors import UserError
+from espnet_ext.files import read_utf8
 
 FOLDER = "the folder LibriSpeech, which holds SPEAKERS.TXT and train-clean-100 (openslr.org/12)"
 SETS = {
@@ -45,7 +46,7 @@ def read_speakers(path: Path) -> dict[str, str]:
         UserError: a line has not five columns.
     """
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_utf8(path).splitlines(), 1):
         if not line.strip() or line.startswith(";"):
             continue
         columns = [column.strip() for column in line.split("|")]

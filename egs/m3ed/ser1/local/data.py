@@ -20,7 +20,7 @@ from espnet_ext.data.audio import has_no_samples
 from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.corpora.stage import DataStage, main
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.files import read_json
+from espnet_ext.files import read_json, read_utf8
 
 CLASSES = ("Happy", "Neutral", "Sad", "Disgust", "Anger", "Fear", "Surprise")
 PARTS = {"train": "train", "dev": "val", "test": "test"}
@@ -37,7 +37,7 @@ def read_split(root: Path) -> dict[str, str]:
     part_of: dict[str, str] = {}
     for part, name in PARTS.items():
         path = root / "splitInfo" / f"movie_list_{name}.txt"
-        for series in path.read_text(encoding="utf-8-sig").split():
+        for series in read_utf8(path).split():
             if part_of.setdefault(series, part) != part:
                 raise UserError(f"{path}: {series} is in {part_of[series]} too")
     return part_of

@@ -28,6 +28,7 @@ from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.corpora.stage import DataStage, main
 from espnet_ext.data.corpora.tables import inside
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.files import read_utf8
 
 LISTS = {"dev": "validation_list.txt", "test": "testing_list.txt"}
 NOISE = "_background_noise_"
@@ -48,7 +49,7 @@ def read_list(root: Path, name: str) -> list[str]:
     Raises:
         UserError: an entry twice, or one without its file.
     """
-    entries = (root / name).read_text(encoding="utf-8").split()
+    entries = read_utf8(root / name).split()
     for entry, times in Counter(entries).items():
         if times > 1:
             raise UserError(f"{root / name}: {entry} occurs twice")

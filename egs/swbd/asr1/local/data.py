@@ -30,7 +30,7 @@ from espnet_ext.data.corpora import nist
 from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.corpora.stage import DataStage, main, print_left_out
 from espnet_ext.errors import UserError
-from espnet_ext.files import write_text
+from espnet_ext.files import read_utf8, write_text
 
 FOLDER = "the folder of LDC97S62 (Switchboard-1 Release 2)"
 RELEASES = (2435, 2438)  # SPHERE files
@@ -71,7 +71,7 @@ def read_transcript(path: Path) -> Iterator[tuple[str, str, float, float, str]]:
     Raises:
         UserError: a wrong line.
     """
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_utf8(path).splitlines(), 1):
         if not line.strip():
             continue
         fields = line.split(None, 3)

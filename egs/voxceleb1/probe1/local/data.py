@@ -21,6 +21,7 @@ from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.corpora.stage import DataStage, main
 from espnet_ext.data.corpora.tables import reading_csv
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.files import read_utf8
 
 SPLIT, META = "iden_split.txt", "vox1_meta.csv"
 OLD = "voxceleb1_wav"
@@ -117,7 +118,7 @@ def read_split(root: Path) -> dict[str, list[Clip]]:
     tree = Tree(root)
     parts: dict[str, list[Clip]] = {part: [] for part in PARTS.values()}
     seen: set[str] = set()
-    for number, line in enumerate((root / SPLIT).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_utf8(root / SPLIT).splitlines(), 1):
         words = line.split()
         if not words:
             continue
