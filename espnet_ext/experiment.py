@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import humanfriendly
 
-from espnet_ext.config.recipe_errors import recipe_problems
+from espnet_ext.config.recipe_errors import PRETRAINED, TOKENS, pretrained_tokens, recipe_problems
 from espnet_ext.config.training import Config, Recipe, load_config
 from espnet_ext.data.features import FRAMES_PER_SECOND, Definition, ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs, data_sets
@@ -272,9 +272,25 @@ class Experiment:
         language = f".{recipe.target}" if recipe.task == "st" else ""
         if kind == "char":
             return self.data / "token_list" / f"char{language}"
+        if kind == PRETRAINED:
+            return self.data / "token_list" / Path(self.require_token_source()).name
         if kind != "bpe":
-            raise UserError(f"{self.config.path}: token_type must be char or bpe, not {kind}")
+            raise UserError(f"{self.config.path}: token_type must be {TOKENS}, not {kind}")
         return self.data / "token_list" / f"{recipe.sentencepiece}{recipe.vocabulary}{language}"
+
+    def require_token_source(self) -> str:
+        """The pretrained model whose tokens are used: a folder or ``hub:NAME``.
+
+        Raises:
+            UserError: the config names none.
+        """
+        source = pretrained_tokens(self.espnet)
+        if source is None:
+            raise UserError(
+                f"{self.config.path}: token_type: {PRETRAINED} needs a pretrained model: give "
+                "decoder_conf: path"
+            )
+        return source
 
     @property
     def token_list(self) -> Path:
@@ -333,17 +349,25 @@ class Experiment:
         return [*self.corpus_files(), *self.start_models(), *self.pretrained_files()]
 
     def pretrained_files(self) -> list[Path]:
-        """Files of the pretrained model that the encoder is, if it is one.
+        """Files of the pretrained models that the encoder and the decoder are, if they are some.
 
         Raises:
-            UserError: it has not been fetched.
+            UserError: one has not been fetched.
         """
-        path = (self.espnet.get("encoder_conf") or {}).get("path")
-        if self.espnet.get("encoder") != "stack" or path is None or str(path).startswith("hub:"):
+        found = []
+        for part, name in (("encoder", "stack"), ("decoder", "whisper")):
+            path = (self.espnet.get(f"{part}_conf") or {}).get("path")
+            if self.espnet.get(part) == name and path is not None:
+                found += self._model_files(str(path), f"{part}_conf")
+        return list(dict.fromkeys(found))
+
+    def _model_files(self, path: str, section: str) -> list[Path]:
+        """Files of the pretrained model that a section names."""
+        if path.startswith("hub:"):
             return []
-        folder = self.root / str(path)
+        folder = self.root / path
         if not folder.is_dir():
-            stage = "run stage 2" if self.recipe.fetch else "give the path of one in encoder_conf"
+            stage = "run stage 2" if self.recipe.fetch else f"give the path of one in {section}"
             raise UserError(f"no pretrained model {path}; {stage}")
         names = ("config.json", "model.safetensors", "config.yaml", "model.pth")
         patterns = (*names, "deploy/*/model.pth")

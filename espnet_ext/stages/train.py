@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from espnet_ext.config.recipe_errors import PRETRAINED
 from espnet_ext.config.training import training_settings
 from espnet_ext.data.inputs import check_inputs
 from espnet_ext.data.segments import set_folder
@@ -213,8 +214,10 @@ def _common_options(
     write_text(path, yaml.safe_dump(espnet, sort_keys=False))
     command = ["--config", str(path), "--ngpu", str(options.ngpu)]
     command += ["--token_list", str(experiment.token_list)]
-    pieces = experiment.token_folder / "bpe.model"
-    if pieces.exists() and experiment.espnet.get("token_type") != "char":
+    kind, pieces = experiment.espnet.get("token_type"), experiment.token_folder / "bpe.model"
+    if kind == PRETRAINED:
+        command += ["--bpemodel", str(experiment.token_folder)]
+    elif pieces.exists() and kind != "char":
         command += ["--bpemodel", str(pieces)]
     for role, triples in data.items():
         for triple in triples:

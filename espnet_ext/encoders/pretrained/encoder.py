@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
+from espnet2.asr.specaug.specaug import SpecAug
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from espnet_ext.encoders.frozen_cache import FrozenCache, computation_of, digest
 from espnet_ext.encoders.pretrained.load import build_stack, load_stack
 from espnet_ext.encoders.pretrained.mimicked import MimicConf, MimickedStack
-from espnet_ext.encoders.pretrained.stack import Stack
-from espnet_ext.errors import UserError
+from espnet_ext.encoders.pretrained.stack import RATE, Stack
+from espnet_ext.encoders.pretrained.whisper import WhisperStack
+from espnet_ext.errors import UserError, one_line
 from espnet_ext.methods.mimic import MimicNetwork
 from espnet_ext.methods.nested import apply_nested, nested_stack
 from espnet_ext.methods.nested_options import Member, NestedOptions
@@ -44,6 +47,8 @@ class StackEncoder(AbsEncoder):
         mimic: dict | None = None,
         nested: dict | None = None,
         cache_gb: float = 0.0,
+        pad_to: float = 0.0,
+        masks: dict | None = None,
     ):
         """Load the model.
 
@@ -63,6 +68,9 @@ class StackEncoder(AbsEncoder):
             cache_gb: memory that a training may use to keep the outputs of the frozen part, so
                 that they are computed once, not in every epoch. An encoder of ESPnet's, whose
                 convolutions see the padding of a batch, then sees each utterance alone.
+            pad_to: seconds that shorter speech is filled up to with silence; an untrained Whisper
+                needs 30.
+            masks: options of ESPnet's SpecAug for masks on log-mel in training; for whisper.
 
         Raises:
             UserError: an option that does not fit the model, or an error of ``load_stack``.
@@ -91,6 +99,20 @@ class StackEncoder(AbsEncoder):
         if mimic is not None:
             self._replace_by_mimic(whole, MimicConf.parse(mimic))
         self._freeze()
+        if not pad_to >= 0:
+            raise UserError(f"encoder: stack: pad_to must be 0 or more, not {pad_to}")
+        self.pad_to = round(pad_to * RATE)
+        if masks is not None:
+            self._mask(masks)
+
+    def _mask(self, options: dict) -> None:
+        """Mask log-mel in training."""
+        if self.frozen or not isinstance(self.base, WhisperStack):
+            raise UserError("encoder: stack: masks needs a whisper and frozen: false")
+        try:
+            self.base.augment = SpecAug(**options)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"encoder: stack: masks: {one_line(error)}") from None
 
     def _nest(self, whole: Stack, conf: dict, mimic: dict | None) -> None:
         """Turn the stack into a family, in place."""
@@ -180,6 +202,9 @@ class StackEncoder(AbsEncoder):
         """Encode samples (batch, samples, 1); return (batch, frames, width), lengths, None."""
         self._set_modes()
         x, lengths = xs_pad.squeeze(-1), ilens
+        if x.shape[1] < self.pad_to:
+            x = F.pad(x, (0, self.pad_to - x.shape[1]))
+        lengths = lengths.clamp(min=self.pad_to)
         if self.frozen:
             with torch.no_grad():
                 x, lengths = self._frozen_outputs(x, lengths)
