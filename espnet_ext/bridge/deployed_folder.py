@@ -154,7 +154,7 @@ def _stack_conf(
 
 def _decoder_conf(arguments: dict[str, Any], deployed: Any) -> Any:
     """Return ``decoder_conf`` without the files of a pretrained model."""
-    conf = arguments.get("decoder_conf")
+    conf: Any = arguments.get("decoder_conf")
     decoder = deployed.decoder
     return decoder.portable_conf(conf) if isinstance(decoder, WhisperDecoder) else conf
 

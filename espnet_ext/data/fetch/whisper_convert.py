@@ -81,8 +81,8 @@ def convert(weights: Weights, tokenizer: bytes, folder: str | Path, name: str) -
 def _tensors(variables: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     """Return the model's tensors by transformers' names."""
     found: dict[str, np.ndarray] = {}
-    table = variables.get("decoder/embeddings/weight")
-    if (other := variables.get(_PROJECTION)) is not None and not np.array_equal(other, table):
+    table, other = variables.get("decoder/embeddings/weight"), variables.get(_PROJECTION)
+    if table is not None and other is not None and not np.array_equal(other, table):
         raise UserError(f"{name}: {_PROJECTION} is not the embedding: no Whisper model")
     for key, value in variables.items():
         half, _, rest = key.partition("/")

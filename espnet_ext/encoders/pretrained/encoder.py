@@ -157,6 +157,11 @@ class StackEncoder(AbsEncoder):
         return self.stack.stack if isinstance(self.stack, MimickedStack) else self.stack
 
     @property
+    def most_samples(self) -> int | None:
+        """Samples of the longest speech that the model has positions for; None: any length."""
+        return getattr(self.base, "most_samples", None)
+
+    @property
     def mimic(self) -> MimicNetwork | None:
         """The mimics, if any."""
         return self.stack.mimic if isinstance(self.stack, MimickedStack) else None
