@@ -126,6 +126,10 @@ def _config(
     tensors: Mapping[str, np.ndarray], variables: Mapping[str, np.ndarray], name: str
 ) -> dict[str, Any]:
     """Return transformers' config of a model with these tensors."""
+    start = "model.{}.layers."
+    for half in _OTHERS:
+        if not any(key.startswith(start.format(half)) for key in tensors):
+            raise UserError(f"{name}: holds no whole Whisper {half}")
     config: dict[str, Any] = {
         "architectures": ["WhisperForConditionalGeneration"],
         "model_type": "whisper",
@@ -136,21 +140,23 @@ def _config(
     try:
         config["d_model"], config["num_mel_bins"] = tensors["model.encoder.conv1.weight"].shape[:2]
         for half, side in (("encoder", "source"), ("decoder", "target")):
-            start = f"model.{half}.layers."
-            count = 1 + max(int(k.split(".")[3]) for k in tensors if k.startswith(start))
-            heads = variables.get(f"{half}/num_heads")
+            layers = start.format(half)
+            heads = variables.get(f"{half}/num_heads", config["d_model"] // _HEAD)
             config |= {
-                f"{half}_layers": count,
-                f"{half}_attention_heads": config["d_model"] // _HEAD
-                if heads is None
-                else int(heads),
-                f"{half}_ffn_dim": len(tensors[f"{start}0.fc1.weight"]),
+                f"{half}_layers": 1 + max(_layer(k) for k in tensors if k.startswith(layers)),
+                f"{half}_attention_heads": int(heads),
+                f"{half}_ffn_dim": len(tensors[f"{layers}0.fc1.weight"]),
                 f"max_{side}_positions": len(tensors[f"model.{half}.embed_positions.weight"]),
             }
         config["vocab_size"] = len(tensors["model.decoder.embed_tokens.weight"])
-    except (KeyError, ValueError):
-        raise UserError(f"{name}: holds no whole Whisper {half}") from None
+    except KeyError as error:
+        raise UserError(f"{name}: no whole Whisper: it lacks {error}") from None
     return config
+
+
+def _layer(key: str) -> int:
+    """The number of the layer that a tensor belongs to."""
+    return int(key.split(".")[3])
 
 
 def _with_timestamps(tokenizer: bytes, rows: int, name: str) -> dict[str, Any]:
