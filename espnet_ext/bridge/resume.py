@@ -113,7 +113,7 @@ def averaged_epochs(exp: Path, options: Namespace, average: Path) -> dict[str, A
     if not found or (found[1], found[2]) not in modes:
         raise UserError(f"{average} is no average that ESPnet writes; remove it and run stage 4")
     if options.max_epoch == 0:
-        return {"file": average.name, "epochs": []}
+        return {"file": average.name, "epochs": [0]}
     reporter = Reporter()
     reporter.load_state_dict(load_training(exp / "checkpoint.pth")["reporter"])
     ranked = reporter.sort_epochs(found[1], found[2], modes[found[1], found[2]])

@@ -1,7 +1,8 @@
 """ESPnet decoder ``whisper``: transformers' Whisper decoder, its output tied to its embedding."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from espnet2.asr.decoder.abs_decoder import AbsDecoder
@@ -29,7 +30,8 @@ _KEYS = (
 Keys = list[tuple[Tensor, Tensor]]  # by layer: keys and values (utterances, heads, steps, width)
 
 
-class Cache(NamedTuple):
+@dataclass(frozen=True)
+class Cache:
     """Keys and values: of the tokens so far, and of the encoder's frames."""
 
     tokens: Keys
@@ -218,6 +220,11 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         """Run the layers, which transformers' decoder does without a mask of the frames."""
         decoder = self.decoder
         start = 0 if past is None else past.get_seq_length()
+        if start + tokens.shape[1] > decoder.max_target_positions:
+            raise UserError(
+                f"a text of {tokens.shape[1]} tokens with its prompt is longer than the "
+                f"{decoder.max_target_positions} that decoder: whisper has positions for; cut it"
+            )
         positions = decoder.embed_positions.weight[start : start + tokens.shape[1]]
         h = decoder.embed_tokens(tokens) + positions
         h = F.dropout(h, p=decoder.dropout, training=self.training)

@@ -194,6 +194,12 @@ def test_without_the_folder_it_is_built_from_its_architecture(case, decoder):
     assert torch.equal(again(x, frames, texts, counts)[0], decoder(x, frames, texts, counts)[0])
 
 
+def test_a_text_that_is_too_long_is_refused(decoder):
+    x, frames = encoded(20)
+    with pytest.raises(UserError, match="a text of 62 tokens with its prompt is longer"):
+        decoder(x, frames, torch.full((1, 61), 65), torch.tensor([61]))
+
+
 def test_what_does_not_fit_is_refused(case):
     folder, _, tokens = case
     with pytest.raises(UserError, match=r"has 28\d tokens, the token list 50: it is of another"):
