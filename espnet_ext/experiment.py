@@ -13,7 +13,8 @@ from typing import Any, Self
 
 import humanfriendly
 
-from espnet_ext.config.recipe_errors import PRETRAINED, TOKENS, pretrained_tokens, recipe_problems
+from espnet_ext.config.pretrained import PRETRAINED, pretrained_files, require_token_source
+from espnet_ext.config.recipe_errors import TOKENS, recipe_problems
 from espnet_ext.config.training import Config, Recipe, load_config
 from espnet_ext.data.features import FRAMES_PER_SECOND, Definition, ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs, data_sets
@@ -273,24 +274,10 @@ class Experiment:
         if kind == "char":
             return self.data / "token_list" / f"char{language}"
         if kind == PRETRAINED:
-            return self.data / "token_list" / Path(self.require_token_source()).name
+            return self.data / "token_list" / Path(require_token_source(self.config)).name
         if kind != "bpe":
             raise UserError(f"{self.config.path}: token_type must be {TOKENS}, not {kind}")
         return self.data / "token_list" / f"{recipe.sentencepiece}{recipe.vocabulary}{language}"
-
-    def require_token_source(self) -> str:
-        """The pretrained model whose tokens are used: a folder or ``hub:NAME``.
-
-        Raises:
-            UserError: the config names none.
-        """
-        source = pretrained_tokens(self.espnet)
-        if source is None:
-            raise UserError(
-                f"{self.config.path}: token_type: {PRETRAINED} needs a pretrained model: give "
-                "decoder_conf: path"
-            )
-        return source
 
     @property
     def token_list(self) -> Path:
@@ -354,21 +341,4 @@ class Experiment:
         Raises:
             UserError: one has not been fetched.
         """
-        found = []
-        for part, name in (("encoder", "stack"), ("decoder", "whisper")):
-            path = (self.espnet.get(f"{part}_conf") or {}).get("path")
-            if self.espnet.get(part) == name and path is not None:
-                found += self._model_files(str(path), f"{part}_conf")
-        return list(dict.fromkeys(found))
-
-    def _model_files(self, path: str, section: str) -> list[Path]:
-        """Files of the pretrained model that a section names."""
-        if path.startswith("hub:"):
-            return []
-        folder = self.root / path
-        if not folder.is_dir():
-            stage = "run stage 2" if self.recipe.fetch else f"give the path of one in {section}"
-            raise UserError(f"no pretrained model {path}; {stage}")
-        names = ("config.json", "model.safetensors", "config.yaml", "model.pth")
-        patterns = (*names, "deploy/*/model.pth")
-        return [found for name in patterns for found in sorted(folder.glob(name))]
+        return pretrained_files(self.config, self.root)

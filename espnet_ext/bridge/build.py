@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from espnet_ext.bridge.registry import TASKS, install
-from espnet_ext.config.recipe_errors import PRETRAINED, section
+from espnet_ext.config.pretrained import PRETRAINED, require_token_source
+from espnet_ext.config.recipe_errors import section
 from espnet_ext.data.tokenizer import listed, source_files
 from espnet_ext.encoders.pretrained.encoder import without_missing_model
 from espnet_ext.errors import UserError
@@ -90,7 +91,7 @@ def token_count(experiment: Experiment) -> int:
 
 def _pretrained_count(experiment: Experiment) -> int:
     """Tokens of a pretrained model; where it has not been fetched, what the config says."""
-    source = experiment.root / experiment.require_token_source()
+    source = experiment.root / require_token_source(experiment.config)
     if (source / "config.json").is_file():
         return len(listed(*source_files(str(source))))
     conf = section(section(experiment.espnet, "decoder_conf"), "architecture")

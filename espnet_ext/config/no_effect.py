@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from espnet_ext.config.recipe_errors import PRETRAINED, UNSET, ctc_weight, section
+from espnet_ext.config.pretrained import PRETRAINED
+from espnet_ext.config.recipe_errors import UNSET, ctc_weight, section
 from espnet_ext.config.reserved_options import SET_BY_TRAIN
 from espnet_ext.config.training import Config, Recipe
 

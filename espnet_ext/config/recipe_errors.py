@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from espnet_ext.config.pretrained import PRETRAINED, token_source
 from espnet_ext.config.training import ARK_FRONTENDS, Config, Recipe
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.languages import script_of
 
-PRETRAINED = "hugging_face"  # token_type of a pretrained model's tokens
 TOKENS = f"char, bpe or {PRETRAINED}"
 ATTENTION_GREEDY = "attention_greedy"
 # Options of each decoding method; ctc_att_beam without a decoder is CTC prefix beam search.
@@ -55,7 +55,7 @@ def _token_problems(config: Config) -> Iterator[str]:
         return
     if kind not in ("char", "bpe", PRETRAINED):
         yield f"token_type: the recipes make {TOKENS} tokens, not {kind!r}"
-    elif kind == PRETRAINED and pretrained_tokens(config.espnet) is None:
+    elif kind == PRETRAINED and token_source(config.espnet) is None:
         yield f"token_type: {PRETRAINED} needs a pretrained model: give decoder_conf: path"
     elif config.espnet.get("decoder") == "whisper" and kind != PRETRAINED:
         yield f"decoder: whisper needs its own tokens: token_type: {PRETRAINED}"
@@ -203,12 +203,6 @@ def _bad_decode_value(key: str, value: Any) -> str | None:
     if key == "minlenratio" and value < 0:
         return "at least 0"
     return None
-
-
-def pretrained_tokens(espnet: Mapping[str, Any]) -> str | None:
-    """The pretrained model that ``token_type: hugging_face`` takes the tokens of, if any."""
-    paths = (section(espnet, f"{part}_conf").get("path") for part in ("decoder", "encoder"))
-    return next((str(path) for path in paths if path is not None), None)
 
 
 def section(espnet: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from espnet_ext.config.recipe_errors import PRETRAINED
+from espnet_ext.config.pretrained import PRETRAINED, require_token_source
 from espnet_ext.data import tokenizer as pretrained
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError, nearest
@@ -56,7 +56,7 @@ def _write_pretrained(experiment: Experiment) -> None:
         UserError: the tokenizer is missing, damaged, or of another model.
     """
     out = experiment.token_folder
-    tokenizer, config = pretrained.source_files(experiment.require_token_source())
+    tokenizer, config = pretrained.source_files(require_token_source(experiment.config))
     stamp = Stamp(out / ".done.json", {"kind": out.name}, [tokenizer, config])
     if stamp.is_current():
         print(f"tokens: {out} is up to date")

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from espnet_ext.config.recipe_errors import PRETRAINED
+from espnet_ext.config.pretrained import PRETRAINED
 from espnet_ext.config.training import training_settings
 from espnet_ext.data.inputs import check_inputs
 from espnet_ext.data.segments import set_folder
