@@ -111,7 +111,7 @@ class StackEncoder(AbsEncoder):
             raise UserError("encoder: stack: masks needs a whisper and frozen: false")
         try:
             self.base.augment = SpecAug(**options)
-        except (TypeError, ValueError) as error:
+        except (AssertionError, TypeError, ValueError) as error:
             raise UserError(f"encoder: stack: masks: {one_line(error)}") from None
 
     def _nest(self, whole: Stack, conf: dict, mimic: dict | None) -> None:
