@@ -9,7 +9,7 @@ from espnet_ext.errors import UserError
 
 PRETRAINED = "hugging_face"  # token_type of a pretrained model's tokens
 _PARTS = (("encoder", "stack"), ("decoder", "whisper"))  # that are read from a folder
-_FILES = ("config.json", "model.safetensors", "config.yaml", "model.pth", "deploy/*/model.pth")
+_FILES = ("config.json", "model*.safetensors", "config.yaml", "model.pth", "deploy/*/model.pth")
 
 
 def token_source(espnet: Mapping[str, Any]) -> str | None:

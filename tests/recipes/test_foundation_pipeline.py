@@ -10,6 +10,7 @@ import yaml
 
 from espnet_ext.data.audio import read_wave, write_flac
 from espnet_ext.data.kaldi_dir import Utterance, read_table, write_data_dir
+from espnet_ext.data.pauses import cut_at_pauses
 from tests.fixtures import forked, foundation
 from tests.fixtures.miniature import ROOT, merged
 
@@ -89,6 +90,13 @@ def trained(folder, tag):
     return config
 
 
+def decoder(deployed):
+    from espnet_ext.bridge.inference import Decoder
+    from espnet_ext.bridge.speech_input import SpeechInput
+
+    return Decoder(deployed, "attention_greedy", {"batch_size": 3}, SpeechInput(16000))
+
+
 def hypotheses(folder, tag, method, name="test"):
     return read_table(folder / f"exp/{tag}/decode/merged/{method}/{name}/text")
 
@@ -131,7 +139,7 @@ def test_an_untrained_model_is_decoded_as_transformers_does(recipe):
     assert record["command"].startswith("espnet-ext train")
 
 
-def test_training_changes_encoder_and_decoder_and_both_searches_decode(recipe):
+def test_training_changes_encoder_and_decoder_and_both_searches_decode(recipe, monkeypatch):
     folder, model = recipe
     config = trained(folder, "tuned")
     state = torch.load(folder / "exp/tuned/deploy/merged/model.pth", weights_only=True)
@@ -152,7 +160,16 @@ def test_training_changes_encoder_and_decoder_and_both_searches_decode(recipe):
         (folder / "away").rename(moved)
     for method in ("attention_greedy", "ctc_att_beam"):
         assert hypotheses(folder, "tuned", method).keys() == {f"test{k}" for k in range(4)}
-    assert hypotheses(folder, "tuned", "attention_greedy", "hour").keys() == {"long"}
+    found = hypotheses(folder, "tuned", "attention_greedy")
+    monkeypatch.chdir(folder)
+    alone = decoder(folder / "exp/tuned/deploy/merged")
+    for utterance, path in read_table(folder / "data/test/wav.scp").items():
+        wave = read_wave(folder / path, utterance, 16000)
+        assert alone.texts([wave]) == [found[utterance]]
+    whole = read_wave(folder / "data/audio/long.flac", "long", 16000)
+    pieces = [alone.texts([piece])[0] for piece in cut_at_pauses(whole, 30 * 16000, 16000)]
+    assert len(pieces) == 3
+    assert hypotheses(folder, "tuned", "attention_greedy", "hour") == {"long": " ".join(pieces)}
 
 
 def test_ctc_and_attention_train_and_decode_together(recipe):

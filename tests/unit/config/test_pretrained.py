@@ -65,9 +65,13 @@ def test_files_of_both_decide_the_training_each_once(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
     assert pretrained_files(config(), tmp_path) == [tmp_path / "model/config.json"]
+    for number in "12":  # of a large model
+        (tmp_path / f"other/model-0000{number}-of-00002.safetensors").touch()
     both = config(decoder_conf={"path": "other"})
     found = pretrained_files(both, tmp_path)
-    assert found == [tmp_path / "model/config.json", tmp_path / "other/config.json"]
+    names = ["other/model-00001-of-00002.safetensors", "other/model-00002-of-00002.safetensors"]
+    whole = ["model/config.json", "other/config.json", *names]
+    assert found == [tmp_path / name for name in whole]
     assert pretrained_files(config(decoder_conf={"path": "hub:x"}), tmp_path) == found[:1]
     for fetch, advice in ((None, "give the path of one in decoder_conf"), ("x", "run stage 2")):
         with pytest.raises(UserError, match=f"no pretrained model absent; {advice}"):

@@ -181,6 +181,33 @@ def test_the_scores_of_a_beam_are_those_of_its_texts(decoder):
     torch.testing.assert_close(scores, wanted[:, -1].log_softmax(-1), **NEAR)
 
 
+def test_a_model_by_its_name_and_one_in_parts(case, decoder, tmp_path):
+    folder, model, tokens = case
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    for path in (f"hub:{folder}", str(tmp_path)):
+        again = WhisperDecoder(len(tokens), 32, path=path).state_dict()
+        assert all(torch.equal(value, again[key]) for key, value in decoder.state_dict().items())
+    assert tokenizer.listed(*tokenizer.source_files(f"hub:{folder}")) == tokens
+
+
+def test_weights_that_are_missing_or_only_pickled_are_refused(case, tmp_path):
+    folder, model, tokens = case
+    for file in folder.iterdir():
+        if file.suffix == ".json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"cannot load it: .*model\.safetensors"):
+        WhisperDecoder(len(tokens), 32, path=str(tmp_path))
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(folder / "model.safetensors")
+    del state["model.decoder.layers.1.fc2.weight"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"they lack decoder\.layers\.1\.fc2\.weight"):
+        WhisperDecoder(len(tokens), 32, path=str(tmp_path))
+
+
 @torch.no_grad()
 def test_without_the_folder_it_is_built_from_its_architecture(case, decoder):
     folder, _, tokens = case
