@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from espnet_ext.config.pretrained import PRETRAINED, require_token_source
+from espnet_ext.config.recipe_errors import ctc_weight
 from espnet_ext.data import tokenizer as pretrained
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError, nearest
@@ -53,10 +54,13 @@ def _write_pretrained(experiment: Experiment) -> None:
     """Write the tokens of a pretrained model, by its ids, and its tokenizer.json.
 
     Raises:
-        UserError: the tokenizer is missing, damaged, or of another model.
+        UserError: the tokenizer is missing, damaged, or of another model; or CTC cannot write the
+            transcripts.
     """
     out = experiment.token_folder
     tokenizer, config = pretrained.source_files(require_token_source(experiment.config))
+    if ctc_weight(experiment.espnet) > 0:
+        _refuse_blanks(experiment, pretrained.Tokenizer(tokenizer.parent))
     stamp = Stamp(out / ".done.json", {"kind": out.name}, [tokenizer, config])
     if stamp.is_current():
         print(f"tokens: {out} is up to date")
@@ -68,6 +72,18 @@ def _write_pretrained(experiment: Experiment) -> None:
     write_text(experiment.token_list, "".join(f"{token}\n" for token in found))
     stamp.write([experiment.token_list, copied])
     print(f"tokens: {len(found)} tokens in {out}")
+
+
+def _refuse_blanks(experiment: Experiment, tokenizer: pretrained.Tokenizer) -> None:
+    """Raise UserError if a transcript has the token of id 0, which is CTC's blank in ESPnet."""
+    path = experiment.require_references(experiment.recipe.train_set)
+    (blank,) = tokenizer.names([0])
+    for utterance, text in read_table(path).items():
+        if blank in tokenizer.tokens(text):
+            raise UserError(
+                f"{path}: {utterance} has the token {blank!r}, which is CTC's blank: choose "
+                "model_conf: ctc_weight: 0.0, or transcripts without it"
+            )
 
 
 def _write_classes(experiment: Experiment) -> None:
