@@ -280,6 +280,17 @@ class Experiment:
         return self.data / "token_list" / f"{recipe.sentencepiece}{recipe.vocabulary}{language}"
 
     @property
+    def tokenizer(self) -> Path | None:
+        """ESPnet's ``bpemodel``: SentencePiece's file, or the folder with tokenizer.json.
+
+        None: characters or classes.
+        """
+        kind = self.espnet.get("token_type", "bpe")
+        if self.recipe.task == "cls" or kind == "char":
+            return None
+        return self.token_folder if kind == PRETRAINED else self.token_folder / "bpe.model"
+
+    @property
     def token_list(self) -> Path:
         """The token list that stage 3 writes."""
         return self.token_folder / "tokens.txt"
@@ -333,12 +344,5 @@ class Experiment:
         Raises:
             UserError: a model that it starts from, or is made of, is missing.
         """
-        return [*self.corpus_files(), *self.start_models(), *self.pretrained_files()]
-
-    def pretrained_files(self) -> list[Path]:
-        """Files of the pretrained models that the encoder and the decoder are, if they are some.
-
-        Raises:
-            UserError: one has not been fetched.
-        """
-        return pretrained_files(self.config, self.root)
+        models = [*self.start_models(), *pretrained_files(self.config, self.root)]
+        return [*self.corpus_files(), *models]

@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 
-from espnet_ext.config.pretrained import PRETRAINED
 from espnet_ext.config.training import training_settings
 from espnet_ext.data.inputs import check_inputs
 from espnet_ext.data.segments import set_folder
@@ -214,11 +213,8 @@ def _common_options(
     write_text(path, yaml.safe_dump(espnet, sort_keys=False))
     command = ["--config", str(path), "--ngpu", str(options.ngpu)]
     command += ["--token_list", str(experiment.token_list)]
-    kind, pieces = experiment.espnet.get("token_type"), experiment.token_folder / "bpe.model"
-    if kind == PRETRAINED:
-        command += ["--bpemodel", str(experiment.token_folder)]
-    elif pieces.exists() and kind != "char":
-        command += ["--bpemodel", str(pieces)]
+    if experiment.tokenizer is not None:
+        command += ["--bpemodel", str(experiment.tokenizer)]
     for role, triples in data.items():
         for triple in triples:
             command += [f"--{role}_data_path_and_name_and_type", triple]
