@@ -76,17 +76,10 @@ class StackEncoder(AbsEncoder):
             UserError: an option that does not fit the model, or an error of ``load_stack``.
         """
         super().__init__()
-        if input_size != 1:
-            raise UserError("encoder: stack takes samples: choose frontend: raw and no normalize")
-        if frozen not in (True, False, FRONT):
-            raise UserError(
-                f"encoder: stack: frozen must be true, false or {FRONT}, not {frozen!r}"
-            )
+        _refuse(input_size, frozen, cache_gb=cache_gb, pad_to=pad_to)
         whole = _load_or_build(path, architecture).select(remove, keep)
         if upto is not None and not 1 <= upto <= whole.num_layers:
             raise UserError(f"encoder: stack: upto: {upto} is not in 1..{whole.num_layers}")
-        if not cache_gb >= 0:
-            raise UserError(f"encoder: stack: cache_gb must be 0 or more, not {cache_gb}")
         self.architecture = whole.architecture
         self.cache_gb = cache_gb
         self.cache: FrozenCache | None = None
@@ -99,8 +92,6 @@ class StackEncoder(AbsEncoder):
         if mimic is not None:
             self._replace_by_mimic(whole, MimicConf.parse(mimic))
         self._freeze()
-        if not pad_to >= 0:
-            raise UserError(f"encoder: stack: pad_to must be 0 or more, not {pad_to}")
         self.pad_to = round(pad_to * RATE)
         if masks is not None:
             self._mask(masks)
@@ -256,6 +247,17 @@ class StackEncoder(AbsEncoder):
         if self.mimic is not None:
             trained = any(p.requires_grad for p in self.mimic.parameters())
             self.mimic.train(self.training and trained)
+
+
+def _refuse(input_size: int, frozen: bool | str, **amounts: float) -> None:
+    """Raise UserError for options that no model fits."""
+    if input_size != 1:
+        raise UserError("encoder: stack takes samples: choose frontend: raw and no normalize")
+    if frozen not in (True, False, FRONT):
+        raise UserError(f"encoder: stack: frozen must be true, false or {FRONT}, not {frozen!r}")
+    for name, value in amounts.items():
+        if not value >= 0:
+            raise UserError(f"encoder: stack: {name} must be 0 or more, not {value}")
 
 
 @contextlib.contextmanager
