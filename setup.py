@@ -30,6 +30,7 @@ REQUIRES = [
     "soundfile>=0.13",
     "soxr",
     "tensorboard",
+    "tokenizers",  # tokens of pretrained models
     "tqdm",
     "transformers>=5",  # speech representation models
     "typeguard>=4",

@@ -13,7 +13,8 @@ from typing import Any, Self
 
 import humanfriendly
 
-from espnet_ext.config.recipe_errors import recipe_problems
+from espnet_ext.config.pretrained import PRETRAINED, pretrained_files, require_token_source
+from espnet_ext.config.recipe_errors import TOKENS, recipe_problems
 from espnet_ext.config.training import Config, Recipe, load_config
 from espnet_ext.data.features import FRAMES_PER_SECOND, Definition, ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs, data_sets
@@ -273,9 +274,22 @@ class Experiment:
         language = f".{recipe.target}" if recipe.task == "st" else ""
         if kind == "char":
             return self.data / "token_list" / f"char{language}"
+        if kind == PRETRAINED:
+            return self.data / "token_list" / Path(require_token_source(self.config)).name
         if kind != "bpe":
-            raise UserError(f"{self.config.path}: token_type must be char or bpe, not {kind}")
+            raise UserError(f"{self.config.path}: token_type must be {TOKENS}, not {kind}")
         return self.data / "token_list" / f"{recipe.sentencepiece}{recipe.vocabulary}{language}"
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """ESPnet's ``bpemodel``: SentencePiece's file, or the folder with tokenizer.json.
+
+        None: characters or classes.
+        """
+        kind = self.espnet.get("token_type", "bpe")
+        if self.recipe.task == "cls" or kind == "char":
+            return None
+        return self.token_folder if kind == PRETRAINED else self.token_folder / "bpe.model"
 
     @property
     def token_list(self) -> Path:
@@ -331,21 +345,5 @@ class Experiment:
         Raises:
             UserError: a model that it starts from, or is made of, is missing.
         """
-        return [*self.corpus_files(), *self.start_models(), *self.pretrained_files()]
-
-    def pretrained_files(self) -> list[Path]:
-        """Files of the pretrained model that the encoder is, if it is one.
-
-        Raises:
-            UserError: it has not been fetched.
-        """
-        path = (self.espnet.get("encoder_conf") or {}).get("path")
-        if self.espnet.get("encoder") != "stack" or path is None or str(path).startswith("hub:"):
-            return []
-        folder = self.root / str(path)
-        if not folder.is_dir():
-            stage = "run stage 2" if self.recipe.fetch else "give the path of one in encoder_conf"
-            raise UserError(f"no pretrained model {path}; {stage}")
-        names = ("config.json", "model.safetensors", "config.yaml", "model.pth")
-        patterns = (*names, "deploy/*/model.pth")
-        return [found for name in patterns for found in sorted(folder.glob(name))]
+        models = [*self.start_models(), *pretrained_files(self.config, self.root)]
+        return [*self.corpus_files(), *models]

@@ -53,6 +53,7 @@ CLASSES = (
     ("frontend", "raw", "encoders/frontends.py"),
     ("frontend", "ssl", "encoders/frontends.py"),
     ("decoder", "transducer", "models/transducer.py"),
+    ("decoder", "whisper", "models/whisper_decoder.py"),
     ("decoder", "mlp", "models/cls.py"),
 )
 

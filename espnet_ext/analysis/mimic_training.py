@@ -18,6 +18,7 @@ from torch import nn
 
 from espnet_ext.analysis.activations import Cached, Computed, Teacher, activations, batches
 from espnet_ext.bridge.checkpoint import save
+from espnet_ext.config.pretrained import pretrained_files
 from espnet_ext.data.kaldi_dir import audio_inputs, audio_rows
 from espnet_ext.data.segments import set_folder
 from espnet_ext.encoders.pretrained.load import load_stack
@@ -58,7 +59,9 @@ class Job:
         folders = [set_folder(experiment.data, name) for name in self.sets]
         self.rows = [audio_rows(folder) for folder in folders]
         self.sizes = [[soundfile.info(path).frames for _, path in rows] for rows in self.rows]
-        self.model = {str(f): content_key(f) for f in experiment.pretrained_files()}
+        self.model = {
+            str(f): content_key(f) for f in pretrained_files(experiment.config, experiment.root)
+        }
         self.audio = {str(f): content_key(f) for folder in folders for f in _deciding(folder)}
 
     @property

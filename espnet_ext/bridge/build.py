@@ -10,9 +10,13 @@ import torch
 from torch import nn
 
 from espnet_ext.bridge.registry import TASKS, install
+from espnet_ext.config.pretrained import PRETRAINED, require_token_source
+from espnet_ext.config.recipe_errors import section
+from espnet_ext.data.tokenizer import listed, source_files
 from espnet_ext.encoders.pretrained.encoder import without_missing_model
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
+from espnet_ext.models.whisper_decoder import placeholder_tokens
 
 install()
 
@@ -60,6 +64,7 @@ def build_model(experiment: Experiment, vocabulary: int | None = None) -> nn.Mod
                 width = _width(experiment, args)
                 args.normalize_conf["stats_file"] = neutral_statistics(width, Path(folder))
             args.encoder_conf = without_missing_model(args.encoder_conf)
+            args.decoder_conf = without_missing_model(args.decoder_conf)
             return TASKS[experiment.recipe.task].build_model(args).eval()
         except UserError as error:
             raise UserError(f"{experiment.config.path}: {error}") from None
@@ -82,7 +87,18 @@ def token_count(experiment: Experiment) -> int:
     if recipe.task == "cls":
         return recipe.classes + 1
     kind = experiment.espnet.get("token_type", "bpe")
+    if kind == PRETRAINED:
+        return _pretrained_count(experiment)
     return CHARACTERS if kind == "char" else recipe.vocabulary
+
+
+def _pretrained_count(experiment: Experiment) -> int:
+    """Tokens of a pretrained model; where it has not been fetched, what the config says."""
+    source = experiment.root / require_token_source(experiment.config)
+    if (source / "config.json").is_file():
+        return len(listed(*source_files(str(source))))
+    conf = section(section(experiment.espnet, "decoder_conf"), "architecture")
+    return conf.get("vocab_size", CHARACTERS)
 
 
 def arguments_of(experiment: Experiment) -> argparse.Namespace:
@@ -100,6 +116,11 @@ def arguments_of(experiment: Experiment) -> argparse.Namespace:
 def _placeholders(experiment: Experiment, count: int) -> list[str]:
     if experiment.recipe.task == "cls":
         return [*(f"<{k}>" for k in range(count - 1)), "<unk>"]
+    if experiment.espnet.get("token_type") == PRETRAINED:
+        if experiment.token_list.is_file():
+            return experiment.token_list.read_text(encoding="utf-8").splitlines()
+        named = placeholder_tokens(experiment.espnet)
+        return [*(f"<{k}>" for k in range(count - len(named))), *named]
     return ["<blank>", "<unk>", *(f"<{k}>" for k in range(2, count - 1)), "<sos/eos>"]
 
 

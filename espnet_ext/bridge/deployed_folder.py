@@ -33,6 +33,7 @@ from espnet_ext.formats.packed import write_member
 from espnet_ext.methods.deploy import PLAIN, footprint
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.methods.verify import TOLERANCE, largest_difference, refuse_difference
+from espnet_ext.models.whisper_decoder import WhisperDecoder
 
 STACK = "stack"  # folder of the encoder's stack in its family's format, without removed layers
 STATISTICS = "feats_stats.npz"
@@ -106,6 +107,7 @@ def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) 
         arguments["encoder_conf"] = _stack_conf(
             arguments, deployed, None if packed is not None else temporary, folder
         )
+        arguments["decoder_conf"] = _decoder_conf(arguments, deployed)
         text = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
         (temporary / "config.yaml").write_text(text, encoding="utf-8")
         rounded = split_variant(variant)[1] is not None  # then the training form differs
@@ -150,6 +152,13 @@ def _stack_conf(
     return {**kept, "path": str(folder / STACK)}
 
 
+def _decoder_conf(arguments: dict[str, Any], deployed: Any) -> Any:
+    """Return ``decoder_conf`` without the files of a pretrained model."""
+    conf: Any = arguments.get("decoder_conf")
+    decoder = deployed.decoder
+    return decoder.portable_conf(conf) if isinstance(decoder, WhisperDecoder) else conf
+
+
 def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[str, Any]:
     """Turn a training config into one that builds the deployed form.
 
@@ -183,6 +192,7 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
 
 def portable_arguments(arguments: dict[str, Any], deployed: Any) -> dict[str, Any]:
     """``stock_arguments`` that build a deployed model without the files of a pretrained one."""
+    arguments = {**arguments, "decoder_conf": _decoder_conf(arguments, deployed)}
     if not isinstance(deployed.encoder, StackEncoder):
         return arguments
     return {**arguments, "encoder_conf": deployed.encoder.portable_conf(arguments["encoder_conf"])}

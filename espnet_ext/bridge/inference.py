@@ -1,4 +1,4 @@
-"""Decoding with a deployed model: by ESPnet's inference classes, transducers in batches by ours."""
+"""Decoding with a deployed model: by ESPnet's inference classes; in batches by our searches."""
 
 import os
 import time
@@ -16,13 +16,16 @@ from tqdm import tqdm
 from espnet_ext.bridge.checkpoint import fill, read_config, read_weights
 from espnet_ext.bridge.memory import peak_rss_mb
 from espnet_ext.bridge.speech_input import SpeechInput
-from espnet_ext.config.recipe_errors import TRANSDUCER
+from espnet_ext.config.recipe_errors import ATTENTION_GREEDY, TRANSDUCER
 from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.data.pauses import cut_at_pauses
 from espnet_ext.data.processes import map_processes
 from espnet_ext.errors import UserError
 from espnet_ext.files import weights_file
 from espnet_ext.formats.building import building
+from espnet_ext.models.attention_search import attention_greedy
 from espnet_ext.models.transducer_search import BeamSearch, GreedySearch, Search
+from espnet_ext.models.whisper_decoder import TOKENS_PER_SECOND
 
 type Row = tuple[str, str]  # utterance, path of its audio or place in an ark
 # Utterance, text, seconds, peak memory in MB, and whether it is too short for a frame.
@@ -56,23 +59,36 @@ class Decoder:
         arguments = self.inference.asr_train_args
         self.width = arguments.input_size if self.model.frontend is None else None
         self.search = transducer_search(self.model, method, options)
-        self.batch_size = int(options.get("batch_size", _BATCH)) if self.search else 1
+        self.in_batches = method in (ATTENTION_GREEDY, *TRANSDUCER)
+        self.batch_size = int(options.get("batch_size", _BATCH)) if self.in_batches else 1
+        self.tokens_per_second = float(options.get("tokens_per_second", TOKENS_PER_SECOND))
+        # Of samples, which a pretrained encoder may have positions for up to a length only.
+        self.most_samples = getattr(self.model.encoder, "most_samples", None)
 
     def read(self, row: Row) -> tuple[np.ndarray, float]:
         """The model's input of one utterance, and its length in seconds."""
         return self.source.read(*row, self.width)
 
     def texts(self, batch: Sequence[np.ndarray]) -> list[str]:
-        """The best text, or the class, of each utterance; empty if nothing was recognised."""
-        whole = [speech for speech in batch if not self.is_too_short(speech)]
-        if len(whole) < len(batch):
-            found = iter(self.texts(whole))
-            return ["" if self.is_too_short(speech) else next(found) for speech in batch]
-        if not batch:
+        """The best text, or the class, of each utterance; empty if nothing was recognised.
+
+        Speech that is too long for the model is cut at pauses, and the texts are joined.
+        """
+        parts = [self._pieces(speech) for speech in batch]
+        pieces = [piece for cut in parts for piece in cut]
+        texts: list[str] = []
+        for start in range(0, len(pieces), self.batch_size):
+            texts += self._texts(pieces[start : start + self.batch_size])
+        found = iter(texts)
+        return [" ".join(filter(None, (next(found) for _ in cut))) for cut in parts]
+
+    def _pieces(self, speech: np.ndarray) -> list[np.ndarray]:
+        """The parts of an utterance that are decoded one by one; none if it is too short."""
+        if self.is_too_short(speech):
             return []
-        if self.search is not None:
-            return self._search_together(batch)
-        return [self._text(speech) for speech in batch]
+        if self.most_samples is None or self.method == "classify":
+            return [speech]
+        return cut_at_pauses(speech, self.most_samples, self.source.rate)
 
     @torch.no_grad()
     def is_too_short(self, speech: np.ndarray) -> bool:
@@ -99,6 +115,13 @@ class Decoder:
         pieces = self.inference.converter.ids2tokens(list(tokens))
         return self.inference.tokenizer.tokens2text(pieces)
 
+    def _texts(self, batch: Sequence[np.ndarray]) -> list[str]:
+        if self.method == ATTENTION_GREEDY:
+            return self._attend_together(batch)
+        if self.search is not None:
+            return self._search_together(batch)
+        return [self._text(speech) for speech in batch]
+
     @torch.no_grad()
     def _text(self, speech: np.ndarray) -> str:
         if self.method == "classify":
@@ -107,6 +130,8 @@ class Decoder:
             found = self.inference(speech)
             if isinstance(found, tuple):  # with outputs of intermediate CTC
                 found = found[0]
+            if found and self.model.ctc is None:  # then no token is the blank, which it leaves out
+                return self.text_of(found[0][3].yseq[1:-1].tolist())
             return (found[0][0] or "") if found else ""
         encoded, _ = self._encode([speech])
         best = torch.unique_consecutive(self.model.ctc.argmax(encoded)[0])
@@ -118,6 +143,15 @@ class Decoder:
         encoded, frames = self._encode(batch)
         state = self.search.advance(encoded, frames, self.search.start(len(batch)))
         return [self.text_of(found.tokens) for found in self.search.results(state)]
+
+    @torch.no_grad()
+    def _attend_together(self, batch: Sequence[np.ndarray]) -> list[str]:
+        encoded, frames = self._encode(batch)
+        decoder = self.model.decoder
+        seconds = [len(speech) / self.source.rate for speech in batch]
+        most = [decoder.most_tokens(length, self.tokens_per_second) for length in seconds]
+        found = attention_greedy(decoder, encoded, frames, most)
+        return [self.text_of(tokens) for tokens in found]
 
     def _encode(self, batch: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoder output (utterances, frames, width) and frames (utterances,)."""
@@ -183,7 +217,7 @@ def _summary(results: Sequence[Decoded]) -> dict[str, Any]:
 def _batched(rows: list[Row], scp: Path, decoder: Decoder) -> list[list[Row]]:
     """Batches of utterances of similar length, longest first; single utterances in their order."""
     size = decoder.batch_size
-    if decoder.search is None:
+    if not decoder.in_batches:
         return [[row] for row in rows]
     sizes = scp.with_name("utt2num_frames" if scp.name == "feats.scp" else "utt2dur")
     lengths = read_table(sizes) if sizes.is_file() else {}

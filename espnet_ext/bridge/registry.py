@@ -13,6 +13,7 @@ from espnet2.tasks import asr, cls
 from espnet2.tasks.abs_task import AbsTask
 from torch import nn
 
+from espnet_ext.bridge.pretrained_tokens import install_tokens
 from espnet_ext.encoders.compressed import compress_head, compressed_choices
 from espnet_ext.encoders.depthwise_subsampling import with_depthwise_subsampling
 from espnet_ext.encoders.frontends import KaldiFbank, RawSpeech, SSLFeatures
@@ -23,6 +24,7 @@ from espnet_ext.methods.registry import METHODS
 from espnet_ext.models.asr import ASRModel
 from espnet_ext.models.cls import MLPDecoder
 from espnet_ext.models.transducer import Predictor
+from espnet_ext.models.whisper_decoder import WhisperDecoder
 
 # ESPnet encoders that are built of linear layers and pointwise convolutions, and are built
 # from their options alone (no file of a pretrained model).
@@ -86,8 +88,10 @@ def install() -> None:
         task.frontend_choices.classes["kaldi_fbank"] = KaldiFbank
         task.frontend_choices.classes["ssl"] = SSLFeatures
     asr.decoder_choices.classes["transducer"] = Predictor
+    asr.decoder_choices.classes["whisper"] = WhisperDecoder
     asr.model_choices.classes["espnet"] = ASRModel
     cls.decoder_choices.classes["mlp"] = MLPDecoder
+    install_tokens()
 
 
 def compressed_names() -> dict[str, tuple[str, str]]:

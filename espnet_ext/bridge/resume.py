@@ -42,11 +42,12 @@ def repair(exp: Path, options: Namespace) -> None:
     epoch = reporter.get_epoch()
     if not (exp / f"{epoch}epoch.pth").exists():
         save(state["model"], exp / f"{epoch}epoch.pth")
-    _link(exp / "latest.pth", epoch)
+    _link(exp / "latest.pth", f"{epoch}epoch.pth")
     kept = {epoch}
     for phase, key, mode in options.best_model_criterion:
         if reporter.has(phase, key):
-            _link(exp / f"{phase}.{key}.best.pth", reporter.get_best_epoch(phase, key, mode))
+            best = reporter.get_best_epoch(phase, key, mode)
+            _link(exp / f"{phase}.{key}.best.pth", f"{best}epoch.pth")
             kept.update(reporter.sort_epochs(phase, key, mode)[: max(options.keep_nbest_models)])
     for model in exp.glob("*epoch.pth"):
         number = model.name.removesuffix("epoch.pth")
@@ -54,9 +55,23 @@ def repair(exp: Path, options: Namespace) -> None:
             model.unlink()
 
 
-def _link(path: Path, epoch: int) -> None:
-    """Point ``path`` at the model of ``epoch``."""
-    target = f"{epoch}epoch.pth"
+def save_untrained(model: torch.nn.Module, options: Any) -> None:
+    """Write a model as the average of no epoch, under each name that an average may have.
+
+    Args:
+        model: to be saved.
+        options: of ESPnet's trainer.
+    """
+    exp = Path(options.output_dir)
+    save(model.state_dict(), exp / "0epoch.pth")
+    for phase, key, _ in options.best_model_criterion:
+        best = exp / f"{phase}.{key}.ave_1best.pth"
+        _link(best, "0epoch.pth")
+        _link(exp / f"{phase}.{key}.ave.pth", best.name)
+
+
+def _link(path: Path, target: str) -> None:
+    """Point ``path`` at ``target`` in the same folder."""
     if not path.is_symlink() or os.readlink(path) != target:
         path.unlink(missing_ok=True)
         path.symlink_to(target)
@@ -97,6 +112,8 @@ def averaged_epochs(exp: Path, options: Namespace, average: Path) -> dict[str, A
     modes = {(phase, key): mode for phase, key, mode in options.best_model_criterion}
     if not found or (found[1], found[2]) not in modes:
         raise UserError(f"{average} is no average that ESPnet writes; remove it and run stage 4")
+    if options.max_epoch == 0:
+        return {"file": average.name, "epochs": [0]}
     reporter = Reporter()
     reporter.load_state_dict(load_training(exp / "checkpoint.pth")["reporter"])
     ranked = reporter.sort_epochs(found[1], found[2], modes[found[1], found[2]])

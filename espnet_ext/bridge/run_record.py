@@ -45,7 +45,7 @@ class Calls:
         Values that differ between calls are listed. A value is "not measured" if it is unknown
         for one of the epochs.
         """
-        calls = [*self.others, *([self.own] if self.own["epochs"] else [])]
+        calls = [*self.others, *([self.own] if self.own["epochs"] or not epochs else [])]
         known = {epoch for call in calls for epoch in call["epochs"]}
         whole = known >= set(range(1, epochs + 1))
         peaks = [call["peak_rss_mb"] for call in calls]

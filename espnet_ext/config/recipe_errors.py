@@ -3,20 +3,24 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from espnet_ext.config.pretrained import PRETRAINED, token_source
 from espnet_ext.config.training import ARK_FRONTENDS, Config, Recipe
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.languages import script_of
 
+TOKENS = f"char, bpe or {PRETRAINED}"
+ATTENTION_GREEDY = "attention_greedy"
 # Options of each decoding method; ctc_att_beam without a decoder is CTC prefix beam search.
 DECODE = {
     "ctc_greedy": (),
     "ctc_att_beam": ("beam_size", "ctc_weight", "penalty", "maxlenratio", "minlenratio"),
+    ATTENTION_GREEDY: ("batch_size", "tokens_per_second"),
     "transducer_greedy": ("batch_size",),
     "transducer_beam": ("batch_size", "beam_size"),
     "classify": (),
 }
 TRANSDUCER = ("transducer_greedy", "transducer_beam")
-_TEXTS = ("ctc_greedy", "ctc_att_beam", *TRANSDUCER)
+_TEXTS = ("ctc_greedy", "ctc_att_beam", ATTENTION_GREEDY, *TRANSDUCER)
 _METHODS = {"asr": _TEXTS, "st": _TEXTS, "cls": ("classify",)}
 # The language of a translation, as corpora name theirs: en, zh-CN, de_CH.
 # Models in packages of the Python index; ``data.fetch.whisper`` gets them.
@@ -45,10 +49,16 @@ def recipe_problems(config: Config) -> list[str]:
 
 
 def _token_problems(config: Config) -> Iterator[str]:
-    """Stage 3 makes two kinds of tokens."""
+    """Stage 3 makes two kinds of tokens, and takes those of a pretrained model."""
     kind = config.espnet.get("token_type", "bpe")
-    if config.recipe.task != "cls" and kind not in ("char", "bpe"):
-        yield f"token_type: the recipes make char or bpe tokens, not {kind!r}"
+    if config.recipe.task == "cls":
+        return
+    if kind not in ("char", "bpe", PRETRAINED):
+        yield f"token_type: the recipes make {TOKENS} tokens, not {kind!r}"
+    elif kind == PRETRAINED and token_source(config.espnet) is None:
+        yield f"token_type: {PRETRAINED} needs a pretrained model: give decoder_conf: path"
+    elif config.espnet.get("decoder") == "whisper" and kind != PRETRAINED:
+        yield f"decoder: whisper needs its own tokens: token_type: {PRETRAINED}"
 
 
 def _target_problems(recipe: Recipe) -> Iterator[str]:
@@ -163,6 +173,9 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
         if method == "ctc_att_beam" and transducer:
             yield f"{where} is not for decoder: transducer; take transducer_beam"
             continue
+        if method == ATTENTION_GREEDY and espnet.get("decoder") != "whisper":
+            yield f"{where} needs decoder: whisper"
+            continue
         weight = (options or {}).get("ctc_weight", 1.0)
         needs_ctc = method == "ctc_greedy" or (method == "ctc_att_beam" and weight != 0)
         if needs_ctc and ctc_weight(espnet) == 0:
@@ -183,6 +196,8 @@ def _bad_decode_value(key: str, value: Any) -> str | None:
         return None if is_int(value) and value >= 1 else "a whole number of at least 1"
     if not is_number(value):
         return "a number"
+    if key == "tokens_per_second" and value <= 0:
+        return "above 0"
     if key == "ctc_weight" and not 0 <= value <= 1:
         return "between 0 and 1"
     if key == "minlenratio" and value < 0:

@@ -13,6 +13,7 @@ from espnet_ext.encoders.compressed import compress_head
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.models.nested import Encoded, check_options, family_loss
 from espnet_ext.models.transducer import use_transducer
+from espnet_ext.models.whisper_decoder import WhisperDecoder
 
 Loss = tuple[Tensor, dict[str, Any], Tensor]  # loss, statistics, weight, as ESPnet's trainer wants
 
@@ -23,6 +24,8 @@ class ASRModel(ESPnetASRModel):
     def __init__(self, joint_network: nn.Module | None = None, **conf: Any):
         decoder = conf["decoder"]
         super().__init__(joint_network=None, **conf)
+        if isinstance(decoder, WhisperDecoder):
+            self.sos, self.eos = decoder.use_tokens(self.token_list)
         if joint_network is not None:
             use_transducer(self, decoder, joint_network)
         if self.ctc is not None:

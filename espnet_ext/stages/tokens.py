@@ -1,9 +1,13 @@
-"""Stage 3: the token list: characters, SentencePiece (BPE or unigram), or classes."""
+"""Stage 3: the token list: characters, SentencePiece, a pretrained model's tokens, or classes."""
 
 import io
+import shutil
 from collections import Counter
 from pathlib import Path
 
+from espnet_ext.config.pretrained import PRETRAINED, require_token_source
+from espnet_ext.config.recipe_errors import ctc_weight
+from espnet_ext.data import tokenizer as pretrained
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
@@ -21,6 +25,9 @@ def write_tokens(experiment: Experiment) -> None:
     if experiment.recipe.task == "cls":
         _write_classes(experiment)
         return
+    if experiment.espnet.get("token_type") == PRETRAINED:
+        _write_pretrained(experiment)
+        return
     text = experiment.require_references(experiment.recipe.train_set)
     out = experiment.token_folder
     stamp = Stamp(out / ".done.json", {"kind": out.name}, [text])
@@ -31,16 +38,52 @@ def write_tokens(experiment: Experiment) -> None:
     if not any(sentences):
         raise UserError(f"{text}: no transcript in it; run stage 1")
     if experiment.espnet.get("token_type") == "char":
-        tokens = character_tokens(sentences)
+        found = character_tokens(sentences)
         outputs = [experiment.token_list]
     else:
-        tokens = train_sentencepiece(sentences, experiment, out / "bpe.model")
+        found = train_sentencepiece(sentences, experiment, out / "bpe.model")
         outputs = [experiment.token_list, out / "bpe.model"]
     # ESPnet's convention: blank first, sos/eos last.
-    listed = ["<blank>", "<unk>", *tokens, "<sos/eos>"]
+    listed = ["<blank>", "<unk>", *found, "<sos/eos>"]
     write_text(experiment.token_list, "".join(f"{token}\n" for token in listed))
     stamp.write(outputs)
     print(f"tokens: {len(listed)} tokens in {out}")
+
+
+def _write_pretrained(experiment: Experiment) -> None:
+    """Write the tokens of a pretrained model, by its ids, and its tokenizer.json.
+
+    Raises:
+        UserError: the tokenizer is missing, damaged, or of another model; or CTC cannot write the
+            transcripts.
+    """
+    out = experiment.token_folder
+    tokenizer, config = pretrained.source_files(require_token_source(experiment.config))
+    if ctc_weight(experiment.espnet) > 0:
+        _refuse_blanks(experiment, pretrained.Tokenizer(tokenizer.parent))
+    stamp = Stamp(out / ".done.json", {"kind": out.name}, [tokenizer, config])
+    if stamp.is_current():
+        print(f"tokens: {out} is up to date")
+        return
+    found = pretrained.listed(tokenizer, config)
+    copied = out / pretrained.TOKENIZER
+    with atomic_path(copied) as temporary:
+        shutil.copyfile(tokenizer, temporary)
+    write_text(experiment.token_list, "".join(f"{token}\n" for token in found))
+    stamp.write([experiment.token_list, copied])
+    print(f"tokens: {len(found)} tokens in {out}")
+
+
+def _refuse_blanks(experiment: Experiment, tokenizer: pretrained.Tokenizer) -> None:
+    """Raise UserError if a transcript has the token of id 0, which is CTC's blank in ESPnet."""
+    path = experiment.require_references(experiment.recipe.train_set)
+    (blank,) = tokenizer.names([0])
+    for utterance, text in read_table(path).items():
+        if blank in tokenizer.tokens(text):
+            raise UserError(
+                f"{path}: {utterance} has the token {blank!r}, which is CTC's blank: choose "
+                "model_conf: ctc_weight: 0.0, or transcripts without it"
+            )
 
 
 def _write_classes(experiment: Experiment) -> None:

@@ -213,9 +213,8 @@ def _common_options(
     write_text(path, yaml.safe_dump(espnet, sort_keys=False))
     command = ["--config", str(path), "--ngpu", str(options.ngpu)]
     command += ["--token_list", str(experiment.token_list)]
-    pieces = experiment.token_folder / "bpe.model"
-    if pieces.exists() and experiment.espnet.get("token_type") != "char":
-        command += ["--bpemodel", str(pieces)]
+    if experiment.tokenizer is not None:
+        command += ["--bpemodel", str(experiment.tokenizer)]
     for role, triples in data.items():
         for triple in triples:
             command += [f"--{role}_data_path_and_name_and_type", triple]

@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
+from espnet2.asr.specaug.specaug import SpecAug
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from espnet_ext.encoders.frozen_cache import FrozenCache, computation_of, digest
 from espnet_ext.encoders.pretrained.load import build_stack, load_stack
 from espnet_ext.encoders.pretrained.mimicked import MimicConf, MimickedStack
-from espnet_ext.encoders.pretrained.stack import Stack
-from espnet_ext.errors import UserError
+from espnet_ext.encoders.pretrained.stack import RATE, Stack
+from espnet_ext.encoders.pretrained.whisper import WhisperStack
+from espnet_ext.errors import UserError, one_line
 from espnet_ext.methods.mimic import MimicNetwork
 from espnet_ext.methods.nested import apply_nested, nested_stack
 from espnet_ext.methods.nested_options import Member, NestedOptions
@@ -44,6 +47,8 @@ class StackEncoder(AbsEncoder):
         mimic: dict | None = None,
         nested: dict | None = None,
         cache_gb: float = 0.0,
+        pad_to: float = 0.0,
+        masks: dict | None = None,
     ):
         """Load the model.
 
@@ -63,22 +68,18 @@ class StackEncoder(AbsEncoder):
             cache_gb: memory that a training may use to keep the outputs of the frozen part, so
                 that they are computed once, not in every epoch. An encoder of ESPnet's, whose
                 convolutions see the padding of a batch, then sees each utterance alone.
+            pad_to: seconds that shorter speech is filled up to with silence; an untrained Whisper
+                needs 30.
+            masks: options of ESPnet's SpecAug for masks on log-mel in training; for whisper.
 
         Raises:
             UserError: an option that does not fit the model, or an error of ``load_stack``.
         """
         super().__init__()
-        if input_size != 1:
-            raise UserError("encoder: stack takes samples: choose frontend: raw and no normalize")
-        if frozen not in (True, False, FRONT):
-            raise UserError(
-                f"encoder: stack: frozen must be true, false or {FRONT}, not {frozen!r}"
-            )
+        _refuse(input_size, frozen, cache_gb=cache_gb, pad_to=pad_to)
         whole = _load_or_build(path, architecture).select(remove, keep)
         if upto is not None and not 1 <= upto <= whole.num_layers:
             raise UserError(f"encoder: stack: upto: {upto} is not in 1..{whole.num_layers}")
-        if not cache_gb >= 0:
-            raise UserError(f"encoder: stack: cache_gb must be 0 or more, not {cache_gb}")
         self.architecture = whole.architecture
         self.cache_gb = cache_gb
         self.cache: FrozenCache | None = None
@@ -91,6 +92,18 @@ class StackEncoder(AbsEncoder):
         if mimic is not None:
             self._replace_by_mimic(whole, MimicConf.parse(mimic))
         self._freeze()
+        self.pad_to = round(pad_to * RATE)
+        if masks is not None:
+            self._mask(masks)
+
+    def _mask(self, options: dict) -> None:
+        """Mask log-mel in training."""
+        if self.frozen or not isinstance(self.base, WhisperStack):
+            raise UserError("encoder: stack: masks needs a whisper and frozen: false")
+        try:
+            self.base.augment = SpecAug(**options)
+        except (AssertionError, TypeError, ValueError) as error:
+            raise UserError(f"encoder: stack: masks: {one_line(error)}") from None
 
     def _nest(self, whole: Stack, conf: dict, mimic: dict | None) -> None:
         """Turn the stack into a family, in place."""
@@ -133,6 +146,11 @@ class StackEncoder(AbsEncoder):
     def base(self) -> Stack:
         """The front end and the layers that no mimic replaces."""
         return self.stack.stack if isinstance(self.stack, MimickedStack) else self.stack
+
+    @property
+    def most_samples(self) -> int | None:
+        """Samples of the longest speech that the model has positions for; None: any length."""
+        return getattr(self.base, "most_samples", None)
 
     @property
     def mimic(self) -> MimicNetwork | None:
@@ -180,6 +198,9 @@ class StackEncoder(AbsEncoder):
         """Encode samples (batch, samples, 1); return (batch, frames, width), lengths, None."""
         self._set_modes()
         x, lengths = xs_pad.squeeze(-1), ilens
+        if x.shape[1] < self.pad_to:
+            x = F.pad(x, (0, self.pad_to - x.shape[1]))
+        lengths = lengths.clamp(min=self.pad_to)
         if self.frozen:
             with torch.no_grad():
                 x, lengths = self._frozen_outputs(x, lengths)
@@ -226,6 +247,17 @@ class StackEncoder(AbsEncoder):
         if self.mimic is not None:
             trained = any(p.requires_grad for p in self.mimic.parameters())
             self.mimic.train(self.training and trained)
+
+
+def _refuse(input_size: int, frozen: bool | str, **amounts: float) -> None:
+    """Raise UserError for options that no model fits."""
+    if input_size != 1:
+        raise UserError("encoder: stack takes samples: choose frontend: raw and no normalize")
+    if frozen not in (True, False, FRONT):
+        raise UserError(f"encoder: stack: frozen must be true, false or {FRONT}, not {frozen!r}")
+    for name, value in amounts.items():
+        if not value >= 0:
+            raise UserError(f"encoder: stack: {name} must be 0 or more, not {value}")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from espnet_ext.data.tokenizer import HUB
 from espnet_ext.encoders.pretrained.espnet import load_espnet
 from espnet_ext.encoders.pretrained.stack import Stack
 from espnet_ext.encoders.pretrained.transformers_stack import LOAD_ERRORS, first_line, quiet
@@ -13,7 +14,6 @@ from espnet_ext.encoders.pretrained.whisper import ENCODER, WhisperStack
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.formats.digests import refuse_changed
 
-HUB = "hub:"  # before the name of a model of transformers' hub
 # Model types of transformers.
 FAMILIES: dict[str, type[Wav2Vec2Stack | WhisperStack]] = {
     "hubert": Wav2Vec2Stack,

@@ -45,6 +45,7 @@ class WhisperStack(TransformersStack):
 
         extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
         super().__init__(model, "whisper", extractor)
+        self.augment: nn.Module | None = None  # masks log-mel (batch, time, bins) in training
 
     @classmethod
     def read(cls, name: str, family: str, local: bool) -> Self:
@@ -84,8 +85,13 @@ class WhisperStack(TransformersStack):
     def body(self) -> list[nn.Module]:
         return [self.model.embed_positions, self.model.layers, self.model.layer_norm]
 
+    @property
+    def most_samples(self) -> int:
+        """Samples of the longest speech that there are positions for."""
+        return self.model.max_source_positions * 2 * self.extractor.hop_length
+
     def front(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        most = self.model.max_source_positions * 2 * self.extractor.hop_length
+        most = self.most_samples
         if int(lengths.max()) > most:
             raise UserError(
                 f"an utterance of {int(lengths.max()) / RATE:.1f} s is longer than the "
@@ -98,6 +104,8 @@ class WhisperStack(TransformersStack):
         mels = [self.log_mel(w[:n]) for w, n in zip(speech, lengths.tolist(), strict=True)]
         sizes = torch.tensor([len(mel) for mel in mels], device=speech.device)
         mel = pad_sequence(mels, batch_first=True)
+        if self.augment is not None and self.training:
+            mel, _ = self.augment(mel, sizes)
         # A convolution pads with zeros; the second must find zeros after a shorter utterance.
         inner = F.gelu(self.model.conv1(mel.transpose(1, 2)))
         inner = inner.masked_fill(~frame_mask(sizes, mel.shape[1]).unsqueeze(1), 0.0)

@@ -93,7 +93,7 @@ def test_the_speed_is_the_processor_time_of_the_fastest_round(tmp_path, monkeypa
         """A decoder without a model, whose texts take the time that ``spent`` says."""
 
         def __init__(self):
-            self.method, self.search, self.batch_size = "ctc_greedy", None, 1
+            self.method, self.in_batches, self.batch_size = "ctc_greedy", False, 1
 
         def read(self, row):
             return np.zeros(1, np.float32), 4.0

@@ -8,6 +8,7 @@ import yaml
 
 from espnet_ext.cli import tokens
 from espnet_ext.errors import UserError
+from tests.fixtures import foundation
 from tests.fixtures.texts import sentences
 
 
@@ -22,9 +23,9 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make(kind: str, **recipe: object) -> None:
+def make(kind: str, espnet: dict | None = None, **recipe: object) -> None:
     """Run the verb with a config of that token type."""
-    config = {"encoder": "conformer", "token_type": kind, "recipe": recipe}
+    config = {"encoder": "conformer", "token_type": kind, **(espnet or {}), "recipe": recipe}
     Path("train_x.yaml").write_text(yaml.safe_dump(config))
     tokens.run(argparse.Namespace(config="train_x.yaml"))
 
@@ -103,3 +104,44 @@ def test_a_translation_has_a_list_for_each_language(folder):
         make("char", task="st", target="fr")
     with pytest.raises(UserError, match=r"no data/train/text.dee.*did you mean 'de'"):
         make("char", task="st", target="dee")
+
+
+WHOLE = {"decoder": "whisper", "decoder_conf": {"path": "model"}, "model_conf": {"ctc_weight": 0.0}}
+
+
+def whole(espnet: dict) -> None:
+    """Run the verb with the tokens of a pretrained model."""
+    make("hugging_face", espnet, decode={"attention_greedy": {}})
+
+
+def test_tokens_of_a_pretrained_model_are_its_own(folder, capsys):
+    model = foundation.make(folder / "model")
+    whole(WHOLE)
+    found = listed("model")
+    assert len(found) == model.config.vocab_size
+    assert found[model.config.eos_token_id] == "<|endoftext|>"
+    copied = Path("data/token_list/model/tokenizer.json")
+    assert copied.read_bytes() == Path("model/tokenizer.json").read_bytes()
+    whole(WHOLE)
+    assert capsys.readouterr().out.endswith("data/token_list/model is up to date\n")
+
+
+def test_a_tokenizer_of_another_model_or_none_is_refused(folder):
+    foundation.make(folder / "model")
+    foundation.change(Path("model/config.json"), decoder_start_token_id=3)
+    with pytest.raises(UserError, match=r"not of one model: <\|startoftranscript\|> is \d+"):
+        whole(WHOLE)
+    Path("model/tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"no model/tokenizer\.json: .* give the folder of a whole"):
+        whole(WHOLE)
+    assert not Path("data/token_list/model/tokens.txt").exists()
+
+
+def test_ctc_cannot_write_the_token_that_is_its_blank(folder):
+    foundation.make(folder / "model")
+    with_ctc = {**WHOLE, "model_conf": {"ctc_weight": 0.3}}
+    whole(with_ctc)
+    Path("data/train/text").write_text("u00 stop !\n")
+    whole(WHOLE)
+    with pytest.raises(UserError, match=r"data/train/text: u00 has the token '.?!'"):
+        whole(with_ctc)

@@ -38,7 +38,7 @@ WRONG = {
     "recipe: {decode: ctc_greedy}": "decode must name a method",
     "recipe: {decode: {}}": "decode must name a method",
     "recipe: {task: [cls]}": "unknown task '['cls']'; did you mean 'cls'?",
-    "token_type: [char]": "token_type: the recipes make char or bpe tokens",
+    "token_type: [char]": "token_type: the recipes make char, bpe or hugging_face tokens",
 }
 
 

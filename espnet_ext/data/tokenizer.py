@@ -1,0 +1,113 @@
+"""The tokens of a pretrained model: its tokenizer.json, read without running any code of its own.
+
+``tokenizers`` reads the file; transformers' AutoTokenizer may run code that a folder brings.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.errors import UserError, one_line
+from espnet_ext.files import read_json
+
+TOKENIZER = "tokenizer.json"
+HUB = "hub:"  # before the name of a model of transformers' hub
+# Tokens of Whisper's, and the keys of config.json that hold their ids.
+_NAMED = {"<|endoftext|>": "eos_token_id", "<|startoftranscript|>": "decoder_start_token_id"}
+
+
+class Tokenizer:
+    """A byte-level tokenizer of a pretrained model, as ESPnet uses tokenizers."""
+
+    def __init__(self, folder: str | Path):
+        """Read tokenizer.json in a folder.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        import tokenizers
+
+        path = Path(folder) / TOKENIZER
+        if not path.is_file():
+            raise UserError(f"no {path}; run stage 3")
+        try:
+            self.model = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # of its own type, which comes from Rust
+            raise UserError(f"{path}: no tokenizer can be read: {one_line(error)}") from None
+
+    def tokens(self, text: str) -> list[str]:
+        """Tokens of a text, whose first word begins as words inside of a text do."""
+        return self.model.encode(f" {text}", add_special_tokens=False).tokens if text else []
+
+    def text(self, tokens: Iterable[str]) -> str:
+        """The text of tokens; special ones are left out."""
+        found = self.model.decode(self.ids(tokens), skip_special_tokens=True)
+        return " ".join(found.split())
+
+    def ids(self, tokens: Iterable[str]) -> list[int]:
+        """Ids of tokens; of those that only fill the list none."""
+        found = (self.model.token_to_id(token) for token in tokens)
+        return [number for number in found if number is not None]
+
+    def names(self, ids: Iterable[int]) -> list[str]:
+        """Tokens by their ids."""
+        return [self.model.id_to_token(int(i)) or unused(int(i)) for i in ids]
+
+
+def unused(number: int) -> str:
+    """The name of an id that no token has, as of timestamps in some folders."""
+    return f"<|unused{number}|>"
+
+
+def source_files(source: str) -> tuple[Path, Path]:
+    """Return tokenizer.json and config.json of a model: a folder or ``hub:NAME``.
+
+    Raises:
+        UserError: one is missing.
+    """
+    if not source.startswith(HUB):
+        found = [Path(source) / name for name in (TOKENIZER, "config.json")]
+        for path in found:
+            if not path.is_file():
+                raise UserError(
+                    f"no {path}: token_type: hugging_face reads the tokens of a pretrained model; "
+                    "run stage 2, or give the folder of a whole one"
+                )
+        return found[0], found[1]
+    from transformers.utils import cached_file
+
+    name = source.removeprefix(HUB)
+    try:
+        first, second = (cached_file(name, file) for file in (TOKENIZER, "config.json"))
+    except OSError as error:
+        raise UserError(f"{source}: {one_line(error)}") from None
+    return Path(str(first)), Path(str(second))
+
+
+def listed(tokenizer: Path, config: Path) -> list[str]:
+    """Return a model's tokens in the order of its ids.
+
+    Raises:
+        UserError: the tokenizer is of another model.
+    """
+    found, sizes = Tokenizer(tokenizer.parent).model.get_vocab(), _sizes(config)
+    rows = sizes.get("vocab_size")
+    where = f"{tokenizer} and {config} are not of one model:"
+    if not isinstance(rows, int) or max(found.values(), default=rows) >= rows:
+        raise UserError(f"{where} {len(found)} tokens, vocab_size {rows}")
+    for token, key in _NAMED.items():
+        if token in found and sizes.get(key, found[token]) != found[token]:
+            raise UserError(f"{where} {token} is {found[token]}, {key} {sizes[key]}")
+    names: Sequence[str] = [unused(i) for i in range(rows)]
+    by_id = {number: token for token, number in found.items()}
+    return [by_id.get(i, name) for i, name in enumerate(names)]
+
+
+def _sizes(config: Path) -> dict[str, Any]:
+    try:
+        content = read_json(config)
+    except ValueError:
+        raise UserError(f"{config}: not valid JSON") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{config}: expected keys and values")
+    return content

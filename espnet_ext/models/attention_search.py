@@ -1,0 +1,70 @@
+"""Greedy search of a Whisper decoder: batches, cached keys and values, and an end to loops."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from espnet_ext.methods.tensors import frame_mask
+from espnet_ext.models.whisper_decoder import WhisperDecoder
+
+_LONGEST = 10  # tokens of a phrase that is looked for
+_TIMES = 4  # that a phrase may not come one after another ...
+_TOKENS = 12  # ... if that makes this many tokens: people do say "no no no no"
+
+
+@torch.no_grad()
+def attention_greedy(
+    decoder: WhisperDecoder, encoded: Tensor, frames: Tensor, most: Sequence[int]
+) -> list[list[int]]:
+    """Return the ids of the most likely next tokens of each utterance, one after another.
+
+    An utterance ends with eos, at its number of tokens, or where it repeats itself; of a
+    repetition one is kept. Those that have ended leave the batch.
+
+    Args:
+        decoder: in evaluation mode.
+        encoded: encoder output (B, T, D).
+        frames: of each utterance (B,).
+        most: tokens of each utterance, without eos.
+    """
+    found: list[list[int]] = [[] for _ in most]
+    rows = list(range(len(most)))
+    inside = frame_mask(frames, encoded.shape[1], encoded.device)
+    tokens = torch.tensor(decoder.prompt, device=encoded.device).expand(len(rows), -1)
+    past = None
+    while rows:
+        scores, past = decoder.step(tokens, encoded, inside, past)
+        best = scores.argmax(-1)
+        kept = [
+            place
+            for place, (row, token) in enumerate(zip(rows, best.tolist(), strict=True))
+            if token != decoder.end and _goes_on(found[row], token, most[row])
+        ]
+        tokens = best[kept].unsqueeze(1)
+        if kept and len(kept) < len(rows):
+            places = torch.tensor(kept, device=encoded.device)
+            past.batch_select_indices(places)
+            encoded, inside = encoded[places], inside[places]
+        rows = [rows[place] for place in kept]
+    return found
+
+
+def _goes_on(found: list[int], token: int, most: int) -> bool:
+    """Add a token to a text; return whether another one may follow."""
+    if len(found) < most:
+        found.append(token)
+    if repeated := loop(found):
+        del found[-repeated:]
+        return False
+    return len(found) < most
+
+
+def loop(tokens: Sequence[int]) -> int:
+    """How many tokens at the end only repeat the phrase before them; 0 if it is no loop."""
+    for size in range(1, _LONGEST + 1):
+        times = max(_TIMES, -(-_TOKENS // size))
+        tail = tokens[-size * times :]
+        if len(tail) == size * times and tail[size:] == tail[:-size]:
+            return size * (times - 1)
+    return 0

@@ -1,0 +1,315 @@
+"""ESPnet decoder ``whisper``: transformers' Whisper decoder, its output tied to its embedding."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from espnet2.asr.decoder.abs_decoder import AbsDecoder
+from espnet2.legacy.nets.scorer_interface import BatchScorerInterface
+from torch import Tensor
+from torch.nn import functional as F
+
+from espnet_ext.data.tokenizer import HUB
+from espnet_ext.encoders.pretrained.transformers_stack import quiet, random_model, read_model
+from espnet_ext.errors import UserError, nearest
+from espnet_ext.methods.tensors import frame_mask
+
+START, END = "<|startoftranscript|>", "<|endoftext|>"  # sos and eos
+_NO_TIMES = "<|notimestamps|>"
+TASKS = ("transcribe", "translate")
+FRAMES = 50  # of the encoder, a second
+TOKENS_PER_SECOND = 6.0  # at most, in a text; people say 3 to 4
+MORE_TOKENS = 8  # that a short utterance may have besides
+# Keys of transformers' config that decide the decoder.
+_KEYS = (
+    *("d_model", "decoder_layers", "decoder_attention_heads", "decoder_ffn_dim"),
+    *("max_target_positions", "vocab_size"),
+)
+
+Keys = list[tuple[Tensor, Tensor]]  # by layer: keys and values (utterances, heads, steps, width)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values: of the tokens so far, and of the encoder's frames."""
+
+    tokens: Keys
+    frames: Keys
+
+
+class WhisperDecoder(AbsDecoder, BatchScorerInterface):
+    """Decoder ``whisper``, for ``token_type: hugging_face`` and an encoder of the same width.
+
+    The prompt that Whisper expects is put in here, in the place of sos: ESPnet's texts, losses and
+    searches know nothing of it. Frames after the end of an utterance are masked.
+
+    Attributes:
+        prompt: ids of its tokens; set by ``use_tokens``.
+        end: id of eos.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        encoder_output_size: int,
+        path: str | None = None,
+        architecture: dict | None = None,
+        language: str | None = None,
+        task: str = "transcribe",
+    ):
+        """Load the decoder.
+
+        Args:
+            vocab_size: tokens of the list of stage 3.
+            encoder_output_size: features of a frame.
+            path: folder of a whole Whisper in transformers' format, or ``hub:NAME``.
+                None: random weights.
+            architecture: keys of transformers' config.json (d_model, decoder_layers, ...): what
+                to build if there is no ``path``.
+            language: spoken, as ``en`` or ``fr``; null for a model that knows English alone.
+            task: ``transcribe``, or ``translate`` into English; of multilingual models.
+
+        Raises:
+            UserError: an option that does not fit the model, a model of another width or
+                vocabulary, or weights that are missing.
+        """
+        super().__init__()
+        if task not in TASKS:
+            raise UserError(f"decoder: whisper: unknown task {nearest(str(task), TASKS)}")
+        if path is None and architecture is None:
+            raise UserError("decoder: whisper: give the path of a model, or an architecture")
+        self.language, self.task = language, task
+        self.decoder = _built(architecture or {}) if path is None else self._read(path)
+        config = self.decoder.config
+        for key, value in (architecture or {}).items():
+            if getattr(config, key, value) != value:
+                raise UserError(
+                    f"{path} has {key} {getattr(config, key)!r}, decoder_conf: architecture says "
+                    f"{value!r}"
+                )
+        if encoder_output_size != config.d_model:
+            raise UserError(
+                f"decoder: whisper has the width {config.d_model}, the encoder "
+                f"{encoder_output_size}: they are not of one model"
+            )
+        if vocab_size != config.vocab_size:
+            raise UserError(
+                f"decoder: whisper has {config.vocab_size} tokens, the token list {vocab_size}: "
+                "it is of another model; choose token_type: hugging_face and run stage 3"
+            )
+        self.prompt: tuple[int, ...] = ()
+        self.end = -1
+
+    def _read(self, path: str) -> Any:
+        """Load the decoder from a whole model, and check that it knows the language."""
+        import transformers
+
+        name, local = path.removeprefix(HUB), not path.startswith(HUB)
+        with quiet():
+            whole = read_model(transformers.WhisperModel, name, local)
+            multilingual = _is_multilingual(name, local)
+        if multilingual is False and (self.language is not None or self.task != "transcribe"):
+            raise UserError(
+                f"decoder: whisper: {path} transcribes English alone: leave out language and task"
+            )
+        if multilingual and self.language is None:
+            raise UserError(f"decoder: whisper: {path} knows many languages: give language, as en")
+        return whole.decoder
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The option ``architecture`` for a decoder of these sizes."""
+        return {key: getattr(self.decoder.config, key) for key in _KEYS}
+
+    def portable_conf(self, conf: Mapping[str, Any]) -> dict[str, Any]:
+        """The ``decoder_conf`` that builds this decoder without any file of the model."""
+        return {**conf, "path": None, "architecture": self.architecture}
+
+    def use_tokens(self, tokens: Sequence[str]) -> tuple[int, int]:
+        """Find the prompt in the token list; return the ids of sos and eos.
+
+        Raises:
+            UserError: the list is not Whisper's, or has no such language.
+        """
+        ids = {token: place for place, token in enumerate(tokens)}
+        for token in (START, END, _NO_TIMES):
+            if token not in ids:
+                raise UserError(
+                    f"decoder: whisper: no {token} in the token list: choose token_type: "
+                    "hugging_face and run stage 3"
+                )
+        words = [START]
+        if self.language is not None:
+            words += [f"<|{self.language}|>", f"<|{self.task}|>"]
+            known = [t.strip("<|>") for t in ids if t.startswith("<|") and len(t) in (6, 7)]
+            if words[1] not in ids:
+                language = nearest(str(self.language), known)
+                raise UserError(f"decoder: whisper: the model lacks the language {language}")
+        self.prompt = tuple(ids[word] for word in [*words, _NO_TIMES])
+        self.end = ids[END]
+        return ids[START], self.end
+
+    def forward(
+        self, hs_pad: Tensor, hlens: Tensor, ys_in_pad: Tensor, ys_in_lens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the scores (B, L, V) of the tokens that follow each of ``ys_in_pad``.
+
+        Args:
+            hs_pad: encoder output (B, T, D).
+            hlens: frames of each utterance (B,).
+            ys_in_pad: token ids (B, L); the first is sos.
+            ys_in_lens: tokens of each utterance (B,), returned.
+        """
+        inside = frame_mask(hlens, hs_pad.shape[1], hs_pad.device)
+        h = self._run(self.with_prompt(ys_in_pad), hs_pad, inside, None)
+        return self._scores(h[:, len(self.prompt) - 1 :]), ys_in_lens
+
+    def with_prompt(self, tokens: Tensor) -> Tensor:
+        """Return tokens (B, L) with the prompt in the place of sos, which is the first."""
+        prompt = torch.tensor(self.prompt, device=tokens.device, dtype=tokens.dtype)
+        return torch.cat([prompt.expand(len(tokens), -1), tokens[:, 1:]], dim=1)
+
+    def most_tokens(self, seconds: float, rate: float = TOKENS_PER_SECOND) -> int:
+        """The most tokens that a text of speech of this length may have, without eos."""
+        room = self.decoder.max_target_positions - len(self.prompt)
+        return min(int(rate * seconds) + MORE_TOKENS, room)
+
+    def step(
+        self, tokens: Tensor, encoded: Tensor, inside: Tensor | None, past: Any
+    ) -> tuple[Tensor, Any]:
+        """Score what follows the last of ``tokens``.
+
+        Args:
+            tokens: (B, L), those that ``past`` lacks, the prompt included.
+            encoded: encoder output (B, T, D).
+            inside: (B, T), true inside each utterance; None: all frames are.
+            past: transformers' cache of the earlier tokens; None: there are none.
+
+        Returns:
+            Scores (B, V), and the cache.
+        """
+        past = _new_cache() if past is None else past
+        h = self._run(tokens, encoded, inside, past)
+        return self._scores(h[:, -1]), past
+
+    def batch_init_state(self, x: Tensor) -> None:
+        """The state before the first token; of both searches of ESPnet's."""
+        return
+
+    def score(self, y: Tensor, state: Cache | None, x: Tensor) -> tuple[Tensor, Cache]:
+        """Log-probabilities (V,) of what follows the tokens ``y`` (L,), and the new state."""
+        scores, states = self.batch_score(y.unsqueeze(0), [state], x.unsqueeze(0))
+        return scores[0], states[0]
+
+    def batch_score(self, ys: Tensor, states: list[Any], xs: Tensor) -> tuple[Tensor, list[Cache]]:
+        """Log-probabilities (n, V) of what follows the tokens ``ys`` (n, L), and new states.
+
+        A text that is as long as its speech allows can only end. ``xs`` (n, T, D) is not padded.
+        """
+        past = _joined(states)
+        tokens = self.with_prompt(ys)
+        known = past.get_seq_length()
+        scores, past = self.step(tokens[:, known:], xs, None, past)
+        found = scores.log_softmax(-1)
+        if ys.shape[1] > self.most_tokens(xs.shape[1] / FRAMES):
+            found[:, torch.arange(found.shape[1], device=found.device) != self.end] = -1e10
+        return found, _parted(past, states)
+
+    def _run(self, tokens: Tensor, encoded: Tensor, inside: Tensor | None, past: Any) -> Tensor:
+        """Run the layers, which transformers' decoder does without a mask of the frames."""
+        decoder = self.decoder
+        start = 0 if past is None else past.get_seq_length()
+        if start + tokens.shape[1] > decoder.max_target_positions:
+            raise UserError(
+                f"a text of {tokens.shape[1]} tokens with its prompt is longer than the "
+                f"{decoder.max_target_positions} that decoder: whisper has positions for; cut it"
+            )
+        positions = decoder.embed_positions.weight[start : start + tokens.shape[1]]
+        h = decoder.embed_tokens(tokens) + positions
+        h = F.dropout(h, p=decoder.dropout, training=self.training)
+        mask = None
+        if inside is not None and not inside.all():
+            mask = inside[:, None, None, :]
+        for layer in decoder.layers:
+            # Without a mask of its own the self-attention is causal.
+            h = layer(
+                h,
+                encoder_hidden_states=encoded,
+                encoder_attention_mask=mask,
+                past_key_values=past,
+                use_cache=past is not None,
+            )
+        return decoder.layer_norm(h)
+
+    def _scores(self, h: Tensor) -> Tensor:
+        return F.linear(h, self.decoder.embed_tokens.weight).float()  # for a softmax under autocast
+
+
+def placeholder_tokens(espnet: Mapping[str, Any]) -> list[str]:
+    """Tokens that the decoder of a config looks for, where no token list has been made yet."""
+    language = (espnet.get("decoder_conf") or {}).get("language")
+    return [START, END, _NO_TIMES, f"<|{language}|>", *(f"<|{task}|>" for task in TASKS)]
+
+
+def _built(architecture: Mapping[str, Any]) -> Any:
+    """A decoder of random weights."""
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperDecoder as Decoder
+
+    conf = dict(architecture)
+    size = conf.get("vocab_size", WhisperConfig().vocab_size)
+    # Of special tokens only the embedding's padding is used, which is none in a trained model.
+    for key in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
+        conf[key] = size - 1
+    return random_model(WhisperConfig, Decoder, conf)
+
+
+def _is_multilingual(name: str, local: bool) -> bool | None:
+    """Whether the model in a folder knows languages besides English; None: it does not say."""
+    from transformers import GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(name, local_files_only=local)
+    except (OSError, ValueError):
+        return None
+    return getattr(config, "is_multilingual", None)
+
+
+def _new_cache() -> Any:
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    return EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+
+def _joined(states: Sequence[Cache | None]) -> Any:
+    """Transformers' cache of a batch of hypotheses, which have as many tokens each."""
+    cache = _new_cache()
+    first = states[0]
+    if first is None:
+        return cache
+    for layer in range(len(first.tokens)):
+        pairs = [state.tokens[layer] for state in states if state is not None]
+        cache.self_attention_cache.update(*map(torch.stack, zip(*pairs, strict=True)), layer)
+        pairs = [state.frames[layer] for state in states if state is not None]
+        shared = all(keys is pairs[0][0] for keys, _ in pairs)
+        sizes = (len(pairs), -1, -1, -1)
+        both = [
+            one[0].expand(sizes) if shared else torch.stack(one) for one in zip(*pairs, strict=True)
+        ]
+        cache.cross_attention_cache.update(*both, layer)
+        cache.is_updated[layer] = True
+    return cache
+
+
+def _parted(cache: Any, states: Sequence[Cache | None]) -> list[Cache]:
+    """The state of each hypothesis; hypotheses of one utterance share those of its frames."""
+    tokens = [(one.keys, one.values) for one in cache.self_attention_cache.layers]
+    frames = [(one.keys, one.values) for one in cache.cross_attention_cache.layers]
+    return [
+        Cache(
+            [(keys[i], values[i]) for keys, values in tokens],
+            [(keys[i], values[i]) for keys, values in frames] if state is None else state.frames,
+        )
+        for i, state in enumerate(states)
+    ]

@@ -1,0 +1,181 @@
+"""A whole small Whisper through all stages: fine-tuned, with CTC besides, and as it is."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from espnet_ext.data.audio import read_wave, write_flac
+from espnet_ext.data.kaldi_dir import Utterance, read_table, write_data_dir
+from espnet_ext.data.pauses import cut_at_pauses
+from tests.fixtures import forked, foundation
+from tests.fixtures.miniature import ROOT, merged
+
+MODEL = "downloads/model"
+BASE = {
+    "include": "../../../conf/base/foundation.yaml",
+    "encoder_conf": {"path": MODEL, "masks": {"apply_time_warp": False, "apply_time_mask": False}},
+    "decoder_conf": {"path": MODEL},
+    "batch_type": "sorted",
+    "batch_size": 4,
+    "max_epoch": 1,
+    "optim_conf": {"lr": 0.003},
+    "scheduler_conf": {"warmup_steps": 2},
+    "recipe": {"average": 1, "decode": {"attention_greedy": {"batch_size": 3}}},
+}
+BEAM = {"beam_size": 2, "ctc_weight": 0.0}
+CONFIGS = {
+    "tuned": {"recipe": {"decode": {"attention_greedy": {}, "ctc_att_beam": BEAM}}},
+    "with_ctc": {
+        "model_conf": {"ctc_weight": 0.3},
+        "recipe": {"decode": {"ctc_att_beam": {**BEAM, "ctc_weight": 0.3}}},
+    },
+    "untrained": {"encoder_conf": {"pad_to": 30}, "max_epoch": 0},
+}
+SETS = {"train": 8, "dev": 3, "test": 4}
+
+
+def audio(path, seconds, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wave = 0.1 * np.random.default_rng(seed).standard_normal(round(16000 * seconds))
+    return write_flac(path, wave.astype(np.float32), 16000)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A recipe after stage 3, with its model as transformers has it."""
+    forked.load()
+    root = tmp_path_factory.mktemp("foundation")
+    folder = root / "egs/toy/asr1"
+    folder.mkdir(parents=True)
+    shutil.copytree(ROOT / "egs/conf", root / "egs/conf")
+    torch.manual_seed(3)
+    model = foundation.make(folder / MODEL)
+    texts = ["river stone", "the pilot", "a lizard, a river", "the queen and the stone"]
+    for name, count in SETS.items():
+        rows = []
+        for index in range(count):
+            path = f"data/audio/{name}{index}.flac"
+            seconds = audio(folder / path, 0.6 + 0.2 * (index % 4), index)
+            rows.append(Utterance(f"{name}{index}", name, texts[index % 4], path, seconds))
+        write_data_dir(folder / "data" / name, rows)
+    seconds = audio(folder / "data/audio/long.flac", 63, 9)
+    row = Utterance("long", "long", "the queen", "data/audio/long.flac", seconds)
+    write_data_dir(folder / "data/hour", [row])
+    (folder / "conf").mkdir()
+    for tag, over in CONFIGS.items():
+        content = merged(BASE, over)
+        if tag == "untrained":
+            del content["encoder_conf"]["masks"]
+        if "ctc_att_beam" in content["recipe"]["decode"] and tag == "with_ctc":
+            del content["recipe"]["decode"]["attention_greedy"]
+        (folder / f"conf/train_{tag}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    succeed(folder, "tokens", "conf/train_tuned.yaml")
+    return folder, model
+
+
+def succeed(folder, *words):
+    done = forked.Command(folder, words, folder.parent / "logs").wait(300)
+    assert done.code == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def trained(folder, tag):
+    config = f"conf/train_{tag}.yaml"
+    succeed(folder, "train", config, "--threads", "1")
+    succeed(folder, "deploy", config)
+    return config
+
+
+def decoder(deployed):
+    from espnet_ext.bridge.inference import Decoder
+    from espnet_ext.bridge.speech_input import SpeechInput
+
+    return Decoder(deployed, "attention_greedy", {"batch_size": 3}, SpeechInput(16000))
+
+
+def hypotheses(folder, tag, method, name="test"):
+    return read_table(folder / f"exp/{tag}/decode/merged/{method}/{name}/text")
+
+
+def generated(model, folder, name):
+    """Texts of a set by transformers' own generate, of speech padded to 30 s."""
+    from transformers import GenerationMixin, WhisperFeatureExtractor
+
+    words = foundation.tokenizer()
+    start = model.config.decoder_start_token_id
+    prompt = torch.tensor([[start, words.token_to_id("<|notimestamps|>")]])
+    found = {}
+    for utterance, path in read_table(folder / f"data/{name}/wav.scp").items():
+        wave = read_wave(folder / path, utterance, 16000)
+        mel = WhisperFeatureExtractor()(wave, sampling_rate=16000, return_tensors="pt")
+        made = GenerationMixin.generate(
+            model,
+            mel.input_features,
+            decoder_input_ids=prompt,
+            num_beams=1,
+            do_sample=False,
+            max_new_tokens=int(6 * len(wave) / 16000) + 8,
+        )
+        text = words.decode(made[0].tolist(), skip_special_tokens=True)
+        found[utterance] = " ".join(text.split())
+    return found
+
+
+def test_an_untrained_model_is_decoded_as_transformers_does(recipe):
+    folder, model = recipe
+    config = trained(folder, "untrained")
+    succeed(folder, "decode", config, "--sets", "test", "--nj", "1")
+    found = hypotheses(folder, "untrained", "attention_greedy")
+    assert found == generated(model, folder, "test")
+    assert len(set(found.values())) > 1 and any(len(set(text)) > 4 for text in found.values())
+    succeed(folder, "score", config, "--sets", "test")
+    succeed(folder, "report", config)
+    record = json.loads((folder / "exp/untrained/train.json").read_text())
+    assert (record["epochs"], record["average"]["epochs"]) == (0, [0])
+    assert record["command"].startswith("espnet-ext train")
+
+
+def test_training_changes_encoder_and_decoder_and_both_searches_decode(recipe, monkeypatch):
+    folder, model = recipe
+    config = trained(folder, "tuned")
+    state = torch.load(folder / "exp/tuned/deploy/merged/model.pth", weights_only=True)
+    before = model.state_dict()
+    for ours, theirs in {
+        "encoder.stack.model.layers.0.fc1.weight": "model.encoder.layers.0.fc1.weight",
+        "decoder.decoder.layers.1.encoder_attn.k_proj.weight": (
+            "model.decoder.layers.1.encoder_attn.k_proj.weight"
+        ),
+        "decoder.decoder.embed_tokens.weight": "model.decoder.embed_tokens.weight",
+    }.items():
+        assert (state[ours] - before[theirs]).abs().max() > 1e-4, ours
+    moved = folder / MODEL
+    moved.rename(folder / "away")  # a deployed model needs no file of the pretrained one
+    try:
+        succeed(folder, "decode", config, "--sets", "test hour", "--nj", "1")
+    finally:
+        (folder / "away").rename(moved)
+    for method in ("attention_greedy", "ctc_att_beam"):
+        assert hypotheses(folder, "tuned", method).keys() == {f"test{k}" for k in range(4)}
+    found = hypotheses(folder, "tuned", "attention_greedy")
+    monkeypatch.chdir(folder)
+    alone = decoder(folder / "exp/tuned/deploy/merged")
+    for utterance, path in read_table(folder / "data/test/wav.scp").items():
+        wave = read_wave(folder / path, utterance, 16000)
+        assert alone.texts([wave]) == [found[utterance]]
+    whole = read_wave(folder / "data/audio/long.flac", "long", 16000)
+    pieces = [alone.texts([piece])[0] for piece in cut_at_pauses(whole, 30 * 16000, 16000)]
+    assert len(pieces) == 3
+    assert hypotheses(folder, "tuned", "attention_greedy", "hour") == {"long": " ".join(pieces)}
+
+
+def test_ctc_and_attention_train_and_decode_together(recipe):
+    folder, _ = recipe
+    config = trained(folder, "with_ctc")
+    succeed(folder, "decode", config, "--sets", "test", "--nj", "1")
+    assert len(hypotheses(folder, "with_ctc", "ctc_att_beam")) == 4
+    log = (folder / "exp/with_ctc/train.log").read_text()
+    assert "loss_ctc" in log and "loss_att" in log
