@@ -37,7 +37,6 @@ REQUIRES = [
 ]
 
 EXTRAS = {
-    "export": ["onnx", "onnxruntime", "torchao"],
     "dev": [
         "hypothesis",
         "import-linter",

@@ -73,13 +73,18 @@ def run_cli(program: str, main: Callable[[], None]) -> int:
     try:
         main()
     except UserError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        # Names in it may hold line breaks.
+        print(f"{program}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason = f"no space left on the disk that holds {error.filename or os.getcwd()}"
         elif error.filename is not None and error.strerror:
-            names = [name for name in (error.filename, error.filename2) if name is not None]
+            names = [
+                repr(name) if "\n" in str(name) else name
+                for name in (error.filename, error.filename2)
+                if name is not None
+            ]
             reason = f"{error.strerror}: {' and '.join(str(name) for name in names)}"
         else:
             raise

@@ -104,6 +104,6 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values at the top level")
     for key in content:
-        if not isinstance(key, str):
-            raise UserError(f"{path}: keys are words, not {key!r}")
+        if not (isinstance(key, str) and key.isidentifier()):
+            raise UserError(f"{path}: keys are words, not {key}")
     return content

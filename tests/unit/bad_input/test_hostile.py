@@ -242,6 +242,10 @@ def read_anything(content: bytes, path: Path, kind: str) -> None:
         read_member(path, "model.bin")
     elif kind == "stm":
         nist.read_stm(path)
+    elif kind == "tsv":
+        list(read_tsv(path, ("path", "text")))
+    elif kind == "ark":
+        read_matrix(f"{path}:2", "u1")
     else:
         from espnet_ext.data.audio import read_stretch
 
@@ -255,6 +259,13 @@ def whole_file(kind: str) -> bytes:
     if kind == "whl":
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("model.bin", b"weights" * 3)
+        return stream.getvalue()
+    if kind == "tsv":
+        return b"path\ttext\na.mp3\tsome words\nb.mp3\tand others\n"
+    if kind == "ark":
+        import kaldiio
+
+        kaldiio.save_ark(stream, {"u": np.zeros((3, 2), np.float32)})
         return stream.getvalue()
     if kind == "stm":
         return b"f A s 0.5 1.5 <o> some words\nf B s 1 2 <o> and others\n"
@@ -273,7 +284,7 @@ def survives(tmp_path_factory, kind: str, places: list[tuple[int, int]]) -> None
     assert {path.name for path in folder.iterdir()} <= {"file", "out"}
 
 
-KINDS = ["deb", "whl", "stm", "WAV", "FLAC", "OGG", "AIFF", "NIST"]
+KINDS = ["deb", "whl", "stm", "tsv", "ark", "WAV", "FLAC", "OGG", "AIFF", "NIST"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

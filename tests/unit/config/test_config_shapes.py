@@ -19,7 +19,7 @@ BROKEN = {
     "include: [base.yaml, 3]": "include: expected files, not 3",
     "recipe: 3": "recipe: expected keys and values, not 3",
     "recipe: [vocabulary]": "recipe: expected keys and values",
-    "recipe: {1: 2}": "recipe: keys are words, not 1",
+    "recipe: {1: 2}": "recipe: unknown key '1'",
     "1: 2": "keys are words, not 1",
     "frontend_conf: [1]": "frontend_conf: expected keys and values, not [1]",
     "encoder_conf: conformer": "encoder_conf: expected keys and values",
