@@ -80,12 +80,9 @@ def run_cli(program: str, main: Callable[[], None]) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason = f"no space left on the disk that holds {error.filename or os.getcwd()}"
         elif error.filename is not None and error.strerror:
-            names = [
-                repr(name) if "\n" in str(name) else name
-                for name in (error.filename, error.filename2)
-                if name is not None
-            ]
-            reason = f"{error.strerror}: {' and '.join(str(name) for name in names)}"
+            names = [name for name in (error.filename, error.filename2) if name is not None]
+            named = " and ".join(" ".join(str(name).splitlines()) for name in names)
+            reason = f"{error.strerror}: {named}"
         else:
             raise
         advice = _ADVICE.get(error.errno or 0, "see to it")

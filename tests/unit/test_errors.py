@@ -20,6 +20,8 @@ def fail(error: Exception):
     ("error", "says"),
     [
         (UserError("no such set"), "no such set"),
+        (UserError("no set 'a\nb'"), "no set 'a b'"),
+        (PermissionError(13, "Permission denied", "exp/a\nb"), "Permission denied: exp/a b; give"),
         (PermissionError(13, "Permission denied", "exp/x"), "Permission denied: exp/x; give"),
         (FileExistsError(17, "File exists", "out"), "File exists: out; move it away"),
         (IsADirectoryError(21, "Is a directory", "a", None, "b"), "Is a directory: a and b; "),
