@@ -1,8 +1,9 @@
 """Deployed forms with packed weights: members of families, and merged models rounded afterwards.
 
 A variant is a form of ``methods.deploy`` (merged, or a member such as 12L-1024-4b), or a merged
-model whose weights are rounded after training, merged+4b: post-training quantisation, with one
-scale by maximum for each output channel, of the weights that a family rounds in training.
+model whose weights are rounded after training. ``merged+4b``: the weights that a family rounds in
+training, with one scale by maximum for each output channel. ``whole+4b``: every matrix of the
+model, decoder and embeddings too, with a scale for each group of 32 inputs.
 """
 
 import contextlib
@@ -21,9 +22,10 @@ from espnet_ext.methods.deploy import deploy
 from espnet_ext.methods.nested import find_stack, nested_stack
 from espnet_ext.methods.nested_options import Member, find_member
 from espnet_ext.methods.nested_precision import integer_weights, quantised_weights
-from espnet_ext.methods.quantise import BITS, integers, largest_integer
+from espnet_ext.methods.quantise import BITS, grouped_integers, integers, largest_integer
 
-_AFTERWARDS = re.compile(r"merged\+(\d+)b")
+_AFTERWARDS = re.compile(r"(merged|whole)\+(\d+)b")
+_SMALL = 4096  # numbers of a matrix that is not worth rounding
 
 
 class Form(NamedTuple):
@@ -46,13 +48,28 @@ def formed(trained: nn.Module, variant: str) -> Form:
     stack = nested_stack(trained)
     if stack is not None and stack.family[0].bits != 32:
         raise UserError(f"{variant}: {stack.family[0].name} is rounded already in training")
-    weights = {}
+    whole, weights = variant.startswith("whole"), {}
     encoder: Any = module.encoder
-    for key, weight in quantised_weights(encoder).items():
-        made = weights[f"encoder.{key}"] = Quantised(*integers(weight, bits), bits)
+    blocks = {} if whole else quantised_weights(encoder)
+    chosen = matrices(module) if whole else {f"encoder.{n}": w for n, w in blocks.items()}
+    for key, weight in chosen.items():
+        found = grouped_integers(weight, bits) if whole else integers(weight, bits)
+        made = weights[key] = Quantised(*found, bits)
         with torch.no_grad():
             weight.copy_(made.dequantised())
     return Form(module, quantised_state(module, weights))
+
+
+def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The matrices of a plain model by name, each once: layers, convolutions, embeddings.
+
+    Embeddings of positions are none: they are small, and every frame depends on them.
+    """
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and parameter.numel() >= _SMALL and "position" not in name
+    }
 
 
 def split_variant(variant: str) -> tuple[str, int | None]:
@@ -64,21 +81,22 @@ def split_variant(variant: str) -> tuple[str, int | None]:
     found = _AFTERWARDS.fullmatch(variant)
     if found is None:
         return variant, None
-    bits = int(found[1])
+    bits = int(found[2])
     largest_integer(bits)  # refuses others
     return "merged", bits
 
 
 def rounded_afterwards(trained: Any) -> list[str]:
     """Names of the variants that round the merged form of a model."""
-    try:
-        find_stack(trained.encoder)
-    except UserError:
-        return []
     stack = nested_stack(trained)
     if stack is not None and stack.family[0].bits != 32:
         return []
-    return [f"merged+{bits}b" for bits in BITS if bits != 32]
+    whole = [f"whole+{bits}b" for bits in BITS if bits != 32]
+    try:
+        find_stack(trained.encoder)
+    except UserError:
+        return whole
+    return [f"merged+{bits}b" for bits in BITS if bits != 32] + whole
 
 
 def member_of(model: nn.Module, variant: str) -> Member | None:

@@ -5,7 +5,8 @@ stock ESPnet loads. Fails and writes nothing if its output on real speech differ
 of the training form by more than 1e-5, or if a key or shape differs from stock ESPnet's.
 
 A member of a nested family at 8, 4 or 2 bits is packed: model.safetensors, which needs this package
-to load, instead of model.pth. So is a form that is rounded after training, merged+4b.
+to load, instead of model.pth. So is a form that is rounded after training, merged+4b
+(blocks of the encoder) or whole+4b (every matrix).
 With --family all members are written into one file, exp/<tag>/deploy/family/family.safetensors,
 with family.json that lists them; load one by
 espnet_ext.bridge.family_models.load(FILE, depth=, width=, bits=, max_bytes=).

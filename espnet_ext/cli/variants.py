@@ -2,7 +2,8 @@
 
 The forms of a nested family are its members: layers, inner units of feed-forward networks, bits.
 The last column is the paper's compression: how many times fewer bits the encoder's blocks need.
-merged+8b and the like round the weights of the encoder's blocks after training.
+merged+8b and the like round the weights of the encoder's blocks after training, whole+8b those of
+the whole model.
 
 Example:
   espnet-ext variants conf/train_hrf_conformer_xs.yaml

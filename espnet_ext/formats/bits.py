@@ -27,7 +27,7 @@ class Quantised:
     """A weight as integers times scale."""
 
     ints: Tensor  # (o, ...) int8
-    scale: Tensor  # () or (o, 1, ...) float32
+    scale: Tensor  # (), (o, 1, ...) or of groups (o, groups, 1, ...), float32
     bits: int  # 8, 4 or 2
 
     def dequantised(self) -> Tensor:

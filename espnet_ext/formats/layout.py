@@ -14,7 +14,13 @@ from espnet_ext.validation import STRICT, Strict
 MOST = 16 << 20
 TYPES = "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
 # The type of each joined tensor that is not named by it.
-JOINED = {"layout": "uint8", "integers": "uint8", "refined": "uint8", "scales": "float32"}
+JOINED = {
+    "layout": "uint8",
+    "integers": "uint8",
+    "refined": "uint8",
+    "scales": "float32",
+    "scales16": "float16",
+}
 
 Size = Annotated[int, Field(ge=0, lt=1 << 40)]
 Shape = Annotated[list[Size], Field(max_length=8)]

@@ -7,7 +7,8 @@ of small tensors would add 10 % to a small model, so tensors are joined:
     layout     uint8, JSON compressed by zlib: [[name, shape, type, shape of the scale], ...]
     integers   uint8, the integers of every quantised weight in b bits each (``bits.pack``); each
                weight starts at a new byte
-    scales     float32, the scales of every quantised weight
+    scales     float32, the scales of every quantised weight, but for
+    scales16   float16, those of groups of inputs (``quantise.grouped_integers``)
     float32    all other tensors of that type; other types likewise
 
 in the order of ``layout``, where the type of a quantised weight is its bits and the shape of the
@@ -34,7 +35,7 @@ from espnet_ext.errors import UserError, one_line
 from espnet_ext.files import atomic_path
 from espnet_ext.formats.bits import Quantised, pack, packed_bytes, unpack
 from espnet_ext.formats.layout import JOINED, TYPES, check_values, compressed, decompressed
-from espnet_ext.methods.quantise import largest_integer
+from espnet_ext.methods.quantise import has_groups, largest_integer
 from espnet_ext.methods.tensors import refuse_not_finite
 
 MEMBER = "member 1"  # kind of file, and the version of its format
@@ -108,7 +109,11 @@ def append_value(value: Tensor | Quantised, parts: Parts) -> list:
     """Append a value to ``parts``; return [shape, type or bits, shape of the scale or None]."""
     if isinstance(value, Quantised):
         parts.setdefault("integers", []).append(pack(value.ints.flatten(), value.bits))
-        parts.setdefault("scales", []).append(value.scale.flatten().float())
+        half = has_groups(value.scale.shape)
+        scale = value.scale.flatten()
+        parts.setdefault(_scales(value.scale.shape), []).append(
+            scale.half() if half else scale.float()
+        )
         return [list(value.ints.shape), value.bits, list(value.scale.shape)]
     kind = str(value.dtype).removeprefix("torch.")
     parts.setdefault(kind, []).append(value.detach().flatten().cpu())
@@ -157,13 +162,18 @@ class TensorReader:
 
     def scale(self, shape: list[int]) -> Tensor:
         """Return the next scale."""
-        return self("scales", math.prod(shape)).view(shape)
+        return self(_scales(shape), math.prod(shape)).float().view(shape)
 
     def finish(self) -> None:
         """Raise ValueError if anything is left."""
         for kind, position in self.positions.items():
             if position != len(self.tensors[kind]):
                 raise ValueError(f"{kind} is too long")
+
+
+def _scales(shape: Sequence[int]) -> str:
+    """The joined tensor that holds a scale."""
+    return "scales16" if has_groups(shape) else "scales"
 
 
 def file_content(tensors: dict[str, Tensor], layout: Any, kind: str) -> bytes:
@@ -238,15 +248,18 @@ def _check(tensor: Tensor, name: str) -> None:
 
 def _check_quantised(value: Quantised, name: str) -> None:
     """Raise ValueError unless integers and scale are such as quantisation makes."""
-    check_scale(value.scale, value.ints.shape)
+    check_scale(value.scale, value.ints.shape, groups=True)
     limit = largest_integer(value.bits)
     if not ((value.ints >= -limit).all() and (value.ints <= limit).all()):
         raise ValueError(f"{name} has integers that {value.bits} bits do not have")
 
 
-def check_scale(scale: Tensor, shape: Sequence[int]) -> None:
+def check_scale(scale: Tensor, shape: Sequence[int], groups: bool = False) -> None:
     """Raise ValueError unless a scale fits a weight of ``shape`` and is positive, or NaN."""
-    if list(scale.shape) not in ([], [*shape[:1], *[1] * (len(shape) - 1)]):
+    number = scale.shape[1] if groups and has_groups(scale.shape) else 1
+    fits = math.prod(shape[1:]) % number == 0
+    one = [*shape[:1], *[number] * (len(shape) > 1), *[1] * (len(shape) - 2)]
+    if list(scale.shape) not in ([], one) or not fits:
         raise ValueError(f"a scale of shape {list(scale.shape)} for a weight {list(shape)}")
     if (scale <= 0).any():
         raise ValueError("a scale is not positive")

@@ -15,6 +15,7 @@ float16 a scale would have few digits, or underflow. To quantise a part of a wei
 of the whole, pass the scale of the whole (``scale_by_maximum``).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from espnet_ext.errors import UserError
 from espnet_ext.methods.tensors import refuse_not_finite
 
 BITS = (32, 8, 4, 2)
+GROUP = 32  # weights of a group that shares a scale
+_LEAST = 2.0**-20  # scale that float16 holds to 3 %
 
 
 def check_bits(bits: Any) -> int:
@@ -107,9 +110,58 @@ def integers(
     return _round(weight / scale, limit).to(torch.int8), scale
 
 
+def grouped_integers(weight: Tensor, bits: int, size: int = GROUP) -> tuple[Tensor, Tensor]:
+    """Return integers (int8, in the shape of the weight) and a scale for each group of inputs.
+
+    A group is ``size`` weights of one output channel that follow one another. Of 16 scales from
+    that by maximum downwards, a group gets the one that leaves the least squared error. Scales are
+    numbers of float16, in float32. A weight whose rows are no multiple of ``size``, or with a
+    scale that float16 has not, gets a float32 scale for each output channel (``integers``).
+
+    Raises:
+        UserError: NaN or infinite values, or bits without integers.
+    """
+    limit = largest_integer(bits)
+    weight = _wide(weight.detach())
+    refuse_not_finite(weight, "a weight")
+    inner = weight[0].numel()
+    if inner % size or inner == size:
+        return integers(weight, bits)
+    rows = weight.reshape(len(weight), inner // size, size)
+    widest = rows.abs().amax(2, keepdim=True) * (1.0 / limit)
+    if ((widest > 0) & (widest < _LEAST)).any():
+        return integers(weight, bits)
+    best = torch.full_like(widest, torch.inf)
+    scale = torch.ones_like(widest)
+    for step in range(16):
+        tried = _usable_half(widest * (1 - step / 40))
+        error = (_round(rows / tried, limit) * tried - rows).square().sum(2, keepdim=True)
+        better = error < best
+        best, scale = torch.where(better, error, best), torch.where(better, tried, scale)
+    ints = _round(rows / scale, limit).to(torch.int8).view(weight.shape)
+    return ints, scale.view(len(weight), -1, *[1] * (weight.dim() - 2))
+
+
+def _usable_half(scale: Tensor) -> Tensor:
+    """Round a scale to float16, and replace zero by 1: such a group is all zeros and stays so."""
+    half = scale.half().to(scale.dtype)
+    return torch.where(half == 0, torch.ones_like(scale), half)
+
+
+def has_groups(scale_shape: Sequence[int]) -> bool:
+    """True for the shape of a scale of ``grouped_integers``."""
+    return len(scale_shape) > 1 and scale_shape[1] > 1
+
+
 def dequantise(ints: Tensor, scale: Tensor) -> Tensor:
-    """Return integers (o, ...) times scale, () or (o, 1, ...), in the type of the scale."""
-    return ints.to(scale.dtype) * scale
+    """Return integers (o, ...) times scale, in the type of the scale.
+
+    The scale is (), (o, 1, ...), or of groups of inputs (o, groups, 1, ...).
+    """
+    if not has_groups(scale.shape):
+        return ints.to(scale.dtype) * scale
+    rows = ints.reshape(len(ints), scale.shape[1], -1).to(scale.dtype)
+    return (rows * scale.reshape(len(ints), -1, 1)).view(ints.shape)
 
 
 class _FakeQuantise(torch.autograd.Function):

@@ -11,6 +11,7 @@ import yaml
 from espnet_ext.data.audio import read_wave, write_flac
 from espnet_ext.data.kaldi_dir import Utterance, read_table, write_data_dir
 from espnet_ext.data.pauses import cut_at_pauses
+from espnet_ext.formats.packed import dequantised, read_member
 from tests.fixtures import forked, foundation
 from tests.fixtures.miniature import ROOT, merged
 
@@ -170,6 +171,25 @@ def test_training_changes_encoder_and_decoder_and_both_searches_decode(recipe, m
     pieces = [alone.texts([piece])[0] for piece in cut_at_pauses(whole, 30 * 16000, 16000)]
     assert len(pieces) == 3
     assert hypotheses(folder, "tuned", "attention_greedy", "hour") == {"long": " ".join(pieces)}
+
+
+def test_the_whole_model_is_rounded_and_decodes(recipe, monkeypatch):
+    folder, _ = recipe
+    config = trained(folder, "tuned")
+    succeed(folder, "deploy", config, "--variant", "whole+4b")
+    deployed = folder / "exp/tuned/deploy"
+    packed, plain = deployed / "whole+4b/model.safetensors", deployed / "merged/model.pth"
+    assert packed.stat().st_size < 0.3 * plain.stat().st_size
+    state = torch.load(plain, weights_only=True)
+    rounded = dequantised(read_member(packed))
+    for name in ("encoder.stack.model.conv1.weight", "decoder.decoder.embed_tokens.weight"):
+        assert not torch.equal(rounded[name], state[name])
+        assert (rounded[name] - state[name]).abs().max() < 0.1 * state[name].abs().max()
+    assert torch.equal(  # positions are not rounded
+        rounded["decoder.decoder.embed_positions.weight"],
+        state["decoder.decoder.embed_positions.weight"],
+    )
+    succeed(folder, "decode", config, "--variant", "whole+4b", "--sets", "test", "--nj", "1")
 
 
 def test_ctc_and_attention_train_and_decode_together(recipe):

@@ -12,7 +12,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.formats import packed
 from espnet_ext.formats.bits import Quantised, quantised_state
 from espnet_ext.formats.packed import dequantised, member_bytes, read_member, write_member
-from espnet_ext.methods.quantise import fake_quantise, integers
+from espnet_ext.methods.quantise import fake_quantise, grouped_integers, integers
 
 
 class Block(nn.Module):
@@ -202,3 +202,23 @@ def test_an_all_zero_row_stays_zero(tmp_path):
     write_member(state_of(model, 2), tmp_path / "a.safetensors")
     found = dequantised(read_member(tmp_path / "a.safetensors"))["encoders.0.w_1.weight"]
     assert not found[7].any() and found[6].any()
+
+
+def test_groups_of_inputs_come_back_and_their_scales_take_two_bytes(tmp_path):
+    weight = torch.randn(12, 96)
+    state = {"w": Quantised(*grouped_integers(weight, 4), 4), "b": torch.randn(7)}
+    path = tmp_path / "a.safetensors"
+    write_member(state, path)
+    back = read_member(path)
+    assert torch.equal(back["w"].ints, state["w"].ints)
+    assert torch.equal(dequantised(back)["w"], dequantised(state)["w"])
+    assert torch.equal(back["b"], state["b"])
+    content = 12 * 96 // 2 + 2 * 12 * 3 + 4 * 7
+    assert content < path.stat().st_size < content + 1024
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (12, 3, 1), (3, 12), (11, 3)])
+def test_scales_of_groups_that_do_not_fit_are_refused(shape, tmp_path):
+    wrong = Quantised(torch.zeros(12, 96, dtype=torch.int8), torch.ones(shape), 4)
+    with pytest.raises(ValueError, match="a scale of shape"):
+        write_member({"w": wrong}, tmp_path / "a")

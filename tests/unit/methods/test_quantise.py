@@ -11,6 +11,7 @@ from espnet_ext.methods.quantise import (
     dequantise,
     fake_quantise,
     first_scale,
+    grouped_integers,
     integers,
     largest_integer,
     scale_by_maximum,
@@ -205,3 +206,51 @@ def test_bits_that_are_not_offered_are_refused_everywhere():
     for function in (fake_quantise, integers, scale_by_maximum, first_scale):
         with pytest.raises(UserError, match="bits must be one of 32, 8, 4, 2, not 5"):
             function(noise(2, 2), 5)
+
+
+# --- groups of inputs
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("shape", [(5, 96), (5, 32, 3), (4, 8, 2, 4)])
+def test_groups_of_inputs_have_scales_of_their_own(bits, shape):
+    weight = torch.randn(shape) * torch.logspace(-3, 0, shape[0]).view(-1, *[1] * (len(shape) - 1))
+    ints, scale = grouped_integers(weight, bits)
+    groups = weight[0].numel() // 32
+    assert scale.shape == (shape[0], groups, *[1] * (len(shape) - 2))
+    assert torch.equal(scale, scale.half().float())
+    limit = largest_integer(bits)
+    assert int(ints.abs().max()) <= limit
+    expected = torch.empty_like(weight).view(shape[0], -1)
+    for row in range(shape[0]):
+        for group in range(groups):
+            part = slice(32 * group, 32 * group + 32)
+            values = weight.view(shape[0], -1)[row, part]
+            s = scale.view(shape[0], -1)[row, group]
+            assert 0.6 * values.abs().max() / limit <= s <= 1.005 * values.abs().max() / limit
+            expected[row, part] = (values / s).round().clamp(-limit, limit) * s
+    assert torch.equal(dequantise(ints, scale), expected.view(shape))
+
+
+def test_groups_round_better_than_channels():
+    weight = torch.randn(16, 256) * torch.logspace(-2, 0, 256)
+    error = [
+        (dequantise(*found) - weight).square().mean()
+        for found in (grouped_integers(weight, 4), integers(weight, 4))
+    ]
+    assert error[0] < 0.5 * error[1]
+
+
+def test_rows_that_are_no_multiple_of_a_group_have_a_scale_each():
+    weight = torch.randn(3, 40)
+    for one, other in zip(grouped_integers(weight, 4), integers(weight, 4), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_groups_of_zeros_stay_zeros_and_tiny_ones_are_kept():
+    weight = torch.zeros(2, 64)
+    weight[0, :32] = 0.5
+    assert torch.equal(dequantise(*grouped_integers(weight, 4)) != 0, weight != 0)
+    weight[1] = 1e-9  # float16 has no such scale
+    found = dequantise(*grouped_integers(weight, 8))
+    torch.testing.assert_close(found, weight, rtol=0.005, atol=0)
