@@ -39,17 +39,15 @@ def in_use(folder: Path) -> Iterator[None]:
     if os.environ.get(HOLDS) == str(folder) or not folder.is_dir():
         yield
         return
-    with open(folder / ".lock", "a+") as stream:
+    descriptor = os.open(folder, os.O_RDONLY)  # the folder itself: no file is left
+    try:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            stream.seek(0)
-            number = stream.read(20).strip() or "another"
-            raise UserError(f"process {number} runs in {folder}; wait for it or end it") from None
-        stream.truncate(0)
-        stream.write(f"{os.getpid()}\n")
-        stream.flush()
+            raise UserError(f"another process runs in {folder}; wait for it or end it") from None
         yield
+    finally:
+        os.close(descriptor)
 
 
 def weights_file(folder: str | os.PathLike) -> Path:

@@ -148,8 +148,8 @@ _prepare() {
   "$root/tools/install.sh" --if_needed || exit 1
   mkdir -p "$exp/log"
   # Held by this shell alone, so that it is free as soon as the shell has ended.
-  exec 8>>"$exp/.lock"
-  flock -n 8 || fail 1 "process $(tail -n 1 "$exp/.lock") runs in $exp; wait for it or end it"
+  exec 8<"$exp"
+  flock -n 8 || fail 1 "process $(cat "$exp/.lock" 2>/dev/null || true) runs in $exp; wait for it or end it"
   echo $$ >"$exp/.lock"
   export ESPNET_EXT_HOLDS=$exp # the verbs of the stages need no lock of their own
 }
