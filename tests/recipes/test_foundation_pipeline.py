@@ -179,9 +179,11 @@ def test_the_whole_model_is_rounded_and_decodes(recipe, monkeypatch):
     succeed(folder, "deploy", config, "--variant", "whole+4b")
     deployed = folder / "exp/tuned/deploy"
     packed, plain = deployed / "whole+4b/model.safetensors", deployed / "merged/model.pth"
-    assert packed.stat().st_size < 0.3 * plain.stat().st_size
     state = torch.load(plain, weights_only=True)
     rounded = dequantised(read_member(packed))
+    changed = sum(w.numel() for name, w in rounded.items() if not torch.equal(w, state[name]))
+    # Of 32 bits 27.5 are saved: 4 are left, and half a bit of the scale.
+    assert packed.stat().st_size < plain.stat().st_size - 3.4 * changed
     for name in ("encoder.stack.model.conv1.weight", "decoder.decoder.embed_tokens.weight"):
         assert not torch.equal(rounded[name], state[name])
         assert (rounded[name] - state[name]).abs().max() < 0.1 * state[name].abs().max()
