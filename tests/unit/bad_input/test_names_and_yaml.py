@@ -28,9 +28,20 @@ BAD = {
     "bomb": (BOMB, "aliases expand"),
     "itself": ("a: &x [*x]\n", "an alias of what holds it"),
     "deep": ("[" * 5000, "nested too deeply"),
-    "tag": ("x: !!python/object:os.system a\n", "not valid YAML"),
-    "number": ("x: !!int x\n", "not valid YAML"),
-    "digits": (f"x: {'9' * 5000}\n", "not valid YAML"),
+    "tag": ("x: !!python/object:os.system a\n", r"the tag .*plain data \(line 1\)"),
+    "tag of a key": ("!!python/name:os.system x: 1\n", r"the tag .*plain data \(line 1\)"),
+    "set": ("a: 1\nx: !!set {a, b}\n", r"the tag set; values are plain data \(line 2\)"),
+    "bytes": ("x: !!binary aGk=\n", "the tag binary"),
+    "date": ("x: !!timestamp 2026-02-30\n", "the tag timestamp"),
+    "number": ("a: 1\nx: !!int x\n", r"'x' is no int \(line 2\)"),
+    "empty number": ("x: !!float ''\n", r"'' is no float \(line 1\)"),
+    "truth": ("x: !!bool y\n", r"'y' is no bool \(line 1\)"),
+    "digits": (f"x: {'9' * 5000}\n", r"a number of 5,000 characters \(line 1\)"),
+    "hex digits": (f"x: 0x{'f' * 90}\n", r"over 64 bits \(line 1\)"),
+    "base 60": (f"x: !!int {'59:' * 9999}0\n", "a number of 29,998 characters"),
+    "key": ("x: {? [a] : 1}\n", r"keys are words \(line 1\)"),
+    "merge": ("<<: 3\n", "expected a mapping or list of mappings for merging"),
+    "two": ("a: 1\n---\nb: 2\n", "expected a single document"),
     "control": ("x: \0\n", "not valid YAML"),
     "list": ("- a\n", "expected keys and values"),
 }
@@ -50,8 +61,17 @@ def test_yaml_that_is_refused(case, tmp_path):
 def test_values_stay_as_they_are_written():
     found = parse_yaml("a: no\nno: 1\n1.10: yes\nd: 2026-02-30\ne: true\n", "f")
     assert found == {"a": "no", "no": 1, "1.10": "yes", "d": "2026-02-30", "e": True}
+    numbers = parse_yaml("[1, 010, 0x1f, 1_000, 1e-3, 1.5e3, .5, -2., .inf, 1:30, 1e, '1']", "f")
+    assert numbers == [1, 8, 31, 1000, 0.001, 1500.0, 0.5, -2.0, float("inf"), "1:30", "1e", "1"]
+    assert [type(number) for number in numbers[:5]] == [int, int, int, int, float]
     merged = parse_yaml("base: &b {x: 1, y: 3}\nc: {<<: *b, x: 2}\n", "f")
     assert merged["c"] == {"x": 2, "y": 3}
+    deeper = "base: &b {x: 1}\na: {deep: {er: &c {<<: *b, x: 2}}}\nd: {<<: *c}\n"
+    assert parse_yaml(deeper, "f") | {"base": 0} == {
+        "base": 0,
+        "a": {"deep": {"er": {"x": 2}}},
+        "d": {"x": 2},
+    }
 
 
 def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
