@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from espnet_ext.bridge.muted import muted
 from espnet_ext.bridge.registry import TASKS, install, task_of
 from espnet_ext.errors import UserError
 from espnet_ext.files import PACKED, atomic_path
@@ -105,7 +106,8 @@ def expand_state(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, 
 
 def build(arguments: Mapping[str, Any]) -> nn.Module:
     """Build ESPnet's model from the contents of its config.yaml."""
-    return TASKS[task_of(arguments)].build_model(argparse.Namespace(**arguments))
+    with muted():
+        return TASKS[task_of(arguments)].build_model(argparse.Namespace(**arguments))
 
 
 def build_for(

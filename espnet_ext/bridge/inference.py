@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from espnet_ext.bridge.checkpoint import fill, read_config, read_weights
 from espnet_ext.bridge.memory import peak_rss_mb
+from espnet_ext.bridge.muted import muted
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.config.recipe_errors import ATTENTION_GREEDY, TRANSDUCER
 from espnet_ext.data.kaldi_dir import read_table
@@ -274,7 +275,7 @@ def load_inference(folder: Path, method: str, options: dict) -> Any:
     config, weights = folder / "config.yaml", weights_file(folder)
     read_config(config)  # ESPnet reads it without checks
     state = read_weights(weights)
-    with building(state, config):
+    with muted(), building(state, config):
         found = _espnet_inference(str(config), method, options)
     fill(found.asr_model, state, weights)
     return found

@@ -170,3 +170,11 @@ def test_deploy_is_verified_on_utterances_of_several_frames(tmp_path, monkeypatc
     with pytest.raises(UserError, match="enough"):
         deploy(Experiment.of(config), tmp_path / "model.pth")
     assert seen == [16000]
+
+
+def test_espnets_warnings_do_not_reach_the_user(tmp_path, caplog, capfd):
+    model = saved(tmp_path, [])  # ctc_weight 1, of which ESPnet warns
+    caplog.clear()
+    capfd.readouterr()
+    decoder(model, "ctc_greedy", {})
+    assert not caplog.records and capfd.readouterr().err == ""
