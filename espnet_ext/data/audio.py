@@ -125,8 +125,8 @@ def _rms(samples: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
 
 
-def check_samples(samples: np.ndarray, name: str) -> None:
-    """Check samples (frames,) or (frames, channels), float32.
+def check_samples(samples: np.ndarray, name: str, share: float = 0.01) -> None:
+    """Check samples (frames,) or (frames, channels), float32, of which ``share`` may be beyond 1.
 
     Codecs and mastering overshoot full scale a little, rarely; that is clipped later.
 
@@ -137,7 +137,7 @@ def check_samples(samples: np.ndarray, name: str) -> None:
     if not np.isfinite(samples).all():
         raise UserError(f"{name}: NaN or infinite samples")
     beyond = np.abs(samples) > 1
-    if beyond.any() and (beyond.mean() > 0.01 or np.abs(samples).max() > 2):
+    if beyond.any() and (beyond.mean() > share or np.abs(samples).max() > 2):
         peak = float(np.abs(samples).max())
         raise UserError(f"{name}: samples up to {peak:.4g}, expected -1 to 1; divide them")
 

@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
+from espnet_ext.data.audio import check_samples
 from espnet_ext.errors import UserError
 
 STDIN = "-"
@@ -31,6 +32,8 @@ def pieces(source: str, rate: int, size: int) -> Iterator[np.ndarray]:
         if not np.isfinite(piece).all():
             where = done + int(np.flatnonzero(~np.isfinite(piece))[0])
             raise UserError(f"{source}: NaN or infinite sample at {where / rate:.3f} s")
+        # A piece may be loud throughout.
+        check_samples(piece, f"{source} at {done / rate:.3f} s", share=1.0)
         done += len(piece)
         yield piece
 

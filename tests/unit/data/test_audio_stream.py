@@ -62,6 +62,13 @@ def test_other_files_are_refused_by_name(read, kind):
         read(stream.getvalue())
 
 
+def test_samples_of_a_file_are_in_range(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, SAMPLES.astype(np.float32), RATE, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"a\.wav at 0\.000 s: samples up to .*divide them"):
+        list(pieces(str(path), RATE, 640))
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
