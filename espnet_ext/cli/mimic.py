@@ -7,7 +7,7 @@ The teacher's activations are computed once and kept in exp/mimic/activations if
 cache_gb. Writes exp/mimic/<name>/{mimic.safetensors,mimic.json}; a killed run goes on.
 
 Example:
-  espnet-ext mimic conf/train_mimic_whisper_base_s.yaml
+  espnet-ext mimic conf/train_mimic_whisper_tiny_s.yaml
 """
 
 import argparse

@@ -7,7 +7,7 @@ exp/pruning/<name>.json and a plot. With --model, writes the model without some 
 own family's format; transformers or stock ESPnet loads it without this package.
 
 Example:
-  espnet-ext prune conf/train_whisper_base.yaml --score_set dev --set test --repeats 5
+  espnet-ext prune conf/train_whisper_tiny_s.yaml --score_set dev --set test --repeats 5
   espnet-ext prune --model exp/whisper_base --remove 3 4 --out exp/whisper_base_4
 """
 

@@ -27,7 +27,7 @@ import sys
 from espnet_ext.bridge.muted import muted
 from espnet_ext.config.recipe_errors import TRANSDUCER
 from espnet_ext.data.audio_stream import STDIN, pieces
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, at_least
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import write_json
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
     parser.add_argument("--variant", help="deployed form; default: the config's recipe: variant")
     parser.add_argument("--method", choices=TRANSDUCER, help="default: the config's first of these")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads")
     parser.add_argument("--json", metavar="FILE", help="write figures and the whole text here too")
 
 

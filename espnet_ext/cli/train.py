@@ -22,9 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("config", help="training config")
     parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
-    parser.add_argument(
-        "--ngpu", type=int, choices=(0, 1), default=0, help="GPUs; several: untested"
-    )
+    parser.add_argument("--ngpu", type=int, choices=(0, 1), default=0, help="GPUs, 0 or 1")
     parser.add_argument(
         "--threads",
         type=at_least(1),

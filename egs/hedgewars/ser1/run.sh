@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Hedgewars: which event was an acted line spoken for? Seven classes, voices apart.
+# Hedgewars: which event was an acted line spoken for? Seven classes, no voice in two sets.
 # shellcheck source=utils/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
 
