@@ -39,6 +39,14 @@ class WhisperStack(TransformersStack):
 
     layers_key, inner_width_key, width_key = "encoder_layers", "encoder_ffn_dim", "d_model"
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """That of the encoder: a saved one has no decoder, whatever it was taken from."""
+        found = super().architecture
+        return {
+            k: v for k, v in found.items() if not k.startswith("decoder_") and k != "vocab_size"
+        }
+
     def __init__(self, model: Any):
         """Wrap a WhisperEncoder."""
         from transformers import WhisperFeatureExtractor

@@ -313,7 +313,7 @@ def test_streaming_and_residual_options_are_checked(examine_file, tmp_path, conf
     [
         ({"task": "st"}, "task: st needs the language to translate into, as in target: en"),
         ({"task": "st", "target": False}, "target must be a language.*YAML reads no as false"),
-        ({"task": "st", "target": "english text"}, "target must be a language, as in en or zh-CN"),
+        ({"task": "st", "target": "english text"}, "target: no language 'english text'"),
         ({"target": "en"}, "target: en is for task st, not for task asr"),
         ({"task": "translation", "target": "en"}, "unknown task 'translation'"),
     ],

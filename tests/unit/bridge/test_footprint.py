@@ -235,7 +235,8 @@ def test_variants_lists_every_form_with_its_size(measure, config, capsys):
     found = measure(chosen)
     assert header.split() == ["variant", "parameters", "bytes", "encoder"]
     assert line.split()[0] == "merged"
-    assert [one.split()[0] for one in rounded] == ["merged+8b", "merged+4b", "merged+2b"]
+    forms = [f"{form}+{bits}b" for form in ("merged", "whole") for bits in (8, 4, 2)]
+    assert [one.split()[0] for one in rounded] == forms
     for one in rounded:
         variant = one.split()[0]
         assert f"{measure(chosen, variant=variant)['bytes']:,}" in one

@@ -97,7 +97,7 @@ def test_the_epochs_of_the_average_are_those_that_espnet_took(n, epochs, tmp_pat
     stats = {epoch: {"valid": {"loss": loss}} for epoch, loss in losses.items()}
     state = {"model": {}, "reporter": {"epoch": 4, "stats": stats}}
     torch.save(state, tmp_path / "checkpoint.pth")
-    options = SimpleNamespace(best_model_criterion=[("valid", "loss", "min")])
+    options = SimpleNamespace(max_epoch=4, best_model_criterion=[("valid", "loss", "min")])
     found = averaged_epochs(tmp_path, options, tmp_path / f"valid.loss.ave_{n}best.pth")
     assert found == {"file": f"valid.loss.ave_{n}best.pth", "epochs": epochs}
 
