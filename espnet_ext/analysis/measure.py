@@ -53,7 +53,7 @@ class Measure:
         return replace(self, k=wanted, batch_size=size)
 
     def record(self) -> dict[str, Any]:
-        """What results keep of it."""
+        """The entries that results keep."""
         return {key: getattr(self, key) for key in ("time", "seconds", "batch_size", "k")}
 
     def words(self) -> str:

@@ -169,7 +169,7 @@ def _made_here(name: str) -> dict[str, Any]:
 
 
 def _description(path: str, stack: Any) -> dict[str, Any]:
-    """What a model is, for the record; its hash is of its file of weights."""
+    """A model as the record names it; its hash is of its file of weights."""
     files = [*Path(path).glob("*.safetensors"), *Path(path).glob("deploy/*/model.pth")]
     files += Path(path).glob("model.pth")
     return {
