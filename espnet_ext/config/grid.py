@@ -227,7 +227,7 @@ def _expand(
     """Yield a system for each combination of the values to vary."""
     where = f"{path}: system {name}"
     config = path.parent / entry.config
-    if not config.is_file():
+    if not os.path.isfile(config):  # False too where the name is too long
         raise UserError(f"{where}: no config {config}")
     after = _start(where, entry, before, seeds)
     vary, than = entry.vary or {}, tuple(entry.than or ())
