@@ -19,6 +19,9 @@ _ADVICE = {
 }
 
 
+_LONGEST_NAME = 200  # of 255; files that are being written have longer names
+
+
 class UserError(Exception):
     """An error that the user can correct; its text is one line that says what to do."""
 
@@ -37,13 +40,14 @@ def check_name(name: str, what: str) -> str:
 
     Raises:
         UserError: a part is empty, begins with a dot or a dash, or holds a blank, another
-            separator or a character that cannot be printed.
+            separator or a character that cannot be printed, or is too long for a file.
     """
     for part in str(name).split("/"):
-        if not part or part[0] in ".-" or not part.isprintable() or set(part) & set("\\ "):
+        wrong = not part or part[0] in ".-" or not part.isprintable() or set(part) & set("\\ ")
+        if wrong or len(part.encode()) > _LONGEST_NAME:
             raise UserError(
-                f"{what} {name!r}: a name has no blank, no control character, no part that is "
-                "empty or begins with a dot or a dash"
+                f"{what} {name[:_LONGEST_NAME]!r}: a name has no blank, no control character, no "
+                f"part that is empty, begins with a dot or a dash or has over {_LONGEST_NAME} bytes"
             )
     return name
 

@@ -152,7 +152,7 @@ class Experiment:
 
     def decoded(self, method: str, name: str) -> Path:
         """Folder of one set's hypotheses, by one decoding method."""
-        return self.decode_folder / method / name
+        return self.decode_folder / method / check_name(name, "the set")
 
     def decoded_forms(self, tag: str, method: str, name: str) -> dict[str, Path]:
         """The hypotheses of a set that any run of the recipe has, by the run's deployed form."""

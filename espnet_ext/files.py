@@ -15,7 +15,7 @@ from espnet_ext.errors import UserError
 
 HOLDS = "ESPNET_EXT_HOLDS"  # environment: the experiment's folder that a calling run.sh holds
 _SCRATCH, _LOCK = ".tmp-", ".lock"  # how scratch folders begin; file in each of them
-_held: set[int] = set()  # locks of this process, on its scratch folders
+_held: set[int] = set()  # locks of this process, on folders
 PACKED = "model.safetensors"  # weights of a form at 8, 4 or 2 bits (espnet_ext.formats.packed)
 
 
@@ -36,18 +36,21 @@ def in_use(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process runs there.
     """
-    if os.environ.get(HOLDS) == str(folder) or not folder.is_dir():
+    if os.environ.get(HOLDS) == str(folder):
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)  # the folder itself: no file is left
+    folder.mkdir(parents=True, exist_ok=True)
+    lock_file = os.open(folder, os.O_RDONLY)  # the folder itself: no file is left
+    _held.add(lock_file)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process runs in {folder}; wait for it or end it") from None
         yield
     finally:
-        os.close(descriptor)
+        _held.discard(lock_file)
+        os.close(lock_file)
 
 
 def weights_file(folder: str | os.PathLike) -> Path:

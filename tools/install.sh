@@ -7,8 +7,9 @@
 #          ESPNET_EXT_VENV=~/venvs/espnet-ext tools/install.sh
 set -euo pipefail
 # Variables that change what a shell, a tool or Python does.
-unset CDPATH GREP_OPTIONS POSIXLY_CORRECT GLOBIGNORE BASH_ENV ENV PYTHONHOME PYTHONPATH PYTHONSTARTUP
-set +o posix
+unset CDPATH GREP_OPTIONS POSIXLY_CORRECT GLOBIGNORE BASH_ENV ENV "${!PYTHON@}"
+set +fC +o posix
+shopt -u failglob nullglob dotglob nocaseglob nocasematch
 export PYTHONNOUSERSITE=1 PYTHONUTF8=1
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)

@@ -5,8 +5,9 @@
 # shellcheck disable=SC2034,SC2154 # options are assigned and used on both sides
 set -euo pipefail
 # Variables that change what a shell, a tool or Python does.
-unset CDPATH GREP_OPTIONS POSIXLY_CORRECT GLOBIGNORE BASH_ENV ENV PYTHONHOME PYTHONSTARTUP
-set +o posix
+unset CDPATH GREP_OPTIONS POSIXLY_CORRECT GLOBIGNORE BASH_ENV ENV "${!PYTHON@}"
+set +fC +o posix
+shopt -u failglob nullglob dotglob nocaseglob nocasematch
 export PYTHONPATH=${ESPNET_EXT_PYTHONPATH:-} PYTHONNOUSERSITE=1 PYTHONUTF8=1 PYTHONIOENCODING=utf-8
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)

@@ -1,6 +1,7 @@
 """ESPnet's model from a config alone: no data, no token list, no statistics."""
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from espnet_ext.data.tokenizer import listed, source_files
 from espnet_ext.encoders.pretrained.encoder import without_missing_model
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
+from espnet_ext.formats.building import bounded
 from espnet_ext.models.whisper_decoder import placeholder_tokens
 
 install()
@@ -23,6 +25,7 @@ install()
 # Size of a token list of English characters where none has been made yet: 26 letters,
 # apostrophe, space, blank, unknown, sos/eos.
 CHARACTERS = 31
+_MOST_SIZE = 10_000_000  # of a layer, a list or a rate; more is a slip
 _BUILD_ERRORS = (
     AssertionError,
     AttributeError,
@@ -35,6 +38,7 @@ _BUILD_ERRORS = (
     ValueError,
     ArithmeticError,  # attention_heads: 0
     IndexError,
+    MemoryError,
     RecursionError,
 )
 
@@ -54,6 +58,8 @@ def build_model(experiment: Experiment, vocabulary: int | None = None) -> nn.Mod
     Raises:
         UserError: ESPnet refuses the config.
     """
+    for key, value in experiment.espnet.items():
+        _refuse_absurd(f"{experiment.config.path}: the model does not build: {key}", value)
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         try:
             args = arguments_of(experiment)
@@ -65,7 +71,8 @@ def build_model(experiment: Experiment, vocabulary: int | None = None) -> nn.Mod
                 args.normalize_conf["stats_file"] = neutral_statistics(width, Path(folder))
             args.encoder_conf = without_missing_model(args.encoder_conf)
             args.decoder_conf = without_missing_model(args.decoder_conf)
-            return TASKS[experiment.recipe.task].build_model(args).eval()
+            with bounded(*_most()):
+                return TASKS[experiment.recipe.task].build_model(args).eval()
         except UserError as error:
             raise UserError(f"{experiment.config.path}: {error}") from None
         except _BUILD_ERRORS as error:
@@ -74,6 +81,21 @@ def build_model(experiment: Experiment, vocabulary: int | None = None) -> nn.Mod
             raise UserError(
                 f"{experiment.config.path}: the model does not build: {name}: {reason}"
             ) from None
+
+
+def _refuse_absurd(where: str, value: Any) -> None:
+    """Raise UserError if a whole number in a section is too large for a size of a model."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(inner, int) and abs(inner) > _MOST_SIZE:
+                raise UserError(f"{where}: {key} is {inner}, at most {_MOST_SIZE}")
+            _refuse_absurd(f"{where}: {key}", inner)
+
+
+def _most() -> tuple[int, str]:
+    """The numbers that the memory of this machine holds as float32, and a reason to stop there."""
+    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return held // 4, f"the model does not build: over {held / 1e9:.0f} GB, or too many layers"
 
 
 def token_count(experiment: Experiment) -> int:

@@ -12,7 +12,6 @@ import argparse
 
 from espnet_ext.errors import at_least
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import in_use
 from espnet_ext.stages.decode import decode
 
 
@@ -28,5 +27,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Decode every set with every method that is not up to date."""
     experiment = Experiment.load(args.config, args.tag, args.variant)
-    with in_use(experiment.folder):
-        decode(experiment, args.sets.split(), args.nj)
+    decode(experiment, args.sets.split(), args.nj)

@@ -22,7 +22,6 @@ from pathlib import Path
 
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import FAMILY, Experiment
-from espnet_ext.files import in_use
 from espnet_ext.stages.deploy import deploy
 
 
@@ -40,6 +39,4 @@ def run(args: argparse.Namespace) -> None:
     if args.family and args.variant:
         raise UserError("--family holds all variants: leave --variant out")
     variant = FAMILY if args.family else args.variant
-    experiment = Experiment.load(args.config, args.tag, variant)
-    with in_use(experiment.folder):
-        deploy(experiment, args.checkpoint)
+    deploy(Experiment.load(args.config, args.tag, variant), args.checkpoint)

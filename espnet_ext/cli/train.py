@@ -14,7 +14,6 @@ import os
 
 from espnet_ext.errors import at_least
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import in_use
 from espnet_ext.stages.train import TrainOptions, train
 
 
@@ -43,6 +42,4 @@ def _threads() -> int:
 def run(args: argparse.Namespace) -> None:
     """Train, or continue a training."""
     options = TrainOptions(args.ngpu, args.threads, tuple(args.espnet))
-    experiment = Experiment.load(args.config, args.tag)
-    with in_use(experiment.folder):
-        train(experiment, options)
+    train(Experiment.load(args.config, args.tag), options)

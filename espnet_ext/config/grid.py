@@ -180,12 +180,14 @@ def read_grid(path: Path) -> Grid:
     if found.sets and found.split is not None:
         raise UserError(f"{path}: sets is for fixed sets; leave it out, or split")
     systems: list[System] = []
-    for name in (path.stem, *found.systems, *filter(None, (found.split, found.sets))):
+    for name in (path.stem, found.part, *filter(None, (found.split, found.sets))):
         check_name(name, f"{path}:")
     for name, entry in found.systems.items():
+        systems += _expand(path, name, entry, systems, found.seeds)
+    for name in (*found.systems, *(system.name for system in systems)):
+        check_name(name, f"{path}: system")
         if "/" in name:
             raise UserError(f"{path}: system {name!r}: a name without '/'")
-        systems += _expand(path, name, entry, systems, found.seeds)
     _refuse_unknown_systems(path, found, systems)
     return Grid(
         path=path,
@@ -225,7 +227,7 @@ def _expand(
     """Yield a system for each combination of the values to vary."""
     where = f"{path}: system {name}"
     config = path.parent / entry.config
-    if not config.is_file():
+    if not os.path.isfile(config):  # False too where the name is too long
         raise UserError(f"{where}: no config {config}")
     after = _start(where, entry, before, seeds)
     vary, than = entry.vary or {}, tuple(entry.than or ())

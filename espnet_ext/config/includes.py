@@ -8,6 +8,7 @@ any other value is replaced. Included paths are relative to the including file.
 """
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def resolve_includes(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
         raise UserError(f"{path}: includes itself through {seen[-1]}")
-    if not path.is_file():
+    if not os.path.isfile(path):  # False too where the name is too long
         by = f" (included by {seen[-1]})" if seen else ""
         raise UserError(f"no config {path}{by}; look in conf/ for train_*.yaml")
     own = read_mapping(path)

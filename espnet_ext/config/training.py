@@ -35,6 +35,11 @@ def _at_least(least: int) -> Any:
     return Field(ge=least, description=f"a whole number of at least {least}")
 
 
+def _tokens(least: int) -> Any:
+    most = 1_000_000  # more than any language needs, and little memory
+    return Field(ge=least, le=most, description=f"a whole number from {least} to {most:,}")
+
+
 @checked(frozen=True, config=STRICT)
 class MimicTraining:
     """``recipe: mimic:``, how mimics learn the layers that they replace, before the task.
@@ -58,8 +63,8 @@ class Recipe:
     train_set: Name = "train"  # data set that is learnt from
     dev_set: Name = "dev"  # data set that checkpoints are chosen by
     features: Literal["raw", "ark"] = "raw"  # raw: by the frontend; ark: written by stage 2
-    vocabulary: Annotated[int, _at_least(5)] = 200  # SentencePiece pieces; unused with char
-    classes: Annotated[int, _at_least(2)] = 2  # of task cls: how many
+    vocabulary: Annotated[int, _tokens(5)] = 200  # SentencePiece pieces; unused with char
+    classes: Annotated[int, _tokens(2)] = 2  # of task cls: how many
     labels: Name = "label"  # of task cls: which list of classes, where a recipe has several
     sentencepiece: Literal["unigram", "bpe"] = "unigram"  # unused with token_type char
     average: Annotated[int, _at_least(1)] = 5  # checkpoints averaged
@@ -159,7 +164,7 @@ def read_config(path: str | Path, tag: str | None = None) -> tuple[Config, list[
     section = espnet.pop("recipe", None)
     recipe, more = Recipe.parse(section if isinstance(section, dict) else {})
     tag = check_name(path.stem.removeprefix("train_") if tag is None else tag, "the tag")
-    for key in ("train_set", "dev_set", "baseline"):
+    for key in ("train_set", "dev_set", "baseline", "variant", "labels", "target"):
         if isinstance(name := getattr(recipe, key), str):
             check_name(name, f"{path}: recipe: {key}:")
     return Config(path, tag, recipe, espnet), wrong + more

@@ -12,6 +12,7 @@ from espnet_ext.errors import UserError, one_line
 # A model may have this many times the numbers of its file while it is built, and some more: layers
 # that share a base are built as a training has them.
 _RATIO, _MORE = 32, 1_000_000
+_MOST_TENSORS = 30_000  # of any model: many hundreds of layers
 
 
 @contextlib.contextmanager
@@ -26,20 +27,33 @@ def building(state: Mapping[str, Tensor], config: Path) -> Iterator[None]:
         UserError: the block raises anything, or its model is many times as large as the state.
     """
     most = _RATIO * sum(tensor.numel() for tensor in state.values()) + _MORE
-    built = 0
-
-    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
-        nonlocal built
-        built += 0 if parameter is None else parameter.numel()
-        if built > most:
-            raise UserError(f"{config}: its model is many times as large as its weights")
-
-    hook = register_module_parameter_registration_hook(count)
     try:
-        yield
+        with bounded(most, f"{config}: its model is many times as large as its weights"):
+            yield
     except UserError:
         raise
     except Exception as error:  # any type, for a wrong value
         raise UserError(f"{config}: the model does not build: {one_line(error)}") from None
+
+
+@contextlib.contextmanager
+def bounded(most: int, reason: str) -> Iterator[None]:
+    """Stop the building of a model in the block before it has over ``most`` numbers.
+
+    Raises:
+        UserError: with this reason; also where it has very many tensors.
+    """
+    numbers = tensors = 0
+
+    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        nonlocal numbers, tensors
+        tensors += 1
+        numbers += 0 if parameter is None else parameter.numel()
+        if numbers > most or tensors > _MOST_TENSORS:
+            raise UserError(reason)
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
     finally:
         hook.remove()

@@ -8,7 +8,7 @@ from typing import Any
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.data.segments import set_folder
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, sha256_file, write_json, write_text
+from espnet_ext.files import Stamp, in_use, sha256_file, write_json, write_text
 from espnet_ext.results.schema import SCHEMA_VERSION
 
 
@@ -45,7 +45,8 @@ def decode(experiment: Experiment, sets: Sequence[str], jobs: int, timed: bool =
             else:
                 todo.append(job)
     if todo:
-        _decode(experiment, todo, jobs, timed)
+        with in_use(experiment.folder):
+            _decode(experiment, todo, jobs, timed)
 
 
 def _job(experiment: Experiment, method: str, options: Any, name: str) -> _Job:

@@ -7,7 +7,7 @@ from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import FAMILY, Experiment
-from espnet_ext.files import Stamp, write_json
+from espnet_ext.files import Stamp, in_use, write_json
 
 _UTTERANCES = 8  # that a deployed model is verified on
 
@@ -34,22 +34,26 @@ def deploy(experiment: Experiment, checkpoint: Path | None = None) -> None:
     if stamp.is_current():
         print(f"deploy: {experiment.deployed} is up to date")
         return
-    if experiment.variant == FAMILY:
-        stamp.write(_write_family(experiment, checkpoint))
-        return
+    with in_use(experiment.folder):
+        write = _write_family if experiment.variant == FAMILY else _write_model
+        stamp.write(write(experiment, checkpoint))
+
+
+def _write_model(experiment: Experiment, checkpoint: Path) -> list[Path]:
+    """Write the folder of the deployed form; return its files."""
     from espnet_ext.bridge.muted import muted
 
     with muted():
         from espnet_ext.bridge.deployed_folder import deploy_experiment
 
     made = deploy_experiment(experiment, checkpoint, _speech(experiment))
-    stamp.write(sorted(path for path in experiment.deployed.iterdir() if path.is_file()))
     print(
         f"deploy: {experiment.weights}: {made['parameters']['total']:,} parameters "
         f"(training form {made['training_parameters']['total']:,}), {made['bytes']:,} bytes, "
         f"largest difference {made['verified']['max_difference']:.1e} "
         f"on {made['verified']['utterances']} utterances"
     )
+    return sorted(path for path in experiment.deployed.iterdir() if path.is_file())
 
 
 def _write_family(experiment: Experiment, checkpoint: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, read_json, write_json
+from espnet_ext.files import Stamp, in_use, read_json, write_json
 from espnet_ext.results.pages.families import size_series
 from espnet_ext.results.pages.scores import class_tables, run_table, size_line
 from espnet_ext.results.pages.text import Table
@@ -47,6 +47,13 @@ def report(experiment: Experiment, results: Path | None) -> Report:
     Raises:
         UserError: a stage has not run, or files are of different runs.
     """
+    refuse_other_inputs(experiment)
+    _refuse_other_training(experiment)
+    with in_use(experiment.folder):
+        return _report(experiment, results)
+
+
+def _report(experiment: Experiment, results: Path | None) -> Report:
     result, messages = _collected(experiment)
     committed = [] if results is None else list(read_results(results).runs.values())
     recipe = [run for run in committed if run.recipe == result.recipe and run != result]
@@ -65,8 +72,6 @@ def report(experiment: Experiment, results: Path | None) -> Report:
 
 def _collected(experiment: Experiment) -> tuple[Result, list[str]]:
     """The result of a run, collected again if a stage has run since."""
-    refuse_other_inputs(experiment)
-    _refuse_other_training(experiment)
     folder = experiment.folder
     suffix = "" if experiment.variant == experiment.recipe.variant else f"_{experiment.variant}"
     output, image = folder / f"result{suffix}.json", folder / "images/training_curves.png"

@@ -4,6 +4,7 @@ A score file holds the score and the SHA-256 of each file that was read. With th
 goes the alignment of every utterance, <name>.ali.txt.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, read_json, sha256_file, write_json, write_text
+from espnet_ext.files import Stamp, in_use, read_json, sha256_file, write_json, write_text
 from espnet_ext.results.schema import SCHEMA_VERSION, Score, ScoreFile, as_json
 from espnet_ext.score.pairs import baseline_form
 from espnet_ext.validation import parse
@@ -90,11 +91,12 @@ def score_sets(
                 baseline=texts,
                 baseline_tag=tag if texts else None,
             )
-            if task == "cls":
-                scored = _classes(job, experiment)
-            else:
-                target = str(experiment.recipe.target) if task == "st" else None
-                scored = _texts(job, target)
+            with in_use(experiment.folder) if out is None else contextlib.nullcontext():
+                if task == "cls":
+                    scored = _classes(job, experiment)
+                else:
+                    target = str(experiment.recipe.target) if task == "st" else None
+                    scored = _texts(job, target)
             yield Scored(scored.score, messages + scored.messages)
 
 

@@ -8,7 +8,7 @@ from espnet_ext.analysis.measure import Measure, Removal
 from espnet_ext.bridge.muted import muted
 from espnet_ext.data.kaldi_dir import audio_rows, data_sets, read_table
 from espnet_ext.data.segments import set_folder
-from espnet_ext.errors import UserError, nearest
+from espnet_ext.errors import UserError, check_name, nearest
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import sha256_file, write_json
 from espnet_ext.results.environment import environment
@@ -163,6 +163,7 @@ def write(record: Similarity | Pruning) -> list[Path]:
 
 def _made_here(name: str) -> dict[str, Any]:
     """Whose record it is, its name for files, and where it was made."""
+    check_name(name, "the result's name")
     dataset, task = recipe_names(Path.cwd())
     made = {"schema_version": SCHEMA_VERSION, "dataset": dataset, "task": task, "name": name}
     return made | environment()

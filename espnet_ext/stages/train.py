@@ -18,7 +18,7 @@ from espnet_ext.data.inputs import check_inputs
 from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, content_key, lock, write_json, write_text
+from espnet_ext.files import Stamp, content_key, in_use, lock, write_json, write_text
 
 # ESPnet's options that decide the features and the lengths of the texts.
 _STATISTICS = (
@@ -73,13 +73,14 @@ def train(experiment: Experiment, options: TrainOptions) -> None:
         print(f"train: {experiment.folder} is up to date")
         return
     experiment = _checked(experiment, options)
-    refuse_other_run(experiment, {str(file): content_key(file) for file in files})
-    cpu_dtype = _use_threads(experiment, options)
-    _log_to(experiment.train_log)
-    command = _common_options(experiment, options, data)
-    command += _training_options(experiment, _statistics(experiment, command, data))
-    record = _run(experiment, options, command, cpu_dtype)
-    stamp.write([experiment.averaged_model, experiment.espnet_config, record])
+    with in_use(experiment.folder):
+        refuse_other_run(experiment, {str(file): content_key(file) for file in files})
+        cpu_dtype = _use_threads(experiment, options)
+        _log_to(experiment.train_log)
+        command = _common_options(experiment, options, data)
+        command += _training_options(experiment, _statistics(experiment, command, data))
+        record = _run(experiment, options, command, cpu_dtype)
+        stamp.write([experiment.averaged_model, experiment.espnet_config, record])
     print(f"train: averaged model is {experiment.averaged_model}")
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.fixtures import miniature
 from tests.fixtures.tree import ROOT
 
 VARIABLES = [
@@ -19,7 +20,22 @@ VARIABLES = [
     {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     {"PYTHONHOME": "/none"},
     {"PYTHONNOUSERSITE": "", "PYTHONSTARTUP": "/none"},
+    {"SHELLOPTS": "noglob:noclobber"},
+    {"BASHOPTS": "failglob:nocasematch"},
+    {"PYTHONHASHSEED": "x"},
+    {"PYTHONINSPECT": "1", "PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error"},
 ]
+RUN_SH = """#!/usr/bin/env bash
+# A recipe for tests.
+. "{root}/utils/recipe.sh"
+
+config=conf/train_tiny.yaml # FILE, training config
+parse_options "$@"
+
+stage 1 "Files" ls -d a*
+stage 3 "Sort" bash -c 'grep -c e ref && sort ref'
+stage 7 "Score" espnet-ext score --ref ref --hyp hyp --out out
+"""
 
 
 def run(variables, *command, folder=ROOT):
@@ -27,6 +43,7 @@ def run(variables, *command, folder=ROOT):
         command,
         cwd=folder,
         env=os.environ | variables,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -40,6 +57,29 @@ def test_a_recipe_says_the_same(variables):
     expected, found = run({}, *command), run(variables, *command)
     assert expected.returncode == 0 and "local/data.py" in expected.stdout
     assert (found.returncode, found.stdout) == (0, expected.stdout), found.stderr
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A recipe that scores two texts, and the variables that it runs under."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "conf").mkdir()
+    (folder / "conf/train_tiny.yaml").write_text("{}\n")
+    for name in ("ref", "hyp", "a 1", "a 2"):
+        (folder / name).write_text("u1 \u00e9t\u00e9 eins\nu2 zwei\n", encoding="utf-8")
+    (folder / "run.sh").write_text(RUN_SH.format(root=ROOT))
+    (folder / "run.sh").chmod(0o755)
+    return folder, miniature.environment(folder / "environment")
+
+
+@pytest.mark.parametrize("variables", VARIABLES, ids=" ".join)
+def test_a_recipe_does_the_same(variables, tiny):
+    folder, environment = tiny
+    found = run({**environment, **variables}, "./run.sh", folder=folder)
+    assert found.returncode == 0, found.stdout + found.stderr
+    for part in ("a 1\na 2\n", "\n2\nu1 \u00e9t\u00e9 eins\nu2 zwei\n", "WER 0.0", "all done"):
+        assert part in found.stdout, found.stdout + found.stderr
+    assert found.stderr == ""
 
 
 @pytest.mark.parametrize("variables", VARIABLES, ids=" ".join)

@@ -91,6 +91,20 @@ def test_a_python_that_is_too_old_or_does_not_run_is_passed_over(machine):
     assert "no Python 3.12" in error_line(machine.install())
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [{"BASHOPTS": "failglob"}, {"SHELLOPTS": "noclobber"}, {"PYTHONHASHSEED": "x"}],
+    ids=" ".join,
+)
+def test_variables_that_change_shells_and_python(machine, variables):
+    machine.add_python("python3.13")  # found after a look into pyenv's empty folder
+    machine.add_uv(WORKS)
+    machine.env |= variables
+    for _ in range(2):
+        result = machine.install()
+        assert (result.returncode, result.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("name", ["python3.13", "python3"])
 def test_python_by_other_names(machine, name):
     machine.add_python(name)

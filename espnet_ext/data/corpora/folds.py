@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from espnet_ext.data.kaldi_dir import AUDIO_DIGEST, Utterance, write_data_dir
-from espnet_ext.errors import UserError, nearest
+from espnet_ext.errors import UserError, check_name, nearest
 from espnet_ext.files import write_text
 
 type Folds = Mapping[str, Mapping[str, Sequence[Utterance]]]  # fold -> part -> utterances
@@ -70,7 +70,7 @@ def read_folds(data: Path, split: str) -> list[str]:
     if not found:
         known = [path.name for path in (data / "folds").glob("[!.]*")]
         raise UserError(f"no folds {nearest(split, known)} in {data}/folds; run stage 1")
-    return found
+    return [check_name(fold, f"{data}/folds/{split}:") for fold in found]
 
 
 def _read_list(path: Path) -> list[str]:

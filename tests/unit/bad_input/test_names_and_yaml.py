@@ -1,6 +1,7 @@
 """Names that become paths, YAML that is no data, and folders that another process uses."""
 
-import argparse
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espnet_ext.cli import deploy
 from espnet_ext.config.grid import read_grid
 from espnet_ext.config.training import load_config
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError, check_name
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import HOLDS, atomic_path
+from espnet_ext.files import HOLDS, atomic_path, in_use
 from espnet_ext.yaml_files import parse_yaml, read_mapping
+from tests.fixtures import forked
+from tests.fixtures.finished import VERBS, complains
+
+TINY = Path("exp/tiny")
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(10 * ['*' + chr(97 + i)])}]\n" for i in range(9)
@@ -84,7 +88,8 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "a/../b", "/etc", ".x", "-x", "a b", "a\0", "a\nb", "", "a//b", "a\\b"]
+    "name",
+    ["../x", "a/../b", "/etc", ".x", "-x", "a b", "a\0", "a\nb", "", "a//b", "a\\b", 201 * "a"],
 )
 def test_names_that_leave_a_folder_are_refused(name, tmp_path):
     with pytest.raises(UserError, match="a name has no blank"):
@@ -96,10 +101,23 @@ def test_names_that_leave_a_folder_are_refused(name, tmp_path):
             Experiment.load(path, variant=name)
     with pytest.raises(UserError, match="a name has no blank"):
         load_config(path, tag=name)
-    for key in ("train_set", "dev_set", "baseline"):
+    for key in ("train_set", "dev_set", "baseline", "variant", "labels", "target"):
         path.write_text(yaml.safe_dump({"encoder": "conformer", "recipe": {key: name}}))
         with pytest.raises(UserError, match=r"a name has no blank|must be"):
             load_config(path)
+
+
+def test_names_of_sets_folds_and_results_stay_inside(tmp_path):
+    from espnet_ext.data.corpora.folds import read_folds
+
+    path = tmp_path / "train_x.yaml"
+    path.write_text("encoder: conformer\n")
+    with pytest.raises(UserError, match=r"the set '../x': a name has no blank"):
+        Experiment.load(path).decoded("ctc_greedy", "../x")
+    (tmp_path / "folds").mkdir()
+    (tmp_path / "folds/voice").write_text("voice-a\n../x\n")
+    with pytest.raises(UserError, match=r"folds/voice: '../x': a name has no blank"):
+        read_folds(tmp_path, "voice")
 
 
 def test_byte_order_marks_in_tables_are_no_part_of_an_id(tmp_path):
@@ -108,14 +126,33 @@ def test_byte_order_marks_in_tables_are_no_part_of_an_id(tmp_path):
     assert read_table(path) == {"u1": "one", "u2": "two"}
 
 
-def test_a_model_that_cannot_be_is_one_line(tmp_path):
+@pytest.mark.parametrize(
+    "option",
+    [
+        "attention_heads: 0",
+        "num_blocks: 1000000000",
+        "num_blocks: 9999999",
+        "linear_units: 9000000",
+    ],
+)
+def test_a_model_that_cannot_be_is_one_line(tmp_path, option):
     from espnet_ext.bridge.build import build_model
 
     path = tmp_path / "train_x.yaml"
-    path.write_text("encoder: conformer\nencoder_conf: {attention_heads: 0}\ntoken_type: char\n")
-    with pytest.raises(UserError, match="the model does not build") as error:
+    small = "output_size: 2, linear_units: 1, cnn_module_kernel: 1, attention_heads: 1"
+    conf = ", ".join([*(word for word in small.split(", ") if word[:9] != option[:9]), option])
+    path.write_text(f"encoder: conformer\nencoder_conf: {{{conf}}}\ntoken_type: char\n")
+    with pytest.raises(UserError, match=r"train_x.yaml: the model does not build") as error:
         build_model(Experiment.load(path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["vocabulary", "classes"])
+def test_lists_of_tokens_are_bounded(tmp_path, key):
+    path = tmp_path / "train_x.yaml"
+    path.write_text(f"encoder: conformer\nrecipe: {{{key}: 1000000000}}\n")
+    with pytest.raises(UserError, match=f"recipe: {key} must be a whole number .*not 1000000000"):
+        load_config(path)
 
 
 # --- grids
@@ -147,6 +184,15 @@ def test_systems_may_be_called_no_or_like_a_number(grid):
         ("seeds: [1]\nsystems:\n  ../x: {config: train_x.yaml}\n", "a name has no blank"),
         ("seeds: [1]\nsystems:\n  a/b: {config: train_x.yaml}\n", "a name without '/'"),
         ("seeds: [1]\nsystems:\n  a: {config: train_x.yaml}\n  a: {config: b}\n", "twice"),
+        ("seeds: [1]\npart: ../x\nsystems:\n  a: {config: train_x.yaml}\n", "a name has no blank"),
+        (
+            "seeds: [1]\nsystems:\n  a: {config: train_x.yaml, vary: {x/../../y: [1]}}\n",
+            "a name without '/'",
+        ),
+        (
+            f"seeds: [1]\nsystems:\n  a: {{config: train_x.yaml, vary: {{x: [{300 * 'b'}]}}}}\n",
+            "over 200 bytes",
+        ),
         ("seeds: [1]\nbaseline: 1.10\nsystems:\n  1.10: {config: train_x.yaml}\n", "quote one"),
         ("seeds: [[1]]\nsystems:\n  a: {config: train_x.yaml}\n", "seeds"),
         ("seeds: [1]\nsystems:\n  a: {config: 0}\n", "config"),
@@ -206,32 +252,67 @@ def test_many_changed_grids(tmp_path_factory, places):
 # --- folders in use, full disks
 
 
-def test_a_folder_in_use_is_refused_and_the_owners_verbs_are_not(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("train_x.yaml").write_text("encoder: conformer\n")
-    Path("exp/x").mkdir(parents=True)
+def holding(folder: Path) -> subprocess.Popen:
+    """A process that runs in exp/tiny, until it reads a line."""
     program = (
         "from pathlib import Path; from espnet_ext.files import in_use\n"
-        "with in_use(Path('exp/x')): print('held', flush=True); input()"
+        "with in_use(Path('exp/tiny')): print('held', flush=True); input()"
+    )
+    command = [sys.executable, "-c", program]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    other = subprocess.Popen(command, cwd=folder, env=os.environ | {HOLDS: ""}, text=True, **pipes)
+    assert other.stdout.readline() == "held\n"
+    return other
+
+
+DONE = {
+    "train": "exp/tiny/.train.done.json",
+    "deploy": "exp/tiny/deploy/.merged.done.json",
+    "decode": "exp/tiny/decode/*/*/*/.done.json",
+    "score": "exp/tiny/score/*/*/.*.stamp",
+    "report": "exp/tiny/.result.stamp",
+}
+
+
+@pytest.mark.parametrize("verb", DONE)
+def test_a_folder_in_use_is_refused_and_the_owners_verbs_are_not(copy, verb, monkeypatch):
+    folder = copy(DONE[verb])
+    with holding(folder) as other:
+        line = complains(folder, VERBS[verb])
+        assert line == "another process runs in exp/tiny; wait for it or end it"
+        if verb == "score":
+            monkeypatch.setenv(HOLDS, "exp/tiny")
+            logs = folder.with_suffix(".logs")
+            assert forked.Command(folder, VERBS[verb], logs).wait().code == 0
+            monkeypatch.delenv(HOLDS)
+        other.communicate("\n")
+    if verb == "score":
+        assert forked.Command(folder, VERBS[verb], folder.with_suffix(".logs")).wait().code == 0
+
+
+def test_a_folder_is_free_once_its_owner_is_killed(tmp_path, monkeypatch):
+    """Also where processes that the owner forked live on."""
+    monkeypatch.chdir(tmp_path)
+    program = (
+        "import os, time; from pathlib import Path; from espnet_ext.files import in_use\n"
+        "with in_use(Path('exp/tiny')):\n"
+        "    child = os.fork()\n"
+        "    print(child, flush=True) if child else None\n"
+        "    time.sleep(100)"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
     ) as other:
-        assert other.stdout.readline() == "held\n"
-        words = argparse.Namespace(
-            config="train_x.yaml", tag=None, variant=None, family=False, checkpoint=None
-        )
-        with pytest.raises(UserError, match="another process runs in exp/x"):
-            deploy.run(words)
-        monkeypatch.setenv(HOLDS, "exp/x")
-        with pytest.raises(UserError) as error:  # not trained
-            deploy.run(words)
-        assert "runs in" not in str(error.value)
-        other.communicate("\n")
-    monkeypatch.delenv(HOLDS)
-    with pytest.raises(UserError) as error:
-        deploy.run(words)
-    assert "runs in" not in str(error.value)
+        child = int(other.stdout.readline())
+        try:
+            with pytest.raises(UserError, match="another process runs in"), in_use(TINY):
+                pass
+            other.kill()
+            other.wait()
+            with in_use(TINY):
+                assert not list(TINY.iterdir())
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_an_error_of_the_disk_names_the_file_that_is_written(tmp_path):

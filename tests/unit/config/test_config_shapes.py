@@ -31,7 +31,7 @@ BROKEN = {
 # Verbs that refuse these before they import torch; the others do so once they have.
 LIGHT = ("features", "tokens", "decode", "score")
 WRONG = {
-    "recipe: {vocabulary: many}": "vocabulary must be a whole number of at least 5, not 'many'",
+    "recipe: {vocabulary: many}": "vocabulary must be a whole number from 5 to",
     "recipe: {average: 0}": "average must be a whole number of at least 1",
     "recipe: {train_set: 3}": "train_set must be a name, not 3",
     "recipe: {features: arks}": "unknown features 'arks'; did you mean 'ark'?",
