@@ -19,7 +19,7 @@ _ADVICE = {
 }
 
 
-_LONGEST_NAME = 200  # of 255; files that are being written have longer names
+LONGEST_NAME = 200  # of 255; files that are being written have longer names
 
 
 class UserError(Exception):
@@ -35,6 +35,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"'{name}'; known are: {', '.join(known) or 'none'}"
 
 
+def is_file_name(word: str) -> bool:
+    """True for a word that may be the name of a file or folder of ours.
+
+    It is not empty, has no blank, no separator of paths and no character that cannot be printed,
+    no dot at its beginning, and is not too long.
+    """
+    if not word or word[0] == "." or len(word.encode()) > LONGEST_NAME:
+        return False
+    return word.isprintable() and not set(word) & set("/\\ ")
+
+
 def check_name(name: str, what: str) -> str:
     """Return a name that becomes part of a path; parts may be separated by ``/``.
 
@@ -43,11 +54,10 @@ def check_name(name: str, what: str) -> str:
             separator or a character that cannot be printed, or is too long for a file.
     """
     for part in str(name).split("/"):
-        wrong = not part or part[0] in ".-" or not part.isprintable() or set(part) & set("\\ ")
-        if wrong or len(part.encode()) > _LONGEST_NAME:
+        if not is_file_name(part) or part[0] == "-":
             raise UserError(
-                f"{what} {name[:_LONGEST_NAME]!r}: a name has no blank, no control character, no "
-                f"part that is empty, begins with a dot or a dash or has over {_LONGEST_NAME} bytes"
+                f"{what} {name[:LONGEST_NAME]!r}: a name has no blank, no control character, no "
+                f"part that is empty, begins with a dot or a dash or has over {LONGEST_NAME} bytes"
             )
     return name
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from espnet2.text.build_tokenizer import build_tokenizer
 
-from espnet_ext.data.kaldi_dir import read_data_dir, read_table
+from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
@@ -22,7 +22,7 @@ _SHOWN = 3
 def check_ctc_lengths(experiment: Experiment, model: Any) -> None:
     """Count the utterances of the training and development sets that CTC cannot align.
 
-    Some are printed.
+    Some are printed. Sets without utt2dur are not looked at. ``check_inputs`` has checked the sets.
 
     Raises:
         UserError: most utterances of a set are such.
@@ -32,11 +32,13 @@ def check_ctc_lengths(experiment: Experiment, model: Any) -> None:
     per_second, offset = output_frames(experiment, model)
     for name in experiment.sets:
         tokens = token_counts(experiment, name)
-        seconds = {u.id: u.seconds for u in read_data_dir(set_folder(experiment.data, name))}
+        durations = set_folder(experiment.data, name) / "utt2dur"
+        seconds = read_table(durations) if durations.is_file() else {}
         found = []
-        for utterance, needed in tokens.items():
-            frames = max(0, int(per_second * seconds[utterance] + offset + 1e-6))
-            if needed > frames:  # never where the duration is not known, NaN
+        for utterance in sorted(tokens.keys() & seconds.keys()):
+            needed = tokens[utterance]
+            frames = max(0, int(per_second * float(seconds[utterance]) + offset + 1e-6))
+            if needed > frames:
                 found.append(f"{utterance}: {needed} tokens, {frames} frames")
         if found:
             some = "; ".join(found[:_SHOWN]) + ("; ..." if len(found) > _SHOWN else "")

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_ext.data.processes import map_processes
-from espnet_ext.errors import UserError
-from espnet_ext.files import atomic_path, write_text
+from espnet_ext.errors import LONGEST_NAME, UserError, is_file_name
+from espnet_ext.files import atomic_path, read_utf8, write_text
 
 WHOLE = "all"  # the set of a whole corpus, of which others are parts
 AUDIO_DIGEST = "audio.sha256"  # of every utterance's samples, however they are encoded
@@ -103,13 +103,12 @@ def check_id(name: str, where: str) -> None:
     """Check the id of an utterance or a speaker, which becomes a file's name.
 
     Raises:
-        UserError: it is empty, begins with a dot, or has a blank, a separator of paths, or a
-            character that cannot be printed.
+        UserError: it is no ``is_file_name``.
     """
-    if not name or name[0] == "." or not name.isprintable() or set(name) & set("/\\ "):
+    if not is_file_name(name):
         raise UserError(
-            f"{where}: {name!r} is no id: no blank, separator or control character in it, no dot "
-            "at its beginning"
+            f"{where}: {name[:LONGEST_NAME]!r} is no id: no blank, separator or control character "
+            f"in it, no dot at its beginning, at most {LONGEST_NAME} bytes"
         )
 
 
@@ -120,13 +119,9 @@ def read_table(path: str | os.PathLike) -> dict[str, str]:
         UserError: the file is missing, is not UTF-8, has an empty line, or a key twice.
     """
     path = Path(path)
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UserError(f"no file {path}; the stage that makes it has to run") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it first") from None
-    content = content.replace("\ufeff", "")  # byte-order marks: also of files joined by cat
+    if not path.is_file():
+        raise UserError(f"no file {path}; the stage that makes it has to run")
+    content = read_utf8(path).replace("\ufeff", "")  # marks inside: of files joined by cat
     table: dict[str, str] = {}
     for number, line in enumerate(content.split("\n")[:-1], 1):
         key, _, value = line.strip().replace("\t", " ", 1).partition(" ")

@@ -296,8 +296,8 @@ def test_a_folder_is_free_once_its_owner_is_killed(tmp_path, monkeypatch):
     program = (
         "import os, time; from pathlib import Path; from espnet_ext.files import in_use\n"
         "with in_use(Path('exp/tiny')):\n"
-        "    child = os.fork()\n"
-        "    print(child, flush=True) if child else None\n"
+        "    if os.fork() == 0:\n"
+        "        print(os.getpid(), flush=True)\n"
         "    time.sleep(100)"
     )
     with subprocess.Popen(

@@ -13,8 +13,7 @@ and the translation (text.<target>). The sets are CoVoST's, not Common Voice's: 
 joined by the name of the clip. Rows of the split train_covost belong to train. Left out, and
 counted: clips that are missing or empty, rows without a translation or without a sentence, rows
 whose translation says REMOVE, and, as CoVoST's own script does, rows of clips that validated.tsv
-does not list. If these are more than one
-in twenty, that is another release of Common Voice.
+does not list. If these are more than one in twenty, that is another release of Common Voice.
 """
 
 import re
