@@ -1,7 +1,9 @@
 """Reading YAML as data: a mistake is one line that names the file.
 
 As in YAML 1.2, only ``true`` and ``false`` are booleans, ``1e-3`` is a number, and there are no
-dates: ``no`` is a language. Keys are words as they are written, so ``1.10`` is a name.
+dates: ``no`` is a language. ``010`` is a word. Keys are words as they are written, so ``1.10`` is a
+name. ESPnet's files are YAML 1.1, where the words ``08`` and ``1e3`` need no quotes: they are read
+as ``dumped``.
 """
 
 import re
@@ -42,7 +44,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 for _name, _pattern, _first in (
     ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", "[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)", "-+0123456789"),
+    ("int", "[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)", "-+0123456789"),
     (
         "float",
         r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
@@ -55,8 +57,14 @@ for _name, _pattern, _first in (
     )
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """Return the value of a text in YAML.
+class _DumpedLoader(_Loader):
+    """_Loader with PyYAML's own rules for plain words."""
+
+    yaml_implicit_resolvers = yaml.SafeLoader.yaml_implicit_resolvers
+
+
+def parse_yaml(text: str, where: str, dumped: bool = False) -> Any:
+    """Return the value of a text in YAML; ``dumped``: that PyYAML wrote.
 
     Raises:
         UserError: not YAML, a key twice, a tag, a value that Python has not, or too large a text,
@@ -65,7 +73,7 @@ def parse_yaml(text: str, where: str) -> Any:
     if len(text) > _MOST_BYTES:
         raise UserError(f"{where}: {len(text):,} characters, at most {_MOST_BYTES:,}")
     try:
-        loader = _Loader(text)
+        loader = (_DumpedLoader if dumped else _Loader)(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -118,22 +126,22 @@ def _error(node: Any, reason: str) -> yaml.YAMLError:
     return yaml.YAMLError(f"{reason} (line {node.start_mark.line + 1})")
 
 
-def read_yaml(path: Path) -> Any:
-    """Read a file of YAML.
+def read_yaml(path: Path, dumped: bool = False) -> Any:
+    """Read a file of YAML; ``dumped``: that PyYAML wrote.
 
     Raises:
         UserError: what ``read_utf8`` and ``parse_yaml`` raise.
     """
-    return parse_yaml(read_utf8(path), str(path))
+    return parse_yaml(read_utf8(path), str(path), dumped)
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a file of keys and values; an empty file is an empty mapping.
+def read_mapping(path: Path, dumped: bool = False) -> dict[str, Any]:
+    """Read a file of keys and values, maybe written by PyYAML; an empty file is an empty mapping.
 
     Raises:
         UserError: what ``read_yaml`` raises, not a mapping, or a key that is not a word.
     """
-    content = read_yaml(path)
+    content = read_yaml(path, dumped)
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values at the top level")

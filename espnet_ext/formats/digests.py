@@ -53,7 +53,7 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: it was changed after it was deployed, is empty, or is no YAML mapping.
     """
     refuse_changed(path)
-    arguments = read_mapping(path)
+    arguments = read_mapping(path, dumped=True)
     if not arguments:
         raise UserError(f"{path}: empty; it must be the config.yaml that ESPnet wrote")
     return arguments

@@ -66,8 +66,21 @@ def test_values_stay_as_they_are_written():
     found = parse_yaml("a: no\nno: 1\n1.10: yes\nd: 2026-02-30\ne: true\n", "f")
     assert found == {"a": "no", "no": 1, "1.10": "yes", "d": "2026-02-30", "e": True}
     numbers = parse_yaml("[1, 010, 0x1f, 1_000, 1e-3, 1.5e3, .5, -2., .inf, 1:30, 1e, '1']", "f")
-    assert numbers == [1, 8, 31, 1000, 0.001, 1500.0, 0.5, -2.0, float("inf"), "1:30", "1e", "1"]
-    assert [type(number) for number in numbers[:5]] == [int, int, int, int, float]
+    assert numbers == [
+        1,
+        "010",
+        31,
+        1000,
+        0.001,
+        1500.0,
+        0.5,
+        -2.0,
+        float("inf"),
+        "1:30",
+        "1e",
+        "1",
+    ]
+    assert [type(number) for number in numbers[:5]] == [int, str, int, int, float]
     merged = parse_yaml("base: &b {x: 1, y: 3}\nc: {<<: *b, x: 2}\n", "f")
     assert merged["c"] == {"x": 2, "y": 3}
     deeper = "base: &b {x: 1}\na: {deep: {er: &c {<<: *b, x: 2}}}\nd: {<<: *c}\n"
@@ -76,6 +89,21 @@ def test_values_stay_as_they_are_written():
         "a": {"deep": {"er": {"x": 2}}},
         "d": {"x": 2},
     }
+
+
+@given(st.lists(st.text() | st.from_regex(r"[-+]?[0-9_.:xoeE+-]{1,6}", fullmatch=True)))
+@settings(max_examples=300)
+def test_words_that_programs_wrote_are_words(words):
+    """Token lists have 08 and 1e3, which PyYAML does not quote."""
+    words = [word for word in words if word.isprintable()] + ["08", "1e3", "-1e3", "no", "1:30"]
+    text = yaml.safe_dump(words, allow_unicode=True)
+    assert parse_yaml(text, "f", dumped=True) == words
+
+
+@given(st.lists(st.floats(allow_nan=False) | st.integers(-(2**63) + 1, 2**63 - 1) | st.booleans()))
+def test_numbers_that_programs_wrote_are_numbers(numbers):
+    for dumped in (True, False):
+        assert parse_yaml(yaml.safe_dump(numbers), "f", dumped) == numbers
 
 
 def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
