@@ -12,14 +12,28 @@ So rounding stored 8-bit integers again does not give the 4-bit weights that wer
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from espnet_ext.methods.codes import decode
 from espnet_ext.methods.quantise import dequantise, largest_integer
 
 # W / s is computed in float32, so it may lie this far outside the half step of its integer.
 _SLACK = 1e-3
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A table as codes of parts of its rows (``methods.codes``)."""
+
+    codes: Tensor  # (rows, parts), uint8
+    books: Tensor  # (parts, 256, size), numbers of float16 in float32
+
+    def dequantised(self) -> Tensor:
+        """The table that the layer computes with, (rows, parts x size) float32."""
+        return decode(self.codes, self.books)
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,7 @@ class Quantised:
 
     ints: Tensor  # (o, ...) int8
     scale: Tensor  # (), (o, 1, ...) or of groups (o, groups, 1, ...), float32
-    bits: int  # 8, 4 or 2
+    bits: int  # 8, 6, 4, 3 or 2
 
     def dequantised(self) -> Tensor:
         """The weight that the layer computes with, (o, ...) float32."""
@@ -36,8 +50,8 @@ class Quantised:
 
 
 def quantised_state(
-    model: nn.Module, weights: Mapping[str, Quantised]
-) -> dict[str, Tensor | Quantised]:
+    model: nn.Module, weights: Mapping[str, Quantised | Coded]
+) -> dict[str, Tensor | Quantised | Coded]:
     """Return the state dict of a deployed ``model`` with quantised ``weights`` in it.
 
     Each tensor has only the first of its names.
@@ -62,11 +76,16 @@ def quantised_state(
 
 
 def pack(ints: Tensor, bits: int) -> Tensor:
-    """Pack integers (n,) int8 of 8, 4, 2 or 1 ``bits`` into (ceil(n bits / 8),) uint8.
+    """Pack integers (n,) int8 of 8, 6, 4, 3, 2 or 1 ``bits`` into (ceil(n bits / 8),) uint8.
 
     Each is from -2^(bits-1) to 2^(bits-1) - 1 (or from 0 to 2^bits - 1); the first is in the lowest
     bits of the first byte.
     """
+    if 8 % bits:
+        low = ints.contiguous().view(torch.uint8).numpy()[:, None] >> np.arange(
+            bits, dtype=np.uint8
+        )
+        return torch.from_numpy(np.packbits(low & 1, bitorder="little"))
     fields = 8 // bits
     low = ints.contiguous().view(torch.uint8) & (2**bits - 1)
     low = F.pad(low, (0, -len(low) % fields)).view(-1, fields)
@@ -75,7 +94,12 @@ def pack(ints: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, count: int, signed: bool = True) -> Tensor:
     """Return the ``count`` integers, int8, that ``pack`` packed."""
-    low = (packed.unsqueeze(1) >> _shifts(bits)) & (2**bits - 1)
+    if 8 % bits:
+        single = np.unpackbits(packed.numpy(), bitorder="little", count=count * bits)
+        weights = 1 << np.arange(bits, dtype=np.uint8)
+        low = torch.from_numpy((single.reshape(-1, bits) * weights).sum(1, dtype=np.uint8))
+    else:
+        low = (packed.unsqueeze(1) >> _shifts(bits)) & (2**bits - 1)
     found = low.flatten()[:count].view(torch.int8)
     if not signed or bits == 8:
         return found

@@ -20,11 +20,13 @@ JOINED = {
     "refined": "uint8",
     "scales": "float32",
     "scales16": "float16",
+    "codes": "uint8",
+    "books": "float16",
 }
 
 Size = Annotated[int, Field(ge=0, lt=1 << 40)]
 Shape = Annotated[list[Size], Field(max_length=8)]
-Bits = Literal[8, 4, 2]
+Bits = Literal[8, 6, 4, 3, 2]
 # Shape, type or bits, shape of the scale, precisions: (bits, width of a refinement, its bytes).
 Precision = tuple[Bits, Literal[0, 1, 2, 4, 8], Size]
 Source = tuple[Shape, str | Bits, Shape | None, list[Precision]]
@@ -36,7 +38,7 @@ class MemberLayout(Strict):
 
     layers: list[Size]
     width: Size | None
-    bits: Literal[32, 8, 4, 2]
+    bits: Literal[32, 8, 6, 4, 3, 2]
     bytes: Size
     divergence: Annotated[float, Field(ge=0)] | None
     config: dict[str, Any]

@@ -8,11 +8,14 @@ of small tensors would add 10 % to a small model, so tensors are joined:
     integers   uint8, the integers of every quantised weight in b bits each (``bits.pack``); each
                weight starts at a new byte
     scales     float32, the scales of every quantised weight, but for
-    scales16   float16, those of groups of inputs (``quantise.grouped_integers``)
+    scales16   float16, those of groups of inputs (``methods.quantise``)
+    codes      uint8, the codes of tables (``methods.codes``)
+    books      float16, their codebooks
     float32    all other tensors of that type; other types likewise
 
-in the order of ``layout``, where the type of a quantised weight is its bits and the shape of the
-scale is null for other tensors. A file of n weights at b bits and s scales, with m other float32
+in the order of ``layout``, where the type of a quantised weight is its bits, that of a table
+``codes``, with the shape of its codebooks in the place of that of a scale, which is null for other
+tensors. A file of n weights at b bits and s scales, with m other float32
 numbers, has n b / 8 + 4 s + 4 m bytes plus other types, layout and header, which is at most 1,024
 bytes and less than 10 bytes for each name.
 """
@@ -33,13 +36,14 @@ from torch import Tensor
 
 from espnet_ext.errors import UserError, one_line
 from espnet_ext.files import atomic_path
-from espnet_ext.formats.bits import Quantised, pack, packed_bytes, unpack
+from espnet_ext.formats.bits import Coded, Quantised, pack, packed_bytes, unpack
 from espnet_ext.formats.layout import JOINED, TYPES, check_values, compressed, decompressed
+from espnet_ext.methods.codes import CODES
 from espnet_ext.methods.quantise import has_groups, largest_integer
 from espnet_ext.methods.tensors import refuse_not_finite
 
 MEMBER = "member 1"  # kind of file, and the version of its format
-State = dict[str, Tensor | Quantised]
+State = dict[str, Tensor | Quantised | Coded]
 Parts = dict[str, list[Tensor]]  # tensors to be joined, by the name of the joined tensor
 # What parts that do not fit each other raise.
 _MISFITS = (IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError, zlib.error)
@@ -75,9 +79,9 @@ def read_member(path: Path) -> State:
         return split_tensors(tensors, layout)
 
 
-def dequantised(state: Mapping[str, Tensor | Quantised]) -> dict[str, Tensor]:
+def dequantised(state: Mapping[str, Tensor | Quantised | Coded]) -> dict[str, Tensor]:
     """Return a state dict of plain tensors."""
-    return {n: v.dequantised() if isinstance(v, Quantised) else v for n, v in state.items()}
+    return {n: v if isinstance(v, Tensor) else v.dequantised() for n, v in state.items()}
 
 
 def check_state(state: State) -> None:
@@ -88,9 +92,14 @@ def check_state(state: State) -> None:
         ValueError: a type that files do not hold, or integers and scale that do not fit.
     """
     for name, value in state.items():
-        _check(value.scale if isinstance(value, Quantised) else value, name)
-        if isinstance(value, Quantised):
+        if isinstance(value, Coded):
+            _check(value.books, name)
+            check_coded(value)
+        elif isinstance(value, Quantised):
+            _check(value.scale, name)
             _check_quantised(value, name)
+        else:
+            _check(value, name)
 
 
 def join_tensors(state: State) -> tuple[dict[str, Tensor], list]:
@@ -105,8 +114,12 @@ def join_tensors(state: State) -> tuple[dict[str, Tensor], list]:
     return concatenate(parts), layout
 
 
-def append_value(value: Tensor | Quantised, parts: Parts) -> list:
+def append_value(value: Tensor | Quantised | Coded, parts: Parts) -> list:
     """Append a value to ``parts``; return [shape, type or bits, shape of the scale or None]."""
+    if isinstance(value, Coded):
+        parts.setdefault("codes", []).append(value.codes.flatten().cpu())
+        parts.setdefault("books", []).append(value.books.flatten().half().cpu())
+        return [list(value.codes.shape), "codes", list(value.books.shape)]
     if isinstance(value, Quantised):
         parts.setdefault("integers", []).append(pack(value.ints.flatten(), value.bits))
         half = has_groups(value.scale.shape)
@@ -153,6 +166,10 @@ class TensorReader:
     def value(self, shape: list[int], kind: Any, scale_shape: list[int] | None) -> Any:
         """Return the next value, of which ``append_value`` returned the arguments."""
         count = math.prod(shape)
+        if kind == "codes":
+            sizes = scale_shape or []
+            books = self("books", math.prod(sizes)).float().view(sizes)
+            return Coded(self("codes", count).view(shape), books)
         if isinstance(kind, str):
             if kind not in TYPES or scale_shape is not None:
                 raise ValueError(f"no values of the type {kind}")
@@ -252,6 +269,14 @@ def _check_quantised(value: Quantised, name: str) -> None:
     limit = largest_integer(value.bits)
     if not ((value.ints >= -limit).all() and (value.ints <= limit).all()):
         raise ValueError(f"{name} has integers that {value.bits} bits do not have")
+
+
+def check_coded(value: Coded) -> None:
+    """Raise ValueError unless codes (rows, parts) and codebooks (parts, 256, size) fit."""
+    codes, books = value.codes, value.books
+    fits = codes.dtype == torch.uint8 and codes.dim() == 2 and books.dim() == 3
+    if not fits or books.shape[:2] != (codes.shape[1], CODES):
+        raise ValueError(f"codebooks {list(books.shape)} for codes {list(codes.shape)}")
 
 
 def check_scale(scale: Tensor, shape: Sequence[int], groups: bool = False) -> None:

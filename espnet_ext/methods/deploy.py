@@ -184,7 +184,7 @@ def empty_like(layer: Any) -> nn.Module:
     ``skip_init``: deploying in the middle of a training draws no random number.
 
     Raises:
-        UserError: another layer than Linear, Conv1d, Conv2d, LSTM and GRU.
+        UserError: another layer than Linear, Conv1d, Conv2d, Embedding, LSTM and GRU.
     """
     factor = next(layer.parameters())
     kind = {"dtype": factor.dtype, "device": factor.device}
@@ -197,6 +197,9 @@ def empty_like(layer: Any) -> nn.Module:
         sizes = (layer.in_channels, layer.out_channels)
         convolution = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
         return skip_init(convolution, *sizes, bias=layer.bias is not None, **options, **kind)
+    if isinstance(layer, nn.Embedding):
+        options = {"padding_idx": layer.padding_idx, **kind}
+        return skip_init(nn.Embedding, layer.num_embeddings, layer.embedding_dim, **options)
     if isinstance(layer, nn.LSTM | nn.GRU):
         names = "num_layers bias batch_first dropout bidirectional".split()
         options = {name: getattr(layer, name) for name in names}
@@ -206,6 +209,5 @@ def empty_like(layer: Any) -> nn.Module:
         sizes = (layer.input_size, layer.hidden_size)
         empty = recurrent(*sizes, **options, dtype=factor.dtype, device="meta")
         return empty.to_empty(device=factor.device)  # skip_init does not know these
-    raise UserError(
-        f"cannot deploy a {type(layer).__name__}; known: Linear, Conv1d, Conv2d, LSTM, GRU"
-    )
+    known = "Linear, Conv1d, Conv2d, Embedding, LSTM, GRU"
+    raise UserError(f"cannot deploy a {type(layer).__name__}; known: {known}")

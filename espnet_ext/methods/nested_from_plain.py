@@ -8,10 +8,11 @@ at 32 bits equals the plain encoder, and every other member has its weights and 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from espnet_ext.methods.nested_layers import STATISTICS, NestedBatchNorm, NestedWeight
+from espnet_ext.methods.nested_layers import STATISTICS, NestedBatchNorm, NestedTable, NestedWeight
 from espnet_ext.methods.quantise import first_scale
 
 
@@ -21,7 +22,7 @@ def start_from_plain(stack: nn.Module, state: dict[str, Any], prefix: str) -> No
     The state of a family is left as it is.
 
     Args:
-        stack: container of the layers of a family.
+        stack: container of the layers of a family, or the model around it.
         state: tensors by name; where it has both names of a tensor, the plain one is used.
         prefix: of the names of the container, with its dot.
     """
@@ -49,6 +50,9 @@ def _rename(layer: Any, state: dict[str, Any], place: str) -> None:
         if f"{place}{name}" in state:
             target = f"{place}parametrizations.{name}."
             original = state[f"{target}original"] = state.pop(f"{place}{name}")
+            if isinstance(chain[0], NestedTable):
+                for part, tensor in chain[0].state_dict().items():  # to be fitted to the table
+                    state[f"{target}0.{part}"] = torch.zeros_like(tensor)
             if isinstance(chain[0], NestedWeight):
                 for bits in chain[0].scales:
                     scale = first_scale(original, int(bits), chain[0].per)

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from espnet_ext.methods.codes import CODES, decode, encode, fit_codebooks
 from espnet_ext.methods.nested_options import Member, NestedOptions
 from espnet_ext.methods.protocols import Memo
-from espnet_ext.methods.quantise import fake_quantise, first_scale, integers
+from espnet_ext.methods.quantise import as_half, fake_quantise, first_scale, has_groups, integers
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -36,19 +38,37 @@ class NestedWeight(nn.Module):
     rounds = True
 
     def __init__(
-        self, weight: Tensor, selection: Selection, options: NestedOptions, cut: int | None
+        self,
+        weight: Tensor,
+        selection: Selection,
+        options: NestedOptions,
+        cut: int | None,
+        least: int = 2,
     ):
-        """``cut``: the dimension of the inner units of a feed-forward network, else None."""
+        """Prepare the learnt scales, if any.
+
+        Args:
+            weight: (o, ...).
+            selection: of the family.
+            options: of the family.
+            cut: the dimension of the inner units of a feed-forward network, else None.
+            least: bits that the weight has in members with fewer.
+        """
         super().__init__()
-        self.selection, self.per, self.cut = selection, options.per, cut
+        self.selection, self.per, self.cut, self.least = selection, options.grain, cut, least
         self.scales = nn.ParameterDict()
         if options.scale == "learnt":
-            for bits in sorted(set(options.bits) - {32}):
-                self.scales[str(bits)] = nn.Parameter(first_scale(weight, bits, options.per))
+            for bits in sorted({max(bits, least) for bits in options.bits} - {32}):
+                self.scales[str(bits)] = nn.Parameter(first_scale(weight, bits, self.per))
+
+    @property
+    def bits(self) -> int:
+        """Bits of the weight in the selected sub-network."""
+        return max(self.selection.member.bits, self.least)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the selected part (o, ...) of a weight."""
-        bits, rounded = self.selection.member.bits, self.selection.rounded
+        bits, rounded = self.bits, self.selection.rounded
         if bits == 32:
             return self._cut(weight)
         key = (id(self), bits)
@@ -61,10 +81,13 @@ class NestedWeight(nn.Module):
 
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the integers and the scale whose product ``forward`` returns."""
-        bits = self.selection.member.bits
+        bits = self.bits
         whole, scale = integers(weight, bits, self.per, self._scale(bits))
         if self.cut == 0 and scale.dim():
             scale = self._cut(scale)
+        elif self.cut == 1 and has_groups(scale.shape):
+            kept = self._cut(whole).shape[1] * scale.shape[1] // whole.shape[1]
+            scale = scale.narrow(1, 0, kept)
         return self._cut(whole), scale
 
     def _scale(self, bits: int) -> Tensor | None:
@@ -75,6 +98,47 @@ class NestedWeight(nn.Module):
         if self.cut is None or width is None or width == weight.shape[self.cut]:
             return weight
         return weight.narrow(self.cut, 0, width)
+
+
+class NestedTable(nn.Module):
+    """Parametrization of a table of tokens: as it is at 32 bits, below them a row of codes.
+
+    The codes are those of the table when it is first used so, at the start of a training. They
+    stay, and the vectors that they stand for are trained.
+    """
+
+    rounds = True
+    codes: Tensor
+    fitted: Tensor
+
+    def __init__(self, weight: Tensor, selection: Selection, size: int):
+        """``size``: numbers of a row (tokens, width) that share a code; it divides the width."""
+        super().__init__()
+        self.selection = selection
+        parts = weight.shape[1] // size
+        self.books = nn.Parameter(weight.new_zeros(parts, CODES, size))
+        codes = weight.new_zeros((len(weight), parts), dtype=torch.uint8)
+        self.register_buffer("codes", codes)
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the table (tokens, width) of the selected sub-network."""
+        if self.selection.member.bits == 32:
+            return weight
+        self._fit(weight)
+        return decode(self.codes, as_half(self.books))
+
+    def coded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return codes and codebooks, from which ``forward`` computes what it returns."""
+        self._fit(weight)
+        return self.codes, as_half(self.books.detach())
+
+    @torch.no_grad()
+    def _fit(self, weight: Tensor) -> None:
+        if not self.fitted:
+            self.books.copy_(fit_codebooks(weight, self.books.shape[2]))
+            self.codes.copy_(encode(weight, self.books))
+            self.fitted.fill_(True)
 
 
 class NestedBias(nn.Module):

@@ -14,8 +14,16 @@ import torch
 from pydantic import Field, field_validator
 
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.methods.options import NUMBER, WHOLE, Number, Options, Positive, Whole
-from espnet_ext.methods.quantise import check_bits
+from espnet_ext.methods.options import (
+    NUMBER,
+    POSITIVE,
+    WHOLE,
+    Number,
+    Options,
+    Positive,
+    Whole,
+)
+from espnet_ext.methods.quantise import GROUP, Per, check_bits
 
 ALL: Literal["all"] = "all"
 _NAME = re.compile(r"(?:(\d+)L|L(\d+(?:\.\d+)*))(?:-(\d+))?-(\d+)b")
@@ -55,8 +63,14 @@ class NestedOptions(Options):
             is the whole stack. Default: the whole stack only.
         widths: inner units of the feed-forward networks, the leading ones; one of them is the
             full width. Default: the full width only.
-        bits: 32, 8, 4, 2.
-        per: one scale for each ``channel`` of a weight's output, or for the whole ``tensor``.
+        bits: 32, 8, 6, 4, 3, 2.
+        over: the precision concerns the blocks of the ``encoder``, as in the paper, or every
+            matrix of the ``model``: front end, decoder, joiner and tables of tokens too.
+        per: one scale for each ``channel`` of a weight's output, for the whole ``tensor``, or for
+            each ``group`` of its inputs.
+        group: inputs of such a group.
+        table: of ``over: model``; numbers of a token's embedding that share one byte in members
+            below 32 bits (``methods.codes``); null: its rows are rounded like other weights.
         scale: by the ``maximum`` of the weight, or ``learnt``.
         norm: batch normalisations have separate statistics for each sub-network (``own``), or
             are replaced by a normalisation of each frame (``layer``), which has none.
@@ -74,7 +88,10 @@ class NestedOptions(Options):
     depths: Sequence[Depth] = Field((), description=_DEPTHS)
     widths: Sequence[Positive] = Field((), description="a list of whole numbers of at least 1")
     bits: Sequence[Any] = Field((32,), min_length=1, description="a list of bits")
-    per: Literal["tensor", "channel"] = "channel"
+    over: Literal["encoder", "model"] = "encoder"
+    per: Literal["tensor", "channel", "group"] = "channel"
+    group: Annotated[int, Field(ge=2)] = Field(GROUP, description="a whole number of at least 2")
+    table: Positive | None = Field(None, description=f"{POSITIVE}, or null")
     scale: Literal["maximum", "learnt"] = "maximum"
     norm: Literal["own", "layer"] = "own"
     sample: Literal["all"] | Whole = Field(ALL, description="all or a number of sub-networks")
@@ -85,6 +102,11 @@ class NestedOptions(Options):
     weights: Mapping[str, Number] = Field(default_factory=dict, description=_WEIGHTS)
     mean: bool = Field(False, description="true or false")
     form: Literal["train", "plain"] = "train"
+
+    @property
+    def grain(self) -> Per:
+        """What has a scale, as ``methods.quantise`` takes it."""
+        return self.group if self.per == "group" else self.per
 
     @field_validator("bits")
     @classmethod
@@ -111,6 +133,9 @@ def family_members(options: NestedOptions, layers: int, width: int | None) -> tu
     if options.widths and width is None:
         raise UserError("nested: widths are of feed-forward networks, this encoder has none")
     widths: set[int | None] = set(options.widths) or {width}
+    for one in options.widths if options.per == "group" else ():
+        if one % options.group:
+            raise UserError(f"nested: group: {options.group} does not divide the width {one}")
     for one in options.widths:
         if width is not None and one > width:
             raise UserError(f"nested: width {one} is more than the encoder's {width}")

@@ -1,12 +1,68 @@
 """The weights that the precision of a member concerns: their integers, and the bits they need."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
-from espnet_ext.methods.nested import find_stack, is_matrix_layer, nested_stack
+from espnet_ext.methods.nested import NestedStack, find_stack, is_matrix_layer, nested_stack
+from espnet_ext.methods.nested_layers import NestedTable, NestedWeight
 from espnet_ext.methods.nested_options import find_member
+from espnet_ext.methods.sites import Layer, tie, tied_groups
+
+_SMALL = 4096  # numbers of a matrix that is not worth rounding
+_POSITION_BITS = 8  # at least: every frame depends on its position
+
+
+def over_model(model: nn.Module) -> NestedStack | None:
+    """The container of the family in a model whose precisions concern the whole model, if any."""
+    stack = nested_stack(model)
+    return stack if stack is not None and stack.options.over == "model" else None
+
+
+def extend_to_model(model: nn.Module) -> None:
+    """Round every matrix outside the blocks too, where a family is ``over: model``; in place.
+
+    These are linear and convolutional layers and embeddings; recurrent layers stay as they are.
+
+    Raises:
+        UserError: ``table`` does not divide the width of a table.
+    """
+    stack = over_model(model)
+    if stack is None or set(stack.options.bits) == {32}:
+        return
+    found = [
+        Layer(name, layer, "other")
+        for name, layer in model.named_modules()
+        if not parametrize.is_parametrized(layer) and _is_matrix(layer)
+    ]
+    for group in tied_groups(model, found):
+        _round(group[0], stack)
+        tie([layer.module for layer in group])
+
+
+def _is_matrix(layer: Any) -> bool:
+    known = is_matrix_layer(layer) or isinstance(layer, nn.Embedding)
+    return known and layer.weight.numel() >= _SMALL
+
+
+def _round(layer: Layer, stack: NestedStack) -> None:
+    module: Any = layer.module
+    options, is_position = stack.options, "position" in layer.name
+    rounded: nn.Module
+    if isinstance(module, nn.Embedding) and options.table and not is_position:
+        if module.embedding_dim % options.table:
+            raise UserError(
+                f"nested: table: {options.table} does not divide the width "
+                f"{module.embedding_dim} of {layer.name}"
+            )
+        rounded = NestedTable(module.weight, stack.selection, options.table)
+    else:
+        least = _POSITION_BITS if is_position else 2
+        rounded = NestedWeight(module.weight, stack.selection, options, None, least)
+    parametrize.register_parametrization(module, "weight", rounded, unsafe=True)
 
 
 def quantised_weights(encoder: nn.Module) -> dict[str, Tensor]:
@@ -25,27 +81,60 @@ def quantised_weights(encoder: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def integer_weights(encoder: nn.Module, name: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return integers (int8) and scales of the member ``name`` of a family at 8, 4 or 2 bits.
+class Packed(NamedTuple):
+    """A weight of a member as files hold it.
 
-    Keys are the names in the state dict of ``deploy(encoder, name)``, whose weights are the
-    products to the last bit. A scale has the shape () or (o, 1, ...).
+    Attributes:
+        ints: integers (o, ...), int8; codes (tokens, parts), uint8, of a table.
+        scale: of the integers, (), (o, 1, ...) or of groups; codebooks (parts, 256, size).
+        bits: of the integers; None for codes.
     """
-    stack = nested_stack(encoder)
+
+    ints: Tensor
+    scale: Tensor
+    bits: int | None
+
+
+def packed_weights(model: nn.Module, name: str) -> dict[str, Packed]:
+    """Return the packed weights of the member ``name`` of a family, at fewer than 32 bits.
+
+    Keys are the names in the state dict of ``deploy(model, name)``, whose weights are what the
+    packed ones stand for, to the last bit.
+
+    Args:
+        model: an encoder, or a model around it.
+        name: of the member.
+
+    Raises:
+        UserError: there is no family, or the member has 32 bits.
+    """
+    stack = nested_stack(model)
     if stack is None:
         raise UserError("this encoder holds no family of sub-networks")
-    prefix = find_stack(encoder)[0]
+    place = next(place for place, module in model.named_modules() if module is stack)
     found = {}
     with stack.as_member(name) as member:
         if member.bits == 32:
             raise UserError(f"nested: {name} is at 32 bits; it has no integers")
-        for place, layer in enumerate(member.layers):
-            for inner, part in stack.get_submodule(str(layer)).named_modules():
-                if is_matrix_layer(part):
-                    weights: Any = part.parametrizations["weight"]
-                    key = f"{prefix}.{place}.{inner}.weight"
-                    found[key] = weights[0].integers(weights.original)
+        for number, layer in enumerate(member.layers):
+            for inner, weight in _packed_inside(stack.get_submodule(str(layer))):
+                found[f"{place}.{number}.{inner}"] = weight
+        for outer, weight in _packed_inside(model):
+            if not outer.startswith(f"{place}."):
+                found[outer] = weight
     return found
+
+
+def _packed_inside(module: nn.Module) -> Iterator[tuple[str, Packed]]:
+    """Names and values of the rounded weights in a module, of the selected member."""
+    for name, layer in module.named_modules():
+        if not parametrize.is_parametrized(layer, "weight"):
+            continue
+        chain: Any = layer.parametrizations["weight"]
+        if isinstance(chain[0], NestedWeight):
+            yield f"{name}.weight", Packed(*chain[0].integers(chain.original), chain[0].bits)
+        elif isinstance(chain[0], NestedTable):
+            yield f"{name}.weight", Packed(*chain[0].coded(chain.original), None)
 
 
 def block_bits(encoder: nn.Module, bits: int) -> int:

@@ -1,11 +1,13 @@
-"""Symmetric quantisation of weights to 8, 4 or 2 bits (arXiv 2406.10160, section 2).
+"""Symmetric quantisation of weights to 8, 6, 4, 3 or 2 bits (arXiv 2406.10160, section 2).
 
-A weight W is represented by integers times a scale: with Q = 2^(b-1) - 1 (127, 7 or 1),
+A weight W is represented by integers times a scale: with Q = 2^(b-1) - 1 (127, 31, 7, 3 or 1),
 
     W^ = s clip(round(W / s), -Q, Q),    s = max|W| / Q    (scale by maximum)
 
-or s is a trained parameter (learnt; LSQ, arXiv 1902.08153). There is one s for a weight or one for
-each of its output channels, which are its first dimension. Training uses W^ instead of W
+or s is a trained parameter (learnt; LSQ, arXiv 1902.08153). There is one s for a weight, one for
+each of its output channels, which are its first dimension, or one for each group of inputs of a
+channel; those of groups are numbers of float16, so that they cost half a bit for groups of 32.
+Training uses W^ instead of W
 (``fake_quantise``), a deployed file holds the integers and scales (``integers``). Both agree to
 the last bit, because both end in ``dequantise``.
 
@@ -15,8 +17,8 @@ float16 a scale would have few digits, or underflow. To quantise a part of a wei
 of the whole, pass the scale of the whole (``scale_by_maximum``).
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +26,8 @@ from torch import Tensor
 from espnet_ext.errors import UserError
 from espnet_ext.methods.tensors import refuse_not_finite
 
-BITS = (32, 8, 4, 2)
+BITS = (32, 8, 6, 4, 3, 2)
+type Per = Literal["tensor", "channel"] | int  # what has a scale; a number: inputs of a group
 GROUP = 32  # weights of a group that shares a scale
 _LEAST = 2.0**-20  # scale that float16 holds to 3 %
 
@@ -38,36 +41,57 @@ def check_bits(bits: Any) -> int:
 
 
 def largest_integer(bits: int) -> int:
-    """Return Q: integers of ``bits`` bits (8, 4 or 2, else UserError) are from -Q to Q."""
+    """Return Q: integers of ``bits`` bits (fewer than 32, else UserError) are from -Q to Q."""
     if check_bits(bits) == 32:
         raise UserError("quantisation: a weight at 32 bits has no integers")
     return 2 ** (bits - 1) - 1
 
 
-def scale_by_maximum(weight: Tensor, bits: int, per: str = "channel") -> Tensor:
+def scale_by_maximum(weight: Tensor, bits: int, per: Per = "channel") -> Tensor:
     """Return max|W| / Q, or 1 where a weight (o, ...) is all zeros; without gradient.
 
-    It is a scalar () for ``per: tensor``, else (o, 1, ...) with as many dimensions as the weight;
-    float32, or float64 for a weight of that type.
+    It is a scalar () for ``per: tensor``, (o, 1, ...) with as many dimensions as the weight for
+    ``channel``, and (o, groups, 1, ...) for groups of ``per`` inputs that follow one another;
+    float32, or float64 for a weight of that type. A weight whose rows are no multiple of a group,
+    or with a scale that float16 has not, gets one scale for each channel.
     """
-    size = _wide(weight.detach()).abs()
-    maximum = size.amax() if per == "tensor" else size.amax(_inner(weight), keepdim=True)
     # A product: torch divides by a number exactly on CPUs but not on GPUs.
-    return _usable(maximum * (1.0 / largest_integer(bits)))
+    return _scale_of(
+        weight, per, lambda size, dim: size.amax(dim, True), 1.0 / largest_integer(bits)
+    )
 
 
-def first_scale(weight: Tensor, bits: int, per: str = "channel") -> Tensor:
+def first_scale(weight: Tensor, bits: int, per: Per = "channel") -> Tensor:
     """Return the initial learnt scale: 2 mean|W| / sqrt(Q) (arXiv 1902.08153, section 2.1).
 
     Arguments and shape are those of ``scale_by_maximum``; 1 where a weight is all zeros.
     """
+    factor = 2.0 * largest_integer(bits) ** -0.5
+    return _scale_of(weight, per, lambda size, dim: size.mean(dim, True), factor)
+
+
+def _scale_of(weight: Tensor, per: Per, reduce: Callable, factor: float) -> Tensor:
+    """The reduced magnitudes of each part of a weight that has a scale, times ``factor``."""
     size = _wide(weight.detach()).abs()
-    mean = size.mean() if per == "tensor" else size.mean(_inner(weight), keepdim=True)
-    return _usable(mean * (2.0 * largest_integer(bits) ** -0.5))
+    if per == "tensor":
+        return _usable(reduce(size.flatten(), 0).squeeze(0) * factor)
+    groups = 1 if per == "channel" else group_count(weight, int(per))
+    if groups > 1:
+        found = reduce(size.reshape(len(size), groups, -1), 2) * factor
+        if not ((found > 0) & (found < _LEAST)).any():
+            shape = (len(size), groups, *[1] * (weight.dim() - 2))
+            return _usable_half(found).view(shape)
+    return _usable(reduce(size.flatten(1), 1) * factor).view(-1, *[1] * (weight.dim() - 1))
+
+
+def group_count(weight: Tensor, size: int) -> int:
+    """Groups of ``size`` inputs of each channel of a weight (o, ...); 1 if they do not fit."""
+    inner = weight[0].numel()
+    return inner // size if inner % size == 0 else 1
 
 
 def fake_quantise(
-    weight: Tensor, bits: int, per: str = "channel", scale: Tensor | None = None
+    weight: Tensor, bits: int, per: Per = "channel", scale: Tensor | None = None
 ) -> Tensor:
     """Return the weight rounded to ``bits`` bits, in its type; at 32 bits the weight itself.
 
@@ -78,20 +102,24 @@ def fake_quantise(
 
     Args:
         weight: (o, ...), floating point.
-        bits: 32, 8, 4 or 2.
-        per: ``tensor`` or ``channel``; ignored if ``scale`` is given.
-        scale: () or (o, 1, ...), learnt or that of a larger weight; default: by maximum. Its
-            sign is ignored.
+        bits: one of BITS.
+        per: ``tensor``, ``channel`` or the inputs of a group; ignored if ``scale`` is given.
+        scale: () or (o, 1, ...) or of groups, learnt or that of a larger weight; default: by
+            maximum. Its sign is ignored.
     """
     if bits == 32:
         return weight
     limit = largest_integer(bits)
-    scale = scale_by_maximum(weight, bits, per) if scale is None else _usable(_wide(scale).abs())
-    return _FakeQuantise.apply(_wide(weight), scale, limit).to(weight.dtype)
+    scale = scale_by_maximum(weight, bits, per) if scale is None else _stored(scale)
+    rows = _wide(weight)
+    if has_groups(scale.shape):
+        rows = rows.reshape(len(rows), scale.shape[1], -1)
+        scale = scale.reshape(len(rows), -1, 1)
+    return _FakeQuantise.apply(rows, scale, limit).view(weight.shape).to(weight.dtype)
 
 
 def integers(
-    weight: Tensor, bits: int, per: str = "channel", scale: Tensor | None = None
+    weight: Tensor, bits: int, per: Per = "channel", scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the integers (int8, in the shape of the weight) and their scale.
 
@@ -106,8 +134,12 @@ def integers(
     refuse_not_finite(weight, "a weight")
     scale = scale_by_maximum(weight, bits, per) if scale is None else scale
     refuse_not_finite(scale, "a scale")
-    scale = _usable(_wide(scale.detach()).abs())
-    return _round(weight / scale, limit).to(torch.int8), scale
+    scale = _stored(scale.detach())
+    if not has_groups(scale.shape):
+        return _round(weight / scale, limit).to(torch.int8), scale
+    rows = weight.reshape(len(weight), scale.shape[1], -1)
+    ints = _round(rows / scale.reshape(len(rows), -1, 1), limit).to(torch.int8)
+    return ints.view(weight.shape), scale
 
 
 def grouped_integers(weight: Tensor, bits: int, size: int = GROUP) -> tuple[Tensor, Tensor]:
@@ -124,10 +156,10 @@ def grouped_integers(weight: Tensor, bits: int, size: int = GROUP) -> tuple[Tens
     limit = largest_integer(bits)
     weight = _wide(weight.detach())
     refuse_not_finite(weight, "a weight")
-    inner = weight[0].numel()
-    if inner % size or inner == size:
+    groups = group_count(weight, size)
+    if groups == 1:
         return integers(weight, bits)
-    rows = weight.reshape(len(weight), inner // size, size)
+    rows = weight.reshape(len(weight), groups, size)
     widest = rows.abs().amax(2, keepdim=True) * (1.0 / limit)
     if ((widest > 0) & (widest < _LEAST)).any():
         return integers(weight, bits)
@@ -142,10 +174,21 @@ def grouped_integers(weight: Tensor, bits: int, size: int = GROUP) -> tuple[Tens
     return ints, scale.view(len(weight), -1, *[1] * (weight.dim() - 2))
 
 
+def _stored(scale: Tensor) -> Tensor:
+    """A scale as files hold it: positive, and a number of float16 if it is of a group."""
+    scale = _wide(scale).abs()
+    return _usable_half(scale) if has_groups(scale.shape) else _usable(scale)
+
+
 def _usable_half(scale: Tensor) -> Tensor:
     """Round a scale to float16, and replace zero by 1: such a group is all zeros and stays so."""
-    half = scale.half().to(scale.dtype)
+    half = as_half(scale)
     return torch.where(half == 0, torch.ones_like(scale), half)
+
+
+def as_half(tensor: Tensor) -> Tensor:
+    """The nearest numbers of float16, in the type of the tensor; the gradient passes unchanged."""
+    return tensor + (tensor.half().to(tensor.dtype) - tensor).detach()
 
 
 def has_groups(scale_shape: Sequence[int]) -> bool:
@@ -197,11 +240,6 @@ def _round(ratio: Tensor, limit: int) -> Tensor:
 def _wide(tensor: Tensor) -> Tensor:
     """Return a tensor in float32, or in its type if that is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _inner(weight: Tensor) -> list[int]:
-    """All dimensions but the first, the output channels."""
-    return list(range(1, weight.dim()))
 
 
 def _usable(scale: Tensor) -> Tensor:

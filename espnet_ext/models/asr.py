@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from espnet_ext.encoders.compressed import compress_head
 from espnet_ext.methods.nested import nested_stack
+from espnet_ext.methods.nested_from_plain import start_from_plain
+from espnet_ext.methods.nested_precision import extend_to_model, over_model
 from espnet_ext.models.nested import Encoded, check_options, family_loss
 from espnet_ext.models.transducer import use_transducer
 from espnet_ext.models.whisper_decoder import WhisperDecoder
@@ -31,7 +33,13 @@ class ASRModel(ESPnetASRModel):
         if self.ctc is not None:
             compress_head(self.encoder, self.ctc.ctc_lo)
         self._encoded: Encoded | None = None
+        extend_to_model(self)
         check_options(self)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
+        if over_model(self) is not None:
+            start_from_plain(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def encode(self, speech: Tensor, speech_lengths: Tensor) -> Encoded:
         """Encode as ESPnet does; inside ``loss_of``, return the given encoder output."""

@@ -9,6 +9,7 @@ summed over an utterance, averaged over the batch.
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from espnet_ext.encoders.family_outputs import encoder_outputs
 from espnet_ext.errors import UserError
@@ -56,14 +58,13 @@ def family_loss(
         like are means over all members.
     """
     members = _members(model, stack)
-    encoded = _encode(model, stack, members, batch)
     losses, divergences, stats = [], [], []
     teacher: Outputs = {}
-    for member in members:
+    for member, encoded in _encoded(model, stack, members, batch):
         # ESPnet changes texts and their lengths in place.
         texts = {key: batch[key].clone() for key in ("text", "text_lengths")}
-        with _head_outputs(model, encoded[member][1]) as outputs:
-            loss, found, weight = model.loss_of(encoded[member], {**batch, **texts})
+        with _head_outputs(model, encoded[1]) as outputs:
+            loss, found, weight = model.loss_of(encoded, {**batch, **texts})
         losses.append(loss)
         stats.append(found)
         if member is members[0]:
@@ -92,11 +93,32 @@ def divergence(teacher: Tensor, student: Tensor, counts: Tensor) -> Tensor:
 def _members(model: Any, stack: NestedStack) -> Sequence[Member]:
     """Return the members of this step."""
     steps: Any = getattr(stack, "steps", None)
-    if steps is None or not model.training:
-        return stack.family
-    members = members_of_step(stack.options, stack.family, int(steps))
-    steps += 1  # saved with the model, so that a resumed training continues the draws
-    return members
+    members: Sequence[Member] = stack.family
+    if steps is not None and model.training:
+        members = members_of_step(stack.options, stack.family, int(steps))
+        steps += 1  # saved with the model, so that a resumed training continues the draws
+    if stack.options.over == "encoder":
+        return members
+    # The members of one precision follow one another: each precision encodes anew.
+    order = list(dict.fromkeys(member.bits for member in members))
+    return sorted(members, key=lambda member: order.index(member.bits))
+
+
+def _encoded(
+    model: Any, stack: NestedStack, members: Sequence[Member], batch: dict[str, Any]
+) -> Iterator[tuple[Member, Encoded]]:
+    """Yield members and their encoder outputs; meanwhile what follows has the member's precision.
+
+    Where precisions concern the encoder's blocks only, all members are encoded together.
+    """
+    if stack.options.over == "encoder":
+        yield from _encode(model, stack, members, batch).items()
+        return
+    for _, some in itertools.groupby(members, key=lambda member: member.bits):
+        group = list(some)
+        # Of every matrix the rounded weights are computed once.
+        with stack.as_member(group[0].name), parametrize.cached():
+            yield from _encode(model, stack, group, batch).items()
 
 
 def _encode(
