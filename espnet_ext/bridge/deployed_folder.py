@@ -22,7 +22,7 @@ from espnet_ext.bridge.footprint import encoder_compression, is_classifier, macs
 from espnet_ext.bridge.registry import stock_encoder
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.variants import computing, formed, split_variant
-from espnet_ext.encoders.family_outputs import plain_conf
+from espnet_ext.encoders.family_outputs import plain_conf, plain_decoder_conf
 from espnet_ext.encoders.frontends import KaldiFbank
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.encoders.pretrained.mimicked import MimickedStack
@@ -169,6 +169,8 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
     arguments = dict(arguments)
     conf = dict(arguments.get("encoder_conf") or {})
     if conf.get("nested") is not None:
+        decoder: Any = arguments.get("decoder_conf") or {}
+        arguments["decoder_conf"] = plain_decoder_conf(decoder, variant)
         conf = plain_conf(conf, variant)
         if "nested" not in conf:
             arguments["encoder"] = stock_encoder(arguments["encoder"])

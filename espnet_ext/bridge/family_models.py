@@ -146,6 +146,8 @@ def write_family_models(
     stack = nested_stack(trained)
     if stack is None:
         raise UserError(f"{config} trains no family: choose an encoder nested_*")
+    if stack.options.over == "model":
+        raise UserError("a family over: model has no file of all members: deploy them one by one")
     arguments = read_config(config)
     made: list[_Member] = []
     reference: list[Tensor | None] = []

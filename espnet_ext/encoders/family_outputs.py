@@ -49,3 +49,15 @@ def plain_conf(conf: Mapping[str, Any], variant: str) -> dict[str, Any]:
     if isinstance(rates, list | tuple):
         found["stochastic_depth_rate"] = [rates[layer] for layer in member.layers]
     return found
+
+
+def plain_decoder_conf(conf: Mapping[str, Any], variant: str) -> dict[str, Any]:
+    """Return the ``decoder_conf`` of the member ``variant`` alone, from that of its family."""
+    found = dict(conf)
+    member = None if variant == "merged" else parse_name(variant)
+    if member is None or member.decoder is None or found.keys() & {"path", "architecture"}:
+        return found
+    found["num_blocks"] = len(member.decoder)
+    if member.decoder_width is not None:
+        found["linear_units"] = member.decoder_width
+    return found

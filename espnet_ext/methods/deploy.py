@@ -34,7 +34,8 @@ def variants(model: nn.Module) -> tuple[str, ...]:
     families = _families(model)
     if not families and not any(map(_has_method, model.modules())):
         return (PLAIN, "merged")
-    members = [member.name for family in families for member in family.family]
+    # The containers of one model have the same members.
+    members = dict.fromkeys(member.name for family in families for member in family.family)
     forms = {form.variant for layer in model.modules() for form in _second_forms(layer)}
     return ("merged", *members, *sorted(forms))
 

@@ -28,12 +28,14 @@ from espnet_ext.methods.nested_layers import (
     NestedBias,
     NestedWeight,
     Selection,
+    Width,
     statistics_key,
 )
 from espnet_ext.methods.nested_options import (
     ALL,
     Member,
     NestedOptions,
+    Stack,
     family_members,
     find_member,
 )
@@ -48,7 +50,7 @@ from espnet_ext.methods.sites import (
 )
 
 # Attributes that a container has in addition to those of its plain class.
-_ADDED = ("selection", "family", "options", "plain_class")
+_ADDED = ("selection", "options", "plain_class")
 
 
 class NestedStack(nn.Module):
@@ -59,9 +61,13 @@ class NestedStack(nn.Module):
     """
 
     selection: Selection
-    family: tuple[Member, ...]  # the largest first
     options: NestedOptions
     plain_class: type[nn.Module]  # of the container in a plain encoder
+
+    @property
+    def family(self) -> tuple[Member, ...]:
+        """All sub-networks, the largest first."""
+        return self.selection.family
 
     def __iter__(self) -> Iterator[Any]:
         if self.selection.together:
@@ -84,22 +90,29 @@ class NestedStack(nn.Module):
         the last layer of each member returned.
         """
         selection, before = self.selection, self.selection.member
-        selection.together, selection.outputs, selection.rounded = tuple(members), {}, {}
+        selection.together, selection.outputs = tuple(members), {}
         try:
-            yield selection.outputs
+            with self.rounding_once():
+                yield selection.outputs
         finally:
-            selection.together, selection.outputs, selection.rounded = (), {}, None
+            selection.together, selection.outputs = (), {}
             selection.member = before
+
+    @contextlib.contextmanager
+    def rounding_once(self) -> Iterator[None]:
+        """Round each weight once for a precision inside the block, where no weight changes."""
+        selection, before = self.selection, self.selection.rounded
+        selection.rounded = {} if before is None else before
+        try:
+            yield
+        finally:
+            selection.rounded = before
 
     @contextlib.contextmanager
     def as_member(self, name: str) -> Iterator[Member]:
         """Select the sub-network ``name`` inside the block; ``merged`` is the largest."""
-        before = self.selection.member
-        self.selection.member = find_member(self.family, name)
-        try:
-            yield self.selection.member
-        finally:
-            self.selection.member = before
+        with selected(self.selection, name) as member:
+            yield member
 
     def extract_member(self, memo: Memo) -> nn.Module:
         """Build the plain container of the selected sub-network's layers."""
@@ -109,12 +122,7 @@ class NestedStack(nn.Module):
             for norm in self.get_submodule(str(layer)).modules():
                 if isinstance(norm, NestedBatchNorm):
                     memo[id(norm)] = norm.deployed(memo)
-        kind: Any = self.plain_class
-        plain = kind.__new__(kind)
-        plain.__dict__ = {k: v for k, v in self.__dict__.items() if k not in _ADDED}
-        plain._modules = {str(k): self._modules[str(layer)] for k, layer in enumerate(layers)}
-        plain._buffers = {k: v for k, v in self._buffers.items() if k != "steps"}
-        return copy.deepcopy(plain, memo)
+        return plain_container(self, layers, memo)
 
     def run_together(self, step: Callable[[nn.Module, Any], Any], start: Any) -> Any:
         """Run the layers of all members of ``running``; common first layers run once.
@@ -170,24 +178,20 @@ def apply_nested(module: nn.Module, options: NestedOptions) -> nn.Module:
         _replace_norms(stack)
     if options.form == "plain":
         return module
-    found = [
-        Layer(f"{name}.{inner}", layer, feed_forward_role(inner) or "other")
-        for inner, layer in stack.named_modules()
-        if is_matrix_layer(layer)
-    ]
-    family = family_members(options, len(stack._modules), _inner_width(found))
-    selection = Selection(family[0])
+    found = matrix_layers(name, stack)
+    family = family_members(options, Stack(len(stack._modules), inner_width(found)))
+    selection = Selection(family[0], family)
     rounded, narrowed = set(options.bits) != {32}, len({m.width for m in family}) > 1
     for group in tied_groups(module, found):
         role = group[0].site if narrowed else "other"
         if rounded or role != "other":
-            _nest([layer.module for layer in group], selection, options, role)
+            nest_layers([layer.module for layer in group], selection, options, role)
     if options.norm == "own":
         _nest_norms(stack, family, selection)
     kind = type(stack)
     stack.__class__ = type(f"Nested{kind.__name__}", (NestedStack, kind), {})
     assert isinstance(stack, NestedStack)
-    stack.selection, stack.family = selection, family
+    stack.selection = selection
     stack.options, stack.plain_class = options, kind
     if options.sample != ALL:
         stack.register_buffer("steps", torch.zeros((), dtype=torch.long))
@@ -197,7 +201,28 @@ def apply_nested(module: nn.Module, options: NestedOptions) -> nn.Module:
 def nest_layer(layer: nn.Module, options: NestedOptions) -> None:
     """Parametrize a single layer, at the precision of the largest network, in place."""
     refuse_second_method(layer)
-    _nest([layer], Selection(Member((), None, max(options.bits))), options, "other")
+    nest_layers([layer], Selection(Member((), None, max(options.bits))), options, "other")
+
+
+@contextlib.contextmanager
+def selected(selection: Selection, name: str) -> Iterator[Member]:
+    """Select the sub-network ``name`` inside the block; ``merged`` is the largest."""
+    before = selection.member
+    selection.member = find_member(selection.family, name)
+    try:
+        yield selection.member
+    finally:
+        selection.member = before
+
+
+def plain_container(stack: Any, layers: Sequence[int], memo: Memo) -> nn.Module:
+    """The plain container of some of a family's layers, which are in ``memo``."""
+    kind = stack.plain_class
+    plain = kind.__new__(kind)
+    plain.__dict__ = {k: v for k, v in stack.__dict__.items() if k not in _ADDED}
+    plain._modules = {str(k): stack._modules[str(layer)] for k, layer in enumerate(layers)}
+    plain._buffers = {k: v for k, v in stack._buffers.items() if k != "steps"}
+    return copy.deepcopy(plain, memo)
 
 
 def nested_stack(module: nn.Module) -> NestedStack | None:
@@ -214,7 +239,7 @@ def find_stack(module: nn.Module) -> tuple[str, nn.Module]:
     found: list[tuple[str, nn.Module]] = []
     for name, child in module.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer, _ in found)
-        if name.rpartition(".")[2] in ("encoders", "layers") and not inside:
+        if name.rpartition(".")[2] in ("encoders", "decoders", "layers") and not inside:
             names = [key for key, _ in child.named_children()]
             if names and all(key.isdecimal() for key in names):
                 found.append((name, child))
@@ -243,7 +268,16 @@ def _refuse_other_sequences(encoder: nn.Module, stack: nn.Module) -> None:
         raise UserError("nested: choose gradient_checkpoint_layers: []")
 
 
-def _inner_width(found: Sequence[Layer]) -> int | None:
+def matrix_layers(name: str, stack: nn.Module) -> list[Layer]:
+    """The layers of a stack of this name that a precision concerns; their site is their role."""
+    return [
+        Layer(f"{name}.{inner}", layer, feed_forward_role(inner) or "other")
+        for inner, layer in stack.named_modules()
+        if is_matrix_layer(layer)
+    ]
+
+
+def inner_width(found: Sequence[Layer]) -> int | None:
     """Return the inner units of the feed-forward networks in ``found``; None if there are none."""
     widths = {layer.module.weight.shape[0] for layer in found if layer.site == "up"}
     if len(widths) > 1:
@@ -251,16 +285,22 @@ def _inner_width(found: Sequence[Layer]) -> int | None:
     return widths.pop() if widths else None
 
 
-def _nest(
-    layers: Sequence[nn.Module], selection: Selection, options: NestedOptions, role: str
+def nest_layers(
+    layers: Sequence[nn.Module],
+    selection: Selection,
+    options: NestedOptions,
+    role: str,
+    width: Width = "width",
 ) -> None:
     """Parametrize layers that are tied, or a single one."""
     first: Any = layers[0]
-    weight = NestedWeight(first.weight, selection, options, {"up": 0, "down": 1}.get(role))
+    cut = {"up": 0, "down": 1}.get(role)
+    weight = NestedWeight(first.weight, selection, options, cut, width=width)
     # unsafe: torch's check would compute every weight once more.
     parametrize.register_parametrization(first, "weight", weight, unsafe=True)
     if role == "up" and first.bias is not None:
-        parametrize.register_parametrization(first, "bias", NestedBias(selection), unsafe=True)
+        bias = NestedBias(selection, width)
+        parametrize.register_parametrization(first, "bias", bias, unsafe=True)
     tie(layers)
 
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,19 @@ from espnet_ext.methods.quantise import as_half, fake_quantise, first_scale, has
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
+Width = Literal["width", "decoder_width"]  # of a member
+
+
 @dataclass
 class Selection:
     """The sub-network that the layers of a family compute; all layers read the same object."""
 
     member: Member
+    family: tuple[Member, ...] = ()  # the largest first
     path: tuple[int, ...] = ()  # the layers up to the one that is running
     together: tuple[Member, ...] = ()  # the members that one pass computes; empty: ``member`` only
     outputs: dict[Member, Any] = field(default_factory=dict)  # of the last layer of each of these
-    rounded: dict[tuple[int, int], Tensor] | None = None  # in such a pass, by weight and bits
+    rounded: dict[tuple[int, int], Tensor] | None = None  # inside ``rounding_once``, by weight
 
 
 class NestedWeight(nn.Module):
@@ -44,6 +48,7 @@ class NestedWeight(nn.Module):
         options: NestedOptions,
         cut: int | None,
         least: int = 2,
+        width: Width = "width",
     ):
         """Prepare the learnt scales, if any.
 
@@ -53,9 +58,11 @@ class NestedWeight(nn.Module):
             options: of the family.
             cut: the dimension of the inner units of a feed-forward network, else None.
             least: bits that the weight has in members with fewer.
+            width: which width of the sub-network it is cut to.
         """
         super().__init__()
         self.selection, self.per, self.cut, self.least = selection, options.grain, cut, least
+        self.width = width
         self.scales = nn.ParameterDict()
         if options.scale == "learnt":
             for bits in sorted({max(bits, least) for bits in options.bits} - {32}):
@@ -94,7 +101,7 @@ class NestedWeight(nn.Module):
         return dict(self.scales.items()).get(str(bits))
 
     def _cut(self, weight: Tensor) -> Tensor:
-        width = self.selection.member.width
+        width = getattr(self.selection.member, self.width)
         if self.cut is None or width is None or width == weight.shape[self.cut]:
             return weight
         return weight.narrow(self.cut, 0, width)
@@ -126,7 +133,12 @@ class NestedTable(nn.Module):
         if self.selection.member.bits == 32:
             return weight
         self._fit(weight)
-        return decode(self.codes, as_half(self.books))
+        rounded, key = self.selection.rounded, (id(self), 0)
+        if rounded is None:
+            return decode(self.codes, as_half(self.books))
+        if key not in rounded:
+            rounded[key] = decode(self.codes, as_half(self.books))
+        return rounded[key]
 
     def coded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return codes and codebooks, from which ``forward`` computes what it returns."""
@@ -144,13 +156,13 @@ class NestedTable(nn.Module):
 class NestedBias(nn.Module):
     """Parametrization of the bias of inner units: those of the selected width."""
 
-    def __init__(self, selection: Selection):
+    def __init__(self, selection: Selection, width: Width = "width"):
         super().__init__()
-        self.selection = selection
+        self.selection, self.width = selection, width
 
     def forward(self, bias: Tensor) -> Tensor:
         """Return the leading part of a bias."""
-        return bias[: self.selection.member.width]
+        return bias[: getattr(self.selection.member, self.width)]
 
 
 class NestedBatchNorm(nn.BatchNorm1d):

@@ -26,7 +26,8 @@ from espnet_ext.methods.options import (
 from espnet_ext.methods.quantise import GROUP, Per, check_bits
 
 ALL: Literal["all"] = "all"
-_NAME = re.compile(r"(?:(\d+)L|L(\d+(?:\.\d+)*))(?:-(\d+))?-(\d+)b")
+_PART = r"(?:(\d+)L|L(\d+(?:\.\d+)*))(?:-(\d+))?"  # depth or layers, width
+_NAME = re.compile(rf"{_PART}(?:\+{_PART})?-(\d+)b")
 _DEPTHS = "a list of numbers of layers or lists of layers, as in [12, 8] or [[0, 1, 4], 6]"
 _WEIGHTS = "members and numbers of at least 0, as in {4L-384-8b: 1.0}"
 
@@ -40,14 +41,25 @@ class Member:
     layers: tuple[int, ...]  # indices in the whole stack, from 0
     width: int | None  # inner units of its feed-forward networks; None if the encoder has none
     bits: int  # of the weights of its blocks
+    decoder: tuple[int, ...] | None = None  # its layers; None: those of the largest
+    decoder_width: int | None = None  # None: that of the largest
 
     @property
     def name(self) -> str:
-        """As in 12L-1024-4b; L0.2.5-1024-4b if its layers are not the first ones."""
-        first = self.layers == tuple(range(len(self.layers)))
-        depth = f"{len(self.layers)}L" if first else f"L{'.'.join(map(str, self.layers))}"
-        width = "" if self.width is None else f"-{self.width}"
-        return f"{depth}{width}-{self.bits}b"
+        """As in 12L-1024-4b; L0.2.5-1024-4b if its layers are not the first ones.
+
+        Where decoders differ too: 12L-1024+2L-512-4b.
+        """
+        encoder = _part_name(self.layers, self.width)
+        decoder = "" if self.decoder is None else _part_name(self.decoder, self.decoder_width)
+        return f"{encoder}{'+' * bool(decoder)}{decoder}-{self.bits}b"
+
+
+def _part_name(layers: tuple[int, ...], width: int | None) -> str:
+    """Name of a depth, or of layers that are not the first ones, and of a width."""
+    first = layers == tuple(range(len(layers)))
+    depth = f"{len(layers)}L" if first else f"L{'.'.join(map(str, layers))}"
+    return depth if width is None else f"{depth}-{width}"
 
 
 class NestedOptions(Options):
@@ -66,6 +78,8 @@ class NestedOptions(Options):
         bits: 32, 8, 6, 4, 3, 2.
         over: the precision concerns the blocks of the ``encoder``, as in the paper, or every
             matrix of the ``model``: front end, decoder, joiner and tables of tokens too.
+        decoder_depths, decoder_widths: of ``over: model``; like depths and widths, of an attention
+            decoder. Default: the whole decoder only.
         per: one scale for each ``channel`` of a weight's output, for the whole ``tensor``, or for
             each ``group`` of its inputs.
         group: inputs of such a group.
@@ -89,6 +103,8 @@ class NestedOptions(Options):
     widths: Sequence[Positive] = Field((), description="a list of whole numbers of at least 1")
     bits: Sequence[Any] = Field((32,), min_length=1, description="a list of bits")
     over: Literal["encoder", "model"] = "encoder"
+    decoder_depths: Sequence[Depth] = Field((), description=_DEPTHS)
+    decoder_widths: Sequence[Positive] = Field((), description="a list of whole numbers")
     per: Literal["tensor", "channel", "group"] = "channel"
     group: Annotated[int, Field(ge=2)] = Field(GROUP, description="a whole number of at least 2")
     table: Positive | None = Field(None, description=f"{POSITIVE}, or null")
@@ -104,6 +120,11 @@ class NestedOptions(Options):
     form: Literal["train", "plain"] = "train"
 
     @property
+    def has_decoders(self) -> bool:
+        """True if members differ in their decoders."""
+        return bool(self.decoder_depths or self.decoder_widths)
+
+    @property
     def grain(self) -> Per:
         """What has a scale, as ``methods.quantise`` takes it."""
         return self.group if self.per == "group" else self.per
@@ -114,40 +135,81 @@ class NestedOptions(Options):
         return [check_bits(bits) for bits in values]
 
 
-def family_members(options: NestedOptions, layers: int, width: int | None) -> tuple[Member, ...]:
-    """List all sub-networks of an encoder, the largest first and the smallest last.
+@dataclass(frozen=True)
+class Stack:
+    """Sizes of a stack of layers."""
+
+    layers: int
+    width: int | None  # inner units of its feed-forward networks; None if it has none
+
+
+def family_members(
+    options: NestedOptions, encoder: Stack, decoder: Stack | None = None
+) -> tuple[Member, ...]:
+    """List all sub-networks of a model, the largest first and the smallest last.
 
     Args:
         options: of the family.
-        layers: of the encoder.
-        width: inner units of its feed-forward networks; None if it has none.
+        encoder: its sizes.
+        decoder: those of the decoder, if the options are of decoders too.
 
     Raises:
-        UserError: a depth or width that the encoder lacks, the largest is not among them, or
+        UserError: a depth or width that a stack lacks, the largest is not among them, or
             ``weights`` names no sub-network.
     """
-    whole = tuple(range(layers))
-    depths = {_layers(depth, layers) for depth in options.depths} or {whole}
-    if whole not in depths:
-        raise UserError(f"nested: depths must contain {layers}: the largest network has all layers")
-    if options.widths and width is None:
-        raise UserError("nested: widths are of feed-forward networks, this encoder has none")
-    widths: set[int | None] = set(options.widths) or {width}
-    for one in options.widths if options.per == "group" else ():
-        if one % options.group:
-            raise UserError(f"nested: group: {options.group} does not divide the width {one}")
-    for one in options.widths:
-        if width is not None and one > width:
-            raise UserError(f"nested: width {one} is more than the encoder's {width}")
-    if width not in widths:
-        raise UserError(f"nested: widths must contain {width}: the largest network has all units")
-    found = [Member(d, w, b) for d in depths for w in widths for b in set(options.bits)]
-    found.sort(key=lambda m: (len(m.layers), m.width or 0, m.bits, m.layers), reverse=True)
+    parts = _parts(options, encoder, options.depths, options.widths, "")
+    second: list[tuple[Any, int | None]] = [(None, None)]
+    if decoder is not None:
+        given = options.decoder_depths, options.decoder_widths
+        second = _parts(options, decoder, *given, "decoder_")
+    bits = set(options.bits)
+    found = [Member(*one, b, *other) for one in parts for other in second for b in bits]
+    found.sort(key=_size, reverse=True)
     names = [member.name for member in found]
-    for name in options.weights:
+    # The names of a family with decoders are known only with the decoder.
+    for name in options.weights if decoder is not None or not options.has_decoders else ():
         if name not in names[1:]:
             raise UserError(f"nested: weights: unknown sub-network {nearest(str(name), names[1:])}")
     return tuple(found)
+
+
+def _size(member: Member) -> tuple:
+    """What members are sorted by."""
+    decoder = member.decoder or ()
+    sizes = len(member.layers), member.width or 0, len(decoder), member.decoder_width or 0
+    return (*sizes, member.bits, member.layers, decoder)
+
+
+def _parts(
+    options: NestedOptions,
+    stack: Stack,
+    depths: Sequence[Depth],
+    widths: Sequence[int],
+    prefix: str,
+) -> list[tuple[tuple[int, ...], int | None]]:
+    """Layers and width of every part of a stack; ``prefix`` is that of the options' names."""
+    whole, owner = tuple(range(stack.layers)), "decoder" if prefix else "encoder"
+    listed = {_layers(depth, stack.layers, owner) for depth in depths} or {whole}
+    if whole not in listed:
+        raise UserError(
+            f"nested: {prefix}depths must contain {stack.layers}: "
+            "the largest network has all layers"
+        )
+    if widths and stack.width is None:
+        raise UserError(
+            f"nested: {prefix}widths are of feed-forward networks, this {owner} has none"
+        )
+    for width in widths:
+        if stack.width is not None and width > stack.width:
+            raise UserError(f"nested: width {width} is more than the {owner}'s {stack.width}")
+        if options.per == "group" and width % options.group:
+            raise UserError(f"nested: group: {options.group} does not divide the width {width}")
+    found: set[int | None] = set(widths) or {stack.width}
+    if stack.width not in found:
+        raise UserError(
+            f"nested: {prefix}widths must contain {stack.width}: the largest network has all units"
+        )
+    return [(layers, width) for layers in listed for width in found]
 
 
 def find_member(family: Sequence[Member], name: str) -> Member:
@@ -163,9 +225,19 @@ def parse_name(name: str) -> Member:
     found = _NAME.fullmatch(name)
     if not found:
         raise UserError(f"'{name}' is not the name of a sub-network, as 12L-1024-4b is")
-    depth, listed, width, bits = found.groups()
-    layers = tuple(map(int, listed.split("."))) if depth is None else tuple(range(int(depth)))
-    return Member(layers, None if width is None else int(width), int(bits))
+    *encoder, depth, listed, width, bits = found.groups()
+    decoder: tuple[tuple[int, ...] | None, int | None] = (None, None)
+    if depth is not None or listed is not None:
+        decoder = _parsed_part(depth, listed, width)
+    return Member(*_parsed_part(*encoder), int(bits), *decoder)
+
+
+def _parsed_part(
+    depth: str | None, listed: str | None, width: str | None
+) -> tuple[tuple[int, ...], int | None]:
+    """Layers and width of a part of a name."""
+    layers = tuple(range(int(depth or 0))) if listed is None else tuple(map(int, listed.split(".")))
+    return layers, None if width is None else int(width)
 
 
 def members_of_step(options: NestedOptions, family: Sequence[Member], step: int) -> list[Member]:
@@ -184,11 +256,11 @@ def members_of_step(options: NestedOptions, family: Sequence[Member], step: int)
     return [family[0], *(family[1 + place] for place in chosen), family[-1]]
 
 
-def _layers(depth: int | Sequence[int], layers: int) -> tuple[int, ...]:
+def _layers(depth: int | Sequence[int], layers: int, owner: str) -> tuple[int, ...]:
     """Return the layers of a depth."""
     if isinstance(depth, int):
         if depth > layers:
-            raise UserError(f"nested: depth {depth} is more than the encoder's {layers} layers")
+            raise UserError(f"nested: depth {depth} is more than the {owner}'s {layers} layers")
         return tuple(range(depth))
     listed = tuple(depth)
     if list(listed) != sorted(set(listed)) or listed[-1] >= layers:

@@ -7,62 +7,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
-from espnet_ext.methods.nested import NestedStack, find_stack, is_matrix_layer, nested_stack
+from espnet_ext.methods.nested import find_stack, is_matrix_layer, nested_stack
 from espnet_ext.methods.nested_layers import NestedTable, NestedWeight
+from espnet_ext.methods.nested_model import containers
 from espnet_ext.methods.nested_options import find_member
-from espnet_ext.methods.sites import Layer, tie, tied_groups
-
-_SMALL = 4096  # numbers of a matrix that is not worth rounding
-_POSITION_BITS = 8  # at least: every frame depends on its position
-
-
-def over_model(model: nn.Module) -> NestedStack | None:
-    """The container of the family in a model whose precisions concern the whole model, if any."""
-    stack = nested_stack(model)
-    return stack if stack is not None and stack.options.over == "model" else None
-
-
-def extend_to_model(model: nn.Module) -> None:
-    """Round every matrix outside the blocks too, where a family is ``over: model``; in place.
-
-    These are linear and convolutional layers and embeddings; recurrent layers stay as they are.
-
-    Raises:
-        UserError: ``table`` does not divide the width of a table.
-    """
-    stack = over_model(model)
-    if stack is None or set(stack.options.bits) == {32}:
-        return
-    found = [
-        Layer(name, layer, "other")
-        for name, layer in model.named_modules()
-        if not parametrize.is_parametrized(layer) and _is_matrix(layer)
-    ]
-    for group in tied_groups(model, found):
-        _round(group[0], stack)
-        tie([layer.module for layer in group])
-
-
-def _is_matrix(layer: Any) -> bool:
-    known = is_matrix_layer(layer) or isinstance(layer, nn.Embedding)
-    return known and layer.weight.numel() >= _SMALL
-
-
-def _round(layer: Layer, stack: NestedStack) -> None:
-    module: Any = layer.module
-    options, is_position = stack.options, "position" in layer.name
-    rounded: nn.Module
-    if isinstance(module, nn.Embedding) and options.table and not is_position:
-        if module.embedding_dim % options.table:
-            raise UserError(
-                f"nested: table: {options.table} does not divide the width "
-                f"{module.embedding_dim} of {layer.name}"
-            )
-        rounded = NestedTable(module.weight, stack.selection, options.table)
-    else:
-        least = _POSITION_BITS if is_position else 2
-        rounded = NestedWeight(module.weight, stack.selection, options, None, least)
-    parametrize.register_parametrization(module, "weight", rounded, unsafe=True)
 
 
 def quantised_weights(encoder: nn.Module) -> dict[str, Tensor]:
@@ -111,17 +59,20 @@ def packed_weights(model: nn.Module, name: str) -> dict[str, Packed]:
     stack = nested_stack(model)
     if stack is None:
         raise UserError("this encoder holds no family of sub-networks")
-    place = next(place for place, module in model.named_modules() if module is stack)
     found = {}
     with stack.as_member(name) as member:
         if member.bits == 32:
             raise UserError(f"nested: {name} is at 32 bits; it has no integers")
-        for number, layer in enumerate(member.layers):
-            for inner, weight in _packed_inside(stack.get_submodule(str(layer))):
-                found[f"{place}.{number}.{inner}"] = weight
+        kept = {id(container): layers for container, layers in containers(model, member)}
+        places = {place: kept[id(m)] for place, m in model.named_modules() if id(m) in kept}
         for outer, weight in _packed_inside(model):
-            if not outer.startswith(f"{place}."):
+            place = next((p for p in places if outer.startswith(f"{p}.")), None)
+            if place is None:
                 found[outer] = weight
+                continue
+            number, _, inner = outer.removeprefix(f"{place}.").partition(".")
+            if int(number) in places[place]:  # layers of the deployed form are numbered anew
+                found[f"{place}.{places[place].index(int(number))}.{inner}"] = weight
     return found
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from espnet_ext.encoders.compressed import compress_head
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_from_plain import start_from_plain
-from espnet_ext.methods.nested_precision import extend_to_model, over_model
+from espnet_ext.methods.nested_model import extend_to_model, over_model
 from espnet_ext.models.nested import Encoded, check_options, family_loss
 from espnet_ext.models.transducer import use_transducer
 from espnet_ext.models.whisper_decoder import WhisperDecoder

@@ -17,7 +17,6 @@ import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from espnet_ext.encoders.family_outputs import encoder_outputs
 from espnet_ext.errors import UserError
@@ -37,6 +36,8 @@ def check_options(model: Any) -> None:
     options = stack.options
     if options.kl_ctc and model.ctc is None:
         raise UserError("nested: kl_ctc needs CTC: choose kl_ctc: 0, or a ctc_weight above 0")
+    if options.has_decoders and options.over == "encoder":
+        raise UserError("nested: decoder_depths and decoder_widths need over: model")
     if options.kl_decoder and model.use_transducer_decoder:
         raise UserError("nested: kl_decoder is for attention decoders: choose kl_decoder: 0")
 
@@ -116,9 +117,10 @@ def _encoded(
         return
     for _, some in itertools.groupby(members, key=lambda member: member.bits):
         group = list(some)
-        # Of every matrix the rounded weights are computed once.
-        with stack.as_member(group[0].name), parametrize.cached():
-            yield from _encode(model, stack, group, batch).items()
+        with stack.as_member(group[0].name), stack.rounding_once():
+            for member, encoded in _encode(model, stack, group, batch).items():
+                with stack.as_member(member.name):
+                    yield member, encoded
 
 
 def _encode(
@@ -132,7 +134,7 @@ def _encode(
         found[member] = (output, lengths)
         if model.postencoder is not None:
             found[member] = model.postencoder(output, lengths)
-    return found
+    return {member: found[member] for member in members}
 
 
 @contextlib.contextmanager

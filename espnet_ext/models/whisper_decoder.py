@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from espnet_ext.data.tokenizer import HUB
 from espnet_ext.encoders.pretrained.transformers_stack import quiet, random_model, read_model
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.methods.nested_options import Member
 from espnet_ext.methods.tensors import frame_mask
 
 START, END = "<|startoftranscript|>", "<|endoftext|>"  # sos and eos
@@ -126,6 +127,12 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         """The ``decoder_conf`` that builds this decoder without any file of the model."""
         return {**conf, "path": None, "architecture": self.architecture}
 
+    def member_extracted(self, member: Member) -> None:
+        """Record the sizes of a member that ``deploy`` has extracted (``FamilyOwner``)."""
+        if member.decoder is not None:
+            self.decoder.config.decoder_layers = len(member.decoder)
+            self.decoder.config.decoder_ffn_dim = member.decoder_width
+
     def use_tokens(self, tokens: Sequence[str]) -> tuple[int, int]:
         """Find the prompt in the token list; return the ids of sos and eos.
 
@@ -231,7 +238,9 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         mask = None
         if inside is not None and not inside.all():
             mask = inside[:, None, None, :]
-        for layer in decoder.layers:
+        for place, layer in enumerate(decoder.layers):
+            # In the cache too the layers are those of a family's selected member.
+            layer.self_attn.layer_idx = layer.encoder_attn.layer_idx = place
             # Without a mask of its own the self-attention is causal.
             h = layer(
                 h,

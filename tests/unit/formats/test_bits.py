@@ -20,7 +20,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("bits", [8, 6, 4, 3, 2])
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 1001])
 def test_packing_takes_the_bits_and_loses_nothing(bits, count):
     limit = largest_integer(bits)
@@ -36,6 +36,9 @@ def test_the_layout_by_hand():
     assert pack(torch.tensor([1, -1, 7, -7], dtype=torch.int8), 4).tolist() == [0xF1, 0x97]
     assert pack(torch.tensor([1, 0, -1, 1, -1], dtype=torch.int8), 2).tolist() == [0x71, 0x03]
     assert pack(torch.tensor([-127, 5], dtype=torch.int8), 8).tolist() == [0x81, 0x05]
+    # 001 111 010: from the lowest bit on, 100 111 010.
+    assert pack(torch.tensor([1, -1, 2], dtype=torch.int8), 3).tolist() == [0b10111001, 0b0]
+    assert pack(torch.tensor([-31, 5], dtype=torch.int8), 6).tolist() == [0b01100001, 0b0001]
     bits = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1], dtype=torch.int8)
     assert pack(bits, 1).tolist() == [0x0D, 0x01]
     assert unpack(pack(bits, 1), 1, 9, signed=False).tolist() == bits.tolist()

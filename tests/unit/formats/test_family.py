@@ -85,7 +85,7 @@ class Family:
 
 @pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize("learnt", [False, True])
-@pytest.mark.parametrize("bits", [(8, 4, 2), (4, 2), (32, 8, 4, 2), (32,), (2,)])
+@pytest.mark.parametrize("bits", [(8, 4, 2), (4, 2), (32, 8, 6, 4, 3, 2), (32,), (2,), (6, 3)])
 def test_every_member_comes_back_to_the_bit(bits, learnt, per, tmp_path):
     family = Family(bits, per, learnt)
     found = family.entries()
@@ -158,7 +158,7 @@ def test_rounding_the_stored_integers_again_would_not_give_the_members(tmp_path)
 
 
 def test_32_bits_hold_every_precision_without_integers(tmp_path):
-    family = Family((32, 8, 4, 2))
+    family = Family((32, 8, 6, 4, 3, 2))
     write_family(family.entries(), tmp_path / "family.safetensors")
     tensors, _ = read_content(tmp_path / "family.safetensors", FAMILY)
     assert "integers" not in tensors and "refined" not in tensors

@@ -14,6 +14,7 @@ from espnet_ext.methods.nested import apply_nested, find_stack, nested_stack
 from espnet_ext.methods.nested_options import (
     Member,
     NestedOptions,
+    Stack,
     family_members,
     find_member,
     members_of_step,
@@ -66,7 +67,9 @@ def all_outputs(encoder: nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> d
 
 
 def test_members_are_the_grid_from_the_largest_to_the_smallest():
-    found = family_members(NestedOptions(depths=[4, 2, [0, 3]], widths=[8, 4], bits=[8, 32]), 4, 8)
+    found = family_members(
+        NestedOptions(depths=[4, 2, [0, 3]], widths=[8, 4], bits=[8, 32]), Stack(4, 8)
+    )
     names = [member.name for member in found]
     assert len(names) == 3 * 2 * 2
     assert (names[0], names[1], names[-1]) == ("4L-8-32b", "4L-8-8b", "2L-4-8b")
@@ -90,8 +93,8 @@ def test_members_are_the_grid_from_the_largest_to_the_smallest():
         ({"widths": [10]}, "widths must contain 24"),
         ({"widths": [48, 24]}, "width 48 is more than the encoder's 24"),
         ({"bits": []}, "bits must be a list"),
-        ({"bits": [3]}, "bits must be one of 32, 8, 4, 2, not 3"),
-        ({"per": "row"}, "unknown per 'row'; known are: channel, tensor"),
+        ({"bits": [5]}, "bits must be one of 32, 8, 6, 4, 3, 2, not 5"),
+        ({"per": "row"}, "unknown per 'row'; did you mean 'group'"),
         ({"scale": "mean"}, "unknown scale 'mean'; did you mean 'learnt'"),
         ({"norm": "batch"}, "unknown norm"),
         ({"sample": -1}, "sample must be all or a number"),
@@ -106,7 +109,9 @@ def test_members_are_the_grid_from_the_largest_to_the_smallest():
 )
 def test_wrong_options_are_one_line(options, message):
     with pytest.raises(UserError) as caught:
-        family_members(NestedOptions(**{"depths": [3, 1], "bits": [32, 8], **options}), 3, 24)
+        family_members(
+            NestedOptions(**{"depths": [3, 1], "bits": [32, 8], **options}), Stack(3, 24)
+        )
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -125,7 +130,7 @@ def test_encoders_that_skip_layers_are_refused(conf, message):
 
 def test_an_encoder_without_feed_forward_networks_has_no_widths():
     with pytest.raises(UserError, match="has none"):
-        family_members(NestedOptions(widths=[8]), 2, None)
+        family_members(NestedOptions(widths=[8]), Stack(2, None))
     with pytest.raises(UserError, match="2 stacks of layers"):
         find_stack(
             nn.ModuleDict(
@@ -138,7 +143,7 @@ def test_an_encoder_without_feed_forward_networks_has_no_widths():
 
 
 def test_draws_repeat_by_step_and_reach_every_member():
-    found = family_members(NestedOptions(depths=[3, 2, 1], bits=[32, 8, 4]), 3, None)
+    found = family_members(NestedOptions(depths=[3, 2, 1], bits=[32, 8, 4]), Stack(3, None))
     options = NestedOptions(sample=2, seed=5)
     drawn = [members_of_step(options, found, step) for step in range(60)]
     assert drawn == [members_of_step(options, found, step) for step in range(60)]

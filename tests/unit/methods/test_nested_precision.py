@@ -10,27 +10,32 @@ from espnet_ext.methods.nested_options import Member, NestedOptions
 from espnet_ext.methods.nested_precision import (
     block_bits,
     compression,
-    integer_weights,
+    packed_weights,
     quantised_weights,
 )
 from espnet_ext.methods.quantise import dequantise
 from tests.unit.methods.test_nested import family, plain
 
+GROUPS = {"per": "group", "group": 2}  # 10 and 24 inner units, 16 others
 
-@pytest.mark.parametrize("options", [{}, {"per": "tensor"}, {"scale": "learnt"}])
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"per": "tensor"}, {"scale": "learnt"}, GROUPS, {**GROUPS, "scale": "learnt"}],
+)
 def test_integers_times_scales_are_the_weights_to_the_last_bit(options):
     encoder = family(**options).eval()
     for name in ("3L-24-8b", "L0.2-10-4b"):
         small = deploy(encoder, name).state_dict()
-        found = integer_weights(encoder, name)
+        found = packed_weights(encoder, name)
         assert set(found) == set(quantised_weights(deploy(encoder, name)))
-        for key, (ints, scale) in found.items():
-            assert ints.dtype == torch.int8
+        for key, (ints, scale, bits) in found.items():
+            assert ints.dtype == torch.int8 and bits == int(name[-2])
             assert torch.equal(dequantise(ints, scale), small[key]), key
     with pytest.raises(UserError, match="32 bits"):
-        integer_weights(encoder, "3L-24-32b")
+        packed_weights(encoder, "3L-24-32b")
     with pytest.raises(UserError, match="no family"):
-        integer_weights(plain(), "3L-24-8b")
+        packed_weights(plain(), "3L-24-8b")
 
 
 # Bits of the blocks at 32 over those of a member, reference counting of arXiv 2406.10160.

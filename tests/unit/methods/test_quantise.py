@@ -22,16 +22,19 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
-@pytest.mark.parametrize("per", ["tensor", "channel"])
-@pytest.mark.parametrize("shape", [(5, 7), (6, 5, 1), (8, 1, 31), (4, 3, 3, 3)])
+@pytest.mark.parametrize("bits", [8, 6, 4, 3, 2])
+@pytest.mark.parametrize("per", ["tensor", "channel", 7, 3])
+@pytest.mark.parametrize("shape", [(5, 7), (6, 5, 1), (8, 1, 31), (4, 3, 3, 3), (2, 21), (3, 9, 7)])
 def test_what_training_sees_is_what_the_file_holds(bits, per, shape):
     weight = noise(*shape) * 10.0 ** noise(shape[0], *[1] * (len(shape) - 1), seed=1)
     for scale in (None, first_scale(weight, bits, per) * 0.7):
         ints, used = integers(weight, bits, per, scale)
         assert ints.dtype == torch.int8 and ints.abs().max() <= largest_integer(bits)
         assert len(ints.unique()) > 2 or bits == 2
-        assert used.shape == ((shape[0], *[1] * (len(shape) - 1)) if per == "channel" else ())
+        inner = weight[0].numel()
+        groups = inner // per if isinstance(per, int) and inner % per == 0 else 1
+        parts = (shape[0], groups, *[1] * (len(shape) - 2))
+        assert used.shape == (() if per == "tensor" else parts)
         assert torch.equal(fake_quantise(weight, bits, per, scale), dequantise(ints, used))
 
 
@@ -178,8 +181,8 @@ def test_nan_and_infinity_are_refused_in_integers_and_shown_in_training():
 @pytest.mark.parametrize(
     ("bits", "message"),
     [
-        (3, "bits must be one of 32, 8, 4, 2, not 3"),
-        (8.0, "bits must be one of 32, 8, 4, 2, not 8.0"),
+        (5, "bits must be one of 32, 8, 6, 4, 3, 2, not 5"),
+        (8.0, "bits must be one of 32, 8, 6, 4, 3, 2, not 8.0"),
         (True, "bits must be one of"),
     ],
 )
@@ -193,7 +196,7 @@ def test_wrong_bits_are_named(bits, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"per": "row"}, "nested: unknown per 'row'; known are: channel, tensor"),
+        ({"per": "row"}, "nested: unknown per 'row'; did you mean 'group'"),
         ({"scale": "max"}, "nested: unknown scale 'max'; did you mean 'maximum'"),
     ],
 )
@@ -204,14 +207,14 @@ def test_wrong_options_are_named(options, message):
 
 def test_bits_that_are_not_offered_are_refused_everywhere():
     for function in (fake_quantise, integers, scale_by_maximum, first_scale):
-        with pytest.raises(UserError, match="bits must be one of 32, 8, 4, 2, not 5"):
+        with pytest.raises(UserError, match="bits must be one of 32, 8, 6, 4, 3, 2, not 5"):
             function(noise(2, 2), 5)
 
 
 # --- groups of inputs
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("bits", [8, 6, 4, 3, 2])
 @pytest.mark.parametrize("shape", [(5, 96), (5, 32, 3), (4, 8, 2, 4)])
 def test_groups_of_inputs_have_scales_of_their_own(bits, shape):
     weight = torch.randn(shape) * torch.logspace(-3, 0, shape[0]).view(-1, *[1] * (len(shape) - 1))
@@ -254,3 +257,30 @@ def test_groups_of_zeros_stay_zeros_and_tiny_ones_are_kept():
     weight[1] = 1e-9  # float16 has no such scale
     found = dequantise(*grouped_integers(weight, 8))
     torch.testing.assert_close(found, weight, rtol=0.005, atol=0)
+
+
+@pytest.mark.parametrize("bits", [6, 4, 3])
+def test_scales_of_groups_by_maximum_are_those_of_each_group_alone(bits):
+    weight = noise(6, 96, seed=2)
+    scale = scale_by_maximum(weight, bits, 32)
+    assert scale.shape == (6, 3)
+    for group, part in enumerate(weight.split(32, 1)):
+        alone = scale_by_maximum(part, bits).half().float()
+        assert torch.equal(scale[:, group : group + 1], alone)
+        rounded = fake_quantise(part, bits, scale=alone)
+        assert torch.equal(fake_quantise(weight, bits, 32).split(32, 1)[group], rounded)
+
+
+def test_a_learnt_scale_of_groups_has_the_gradient_of_each_group_alone():
+    weight = noise(4, 64, seed=3).requires_grad_()
+    scale = first_scale(weight, 4, 32).requires_grad_()
+    (fake_quantise(weight, 4, scale=scale) * noise(4, 64, seed=4)).sum().backward()
+    for group in range(2):
+        part = weight.detach().split(32, 1)[group].clone().requires_grad_()
+        # Alone, it is the scale of a channel, which is not rounded to float16.
+        alone = scale.detach()[:, group : group + 1].half().float().requires_grad_()
+        given = noise(4, 64, seed=4).split(32, 1)[group]
+        (fake_quantise(part, 4, scale=alone) * given).sum().backward()
+        torch.testing.assert_close(weight.grad.split(32, 1)[group], part.grad)
+        # Of numbers of a scale there are as many, of scales half as many.
+        torch.testing.assert_close(scale.grad[:, group : group + 1], alone.grad)

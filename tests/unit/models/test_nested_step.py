@@ -47,7 +47,7 @@ def test_it_times_every_form_against_the_largest_network(monkeypatch, tmp_path, 
         (["--samples", "some"], "--samples takes all or numbers"),
         (["--encoder", "[]"], "--encoder takes JSON"),
         (["--depths", "9", "6"], "depth 9 is more than the encoder's 6 layers"),
-        (["--bits", "3"], "bits must be one of"),
+        (["--bits", "5"], "bits must be one of"),
     ],
 )
 def test_what_it_refuses(monkeypatch, capsys, words, message):

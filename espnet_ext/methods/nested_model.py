@@ -1,0 +1,149 @@
+"""Families over whole models: the decoder's layers, and the precision of every matrix."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from espnet_ext.errors import UserError
+from espnet_ext.methods.nested import (
+    NestedStack,
+    find_stack,
+    inner_width,
+    is_matrix_layer,
+    matrix_layers,
+    nest_layers,
+    nested_stack,
+    plain_container,
+    selected,
+)
+from espnet_ext.methods.nested_layers import NestedTable, NestedWeight, Selection
+from espnet_ext.methods.nested_options import Member, NestedOptions, Stack, family_members
+from espnet_ext.methods.protocols import Memo
+from espnet_ext.methods.sites import Layer, tie, tied_groups
+
+_SMALL = 4096  # numbers of a matrix that is not worth rounding
+_POSITION_BITS = 8  # at least: every frame depends on its position
+
+
+class NestedDecoder(nn.Module):
+    """The container of a decoder's layers, which belong to the family of its encoder.
+
+    It is mixed into the container's class; a pass over it yields the selected layers.
+    """
+
+    selection: Selection
+    plain_class: type[nn.Module]
+
+    @property
+    def family(self) -> tuple[Member, ...]:
+        """All sub-networks, the largest first."""
+        return self.selection.family
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self._modules[str(layer)] for layer in self.selection.member.decoder or ())
+
+    @contextlib.contextmanager
+    def as_member(self, name: str) -> Iterator[Member]:
+        """Select the sub-network ``name`` inside the block; ``merged`` is the largest."""
+        with selected(self.selection, name) as member:
+            yield member
+
+    def extract_member(self, memo: Memo) -> nn.Module:
+        """Build the plain container of the selected sub-network's layers."""
+        return plain_container(self, self.selection.member.decoder or (), memo)
+
+
+def over_model(model: nn.Module) -> NestedStack | None:
+    """The container of the family in a model whose precisions concern the whole model, if any."""
+    stack = nested_stack(model)
+    return stack if stack is not None and stack.options.over == "model" else None
+
+
+def containers(model: nn.Module, member: Member) -> Iterator[tuple[nn.Module, Sequence[int]]]:
+    """The containers of a family's layers, and the layers of a member in each."""
+    for module in model.modules():
+        if isinstance(module, NestedStack):
+            yield module, member.layers
+        elif isinstance(module, NestedDecoder):
+            yield module, member.decoder or ()
+
+
+def extend_to_model(model: Any) -> None:
+    """Extend the family of an encoder to the model around it, where it is ``over: model``.
+
+    In place. Of the decoder members have layers and widths, where the options say so, and every
+    matrix of the model is rounded: linear and convolutional layers and embeddings; recurrent
+    layers stay as they are.
+
+    Raises:
+        UserError: there is no decoder with a stack of layers, it lacks a depth or a width, or
+            ``table`` does not divide the width of a table.
+    """
+    stack = over_model(model)
+    if stack is None:
+        return
+    if stack.options.has_decoders:
+        _nest_decoder(model, stack)
+    if set(stack.options.bits) == {32}:
+        return
+    found = [
+        Layer(name, layer, "other")
+        for name, layer in model.named_modules()
+        if not parametrize.is_parametrized(layer) and _is_matrix(layer)
+    ]
+    for group in tied_groups(model, found):
+        _round(group[0], stack)
+        tie([layer.module for layer in group])
+
+
+def _nest_decoder(model: Any, stack: NestedStack) -> None:
+    """Let the members of a family differ in their decoders, in place."""
+    options, selection = stack.options, stack.selection
+    decoder = getattr(model, "decoder", None)
+    if decoder is None:
+        raise UserError("nested: decoder_depths and decoder_widths need an attention decoder")
+    name, layers = find_stack(decoder)
+    found = matrix_layers(f"decoder.{name}", layers)
+    encoder = Stack(len(stack._modules), stack.family[0].width)
+    sizes = Stack(len(layers._modules), inner_width(found))
+    selection.family = family_members(options, encoder, sizes)
+    selection.member = selection.family[0]
+    rounded = set(options.bits) != {32}
+    narrowed = len({member.decoder_width for member in selection.family}) > 1
+    for group in tied_groups(model, found):
+        role = group[0].site if narrowed else "other"
+        if rounded or role != "other":
+            modules = [layer.module for layer in group]
+            nest_layers(modules, selection, options, role, "decoder_width")
+    kind = type(layers)
+    nested: Any = layers
+    nested.__class__ = type(f"Nested{kind.__name__}", (NestedDecoder, kind), {})
+    nested.selection, nested.plain_class = selection, kind
+
+
+def _is_matrix(layer: Any) -> bool:
+    known = is_matrix_layer(layer) or isinstance(layer, nn.Embedding)
+    return known and layer.weight.numel() >= _SMALL
+
+
+def _round(layer: Layer, stack: NestedStack) -> None:
+    module: Any = layer.module
+    rounded = _rounded(layer, module, stack.options, stack.selection)
+    parametrize.register_parametrization(module, "weight", rounded, unsafe=True)
+
+
+def _rounded(layer: Layer, module: Any, options: NestedOptions, selection: Selection) -> nn.Module:
+    """The parametrization of a weight outside the stacks."""
+    is_position = "position" in layer.name
+    if not isinstance(module, nn.Embedding) or not options.table or is_position:
+        least = _POSITION_BITS if is_position else 2
+        return NestedWeight(module.weight, selection, options, None, least)
+    if module.embedding_dim % options.table:
+        raise UserError(
+            f"nested: table: {options.table} does not divide the width {module.embedding_dim} "
+            f"of {layer.name}"
+        )
+    return NestedTable(module.weight, selection, options.table)

@@ -1,0 +1,55 @@
+"""Product quantisation: codes stand for the nearest vectors, and codebooks fit the table."""
+
+import itertools
+
+import pytest
+import torch
+
+from espnet_ext.methods.codes import CODES, decode, encode, fit_codebooks
+
+
+def table(rows=600, width=12):
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(3))
+
+
+def test_codes_are_the_nearest_vectors_of_each_part():
+    weight = table(40)
+    books = table(3 * CODES, 4).view(3, CODES, 4)
+    codes = encode(weight, books)
+    assert codes.shape == (40, 3) and codes.dtype == torch.uint8
+    decoded = decode(codes, books)
+    for row, part in itertools.product(range(40), range(3)):
+        vector = weight[row, 4 * part : 4 * part + 4]
+        distances = (books[part] - vector).norm(dim=1)
+        chosen = books[part][codes[row, part].long()]
+        assert torch.isclose((chosen - vector).norm(), distances.min(), atol=1e-5)
+        assert torch.equal(decoded[row, 4 * part : 4 * part + 4], chosen)
+
+
+@pytest.mark.parametrize("size", [2, 4, 6])
+def test_codebooks_are_better_than_rows_taken_at_random(size):
+    weight = table(2000)
+    books = fit_codebooks(weight, size)
+    assert books.shape == (12 // size, CODES, size)
+    assert torch.equal(books, books.half().float())
+    assert torch.equal(books, fit_codebooks(weight, size))
+    taken = weight[:CODES].unflatten(1, (-1, size)).transpose(0, 1).contiguous()
+    errors = [(decode(encode(weight, b), b) - weight).square().mean() for b in (books, taken)]
+    assert errors[0] < 0.85 * errors[1]
+
+
+def test_a_table_of_few_rows_is_kept():
+    weight = table(50)
+    books = fit_codebooks(weight, 4)
+    torch.testing.assert_close(decode(encode(weight, books), books), weight, rtol=1e-3, atol=1e-4)
+
+
+def test_codebooks_get_the_gradients_of_the_rows_that_they_stand_for():
+    books = fit_codebooks(table(), 4).requires_grad_()
+    codes = encode(table(), books)
+    given = table(600, 12).cos()
+    (decode(codes, books) * given).sum().backward()
+    for part in range(3):
+        wanted = torch.zeros(CODES, 4)
+        wanted.index_add_(0, codes[:, part].long(), given[:, 4 * part : 4 * part + 4])
+        torch.testing.assert_close(books.grad[part], wanted)

@@ -1,0 +1,205 @@
+"""Families over whole models: decoder depths and widths, and few bits for every matrix."""
+
+import copy
+
+import pytest
+import torch
+
+from espnet_ext.bridge.variants import computing, file_bytes, formed
+from espnet_ext.errors import UserError
+from espnet_ext.formats.bits import Coded, Quantised
+from espnet_ext.formats.packed import dequantised, read_member, write_member
+from espnet_ext.methods.deploy import deploy
+from espnet_ext.methods.nested import nested_stack
+from espnet_ext.methods.nested_options import parse_name
+from tests.fixtures import foundation
+from tests.unit.models.test_nested import batch, build, kl, parts_of
+
+OPTIONS = {"over": "model", "per": "group", "group": 4, "bits": [32, 4], "kl_ctc": 0.0}
+WHISPER = OPTIONS | {"group": 8, "table": 4, "widths": [48, 24]}
+WHISPER |= {"depths": [2, 1], "decoder_depths": [2, [1]], "decoder_widths": [40, 16]}
+TWO = {"num_blocks": 2, "attention_heads": 2, "linear_units": 24}
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory):
+    """A function that builds a whole Whisper as a family; its tokens."""
+    folder = tmp_path_factory.mktemp("whisper")
+    torch.manual_seed(2)
+    foundation.make(folder)
+
+    def make(nested=WHISPER):
+        from espnet_ext.bridge.build import build_model
+        from espnet_ext.config.training import Config, Recipe
+        from espnet_ext.data import tokenizer
+        from espnet_ext.experiment import Experiment
+
+        path = str(folder)
+        espnet = {
+            "frontend": "raw",
+            "encoder": "stack",
+            "encoder_conf": {"path": path, "frozen": False, "nested": nested},
+            "decoder": "whisper",
+            "decoder_conf": {"path": path},
+            "model_conf": {"ctc_weight": 0.0, "lsm_weight": 0.1},
+            "token_type": "hugging_face",
+        }
+        config = Config(folder / "train_x.yaml", "x", Recipe(), espnet)
+        model = build_model(Experiment.of(config), foundation.COUNT)
+        model.decoder.use_tokens(tokenizer.listed(*tokenizer.source_files(path)))
+        return model
+
+    return make
+
+
+def speech():
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "speech": torch.randn(2, 9000, generator=generator) * 0.1,
+        "speech_lengths": torch.tensor([9000, 7000]),
+        "text": torch.tensor([[70, 71, 72], [80, 81, -1]]),
+        "text_lengths": torch.tensor([3, 2]),
+    }
+
+
+@torch.no_grad()
+def outputs(model, given=None):
+    given = speech() if given is None else given
+    encoded, frames = model.encode(given["speech"].clone(), given["speech_lengths"])
+    texts = given["text"].clamp(min=0)
+    return encoded, model.decoder(encoded, frames, texts, given["text_lengths"])[0]
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_the_loss_is_that_of_plain_models_of_all_members(tmp_path, mean):
+    """Of ESPnet's Transformer decoder, whose largest member teaches all others."""
+    nested = OPTIONS | {"depths": [2, 1], "widths": [24, 8], "kl_decoder": 50.0, "mean": mean}
+    nested |= {"decoder_depths": [2, [1]], "decoder_widths": [24, 12], "norm": "layer"}
+    decoder = {**TWO, "dropout_rate": 0.0, "positional_dropout_rate": 0.0}
+    decoder |= {"self_attention_dropout_rate": 0.0, "src_attention_dropout_rate": 0.0}
+    model = build(tmp_path, nested, decoder_conf=decoder).eval()
+    family = nested_stack(model).family
+    assert len(family) == 32
+    assert (family[0].name, family[-1].name) == ("2L-24+2L-24-32b", "1L-8+L1-12-4b")
+    assert all(parse_name(member.name) == member for member in family)
+    given = batch()
+    found = [parts_of(deploy(model, member.name).train(), given) for member in family]
+    decoded = found[0][3]
+    expected = torch.zeros((), dtype=torch.float64)
+    for loss, _, _, tokens in found[1:]:
+        each = kl(decoded, tokens, given["text_lengths"] + 1)
+        expected += 0.5 * loss.double().item() + 50.0 * each.item()
+    expected = found[0][0].double().item() + expected.item() / (31 if mean else 1)
+    total, stats, _ = model.train()(**copy.deepcopy(given))
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+    assert stats["loss_smallest"].item() == pytest.approx(found[-1][0].item(), rel=1e-5)
+    total.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    trained = [name for name, p in model.named_parameters() if p.grad is not None]
+    assert any("decoders.0" in name for name in trained)
+
+
+def test_every_member_is_as_it_is_alone(whisper, tmp_path):
+    model = whisper().eval()
+    family = nested_stack(model).family
+    assert len(family) == 32
+    seen = set()
+    for member in family:
+        form = formed(model, member.name)
+        with computing(model, member.name):
+            wanted = outputs(model)
+        for one, other in zip(outputs(form.module), wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+        assert len(form.module.decoder.decoder.layers) == len(member.decoder)
+        assert form.module.decoder.architecture["decoder_ffn_dim"] == member.decoder_width
+        seen.add(round(wanted[1].double().sum().item(), 6))
+    assert len(seen) == len(family)
+
+
+def test_a_packed_file_holds_the_whole_model(whisper, tmp_path):
+    model = whisper().eval()
+    form = formed(model, "2L-48+L1-16-4b")
+    path = tmp_path / "model.safetensors"
+    write_member(form.state, path)
+    read = read_member(path)
+    plain = form.module.state_dict()
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in dequantised(read).items())
+    kinds = {name: type(value) for name, value in read.items()}
+    assert kinds["decoder.decoder.embed_tokens.weight"] is Coded
+    assert kinds["decoder.decoder.layers.0.fc1.weight"] is Quantised
+    assert "decoder.decoder.layers.1.fc1.weight" not in kinds
+    assert read["decoder.decoder.layers.0.fc2.weight"].scale.shape == (32, 2)
+    assert kinds["encoder.stack.model.conv1.weight"] is Quantised
+    assert read["encoder.stack.model.embed_positions.weight"].bits == 8
+    left = sum(t.numel() for t in read.values() if isinstance(t, torch.Tensor))
+    assert left < 0.1 * sum(t.numel() for t in plain.values())
+    assert path.stat().st_size == file_bytes(form, "2L-48+L1-16-4b")
+
+
+def test_a_family_starts_from_a_plain_model(whisper):
+    plain = whisper(None).eval()
+    model = whisper().eval()
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.mul_(1.25)
+    model.load_state_dict(plain.state_dict())
+    for one, other in zip(outputs(model), outputs(plain), strict=True):
+        assert torch.equal(one, other)
+    with computing(model, "2L-48+2L-40-4b"), torch.no_grad():
+        table = model.decoder.decoder.embed_tokens.weight
+    # 283 tokens and 256 codes: the table is nearly kept.
+    wanted = plain.decoder.decoder.embed_tokens.weight
+    assert (table - wanted).square().mean() < 0.02 * wanted.square().mean()
+    again = whisper().eval()
+    again.load_state_dict(model.state_dict())
+    with computing(again, "2L-48+2L-40-4b"), torch.no_grad():
+        assert torch.equal(again.decoder.decoder.embed_tokens.weight, table)
+
+
+def test_the_codes_stay_while_their_vectors_are_trained(whisper):
+    model = whisper().train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(**speech())[0].backward()
+    table = model.decoder.decoder.embed_tokens.parametrizations["weight"][0]
+    codes, books = table.codes.clone(), table.books.detach().clone()
+    assert bool(table.fitted) and int(codes.max()) > 100
+    optimiser.step()
+    model(**speech())
+    assert torch.equal(table.codes, codes)
+    assert not torch.equal(table.books, books)
+
+
+def test_greedy_search_of_a_member_is_that_of_its_deployed_form(whisper):
+    from espnet_ext.models.attention_search import attention_greedy
+
+    model = whisper().eval()
+    name = "2L-48+L1-16-32b"
+    plain = deploy(model, name)
+    given = speech()
+    with computing(model, name), torch.no_grad():
+        encoded, frames = model.encode(given["speech"].clone(), given["speech_lengths"])
+        found = attention_greedy(model.decoder, encoded, frames, [9, 7])
+    assert found == attention_greedy(plain.decoder, encoded, frames, [9, 7])
+    assert any(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"table": 5}, "table: 5 does not divide the width 32 of decoder"),
+        ({"widths": [48, 20]}, "group: 8 does not divide the width 20"),
+        ({"decoder_widths": [40, 12]}, "group: 8 does not divide the width 12"),
+        ({"decoder_depths": [2, 3]}, "depth 3 is more than the decoder's 2 layers"),
+        ({"decoder_depths": [1]}, "decoder_depths must contain 2"),
+        ({"decoder_widths": [16]}, "decoder_widths must contain 40"),
+        ({"decoder_widths": [64, 40]}, "width 64 is more than the decoder's 40"),
+        ({"over": "encoder"}, "decoder_depths and decoder_widths need over: model"),
+        ({"weights": {"2L-48-4b": 1}}, "unknown sub-network '2L-48-4b'; did you mean"),
+        ({"table": 0}, "table must be a whole number of at least 1, or null"),
+        ({"group": 1}, "group must be a whole number of at least 2"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(whisper, options, message):
+    with pytest.raises(UserError, match=message) as error:
+        whisper(WHISPER | options)
+    assert "\n" not in str(error.value)
