@@ -314,7 +314,6 @@ class Experiment:
         raise UserError(f"no {self.token_list}; run stage 3")
 
     # What decides a training.
-
     def corpus_files(self) -> list[Path]:
         """Files that hold what is learnt from; statistics depend on nothing else."""
         files = [self.audio_list(name) for name in self.sets]
@@ -330,9 +329,11 @@ class Experiment:
             UserError: one is missing.
         """
         found = []
-        for entry in self.espnet.get("init_param") or []:
-            name = str(entry).partition(":")[0]
-            path = self.root / name
+        listed = self.espnet.get("init_param") or []
+        if isinstance(listed, str):
+            raise UserError(f"init_param: give a list of files, as in [{listed}]")
+        for entry in listed:
+            path = self.root / (name := str(entry).partition(":")[0])
             if not path.is_file():
                 raise UserError(f"init_param: no {path}; train that config first")
             if name == str(entry):  # else only a part of it is loaded, as ESPnet does
@@ -345,5 +346,5 @@ class Experiment:
         Raises:
             UserError: a model that it starts from, or is made of, is missing.
         """
-        models = [*self.start_models(), *pretrained_files(self.config, self.root)]
-        return [*self.corpus_files(), *models]
+        start = self.start_models()
+        return [*self.corpus_files(), *start, *pretrained_files(self.config, self.root)]

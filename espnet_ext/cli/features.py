@@ -16,7 +16,6 @@ Example:
 """
 
 import argparse
-from pathlib import Path
 
 from espnet_ext.errors import at_least
 from espnet_ext.experiment import Experiment
@@ -26,10 +25,9 @@ from espnet_ext.stages.features import write_features
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("config", help="training config")
-    parser.add_argument("--data", default="data", help="folder of data directories")
     parser.add_argument("--nj", type=at_least(1), default=2, help="processes")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the features."""
-    write_features(Experiment.load(args.config), Path(args.data), args.nj)
+    write_features(Experiment.load(args.config), args.nj)

@@ -17,8 +17,8 @@ from espnet_ext.files import Stamp, atomic_path
 _SHARD = 250  # utterances in one ark
 
 
-def write_features(experiment: Experiment, data: Path, jobs: int) -> None:
-    """Write the arks of every data directory under ``data`` that lacks them.
+def write_features(experiment: Experiment, jobs: int) -> None:
+    """Write the arks of every data directory of the recipe that lacks them.
 
     A set whose utterances are all in data/all gets a list into the arks of that set.
 
@@ -29,6 +29,7 @@ def write_features(experiment: Experiment, data: Path, jobs: int) -> None:
     if experiment.recipe.fetch is not None:
         fetch_model(experiment)
         return
+    data = experiment.data
     sets = data_sets(data)
     for name in sets:
         if (data / name / SEGMENTS).is_file():
