@@ -21,7 +21,7 @@ def test_whole_models_are_listed_and_parts_are_not(tmp_path):
 
 
 def test_a_text_and_a_missing_file_are_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"init_param: give a list of files, as in \[a.pth\]"):
+    with pytest.raises(UserError, match=r"init_param: give a list of files, as in \[a\.pth\]"):
         start_models(tmp_path, "a.pth")
-    with pytest.raises(UserError, match="init_param: no .*a.pth; train that config first"):
+    with pytest.raises(UserError, match=r"init_param: no .*a\.pth; train that config first"):
         start_models(tmp_path, ["a.pth"])

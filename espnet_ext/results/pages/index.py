@@ -25,7 +25,7 @@ _HOW_TO_READ = """\
   *Inconclusive*: everything else; it does not mean that two systems are equally good.
 - MAPSSWE is NIST's matched-pairs test of words; the bootstrap decides.
 - Parameters and bytes are those of the deployed model; 1 MB is 10^6 bytes. RTF is time over audio
-  time, one process with one thread, in the fastest of five rounds. MACs/s are multiply-accumulates per
+  time, one process with one thread, the best of five rounds. MACs/s are multiply-accumulates per
   second of audio.
 - A command, and a config that it names, is that of the commit beside it; configs have moved since.
 - A number that was not measured is written so."""
