@@ -14,7 +14,7 @@ from espnet_ext.bridge.signatures import cached_signatures
 from espnet_ext.bridge.variants import rounded_afterwards
 from espnet_ext.config.no_effect import no_effect_warnings
 from espnet_ext.config.recipe_errors import recipe_problems, section
-from espnet_ext.config.training import Config, read_config
+from espnet_ext.config.training import UNTRAINED, Config, read_config
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import deploy, parameter_count, variants
@@ -66,8 +66,9 @@ def examine(experiment: Experiment, wrong: Sequence[str] = ()) -> Examined:
     known = variants(model)
     warnings += _size_warnings(model)
     offered = (*known, *rounded_afterwards(model))
-    if experiment.recipe.variant not in offered:
-        problems.append(f"recipe: unknown variant {nearest(experiment.recipe.variant, offered)}")
+    for form in (experiment.recipe.variant, *(experiment.recipe.forms or ())):
+        if form not in (*offered, UNTRAINED):
+            problems.append(f"recipe: unknown variant {nearest(form, offered)}")
     return Examined(problems, warnings, model, known)
 
 

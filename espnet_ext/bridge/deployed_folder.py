@@ -1,7 +1,7 @@
 """Writes deployed models: folders that stock ESPnet loads, verified on real speech."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from espnet_ext.bridge.checkpoint import (
 from espnet_ext.bridge.footprint import encoder_compression, is_classifier, macs_per_second
 from espnet_ext.bridge.registry import stock_encoder
 from espnet_ext.bridge.speech_input import SpeechInput
-from espnet_ext.bridge.variants import computing, formed, split_variant
+from espnet_ext.bridge.variants import Form, computing, formed, split_variant
+from espnet_ext.config.training import UNTRAINED
 from espnet_ext.encoders.family_outputs import plain_conf, plain_decoder_conf
 from espnet_ext.encoders.frontends import KaldiFbank
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
@@ -30,7 +31,7 @@ from espnet_ext.experiment import Experiment
 from espnet_ext.files import PACKED, atomic_path, weights_file, write_json
 from espnet_ext.formats import digests
 from espnet_ext.formats.packed import write_member
-from espnet_ext.methods.deploy import PLAIN, footprint
+from espnet_ext.methods.deploy import PLAIN, deploy, footprint
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.methods.verify import TOLERANCE, largest_difference, refuse_difference
 from espnet_ext.models.whisper_decoder import WhisperDecoder
@@ -94,9 +95,15 @@ def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) 
         UserError: an unknown form, a checkpoint that does not fit, or outputs that differ.
     """
     variant, folder = experiment.variant, experiment.deployed
-    trained = load_model(experiment.espnet_config, checkpoint)
-    deployed, packed = formed(trained, variant)
-    arguments = stock_arguments(read_config(experiment.espnet_config), split_variant(variant)[0])
+    arguments = read_config(experiment.espnet_config)
+    if variant == UNTRAINED:
+        arguments = untrained_arguments(arguments, experiment.recipe.untrained or {})
+        trained = build(arguments).eval()
+        deployed, packed = Form(deploy(trained), None)
+    else:
+        trained = load_model(experiment.espnet_config, checkpoint)
+        deployed, packed = formed(trained, variant)
+    arguments = stock_arguments(arguments, split_variant(variant)[0])
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
         if packed is None:
@@ -128,6 +135,17 @@ def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) 
         } | encoder_compression(trained, deployed, variant)
         write_json(temporary / digests.RECORD, summary)
     return summary
+
+
+def untrained_arguments(arguments: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the pretrained model that a training starts from.
+
+    Args:
+        arguments: the config of the training.
+        over: keys of ``encoder_conf`` that differ.
+    """
+    conf = {k: v for k, v in arguments["encoder_conf"].items() if k not in METHODS}
+    return {**arguments, "encoder_conf": {**conf, **over}}
 
 
 def _move_inputs(arguments: dict[str, Any], temporary: Path, folder: Path) -> None:

@@ -10,8 +10,8 @@ Example:
 
 import argparse
 
+from espnet_ext.cli.options import add_variant, chosen_forms
 from espnet_ext.errors import at_least
-from espnet_ext.experiment import Experiment
 from espnet_ext.stages.decode import decode
 
 
@@ -19,12 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("config", help="training config")
     parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
-    parser.add_argument("--variant", help="deployed form; default: the config's recipe: variant")
+    add_variant(parser)
     parser.add_argument("--sets", default="test", help="data sets, blanks between")
     parser.add_argument("--nj", type=at_least(1), default=2, help="processes")
 
 
 def run(args: argparse.Namespace) -> None:
     """Decode every set with every method that is not up to date."""
-    experiment = Experiment.load(args.config, args.tag, args.variant)
-    decode(experiment, args.sets.split(), args.nj)
+    for experiment in chosen_forms(args):
+        decode(experiment, args.sets.split(), args.nj)

@@ -20,8 +20,9 @@ Example:
 import argparse
 from pathlib import Path
 
+from espnet_ext.cli.options import add_variant, chosen_forms
 from espnet_ext.errors import UserError
-from espnet_ext.experiment import FAMILY, Experiment
+from espnet_ext.experiment import FAMILY
 from espnet_ext.stages.deploy import deploy
 
 
@@ -29,14 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("config", help="training config")
     parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
-    parser.add_argument("--variant", help="deployed form; default: the config's recipe: variant")
+    add_variant(parser)
     parser.add_argument("--family", action="store_true", help="all members, in one file")
     parser.add_argument("--checkpoint", type=Path, help="instead of the averaged model")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Deploy one variant, or a family."""
+    """Deploy one form, or all forms of the config, or a family."""
     if args.family and args.variant:
         raise UserError("--family holds all variants: leave --variant out")
-    variant = FAMILY if args.family else args.variant
-    deploy(Experiment.load(args.config, args.tag, variant), args.checkpoint)
+    args.variant = FAMILY if args.family else args.variant
+    for experiment in chosen_forms(args):
+        deploy(experiment, args.checkpoint)

@@ -1,13 +1,34 @@
 """Options that several verbs have."""
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from espnet_ext.analysis.measure import Measure
 from espnet_ext.errors import at_least
 
 if TYPE_CHECKING:
+    from espnet_ext.experiment import Experiment
     from espnet_ext.results.schema import Record
+
+
+def add_variant(parser: argparse.ArgumentParser) -> None:
+    """The option that ``chosen_forms`` reads."""
+    words = "deployed form; default: those of the config's recipe: forms, or else variant"
+    parser.add_argument("--variant", help=words)
+
+
+def chosen_forms(args: argparse.Namespace) -> list["Experiment"]:
+    """The experiment of ``args.config`` in the form ``args.variant``; default: in all its forms.
+
+    Raises:
+        UserError: what ``Experiment.load`` raises.
+    """
+    from espnet_ext.experiment import Experiment
+
+    first = Experiment.load(args.config, args.tag, args.variant)
+    forms = first.recipe.forms if args.variant is None else None
+    return [replace(first, variant=form) for form in forms or [first.variant]]
 
 
 def add_publishing(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ Example:
 import argparse
 from pathlib import Path
 
-from espnet_ext.cli.options import add_publishing
+from espnet_ext.cli.options import add_publishing, add_variant, chosen_forms
 from espnet_ext.errors import UserError
 
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("config", nargs="?", help="training config, run in the recipe's folder")
     parser.add_argument("--tag", help="name of the experiment (default: from the config's name)")
-    parser.add_argument("--variant", help="deployed form (default: the config's)")
+    add_variant(parser)
     add_publishing(parser)
     parser.add_argument("--all", action="store_true", help="regenerate RESULTS.md and its plots")
     parser.add_argument(
@@ -41,7 +41,6 @@ def run(args: argparse.Namespace) -> None:
         UserError: options that do not go together, a stage that has not run, or a result that
             does not fit the schema.
     """
-    from espnet_ext.experiment import Experiment
     from espnet_ext.results.pages.text import print_table
     from espnet_ext.results.publish import publish, refuse_uncommitted, regenerate
     from espnet_ext.stages.report import report
@@ -60,14 +59,15 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("give a CONFIG (as in conf/train_*.yaml), or --all")
     if args.publish and folder is None:
         raise UserError("this recipe is in no repository (no folder egs/ above): give --results")
-    made = report(Experiment.load(args.config, args.tag, args.variant), folder)
-    print("\n".join(made.messages))
-    print_table(*made.table)
-    print("\n".join(made.lines))
-    if args.publish and folder is not None:
-        if not args.allow_dirty:
-            refuse_uncommitted(made.result.tag, made.result.commit)
-        publish(made.result, folder)
+    for experiment in chosen_forms(args):
+        made = report(experiment, folder)
+        print("\n".join(made.messages))
+        print_table(*made.table)
+        print("\n".join(made.lines))
+        if args.publish and folder is not None:
+            if not args.allow_dirty:
+                refuse_uncommitted(made.result.tag, made.result.commit)
+            publish(made.result, folder)
 
 
 def _results_folder(args: argparse.Namespace) -> Path | None:

@@ -19,6 +19,7 @@ Example:
 import argparse
 from pathlib import Path
 
+from espnet_ext.cli.options import add_variant, chosen_forms
 from espnet_ext.errors import UserError
 
 
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", help="training config, run in the recipe's folder")
     parser.add_argument("--sets", help="names of sets (default: all that stage 6 decoded)")
     parser.add_argument("--tag", help="name of the experiment (default: from the config's name)")
-    parser.add_argument("--variant", help="deployed form (default: the config's)")
+    add_variant(parser)
     parser.add_argument(
         "--baseline",
         metavar="TAG[/VARIANT]",
@@ -59,7 +60,6 @@ def run(args: argparse.Namespace) -> None:
         UserError: options that do not go together, a missing file or stage output, or texts
             that do not pair.
     """
-    from espnet_ext.experiment import Experiment
     from espnet_ext.results.pages.scores import score_lines
     from espnet_ext.stages.score import score_files, score_sets
 
@@ -68,9 +68,11 @@ def run(args: argparse.Namespace) -> None:
         files = (args.ref, args.hyp, args.out, args.utt2spk, args.baseline_hyp)
         scores = iter([score_files(*files, target=args.target)])
     else:
-        experiment = Experiment.load(args.config, args.tag, args.variant)
         sets = None if args.sets is None else args.sets.split()
-        scores = score_sets(experiment, sets, args.baseline, args.out)
+        forms = chosen_forms(args)
+        if args.out is not None and len(forms) > 1:
+            raise UserError("--out is for one form: give --variant")
+        scores = (s for form in forms for s in score_sets(form, sets, args.baseline, args.out))
     for scored in scores:
         print("\n".join([*scored.messages, *score_lines(scored.score)]))
 

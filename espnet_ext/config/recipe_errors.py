@@ -41,6 +41,7 @@ def recipe_problems(config: Config) -> list[str]:
         *_ark_problems(config),
         *_recurrent_problems(espnet),
         *_average_problems(config),
+        *_form_problems(config.recipe),
         *_head_problems(espnet),
         *_stack_problems(config),
         *_nested_problems(config),
@@ -85,6 +86,15 @@ def _ark_problems(config: Config) -> Iterator[str]:
         yield f"recipe: features: ark needs frontend: {' or '.join(ARK_FRONTENDS)}"
     if not ark and frontend == "ssl":
         yield "frontend: ssl needs recipe: features: ark; stage 2 writes its features"
+
+
+def _form_problems(recipe: Recipe) -> Iterator[str]:
+    """A form is compared with another one of the run."""
+    forms = recipe.forms or {}
+    for form, other in forms.items():
+        if other is not None and (other not in forms or other == form):
+            others = [name for name in forms if name != form]
+            yield f"recipe: forms: {form} is compared with {nearest(other, others)}"
 
 
 def _recurrent_problems(espnet: Mapping[str, Any]) -> Iterator[str]:

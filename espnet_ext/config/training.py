@@ -21,9 +21,10 @@ from espnet_ext.yaml_files import parse_yaml
 # Frontends whose features stage 2 can write into arks.
 ARK_FRONTENDS = ("kaldi_fbank", "ssl")
 # Keys of ``recipe:`` that only stages 5 to 8 read: they may change after a training.
-READ_LATER = ("variant", "decode", "baseline", "vote")
+READ_LATER = ("variant", "forms", "untrained", "decode", "baseline", "vote")
+UNTRAINED = "untrained"  # deployed form: the pretrained model as it is
 # Keys of ``recipe:`` that records leave out at their default: records without them stay valid.
-_OPTIONAL = ("labels", "fetch", "mimic")
+_OPTIONAL = ("labels", "fetch", "mimic", "forms", "untrained")
 # Such keys of the settings of a training.
 _OPTIONAL_SETTINGS = {"task": "asr", "target": None, "classes": 2}
 
@@ -70,6 +71,10 @@ class Recipe:
     average: Annotated[int, _at_least(1)] = 5  # checkpoints averaged
     average_by: Name = "valid.loss"  # criterion, as ESPnet names it
     variant: Name = "merged"  # deployed form that stage 5 writes
+    # all forms that stages 5 to 8 make, each with the one that it is compared with (null: baseline)
+    forms: dict[Name, Name | None] | None = None
+    # encoder_conf of the form untrained, the pretrained model as it is: keys that differ
+    untrained: Section | None = None
     decode: Any = field(default_factory=lambda: {"ctc_greedy": {}})  # methods with options
     fetch: str | None = None  # pretrained model that stage 2 fetches into encoder_conf: path
     mimic: Section | None = None  # step one of a mimic; None: it starts at random
@@ -84,6 +89,11 @@ class Recipe:
         if self.task == "cls":
             return "label"
         return f"text.{self.target}" if self.task == "st" else "text"
+
+    def compared_with(self, tag: str, form: str) -> str | None:
+        """What a deployed form of the run ``tag`` is compared with: TAG, TAG/FORM or None."""
+        other = (self.forms or {}).get(form)
+        return self.baseline if other is None else f"{tag}/{other}"
 
     @property
     def mimic_training(self) -> MimicTraining | None:
@@ -167,6 +177,8 @@ def read_config(path: str | Path, tag: str | None = None) -> tuple[Config, list[
     for key in ("train_set", "dev_set", "baseline", "variant", "labels", "target"):
         if isinstance(name := getattr(recipe, key), str):
             check_name(name, f"{path}: recipe: {key}:")
+    for form in recipe.forms or {}:
+        check_name(form, f"{path}: recipe: forms:")
     return Config(path, tag, recipe, espnet), wrong + more
 
 

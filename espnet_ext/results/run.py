@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import espnet_ext
-from espnet_ext.config.training import READ_LATER, Config
+from espnet_ext.config.training import READ_LATER, UNTRAINED, Config
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import read_json, sha256_file
@@ -109,6 +109,8 @@ def collect(experiment: Experiment, recipe: Path) -> Result:
     deploy = _read(experiment.deployed / "deploy.json", "5 (espnet-ext deploy)")
     decoding, scores = _decoded_and_scored(experiment)
     dataset, task = recipe_names(recipe)
+    # The model as it was before has not been trained here.
+    trained: dict[str, Any] = {} if experiment.variant == UNTRAINED else train
     training = [name for name in Training.model_fields if name != "parameters"]
     result = {
         "schema_version": SCHEMA_VERSION,
@@ -128,7 +130,7 @@ def collect(experiment: Experiment, recipe: Path) -> Result:
         "bytes": _measured(deploy, "bytes"),
         "macs_per_second": _measured(deploy, "macs_per_second"),
         "training": {
-            **{key: _measured(train, key) for key in training},
+            **{key: _measured(trained, key) for key in training},
             "parameters": _measured(deploy, "training_parameters"),
         },
         "decoding": decoding,
@@ -153,7 +155,7 @@ def _with_later_keys(trained: Any, config: Config) -> Any:
     if not isinstance(recipe, dict):
         return trained  # the schema names what is wrong
     now = config.as_dict()["recipe"]
-    return {**trained, "recipe": {**recipe, **{key: now[key] for key in READ_LATER}}}
+    return {**trained, "recipe": {**recipe, **{key: now[key] for key in READ_LATER if key in now}}}
 
 
 def _decoded_and_scored(

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from espnet_ext.config.pretrained import pretrained_files
+from espnet_ext.config.training import UNTRAINED
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError
@@ -29,7 +31,9 @@ def deploy(experiment: Experiment, checkpoint: Path | None = None) -> None:
         UserError: stage 4 has not run, an unknown form, or a model that does not pass its
             verification.
     """
-    checkpoint = checkpoint or experiment.averaged_model
+    if checkpoint is None:
+        untrained = experiment.variant == UNTRAINED
+        checkpoint = _pretrained_weights(experiment) if untrained else experiment.averaged_model
     stamp = deploy_stamp(experiment, checkpoint)
     if stamp.is_current():
         print(f"deploy: {experiment.deployed} is up to date")
@@ -37,6 +41,14 @@ def deploy(experiment: Experiment, checkpoint: Path | None = None) -> None:
     with in_use(experiment.folder):
         write = _write_family if experiment.variant == FAMILY else _write_model
         stamp.write(write(experiment, checkpoint))
+
+
+def _pretrained_weights(experiment: Experiment) -> Path:
+    """The weights that the training started from."""
+    for path in pretrained_files(experiment.config, experiment.root):
+        if path.suffix == ".safetensors":
+            return path
+    raise UserError(f"{experiment.config.path}: the form {UNTRAINED} is of a pretrained model")
 
 
 def _write_model(experiment: Experiment, checkpoint: Path) -> list[Path]:

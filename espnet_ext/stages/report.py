@@ -59,7 +59,8 @@ def _report(experiment: Experiment, results: Path | None) -> Report:
     recipe = [run for run in committed if run.recipe == result.recipe and run != result]
     baseline = baseline_of(result, [*_local_results(experiment, result), *recipe])
     if result.scores[0].baseline is None:  # nothing was compared: show the published run
-        named = (experiment.recipe.baseline or "").partition("/")[0]
+        compared = experiment.recipe.compared_with(experiment.config.tag, experiment.variant)
+        named = (compared or "").partition("/")[0]
         baseline = next((run for run in recipe if run.name == named), None)
     messages += _draw(experiment, result, baseline, recipe)
     lines = [size_line(result)]

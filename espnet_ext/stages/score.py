@@ -69,7 +69,7 @@ def score_sets(
         raise UserError(
             f"--baseline {baseline}: this is the run itself; another form of it is {run}/VARIANT"
         )
-    tag = baseline or experiment.recipe.baseline
+    tag = baseline or experiment.recipe.compared_with(run, experiment.variant)
     for method in experiment.recipe.decode:
         for name in _decoded_sets(experiment, method, sets):
             messages: list[str] = []

@@ -28,6 +28,10 @@ BASE = {
     "recipe": {"average": 1, "decode": {"attention_greedy": {"batch_size": 3}}},
 }
 BEAM = {"beam_size": 2, "ctc_weight": 0.0}
+NESTED = {"bits": [32, 4], "over": "model", "per": "group", "group": 8, "table": 4, "kl_ctc": 0}
+NESTED["decoder_depths"] = [2, [1]]
+LARGE, SMALL = "2L-48+2L-40-32b", "2L-48+L1-40-4b"
+FORMS = {"untrained": None, LARGE: "untrained", SMALL: LARGE}
 CONFIGS = {
     "tuned": {"recipe": {"decode": {"attention_greedy": {}, "ctc_att_beam": BEAM}}},
     "with_ctc": {
@@ -35,6 +39,10 @@ CONFIGS = {
         "recipe": {"decode": {"ctc_att_beam": {**BEAM, "ctc_weight": 0.3}}},
     },
     "untrained": {"encoder_conf": {"pad_to": 30}, "max_epoch": 0},
+    "family": {
+        "encoder_conf": {"nested": NESTED},
+        "recipe": {"variant": SMALL, "forms": FORMS, "untrained": {"pad_to": 30}},
+    },
 }
 SETS = {"train": 8, "dev": 3, "test": 4}
 
@@ -98,8 +106,8 @@ def decoder(deployed):
     return Decoder(deployed, "attention_greedy", {"batch_size": 3}, SpeechInput(16000))
 
 
-def hypotheses(folder, tag, method, name="test"):
-    return read_table(folder / f"exp/{tag}/decode/merged/{method}/{name}/text")
+def hypotheses(folder, tag, method, name="test", form="merged"):
+    return read_table(folder / f"exp/{tag}/decode/{form}/{method}/{name}/text")
 
 
 def generated(model, folder, name):
@@ -192,6 +200,37 @@ def test_the_whole_model_is_rounded_and_decodes(recipe, monkeypatch):
         state["decoder.decoder.embed_positions.weight"],
     )
     succeed(folder, "decode", config, "--variant", "whole+4b", "--sets", "test", "--nj", "1")
+
+
+def test_all_forms_of_a_family_go_through_all_stages(recipe):
+    """Run as run.sh does: the verbs are given no form."""
+    folder, model = recipe
+    config = trained(folder, "family")
+    for verb in ("decode", "score"):
+        succeed(folder, verb, config, "--sets", "test")
+    printed = succeed(folder, "report", config)
+    greedy = "attention_greedy"
+    found = {form: hypotheses(folder, "family", greedy, form=form) for form in FORMS}
+    assert found["untrained"] == generated(model, folder, "test")
+    assert found[LARGE] != found["untrained"]
+    deployed = folder / "exp/family/deploy"
+    packed = deployed / SMALL / "model.safetensors"
+    assert packed.stat().st_size < 0.3 * (deployed / LARGE / "model.pth").stat().st_size
+    results = {}
+    for form, other in FORMS.items():
+        name = "result.json" if form == SMALL else f"result_{form}.json"
+        results[form] = json.loads((folder / "exp/family" / name).read_text())
+        (score,) = results[form]["scores"]
+        compared = {comparison["baseline"] for comparison in score["comparisons"]}
+        assert compared == (set() if other is None else {f"family/{other}"})
+    assert results["untrained"]["training"]["epochs"] == "not measured"
+    assert results["untrained"]["checkpoint"] == "model.safetensors"
+    assert results[SMALL]["training"]["epochs"] == 1
+    assert printed.count("WER") >= 3
+    again = succeed(folder, "deploy", config)
+    assert again.count("is up to date") == 3
+    only = succeed(folder, "deploy", config, "--variant", LARGE)
+    assert only.count("is up to date") == 1
 
 
 def test_ctc_and_attention_train_and_decode_together(recipe):
