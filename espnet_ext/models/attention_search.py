@@ -31,7 +31,7 @@ def attention_greedy(
     found: list[list[int]] = [[] for _ in most]
     rows = list(range(len(most)))
     inside = frame_mask(frames, encoded.shape[1], encoded.device)
-    tokens = torch.tensor(decoder.prompt, device=encoded.device).expand(len(rows), -1)
+    tokens = decoder.prompts(encoded, inside)
     past = None
     while rows:
         scores, past = decoder.step(tokens, encoded, inside, past)

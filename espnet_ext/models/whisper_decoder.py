@@ -19,6 +19,7 @@ from espnet_ext.methods.tensors import frame_mask
 START, END = "<|startoftranscript|>", "<|endoftext|>"  # sos and eos
 _NO_TIMES = "<|notimestamps|>"
 TASKS = ("transcribe", "translate")
+DETECT = "detect"  # the language that the model itself hears in each utterance
 FRAMES = 50  # of the encoder, a second
 TOKENS_PER_SECOND = 6.0  # at most, in a text; people say 3 to 4
 MORE_TOKENS = 8  # that a short utterance may have besides
@@ -46,7 +47,8 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
     searches know nothing of it. Frames after the end of an utterance are masked.
 
     Attributes:
-        prompt: ids of its tokens; set by ``use_tokens``.
+        prompt: ids of its tokens; set by ``use_tokens``. With ``language: detect`` its second one
+            differs by utterance, see ``prompts``.
         end: id of eos.
     """
 
@@ -68,7 +70,8 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
                 None: random weights.
             architecture: keys of transformers' config.json (d_model, decoder_layers, ...): what
                 to build if there is no ``path``.
-            language: spoken, as ``en`` or ``fr``; null for a model that knows English alone.
+            language: spoken, as ``en`` or ``fr``; ``detect`` lets the model find that of each
+                utterance; null for a model that knows English alone.
             task: ``transcribe``, or ``translate`` into English; of multilingual models.
 
         Raises:
@@ -100,6 +103,7 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
                 "it is of another model; choose token_type: hugging_face and run stage 3"
             )
         self.prompt: tuple[int, ...] = ()
+        self.languages: list[int] = []  # ids of their tokens
         self.end = -1
 
     def _read(self, path: str) -> Any:
@@ -115,7 +119,9 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
                 f"decoder: whisper: {path} transcribes English alone: leave out language and task"
             )
         if multilingual and self.language is None:
-            raise UserError(f"decoder: whisper: {path} knows many languages: give language, as en")
+            raise UserError(
+                f"decoder: whisper: {path} knows many languages: give language, as en or {DETECT}"
+            )
         return whole.decoder
 
     @property
@@ -148,11 +154,14 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
                 )
         words = [START]
         if self.language is not None:
-            words += [f"<|{self.language}|>", f"<|{self.task}|>"]
-            known = [t.strip("<|>") for t in ids if t.startswith("<|") and len(t) in (6, 7)]
-            if words[1] not in ids:
-                language = nearest(str(self.language), known)
-                raise UserError(f"decoder: whisper: the model lacks the language {language}")
+            known = {t.strip("<|>"): t for t in ids if t.startswith("<|") and len(t) in (6, 7)}
+            self.languages = [ids[token] for token in known.values()]
+            first = next(iter(known), "") if self.language == DETECT else str(self.language)
+            if first not in known:
+                raise UserError(
+                    f"decoder: whisper: the model lacks the language {nearest(first, known)}"
+                )
+            words += [known[first], f"<|{self.task}|>"]
         self.prompt = tuple(ids[word] for word in [*words, _NO_TIMES])
         self.end = ids[END]
         return ids[START], self.end
@@ -169,13 +178,24 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
             ys_in_lens: tokens of each utterance (B,), returned.
         """
         inside = frame_mask(hlens, hs_pad.shape[1], hs_pad.device)
-        h = self._run(self.with_prompt(ys_in_pad), hs_pad, inside, None)
+        tokens = torch.cat([self.prompts(hs_pad, inside), ys_in_pad[:, 1:]], dim=1)
+        h = self._run(tokens, hs_pad, inside, None)
         return self._scores(h[:, len(self.prompt) - 1 :]), ys_in_lens
 
-    def with_prompt(self, tokens: Tensor) -> Tensor:
-        """Return tokens (B, L) with the prompt in the place of sos, which is the first."""
-        prompt = torch.tensor(self.prompt, device=tokens.device, dtype=tokens.dtype)
-        return torch.cat([prompt.expand(len(tokens), -1), tokens[:, 1:]], dim=1)
+    def prompts(self, encoded: Tensor, inside: Tensor | None) -> Tensor:
+        """Return the prompts (B, P) of utterances.
+
+        Args:
+            encoded: encoder output (B, T, D).
+            inside: (B, T), true inside each utterance; None: all frames are.
+        """
+        found = torch.tensor(self.prompt, device=encoded.device).repeat(len(encoded), 1)
+        if self.language == DETECT:
+            with torch.no_grad():
+                scores = self._scores(self._run(found[:, :1], encoded, inside, None)[:, 0])
+            languages = torch.tensor(self.languages, device=encoded.device)
+            found[:, 1] = languages[scores[:, languages].argmax(-1)]
+        return found
 
     def most_tokens(self, seconds: float, rate: float = TOKENS_PER_SECOND) -> int:
         """The most tokens that a text of speech of this length may have, without eos."""
@@ -215,9 +235,11 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         A text that is as long as its speech allows can only end. ``xs`` (n, T, D) is not padded.
         """
         past = _joined(states)
-        tokens = self.with_prompt(ys)
         known = past.get_seq_length()
-        scores, past = self.step(tokens[:, known:], xs, None, past)
+        tokens = ys[:, 1 - len(self.prompt) + known :] if known else ys[:, 1:]
+        if not known:
+            tokens = torch.cat([self.prompts(xs, None), tokens], dim=1)
+        scores, past = self.step(tokens, xs, None, past)
         found = scores.log_softmax(-1)
         if ys.shape[1] > self.most_tokens(xs.shape[1] / FRAMES):
             found[:, torch.arange(found.shape[1], device=found.device) != self.end] = -1e10
@@ -258,6 +280,7 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
 def placeholder_tokens(espnet: Mapping[str, Any]) -> list[str]:
     """Tokens that the decoder of a config looks for, where no token list has been made yet."""
     language = (espnet.get("decoder_conf") or {}).get("language")
+    language = "en" if language == DETECT else language
     return [START, END, _NO_TIMES, f"<|{language}|>", *(f"<|{task}|>" for task in TASKS)]
 
 

@@ -10,6 +10,7 @@ from espnet_ext.models.whisper_decoder import WhisperDecoder
 from tests.fixtures import foundation
 
 NEAR = {"atol": 2e-4, "rtol": 1e-5}
+PROMPT = ("<|startoftranscript|>", "<|translate|>", "<|notimestamps|>")
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +67,56 @@ def test_scores_are_those_of_transformers_whatever_the_batch(case, decoder):
         torch.testing.assert_close(scores[row, :size], wanted, **NEAR)
 
 
+@torch.no_grad()
+def test_the_language_of_each_utterance_is_the_one_that_the_model_hears(tmp_path):
+    torch.manual_seed(9)
+    model = foundation.make(tmp_path, multilingual=True)
+    tokens = tokenizer.listed(*tokenizer.source_files(str(tmp_path)))
+    decoder = built(tmp_path, tokens, language="detect", task="translate")
+    x, frames = encoded(*[30, 22, 17, 28, 9, 12, 25, 14])
+    inside = torch.arange(30) < frames.unsqueeze(1)
+    languages = ids(tokens, "<|en|>", "<|fr|>")
+    start = torch.tensor([ids(tokens, "<|startoftranscript|>")])
+
+    def scored():
+        each = zip(x.split(1), frames.tolist(), strict=True)
+        return torch.cat([transformers_scores(model, one[:, :n], start)[0] for one, n in each])
+
+    # As random weights are, all utterances sound alike: the languages get the embeddings of two
+    # tokens of which each is the likelier one somewhere.
+    over = scored()[:, 65:66] > scored()
+    other = int((over.any(0) & ~over.all(0)).nonzero()[0])
+    for table in (model.model.decoder.embed_tokens.weight, decoder.decoder.embed_tokens.weight):
+        table[languages] = table[[65, other]]
+    heard = [languages[int(scores.argmax())] for scores in scored()[:, languages]]
+    assert set(heard) == set(languages)
+    prompts = decoder.prompts(x, inside)
+    assert prompts[:, 1].tolist() == heard
+    assert all([p[0], *p[2:]] == ids(tokens, *PROMPT) for p in prompts.tolist())
+    # Training, greedy search and ESPnet's beam use them.
+    texts = torch.tensor([[decoder.prompt[0], 66]]).repeat(8, 1)
+    scores, _ = decoder(x, frames, texts, torch.full((8,), 2))
+    found = attention_greedy(decoder, x, frames, [3] * 8)
+    for row, count in enumerate(frames.tolist()):
+        one = x[row : row + 1, :count]
+        whole = torch.cat([prompts[row : row + 1], texts[row : row + 1, 1:]], 1)
+        wanted = transformers_scores(model, one, whole)[0, -2:]
+        torch.testing.assert_close(scores[row], wanted, **NEAR)
+        single, state = decoder.score(texts[row, :1], None, one[0])
+        torch.testing.assert_close(single, wanted[0].log_softmax(-1), **NEAR)
+        then, _ = decoder.score(texts[row], state, one[0])
+        torch.testing.assert_close(then, wanted[1].log_softmax(-1), **NEAR)
+        assert found[row][0] == int(wanted[0].argmax())
+
+
 def test_the_prompt_names_language_and_task(tmp_path):
     foundation.make(tmp_path, multilingual=True)
     tokens = tokenizer.listed(*tokenizer.source_files(str(tmp_path)))
     decoder = built(tmp_path, tokens, language="fr", task="translate")
     names = ["<|startoftranscript|>", "<|fr|>", "<|translate|>", "<|notimestamps|>"]
     assert [tokens[i] for i in decoder.prompt] == names
-    found = decoder.with_prompt(torch.tensor([[decoder.prompt[0], 7], [decoder.prompt[0], 8]]))
-    assert found.tolist() == [[*decoder.prompt, 7], [*decoder.prompt, 8]]
+    x, _ = encoded(12, 9)
+    assert decoder.prompts(x, None).tolist() == [[*decoder.prompt]] * 2
     with pytest.raises(UserError, match=r"lacks the language 'fx'; did you mean 'fr'\?"):
         built(tmp_path, tokens, language="fx")
     with pytest.raises(UserError, match="knows many languages: give language"):
