@@ -38,6 +38,7 @@ from espnet_ext.models.whisper_decoder import WhisperDecoder
 
 STACK = "stack"  # folder of the encoder's stack in its family's format, without removed layers
 STATISTICS = "feats_stats.npz"
+_TOKENS = 8  # of the text that a decoder is verified on
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,8 @@ def verify(
 
     Raises:
         UserError: another architecture than stock ESPnet's, or outputs that differ by more than
-            TOLERANCE, on the encoder's normalised outputs or the logits.
+            TOLERANCE, on the encoder's normalised outputs, the logits or a pretrained decoder's
+            probabilities.
     """
     local = dict(arguments)
     if (folder / STACK).exists():
@@ -236,11 +238,26 @@ def verify(
     stock = build(local).eval()
     load_weights(stock, weights_file(folder))
     width = arguments.get("input_size")
-    written = speech.outputs(stock, width)
-    difference = max(largest_difference(written, speech.outputs(model, width)) for model in models)
+    written = _compared(stock, speech, width)
+    difference = max(largest_difference(written, _compared(one, speech, width)) for one in models)
     refuse_difference(difference, "the deployed model")
     return {
         "utterances": len(speech.waves),
         "max_difference": difference,
         "tolerance": TOLERANCE,
     }
+
+
+@torch.no_grad()
+def _compared(model: Any, speech: Speech, width: int | None) -> list[Tensor]:
+    """Outputs for each utterance, and after a pretrained decoder the probabilities of tokens."""
+    found = speech.outputs(model, width)
+    if not isinstance(model.decoder, WhisperDecoder):
+        return found
+    tokens = torch.linspace(0, model.vocab_size - 1, _TOKENS).long().unsqueeze(0)
+    count = torch.tensor([_TOKENS])
+    scores = [
+        model.decoder(encoded, torch.tensor([encoded.shape[1]]), tokens, count)[0]
+        for encoded in found
+    ]
+    return [*found, *(each.softmax(-1) for each in scores)]
