@@ -125,12 +125,13 @@ def key_problems(config: Config) -> list[str]:
 
 def _method_problems(config: Config) -> Iterator[str]:
     """Wrong options of a compression method."""
-    for name, value in section(config.espnet, "encoder_conf").items():
-        if name in METHODS:
-            try:
-                METHODS[name].parse(value)
-            except (UserError, TypeError, ValueError) as error:
-                yield f"encoder_conf: {name}: {str(error).removeprefix(f'{name}: ')}"
+    for part in ("encoder_conf", "decoder_conf"):
+        for name, value in section(config.espnet, part).items():
+            if name in METHODS:
+                try:
+                    METHODS[name].parse(value)
+                except (UserError, TypeError, ValueError) as error:
+                    yield f"{part}: {name}: {str(error).removeprefix(f'{name}: ')}"
 
 
 def _optimizer_problems(espnet: dict[str, Any]) -> Iterator[str]:

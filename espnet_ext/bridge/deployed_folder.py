@@ -164,7 +164,8 @@ def _stack_conf(
     conf = arguments["encoder_conf"]
     if not isinstance(deployed.encoder, StackEncoder):
         return conf
-    if temporary is None or isinstance(deployed.encoder.stack, MimickedStack):
+    keeps_method = bool(METHODS.keys() & conf.keys())  # then it is not of its family's format
+    if temporary is None or keeps_method or isinstance(deployed.encoder.stack, MimickedStack):
         return portable_arguments(arguments, deployed)["encoder_conf"]
     deployed.encoder.stack.save(temporary / STACK)
     kept = {k: v for k, v in conf.items() if k not in ("remove", "keep", "architecture")}
@@ -187,8 +188,14 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
     """
     arguments = dict(arguments)
     conf = dict(arguments.get("encoder_conf") or {})
+    decoder = dict(arguments.get("decoder_conf") or {})
+    for method in METHODS.keys() & decoder.keys():
+        section = decoder.pop(method)
+        if variant not in ("merged", PLAIN) and section is not None:
+            decoder[method] = {**section, "form": variant}
+    if "decoder_conf" in arguments:
+        arguments["decoder_conf"] = decoder
     if conf.get("nested") is not None:
-        decoder: Any = arguments.get("decoder_conf") or {}
         arguments["decoder_conf"] = plain_decoder_conf(decoder, variant)
         conf = plain_conf(conf, variant)
         if "nested" not in conf:
@@ -199,7 +206,8 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
             conf.pop(method, None)
     else:
         for method in METHODS.keys() & conf.keys():
-            conf[method] = {**(conf[method] or {}), "form": variant}
+            if conf[method] is not None:
+                conf[method] = {**conf[method], "form": variant}
     arguments["encoder_conf"] = conf
     arguments["init_param"] = []
     if arguments.get("frontend") == "kaldi_fbank":

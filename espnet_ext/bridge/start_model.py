@@ -9,14 +9,15 @@ from espnet_ext.bridge.checkpoint import ties
 from espnet_ext.errors import UserError
 from espnet_ext.formats.digests import refuse_changed
 from espnet_ext.formats.state_dict import load_state
+from espnet_ext.methods import nested_from_plain
 from espnet_ext.methods.nested import NestedStack
-from espnet_ext.methods.nested_from_plain import start_from_plain
+from espnet_ext.methods.start import start_from_plain
 
 # Parameters that a residual model adds to the sharing-only model that it starts from.
 _NEW = (".down", ".up", ".diagonal")
 
 
-def refuse_other_start(model: nn.Module, checkpoints: list[Path]) -> None:
+def refuse_other_start(model: nn.Module, checkpoints: list[Path]) -> list[str]:
     """Compare the models to start from with the one to train.
 
     ESPnet would load a model of other groups as it is, each group with the weights of its
@@ -26,18 +27,23 @@ def refuse_other_start(model: nn.Module, checkpoints: list[Path]) -> None:
         model: the training form to train.
         checkpoints: whole models.
 
+    Returns:
+        What there is to say about the start, one line each.
+
     Raises:
         UserError: no such file, another architecture, or weights that differ where ``model``
             shares one.
     """
     own = model.state_dict()
     shared = ties(model)
+    lines = []
     for path in checkpoints:
         state = load_state(path)
         refuse_changed(path)
         for name, module in model.named_modules():
             if isinstance(module, NestedStack):
-                start_from_plain(module, state, f"{name}.")
+                nested_from_plain.start_from_plain(module, state, f"{name}.")
+        lines += start_from_plain(model, state)
         where = f"init_param: {path} is of another model:"
         for name in own:
             if name not in state and not name.endswith(_NEW):
@@ -53,3 +59,4 @@ def refuse_other_start(model: nn.Module, checkpoints: list[Path]) -> None:
         for name, first in shared.items():
             if first in state and not torch.equal(state[first], state[name]):
                 raise UserError(f"{where} its {first} and {name} differ, here they are shared")
+    return lines

@@ -11,6 +11,7 @@ from torch import nn
 
 from espnet_ext.methods.registry import METHODS, Method
 from espnet_ext.methods.sites import is_linear
+from espnet_ext.methods.start import starts_from_plain
 
 
 @runtime_checkable
@@ -40,6 +41,7 @@ def compressed_encoder(base: type[nn.Module], method: Method) -> type[nn.Module]
             super().__init__(input_size, **conf)
             self.method_options = options
             method.apply(self, options)
+            starts_from_plain(self)
 
         def compress_head(self, head: nn.Module) -> None:
             if {"cls", "all"} & set(getattr(self.method_options, "sites", ())):

@@ -17,8 +17,10 @@ Beyond the paper (its open question), for other layers that are linear between n
 - A recurrent layer: each of its matrices (input and hidden, all gates together) is a product.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -94,6 +96,18 @@ class HRFWeight(nn.Module):
             for before, after in zip(widths, widths[1:], strict=False)
         )
 
+    def exact(self, weight: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return factors whose product is ``weight``: W_1 = [W; R], then [I 0] (I between).
+
+        R, which the last factor leaves out at first, are rows of ``factors``, which are as long.
+        """
+        outputs = factors[-1].shape[-2]
+        first, *inner, last = (factor.detach().clone() for factor in factors)
+        first[..., :outputs, :] = weight.reshape(*first.shape[:-2], outputs, -1)
+        for factor in (*inner, last):
+            factor.copy_(torch.eye(*factor.shape[-2:], dtype=factor.dtype))
+        return (first, *inner, last)
+
 
 class HRFBias(nn.Module):
     """Parametrization of a bias folded from the biases b_1, ..., b_n of the factors."""
@@ -155,6 +169,26 @@ def apply_hrf(module: nn.Module, options: HRFOptions) -> nn.Module:
     return module
 
 
+def start(module: nn.Module, state: dict[str, Tensor], prefix: str) -> list[str]:
+    """Start at trained layers, exactly; see ``methods.start``."""
+    for name, layer in module.named_modules():
+        if not parametrize.is_parametrized(layer):
+            continue
+        place = f"{prefix}{name}." if name else prefix
+        for tensor, chain in layer.parametrizations.items():
+            if f"{place}{tensor}" not in state:
+                continue
+            if isinstance(chain[0], HRFWeight):
+                parts = chain[0].exact(state.pop(f"{place}{tensor}"), hrf_factors(chain))
+            elif isinstance(chain[0], HRFBias):
+                parts = chain[0].right_inverse(state.pop(f"{place}{tensor}"))
+            else:
+                continue
+            for number, part in enumerate(parts):
+                state[f"{place}parametrizations.{tensor}.original{number}"] = part
+    return []
+
+
 def factorwise_forward(layer: nn.Module, x: Tensor) -> Tensor:
     """Pass frames (..., inputs) through the factors of a linear layer one after another.
 
@@ -170,4 +204,6 @@ def factorwise_forward(layer: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
-register(Method("hrf", HRFOptions, apply_hrf, factorize, "arXiv 2411.09339", recurrent=True))
+register(
+    Method("hrf", HRFOptions, apply_hrf, factorize, "arXiv 2411.09339", recurrent=True, start=start)
+)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_ext.methods.options import Options
 
@@ -20,6 +20,8 @@ class Method:
     paper: str
     recurrent: bool = False  # fits encoders of recurrent layers
     bases: tuple[str, ...] | None = None  # the only encoders that it fits
+    # see ``methods.start``; None: it does not start from plain layers
+    start: Callable[[nn.Module, dict[str, Tensor], str], list[str]] | None = None
 
     def fits(self, base: str, recurrent: bool) -> bool:
         """True if it can be applied to the encoder ``base``, whose layers may be recurrent."""

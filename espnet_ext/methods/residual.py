@@ -250,6 +250,68 @@ def _group_key(module: nn.Module, layer: Layer, options: ResidualOptions) -> tup
     return stack, group, name, tuple(layer.module.weight.shape), layer.module.bias is None
 
 
+def start(module: nn.Module, state: dict[str, Tensor], prefix: str) -> list[str]:
+    """Start near trained layers; see ``methods.start``.
+
+    Of the layers W_l of a group the base is the mean U, D_l the diagonal of W_l - U, and A_l B_l
+    the best approximation of rank R of what is left (truncated singular value decomposition). A
+    shared bias is the mean of the biases.
+
+    Returns:
+        The part of the energy of all W_l - U that the residuals keep.
+    """
+    groups: dict[int, dict[int, tuple[list[str], Any]]] = {}  # base -> residual -> names
+    for name, layer in module.named_modules():
+        chains: Any = getattr(layer, "parametrizations", {})
+        if "weight" in chains and isinstance(chains["weight"][0], ResidualWeight):
+            place = f"{prefix}{name}." if name else prefix
+            units = groups.setdefault(id(chains["weight"].original), {})
+            units.setdefault(id(chains["weight"][0]), ([], chains["weight"][0]))[0].append(place)
+    energy = kept = 0.0
+    for units in groups.values():
+        places = [place for names, _ in units.values() for place in names]
+        if not all(f"{place}weight" in state for place in places):
+            continue
+        found = _start_group(list(units.values()), state)
+        energy, kept = energy + found[0], kept + found[1]
+        biases = [state.pop(f"{p}bias") for p in places if f"{p}bias" in state]
+        for place in places if biases else ():
+            state[f"{place}parametrizations.bias.original"] = torch.stack(biases).mean(0)
+    if not energy:
+        return []
+    return [f"residual: the residuals keep {100 * kept / energy:.1f} % of what layers differ in"]
+
+
+def _start_group(
+    units: Sequence[tuple[list[str], ResidualWeight]], state: dict[str, Tensor]
+) -> tuple[float, float]:
+    """Write base and residuals of a group into a state; return the energies: whole, and kept."""
+    weights = [state[f"{names[0]}weight"].double() for names, _ in units]
+    base = torch.stack(weights).mean(0)
+    whole = left = 0.0
+    for (names, residual), weight in zip(units, weights, strict=True):
+        rest = (weight - base).flatten(1)
+        whole += rest.square().sum().item()
+        parts = {}
+        if residual.diagonal is not None:
+            parts["diagonal"] = rest.diagonal().clone()
+            rest = torch.diagonal_scatter(rest, torch.zeros_like(parts["diagonal"]))
+        if residual.up is not None and residual.down is not None:
+            rank = len(residual.down)
+            left_vectors, sizes, right_vectors = torch.linalg.svd(rest, full_matrices=False)
+            root = sizes[:rank].sqrt()
+            parts["up"] = left_vectors[:, :rank] * root
+            parts["down"] = root.unsqueeze(1) * right_vectors[:rank]
+            rest = rest - parts["up"] @ parts["down"]
+        left += rest.square().sum().item()
+        for name in names:
+            kind = state.pop(f"{name}weight").dtype
+            state[f"{name}parametrizations.weight.original"] = base.to(kind)
+            for part, tensor in parts.items():
+                state[f"{name}parametrizations.weight.0.{part}"] = tensor.to(kind)
+    return whole, whole - left
+
+
 def _use_shared_form(module: nn.Module) -> None:
     """Replace every parametrized layer by its deployed form, in place."""
     memo: Memo = {}
@@ -263,4 +325,8 @@ def _use_shared_form(module: nn.Module) -> None:
             parent._modules[name] = replaced.get(id(child), child)
 
 
-register(Method("residual", ResidualOptions, apply_residual, share_layer, "arXiv 2310.02489"))
+register(
+    Method(
+        "residual", ResidualOptions, apply_residual, share_layer, "arXiv 2310.02489", start=start
+    )
+)

@@ -13,6 +13,7 @@ from espnet_ext.encoders.compressed import compress_head
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_from_plain import start_from_plain
 from espnet_ext.methods.nested_model import extend_to_model, over_model
+from espnet_ext.methods.start import starts_from_plain
 from espnet_ext.models.nested import Encoded, check_options, family_loss
 from espnet_ext.models.transducer import use_transducer
 from espnet_ext.models.whisper_decoder import WhisperDecoder
@@ -35,6 +36,7 @@ class ASRModel(ESPnetASRModel):
         self._encoded: Encoded | None = None
         extend_to_model(self)
         check_options(self)
+        starts_from_plain(self)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
         if over_model(self) is not None:

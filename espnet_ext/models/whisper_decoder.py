@@ -14,6 +14,8 @@ from espnet_ext.data.tokenizer import HUB
 from espnet_ext.encoders.pretrained.transformers_stack import quiet, random_model, read_model
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.methods.nested_options import Member
+from espnet_ext.methods.registry import METHODS
+from espnet_ext.methods.start import apply_to_trained
 from espnet_ext.methods.tensors import frame_mask
 
 START, END = "<|startoftranscript|>", "<|endoftext|>"  # sos and eos
@@ -60,6 +62,8 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         architecture: dict | None = None,
         language: str | None = None,
         task: str = "transcribe",
+        hrf: dict | None = None,
+        residual: dict | None = None,
     ):
         """Load the decoder.
 
@@ -73,6 +77,7 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
             language: spoken, as ``en`` or ``fr``; ``detect`` lets the model find that of each
                 utterance; null for a model that knows English alone.
             task: ``transcribe``, or ``translate`` into English; of multilingual models.
+            hrf, residual: sections of methods on the layers, as of ``encoder: stack``.
 
         Raises:
             UserError: an option that does not fit the model, a model of another width or
@@ -102,6 +107,9 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
                 f"decoder: whisper has {config.vocab_size} tokens, the token list {vocab_size}: "
                 "it is of another model; choose token_type: hugging_face and run stage 3"
             )
+        for name, section in (("hrf", hrf), ("residual", residual)):
+            if section is not None:
+                apply_to_trained(self.decoder, METHODS[name], METHODS[name].parse(section))
         self.prompt: tuple[int, ...] = ()
         self.languages: list[int] = []  # ids of their tokens
         self.end = -1

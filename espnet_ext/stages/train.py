@@ -133,10 +133,12 @@ def _checked(experiment: Experiment, options: TrainOptions) -> Experiment:
         config = with_options(experiment.config, options.espnet)
         experiment = replace(experiment, config=config)
         model = checked_model(experiment)
-        refuse_other_start(model, experiment.start_models())
+        said = refuse_other_start(model, experiment.start_models())
     if options.ngpu > torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
         raise UserError(f"--ngpu {options.ngpu}: torch sees {seen} GPU here; --ngpu 0 is the CPU")
+    for line in said:
+        print(f"train: {line}")
     for name in experiment.sets:
         check_inputs(
             set_folder(experiment.data, name), experiment.audio_list(name), experiment.rate

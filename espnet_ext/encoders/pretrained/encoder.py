@@ -20,6 +20,8 @@ from espnet_ext.errors import UserError, one_line
 from espnet_ext.methods.mimic import MimicNetwork
 from espnet_ext.methods.nested import apply_nested, nested_stack
 from espnet_ext.methods.nested_options import Member, NestedOptions
+from espnet_ext.methods.registry import METHODS
+from espnet_ext.methods.start import apply_to_trained
 
 FRONT = "front"  # the value of ``frozen`` that trains the layers
 
@@ -46,6 +48,8 @@ class StackEncoder(AbsEncoder):
         architecture: dict | None = None,
         mimic: dict | None = None,
         nested: dict | None = None,
+        hrf: dict | None = None,
+        residual: dict | None = None,
         cache_gb: float = 0.0,
         pad_to: float = 0.0,
         masks: dict | None = None,
@@ -65,6 +69,10 @@ class StackEncoder(AbsEncoder):
             mimic: section of a network that replaces the last layers; see ``mimicked.MimicConf``.
             nested: section of a family of sub-networks of the stack, for models of transformers;
                 see ``methods.nested_options.NestedOptions``.
+            hrf: section of HRF on the layers, which start exactly as they are; see
+                ``methods.hrf.HRFOptions``.
+            residual: section of layers that share weights and start as near as residuals allow;
+                see ``methods.residual.ResidualOptions``.
             cache_gb: memory that a training may use to keep the outputs of the frozen part, so
                 that they are computed once, not in every epoch. An encoder of ESPnet's, whose
                 convolutions see the padding of a batch, then sees each utterance alone.
@@ -89,6 +97,9 @@ class StackEncoder(AbsEncoder):
         self.stack: Stack | MimickedStack = whole
         if nested is not None:
             self._nest(whole, nested, mimic)
+        for name, section in (("hrf", hrf), ("residual", residual)):
+            if section is not None:
+                self._compress(whole, name, section, nested is None and mimic is None)
         if mimic is not None:
             self._replace_by_mimic(whole, MimicConf.parse(mimic))
         self._freeze()
@@ -123,6 +134,14 @@ class StackEncoder(AbsEncoder):
                 raise UserError(
                     f"nested: {member.name} lacks layer {layer}: {whole.protected[layer]}"
                 )
+
+    def _compress(self, whole: Stack, name: str, section: dict, alone: bool) -> None:
+        """Apply a method to the trained layers, in place."""
+        if not alone or self.frozen is True:
+            raise UserError(
+                f"encoder: stack: {name} needs frozen: false or front, no mimic, no nested"
+            )
+        apply_to_trained(whole, METHODS[name], METHODS[name].parse(section))
 
     def _replace_by_mimic(self, whole: Stack, section: MimicConf) -> None:
         """Replace the last layers by a mimic, with the weights of step 1 if there is a path."""

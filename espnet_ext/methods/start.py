@@ -1,0 +1,54 @@
+"""Starting a method from trained plain layers: their weights become its parameters.
+
+A method's ``start`` changes a state dict. Where this has the plain name of a weight that the method
+computes (``w_1.weight``), the parameters of the method take its place
+(``w_1.parametrizations.weight.original0``, ...). A state of the method itself is left as it is.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from espnet_ext.methods.registry import METHODS, Method
+
+
+def start_from_plain(module: nn.Module, state: dict[str, Tensor], prefix: str = "") -> list[str]:
+    """Change the state of plain layers into that of the methods in ``module``, in place.
+
+    Args:
+        module: with layers whose weights methods compute.
+        state: tensors by name; where it has both names of a tensor, the plain one is used.
+        prefix: of the module's names, with its dot.
+
+    Returns:
+        What there is to say about how near the start is, one line each.
+    """
+    lines = []
+    for method in METHODS.values():
+        if method.start is not None:
+            lines += method.start(module, state, prefix)
+    return lines
+
+
+def starts_from_plain(module: nn.Module) -> None:
+    """Let ``module.load_state_dict`` accept the state of plain layers too."""
+    module.register_load_state_dict_pre_hook(_before_loading)
+
+
+def apply_to_trained(module: nn.Module, method: Method, options: Any) -> list[str]:
+    """Apply a method to a trained module, in place; it starts as near to it as the method can.
+
+    Returns:
+        The lines of ``start_from_plain``.
+    """
+    state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    method.apply(module, options)
+    lines = start_from_plain(module, state)
+    if getattr(options, "form", "train") == "train":  # else the weights are loaded later
+        module.load_state_dict(state)
+    starts_from_plain(module)
+    return lines
+
+
+def _before_loading(module: nn.Module, state: dict[str, Tensor], prefix: str, *_rest: Any) -> None:
+    start_from_plain(module, state, prefix)
