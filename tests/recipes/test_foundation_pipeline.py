@@ -39,6 +39,19 @@ CONFIGS = {
         "recipe": {"decode": {"ctc_att_beam": {**BEAM, "ctc_weight": 0.3}}},
     },
     "untrained": {"encoder_conf": {"pad_to": 30}, "max_epoch": 0},
+    "mimicked": {
+        "init_param": ["exp/tuned/valid.acc.ave_1best.pth:decoder:decoder"],
+        "encoder_conf": {
+            "path": "exp/tuned/deploy/merged/stack",
+            "mimic": {"kind": "transformer", "width": 24, "first": 1},
+        },
+        "recipe": {"mimic": {"epochs": 2}},
+    },
+    "shared": {
+        "encoder_conf": {"residual": {"share": 2, "rank": 4}},
+        "decoder_conf": {"residual": {"share": 2, "rank": 4}},
+        "recipe": {"variant": "shared", "forms": {"untrained": None, "shared": "untrained"}},
+    },
     "family": {
         "encoder_conf": {"nested": NESTED},
         "recipe": {"variant": SMALL, "forms": FORMS, "untrained": {"pad_to": 30}},
@@ -231,6 +244,34 @@ def test_all_forms_of_a_family_go_through_all_stages(recipe):
     assert again.count("is up to date") == 3
     only = succeed(folder, "deploy", config, "--variant", LARGE)
     assert only.count("is up to date") == 1
+
+
+def test_a_decoder_follows_a_mimic_of_the_fine_tuned_encoder(recipe):
+    folder, _ = recipe
+    trained(folder, "tuned")
+    config = trained(folder, "mimicked")
+    succeed(folder, "decode", config, "--sets", "test", "--nj", "1")
+    assert hypotheses(folder, "mimicked", "attention_greedy").keys() == {
+        f"test{k}" for k in range(4)
+    }
+    weights = [
+        torch.load(folder / f"exp/{tag}/deploy/merged/model.pth", weights_only=True)
+        for tag in ("tuned", "mimicked")
+    ]
+    assert any("mimic" in name for name in weights[1])
+    # Adam moves a weight by some lr a step: it started at the decoder that was fine-tuned.
+    name = "decoder.decoder.layers.0.fc1.weight"
+    assert 0 < (weights[0][name] - weights[1][name]).abs().max() < 0.02
+
+
+def test_a_recogniser_whose_layers_share_weights_starts_from_the_pretrained_one(recipe):
+    folder, _ = recipe
+    config = trained(folder, "shared")
+    succeed(folder, "decode", config, "--sets", "test", "--nj", "1")
+    succeed(folder, "score", config, "--sets", "test")
+    deployed = folder / "exp/shared/deploy"
+    sizes = [(deployed / form / "model.pth").stat().st_size for form in ("shared", "untrained")]
+    assert sizes[0] < sizes[1]
 
 
 def test_ctc_and_attention_train_and_decode_together(recipe):
