@@ -21,7 +21,7 @@ from espnet_ext.bridge.checkpoint import (
 from espnet_ext.bridge.footprint import encoder_compression, is_classifier, macs_per_second
 from espnet_ext.bridge.registry import stock_encoder
 from espnet_ext.bridge.speech_input import SpeechInput
-from espnet_ext.bridge.variants import Form, computing, formed, split_variant
+from espnet_ext.bridge.variants import computing, formed, split_variant
 from espnet_ext.config.training import UNTRAINED
 from espnet_ext.encoders.family_outputs import plain_conf, plain_decoder_conf
 from espnet_ext.encoders.frontends import KaldiFbank
@@ -100,11 +100,12 @@ def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) 
     if variant == UNTRAINED:
         arguments = untrained_arguments(arguments, experiment.recipe.untrained or {})
         trained = build(arguments).eval()
-        deployed, packed = Form(deploy(trained), None)
+        deployed, packed, form = deploy(trained), None, "merged"
     else:
         trained = load_model(experiment.espnet_config, checkpoint)
         deployed, packed = formed(trained, variant)
-    arguments = stock_arguments(arguments, split_variant(variant)[0])
+        form = split_variant(variant)[0]
+    arguments = stock_arguments(arguments, form)
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
         if packed is None:
@@ -145,8 +146,13 @@ def untrained_arguments(arguments: dict[str, Any], over: Mapping[str, Any]) -> d
         arguments: the config of the training.
         over: keys of ``encoder_conf`` that differ.
     """
-    conf = {k: v for k, v in arguments["encoder_conf"].items() if k not in METHODS}
-    return {**arguments, "encoder_conf": {**conf, **over}}
+    changed = {*METHODS, "mimic", "remove", "keep"}
+    found = dict(arguments)
+    for part in ("encoder_conf", "decoder_conf"):
+        conf = arguments.get(part) or {}
+        found[part] = {key: value for key, value in conf.items() if key not in changed}
+    found["encoder_conf"] |= over
+    return found
 
 
 def _move_inputs(arguments: dict[str, Any], temporary: Path, folder: Path) -> None:
