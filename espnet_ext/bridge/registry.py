@@ -16,6 +16,7 @@ from torch import nn
 from espnet_ext.bridge.pretrained_tokens import install_tokens
 from espnet_ext.encoders.compressed import compress_head, compressed_choices
 from espnet_ext.encoders.depthwise_subsampling import with_depthwise_subsampling
+from espnet_ext.encoders.frames import FramesEncoder
 from espnet_ext.encoders.frontends import KaldiFbank, RawSpeech, SSLFeatures
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
@@ -84,6 +85,7 @@ def install() -> None:
     for task in (asr, cls):
         task.encoder_choices.classes.update({**bases, **compressed})
         task.encoder_choices.classes["stack"] = StackEncoder
+        task.encoder_choices.classes["frames"] = FramesEncoder
         task.frontend_choices.classes["raw"] = RawSpeech
         task.frontend_choices.classes["kaldi_fbank"] = KaldiFbank
         task.frontend_choices.classes["ssl"] = SSLFeatures

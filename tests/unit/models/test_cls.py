@@ -214,3 +214,18 @@ def test_the_head_refuses_layers_that_do_not_fit():
         MLPDecoder(7, 16, num_layers=0)
     widths = [m.out_features for m in MLPDecoder(7, 78).layers if isinstance(m, torch.nn.Linear)]
     assert widths == [39, 19, 7]
+
+
+@torch.no_grad()
+def test_the_pooled_baseline_is_linear_in_mean_and_deviation(build):
+    model = build(load_config(CONF / "train_pooled_s.yaml")).eval()
+    randomise(model)
+    feats, lengths = torch.randn(3, 20, 78), torch.tensor([20, 13, 1])
+    model.normalize = None
+    (layer,) = model.decoder.layers
+    for row, count in enumerate(lengths.tolist()):
+        part = feats[row, :count]
+        pooled = torch.cat([part.mean(0), part.std(0, unbiased=False)])
+        wanted = layer.weight @ pooled + layer.bias
+        torch.testing.assert_close(logits(model, feats, lengths)[row], wanted, atol=1e-3, rtol=1e-3)
+    assert sum(p.numel() for p in model.parameters()) == 7 * (2 * 78 + 1)
