@@ -269,8 +269,8 @@ class RunPair(OfRun):
         score = self.score(results)
         known = [found.metric for found in score.comparisons] or list(score.metrics)
         metric = find_metric(self.metric or score.main_metric, known)
-        found, than = score.compared(metric.key), self.than.rpartition("/")[2]
-        if found is None or found.baseline.removesuffix("/merged") != than:
+        found, than = score.compared(metric.key), {self.than, self.than.rpartition("/")[2]}
+        if found is None or found.baseline.removesuffix("/merged") not in than:
             raise UserError(
                 f"{self.run} was not compared with {self.than}; its config must name that as "
                 "recipe: baseline"
