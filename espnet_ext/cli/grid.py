@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     """
     grid = read_grid(Path(args.grid))
     _refuse_other_task(grid, args.grid)
-    whole = GridRun(grid, tuple(args.espnet), getattr(args, "keep_models", False))
+    whole = GridRun(grid, tuple(args.espnet), args.keep_models)
     cells = whole.cells()
     chosen = part_of(cells, args.part)
     todo = [cell for cell in chosen if not whole.is_done(cell)]

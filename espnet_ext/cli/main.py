@@ -64,7 +64,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     """
     cut = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:cut])
-    if hasattr(args, "espnet"):
+    if "espnet" in args:
         args.espnet = words[cut + 1 :]
     elif cut < len(words):
         parser.error("this verb takes no options after --")

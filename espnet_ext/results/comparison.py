@@ -86,7 +86,8 @@ class Comparison(Strict):
 
         ``equal`` is the same on every draw. ``better`` and ``worse`` need p < 0.05 and, with at
         most 10 speakers, an interval by speaker without 0, since utterances of one speaker are
-        not independent. Everything else is ``inconclusive``.
+        not independent. Of a single speaker, or of votes by speaker, there is no such interval.
+        Everything else is ``inconclusive``.
         """
         if self.difference == 0 and self.interval == (0, 0):
             return "equal"
