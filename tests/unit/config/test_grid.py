@@ -133,7 +133,8 @@ def test_unknown_folds_are_named(tmp_path, monkeypatch):
     (tmp_path / "data/folds/voice").write_text("voice-a\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="did you mean 'voice'"):
-        verb.run(argparse.Namespace(grid=path, espnet=[], part=None, dry_run=True))
+        words = {"espnet": [], "part": None, "dry_run": True, "keep_models": False}
+        verb.run(argparse.Namespace(grid=path, **words))
 
 
 def utterances(*speakers):
