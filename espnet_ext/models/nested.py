@@ -38,6 +38,8 @@ def check_options(model: Any) -> None:
         raise UserError("nested: kl_ctc needs CTC: choose kl_ctc: 0, or a ctc_weight above 0")
     if options.has_decoders and options.over == "encoder":
         raise UserError("nested: decoder_depths and decoder_widths need over: model")
+    if options.table is not None and options.over == "encoder":
+        raise UserError("nested: table needs over: model")
     if options.kl_decoder and model.use_transducer_decoder:
         raise UserError("nested: kl_decoder is for attention decoders: choose kl_decoder: 0")
 

@@ -194,6 +194,10 @@ def test_greedy_search_of_a_member_is_that_of_its_deployed_form(whisper):
         ({"decoder_widths": [16]}, "decoder_widths must contain 40"),
         ({"decoder_widths": [64, 40]}, "width 64 is more than the decoder's 40"),
         ({"over": "encoder"}, "decoder_depths and decoder_widths need over: model"),
+        (
+            {"over": "encoder", "decoder_depths": [], "decoder_widths": []},
+            "table needs over: model",
+        ),
         ({"weights": {"2L-48-4b": 1}}, "unknown sub-network '2L-48-4b'; did you mean"),
         ({"table": 0}, "table must be a whole number of at least 1, or null"),
         ({"group": 1}, "group must be a whole number of at least 2"),
