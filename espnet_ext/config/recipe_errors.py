@@ -131,8 +131,9 @@ def _stack_problems(config: Config) -> Iterator[str]:
         if conf.get("path") is None:
             yield "recipe: mimic: step one imitates a model: give encoder_conf: path"
     if config.recipe.fetch is not None:
-        if config.recipe.fetch not in PACKAGED:
-            yield f"recipe: fetch: unknown model {nearest(str(config.recipe.fetch), PACKAGED)}"
+        for source in config.recipe.sources:
+            if "/" not in source and source not in PACKAGED:
+                yield f"recipe: fetch: unknown model {nearest(source, PACKAGED)}"
         if fetched_folder(config.espnet) is None:
             yield "recipe: fetch has no place to go: give encoder_conf: path"
 

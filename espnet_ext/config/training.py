@@ -76,8 +76,9 @@ class Recipe:
     # encoder_conf of the form untrained, the pretrained model as it is: keys that differ
     untrained: Section | None = None
     decode: Any = field(default_factory=lambda: {"ctc_greedy": {}})  # methods with options
-    # pretrained model that stage 2 fetches into encoder_conf: path, or frontend_conf: folder
-    fetch: str | None = None
+    # sources of the pretrained model that stage 2 puts at encoder_conf: path, or frontend_conf:
+    # folder; one, or several in order (data.fetch.sources)
+    fetch: str | list[str] | None = None
     mimic: Section | None = None  # step one of a mimic; None: it starts at random
     # run that stage 7 compares with
     baseline: Annotated[str | None, Field(description="the tag of a run")] = None
@@ -90,6 +91,11 @@ class Recipe:
         if self.task == "cls":
             return "label"
         return f"text.{self.target}" if self.task == "st" else "text"
+
+    @property
+    def sources(self) -> list[str]:
+        """Those under ``fetch:``."""
+        return [self.fetch] if isinstance(self.fetch, str) else list(self.fetch or ())
 
     def compared_with(self, tag: str, form: str) -> str | None:
         """What a deployed form of the run ``tag`` is compared with: TAG, TAG/FORM or None."""

