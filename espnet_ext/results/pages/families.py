@@ -1,13 +1,14 @@
 """Families of nested systems: each member against the run that it was compared with.
 
 A family is one training of which several variants were published. A member is compared with the
-baseline of its score: the same system trained alone or, in an ablation, the same member of the
-whole family.
+baseline of its score: the same system trained alone, in an ablation the same member of the whole
+family, or another form of the same training, such as the pretrained model as it was.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from espnet_ext.config.training import UNTRAINED
 from espnet_ext.results.metrics import METRICS
 from espnet_ext.results.pages.scores import sizes_table, value
 from espnet_ext.results.pages.text import duration, markdown, megabytes, parameters
@@ -43,10 +44,13 @@ class Family:
 
     def series(self) -> dict[str, list[tuple[str, Result]]]:
         """The runs of its plot, by series, with their labels."""
-        alone = {run.name: run for run in self.baselines.values()}
+        shown = {run.name for run in self.members}
+        others = {run.name: run for run in self.baselines.values() if run.name not in shown}
         return {
             f"{self.tag}, one training": [(run.variant, run) for run in self.members],
-            "baselines": [("", run) for run in alone.values()],
+            "baselines": [
+                (run.variant if run.tag == self.tag else "", run) for run in others.values()
+            ],
             "largest baseline, rounded after training": [(r.variant, r) for r in self.rounded],
         }
 
@@ -56,9 +60,9 @@ class Family:
         return {run.name: run for run in every}
 
     def trained_alone(self) -> list[Result]:
-        """One run of each training that the members are compared with, in their order."""
+        """One run of each other training that members are compared with, in their order."""
         runs = [self.baselines[m.variant] for m in self.members if m.variant in self.baselines]
-        return list({run.tag: run for run in runs}.values())
+        return list({run.tag: run for run in runs if run.tag != self.tag}.values())
 
 
 def find_families(results: Iterable[Result]) -> list[Family]:
@@ -86,7 +90,7 @@ def size_series(results: Iterable[Result]) -> dict[str, list[tuple[str, Result]]
     tags = {family.tag for family in families}
     series = {"other runs": [(run.name, run) for run in without_families(every)]}
     for family in families:
-        if not any(run.tag in tags for run in family.baselines.values()):
+        if not any(run.tag in tags - {family.tag} for run in family.baselines.values()):
             series[f"family {family.tag}"] = [("", run) for run in family.members]
     return series
 
@@ -101,7 +105,8 @@ def without_families(results: Iterable[Result]) -> list[Result]:
 def _is_member(run: Result) -> bool:
     conf = run.config.get("encoder_conf") or {}
     is_recogniser = isinstance(run.scores[0], RecognitionScore)
-    return is_recogniser and "nested" in conf and "+" not in run.variant
+    is_form = run.variant != UNTRAINED and "+" not in run.variant
+    return is_recogniser and conf.get("nested") is not None and is_form
 
 
 def _bytes(run: Result) -> int:
