@@ -126,7 +126,7 @@ class NestedOptions(Options):
 
     @property
     def grain(self) -> Per:
-        """What has a scale, as ``methods.quantise`` takes it."""
+        """The part of a weight that has a scale, as ``methods.quantise`` takes it."""
         return self.group if self.per == "group" else self.per
 
     @field_validator("bits")
@@ -174,7 +174,7 @@ def family_members(
 
 
 def _size(member: Member) -> tuple:
-    """What members are sorted by."""
+    """The key that members are sorted by."""
     decoder = member.decoder or ()
     sizes = len(member.layers), member.width or 0, len(decoder), member.decoder_width or 0
     return (*sizes, member.bits, member.layers, decoder)
