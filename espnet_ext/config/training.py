@@ -98,7 +98,7 @@ class Recipe:
         return [self.fetch] if isinstance(self.fetch, str) else list(self.fetch or ())
 
     def compared_with(self, tag: str, form: str) -> str | None:
-        """Return the run, TAG or TAG/FORM, that a form of the run ``tag`` is compared with, or None."""
+        """Return the run that a form of the run ``tag`` is compared with: TAG or TAG/FORM."""
         other = (self.forms or {}).get(form)
         return self.baseline if other is None else f"{tag}/{other}"
 

@@ -1,7 +1,6 @@
 """ESPnet decoder ``whisper``: transformers' Whisper decoder, its output tied to its embedding."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from espnet_ext.methods.nested_options import Member
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.methods.start import apply_to_trained
 from espnet_ext.methods.tensors import frame_mask
+from espnet_ext.models.whisper_cache import Cache, joined, new_cache, parted
 
 START, END = "<|startoftranscript|>", "<|endoftext|>"  # sos and eos
 _NO_TIMES = "<|notimestamps|>"
@@ -30,16 +30,6 @@ _KEYS = (
     *("d_model", "decoder_layers", "decoder_attention_heads", "decoder_ffn_dim"),
     *("max_target_positions", "vocab_size"),
 )
-
-Keys = list[tuple[Tensor, Tensor]]  # by layer: keys and values (utterances, heads, steps, width)
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values: of the tokens so far, and of the encoder's frames."""
-
-    tokens: Keys
-    frames: Keys
 
 
 class WhisperDecoder(AbsDecoder, BatchScorerInterface):
@@ -224,7 +214,7 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         Returns:
             Scores (B, V), and the cache.
         """
-        past = _new_cache() if past is None else past
+        past = new_cache() if past is None else past
         h = self._run(tokens, encoded, inside, past)
         return self._scores(h[:, -1]), past
 
@@ -242,7 +232,7 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
 
         A text that is as long as its speech allows can only end. ``xs`` (n, T, D) is not padded.
         """
-        past = _joined(states)
+        past = joined(states)
         known = past.get_seq_length()
         tokens = ys[:, 1 - len(self.prompt) + known :] if known else ys[:, 1:]
         if not known:
@@ -251,7 +241,7 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         found = scores.log_softmax(-1)
         if ys.shape[1] > self.most_tokens(xs.shape[1] / FRAMES):
             found[:, torch.arange(found.shape[1], device=found.device) != self.end] = -1e10
-        return found, _parted(past, states)
+        return found, parted(past, states)
 
     def _run(self, tokens: Tensor, encoded: Tensor, inside: Tensor | None, past: Any) -> Tensor:
         """Run the layers, which transformers' decoder does without a mask of the frames."""
@@ -314,42 +304,3 @@ def _is_multilingual(name: str, local: bool) -> bool | None:
     except (OSError, ValueError):
         return None
     return getattr(config, "is_multilingual", None)
-
-
-def _new_cache() -> Any:
-    from transformers import DynamicCache, EncoderDecoderCache
-
-    return EncoderDecoderCache(DynamicCache(), DynamicCache())
-
-
-def _joined(states: Sequence[Cache | None]) -> Any:
-    """Transformers' cache of a batch of hypotheses, which have as many tokens each."""
-    cache = _new_cache()
-    first = states[0]
-    if first is None:
-        return cache
-    for layer in range(len(first.tokens)):
-        pairs = [state.tokens[layer] for state in states if state is not None]
-        cache.self_attention_cache.update(*map(torch.stack, zip(*pairs, strict=True)), layer)
-        pairs = [state.frames[layer] for state in states if state is not None]
-        shared = all(keys is pairs[0][0] for keys, _ in pairs)
-        sizes = (len(pairs), -1, -1, -1)
-        both = [
-            one[0].expand(sizes) if shared else torch.stack(one) for one in zip(*pairs, strict=True)
-        ]
-        cache.cross_attention_cache.update(*both, layer)
-        cache.is_updated[layer] = True
-    return cache
-
-
-def _parted(cache: Any, states: Sequence[Cache | None]) -> list[Cache]:
-    """The state of each hypothesis; hypotheses of one utterance share those of its frames."""
-    tokens = [(one.keys, one.values) for one in cache.self_attention_cache.layers]
-    frames = [(one.keys, one.values) for one in cache.cross_attention_cache.layers]
-    return [
-        Cache(
-            [(keys[i], values[i]) for keys, values in tokens],
-            [(keys[i], values[i]) for keys, values in frames] if state is None else state.frames,
-        )
-        for i, state in enumerate(states)
-    ]
