@@ -336,6 +336,6 @@ def test_options_of_a_family_are_checked_and_where_they_belong(examine):
     (told,) = [problem for problem in found if "nested" in problem]
     assert "did you mean encoder: nested_conformer or nested_transformer" in told
     assert any("did you mean encoder: hrf_rnn?" in problem for problem in found)
-    for options, words in (({"bits": [3]}, "bits must be"), ({"depth": [2]}, "depths")):
+    for options, words in (({"bits": [5]}, "bits must be"), ({"depth": [2]}, "depths")):
         found = examine(encoder="nested_conformer", encoder_conf={"nested": options}).problems
         assert any(words in problem for problem in found if "nested" in problem)

@@ -235,7 +235,7 @@ def test_variants_lists_every_form_with_its_size(measure, config, capsys):
     found = measure(chosen)
     assert header.split() == ["variant", "parameters", "bytes", "encoder"]
     assert line.split()[0] == "merged"
-    forms = [f"{form}+{bits}b" for form in ("merged", "whole") for bits in (8, 4, 2)]
+    forms = [f"{form}+{bits}b" for form in ("merged", "whole") for bits in (8, 6, 4, 3, 2)]
     assert [one.split()[0] for one in rounded] == forms
     for one in rounded:
         variant = one.split()[0]
