@@ -84,9 +84,16 @@ class Decoder:
         return [" ".join(filter(None, (next(found) for _ in cut))) for cut in parts]
 
     def _pieces(self, speech: np.ndarray) -> list[np.ndarray]:
-        """The parts of an utterance that are decoded one by one; none if it is too short."""
-        if self.is_too_short(speech):
-            return []
+        """The parts of an utterance that are decoded one by one; none if it is too short.
+
+        Every utterance has a class: one that is too short is lengthened by silence, or by its last
+        frame.
+        """
+        while self.is_too_short(speech):
+            if self.method != "classify":
+                return []
+            more = [(0, max(len(speech), 1)), *[(0, 0)] * (speech.ndim - 1)]
+            speech = np.pad(speech, more, mode="edge" if speech.ndim > 1 else "constant")
         if self.most_samples is None or self.method == "classify":
             return [speech]
         return cut_at_pauses(speech, self.most_samples, self.source.rate)
