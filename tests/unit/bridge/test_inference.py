@@ -149,6 +149,24 @@ def test_an_utterance_too_short_for_a_frame_has_an_empty_text(tmp_path, seconds)
         assert (summary["utterances"], summary["too_short"]) == (2, 1)
 
 
+def test_a_classifier_lengthens_what_is_too_short():
+    from espnet_ext.bridge.inference import Decoder
+
+    class Short:
+        method, most_samples = "classify", None
+
+        def is_too_short(self, speech):
+            return len(speech) < 7
+
+    frames = np.arange(6.0).reshape(2, 3)
+    (found,) = Decoder._pieces(Short(), frames)
+    assert np.array_equal(found, np.vstack([frames, *[frames[-1:]] * 6]))
+    (found,) = Decoder._pieces(Short(), np.ones(3))
+    assert found.tolist() == [1.0] * 3 + [0.0] * 9
+    Short.method = "ctc_greedy"
+    assert Decoder._pieces(Short(), frames) == []
+
+
 def test_deploy_is_verified_on_utterances_of_several_frames(tmp_path, monkeypatch):
     from espnet_ext.bridge import deployed_folder
     from espnet_ext.stages.deploy import deploy
