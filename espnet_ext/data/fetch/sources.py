@@ -64,18 +64,18 @@ class Source:
             return Path(self.name).resolve() if (Path(self.name) / _WEIGHTS).is_file() else None
         if not self.name.startswith(HUB):
             return None
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
+        from transformers.utils import cached_file
 
-        try:
-            folder = snapshot_download(self.name.removeprefix(HUB), local_files_only=True)
-        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
-            return None
-        return Path(folder) if (Path(folder) / _WEIGHTS).is_file() else None
+        # Of what is not in the cache it says None, and looks nowhere else.
+        path = cached_file(
+            self.name.removeprefix(HUB),
+            _WEIGHTS,
+            local_files_only=True,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return None if path is None else Path(path).parent
 
     def check(self, folder: Path) -> None:
         """Compare the digest of a folder's weights.

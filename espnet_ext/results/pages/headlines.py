@@ -17,6 +17,8 @@ from espnet_ext.results.store import Results, baseline_of
 from espnet_ext.validation import Items, Strict, Text, parse
 from espnet_ext.yaml_files import read_yaml
 
+_MUCH = 1.01  # a training form has codebooks, too, which are not worth a word
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -39,7 +41,7 @@ class Entry:
 def _of_run(run: Result, score: Score, metric: str, baseline: Result | None = None) -> Entry:
     sizes = [parts for parts in (run.parameters, run.training.parameters) if not _unknown(parts)]
     totals = [parts.get("total", 0) for parts in sizes if isinstance(parts, dict)]
-    smaller = len(totals) == 2 and totals[0] < totals[1]
+    smaller = len(totals) == 2 and _MUCH * totals[0] < totals[1]
     if baseline is not None and not _unknown(run.bytes) and not _unknown(baseline.bytes):
         smaller = smaller or int(run.bytes) < int(baseline.bytes)
     return Entry(
@@ -72,8 +74,8 @@ def _of_grid(grid: Grid, row: GridSystem, metric: str) -> Entry:
     )
 
 
-def recipes_table(results: Results, folder: str) -> Table:
-    """A row for each recipe: its best baseline and its best compressed system.
+def recipes_table(results: Results) -> Table:
+    """A row for each recipe, by its name in brackets: best baseline and best compressed system.
 
     On the main metric and the first set; grids of development sets are left out.
     """
@@ -87,11 +89,17 @@ def recipes_table(results: Results, folder: str) -> Table:
         for grid in recipe.grids.values():
             if grid.part != "dev":
                 entries += [_of_grid(grid, row, grid.metrics[0]) for row in grid.systems]
-        baselines = {e.comparison.baseline.partition("/")[0] for e in entries if e.comparison}
+        baselines = {_name(e.comparison.baseline) for e in entries if e.comparison}
         plain = [e for e in entries if e.name in baselines and not e.is_compressed]
         compressed = [e for e in entries if e.is_compressed and e.comparison is not None]
-        rows.append([f"[{name}]({folder}/{name})", _best(plain), _best(compressed)])
+        # Without its interval the line is short enough to be read.
+        rows.append([f"[{name}]", _best(plain).partition(" (")[0], _best(compressed)])
     return ["recipe", "best baseline", "best compressed system"], rows
+
+
+def _name(baseline: str) -> str:
+    """The name of a run that scores call TAG or TAG/FORM."""
+    return baseline.removesuffix("/merged").replace("/", "_")
 
 
 def _best(entries: list[Entry]) -> str:

@@ -79,7 +79,8 @@ def _index(
         path = f"{folder}/{name}/{plot_name(recipes[name])}"
         lines += [f"![scores of {name} against the size of the deployed file]({path})", ""]
     if recipes:
-        lines += ["## Recipes", "", _RECIPES, "", markdown(*recipes_table(results, folder)), ""]
+        lines += ["## Recipes", "", _RECIPES, "", markdown(*recipes_table(results)), ""]
+        lines += [*(f"[{name}]: {folder}/{name}" for name in recipes), ""]
     lines += claims_section(papers, judged, folder)
     if results.benchmarks:
         page = f"{folder}/{BENCHMARKS}/README.md"

@@ -22,9 +22,9 @@ def model(tmp_path):
 @pytest.fixture
 def cache(tmp_path, monkeypatch, model):
     """The hub's cache, which has the model as some/name."""
-    from huggingface_hub import constants
+    from transformers.utils import hub
 
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     repo = tmp_path / "hub/models--some--name"
     snapshot = repo / "snapshots/abc"
     snapshot.mkdir(parents=True)

@@ -141,7 +141,7 @@ def test_a_published_grid_is_shown_whole(recipe, capsys):
     assert claim.rstrip(" |").endswith("| holds")
     assert f"{large:.3f} against {small:.3f} weighted F1, 6 folds" in claim
     index = (root / "RESULTS.md").read_text()
-    assert "(results/toy_ser1)" in index and "(results/claims/p.md)" in index
+    assert "[toy_ser1]: results/toy_ser1" in index and "(results/claims/p.md)" in index
     (row,) = [line for line in index.splitlines() if line.startswith("| HRF helps")]
     assert [cell.strip() for cell in row.split("|")[2:4]] == ["1", ""]
 
