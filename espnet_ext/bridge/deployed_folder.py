@@ -194,11 +194,7 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
     """
     arguments = dict(arguments)
     conf = dict(arguments.get("encoder_conf") or {})
-    decoder = dict(arguments.get("decoder_conf") or {})
-    for method in METHODS.keys() & decoder.keys():
-        section = decoder.pop(method)
-        if variant not in ("merged", PLAIN) and section is not None:
-            decoder[method] = {**section, "form": variant}
+    decoder = _of_form(arguments.get("decoder_conf") or {}, variant, optional=True)
     if "decoder_conf" in arguments:
         arguments["decoder_conf"] = decoder
     if conf.get("nested") is not None:
@@ -206,14 +202,11 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
         conf = plain_conf(conf, variant)
         if "nested" not in conf:
             arguments["encoder"] = stock_encoder(arguments["encoder"])
-    elif variant in ("merged", PLAIN):
-        arguments["encoder"] = stock_encoder(arguments["encoder"])
-        for method in METHODS:
-            conf.pop(method, None)
     else:
-        for method in METHODS.keys() & conf.keys():
-            if conf[method] is not None:
-                conf[method] = {**conf[method], "form": variant}
+        if variant in ("merged", PLAIN):
+            arguments["encoder"] = stock_encoder(arguments["encoder"])
+        # Of a pretrained stack methods are optional; of residual_conformer null is its defaults.
+        conf = _of_form(conf, variant, optional=arguments["encoder"] == "stack")
     arguments["encoder_conf"] = conf
     arguments["init_param"] = []
     if arguments.get("frontend") == "kaldi_fbank":
@@ -223,6 +216,19 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
         arguments["frontend_conf"] = {}
     arguments["init"] = None
     return arguments
+
+
+def _of_form(conf: Mapping[str, Any], variant: str, optional: bool) -> dict[str, Any]:
+    """A section of a config for a deployed form, which keeps a method only if it names one.
+
+    ``optional``: a method whose section is null is none.
+    """
+    found = {key: value for key, value in conf.items() if key not in METHODS}
+    if variant not in ("merged", PLAIN):
+        for method in METHODS.keys() & conf.keys():
+            if conf[method] is not None or not optional:
+                found[method] = {**(conf[method] or {}), "form": variant}
+    return found
 
 
 def portable_arguments(arguments: dict[str, Any], deployed: Any) -> dict[str, Any]:

@@ -9,8 +9,6 @@ from espnet_ext.bridge.checkpoint import ties
 from espnet_ext.errors import UserError
 from espnet_ext.formats.digests import refuse_changed
 from espnet_ext.formats.state_dict import load_state
-from espnet_ext.methods import nested_from_plain
-from espnet_ext.methods.nested import NestedStack
 from espnet_ext.methods.start import start_from_plain
 
 # Parameters that a residual model adds to the sharing-only model that it starts from.
@@ -40,9 +38,6 @@ def refuse_other_start(model: nn.Module, checkpoints: list[Path]) -> list[str]:
     for path in checkpoints:
         state = load_state(path)
         refuse_changed(path)
-        for name, module in model.named_modules():
-            if isinstance(module, NestedStack):
-                nested_from_plain.start_from_plain(module, state, f"{name}.")
         lines += start_from_plain(model, state)
         where = f"init_param: {path} is of another model:"
         for name in own:

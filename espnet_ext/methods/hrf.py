@@ -30,6 +30,7 @@ from espnet_ext.methods.options import Number, Options
 from espnet_ext.methods.recurrent import use_computed_weights
 from espnet_ext.methods.registry import Method, register
 from espnet_ext.methods.sites import check_sites, find_layers, refuse_second_method, tied_groups
+from espnet_ext.methods.tensors import plain_tensors
 
 
 class HRFOptions(Options):
@@ -171,21 +172,15 @@ def apply_hrf(module: nn.Module, options: HRFOptions) -> nn.Module:
 
 def start(module: nn.Module, state: dict[str, Tensor], prefix: str) -> list[str]:
     """Start at trained layers, exactly; see ``methods.start``."""
-    for name, layer in module.named_modules():
-        if not parametrize.is_parametrized(layer):
+    for place, tensor, chain in plain_tensors(module, state, prefix):
+        if isinstance(chain[0], HRFWeight):
+            parts = chain[0].exact(state.pop(f"{place}{tensor}"), hrf_factors(chain))
+        elif isinstance(chain[0], HRFBias):
+            parts = chain[0].right_inverse(state.pop(f"{place}{tensor}"))
+        else:
             continue
-        place = f"{prefix}{name}." if name else prefix
-        for tensor, chain in layer.parametrizations.items():
-            if f"{place}{tensor}" not in state:
-                continue
-            if isinstance(chain[0], HRFWeight):
-                parts = chain[0].exact(state.pop(f"{place}{tensor}"), hrf_factors(chain))
-            elif isinstance(chain[0], HRFBias):
-                parts = chain[0].right_inverse(state.pop(f"{place}{tensor}"))
-            else:
-                continue
-            for number, part in enumerate(parts):
-                state[f"{place}parametrizations.{tensor}.original{number}"] = part
+        for number, part in enumerate(parts):
+            state[f"{place}parametrizations.{tensor}.original{number}"] = part
     return []
 
 

@@ -53,21 +53,45 @@ from espnet_ext.methods.sites import (
 _ADDED = ("selection", "options", "plain_class")
 
 
-class NestedStack(nn.Module):
-    """The container of a family's layers (a ``Family``); mixed into the container's class.
-
-    The forward pass of an encoder iterates over the container. For one sub-network it yields that
-    sub-network's layers; inside ``running`` it yields one callable that runs all sub-networks.
-    """
+class Container(nn.Module):
+    """A container of a family's layers (a ``Family``); mixed into the container's class."""
 
     selection: Selection
-    options: NestedOptions
-    plain_class: type[nn.Module]  # of the container in a plain encoder
+    plain_class: type[nn.Module]  # of the container in a plain model
 
     @property
     def family(self) -> tuple[Member, ...]:
         """All sub-networks, the largest first."""
         return self.selection.family
+
+    @contextlib.contextmanager
+    def as_member(self, name: str) -> Iterator[Member]:
+        """Select the sub-network ``name`` inside the block; ``merged`` is the largest."""
+        before = self.selection.member
+        self.selection.member = find_member(self.family, name)
+        try:
+            yield self.selection.member
+        finally:
+            self.selection.member = before
+
+    def extract_layers(self, layers: Sequence[int], memo: Memo) -> nn.Module:
+        """Build the plain container of some layers, which are in ``memo``."""
+        kind: Any = self.plain_class
+        plain = kind.__new__(kind)
+        plain.__dict__ = {k: v for k, v in self.__dict__.items() if k not in _ADDED}
+        plain._modules = {str(k): self._modules[str(layer)] for k, layer in enumerate(layers)}
+        plain._buffers = {k: v for k, v in self._buffers.items() if k != "steps"}
+        return copy.deepcopy(plain, memo)
+
+
+class NestedStack(Container):
+    """The container of an encoder's layers.
+
+    The forward pass of an encoder iterates over the container. For one sub-network it yields that
+    sub-network's layers; inside ``running`` it yields one callable that runs all sub-networks.
+    """
+
+    options: NestedOptions
 
     def __iter__(self) -> Iterator[Any]:
         if self.selection.together:
@@ -108,12 +132,6 @@ class NestedStack(nn.Module):
         finally:
             selection.rounded = before
 
-    @contextlib.contextmanager
-    def as_member(self, name: str) -> Iterator[Member]:
-        """Select the sub-network ``name`` inside the block; ``merged`` is the largest."""
-        with selected(self.selection, name) as member:
-            yield member
-
     def extract_member(self, memo: Memo) -> nn.Module:
         """Build the plain container of the selected sub-network's layers."""
         layers = self.selection.member.layers
@@ -122,7 +140,7 @@ class NestedStack(nn.Module):
             for norm in self.get_submodule(str(layer)).modules():
                 if isinstance(norm, NestedBatchNorm):
                     memo[id(norm)] = norm.deployed(memo)
-        return plain_container(self, layers, memo)
+        return self.extract_layers(layers, memo)
 
     def run_together(self, step: Callable[[nn.Module, Any], Any], start: Any) -> Any:
         """Run the layers of all members of ``running``; common first layers run once.
@@ -202,27 +220,6 @@ def nest_layer(layer: nn.Module, options: NestedOptions) -> None:
     """Parametrize a single layer, at the precision of the largest network, in place."""
     refuse_second_method(layer)
     nest_layers([layer], Selection(Member((), None, max(options.bits))), options, "other")
-
-
-@contextlib.contextmanager
-def selected(selection: Selection, name: str) -> Iterator[Member]:
-    """Select the sub-network ``name`` inside the block; ``merged`` is the largest."""
-    before = selection.member
-    selection.member = find_member(selection.family, name)
-    try:
-        yield selection.member
-    finally:
-        selection.member = before
-
-
-def plain_container(stack: Any, layers: Sequence[int], memo: Memo) -> nn.Module:
-    """The plain container of some of a family's layers, which are in ``memo``."""
-    kind = stack.plain_class
-    plain = kind.__new__(kind)
-    plain.__dict__ = {k: v for k, v in stack.__dict__.items() if k not in _ADDED}
-    plain._modules = {str(k): stack._modules[str(layer)] for k, layer in enumerate(layers)}
-    plain._buffers = {k: v for k, v in stack._buffers.items() if k != "steps"}
-    return copy.deepcopy(plain, memo)
 
 
 def nested_stack(module: nn.Module) -> NestedStack | None:
@@ -333,7 +330,20 @@ def _replace_norms(stack: nn.Module) -> None:
                 parent._modules[name] = new
 
 
+def start(module: nn.Module, state: dict[str, Any], prefix: str) -> list[str]:
+    """Start at trained layers, in the stack and outside it; see ``methods.start``."""
+    for name, part in module.named_modules():
+        if isinstance(part, NestedStack):
+            start_from_plain(part, state, f"{prefix}{name}." if name else prefix)
+    start_from_plain(module, state, prefix)
+    return []
+
+
 _BASES = ("conformer", "transformer", "e_branchformer")
 register(
-    Method("nested", NestedOptions, apply_nested, nest_layer, "arXiv 2406.10160", bases=_BASES)
+    Method(
+        *("nested", NestedOptions, apply_nested, nest_layer, "arXiv 2406.10160"),
+        bases=_BASES,
+        start=start,
+    )
 )

@@ -10,10 +10,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
-from espnet_ext.methods.nested_layers import STATISTICS, NestedBatchNorm, NestedTable, NestedWeight
+from espnet_ext.methods.nested_layers import (
+    STATISTICS,
+    NestedBatchNorm,
+    NestedBias,
+    NestedTable,
+    NestedWeight,
+)
 from espnet_ext.methods.quantise import first_scale
+from espnet_ext.methods.tensors import plain_tensors
 
 
 def start_from_plain(stack: nn.Module, state: dict[str, Any], prefix: str) -> None:
@@ -32,9 +38,9 @@ def start_from_plain(stack: nn.Module, state: dict[str, Any], prefix: str) -> No
         if isinstance(layer, NestedBatchNorm)
     }
     plain = _is_plain(norms, state)
-    for name, layer in stack.named_modules():
-        if parametrize.is_parametrized(layer):
-            _rename(layer, state, f"{prefix}{name}.")
+    for place, name, chain in plain_tensors(stack, state, prefix):
+        if isinstance(chain[0], NestedWeight | NestedTable | NestedBias):
+            _rename(chain, state, place, name)
     for place, norm in norms.items() if plain else ():
         for key in norm.statistics:
             for name in STATISTICS:
@@ -44,19 +50,17 @@ def start_from_plain(stack: nn.Module, state: dict[str, Any], prefix: str) -> No
         state.setdefault(f"{prefix}steps", steps)
 
 
-def _rename(layer: Any, state: dict[str, Any], place: str) -> None:
-    """Store plain tensors under the names of parametrizations; initialise learnt scales."""
-    for name, chain in layer.parametrizations.items():
-        if f"{place}{name}" in state:
-            target = f"{place}parametrizations.{name}."
-            original = state[f"{target}original"] = state.pop(f"{place}{name}")
-            if isinstance(chain[0], NestedTable):
-                for part, tensor in chain[0].state_dict().items():  # to be fitted to the table
-                    state[f"{target}0.{part}"] = torch.zeros_like(tensor)
-            if isinstance(chain[0], NestedWeight):
-                for bits in chain[0].scales:
-                    scale = first_scale(original, int(bits), chain[0].per)
-                    state[f"{target}0.scales.{bits}"] = scale
+def _rename(chain: Any, state: dict[str, Any], place: str, name: str) -> None:
+    """Store a plain tensor under the name of its parametrization; initialise what that adds."""
+    target = f"{place}parametrizations.{name}."
+    original = state[f"{target}original"] = state.pop(f"{place}{name}")
+    if isinstance(chain[0], NestedTable):
+        for part, tensor in chain[0].state_dict().items():  # to be fitted to the table
+            state[f"{target}0.{part}"] = torch.zeros_like(tensor)
+    if isinstance(chain[0], NestedWeight):
+        for bits in chain[0].scales:
+            scale = first_scale(original, int(bits), chain[0].per)
+            state[f"{target}0.scales.{bits}"] = scale
 
 
 def _is_plain(norms: Mapping[str, NestedBatchNorm], state: Mapping[str, Any]) -> bool:

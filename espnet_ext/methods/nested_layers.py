@@ -1,7 +1,7 @@
 """The layers of a nested family: what they compute depends on the selected sub-network."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,6 +30,14 @@ class Selection:
     together: tuple[Member, ...] = ()  # the members that one pass computes; empty: ``member`` only
     outputs: dict[Member, Any] = field(default_factory=dict)  # of the last layer of each of these
     rounded: dict[tuple[int, int], Tensor] | None = None  # inside ``rounding_once``, by weight
+
+    def once(self, key: tuple[int, int], compute: Callable[[], Tensor]) -> Tensor:
+        """Return what ``compute`` returns, inside ``rounding_once`` computed once for a key."""
+        if self.rounded is None:
+            return compute()
+        if key not in self.rounded:
+            self.rounded[key] = compute()
+        return self.rounded[key]
 
 
 class NestedWeight(nn.Module):
@@ -75,16 +83,14 @@ class NestedWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the selected part (o, ...) of a weight."""
-        bits, rounded = self.bits, self.selection.rounded
+        bits = self.bits
         if bits == 32:
             return self._cut(weight)
-        key = (id(self), bits)
-        if rounded is not None and key in rounded:
-            return self._cut(rounded[key])
-        whole = fake_quantise(weight, bits, self.per, self._scale(bits))
-        if rounded is not None:
-            rounded[key] = whole
-        return self._cut(whole)
+        scale = self._scale(bits)
+        rounded = self.selection.once(
+            (id(self), bits), lambda: fake_quantise(weight, bits, self.per, scale)
+        )
+        return self._cut(rounded)
 
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the integers and the scale whose product ``forward`` returns."""
@@ -133,12 +139,7 @@ class NestedTable(nn.Module):
         if self.selection.member.bits == 32:
             return weight
         self._fit(weight)
-        rounded, key = self.selection.rounded, (id(self), 0)
-        if rounded is None:
-            return decode(self.codes, as_half(self.books))
-        if key not in rounded:
-            rounded[key] = decode(self.codes, as_half(self.books))
-        return rounded[key]
+        return self.selection.once((id(self), 0), lambda: decode(self.codes, as_half(self.books)))
 
     def coded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return codes and codebooks, from which ``forward`` computes what it returns."""

@@ -1,6 +1,5 @@
 """Families over whole models: the decoder's layers, and the precision of every matrix."""
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
 from espnet_ext.methods.nested import (
+    Container,
     NestedStack,
     find_stack,
     inner_width,
@@ -16,8 +16,6 @@ from espnet_ext.methods.nested import (
     matrix_layers,
     nest_layers,
     nested_stack,
-    plain_container,
-    selected,
 )
 from espnet_ext.methods.nested_layers import NestedTable, NestedWeight, Selection
 from espnet_ext.methods.nested_options import Member, NestedOptions, Stack, family_members
@@ -28,32 +26,18 @@ _SMALL = 4096  # numbers of a matrix that is not worth rounding
 _POSITION_BITS = 8  # at least: every frame depends on its position
 
 
-class NestedDecoder(nn.Module):
+class NestedDecoder(Container):
     """The container of a decoder's layers, which belong to the family of its encoder.
 
-    It is mixed into the container's class; a pass over it yields the selected layers.
+    A pass over it yields the selected layers.
     """
-
-    selection: Selection
-    plain_class: type[nn.Module]
-
-    @property
-    def family(self) -> tuple[Member, ...]:
-        """All sub-networks, the largest first."""
-        return self.selection.family
 
     def __iter__(self) -> Iterator[Any]:
         return (self._modules[str(layer)] for layer in self.selection.member.decoder or ())
 
-    @contextlib.contextmanager
-    def as_member(self, name: str) -> Iterator[Member]:
-        """Select the sub-network ``name`` inside the block; ``merged`` is the largest."""
-        with selected(self.selection, name) as member:
-            yield member
-
     def extract_member(self, memo: Memo) -> nn.Module:
         """Build the plain container of the selected sub-network's layers."""
-        return plain_container(self, self.selection.member.decoder or (), memo)
+        return self.extract_layers(self.selection.member.decoder or (), memo)
 
 
 def over_model(model: nn.Module) -> NestedStack | None:

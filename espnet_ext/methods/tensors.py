@@ -1,6 +1,7 @@
 """Small helpers on tensors and modules, shared by methods, formats, encoders and models."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,27 @@ def refuse_not_finite(tensor: Tensor, name: str) -> None:
     numbers = tensor.is_floating_point() or tensor.is_complex()
     if numbers and not torch.isfinite(tensor).all():
         raise UserError(f"{name} holds NaN or infinite values; train again or take another epoch")
+
+
+def plain_tensors(
+    module: nn.Module, state: Mapping[str, Tensor], prefix: str
+) -> Iterator[tuple[str, str, Any]]:
+    """Tensors of parametrized layers of which a state has the plain name.
+
+    Args:
+        module: with layers whose tensors methods compute.
+        state: tensors by name.
+        prefix: of the module's names, with its dot.
+
+    Yields:
+        The name of the layer, with its dot; that of the tensor; its parametrizations.
+    """
+    for name, layer in module.named_modules():
+        place = f"{prefix}{name}." if name else prefix
+        chains: Any = getattr(layer, "parametrizations", {})
+        for tensor, chain in chains.items():
+            if f"{place}{tensor}" in state:
+                yield place, tensor, chain
 
 
 def graph_tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from espnet_ext.encoders.compressed import compress_head
 from espnet_ext.methods.nested import nested_stack
-from espnet_ext.methods.nested_from_plain import start_from_plain
-from espnet_ext.methods.nested_model import extend_to_model, over_model
+from espnet_ext.methods.nested_model import extend_to_model
 from espnet_ext.methods.start import starts_from_plain
 from espnet_ext.models.nested import Encoded, check_options, family_loss
 from espnet_ext.models.transducer import use_transducer
@@ -37,11 +36,6 @@ class ASRModel(ESPnetASRModel):
         extend_to_model(self)
         check_options(self)
         starts_from_plain(self)
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
-        if over_model(self) is not None:
-            start_from_plain(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def encode(self, speech: Tensor, speech_lengths: Tensor) -> Encoded:
         """Encode as ESPnet does; inside ``loss_of``, return the given encoder output."""

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Self
 
 from espnet_ext.data.fetch.whisper import MODELS, prepare
+from espnet_ext.data.tokenizer import HUB
 from espnet_ext.errors import UserError
 from espnet_ext.files import sha256_file
 
-HUB = "hub:"
 _WEIGHTS = "model.safetensors"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
