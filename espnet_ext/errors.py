@@ -1,9 +1,11 @@
 """Errors of a user: one line, a non-zero exit code, no stack trace."""
 
 import argparse
+import contextlib
 import difflib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -90,6 +92,10 @@ def run_cli(program: str, main: Callable[[], None]) -> int:
         # Names in it may hold line breaks.
         print(f"{program}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of the output has enough, as head has
+        with contextlib.suppress(OSError, ValueError):  # else Python's last flush fails too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason = f"no space left on the disk that holds {error.filename or os.getcwd()}"

@@ -17,7 +17,7 @@ from espnet_ext.bridge.checkpoint import fill, read_config, read_weights
 from espnet_ext.bridge.memory import peak_rss_mb
 from espnet_ext.bridge.muted import muted
 from espnet_ext.bridge.speech_input import SpeechInput
-from espnet_ext.config.recipe_errors import ATTENTION_GREEDY, TRANSDUCER
+from espnet_ext.config.recipe_errors import ATTENTION_GREEDY, ATTENTION_STREAM, TRANSDUCER
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.pauses import cut_at_pauses
 from espnet_ext.data.processes import map_processes
@@ -25,6 +25,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import weights_file
 from espnet_ext.formats.building import building
 from espnet_ext.models.attention_search import attention_greedy
+from espnet_ext.models.attention_stream import FirstPass
 from espnet_ext.models.transducer_search import BeamSearch, GreedySearch, Search
 from espnet_ext.models.whisper_decoder import TOKENS_PER_SECOND
 
@@ -124,6 +125,9 @@ class Decoder:
         return self.inference.tokenizer.tokens2text(pieces)
 
     def _texts(self, batch: Sequence[np.ndarray]) -> list[str]:
+        if self.method == ATTENTION_STREAM:
+            first = FirstPass(self.model, self.tokens_per_second)
+            return [self.text_of(first.text(speech, self.source.rate)) for speech in batch]
         if self.method == ATTENTION_GREEDY:
             return self._attend_together(batch)
         if self.search is not None:

@@ -14,7 +14,11 @@ from espnet2.tasks.abs_task import AbsTask
 from torch import nn
 
 from espnet_ext.bridge.pretrained_tokens import install_tokens
-from espnet_ext.encoders.compressed import compress_head, compressed_choices
+from espnet_ext.encoders.compressed import (
+    compress_head,
+    compressed_choices,
+    compressed_encoder,
+)
 from espnet_ext.encoders.depthwise_subsampling import with_depthwise_subsampling
 from espnet_ext.encoders.frames import FramesEncoder
 from espnet_ext.encoders.frontends import KaldiFbank, RawSpeech, SSLFeatures
@@ -45,6 +49,8 @@ OWN_BASES = {
     "streaming_transformer": StreamingTransformerEncoder,
 }
 BASES = (*ESPNET_BASES, *RECURRENT_BASES, *OWN_BASES)
+FRAMES = "frames"  # the encoder without layers
+HEAD_METHODS = ("hrf",)  # those that can be applied to a head alone, whose encoder has no layers
 
 
 class CLSTask(cls.CLSTask):
@@ -85,7 +91,10 @@ def install() -> None:
     for task in (asr, cls):
         task.encoder_choices.classes.update({**bases, **compressed})
         task.encoder_choices.classes["stack"] = StackEncoder
-        task.encoder_choices.classes["frames"] = FramesEncoder
+        task.encoder_choices.classes[FRAMES] = FramesEncoder
+        for name in HEAD_METHODS:
+            head = compressed_encoder(FramesEncoder, METHODS[name])
+            task.encoder_choices.classes[f"{name}_{FRAMES}"] = head
         task.frontend_choices.classes["raw"] = RawSpeech
         task.frontend_choices.classes["kaldi_fbank"] = KaldiFbank
         task.frontend_choices.classes["ssl"] = SSLFeatures
@@ -98,7 +107,8 @@ def install() -> None:
 
 def compressed_names() -> dict[str, tuple[str, str]]:
     """Method and plain encoder by the name of a compressed one: hrf_conformer: hrf, conformer."""
-    return {
+    heads = {f"{name}_{FRAMES}": (name, FRAMES) for name in HEAD_METHODS}
+    return heads | {
         f"{prefix}_{base}": (prefix, base)
         for prefix, method in METHODS.items()
         for base in BASES

@@ -97,7 +97,7 @@ class Streamer:
             UserError: the stream is shorter than a window of features.
         """
         stream = self.start(timing)
-        for piece, last in _with_last(pieces):
+        for piece, last in with_last(pieces):
             yield from self.accept(piece, last, stream)
 
     def start(self, timing: Timing) -> Stream:
@@ -150,17 +150,7 @@ class Streamer:
 
     def doubts(self, timing: Timing) -> list[str]:
         """Reasons to distrust the text of a finished stream, one line each; usually none."""
-        found = []
-        chunk = self.chunk / FRAMES_PER_SECOND
-        if timing.audio < chunk:
-            found.append(f"the stream has {timing.audio:.3f} s, less than a chunk of {chunk:g} s")
-        level = 20 * math.log10(timing.peak) if timing.peak else -math.inf
-        if level < _SILENCE:
-            found.append(
-                f"the stream is silence: it peaks at {level:.1f} dBFS, below {_SILENCE} dBFS;"
-                " is the microphone on?"
-            )
-        return found
+        return doubts(timing, self.chunk / FRAMES_PER_SECOND)
 
     def _normalised(self, feats: Tensor) -> Tensor:
         batch = feats.unsqueeze(0)
@@ -169,7 +159,21 @@ class Streamer:
         return self.normalize(batch, torch.tensor([len(feats)]))[0]
 
 
-def _with_last(pieces: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
+def doubts(timing: Timing, chunk: float) -> list[str]:
+    """Reasons to distrust the text of a finished stream; ``chunk``: its seconds."""
+    found = []
+    if timing.audio < chunk:
+        found.append(f"the stream has {timing.audio:.3f} s, less than a chunk of {chunk:g} s")
+    level = 20 * math.log10(timing.peak) if timing.peak else -math.inf
+    if level < _SILENCE:
+        found.append(
+            f"the stream is silence: it peaks at {level:.1f} dBFS, below {_SILENCE} dBFS;"
+            " is the microphone on?"
+        )
+    return found
+
+
+def with_last(pieces: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
     """Yield every piece and whether it is the last."""
     before: np.ndarray | None = None
     for piece in pieces:

@@ -16,12 +16,12 @@ from torch import nn
 
 from espnet_ext.bridge.checkpoint import deployed_bytes
 from espnet_ext.errors import UserError
-from espnet_ext.formats.bits import Coded, Quantised, quantised_state
+from espnet_ext.formats.bits import Quantised, quantised_state
 from espnet_ext.formats.packed import State, dequantised, member_bytes
 from espnet_ext.methods.deploy import deploy
 from espnet_ext.methods.nested import find_stack, nested_stack
 from espnet_ext.methods.nested_options import Member, find_member
-from espnet_ext.methods.nested_precision import packed_weights, quantised_weights
+from espnet_ext.methods.nested_precision import Packed, packed_weights, quantised_weights
 from espnet_ext.methods.quantise import BITS, grouped_integers, integers, largest_integer
 
 _AFTERWARDS = re.compile(r"(merged|whole)\+(\d+)b")
@@ -133,9 +133,7 @@ def packed_state(trained: nn.Module, deployed: nn.Module, variant: str) -> State
     if member is None or member.bits == 32:
         return None
     weights = {
-        name: Coded(one.ints, one.scale)
-        if one.bits is None
-        else Quantised(one.ints, one.scale, one.bits)
+        name: Quantised(*one) if isinstance(one, Packed) else one
         for name, one in packed_weights(trained, variant).items()
     }
     state = quantised_state(deployed, weights)

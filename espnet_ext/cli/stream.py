@@ -1,11 +1,15 @@
-"""Decode a file or standard input chunk by chunk with the deployed model of a transducer.
+"""Decode a file or standard input chunk by chunk with a deployed model that streams.
 
 Prints a line, second of audio and text, whenever the text changes:
 
       12.80 s  and so my fellow        may still change
       13.12 s | and so my fellow       a finished segment; what follows begins another
 
-A segment has at most 100 tokens (the last up to 200), and ends between words where there are
+A Whisper with chunks is searched anew with every chunk; where the speaker pauses for 0.6 s, or
+after 25 s, the segment ends and is searched once more as a whole: the second pass.
+
+Of a transducer a segment has at most 100 tokens (the last up to 200), and ends between words where
+there are
 blanks. The texts after "s | ", one after another, are the result: the blank between two
 segments begins the second.
 
@@ -25,7 +29,7 @@ import json
 import sys
 
 from espnet_ext.bridge.muted import muted
-from espnet_ext.config.recipe_errors import TRANSDUCER
+from espnet_ext.config.recipe_errors import ATTENTION_GREEDY, TRANSDUCER
 from espnet_ext.data.audio_stream import STDIN, pieces
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.experiment import Experiment
@@ -51,17 +55,24 @@ def run(args: argparse.Namespace) -> None:
             f"{experiment.config.path}: frontend_conf: deltas cannot stream; train without them"
         )
     folder = experiment.require_deployed()
+    attention = experiment.espnet.get("decoder") == "whisper"
     chosen = [method for method in experiment.recipe.decode if method in TRANSDUCER]
-    method = args.method or next(iter(chosen), "transducer_greedy")
+    default = ATTENTION_GREEDY if attention else next(iter(chosen), "transducer_greedy")
+    method = args.method or default
     options = experiment.recipe.decode.get(method) or {}
     with muted():
         import torch
 
+        from espnet_ext.bridge.attention_stream import AttentionStreamer
         from espnet_ext.bridge.latency import Timing
         from espnet_ext.bridge.streaming import Streamer
 
         torch.set_num_threads(args.threads)
-        streamer = Streamer(folder, method, options, experiment.rate)
+        streamer: Streamer | AttentionStreamer
+        if attention:
+            streamer = AttentionStreamer(folder, options, experiment.rate)
+        else:
+            streamer = Streamer(folder, method, options, experiment.rate)
     timing = Timing()
     segments: list[str] = []
     for second, text, finished in streamer.run(
@@ -74,5 +85,6 @@ def run(args: argparse.Namespace) -> None:
         print(f"espnet-ext stream: warning: {args.audio}: {doubt}", file=sys.stderr)
     figures = {"method": method, "threads": args.threads, **timing.summary()}
     if args.json:
-        write_json(args.json, {"text": "".join(segments), **figures})
+        text = (" " if attention else "").join(segments)
+        write_json(args.json, {"text": text, **figures})
     print(json.dumps(figures))

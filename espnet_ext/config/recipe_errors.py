@@ -10,17 +10,19 @@ from espnet_ext.languages import script_of
 
 TOKENS = f"char, bpe or {PRETRAINED}"
 ATTENTION_GREEDY = "attention_greedy"
+ATTENTION_STREAM = "attention_stream"  # the first pass of a stream
 # Options of each decoding method; ctc_att_beam without a decoder is CTC prefix beam search.
 DECODE = {
     "ctc_greedy": (),
     "ctc_att_beam": ("beam_size", "ctc_weight", "penalty", "maxlenratio", "minlenratio"),
     ATTENTION_GREEDY: ("batch_size", "tokens_per_second"),
+    ATTENTION_STREAM: ("tokens_per_second",),
     "transducer_greedy": ("batch_size",),
     "transducer_beam": ("batch_size", "beam_size"),
     "classify": (),
 }
 TRANSDUCER = ("transducer_greedy", "transducer_beam")
-_TEXTS = ("ctc_greedy", "ctc_att_beam", ATTENTION_GREEDY, *TRANSDUCER)
+_TEXTS = ("ctc_greedy", "ctc_att_beam", ATTENTION_GREEDY, ATTENTION_STREAM, *TRANSDUCER)
 _METHODS = {"asr": _TEXTS, "st": _TEXTS, "cls": ("classify",)}
 # The language of a translation, as corpora name theirs: en, zh-CN, de_CH.
 # Models in packages of the Python index; ``data.fetch.whisper`` gets them.

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+_PAUSE = 0.6  # seconds of a pause that ends a segment
+_SPEECH = 1.0  # seconds that a segment has besides it
+_QUIET = 1e-3  # energy of a pause, relative to the loudest moment: -30 dB
 _WINDOW = 0.2  # seconds whose energy counts as that of a moment
 _STEP = 0.02  # seconds between moments
 
@@ -24,6 +27,17 @@ def cut_at_pauses(wave: np.ndarray, most: int, rate: int) -> list[np.ndarray]:
         pieces.append(wave[:place])
         wave = wave[place:]
     return [*pieces, wave]
+
+
+def ends_in_pause(wave: np.ndarray, rate: int) -> bool:
+    """True if a wave (samples,) has at least a second of something, then a pause."""
+    pause = round(_PAUSE * rate)
+    if len(wave) < pause + _SPEECH * rate:
+        return False
+    window = round(_WINDOW * rate)
+    whole = np.square(wave[len(wave) % window :], dtype=np.float64).reshape(-1, window).mean(1)
+    last = whole[-round(_PAUSE / _WINDOW) :]
+    return bool(last.max() <= _QUIET * whole.max())
 
 
 def _quietest(wave: np.ndarray, rate: int) -> int:

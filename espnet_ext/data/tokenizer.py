@@ -3,6 +3,7 @@
 ``tokenizers`` reads the file; transformers' AutoTokenizer may run code that a folder brings.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from espnet_ext.files import read_json
 
 TOKENIZER = "tokenizer.json"
 HUB = "hub:"  # before the name of a model of transformers' hub
+_BLANKS = "\u0120\u2581"  # byte-level BPE's and SentencePiece's
+# Names such as <|en|>, <unk>; not times such as <|0.02|>, and nothing that fills a list.
+_NAME = re.compile(r"<(?!\|unused)[^.]+>")
 # Tokens of Whisper's, and the keys of config.json that hold their ids.
 _NAMED = {"<|endoftext|>": "eos_token_id", "<|startoftranscript|>": "decoder_start_token_id"}
 
@@ -52,6 +56,21 @@ class Tokenizer:
     def names(self, ids: Iterable[int]) -> list[str]:
         """Tokens by their ids."""
         return [self.model.id_to_token(int(i)) or unused(int(i)) for i in ids]
+
+
+def spelled_with(tokens: Iterable[str], letters: str) -> list[bool]:
+    """For each token whether a text of these letters may need it.
+
+    It may if it has only these letters after the mark of a blank, or is a single character, or
+    names something (a language, the end) that is no time.
+    """
+    known = set(letters)
+    return [
+        len(token) == 1
+        or known.issuperset(token[1:] if token[:1] in _BLANKS else token)
+        or (_NAME.fullmatch(token) is not None)
+        for token in tokens
+    ]
 
 
 def unused(number: int) -> str:

@@ -27,7 +27,9 @@ class Geometry:
         return self.chunk + self.lookahead
 
     @classmethod
-    def of(cls, chunk_ms: int, history_ms: int, lookahead_ms: int) -> "Geometry":
+    def of(
+        cls, chunk_ms: int, history_ms: int, lookahead_ms: int, frame_ms: int = _FRAME_MS
+    ) -> "Geometry":
         """Convert milliseconds to frames; the history is rounded down (288 ms are 7 frames).
 
         Raises:
@@ -37,15 +39,15 @@ class Geometry:
         for name, size in sizes.items():
             if type(size) is not int or size < 0 or (name == "chunk_ms" and size == 0):
                 raise UserError(f"{name} must be a number of milliseconds, not {size!r}")
-            if name == "history_ms" and 0 < size < _FRAME_MS:
-                raise UserError(f"history_ms {size} is less than a frame; choose 0 or {_FRAME_MS}")
-            if name != "history_ms" and size % _FRAME_MS:
-                near = max(_FRAME_MS, round(size / _FRAME_MS) * _FRAME_MS)
+            if name == "history_ms" and 0 < size < frame_ms:
+                raise UserError(f"history_ms {size} is less than a frame; choose 0 or {frame_ms}")
+            if name != "history_ms" and size % frame_ms:
+                near = max(frame_ms, round(size / frame_ms) * frame_ms)
                 raise UserError(
-                    f"{name} {size} is no multiple of {_FRAME_MS} ms ({SUBSAMPLING}x subsampling "
-                    f"of 10 ms frames); choose {near}"
+                    f"{name} {size} is no multiple of {frame_ms} ms ({frame_ms // 10}x "
+                    f"subsampling of 10 ms frames); choose {near}"
                 )
-        return cls(*(size // _FRAME_MS for size in sizes.values()))
+        return cls(*(size // frame_ms for size in sizes.values()))
 
 
 def subsampled(lengths: Tensor) -> Tensor:

@@ -17,23 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from espnet_ext.methods.codes import decode
+from espnet_ext.methods.codes import Coded
+from espnet_ext.methods.positions import Sinusoids
 from espnet_ext.methods.quantise import dequantise, largest_integer
 
 # W / s is computed in float32, so it may lie this far outside the half step of its integer.
 _SLACK = 1e-3
-
-
-@dataclass(frozen=True)
-class Coded:
-    """A table as codes of parts of its rows (``methods.codes``)."""
-
-    codes: Tensor  # (rows, parts), uint8
-    books: Tensor  # (parts, 256, size), numbers of float16 in float32
-
-    def dequantised(self) -> Tensor:
-        """The table that the layer computes with, (rows, parts x size) float32."""
-        return decode(self.codes, self.books)
 
 
 @dataclass(frozen=True)
@@ -49,9 +38,10 @@ class Quantised:
         return dequantise(self.ints, self.scale)
 
 
-def quantised_state(
-    model: nn.Module, weights: Mapping[str, Quantised | Coded]
-) -> dict[str, Tensor | Quantised | Coded]:
+type Stored = Quantised | Coded | Sinusoids  # what a file holds in place of a tensor
+
+
+def quantised_state(model: nn.Module, weights: Mapping[str, Stored]) -> dict[str, Tensor | Stored]:
     """Return the state dict of a deployed ``model`` with quantised ``weights`` in it.
 
     Each tensor has only the first of its names.

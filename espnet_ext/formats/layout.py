@@ -22,6 +22,7 @@ JOINED = {
     "scales16": "float16",
     "codes": "uint8",
     "books": "float16",
+    "masks": "uint8",
 }
 
 Size = Annotated[int, Field(ge=0, lt=1 << 40)]

@@ -10,14 +10,16 @@ of small tensors would add 10 % to a small model, so tensors are joined:
     scales     float32, the scales of every quantised weight, but for
     scales16   float16, those of groups of inputs (``methods.quantise``)
     codes      uint8, the codes of tables (``methods.codes``)
-    books      float16, their codebooks
+    books      float16, their codebooks; then the row that tokens without one share
+    masks      uint8, of such tables a bit for each token, 1 if it has a row of its own
     float32    all other tensors of that type; other types likewise
 
 in the order of ``layout``, where the type of a quantised weight is its bits, that of a table
-``codes``, with the shape of its codebooks in the place of that of a scale, which is null for other
-tensors. A file of n weights at b bits and s scales, with m other float32
-numbers, has n b / 8 + 4 s + 4 m bytes plus other types, layout and header, which is at most 1,024
-bytes and less than 10 bytes for each name.
+``codes``, or ``rows`` (shape: tokens, parts) if tokens share a row, with the shape of its codebooks
+in the place of that of a scale, which is null for other tensors. Of ``sinusoids``
+(``methods.positions``) a file has the shape only. A file of n weights at b bits and
+s scales, with m other float32 numbers, has n b / 8 + 4 s + 4 m bytes plus other types, layout and
+header, which is at most 1,024 bytes and less than 10 bytes for each name.
 """
 
 import contextlib
@@ -36,14 +38,16 @@ from torch import Tensor
 
 from espnet_ext.errors import UserError, one_line
 from espnet_ext.files import atomic_path
-from espnet_ext.formats.bits import Coded, Quantised, pack, packed_bytes, unpack
+from espnet_ext.formats.bits import Quantised, Stored, pack, packed_bytes, unpack
 from espnet_ext.formats.layout import JOINED, TYPES, check_values, compressed, decompressed
-from espnet_ext.methods.codes import CODES
+from espnet_ext.methods.codes import CODES, Coded
+from espnet_ext.methods.positions import Sinusoids
 from espnet_ext.methods.quantise import has_groups, largest_integer
 from espnet_ext.methods.tensors import refuse_not_finite
 
+_MOST_SINUSOIDS = 1 << 26  # numbers: a file without data cannot ask for all memory
 MEMBER = "member 1"  # kind of file, and the version of its format
-State = dict[str, Tensor | Quantised | Coded]
+State = dict[str, Tensor | Stored]
 Parts = dict[str, list[Tensor]]  # tensors to be joined, by the name of the joined tensor
 # What parts that do not fit each other raise.
 _MISFITS = (IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError, zlib.error)
@@ -79,7 +83,7 @@ def read_member(path: Path) -> State:
         return split_tensors(tensors, layout)
 
 
-def dequantised(state: Mapping[str, Tensor | Quantised | Coded]) -> dict[str, Tensor]:
+def dequantised(state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
     """Return a state dict of plain tensors."""
     return {n: v if isinstance(v, Tensor) else v.dequantised() for n, v in state.items()}
 
@@ -94,7 +98,11 @@ def check_state(state: State) -> None:
     for name, value in state.items():
         if isinstance(value, Coded):
             _check(value.books, name)
+            if value.rest is not None:
+                _check(value.rest, name)
             check_coded(value)
+        elif isinstance(value, Sinusoids):
+            continue
         elif isinstance(value, Quantised):
             _check(value.scale, name)
             _check_quantised(value, name)
@@ -114,12 +122,18 @@ def join_tensors(state: State) -> tuple[dict[str, Tensor], list]:
     return concatenate(parts), layout
 
 
-def append_value(value: Tensor | Quantised | Coded, parts: Parts) -> list:
+def append_value(value: Tensor | Stored, parts: Parts) -> list:
     """Append a value to ``parts``; return [shape, type or bits, shape of the scale or None]."""
+    if isinstance(value, Sinusoids):
+        return [list(value.shape), "sinusoids", None]
     if isinstance(value, Coded):
         parts.setdefault("codes", []).append(value.codes.flatten().cpu())
         parts.setdefault("books", []).append(value.books.flatten().half().cpu())
-        return [list(value.codes.shape), "codes", list(value.books.shape)]
+        if value.kept is None or value.rest is None:
+            return [list(value.codes.shape), "codes", list(value.books.shape)]
+        parts["books"].append(value.rest.half().cpu())
+        parts.setdefault("masks", []).append(pack(value.kept.to(torch.int8), 1))
+        return [[len(value.kept), value.codes.shape[1]], "rows", list(value.books.shape)]
     if isinstance(value, Quantised):
         parts.setdefault("integers", []).append(pack(value.ints.flatten(), value.bits))
         half = has_groups(value.scale.shape)
@@ -166,16 +180,29 @@ class TensorReader:
     def value(self, shape: list[int], kind: Any, scale_shape: list[int] | None) -> Any:
         """Return the next value, of which ``append_value`` returned the arguments."""
         count = math.prod(shape)
-        if kind == "codes":
-            sizes = scale_shape or []
-            books = self("books", math.prod(sizes)).float().view(sizes)
-            return Coded(self("codes", count).view(shape), books)
+        if kind in ("codes", "rows"):
+            return self._coded(shape, scale_shape or [], kind == "rows")
+        if kind == "sinusoids":
+            if len(shape) != 2 or shape[1] % 2 or count > _MOST_SINUSOIDS:
+                raise ValueError(f"no sinusoids of the shape {shape}")
+            return Sinusoids((shape[0], shape[1]))
         if isinstance(kind, str):
             if kind not in TYPES or scale_shape is not None:
                 raise ValueError(f"no values of the type {kind}")
             return self(kind, count).view(shape)
         ints = unpack(self("integers", packed_bytes(count, kind)), kind, count)
         return Quantised(ints.view(shape), self.scale(scale_shape or []), kind)
+
+    def _coded(self, shape: list[int], sizes: list[int], shared: bool) -> Coded:
+        """Return the next table; ``shared``: some of its tokens share a row."""
+        tokens, parts = shape
+        books = self("books", math.prod(sizes)).float().view(sizes)
+        if not shared:
+            return Coded(self("codes", tokens * parts).view(shape), books)
+        rest = self("books", sizes[0] * sizes[2]).float()
+        mask = self("masks", packed_bytes(tokens, 1))
+        kept = unpack(mask, 1, tokens, signed=False).bool()
+        return Coded(self("codes", int(kept.sum()) * parts).view(-1, parts), books, kept, rest)
 
     def scale(self, shape: list[int]) -> Tensor:
         """Return the next scale."""
@@ -274,6 +301,8 @@ def _check_quantised(value: Quantised, name: str) -> None:
 def check_coded(value: Coded) -> None:
     """Raise ValueError unless codes (rows, parts) and codebooks (parts, 256, size) fit."""
     codes, books = value.codes, value.books
+    if value.kept is not None and int(value.kept.sum()) != len(codes):
+        raise ValueError(f"{len(codes)} rows for {int(value.kept.sum())} tokens")
     fits = codes.dtype == torch.uint8 and codes.dim() == 2 and books.dim() == 3
     if not fits or books.shape[:2] != (codes.shape[1], CODES):
         raise ValueError(f"codebooks {list(books.shape)} for codes {list(codes.shape)}")

@@ -5,6 +5,8 @@ k-means over the rows, and a row stores one byte for each of its parts: with par
 bits a number. Rows that few texts use keep their place, where cutting a vocabulary would lose them.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,40 @@ CODES = 256  # vectors of a codebook: one byte each
 _ROWS = 8192  # that k-means looks at
 _ROUNDS = 8
 _SEED = 0
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A table as codes of parts of its rows.
+
+    Attributes:
+        codes: (rows, parts), uint8.
+        books: (parts, 256, size), numbers of float16 in float32.
+        kept: (tokens,), true for tokens with a row of their own; None: all have one.
+        rest: (parts x size,), numbers of float16 in float32: the row of all other tokens.
+    """
+
+    codes: Tensor
+    books: Tensor
+    kept: Tensor | None = None
+    rest: Tensor | None = None
+
+    def dequantised(self) -> Tensor:
+        """The table that the layer computes with, (tokens, parts x size) float32."""
+        found = decode(self.codes, self.books)
+        if self.kept is None or self.rest is None:
+            return found
+        return with_rest(found, self.rest, row_places(self.kept))
+
+
+def row_places(kept: Tensor) -> Tensor:
+    """For each token (tokens,) the place of its row; of those without one that after the last."""
+    return torch.where(kept, kept.long().cumsum(0) - 1, kept.sum())
+
+
+def with_rest(table: Tensor, rest: Tensor, places: Tensor) -> Tensor:
+    """Return the table (tokens, width) of kept rows (rows, width) and one row for the others."""
+    return torch.nn.functional.embedding(places, torch.cat([table, rest.unsqueeze(0)]))
 
 
 def fit_codebooks(table: Tensor, size: int) -> Tensor:

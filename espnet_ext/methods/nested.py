@@ -39,6 +39,7 @@ from espnet_ext.methods.nested_options import (
     family_members,
     find_member,
 )
+from espnet_ext.methods.nested_order import sort_units
 from espnet_ext.methods.protocols import Memo
 from espnet_ext.methods.registry import Method, register
 from espnet_ext.methods.sites import (
@@ -200,6 +201,8 @@ def apply_nested(module: nn.Module, options: NestedOptions) -> nn.Module:
     family = family_members(options, Stack(len(stack._modules), inner_width(found)))
     selection = Selection(family[0], family)
     rounded, narrowed = set(options.bits) != {32}, len({m.width for m in family}) > 1
+    if narrowed and options.sort_units:
+        sort_units(found)
     for group in tied_groups(module, found):
         role = group[0].site if narrowed else "other"
         if rounded or role != "other":

@@ -18,6 +18,8 @@ from espnet_ext.methods.nested_layers import (
     NestedTable,
     NestedWeight,
 )
+from espnet_ext.methods.nested_order import sort_state
+from espnet_ext.methods.positions import NestedPositions
 from espnet_ext.methods.quantise import first_scale
 from espnet_ext.methods.tensors import plain_tensors
 
@@ -38,9 +40,14 @@ def start_from_plain(stack: nn.Module, state: dict[str, Any], prefix: str) -> No
         if isinstance(layer, NestedBatchNorm)
     }
     plain = _is_plain(norms, state)
-    for place, name, chain in plain_tensors(stack, state, prefix):
-        if isinstance(chain[0], NestedWeight | NestedTable | NestedBias):
-            _rename(chain, state, place, name)
+    chains = [
+        (place, name, chain)
+        for place, name, chain in plain_tensors(stack, state, prefix)
+        if isinstance(chain[0], NestedWeight | NestedTable | NestedBias | NestedPositions)
+    ]
+    for place, name, chain in chains:
+        _rename(chain, state, place, name)
+    sort_state(chains, state)
     for place, norm in norms.items() if plain else ():
         for key in norm.statistics:
             for name in STATISTICS:
@@ -56,7 +63,7 @@ def _rename(chain: Any, state: dict[str, Any], place: str, name: str) -> None:
     original = state[f"{target}original"] = state.pop(f"{place}{name}")
     if isinstance(chain[0], NestedTable):
         for part, tensor in chain[0].state_dict().items():  # to be fitted to the table
-            state[f"{target}0.{part}"] = torch.zeros_like(tensor)
+            state[f"{target}0.{part}"] = tensor if part == "kept" else torch.zeros_like(tensor)
     if isinstance(chain[0], NestedWeight):
         for bits in chain[0].scales:
             scale = first_scale(original, int(bits), chain[0].per)

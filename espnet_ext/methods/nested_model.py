@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
@@ -17,8 +17,10 @@ from espnet_ext.methods.nested import (
     nest_layers,
     nested_stack,
 )
-from espnet_ext.methods.nested_layers import NestedTable, NestedWeight, Selection
-from espnet_ext.methods.nested_options import Member, NestedOptions, Stack, family_members
+from espnet_ext.methods.nested_layers import NestedTable, NestedWeight
+from espnet_ext.methods.nested_options import Member, Stack, family_members
+from espnet_ext.methods.nested_order import sort_units
+from espnet_ext.methods.positions import NestedPositions, are_sinusoids
 from espnet_ext.methods.protocols import Memo
 from espnet_ext.methods.sites import Layer, tie, tied_groups
 
@@ -55,12 +57,16 @@ def containers(model: nn.Module, member: Member) -> Iterator[tuple[nn.Module, Se
             yield module, member.decoder or ()
 
 
-def extend_to_model(model: Any) -> None:
+def extend_to_model(model: Any, kept: Tensor | None = None) -> None:
     """Extend the family of an encoder to the model around it, where it is ``over: model``.
 
     In place. Of the decoder members have layers and widths, where the options say so, and every
     matrix of the model is rounded: linear and convolutional layers and embeddings; recurrent
     layers stay as they are.
+
+    Args:
+        model: with ``encoder`` and perhaps ``decoder``.
+        kept: (tokens,), true for the tokens that keep a row below 32 bits; None: all.
 
     Raises:
         UserError: there is no decoder with a stack of layers, it lacks a depth or a width, or
@@ -79,7 +85,7 @@ def extend_to_model(model: Any) -> None:
         if not parametrize.is_parametrized(layer) and _is_matrix(layer)
     ]
     for group in tied_groups(model, found):
-        _round(group[0], stack)
+        _round(group[0], stack, kept)
         tie([layer.module for layer in group])
 
 
@@ -97,6 +103,8 @@ def _nest_decoder(model: Any, stack: NestedStack) -> None:
     selection.member = selection.family[0]
     rounded = set(options.bits) != {32}
     narrowed = len({member.decoder_width for member in selection.family}) > 1
+    if narrowed and options.sort_units:
+        sort_units(found)
     for group in tied_groups(model, found):
         role = group[0].site if narrowed else "other"
         if rounded or role != "other":
@@ -113,21 +121,24 @@ def _is_matrix(layer: Any) -> bool:
     return known and layer.weight.numel() >= _SMALL
 
 
-def _round(layer: Layer, stack: NestedStack) -> None:
+def _round(layer: Layer, stack: NestedStack, kept: Tensor | None) -> None:
     module: Any = layer.module
-    rounded = _rounded(layer, module, stack.options, stack.selection)
+    options, selection = stack.options, stack.selection
+    position = "position" in layer.name
+    rounded: nn.Module
+    if isinstance(module, nn.Embedding) and options.table and not position:
+        sizes = options.table_sizes
+        for size in sizes.values():
+            if module.embedding_dim % size:
+                raise UserError(
+                    f"nested: table: {size} does not divide the width {module.embedding_dim} "
+                    f"of {layer.name}"
+                )
+        rows = kept if kept is not None and len(kept) == len(module.weight) else None
+        rounded = NestedTable(module.weight, selection, sizes, rows)
+    elif position and isinstance(module, nn.Embedding) and are_sinusoids(module.weight):
+        rounded = NestedPositions(module.weight, selection)
+    else:
+        least = _POSITION_BITS if position else 2
+        rounded = NestedWeight(module.weight, selection, options, None, least)
     parametrize.register_parametrization(module, "weight", rounded, unsafe=True)
-
-
-def _rounded(layer: Layer, module: Any, options: NestedOptions, selection: Selection) -> nn.Module:
-    """The parametrization of a weight outside the stacks."""
-    is_position = "position" in layer.name
-    if not isinstance(module, nn.Embedding) or not options.table or is_position:
-        least = _POSITION_BITS if is_position else 2
-        return NestedWeight(module.weight, selection, options, None, least)
-    if module.embedding_dim % options.table:
-        raise UserError(
-            f"nested: table: {options.table} does not divide the width {module.embedding_dim} "
-            f"of {layer.name}"
-        )
-    return NestedTable(module.weight, selection, options.table)

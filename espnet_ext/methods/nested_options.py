@@ -29,6 +29,7 @@ ALL: Literal["all"] = "all"
 _PART = r"(?:(\d+)L|L(\d+(?:\.\d+)*))(?:-(\d+))?"  # depth or layers, width
 _NAME = re.compile(rf"{_PART}(?:\+{_PART})?-(\d+)b")
 _DEPTHS = "a list of numbers of layers or lists of layers, as in [12, 8] or [[0, 1, 4], 6]"
+_TABLE = f"{POSITIVE}, one for each precision below 32 bits as in {{4: 3, 2: 8}}, or null"
 _WEIGHTS = "members and numbers of at least 0, as in {4L-384-8b: 1.0}"
 
 Depth = Positive | Annotated[Sequence[Whole], Field(min_length=1)]
@@ -83,8 +84,17 @@ class NestedOptions(Options):
         per: one scale for each ``channel`` of a weight's output, for the whole ``tensor``, or for
             each ``group`` of its inputs.
         group: inputs of such a group.
+        members: names of the sub-networks of the family, besides the largest. Default: all
+            combinations.
+        sort_units: order the inner units of feed-forward networks by importance when the family
+            starts from trained layers, so that a narrow member has the most important ones. The
+            largest network computes the same. Importance: norm of a unit's inputs times that of
+            its outputs.
         table: of ``over: model``; numbers of a token's embedding that share one byte in members
-            below 32 bits (``methods.codes``); null: its rows are rounded like other weights.
+            below 32 bits (``methods.codes``), as 4, or for each of these precisions, as
+            {4: 3, 3: 4}; null: its rows are rounded like other weights.
+        letters: of ``table``; characters of the texts. Below 32 bits all tokens with other
+            characters share one row, so that files do not hold theirs.
         scale: by the ``maximum`` of the weight, or ``learnt``.
         norm: batch normalisations have separate statistics for each sub-network (``own``), or
             are replaced by a normalisation of each frame (``layer``), which has none.
@@ -107,7 +117,10 @@ class NestedOptions(Options):
     decoder_widths: Sequence[Positive] = Field((), description="a list of whole numbers")
     per: Literal["tensor", "channel", "group"] = "channel"
     group: Annotated[int, Field(ge=2)] = Field(GROUP, description="a whole number of at least 2")
-    table: Positive | None = Field(None, description=f"{POSITIVE}, or null")
+    members: Sequence[str] = Field((), description="a list of names, as in [4L-384-8b]")
+    sort_units: bool = Field(False, description="true or false")
+    table: Positive | Mapping[int, Positive] | None = Field(None, description=_TABLE)
+    letters: str | None = Field(None, min_length=1, description="characters, or null")
     scale: Literal["maximum", "learnt"] = "maximum"
     norm: Literal["own", "layer"] = "own"
     sample: Literal["all"] | Whole = Field(ALL, description="all or a number of sub-networks")
@@ -125,9 +138,32 @@ class NestedOptions(Options):
         return bool(self.decoder_depths or self.decoder_widths)
 
     @property
+    def table_sizes(self) -> dict[int, int]:
+        """Numbers of a row of the table of tokens that share a byte, by bits.
+
+        Raises:
+            UserError: ``table`` lacks a precision.
+        """
+        rounded = sorted(set(self.bits) - {32})
+        if not isinstance(self.table, Mapping):
+            return {} if self.table is None else dict.fromkeys(rounded, self.table)
+        for bits in rounded:
+            if bits not in self.table:
+                raise UserError(f"nested: table has no size for {bits} bits: give one, as in 4")
+        return {bits: self.table[bits] for bits in rounded}
+
+    @property
     def grain(self) -> Per:
         """The part of a weight that has a scale, as ``methods.quantise`` takes it."""
         return self.group if self.per == "group" else self.per
+
+    @field_validator("table", mode="before")
+    @classmethod
+    def _bits_as_keys(cls, value: Any) -> Any:
+        """ESPnet's trainer writes keys of configs as text."""
+        if not isinstance(value, Mapping):
+            return value
+        return {int(k) if str(k).isdecimal() else k: size for k, size in value.items()}
 
     @field_validator("bits")
     @classmethod
@@ -165,12 +201,24 @@ def family_members(
     bits = set(options.bits)
     found = [Member(*one, b, *other) for one in parts for other in second for b in bits]
     found.sort(key=_size, reverse=True)
+    if options.has_decoders and decoder is None:  # the names are known only with the decoder
+        return tuple(found)
+    found = _chosen(options, found)
     names = [member.name for member in found]
-    # The names of a family with decoders are known only with the decoder.
-    for name in options.weights if decoder is not None or not options.has_decoders else ():
+    for name in options.weights:
         if name not in names[1:]:
             raise UserError(f"nested: weights: unknown sub-network {nearest(str(name), names[1:])}")
     return tuple(found)
+
+
+def _chosen(options: NestedOptions, found: Sequence[Member]) -> list[Member]:
+    """The largest sub-network and those that ``members`` names; all if it names none."""
+    names = [member.name for member in found]
+    for name in options.members:
+        if name not in names:
+            raise UserError(f"nested: members: unknown sub-network {nearest(str(name), names)}")
+    chosen = {names[0], *options.members} if options.members else set(names)
+    return [member for member in found if member.name in chosen]
 
 
 def _size(member: Member) -> tuple:

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
+from espnet_ext.methods.codes import Coded
 from espnet_ext.methods.nested import find_stack, is_matrix_layer, nested_stack
 from espnet_ext.methods.nested_layers import NestedTable, NestedWeight
 from espnet_ext.methods.nested_model import containers
 from espnet_ext.methods.nested_options import find_member
+from espnet_ext.methods.positions import NestedPositions, Sinusoids
 
 
 def quantised_weights(encoder: nn.Module) -> dict[str, Tensor]:
@@ -33,17 +35,17 @@ class Packed(NamedTuple):
     """A weight of a member as files hold it.
 
     Attributes:
-        ints: integers (o, ...), int8; codes (tokens, parts), uint8, of a table.
-        scale: of the integers, (), (o, 1, ...) or of groups; codebooks (parts, 256, size).
-        bits: of the integers; None for codes.
+        ints: integers (o, ...), int8.
+        scale: of the integers, (), (o, 1, ...) or of groups.
+        bits: of the integers.
     """
 
     ints: Tensor
     scale: Tensor
-    bits: int | None
+    bits: int
 
 
-def packed_weights(model: nn.Module, name: str) -> dict[str, Packed]:
+def packed_weights(model: nn.Module, name: str) -> dict[str, Packed | Coded | Sinusoids]:
     """Return the packed weights of the member ``name`` of a family, at fewer than 32 bits.
 
     Keys are the names in the state dict of ``deploy(model, name)``, whose weights are what the
@@ -76,7 +78,7 @@ def packed_weights(model: nn.Module, name: str) -> dict[str, Packed]:
     return found
 
 
-def _packed_inside(module: nn.Module) -> Iterator[tuple[str, Packed]]:
+def _packed_inside(module: nn.Module) -> Iterator[tuple[str, Packed | Coded | Sinusoids]]:
     """Names and values of the rounded weights in a module, of the selected member."""
     for name, layer in module.named_modules():
         if not parametrize.is_parametrized(layer, "weight"):
@@ -85,7 +87,9 @@ def _packed_inside(module: nn.Module) -> Iterator[tuple[str, Packed]]:
         if isinstance(chain[0], NestedWeight):
             yield f"{name}.weight", Packed(*chain[0].integers(chain.original), chain[0].bits)
         elif isinstance(chain[0], NestedTable):
-            yield f"{name}.weight", Packed(*chain[0].coded(chain.original), None)
+            yield f"{name}.weight", chain[0].coded(chain.original)
+        elif isinstance(chain[0], NestedPositions):
+            yield f"{name}.weight", Sinusoids(tuple(chain.original.shape))
 
 
 def block_bits(encoder: nn.Module, bits: int) -> int:

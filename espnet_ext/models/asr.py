@@ -6,9 +6,11 @@ It replaces ESPnet's model under the name ``espnet``. With a stock encoder and a
 
 from typing import Any
 
+import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
 from torch import Tensor, nn
 
+from espnet_ext.data.tokenizer import spelled_with
 from espnet_ext.encoders.compressed import compress_head
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_model import extend_to_model
@@ -33,9 +35,16 @@ class ASRModel(ESPnetASRModel):
         if self.ctc is not None:
             compress_head(self.encoder, self.ctc.ctc_lo)
         self._encoded: Encoded | None = None
-        extend_to_model(self)
+        extend_to_model(self, self._kept_tokens())
         check_options(self)
         starts_from_plain(self)
+
+    def _kept_tokens(self) -> Tensor | None:
+        """The tokens that a family's table keeps below 32 bits, (V,); None: all."""
+        stack = nested_stack(self)
+        if stack is None or stack.options.letters is None:
+            return None
+        return torch.tensor(spelled_with(self.token_list, stack.options.letters))
 
     def encode(self, speech: Tensor, speech_lengths: Tensor) -> Encoded:
         """Encode as ESPnet does; inside ``loss_of``, return the given encoder output."""

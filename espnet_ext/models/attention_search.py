@@ -15,7 +15,11 @@ _TOKENS = 12  # ... if that makes this many tokens: people do say "no no no no"
 
 @torch.no_grad()
 def attention_greedy(
-    decoder: WhisperDecoder, encoded: Tensor, frames: Tensor, most: Sequence[int]
+    decoder: WhisperDecoder,
+    encoded: Tensor,
+    frames: Tensor,
+    most: Sequence[int],
+    known: Sequence[int] = (),
 ) -> list[list[int]]:
     """Return the ids of the most likely next tokens of each utterance, one after another.
 
@@ -27,11 +31,16 @@ def attention_greedy(
         encoded: encoder output (B, T, D).
         frames: of each utterance (B,).
         most: tokens of each utterance, without eos.
+        known: tokens that every text begins with.
     """
-    found: list[list[int]] = [[] for _ in most]
-    rows = list(range(len(most)))
+    found: list[list[int]] = [list(known) for _ in most]
+    rows = [row for row, number in enumerate(most) if number > len(known)]
+    if len(rows) < len(most):
+        raise ValueError("every text needs room for a token")
     inside = frame_mask(frames, encoded.shape[1], encoded.device)
     tokens = decoder.prompts(encoded, inside)
+    start = torch.tensor(known, dtype=tokens.dtype, device=tokens.device)
+    tokens = torch.cat([tokens, start.repeat(len(most), 1)], dim=1)
     past = None
     while rows:
         scores, past = decoder.step(tokens, encoded, inside, past)

@@ -40,6 +40,8 @@ def check_options(model: Any) -> None:
         raise UserError("nested: decoder_depths and decoder_widths need over: model")
     if options.table is not None and options.over == "encoder":
         raise UserError("nested: table needs over: model")
+    if options.letters is not None and options.table is None:
+        raise UserError("nested: letters needs a table, as in table: 4")
     if options.kl_decoder and model.use_transducer_decoder:
         raise UserError("nested: kl_decoder is for attention decoders: choose kl_decoder: 0")
 

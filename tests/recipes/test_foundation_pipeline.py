@@ -47,6 +47,10 @@ CONFIGS = {
         },
         "recipe": {"mimic": {"epochs": 2}},
     },
+    "streaming": {
+        "encoder_conf": {"chunks": {"chunk_ms": 160, "history_ms": 320}},
+        "recipe": {"decode": {"attention_greedy": {}, "attention_stream": {}}},
+    },
     "shared": {
         "encoder_conf": {"residual": {"share": 2, "rank": 4}},
         "decoder_conf": {"residual": {"share": 2, "rank": 4}},
@@ -272,6 +276,27 @@ def test_a_recogniser_whose_layers_share_weights_starts_from_the_pretrained_one(
     deployed = folder / "exp/shared/deploy"
     sizes = [(deployed / form / "model.pth").stat().st_size for form in ("shared", "untrained")]
     assert sizes[0] < sizes[1]
+
+
+def test_a_model_with_chunks_streams_in_two_passes(recipe):
+    folder, _ = recipe
+    config = trained(folder, "streaming")
+    succeed(folder, "decode", config, "--sets", "test", "--nj", "1")
+    passes = [hypotheses(folder, "streaming", f"attention_{m}") for m in ("greedy", "stream")]
+    assert passes[0].keys() == passes[1].keys() and any(passes[1].values())
+    # One utterance, then a pause, then another: two segments, each with its second pass.
+    waves = [read_wave(folder / f"data/audio/test{k}.flac", "x", 16000) for k in (2, 3)]
+    waves = [np.pad(np.tile(wave, 2), (0, -len(2 * wave) % 2560)) for wave in waves]
+    pause = np.zeros(16000, np.float32)
+    joined = np.concatenate([waves[0], pause, waves[1], pause])
+    write_flac(folder / "stream.flac", joined, 16000)
+    printed = succeed(folder, "stream", config, "stream.flac", "--json", "stream.json")
+    finished = [line for line in printed.splitlines() if " s | " in line]
+    figures = json.loads((folder / "stream.json").read_text())
+    assert figures["text"] == " ".join(line.split(" s | ")[1] for line in finished)
+    assert len(finished) == 2 and figures["method"] == "attention_greedy"
+    assert figures["audio_seconds"] == pytest.approx(len(joined) / 16000, abs=1e-3)
+    assert figures["chunks"] == -(-len(joined) // 2560)
 
 
 def test_ctc_and_attention_train_and_decode_together(recipe):

@@ -2,6 +2,9 @@
 
 import argparse
 import os
+import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -79,6 +82,16 @@ def test_score_of_files_that_cannot_be_read_or_written(tmp_path, monkeypatch, ca
     assert says in told
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
     assert scored() == 0
+
+
+def test_a_reader_that_has_enough_gets_no_trace():
+    script = "from espnet_ext.errors import run_cli; import sys; sys.exit(run_cli('x', lambda: "
+    script += "[print('line') for _ in range(100000)]))"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(script)} | head -1"
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True
+    )
+    assert done.stdout == "line\n141\n" and done.stderr == ""
 
 
 @pytest.mark.parametrize("word", ["0", "-1", "two", "1.5", "", "\u0662"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet_ext.encoders.frozen_cache import FrozenCache, computation_of, digest
+from espnet_ext.encoders.pretrained.chunk_mask import chunk_geometry
 from espnet_ext.encoders.pretrained.load import build_stack, load_stack
 from espnet_ext.encoders.pretrained.mimicked import MimicConf, MimickedStack
 from espnet_ext.encoders.pretrained.stack import RATE, Stack
@@ -53,6 +54,7 @@ class StackEncoder(AbsEncoder):
         cache_gb: float = 0.0,
         pad_to: float = 0.0,
         masks: dict | None = None,
+        chunks: dict | None = None,
     ):
         """Load the model.
 
@@ -79,6 +81,8 @@ class StackEncoder(AbsEncoder):
             pad_to: seconds that shorter speech is filled up to with silence; an untrained Whisper
                 needs 30.
             masks: options of ESPnet's SpecAug for masks on log-mel in training; for whisper.
+            chunks: milliseconds of the chunks within which layers attend, for streaming:
+                chunk_ms, a multiple of 20, and history_ms before it (4000). For whisper.
 
         Raises:
             UserError: an option that does not fit the model, or an error of ``load_stack``.
@@ -106,6 +110,10 @@ class StackEncoder(AbsEncoder):
         self.pad_to = round(pad_to * RATE)
         if masks is not None:
             self._mask(masks)
+        if chunks is not None:
+            if not isinstance(self.base, WhisperStack):
+                raise UserError("encoder: stack: chunks needs a whisper")
+            self.base.chunks = chunk_geometry(chunks)
 
     def _mask(self, options: dict) -> None:
         """Mask log-mel in training."""

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from espnet_ext.encoders.chunks import Geometry
+from espnet_ext.encoders.pretrained.chunk_mask import chunk_mask
 from espnet_ext.encoders.pretrained.stack import RATE
 from espnet_ext.encoders.pretrained.transformers_stack import (
     LOAD_ERRORS,
@@ -54,6 +56,7 @@ class WhisperStack(TransformersStack):
         extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
         super().__init__(model, "whisper", extractor)
         self.augment: nn.Module | None = None  # masks log-mel (batch, time, bins) in training
+        self.chunks: Geometry | None = None  # within which the layers attend; None: everywhere
 
     @classmethod
     def read(cls, name: str, family: str, local: bool) -> Self:
@@ -147,7 +150,15 @@ class WhisperStack(TransformersStack):
         self.model.layer_norm = nn.Identity()
 
     def _context(self, h: Tensor, lengths: Tensor) -> Tensor | None:
-        return attention_mask(h, lengths)
+        if self.chunks is None:
+            return attention_mask(h, lengths)
+        frames = h.shape[1]
+        seen = chunk_mask(frames, self.chunks, h.device)
+        seen = seen & frame_mask(lengths, frames, h.device).unsqueeze(1)
+        # Frames after the end attend to themselves: a row without any would give NaN.
+        seen = seen | torch.eye(frames, dtype=torch.bool, device=h.device)
+        mask = torch.zeros(seen.shape, dtype=h.dtype, device=h.device)
+        return mask.masked_fill(~seen, torch.finfo(h.dtype).min).unsqueeze(1)
 
     def _step(self, layer: nn.Module, h: Tensor, context: Any) -> Tensor:
         return layer(h, context)

@@ -14,6 +14,7 @@ from espnet_ext.data.fbank import kaldi_fbank
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import deploy, footprint
+from espnet_ext.methods.hrf import hrf_factors
 
 EGS = Path(__file__).resolve().parents[3] / "egs"
 CONF = EGS / "hedgewars/ser1/conf"
@@ -34,6 +35,29 @@ def with_hrf(model: str, **hrf) -> Config:
     config.espnet["encoder_conf"]["hrf"] = hrf
     config.espnet["encoder_conf"]["num_blocks"] = [1] * 4 if model == "speechformer" else 1
     return config
+
+
+@pytest.mark.parametrize("site", ["cls", "all"])
+def test_hrf_on_a_head_without_an_encoder(build, site):
+    """Of pooled features: the factors of both layers merge into them."""
+    config = load_config(CONF / "train_hrf_mlp_whisper_tiny_s.yaml")
+    config.espnet["encoder_conf"]["hrf"]["sites"] = [site]
+    model = build(config).eval()
+    layers = [m for m in model.decoder.modules() if isinstance(m, torch.nn.Linear)]
+    assert [parametrize.is_parametrized(layer) for layer in layers] == [True, True]
+    feats, lengths = torch.randn(2, 9, 384), torch.tensor([9, 5])
+    wanted = logits(model, feats, lengths)
+    plain = deploy(model, "merged")
+    assert not any(parametrize.is_parametrized(m) for m in plain.modules())
+    torch.testing.assert_close(logits(plain, feats, lengths), wanted, atol=1e-5, rtol=1e-5)
+    # Independently: mean and deviation, each matrix a product of its factors.
+    h = torch.cat([feats[1, :5].mean(0), feats[1, :5].std(0, unbiased=False)])
+    for place, layer in enumerate(layers):
+        weights, biases = (layer.parametrizations[name] for name in ("weight", "bias"))
+        for number, factor in enumerate(hrf_factors(weights)):
+            h = factor @ h + getattr(biases, f"original{number}")
+        h = h.relu() if place == 0 else h
+    torch.testing.assert_close(h, wanted[1], atol=1e-4, rtol=1e-4)
 
 
 def logits(model, feats, lengths):

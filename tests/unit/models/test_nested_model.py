@@ -1,17 +1,21 @@
 """Families over whole models: decoder depths and widths, and few bits for every matrix."""
 
 import copy
+import math
 
 import pytest
 import torch
 
 from espnet_ext.bridge.variants import computing, file_bytes, formed
+from espnet_ext.data.tokenizer import spelled_with
 from espnet_ext.errors import UserError
-from espnet_ext.formats.bits import Coded, Quantised
+from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.packed import dequantised, read_member, write_member
+from espnet_ext.methods.codes import Coded
 from espnet_ext.methods.deploy import deploy
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_options import parse_name
+from espnet_ext.methods.positions import Sinusoids
 from tests.fixtures import foundation
 from tests.unit.models.test_nested import batch, build, kl, parts_of
 
@@ -26,7 +30,7 @@ def whisper(tmp_path_factory):
     """A function that builds a whole Whisper as a family; its tokens."""
     folder = tmp_path_factory.mktemp("whisper")
     torch.manual_seed(2)
-    foundation.make(folder)
+    foundation.make(folder, max_target_positions=200)
 
     def make(nested=WHISPER):
         from espnet_ext.bridge.build import build_model
@@ -45,9 +49,11 @@ def whisper(tmp_path_factory):
             "token_type": "hugging_face",
         }
         config = Config(folder / "train_x.yaml", "x", Recipe(), espnet)
-        model = build_model(Experiment.of(config), foundation.COUNT)
-        model.decoder.use_tokens(tokenizer.listed(*tokenizer.source_files(path)))
-        return model
+        experiment = Experiment.of(config, root=folder)
+        experiment.token_list.parent.mkdir(parents=True, exist_ok=True)
+        tokens = tokenizer.listed(*tokenizer.source_files(path))
+        experiment.token_list.write_text("".join(f"{token}\n" for token in tokens), "utf-8")
+        return build_model(experiment)
 
     return make
 
@@ -130,7 +136,7 @@ def test_a_packed_file_holds_the_whole_model(whisper, tmp_path):
     assert "decoder.decoder.layers.1.fc1.weight" not in kinds
     assert read["decoder.decoder.layers.0.fc2.weight"].scale.shape == (32, 2)
     assert kinds["encoder.stack.model.conv1.weight"] is Quantised
-    assert read["encoder.stack.model.embed_positions.weight"].bits == 8
+    assert read["decoder.decoder.embed_positions.weight"].bits == 8
     left = sum(t.numel() for t in read.values() if isinstance(t, torch.Tensor))
     assert left < 0.1 * sum(t.numel() for t in plain.values())
     assert path.stat().st_size == file_bytes(form, "2L-48+L1-16-4b")
@@ -168,7 +174,7 @@ def test_the_codes_stay_while_their_vectors_are_trained(whisper):
     model = whisper().train()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     model(**speech())[0].backward()
-    table = model.decoder.decoder.embed_tokens.parametrizations["weight"][0]
+    table = model.decoder.decoder.embed_tokens.parametrizations["weight"][0].tables["4"]
     codes, books = table.codes.clone(), table.books.detach().clone()
     assert bool(table.fitted) and int(codes.max()) > 100
     optimiser.step()
@@ -191,9 +197,91 @@ def test_greedy_search_of_a_member_is_that_of_its_deployed_form(whisper):
     assert any(found)
 
 
+LETTERS = {"letters": "abcdefghijklmnop", "bits": [32, 4, 3], "table": {"4": 4, "3": 8}}
+
+
+def test_tokens_of_other_letters_share_a_row_below_32_bits(whisper, tmp_path):
+    model = whisper(WHISPER | LETTERS).eval()
+    kept = torch.tensor(spelled_with(model.token_list, LETTERS["letters"]))
+    assert 0 < int(kept.sum()) < len(kept)
+    table = model.decoder.decoder.embed_tokens
+    whole = table.weight.detach().clone()
+    for name, size in (("2L-48+2L-40-4b", 4), ("2L-48+2L-40-3b", 8)):
+        with computing(model, name), torch.no_grad():
+            found = table.weight.clone()
+        torch.testing.assert_close(
+            found[~kept], whole[~kept].mean(0).expand_as(found[~kept]), rtol=1e-3, atol=1e-4
+        )
+        form, path = formed(model, name), tmp_path / f"{name}.safetensors"
+        write_member(form.state, path)
+        read = read_member(path)["decoder.decoder.embed_tokens.weight"]
+        assert read.codes.shape == (int(kept.sum()), whole.shape[1] // size)
+        assert torch.equal(read.dequantised(), found)
+        # Independently: each kept row is its codes' vectors, one after the other.
+        places = kept.nonzero().flatten().tolist()
+        for row, place in list(enumerate(places))[::17]:
+            vectors = [b[c] for b, c in zip(read.books, read.codes[row].long(), strict=True)]
+            assert torch.equal(torch.cat(vectors), found[place])
+
+
+def test_the_shared_row_is_trained(whisper):
+    model = whisper(WHISPER | LETTERS).train()
+    table = model.decoder.decoder.embed_tokens.parametrizations["weight"][0]
+    model(**speech())[0].backward()
+    assert table.rest.grad.abs().sum() > 0
+    kept = table.kept.clone()
+    plain = whisper(None)
+    model.load_state_dict(plain.state_dict())
+    assert torch.equal(table.kept, kept)
+
+
+def test_positions_that_a_formula_gives_are_not_stored(whisper, tmp_path):
+    model = whisper().eval()
+    place = "encoder.stack.model.embed_positions.weight"
+    form = formed(model, "2L-48+L1-16-4b")
+    write_member(form.state, tmp_path / "model.safetensors")
+    assert isinstance(read_member(tmp_path / "model.safetensors")[place], Sinusoids)
+    stored = model.encoder.stack.model.embed_positions.weight
+    computed = form.module.state_dict()[place]
+    assert 0 < (stored - computed).abs().max() < 1e-3
+    wanted = torch.tensor([math.sin(7 / 10000 ** (k / 15)) for k in range(16)])
+    torch.testing.assert_close(computed[7, :16], wanted, atol=5e-4, rtol=1e-3)
+
+
+def test_only_named_members_are_in_the_family(whisper):
+    names = ["2L-48+L1-16-4b", "1L-24+2L-40-32b"]
+    model = whisper(WHISPER | {"members": names})
+    found = [member.name for member in nested_stack(model).family]
+    assert found == ["2L-48+2L-40-32b", *names]
+
+
+def test_sorted_units_compute_the_same_and_narrow_members_have_the_largest(whisper):
+    plain = whisper(None).eval()
+    model = whisper(WHISPER | {"sort_units": True}).eval()
+    for one, other in zip(outputs(model), outputs(plain), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    again = whisper(WHISPER | {"sort_units": True}).eval()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.mul_(1 + torch.rand_like(parameter))
+    again.load_state_dict(plain.state_dict())
+    for one, other in zip(outputs(again), outputs(plain), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    for found in (model, again):
+        for layer in (found.encoder.stack.layers[0], found.decoder.decoder.layers[1]):
+            up, down = layer.fc1.weight, layer.fc2.weight
+            sizes = [float(up[i].norm() * down[:, i].norm()) for i in range(len(up))]
+            assert sizes == sorted(sizes, reverse=True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"members": ["2L-48-4b"]}, "members: unknown sub-network '2L-48-4b'; did you mean"),
+        ({"bits": [32, 4, 3], "table": {4: 4}}, "table has no size for 3 bits"),
+        ({"table": None, "letters": "abc"}, "letters needs a table"),
+        ({"letters": ""}, "letters must be characters, or null"),
         ({"table": 5}, "table: 5 does not divide the width 32 of decoder"),
         ({"widths": [48, 20]}, "group: 8 does not divide the width 20"),
         ({"decoder_widths": [40, 12]}, "group: 8 does not divide the width 12"),
@@ -207,7 +295,7 @@ def test_greedy_search_of_a_member_is_that_of_its_deployed_form(whisper):
             "table needs over: model",
         ),
         ({"weights": {"2L-48-4b": 1}}, "unknown sub-network '2L-48-4b'; did you mean"),
-        ({"table": 0}, "table must be a whole number of at least 1, or null"),
+        ({"table": 0}, "table must be a whole number of at least 1, one for each precision"),
         ({"group": 1}, "group must be a whole number of at least 2"),
     ],
 )
