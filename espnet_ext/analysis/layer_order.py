@@ -57,14 +57,14 @@ def removal_order(
     return [layer for layer in found if layer not in protected]
 
 
-def removable(means: Mapping[int, float], least: float) -> int:
-    """How many layers can be removed, one after the other, before the value falls below ``least``.
+def removable(good: Mapping[int, bool]) -> int:
+    """How many layers can be removed, one after the other, while the value stays good enough.
 
-    ``means``: value by number of layers removed, 0 included.
+    ``good``: whether it is, by number of layers removed, 0 included.
     """
     found = 0
-    for count in sorted(means):
-        if means[count] < least:
+    for count in sorted(good):
+        if not good[count]:
             break
         found = count
     return found

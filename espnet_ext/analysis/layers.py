@@ -13,6 +13,8 @@ from tqdm import tqdm
 from espnet_ext.analysis.measure import Measure
 from espnet_ext.analysis.similarity import LayerSimilarity, Similarities
 from espnet_ext.bridge.checkpoint import load_model, read_config
+from espnet_ext.bridge.inference import Decoder
+from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.data.audio import read_wave
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.encoders.pretrained.mimicked import MimickedStack
@@ -87,6 +89,41 @@ def load_probe(folder: Path) -> tuple[Any, list[str]]:
     if model.encoder.upto is not None:
         raise UserError(f"{folder}: a probe with upto reads no whole stack; train one without")
     return model, [token for token in arguments["token_list"] if token != "<unk>"]
+
+
+def load_recogniser(folder: Path, method: str, options: dict[str, Any]) -> Decoder:
+    """Load a deployed recogniser whose encoder is a stack.
+
+    Raises:
+        UserError: not deployed, or another kind of model.
+    """
+    if not (folder / "model.pth").is_file():
+        raise UserError(f"no {folder}/model.pth; run stage 5, or choose a form in float32")
+    decoder = Decoder(folder, method, options, SpeechInput(RATE))
+    encoder = decoder.model.encoder
+    if not isinstance(encoder, StackEncoder) or isinstance(encoder.stack, MimickedStack):
+        raise UserError(f"{folder} has no encoder: stack with all its layers; prune another model")
+    return decoder
+
+
+@torch.no_grad()
+def texts_after(
+    decoder: Decoder, removals: Sequence[tuple[int, ...]], rows: Rows
+) -> Mapping[tuple[int, ...], list[str]]:
+    """Texts of a recogniser of every utterance, for each tuple of removed layers."""
+    encoder: Any = decoder.model.encoder
+    whole = encoder.stack
+    found: dict[tuple[int, ...], dict[str, str]] = {removed: {} for removed in removals}
+    try:
+        for batch in tqdm(list(_of_like_length(rows)), desc="pruning"):
+            waves = [wave.numpy() for _, wave in batch]
+            for removed in removals:
+                encoder.stack = whole.remove(removed) if removed else whole
+                texts = decoder.texts(waves)
+                found[removed] |= {name: t for (name, _), t in zip(batch, texts, strict=True)}
+    finally:
+        encoder.stack = whole
+    return {removed: [texts[name] for name, _ in rows] for removed, texts in found.items()}
 
 
 @torch.no_grad()

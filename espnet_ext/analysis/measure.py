@@ -71,7 +71,7 @@ class Removal:
 
     Attributes:
         orders: of ``ORDERS``.
-        metric: ``accuracy`` or ``weighted_f1``.
+        metric: ``accuracy`` or ``weighted_f1``; of a recogniser ``wer``.
         repeats: draws of the batches that layers are scored on, for each probe.
         protect: layers that stay, besides the first and those that the stack protects.
     """

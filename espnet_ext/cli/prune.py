@@ -1,13 +1,15 @@
-"""Take layers out of a stack without retraining: curves of accuracy, and the smaller model.
+"""Take layers out of a stack without retraining: curves of its score, and the smaller model.
 
-With CONFIG, a probe (recipe: {task: cls}, encoder: stack) that stages 4 and 5 have made: layers go
-one after the other by each order (backward, forward, block influence by cosine and by nearest
-neighbours, as scored on one set), and what the probe decides is scored on another. Writes
-exp/pruning/<name>.json and a plot. With --model, writes the model without some layers in its
-own family's format; transformers or stock ESPnet loads it without this package.
+With CONFIG, a probe (recipe: {task: cls}) or a recogniser with encoder: stack that stages 4 and 5
+have made: layers go one after the other by each order (backward, forward, block influence by cosine
+and by nearest neighbours, as scored on one set), and what the model decides, with its decoder
+unchanged, is scored on another. Writes exp/pruning/<name>.json and a plot. With --model, writes the
+model without some layers in its own family's format; transformers or stock ESPnet loads it without
+this package.
 
 Example:
   espnet-ext prune conf/train_whisper_tiny_s.yaml --score_set dev --set test --repeats 5
+  espnet-ext prune conf/train_whisper_tiny_m.yaml --score_set dev --set test --repeats 1
   espnet-ext prune --model exp/whisper_base --remove 3 4 --out exp/whisper_base_4
 """
 
@@ -21,7 +23,7 @@ from espnet_ext.errors import UserError, at_least
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("config", nargs="?", help="training config of a probe")
+    parser.add_argument("config", nargs="?", help="training config of a probe or recogniser")
     parser.add_argument(
         "--tags", nargs="+", help="probes that differ in the seed; default: the config's"
     )
@@ -29,7 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--orders", nargs="+", choices=ORDERS, default=list(ORDERS))
     parser.add_argument("--score_set", default="dev", help="set that layers are scored on")
     parser.add_argument("--set", default="test", help="set that the probe is scored on")
-    parser.add_argument("--metric", choices=("accuracy", "weighted_f1"), default="accuracy")
+    parser.add_argument(
+        "--metric",
+        choices=("accuracy", "weighted_f1", "wer"),
+        help="default: wer of a recogniser, else accuracy",
+    )
     parser.add_argument("--repeats", type=at_least(1), default=5, help="draws for each probe")
     parser.add_argument("--protect", type=at_least(0), nargs="*", default=[], help="more layers")
     parser.add_argument("--name", help="of the result; default: from the tag and the set")
@@ -71,7 +77,8 @@ def _curves(args: argparse.Namespace) -> None:
     if args.score_set == args.set:
         raise UserError(f"--score_set and --set are both {args.set}; take different sets")
     how = measure(args, args.score_set, len(audio_of_set(args.score_set)))
-    removal = Removal(args.orders, args.metric, args.repeats, args.protect)
+    metric = args.metric or ("wer" if experiment.recipe.task == "asr" else "accuracy")
+    removal = Removal(args.orders, metric, args.repeats, args.protect)
     sets = (args.score_set, args.set)
     record = pruning_curves(experiment, args.tags or (), sets, how, removal, args.name)
     written = write(record)

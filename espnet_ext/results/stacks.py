@@ -59,7 +59,7 @@ class Similarity(StackRecord):
 
 
 class Point(Strict):
-    """Accuracy after some layers were removed."""
+    """A score after some layers were removed."""
 
     removed: Count
     parameters: Count  # of the stack left, without its front end
@@ -77,14 +77,14 @@ class Order(Strict):
 
 
 class Pruning(StackRecord):
-    """Curves of a probe's accuracy as layers are removed without retraining."""
+    """Curves of a model's score as layers are removed without retraining."""
 
     probes: Items[Text]
     metric: MetricKey
     score_set: Text
-    classes: Items[Text]
-    chance: Number  # one over the number of classes
-    majority: Number  # of always naming the commonest class
+    classes: list[Text]  # of a probe
+    chance: Number | None  # one over the number of classes
+    majority: Number | None  # of always naming the commonest class
     full: Number  # of the whole stack
     repeats: Count
     protected: list[Count]

@@ -85,10 +85,10 @@ def pruning_curves(
     removal: Removal,
     name: str | None = None,
 ) -> Pruning:
-    """Curves of the score of probes as layers are removed without retraining.
+    """Curves of the score of models as layers are removed without retraining.
 
     Args:
-        experiment: a probe; what it says of task and deployed form holds for all.
+        experiment: a probe, or a recogniser; what it says of task and deployed form holds for all.
         tags: the probes, which differ in the seed; empty: ``experiment`` alone.
         sets: the set that layers are scored on, and the one that the probes are scored on.
         measure: how layers are compared, as ``Measure.for_set`` made it for the first set.
@@ -96,24 +96,38 @@ def pruning_curves(
         name: of the result; default: from the first tag and the second set.
 
     Raises:
-        UserError: no classifier, one that is not deployed, a set that does not suit, or a
-            protected layer that is none.
+        UserError: a translator, a model that is not deployed, a set or a metric that does not
+            suit, or a protected layer that is none.
     """
     config, (score_set, test_set) = experiment.config, sets
-    if experiment.recipe.task != "cls":
-        raise UserError(
-            f"{config.path}: prune scores a classifier; this is task {experiment.recipe.task}"
-        )
+    task = experiment.recipe.task
+    if task == "st":
+        raise UserError(f"{config.path}: prune scores classifiers and recognisers, not task {task}")
+    if (removal.metric == "wer") != (task == "asr"):
+        fitting = "wer" if task == "asr" else "accuracy or weighted_f1"
+        raise UserError(f"--metric {removal.metric} is not of task {task}: take {fitting}")
     score_rows, rows = audio_of_set(score_set), audio_of_set(test_set)
-    references = _classes(test_set, [utterance for utterance, _ in rows])
     with muted():
-        from espnet_ext.analysis.pruning import Curves, prune_probe
-    curves = Curves(references, removal, measure.seed)
+        from espnet_ext.analysis.pruning import Curves, prune_probe, prune_recogniser
+        from espnet_ext.analysis.pruning_scores import ClassJudge, Judge, WordJudge
+    names = [utterance for utterance, _ in rows]
+    judge: Judge
+    if task == "asr":
+        texts = read_table(experiment.require_references(test_set))
+        judge = WordJudge([texts.get(name, "") for name in names])
+    else:
+        judge = ClassJudge(_classes(test_set, names), removal.metric)
+    curves = Curves(judge, removal, measure.seed)
     model: dict[str, Any] = {}
     chosen = list(tags) or [config.tag]
     for tag in chosen:
         folder = Path("exp") / tag / "deploy" / experiment.variant
-        stack, protected = prune_probe(folder, score_rows, rows, curves, measure)
+        if task == "asr":
+            decoding = next(iter(experiment.recipe.decode.items()))
+            parts = folder, (decoding[0], decoding[1] or {}), score_rows, rows
+            stack, protected = prune_recogniser(*parts, curves, measure)
+        else:
+            stack, protected = prune_probe(folder, score_rows, rows, curves, measure)
         model = model or _description(str(folder / "stack"), stack) | {"path": f"exp/{chosen[0]}"}
     words = f"--score_set {score_set} --set {test_set} --metric {removal.metric}"
     words += f" --repeats {removal.repeats} {measure.words()}"

@@ -299,6 +299,28 @@ def test_a_model_with_chunks_streams_in_two_passes(recipe):
     assert figures["chunks"] == -(-len(joined) // 2560)
 
 
+def test_layers_are_pruned_with_the_decoder_behind_them(recipe):
+    folder, _ = recipe
+    trained(folder, "tuned")
+    sets = ("--score_set", "dev", "--set", "test")
+    words = ("prune", "conf/train_tuned.yaml", *sets, "--repeats", "1", "--k", "2")
+    printed = succeed(folder, *words, "--orders", "backward", "forward")
+    assert "WER" in printed and "Whole stack" in printed and "chance" not in printed
+    record = json.loads((folder / "exp/pruning/tuned_test.json").read_text())
+    assert record["metric"] == "wer" and record["classes"] == [] and record["chance"] is None
+    # The whole stack scores as stage 7 does.
+    succeed(folder, "decode", "conf/train_tuned.yaml", "--sets", "test", "--nj", "1")
+    succeed(folder, "score", "conf/train_tuned.yaml", "--sets", "test")
+    scores = json.loads((folder / "exp/tuned/score/merged/attention_greedy/test.json").read_text())
+    assert record["full"] == pytest.approx(scores["score"]["metrics"]["wer"]["value"])
+    backward = record["orders"][0]
+    assert backward["sequences"] == [[1]] and len(backward["points"]) == 2
+    assert backward["points"][0]["parameters"] > backward["points"][1]["parameters"]
+    refused = forked.Command(folder, (*words, "--metric", "accuracy"), folder.parent / "logs")
+    done = refused.wait(300)
+    assert done.code == 1 and "--metric accuracy is not of task asr: take wer" in done.stderr
+
+
 def test_ctc_and_attention_train_and_decode_together(recipe):
     folder, _ = recipe
     config = trained(folder, "with_ctc")

@@ -1,5 +1,6 @@
 """Similarity and pruning of stacks of layers: tables and notes."""
 
+from espnet_ext.results.metrics import METRICS
 from espnet_ext.results.pages.text import Table, markdown
 from espnet_ext.results.stacks import MEASURES, SHARE, Pruning, Similarity
 
@@ -25,12 +26,13 @@ def _similarity(record: Similarity) -> Table:
 
 def _pruning(record: Pruning) -> Table:
     """A row for each order, a column for each number of removed layers."""
+    metric = METRICS[record.metric]
     counts = [point.removed for point in record.orders[0].points]
     header = ["order", *(f"-{n}" if n else "all layers" for n in counts)]
     header += [f"removable at {SHARE:.0%}", "removed in this order"]
     rows = []
     for order in record.orders:
-        cells = [f"{p.value:.3f} ({p.interval[0]:.3f}-{p.interval[1]:.3f})" for p in order.points]
+        cells = [f"{metric.number(p.value)} ({metric.range(p.interval)})" for p in order.points]
         share = order.removable / record.model.layers
         sequences = sorted({tuple(sequence) for sequence in order.sequences})
         shown = " or ".join(" ".join(map(str, sequence)) for sequence in sequences[:3])
@@ -57,13 +59,22 @@ def notes(record: Similarity | Pruning) -> list[str]:
         ]
     return [
         first,
-        f"Scored on {record.score_set}, {record.metric} on {record.set} "
+        f"Scored on {record.score_set}, {METRICS[record.metric].title} on {record.set} "
         f"({record.utterances} utterances), no retraining; {record.repeats} repeats, each a "
-        "probe and a draw of batches to score on; bars: 2.5 to 97.5 % over repeats and resampled "
+        "model and a draw of batches to score on; bars: 2.5 to 97.5 % over repeats and resampled "
         f"sets. Layers {', '.join(map(str, record.protected))} stay.",
-        f"Whole stack {record.full:.3f}; chance {record.chance:.3f}; "
-        f"always the commonest class {record.majority:.3f}.",
+        _levels(record),
     ]
+
+
+def _levels(record: Pruning) -> str:
+    """The score of the whole stack, and what trivial answers have."""
+    metric = METRICS[record.metric]
+    found = f"Whole stack {metric.number(record.full)}"
+    if record.chance is not None and record.majority is not None:
+        found += f"; chance {metric.number(record.chance)}"
+        found += f"; always the commonest class {metric.number(record.majority)}"
+    return f"{found}."
 
 
 def stack_section(record: Similarity | Pruning) -> list[str]:

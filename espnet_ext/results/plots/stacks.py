@@ -31,17 +31,24 @@ def _heat_maps(record: Similarity, path: Path) -> None:
 
 def _curves(record: Pruning, path: Path) -> None:
     """Draw the curve of each order, shifted a little so that intervals do not overlap."""
+    metric = METRICS[record.metric]
     figure, (axis,) = new_figure(1, width=6.0, height=4.0)
     for number, order in enumerate(record.orders):
         places = [point.removed + 0.06 * number for point in order.points]
-        bars = [error_bar(point.value, point.interval) for point in order.points]
+        scaled = [
+            (metric.scale * point.value, [metric.scale * end for end in point.interval])
+            for point in order.points
+        ]
+        bars = [error_bar(value, interval) for value, interval in scaled]
         values, *ends = zip(*bars, strict=True)
         style = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4, "capsize": 2}
         axis.errorbar(places, values, yerr=ends, label=f"order {order.order}", **style)
+    least = SHARE * record.full if metric.direction > 0 else 1 - SHARE * (1 - record.full)
     label = f"{SHARE:.0%} of all layers' score"
-    axis.axhline(SHARE * record.full, color="green", linestyle="--", label=label)
-    axis.axhline(record.chance, color="gray", linestyle=":", label="chance")
-    axis.set(xlabel="layers removed", ylabel=METRICS[record.metric].name)
+    axis.axhline(metric.scale * least, color="green", linestyle="--", label=label)
+    if record.chance is not None:
+        axis.axhline(metric.scale * record.chance, color="gray", linestyle=":", label="chance")
+    axis.set(xlabel="layers removed", ylabel=metric.title)
     axis.set_ylim(bottom=0.0)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)

@@ -181,5 +181,5 @@ def test_orders_that_cannot_be():
 
 
 def test_how_many_layers_may_go():
-    assert removable({0: 0.8, 1: 0.79, 2: 0.77, 3: 0.5, 4: 0.79}, 0.76) == 2
-    assert removable({0: 0.8, 1: 0.5}, 0.76) == 0
+    assert removable({0: True, 1: True, 2: True, 3: False, 4: True}) == 2
+    assert removable({0: True, 1: False}) == 0
