@@ -34,6 +34,7 @@ from espnet_ext.formats.packed import write_member
 from espnet_ext.methods.deploy import PLAIN, deploy, footprint
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.methods.verify import TOLERANCE, largest_difference, refuse_difference
+from espnet_ext.models.teacher import Teacher
 from espnet_ext.models.whisper_decoder import WhisperDecoder
 
 STACK = "stack"  # folder of the encoder's stack in its family's format, without removed layers
@@ -105,6 +106,8 @@ def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) 
         trained = load_model(experiment.espnet_config, checkpoint)
         deployed, packed = formed(trained, variant)
         form = split_variant(variant)[0]
+    if isinstance(getattr(deployed, "teacher", None), Teacher):
+        deployed.teacher = None
     arguments = stock_arguments(arguments, form)
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
@@ -209,6 +212,9 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
         conf = _of_form(conf, variant, optional=arguments["encoder"] == "stack")
     arguments["encoder_conf"] = conf
     arguments["init_param"] = []
+    if "model_conf" in arguments:
+        model = arguments["model_conf"]
+        arguments["model_conf"] = {k: v for k, v in model.items() if not k.startswith("teacher")}
     if arguments.get("frontend") == "kaldi_fbank":
         frontend = KaldiFbank(**(arguments.get("frontend_conf") or {}))
         arguments["input_size"] = frontend.output_size()

@@ -46,7 +46,7 @@ def fetched_folder(espnet: Mapping[str, Any]) -> str | None:
 
 
 def pretrained_files(config: Config, root: Path) -> list[Path]:
-    """Files of the pretrained models that the encoder and the decoder are, if they are some.
+    """Files of the pretrained models that encoder, decoder and teacher are, if they are some.
 
     Args:
         config: of the training.
@@ -66,8 +66,30 @@ def pretrained_files(config: Config, root: Path) -> list[Path]:
             raise UserError(
                 f"no pretrained model {path}; {'run stage 2' if config.recipe.fetch else own}"
             )
-        found |= {file: None for pattern in _FILES for file in sorted(folder.glob(pattern))}
+        found |= dict.fromkeys(_model_files(folder))
+    if config.recipe.teacher is not None:
+        found |= dict.fromkeys(_model_files(teacher_folder(root, config.recipe.teacher)))
     return list(found)
+
+
+def teacher_folder(root: Path, name: str) -> Path:
+    """The folder of a teacher: that of a model, or the stack of exp/<tag> that stage 5 wrote.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = root / name
+    for found in (folder / "deploy/merged/stack", folder / "stack", folder):
+        if (found / "config.json").is_file():
+            return found
+    raise UserError(
+        f"recipe: teacher: no model in {name}: give exp/<tag> of a pretrained stack after its "
+        "stages 1 to 5, or the folder of a model"
+    )
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return [file for pattern in _FILES for file in sorted(folder.glob(pattern))]
 
 
 def _path(espnet: Mapping[str, Any], part: str) -> str | None:

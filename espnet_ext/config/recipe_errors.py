@@ -46,6 +46,7 @@ def recipe_problems(config: Config) -> list[str]:
         *_form_problems(config.recipe),
         *_head_problems(espnet),
         *_stack_problems(config),
+        *_teacher_problems(config),
         *_nested_problems(config),
         *_decode_problems(recipe, espnet),
     ]
@@ -138,6 +139,19 @@ def _stack_problems(config: Config) -> Iterator[str]:
                 yield f"recipe: fetch: unknown model {nearest(source, PACKAGED)}"
         if fetched_folder(config.espnet) is None:
             yield "recipe: fetch has no place to go: give encoder_conf: path"
+
+
+def _teacher_problems(config: Config) -> Iterator[str]:
+    """A teacher hears samples, and teaches a recogniser."""
+    recipe = config.recipe
+    if recipe.teacher is None:
+        return
+    if recipe.task == "cls":
+        yield "recipe: teacher is for task asr or st"
+    if recipe.features == "ark":
+        yield "recipe: teacher hears samples: choose features: raw"
+    if str(config.espnet.get("encoder", "")).startswith("nested_"):
+        yield "recipe: teacher: the largest network of a family teaches the others; leave it out"
 
 
 def _nested_problems(config: Config) -> Iterator[str]:

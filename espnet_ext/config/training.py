@@ -24,7 +24,7 @@ ARK_FRONTENDS = ("kaldi_fbank", "ssl")
 READ_LATER = ("variant", "forms", "untrained", "decode", "baseline", "vote")
 UNTRAINED = "untrained"  # deployed form: the pretrained model as it is
 # Keys of ``recipe:`` that records leave out at their default: records without them stay valid.
-_OPTIONAL = ("labels", "fetch", "mimic", "forms", "untrained")
+_OPTIONAL = ("labels", "fetch", "mimic", "forms", "untrained", "teacher", "teacher_weight")
 # Such keys of the settings of a training.
 _OPTIONAL_SETTINGS = {"task": "asr", "target": None, "classes": 2}
 
@@ -79,6 +79,9 @@ class Recipe:
     # sources of the pretrained model that stage 2 puts at encoder_conf: path, or frontend_conf:
     # folder; one, or several in order (data.fetch.sources)
     fetch: str | list[str] | None = None
+    # pretrained encoder whose outputs the encoder learns too: exp/<tag>, or a folder of a model
+    teacher: Annotated[str | None, Field(description="exp/<tag>, or a folder of a model")] = None
+    teacher_weight: Annotated[float, Field(ge=0, description="a number of at least 0")] = 1.0
     mimic: Section | None = None  # step one of a mimic; None: it starts at random
     # run that stage 7 compares with
     baseline: Annotated[str | None, Field(description="the tag of a run")] = None

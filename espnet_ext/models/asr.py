@@ -16,6 +16,7 @@ from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_model import extend_to_model
 from espnet_ext.methods.start import starts_from_plain
 from espnet_ext.models.nested import Encoded, check_options, family_loss
+from espnet_ext.models.teacher import Teacher
 from espnet_ext.models.transducer import use_transducer
 from espnet_ext.models.whisper_decoder import WhisperDecoder
 
@@ -25,7 +26,22 @@ Loss = tuple[Tensor, dict[str, Any], Tensor]  # loss, statistics, weight, as ESP
 class ASRModel(ESPnetASRModel):
     """ESPnetASRModel whose encoder may compress the classifier (site ``cls``) or be a family."""
 
-    def __init__(self, joint_network: nn.Module | None = None, **conf: Any):
+    def __init__(
+        self,
+        joint_network: nn.Module | None = None,
+        teacher: str | None = None,
+        teacher_weight: float = 1.0,
+        **conf: Any,
+    ):
+        """Build the model of ESPnet's options.
+
+        Args:
+            joint_network: of a transducer.
+            teacher: folder of a pretrained encoder whose outputs the encoder learns, too; stage 4
+                sets it from ``recipe: teacher``.
+            teacher_weight: of that loss.
+            conf: ESPnet's arguments.
+        """
         decoder = conf["decoder"]
         super().__init__(joint_network=None, **conf)
         if isinstance(decoder, WhisperDecoder):
@@ -38,6 +54,10 @@ class ASRModel(ESPnetASRModel):
         extend_to_model(self, self._kept_tokens())
         check_options(self)
         starts_from_plain(self)
+        self.teacher: Teacher | None = None
+        self.teacher_weight = teacher_weight
+        if teacher is not None:
+            self.teacher = Teacher(teacher, self.encoder.output_size())
 
     def _kept_tokens(self) -> Tensor | None:
         """The tokens that a family's table keeps below 32 bits, (V,); None: all."""
@@ -72,6 +92,13 @@ class ASRModel(ESPnetASRModel):
         batch = {"speech": speech, "speech_lengths": speech_lengths}
         batch |= {"text": text, "text_lengths": text_lengths, **more}
         stack = nested_stack(self.encoder)
-        if stack is None:
+        if stack is not None:
+            return family_loss(self, stack, batch)
+        if self.teacher is None:
             return super().forward(**batch)
-        return family_loss(self, stack, batch)
+        encoded = self.encode(speech, speech_lengths)
+        loss, stats, weight = self.loss_of(encoded, batch)
+        output = encoded[0][0] if isinstance(encoded[0], tuple) else encoded[0]
+        taught = self.teacher.loss(output, encoded[1], speech, speech_lengths)
+        loss = loss + self.teacher_weight * taught
+        return loss, {**stats, "loss": loss.detach(), "loss_teacher": taught.detach()}, weight

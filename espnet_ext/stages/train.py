@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from espnet_ext.config.pretrained import teacher_folder
 from espnet_ext.config.training import training_settings
 from espnet_ext.data.inputs import check_inputs
 from espnet_ext.data.segments import set_folder
@@ -212,6 +213,12 @@ def _common_options(
         weights = train_mimic(experiment, "cuda" if options.ngpu else "cpu")
         mimic = {**espnet["encoder_conf"]["mimic"], "path": str(weights)}
         espnet["encoder_conf"] = {**espnet["encoder_conf"], "mimic": mimic}
+    if (teacher := experiment.recipe.teacher) is not None:
+        espnet["model_conf"] = {
+            **(espnet.get("model_conf") or {}),
+            "teacher": str(teacher_folder(experiment.root, teacher)),
+            "teacher_weight": experiment.recipe.teacher_weight,
+        }
     path = experiment.folder / "espnet.yaml"
     write_text(path, yaml.safe_dump(espnet, sort_keys=False))
     command = ["--config", str(path), "--ngpu", str(options.ngpu)]

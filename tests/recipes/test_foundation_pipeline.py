@@ -61,6 +61,15 @@ CONFIGS = {
         "recipe": {"variant": SMALL, "forms": FORMS, "untrained": {"pad_to": 30}},
     },
 }
+TAUGHT = {
+    "include": ["../../../conf/base/asr_ctc.yaml", "../../../conf/encoders/conformer_xs.yaml"],
+    "encoder_conf": {"num_blocks": 1, "input_layer": "conv2d"},
+    "batch_type": "sorted",
+    "batch_size": 4,
+    "max_epoch": 1,
+    "token_type": "char",
+    "recipe": {"teacher": "exp/tuned", "average": 1, "decode": {"ctc_greedy": {}}},
+}
 SETS = {"train": 8, "dev": 3, "test": 4}
 
 
@@ -99,6 +108,7 @@ def recipe(tmp_path_factory):
         if "ctc_att_beam" in content["recipe"]["decode"] and tag == "with_ctc":
             del content["recipe"]["decode"]["attention_greedy"]
         (folder / f"conf/train_{tag}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (folder / "conf/train_taught.yaml").write_text(yaml.safe_dump(TAUGHT, sort_keys=False))
     succeed(folder, "tokens", "conf/train_tuned.yaml")
     return folder, model
 
@@ -297,6 +307,26 @@ def test_a_model_with_chunks_streams_in_two_passes(recipe):
     assert len(finished) == 2 and figures["method"] == "attention_greedy"
     assert figures["audio_seconds"] == pytest.approx(len(joined) / 16000, abs=1e-3)
     assert figures["chunks"] == -(-len(joined) // 2560)
+
+
+def test_a_small_model_learns_from_the_fine_tuned_encoder(recipe):
+    folder, _ = recipe
+    trained(folder, "tuned")
+    succeed(folder, "tokens", "conf/train_taught.yaml")
+    config = trained(folder, "taught")
+    assert "loss_teacher" in (folder / "exp/taught/train.log").read_text()
+    deployed = folder / "exp/taught/deploy/merged"
+    names = torch.load(deployed / "model.pth", weights_only=True)
+    assert not any("teacher" in name for name in names)
+    assert "teacher" not in (deployed / "config.yaml").read_text()
+    succeed(folder, "decode", config, "--sets", "test", "--nj", "1")
+    (folder / "conf/train_none.yaml").write_text(
+        yaml.safe_dump(merged(TAUGHT, {"recipe": {"teacher": "exp/none"}}))
+    )
+    done = forked.Command(folder, ("train", "conf/train_none.yaml"), folder.parent / "logs").wait(
+        99
+    )
+    assert done.code == 1 and "recipe: teacher: no model in exp/none" in done.stderr
 
 
 def test_layers_are_pruned_with_the_decoder_behind_them(recipe):
