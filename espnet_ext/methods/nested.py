@@ -23,14 +23,13 @@ from torch.nn.utils import parametrize
 from espnet_ext.errors import UserError
 from espnet_ext.methods.nested_from_plain import start_from_plain
 from espnet_ext.methods.nested_layers import (
-    FrameNorm,
     NestedBatchNorm,
     NestedBias,
     NestedWeight,
     Selection,
     Width,
-    statistics_key,
 )
+from espnet_ext.methods.nested_norms import nest_norms, replace_norms
 from espnet_ext.methods.nested_options import (
     ALL,
     Member,
@@ -194,7 +193,7 @@ def apply_nested(module: nn.Module, options: NestedOptions) -> nn.Module:
     name, stack = find_stack(module)
     _refuse_other_sequences(module, stack)
     if options.norm == "layer":
-        _replace_norms(stack)
+        replace_norms(stack)
     if options.form == "plain":
         return module
     found = matrix_layers(name, stack)
@@ -208,7 +207,7 @@ def apply_nested(module: nn.Module, options: NestedOptions) -> nn.Module:
         if rounded or role != "other":
             nest_layers([layer.module for layer in group], selection, options, role)
     if options.norm == "own":
-        _nest_norms(stack, family, selection)
+        nest_norms(stack, family, selection)
     kind = type(stack)
     stack.__class__ = type(f"Nested{kind.__name__}", (NestedStack, kind), {})
     assert isinstance(stack, NestedStack)
@@ -302,35 +301,6 @@ def nest_layers(
         bias = NestedBias(selection, width)
         parametrize.register_parametrization(first, "bias", bias, unsafe=True)
     tie(layers)
-
-
-def _nest_norms(stack: nn.Module, family: Sequence[Member], selection: Selection) -> None:
-    """Convert every batch normalisation of the stack to a nested one, in place."""
-    keys: dict[int, tuple[nn.BatchNorm1d, dict[str, None]]] = {}
-    for member in family:
-        used: dict[int, str] = {}
-        for place, layer in enumerate(member.layers, 1):
-            key = statistics_key(member.layers[:place], member)
-            for norm in stack.get_submodule(str(layer)).modules():
-                if type(norm) is nn.BatchNorm1d:
-                    keys.setdefault(id(norm), (norm, {}))[1][key] = None
-                    if used.setdefault(id(norm), key) != key:
-                        raise UserError(
-                            f"nested: {member.name} has a layer twice, whose batch normalisation "
-                            "then has one set of statistics; choose norm: layer"
-                        )
-    for norm, found in keys.values():
-        NestedBatchNorm.convert(norm, selection, list(found))
-
-
-def _replace_norms(stack: nn.Module) -> None:
-    """Replace every batch normalisation by a FrameNorm, in place."""
-    memo: dict[int, nn.Module] = {}
-    for parent in list(stack.modules()):
-        for name, child in parent._modules.items():
-            if type(child) is nn.BatchNorm1d:
-                new = memo.setdefault(id(child), FrameNorm(child.num_features))
-                parent._modules[name] = new
 
 
 def start(module: nn.Module, state: dict[str, Any], prefix: str) -> list[str]:

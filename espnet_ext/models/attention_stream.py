@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from espnet_ext.encoders.pretrained.chunk_mask import FRAME_MS, complete_frames
+from espnet_ext.encoders.chunks import Geometry
+from espnet_ext.encoders.pretrained.chunk_mask import FRAME_MS, complete_frames, streaming_mode
 from espnet_ext.errors import UserError
 from espnet_ext.models.attention_search import attention_greedy
 from espnet_ext.models.whisper_decoder import FRAMES, WhisperDecoder
@@ -30,13 +31,18 @@ class FirstPass:
 
     def __init__(self, model: Any, tokens_per_second: float):
         stack: Any = getattr(model.encoder, "base", None)
-        geometry = getattr(stack, "chunks", None)
-        if geometry is None or not isinstance(model.decoder, WhisperDecoder):
+        chunks = getattr(stack, "chunks", None)
+        if chunks is None or not isinstance(model.decoder, WhisperDecoder):
             raise UserError(
                 "this model cannot stream: train a streaming_transformer, or a whisper with "
                 "encoder_conf: chunks"
             )
-        self.model, self.geometry, self.rate = model, geometry, tokens_per_second
+        self.model, self.chunks, self.rate = model, chunks, tokens_per_second
+
+    @property
+    def geometry(self) -> Geometry:
+        """Chunk and history."""
+        return self.chunks.geometry
 
     @torch.no_grad()
     def advance(self, wave: np.ndarray, heard: Heard, last: bool = False) -> Heard:
@@ -50,9 +56,9 @@ class FirstPass:
         ready = complete_frames(len(wave), self.geometry)
         if not last and ready <= heard.frames:
             return heard
-        encoded, frames = self.model.encode(
-            torch.from_numpy(wave).unsqueeze(0), torch.tensor([len(wave)])
-        )
+        speech, samples = torch.from_numpy(wave).unsqueeze(0), torch.tensor([len(wave)])
+        with streaming_mode(self.chunks):
+            encoded, frames = self.model.encode(speech, samples)
         if not last:
             encoded, frames = encoded[:, :ready], frames.clamp(max=ready)
         known = heard.tokens[: heard.certain]

@@ -1,6 +1,12 @@
-"""Attention within chunks and their history, so that an encoder can follow a stream."""
+"""Attention within chunks and their history, so that an encoder can follow a stream.
 
-from collections.abc import Mapping
+With ``whole`` above 0 a training draws for each batch whether layers attend within chunks or to
+everything, as in U2 (arXiv 2012.05481, section 3.2): one model then does both.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,10 +16,41 @@ from espnet_ext.encoders.chunks import Geometry
 from espnet_ext.errors import UserError, nearest
 
 FRAME_MS = 20  # of Whisper's encoder
-_KEYS = ("chunk_ms", "history_ms")
+_KEYS = ("chunk_ms", "history_ms", "whole")
 
 
-def chunk_geometry(conf: Mapping[str, Any]) -> Geometry:
+@dataclass
+class Chunks:
+    """The chunks of an encoder.
+
+    Attributes:
+        geometry: chunk and history.
+        whole: share of the batches of a training in which layers attend to everything.
+        streaming: layers attend within chunks; see ``streaming_mode``.
+    """
+
+    geometry: Geometry
+    whole: float = 0.0
+    streaming: bool = False
+
+    def active(self, training: bool) -> bool:
+        """Draw whether layers attend within chunks in this forward pass."""
+        if training and self.whole > 0:
+            return bool(torch.rand(()) >= self.whole)
+        return self.streaming or self.whole == 0
+
+
+@contextlib.contextmanager
+def streaming_mode(chunks: Chunks) -> Iterator[None]:
+    """Let layers attend within chunks inside the block."""
+    before, chunks.streaming = chunks.streaming, True
+    try:
+        yield
+    finally:
+        chunks.streaming = before
+
+
+def read_chunks(conf: Mapping[str, Any]) -> Chunks:
     """Read the section ``chunks`` of ``encoder: stack``; may raise UserError."""
     for key in conf:
         if key not in _KEYS:
@@ -21,8 +58,11 @@ def chunk_geometry(conf: Mapping[str, Any]) -> Geometry:
     if "chunk_ms" not in conf:
         raise UserError("encoder: stack: chunks needs chunk_ms, as in {chunk_ms: 640}")
     sizes = {"history_ms": 4000, **conf}
+    whole = sizes.pop("whole", 0.0)
+    if isinstance(whole, bool) or not isinstance(whole, int | float) or not 0 <= whole < 1:
+        raise UserError(f"encoder: stack: chunks: whole must be from 0 to below 1, not {whole!r}")
     try:
-        return Geometry.of(**sizes, lookahead_ms=0, frame_ms=FRAME_MS)
+        return Chunks(Geometry.of(**sizes, lookahead_ms=0, frame_ms=FRAME_MS), float(whole))
     except UserError as error:
         raise UserError(f"encoder: stack: chunks: {error}") from None
 

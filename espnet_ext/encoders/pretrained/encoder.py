@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet_ext.encoders.frozen_cache import FrozenCache, computation_of, digest
-from espnet_ext.encoders.pretrained.chunk_mask import chunk_geometry
+from espnet_ext.encoders.pretrained.chunk_mask import read_chunks
 from espnet_ext.encoders.pretrained.load import build_stack, load_stack
 from espnet_ext.encoders.pretrained.mimicked import MimicConf, MimickedStack
 from espnet_ext.encoders.pretrained.stack import RATE, Stack
@@ -82,7 +82,9 @@ class StackEncoder(AbsEncoder):
                 needs 30.
             masks: options of ESPnet's SpecAug for masks on log-mel in training; for whisper.
             chunks: milliseconds of the chunks within which layers attend, for streaming:
-                chunk_ms, a multiple of 20, and history_ms before it (4000). For whisper.
+                chunk_ms, a multiple of 20, and history_ms before it (4000). ``whole`` is the
+                share of training batches that attend to everything (0); above 0 the second pass
+                does so too. For whisper.
 
         Raises:
             UserError: an option that does not fit the model, or an error of ``load_stack``.
@@ -113,7 +115,7 @@ class StackEncoder(AbsEncoder):
         if chunks is not None:
             if not isinstance(self.base, WhisperStack):
                 raise UserError("encoder: stack: chunks needs a whisper")
-            self.base.chunks = chunk_geometry(chunks)
+            self.base.chunks = read_chunks(chunks)
 
     def _mask(self, options: dict) -> None:
         """Mask log-mel in training."""

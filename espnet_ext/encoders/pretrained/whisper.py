@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_ext.encoders.chunks import Geometry
-from espnet_ext.encoders.pretrained.chunk_mask import chunk_mask
+from espnet_ext.encoders.pretrained.chunk_mask import Chunks, chunk_mask
 from espnet_ext.encoders.pretrained.stack import RATE
 from espnet_ext.encoders.pretrained.transformers_stack import (
     LOAD_ERRORS,
@@ -56,7 +55,7 @@ class WhisperStack(TransformersStack):
         extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
         super().__init__(model, "whisper", extractor)
         self.augment: nn.Module | None = None  # masks log-mel (batch, time, bins) in training
-        self.chunks: Geometry | None = None  # within which the layers attend; None: everywhere
+        self.chunks: Chunks | None = None  # within which the layers attend; None: everywhere
 
     @classmethod
     def read(cls, name: str, family: str, local: bool) -> Self:
@@ -150,10 +149,10 @@ class WhisperStack(TransformersStack):
         self.model.layer_norm = nn.Identity()
 
     def _context(self, h: Tensor, lengths: Tensor) -> Tensor | None:
-        if self.chunks is None:
+        if self.chunks is None or not self.chunks.active(self.training):
             return attention_mask(h, lengths)
         frames = h.shape[1]
-        seen = chunk_mask(frames, self.chunks, h.device)
+        seen = chunk_mask(frames, self.chunks.geometry, h.device)
         seen = seen & frame_mask(lengths, frames, h.device).unsqueeze(1)
         # Frames after the end attend to themselves: a row without any would give NaN.
         seen = seen | torch.eye(frames, dtype=torch.bool, device=h.device)

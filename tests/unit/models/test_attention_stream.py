@@ -9,7 +9,7 @@ import torch
 from espnet_ext.data import tokenizer
 from espnet_ext.data.pauses import ends_in_pause
 from espnet_ext.encoders.chunks import Geometry
-from espnet_ext.encoders.pretrained.chunk_mask import chunk_mask, complete_frames
+from espnet_ext.encoders.pretrained.chunk_mask import chunk_mask, complete_frames, streaming_mode
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.models.attention_search import attention_greedy
@@ -63,7 +63,7 @@ def test_what_comes_later_does_not_change_complete_frames(model):
     assert int(frames) == 100
     seen = set()
     for samples in (2759, 2760, 5319, 5320, 9000, 20001, 31999):
-        ready = complete_frames(samples, model.encoder.base.chunks)
+        ready = complete_frames(samples, model.encoder.base.chunks.geometry)
         seen.add(ready)
         part, _ = model.encode(wave[:, :samples], torch.tensor([samples]))
         torch.testing.assert_close(part[:, :ready], whole[:, :ready], atol=1e-5, rtol=1e-4)
@@ -130,6 +130,7 @@ def test_a_pause_ends_a_segment(seconds, quiet, pause):
         ({"chunk": 160}, "chunks: unknown option 'chunk'; did you mean 'chunk_ms'"),
         ({"history_ms": 400}, "chunks needs chunk_ms"),
         ({"chunk_ms": 170}, "chunks: chunk_ms 170 is no multiple of 20 ms .* choose 160"),
+        ({"chunk_ms": 160, "whole": 1}, "chunks: whole must be from 0 to below 1, not 1"),
         ({"chunk_ms": 0}, "chunk_ms must be a number of milliseconds"),
     ],
 )
@@ -137,6 +138,27 @@ def test_chunks_that_do_not_fit_are_one_line(folder, chunks, message):
     with pytest.raises(UserError, match=message) as error:
         StackEncoder(1, path=str(folder), frozen=False, chunks=chunks)
     assert "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def test_one_model_attends_in_chunks_or_to_everything(folder, model):
+    """With ``whole`` a batch of a training does one or the other, the second pass the latter."""
+    both = StackEncoder(1, path=str(folder), frozen=False, chunks={**CHUNKS, "whole": 0.5})
+    plain = StackEncoder(1, path=str(folder), frozen=False).eval()
+    wave, samples = torch.from_numpy(speech(1.0))[None, :, None], torch.tensor([16000])
+    in_chunks, everywhere = (e(wave, samples)[0] for e in (model.encoder, plain))
+    assert (in_chunks - everywhere).abs().max() > 1e-3
+    torch.manual_seed(1)
+    for layer in both.base.modules():  # no dropout, but training
+        layer.training = layer is both.base
+    drawn = [both(wave, samples)[0] for _ in range(12)]
+    chunked = [torch.allclose(one, in_chunks, atol=1e-5) for one in drawn]
+    whole = [torch.allclose(one, everywhere, atol=1e-5) for one in drawn]
+    assert chunked == [not one for one in whole] and 2 < sum(whole) < 10
+    both.eval()
+    torch.testing.assert_close(both(wave, samples)[0], everywhere)
+    with streaming_mode(both.base.chunks):
+        torch.testing.assert_close(both(wave, samples)[0], in_chunks)
 
 
 def test_a_model_without_chunks_cannot_stream(folder, model):
