@@ -27,6 +27,7 @@ from espnet_ext.models.attention_stream import FirstPass, Heard
 
 _LONGEST = 25.0  # seconds of a segment
 _SHORTEST = 0.5  # seconds that a segment has at least
+_SILENCE = 1e-3  # peak, -60 dBFS, below which there is no text: a decoder would invent one
 
 
 @dataclass
@@ -88,6 +89,8 @@ class AttentionStreamer:
 
     def _advance(self, segment: _Segment, second: float) -> tuple[list[Partial], list[int]]:
         """The first pass over a segment so far."""
+        if _is_silent(segment.wave):
+            return [], []
         before = segment.heard.tokens
         segment.heard = self.first.advance(segment.wave, segment.heard)
         tokens = segment.heard.tokens
@@ -103,12 +106,17 @@ class AttentionStreamer:
         self, segment: _Segment, wave: np.ndarray, second: float
     ) -> tuple[list[Partial], list[int]]:
         """The second pass over a whole segment."""
-        if len(wave) < _SHORTEST * self.rate or self.decoder.is_too_short(wave):
+        short = len(wave) < _SHORTEST * self.rate or self.decoder.is_too_short(wave)
+        if short or _is_silent(wave):
             text = ""
         else:
             (text,) = self.decoder.texts([wave])
         frames = [_frame(s) for s in segment.seconds[segment.told :]]
         return [Partial(second, text, True)] * bool(text), frames
+
+
+def _is_silent(wave: np.ndarray) -> bool:
+    return float(np.abs(wave).max(initial=0.0)) < _SILENCE
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

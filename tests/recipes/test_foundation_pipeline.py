@@ -307,6 +307,9 @@ def test_a_model_with_chunks_streams_in_two_passes(recipe):
     assert len(finished) == 2 and figures["method"] == "attention_greedy"
     assert figures["audio_seconds"] == pytest.approx(len(joined) / 16000, abs=1e-3)
     assert figures["chunks"] == -(-len(joined) // 2560)
+    write_flac(folder / "silence.flac", 1e-4 * joined, 16000)
+    printed = succeed(folder, "stream", config, "silence.flac")
+    assert " s | " not in printed
 
 
 def test_a_small_model_learns_from_the_fine_tuned_encoder(recipe):
