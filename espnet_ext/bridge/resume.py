@@ -55,6 +55,24 @@ def repair(exp: Path, options: Namespace) -> None:
             model.unlink()
 
 
+def keep_constants(average: Path) -> None:
+    """Give an average the codes and masks of its checkpoints, which are the same in all of them.
+
+    ESPnet's average adds up numbers of uint8, which overflow, and halves truth values.
+
+    Args:
+        average: the file of the average of several epochs; that of one is left as it is.
+    """
+    latest = average.parent / "latest.pth"
+    if re.fullmatch(r"\d+epoch\.pth", average.resolve().name) or not latest.exists():
+        return
+    state = torch.load(latest, map_location="cpu", weights_only=True, mmap=True)
+    constant = {k: v.clone() for k, v in state.items() if v.dtype in (torch.uint8, torch.bool)}
+    if constant:
+        found = torch.load(average, map_location="cpu", weights_only=True)
+        save({**found, **constant}, average)
+
+
 def save_untrained(model: torch.nn.Module, options: Any) -> None:
     """Write a model as the average of no epoch, under each name that an average may have.
 

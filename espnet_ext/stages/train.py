@@ -295,6 +295,7 @@ def _run(experiment: Experiment, options: TrainOptions, command: list[str], cpu_
         cpu_dtype,
         on_epoch=lambda epoch: calls.add(epoch, measured=alone),
     )
+    resume.keep_constants(experiment.averaged_model)
     epochs, seconds = resume.history(folder)
     for epoch in set(range(before + 1, epochs + 1)) - set(calls.own["epochs"]):
         calls.add(epoch, measured=False)  # by processes that ESPnet started
