@@ -1,4 +1,4 @@
-"""What a pruned model is scored by: the classes that a probe names, or the words of a recogniser.
+"""Scores of a pruned model: by the classes that a probe names, or the words of a recogniser.
 
 A judge turns the decisions on a set into numbers by utterance, of which any selection, as one that
 is resampled, has a value at once.
@@ -12,7 +12,8 @@ import numpy as np
 
 from espnet_ext.data.text import normalise_text
 from espnet_ext.errors import UserError
-from espnet_ext.results.stacks import SHARE
+from espnet_ext.results.metrics import METRICS
+from espnet_ext.results.stacks import least_value
 from espnet_ext.score.classification import metrics, weighted_f1
 from espnet_ext.score.wer import align_words
 
@@ -31,10 +32,6 @@ class Judge(Protocol):
 
     def value(self, counts: np.ndarray, chosen: np.ndarray) -> float:
         """The metric on the ``chosen`` utterances, indices (n,)."""
-        ...
-
-    def goodness(self, value: float) -> float:
-        """A value so that more is better: a removable layer leaves SHARE of it."""
         ...
 
     def record(self) -> dict[str, Any]:
@@ -83,10 +80,6 @@ class ClassJudge:
         cells = np.bincount(meant * size + named, minlength=size * size)
         return float(weighted_f1(cells.reshape(size, size)))
 
-    def goodness(self, value: float) -> float:
-        """The value itself."""
-        return value
-
     def record(self) -> dict[str, Any]:
         """Classes, and the scores of trivial answers."""
         share = Counter(self.references).most_common(1)[0][1] / len(self.references)
@@ -125,15 +118,11 @@ class WordJudge:
         errors, words = counts[chosen].sum(0)
         return float(errors / max(words, 1))
 
-    def goodness(self, value: float) -> float:
-        """The share of words that are right, as far as there are no insertions."""
-        return 1.0 - value
-
     def record(self) -> dict[str, Any]:
         """Nothing is told by chance."""
         return {"classes": [], "chance": None, "majority": None}
 
 
 def is_removable(judge: Judge, value: float, full: float) -> bool:
-    """True if a value leaves SHARE of that of the whole stack."""
-    return judge.goodness(value) >= SHARE * judge.goodness(full)
+    """True if a value leaves enough of that of the whole stack; see ``least_value``."""
+    return METRICS[judge.metric].direction * (value - least_value(judge.metric, full)) >= 0

@@ -8,7 +8,7 @@ second pass searches once more over all of it, without what was certain.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +22,7 @@ from espnet_ext.config.recipe_errors import ATTENTION_GREEDY
 from espnet_ext.data.features import FRAMES_PER_SECOND
 from espnet_ext.data.pauses import cut_at_pauses, ends_in_pause
 from espnet_ext.encoders.chunks import SUBSAMPLING
-from espnet_ext.encoders.pretrained.chunk_mask import FRAME_MS
-from espnet_ext.models.attention_stream import FirstPass, Heard
+from espnet_ext.models.attention_stream import FirstPass, Heard, common_prefix
 
 _LONGEST = 25.0  # seconds of a segment
 _SHORTEST = 0.5  # seconds that a segment has at least
@@ -32,7 +31,7 @@ _SILENCE = 1e-3  # peak, -60 dBFS, below which there is no text: a decoder would
 
 @dataclass
 class _Segment:
-    """What was heard since the last segment ended."""
+    """Samples since the last segment ended, and their first pass."""
 
     wave: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     heard: Heard = field(default_factory=Heard)
@@ -56,7 +55,7 @@ class AttentionStreamer:
     @property
     def piece(self) -> int:
         """Samples of a chunk: the size of pieces that ``run`` expects."""
-        return self.first.geometry.chunk * FRAME_MS * self.rate // 1000
+        return self.first.piece(self.rate)
 
     def run(self, pieces: Iterable[np.ndarray], timing: Timing) -> Iterator[Partial]:
         """Yield the text of the current segment whenever it changes, and at its end."""
@@ -94,7 +93,7 @@ class AttentionStreamer:
         before = segment.heard.tokens
         segment.heard = self.first.advance(segment.wave, segment.heard)
         tokens = segment.heard.tokens
-        same = _common(before, tokens)
+        same = common_prefix(before, tokens)
         segment.seconds = [*segment.seconds[:same], *[second] * (len(tokens) - same)]
         certain = segment.seconds[segment.told : segment.heard.certain]
         segment.told = segment.heard.certain
@@ -117,12 +116,6 @@ class AttentionStreamer:
 
 def _is_silent(wave: np.ndarray) -> bool:
     return float(np.abs(wave).max(initial=0.0)) < _SILENCE
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens at the beginning of both are the same."""
-    pairs = zip(one, other, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _frame(second: float) -> int:

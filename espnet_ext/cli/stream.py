@@ -9,8 +9,7 @@ A Whisper with chunks is searched anew with every chunk; where the speaker pause
 after 25 s, the segment ends and is searched once more as a whole: the second pass.
 
 Of a transducer a segment has at most 100 tokens (the last up to 200), and ends between words where
-there are
-blanks. The texts after "s | ", one after another, are the result: the blank between two
+there are blanks. The texts after "s | ", one after another, are the result: the blank between two
 segments begins the second.
 
 Then figures of latency, on one thread unless --threads says otherwise: processing time of a

@@ -1,5 +1,6 @@
 """The first pass of streaming with a Whisper decoder: greedy search with local agreement."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,17 @@ from espnet_ext.models.whisper_decoder import FRAMES, WhisperDecoder
 
 @dataclass(frozen=True)
 class Heard:
-    """What the first pass found in a segment so far."""
+    """Tokens that the first pass found in a segment so far."""
 
     tokens: tuple[int, ...] = ()
     certain: int = 0  # of the tokens, those at the beginning that do not change any more
     frames: int = 0  # that were searched
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens at the beginning of both are the same."""
+    pairs = zip(one, other, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 class FirstPass:
@@ -44,6 +51,10 @@ class FirstPass:
         """Chunk and history."""
         return self.chunks.geometry
 
+    def piece(self, rate: int) -> int:
+        """Samples of a chunk at ``rate`` Hz."""
+        return self.geometry.chunk * FRAME_MS * rate // 1000
+
     @torch.no_grad()
     def advance(self, wave: np.ndarray, heard: Heard, last: bool = False) -> Heard:
         """Search over a segment so far.
@@ -66,17 +77,11 @@ class FirstPass:
         (found,) = attention_greedy(
             self.model.decoder, encoded, frames, [max(most, len(known))], known
         )
-        agreed = len(known)
-        for one, other in zip(found[agreed:], heard.tokens[agreed:], strict=False):
-            if one != other:
-                break
-            agreed += 1
-        return Heard(tuple(found), min(agreed, len(found)), int(frames))
+        return Heard(tuple(found), common_prefix(found, heard.tokens), int(frames))
 
     def text(self, wave: np.ndarray, rate: int) -> tuple[int, ...]:
         """Tokens of the first pass at the end of an utterance (samples,), heard chunk by chunk."""
-        step = self.geometry.chunk * FRAME_MS * rate // 1000
-        heard = Heard()
+        step, heard = self.piece(rate), Heard()
         for end in range(step, len(wave), step):
             heard = self.advance(wave[:end], heard)
         return self.advance(wave, heard, last=True).tokens

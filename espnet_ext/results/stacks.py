@@ -3,12 +3,23 @@
 from typing import Literal
 
 from espnet_ext.results.comparison import MetricKey
+from espnet_ext.results.metrics import METRICS
 from espnet_ext.results.schema import Record
 from espnet_ext.validation import Count, Interval, Items, Named, Number, Strict, Text
 
 MEASURES = ("cosine", "cka", "knn")
 BLOCK_RULE = "largest mean similarity inside blocks minus that across blocks"
 SHARE = 0.95  # of the whole stack's score, that a removable layer leaves
+
+
+def least_value(metric: str, full: float) -> float:
+    """The worst value of a metric that still is SHARE of the whole stack's score.
+
+    Where less is better, as of error rates, that is SHARE of what is right.
+    """
+    return SHARE * full if METRICS[metric].direction > 0 else 1 - SHARE * (1 - full)
+
+
 type Matrix = Items[Items[Number]]
 
 

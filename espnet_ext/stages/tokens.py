@@ -72,16 +72,17 @@ def _write_pretrained(experiment: Experiment) -> None:
     write_text(experiment.token_list, "".join(f"{token}\n" for token in found))
     stamp.write([experiment.token_list, copied])
     print(f"tokens: {len(found)} tokens in {out}")
-    _print_shared(experiment, pretrained.Tokenizer(out))
+    _print_shared(experiment, found, pretrained.Tokenizer(out))
 
 
-def _print_shared(experiment: Experiment, tokenizer: pretrained.Tokenizer) -> None:
+def _print_shared(
+    experiment: Experiment, names: list[str], tokenizer: pretrained.Tokenizer
+) -> None:
     """Print how many tokens a family's ``letters`` keep, and what that costs the training text."""
     family = (experiment.espnet.get("encoder_conf") or {}).get("nested") or {}
     letters, text = family.get("letters"), experiment.references(experiment.recipe.train_set)
     if not letters or not text.is_file():
         return
-    names = experiment.token_list.read_text(encoding="utf-8").splitlines()
     kept = pretrained.spelled_with(names, letters)
     known = {name for name, keep in zip(names, kept, strict=True) if keep}
     used = [token for line in read_table(text).values() for token in tokenizer.tokens(line)]

@@ -149,6 +149,10 @@ def attention_mask(h: Tensor, lengths: Tensor) -> Tensor | None:
     inside = frame_mask(lengths, h.shape[1], h.device)
     if inside.all():
         return None
-    mask = torch.zeros(inside.shape, dtype=h.dtype, device=h.device)
-    mask = mask.masked_fill(~inside, torch.finfo(h.dtype).min)
-    return mask[:, None, None, :].expand(-1, 1, inside.shape[1], -1)
+    return summand(inside, h)[:, None, None, :].expand(-1, 1, inside.shape[1], -1)
+
+
+def summand(seen: Tensor, like: Tensor) -> Tensor:
+    """Return summands of attention scores, in the type of ``like``: 0 where ``seen`` is true."""
+    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill(~seen, torch.finfo(like.dtype).min)

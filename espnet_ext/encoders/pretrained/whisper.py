@@ -18,6 +18,7 @@ from espnet_ext.encoders.pretrained.transformers_stack import (
     mask_frames,
     random_model,
     read_model,
+    summand,
 )
 from espnet_ext.errors import UserError
 from espnet_ext.files import read_json, write_json
@@ -156,8 +157,7 @@ class WhisperStack(TransformersStack):
         seen = seen & frame_mask(lengths, frames, h.device).unsqueeze(1)
         # Frames after the end attend to themselves: a row without any would give NaN.
         seen = seen | torch.eye(frames, dtype=torch.bool, device=h.device)
-        mask = torch.zeros(seen.shape, dtype=h.dtype, device=h.device)
-        return mask.masked_fill(~seen, torch.finfo(h.dtype).min).unsqueeze(1)
+        return summand(seen, h).unsqueeze(1)
 
     def _step(self, layer: nn.Module, h: Tensor, context: Any) -> Tensor:
         return layer(h, context)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from espnet_ext.results.metrics import METRICS
 from espnet_ext.results.plots.figures import MARKERS, error_bar, new_figure, save_figure
-from espnet_ext.results.stacks import MEASURES, SHARE, Pruning, Similarity
+from espnet_ext.results.stacks import MEASURES, SHARE, Pruning, Similarity, least_value
 
 
 def plot_stack(record: Similarity | Pruning, path: Path) -> None:
@@ -43,7 +43,7 @@ def _curves(record: Pruning, path: Path) -> None:
         values, *ends = zip(*bars, strict=True)
         style = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4, "capsize": 2}
         axis.errorbar(places, values, yerr=ends, label=f"order {order.order}", **style)
-    least = SHARE * record.full if metric.direction > 0 else 1 - SHARE * (1 - record.full)
+    least = least_value(record.metric, record.full)
     label = f"{SHARE:.0%} of all layers' score"
     axis.axhline(metric.scale * least, color="green", linestyle="--", label=label)
     if record.chance is not None:

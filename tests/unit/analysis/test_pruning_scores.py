@@ -1,4 +1,4 @@
-"""What pruned models are scored by."""
+"""Scores of pruned models."""
 
 import numpy as np
 import pytest

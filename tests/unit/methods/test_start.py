@@ -151,10 +151,7 @@ def test_residuals_of_full_rank_are_the_trained_model(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    found = tmp_path_factory.mktemp("whisper")
-    torch.manual_seed(2)
-    foundation.make(found)
-    return found
+    return foundation.seeded(tmp_path_factory, 2)
 
 
 def whisper(folder, encoder, decoder):

@@ -22,10 +22,7 @@ CHUNKS = {"chunk_ms": 160, "history_ms": 320}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("whisper")
-    torch.manual_seed(4)
-    foundation.make(path)
-    return path
+    return foundation.seeded(tmp_path_factory, 4)
 
 
 @pytest.fixture

@@ -28,9 +28,7 @@ TWO = {"num_blocks": 2, "attention_heads": 2, "linear_units": 24}
 @pytest.fixture(scope="module")
 def whisper(tmp_path_factory):
     """A function that builds a whole Whisper as a family; its tokens."""
-    folder = tmp_path_factory.mktemp("whisper")
-    torch.manual_seed(2)
-    foundation.make(folder, max_target_positions=200)
+    folder = foundation.seeded(tmp_path_factory, 2, max_target_positions=200)
 
     def make(nested=WHISPER):
         from espnet_ext.bridge.build import build_model

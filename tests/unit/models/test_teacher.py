@@ -11,10 +11,7 @@ from tests.fixtures import foundation
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("whisper")
-    torch.manual_seed(4)
-    foundation.make(path)
-    return str(path)
+    return str(foundation.seeded(tmp_path_factory, 4))
 
 
 def batch():
