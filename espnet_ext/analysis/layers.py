@@ -13,7 +13,7 @@ from tqdm import tqdm
 from espnet_ext.analysis.measure import Measure
 from espnet_ext.analysis.similarity import LayerSimilarity, Similarities
 from espnet_ext.bridge.checkpoint import load_model, read_config
-from espnet_ext.bridge.inference import Decoder
+from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.data.audio import read_wave
 from espnet_ext.encoders.pretrained.encoder import StackEncoder

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet_ext.bridge.inference import Decoder
+from espnet_ext.bridge.bundle import Bundle
+from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.latency import Timing
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.streaming import Partial, doubts, with_last
@@ -47,7 +48,7 @@ class AttentionStreamer:
         UserError: the model cannot stream, or is not what its config makes.
     """
 
-    def __init__(self, model: Path, options: dict, rate: int = 16000):
+    def __init__(self, model: Path | Bundle, options: dict, rate: int = 16000):
         self.decoder = Decoder(model, ATTENTION_GREEDY, options, SpeechInput(rate))
         self.first = FirstPass(self.decoder.model, self.decoder.tokens_per_second)
         self.rate = rate

@@ -1,15 +1,16 @@
 """Writes deployed models: folders that stock ESPnet loads, verified on real speech."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import espnet2
 import torch
 import yaml
 from torch import Tensor, nn
 
+from espnet_ext.bridge.bundle import KEY, about
 from espnet_ext.bridge.checkpoint import (
     build,
     deployed_bytes,
@@ -19,7 +20,7 @@ from espnet_ext.bridge.checkpoint import (
     write,
 )
 from espnet_ext.bridge.footprint import encoder_compression, is_classifier, macs_per_second
-from espnet_ext.bridge.registry import stock_encoder
+from espnet_ext.bridge.registry import stock_encoder, task_of
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.variants import computing, formed, split_variant
 from espnet_ext.config.training import UNTRAINED
@@ -31,6 +32,7 @@ from espnet_ext.experiment import Experiment
 from espnet_ext.files import PACKED, atomic_path, weights_file, write_json
 from espnet_ext.formats import digests
 from espnet_ext.formats.packed import write_member
+from espnet_ext.formats.portable import gather
 from espnet_ext.methods.deploy import PLAIN, deploy, footprint
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.methods.verify import TOLERANCE, largest_difference, refuse_difference
@@ -38,7 +40,6 @@ from espnet_ext.models.teacher import Teacher
 from espnet_ext.models.whisper_decoder import WhisperDecoder
 
 STACK = "stack"  # folder of the encoder's stack in its family's format, without removed layers
-STATISTICS = "feats_stats.npz"
 _TOKENS = 8  # of the text that a decoder is verified on
 
 
@@ -115,20 +116,21 @@ def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) 
             write(deployed_bytes(deployed, variant), temporary / "model.pth")
         else:
             write_member(packed, temporary / PACKED)
-        _move_inputs(arguments, temporary, folder)
-        arguments["encoder_conf"] = _stack_conf(
-            arguments, deployed, None if packed is not None else temporary, folder
-        )
-        arguments["decoder_conf"] = _decoder_conf(arguments, deployed)
-        text = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
+        if packed is None:
+            _save_stack(arguments, deployed, temporary)
+        arguments = portable_arguments(arguments, deployed) | {
+            KEY: about(experiment, speech.source)
+        }
+        text = yaml.safe_dump(gather(arguments, temporary), sort_keys=False, allow_unicode=True)
         (temporary / "config.yaml").write_text(text, encoding="utf-8")
+        _write_meta(arguments, temporary)
         rounded = split_variant(variant)[1] is not None  # then the training form differs
         with computing(trained, "merged" if rounded else variant):
             models = [deployed] if rounded else [trained, deployed]
             verified = verify(models, temporary, arguments, speech)
         summary = {
             "variant": variant,
-            "checkpoint": str(checkpoint),
+            "checkpoint": checkpoint.name,
             "parameters": footprint(deployed),
             "training_parameters": footprint(trained),
             "bytes": weights_file(temporary).stat().st_size,
@@ -140,6 +142,18 @@ def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) 
         } | encoder_compression(trained, deployed, variant)
         write_json(temporary / digests.RECORD, summary)
     return summary
+
+
+def _write_meta(arguments: Mapping[str, Any], folder: Path) -> None:
+    """Write the meta.yaml that makes an archive of the folder one of ESPnet's models."""
+    task = "classification" if task_of(arguments) == "cls" else "asr"
+    meta = {
+        "yaml_files": {f"{task}_train_config": "config.yaml"},
+        "files": {f"{task}_model_file": weights_file(folder).name},
+        "espnet": espnet2.__version__,
+        "torch": str(torch.__version__),
+    }
+    (folder / "meta.yaml").write_text(yaml.safe_dump(meta, sort_keys=False), encoding="utf-8")
 
 
 def untrained_arguments(arguments: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,27 +172,13 @@ def untrained_arguments(arguments: dict[str, Any], over: Mapping[str, Any]) -> d
     return found
 
 
-def _move_inputs(arguments: dict[str, Any], temporary: Path, folder: Path) -> None:
-    """Copy the statistics into the folder; the config names them where they will be."""
-    statistics = (arguments.get("normalize_conf") or {}).get("stats_file")
-    if statistics is not None:
-        shutil.copyfile(statistics, temporary / STATISTICS)
-        arguments["normalize_conf"]["stats_file"] = str(folder / STATISTICS)
-
-
-def _stack_conf(
-    arguments: dict[str, Any], deployed: Any, temporary: Path | None, folder: Path
-) -> dict[str, Any]:
-    """Return ``encoder_conf`` of the deployed form; save a whole stack into ``temporary``."""
-    conf = arguments["encoder_conf"]
+def _save_stack(arguments: dict[str, Any], deployed: Any, folder: Path) -> None:
+    """Save the stack of an encoder in its family's format, if it has that, for other configs."""
     if not isinstance(deployed.encoder, StackEncoder):
-        return conf
-    keeps_method = bool(METHODS.keys() & conf.keys())  # then it is not of its family's format
-    if temporary is None or keeps_method or isinstance(deployed.encoder.stack, MimickedStack):
-        return portable_arguments(arguments, deployed)["encoder_conf"]
-    deployed.encoder.stack.save(temporary / STACK)
-    kept = {k: v for k, v in conf.items() if k not in ("remove", "keep", "architecture")}
-    return {**kept, "path": str(folder / STACK)}
+        return
+    keeps_method = METHODS.keys() & arguments["encoder_conf"].keys()
+    if not keeps_method and not isinstance(deployed.encoder.stack, MimickedStack):
+        deployed.encoder.stack.save(folder / STACK)
 
 
 def _decoder_conf(arguments: dict[str, Any], deployed: Any) -> Any:
@@ -255,13 +255,7 @@ def verify(
             TOLERANCE, on the encoder's normalised outputs, the logits or a pretrained decoder's
             probabilities.
     """
-    local = dict(arguments)
-    if (folder / STACK).exists():
-        local["encoder_conf"] = {**arguments["encoder_conf"], "path": str(folder / STACK)}
-    if (folder / STATISTICS).exists():
-        conf = dict(arguments["normalize_conf"], stats_file=str(folder / STATISTICS))
-        local["normalize_conf"] = conf
-    stock = build(local).eval()
+    stock = build(read_config(folder / "config.yaml")).eval()
     load_weights(stock, weights_file(folder))
     width = arguments.get("input_size")
     written = _compared(stock, speech, width)

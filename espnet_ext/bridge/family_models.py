@@ -1,7 +1,8 @@
 """The family of a trained model in one file (``tasks.family_file``), and members out of it."""
 
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from espnet_ext.bridge.build import neutral_statistics
+from espnet_ext.bridge.bundle import KEY
 from espnet_ext.bridge.checkpoint import build_for, fill, load_model, read_config
 from espnet_ext.bridge.deployed_folder import (
     Speech,
@@ -23,6 +25,7 @@ from espnet_ext.files import atomic_path
 from espnet_ext.formats.bits import quantised_state
 from espnet_ext.formats.family import Entry, FamilyFile, choose, write_family
 from espnet_ext.formats.packed import State, dequantised
+from espnet_ext.formats.portable import gather, located, with_tokens
 from espnet_ext.methods.deploy import footprint
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_options import Member
@@ -76,7 +79,7 @@ def load(
 def _model(read: FamilyFile, entry: Entry) -> nn.Module:
     """The model of a member of a family file."""
     state = dequantised(read.state(entry))
-    arguments = dict(entry.config)
+    arguments = with_tokens(located(entry.config, read.path.parent))
     mean = state.get("normalize.mean")
     with tempfile.TemporaryDirectory() as folder:
         if mean is not None:
@@ -121,7 +124,11 @@ class _Member:
 
 @torch.no_grad()
 def write_family_models(
-    config: Path, checkpoint: Path, speech: Speech, path: Path
+    config: Path,
+    checkpoint: Path,
+    speech: Speech,
+    path: Path,
+    about: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Write the family file of a trained model, verified.
 
@@ -132,7 +139,8 @@ def write_family_models(
         config: the experiment's config.yaml.
         checkpoint: the averaged model.
         speech: for the verification; also the divergences of members are measured on it.
-        path: of the file.
+        path: of the file; beside it come the files that its config names.
+        about: see ``bundle.about``; None: nothing is said.
 
     Returns:
         For each member its name, parameters, bytes of a separate file, divergence, and largest
@@ -148,7 +156,23 @@ def write_family_models(
         raise UserError(f"{config} trains no family: choose an encoder nested_*")
     if stack.options.over == "model":
         raise UserError("a family over: model has no file of all members: deploy them one by one")
-    arguments = read_config(config)
+    with tempfile.TemporaryDirectory() as beside:
+        arguments = read_config(config)
+        # The statistics are among the weights.
+        conf = arguments.get("normalize_conf") or {}
+        arguments["normalize_conf"] = {k: v for k, v in conf.items() if k != "stats_file"}
+        arguments = gather(arguments, Path(beside), list_tokens=True) | {KEY: about or {}}
+        made = _write(trained, arguments, speech, path)
+        shutil.copytree(beside, path.parent, dirs_exist_ok=True)
+    return [one.record() for one in made]
+
+
+def _write(
+    trained: nn.Module, arguments: dict[str, Any], speech: Speech, path: Path
+) -> list[_Member]:
+    """Write the members of a family into a file; return them."""
+    stack = nested_stack(trained)
+    assert stack is not None
     made: list[_Member] = []
     reference: list[Tensor | None] = []
     for member in stack.family:
@@ -163,7 +187,7 @@ def write_family_models(
             outputs = speech.outputs(_model(read, entry), entry.config.get("input_size"))
             one.difference = largest_difference(outputs, one.outputs)
             refuse_difference(one.difference, entry.member.name)
-    return [one.record() for one in made]
+    return made
 
 
 def _deployed(

@@ -12,7 +12,8 @@ import torch
 from espnet2.layers.global_mvn import GlobalMVN
 from torch import Tensor
 
-from espnet_ext.bridge.inference import Decoder
+from espnet_ext.bridge.bundle import Bundle
+from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.latency import Timing
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.text_segments import Segments
@@ -68,7 +69,7 @@ class Streamer:
         UserError: the model cannot stream, or is not what its config makes.
     """
 
-    def __init__(self, model: Path, method: str, options: dict, rate: int = 16000):
+    def __init__(self, model: Path | Bundle, method: str, options: dict, rate: int = 16000):
         self.decoder = Decoder(model, method, options, SpeechInput(rate))
         asr = self.decoder.model
         if not hasattr(asr.encoder, "forward_chunk"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from espnet_ext.bridge.inference import Decoder
+from espnet_ext.bridge.decoder import Decoder
 
 SEGMENT_TOKENS = 100  # at most, in a segment; the last one also holds the open tokens
 _WORD_STARTS = ("\u2581", "<space>")  # of sentencepiece, of characters

@@ -24,6 +24,8 @@ VERBS = (
     "train",
     "deploy",
     "decode",
+    "export",
+    "transcribe",
     "stream",
     "score",
     "report",

@@ -30,7 +30,7 @@ import sys
 from espnet_ext.bridge.muted import muted
 from espnet_ext.config.recipe_errors import ATTENTION_GREEDY, TRANSDUCER
 from espnet_ext.data.audio_stream import STDIN, pieces
-from espnet_ext.errors import UserError, at_least
+from espnet_ext.errors import at_least
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import write_json
 
@@ -49,29 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Stream once."""
     experiment = Experiment.load(args.config, args.tag, args.variant)
-    if experiment.deltas:
-        raise UserError(
-            f"{experiment.config.path}: frontend_conf: deltas cannot stream; train without them"
-        )
     folder = experiment.require_deployed()
-    attention = experiment.espnet.get("decoder") == "whisper"
-    chosen = [method for method in experiment.recipe.decode if method in TRANSDUCER]
-    default = ATTENTION_GREEDY if attention else next(iter(chosen), "transducer_greedy")
-    method = args.method or default
-    options = experiment.recipe.decode.get(method) or {}
     with muted():
         import torch
 
-        from espnet_ext.bridge.attention_stream import AttentionStreamer
+        from espnet_ext.bridge.bundle import Bundle
         from espnet_ext.bridge.latency import Timing
-        from espnet_ext.bridge.streaming import Streamer
+        from espnet_ext.bridge.streamers import method_of, streamer_of
 
         torch.set_num_threads(args.threads)
-        streamer: Streamer | AttentionStreamer
-        if attention:
-            streamer = AttentionStreamer(folder, options, experiment.rate)
-        else:
-            streamer = Streamer(folder, method, options, experiment.rate)
+        bundle = Bundle.of_folder(folder)
+        streamer, method = streamer_of(bundle, args.method), method_of(bundle, args.method)
     timing = Timing()
     segments: list[str] = []
     for second, text, finished in streamer.run(
@@ -84,6 +72,6 @@ def run(args: argparse.Namespace) -> None:
         print(f"espnet-ext stream: warning: {args.audio}: {doubt}", file=sys.stderr)
     figures = {"method": method, "threads": args.threads, **timing.summary()}
     if args.json:
-        text = (" " if attention else "").join(segments)
+        text = (" " if method == ATTENTION_GREEDY else "").join(segments)
         write_json(args.json, {"text": text, **figures})
     print(json.dumps(figures))

@@ -121,6 +121,11 @@ def read_samples(
     return samples, rate
 
 
+def resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """Samples (frames,) at another rate in Hz."""
+    return samples if rate == wanted else soxr.resample(samples, rate, wanted, quality="HQ")
+
+
 def _rms(samples: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
 
@@ -273,8 +278,7 @@ def read_wave(path: str | Path, name: str, sample_rate: int) -> np.ndarray:
 
 def write_flac(path: str | Path, samples: np.ndarray, rate: int, target_rate: int = 16000) -> float:
     """Resample to ``target_rate`` Hz and write 16-bit mono FLAC; return its seconds."""
-    if rate != target_rate:
-        samples = soxr.resample(samples, rate, target_rate, quality="HQ")
+    samples = resampled(samples, rate, target_rate)
     integers = np.round(np.clip(samples, -1.0, 1.0) * 32767).astype(np.int16)
     # Encoded in memory, so that a full disk is an OSError, not a message of the codec.
     stream = io.BytesIO()

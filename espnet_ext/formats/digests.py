@@ -10,6 +10,7 @@ from typing import Any
 
 from espnet_ext.errors import UserError
 from espnet_ext.files import read_json, sha256_file
+from espnet_ext.formats.portable import located, with_tokens
 from espnet_ext.yaml_files import read_mapping
 
 RECORD = "deploy.json"
@@ -47,7 +48,16 @@ def refuse_changed(path: Path) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read the config.yaml of a model.
+    """Read the config.yaml of a model, with its token list and whole paths of files beside it.
+
+    Raises:
+        UserError: as ``read_located``.
+    """
+    return with_tokens(read_located(path))
+
+
+def read_located(path: Path) -> dict[str, Any]:
+    """Read the config.yaml of a model, with whole paths of files beside it, tokens too.
 
     Raises:
         UserError: it was changed after it was deployed, is empty, or is no YAML mapping.
@@ -56,4 +66,4 @@ def read_config(path: Path) -> dict[str, Any]:
     arguments = read_mapping(path, dumped=True)
     if not arguments:
         raise UserError(f"{path}: empty; it must be the config.yaml that ESPnet wrote")
-    return arguments
+    return located(arguments, path.parent)

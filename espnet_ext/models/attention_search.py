@@ -20,6 +20,7 @@ def attention_greedy(
     frames: Tensor,
     most: Sequence[int],
     known: Sequence[int] = (),
+    scores: list[float] | None = None,
 ) -> list[list[int]]:
     """Return the ids of the most likely next tokens of each utterance, one after another.
 
@@ -32,6 +33,8 @@ def attention_greedy(
         frames: of each utterance (B,).
         most: tokens of each utterance, without eos.
         known: tokens that every text begins with.
+        scores: if given, the log-probability of each utterance's tokens is appended, without
+            those of ``known`` and eos.
     """
     found: list[list[int]] = [list(known) for _ in most]
     rows = list(range(len(most)))
@@ -40,9 +43,13 @@ def attention_greedy(
     start = torch.tensor(known, dtype=tokens.dtype, device=tokens.device)
     tokens = torch.cat([tokens, start.repeat(len(most), 1)], dim=1)
     past = None
+    sums = [0.0] * len(most)
     while rows:
-        scores, past = decoder.step(tokens, encoded, inside, past)
-        best = scores.argmax(-1)
+        logits, past = decoder.step(tokens, encoded, inside, past)
+        best = logits.argmax(-1)
+        certain = logits.log_softmax(-1).amax(-1).tolist() if scores is not None else ()
+        for row, token, score in zip(rows, best.tolist(), certain, strict=False):
+            sums[row] += score if token != decoder.end else 0.0
         kept = [
             place
             for place, (row, token) in enumerate(zip(rows, best.tolist(), strict=True))
@@ -54,6 +61,8 @@ def attention_greedy(
             past.batch_select_indices(places)
             encoded, inside = encoded[places], inside[places]
         rows = [rows[place] for place in kept]
+    if scores is not None:
+        scores += sums
     return found
 
 

@@ -61,7 +61,8 @@ def _decode(experiment: Experiment, todo: Sequence[_Job], jobs: int, timed: bool
     from espnet_ext.bridge.muted import muted
 
     with muted():
-        from espnet_ext.bridge.inference import Decoder, decode_set
+        from espnet_ext.bridge.decoder import Decoder
+        from espnet_ext.bridge.inference import decode_set
         from espnet_ext.bridge.speech_input import SpeechInput
     source = SpeechInput.of(experiment)
     decoder: Decoder | None = None

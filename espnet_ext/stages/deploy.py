@@ -9,15 +9,29 @@ from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import FAMILY, Experiment
-from espnet_ext.files import Stamp, in_use, write_json
+from espnet_ext.files import Stamp, in_use, read_json, write_json
 
 _UTTERANCES = 8  # that a deployed model is verified on
 
 
 def deploy_stamp(experiment: Experiment, checkpoint: Path) -> Stamp:
     """The stamp of a deployed form that is made from ``checkpoint``."""
-    settings = {"variant": experiment.variant, "digests": 1}  # 1: deploy.json has some
+    settings = {"variant": experiment.variant, "digests": 2}  # 2: can be moved
     return Stamp(experiment.deploy_stamp, settings, [checkpoint, experiment.espnet_config])
+
+
+def deployed_checkpoint(experiment: Experiment) -> Path:
+    """The checkpoint that a deployed form was made from.
+
+    Raises:
+        UserError: its stamp does not say so.
+    """
+    try:
+        return Path(read_json(experiment.deploy_stamp)["inputs"][0])
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        raise UserError(
+            f"no {experiment.deploy_stamp} that names a checkpoint; run stage 5"
+        ) from None
 
 
 def deploy(experiment: Experiment, checkpoint: Path | None = None) -> None:
@@ -73,11 +87,13 @@ def _write_family(experiment: Experiment, checkpoint: Path) -> list[Path]:
     from espnet_ext.bridge.muted import muted
 
     with muted():
+        from espnet_ext.bridge.bundle import about
         from espnet_ext.bridge.family_models import write_family_models
 
     path, listed = (experiment.deployed / f"family.{kind}" for kind in ("safetensors", "json"))
     speech = _speech(experiment)
-    made = write_family_models(experiment.espnet_config, checkpoint, speech, path)
+    said = about(experiment, speech.source)
+    made = write_family_models(experiment.espnet_config, checkpoint, speech, path, said)
     size = path.stat().st_size
     write_json(listed, {"bytes": size, "members": made})
     apart = sum(member["bytes"] for member in made)

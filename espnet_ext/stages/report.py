@@ -16,7 +16,7 @@ from espnet_ext.results.plots.training import plot_training, read_curves, traini
 from espnet_ext.results.run import collect, refuse_other_inputs, stage_files
 from espnet_ext.results.schema import SCHEMA_VERSION, ClassScore, Result, as_json
 from espnet_ext.results.store import baseline_of, read_results
-from espnet_ext.stages.deploy import deploy_stamp
+from espnet_ext.stages.deploy import deploy_stamp, deployed_checkpoint
 from espnet_ext.validation import parse
 
 
@@ -97,7 +97,7 @@ def _collected(experiment: Experiment) -> tuple[Result, list[str]]:
 
 def _refuse_other_training(experiment: Experiment) -> None:
     """Refuse a deployed model whose checkpoint has changed since, by more epochs, say."""
-    checkpoint = Path(str(read_json(experiment.deployed / "deploy.json").get("checkpoint")))
+    checkpoint = deployed_checkpoint(experiment)
     if not deploy_stamp(experiment, checkpoint).is_current():
         raise UserError(
             f"{experiment.deployed} was deployed before {checkpoint} changed; run stages 5 to 7"

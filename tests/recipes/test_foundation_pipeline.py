@@ -1,7 +1,10 @@
 """A whole small Whisper through all stages: fine-tuned, with CTC besides, and as it is."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import yaml
 from espnet_ext.data.audio import read_wave, write_flac
 from espnet_ext.data.kaldi_dir import Utterance, read_table, write_data_dir
 from espnet_ext.data.pauses import cut_at_pauses
+from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.packed import dequantised, read_member
 from tests.fixtures import forked, foundation
 from tests.fixtures.miniature import ROOT, merged
@@ -28,7 +32,7 @@ BASE = {
     "recipe": {"average": 1, "decode": {"attention_greedy": {"batch_size": 3}}},
 }
 BEAM = {"beam_size": 2, "ctc_weight": 0.0}
-NESTED = {"bits": [32, 4], "over": "model", "per": "group", "group": 8, "table": 4, "kl_ctc": 0}
+NESTED = {"bits": [32, 4], "over": "model", "per": "group", "group": 16, "table": 4, "kl_ctc": 0}
 NESTED["decoder_depths"] = [2, [1]]
 LARGE, SMALL = "2L-48+2L-40-32b", "2L-48+L1-40-4b"
 FORMS = {"untrained": None, LARGE: "untrained", SMALL: LARGE}
@@ -39,6 +43,11 @@ CONFIGS = {
         "recipe": {"decode": {"ctc_att_beam": {**BEAM, "ctc_weight": 0.3}}},
     },
     "untrained": {"encoder_conf": {"pad_to": 30}, "max_epoch": 0},
+    "many": {
+        "max_epoch": 0,
+        "encoder_conf": {"path": "downloads/many"},
+        "decoder_conf": {"path": "downloads/many", "language": "fr", "task": "translate"},
+    },
     "mimicked": {
         "init_param": ["exp/tuned/valid.acc.ave_1best.pth:decoder:decoder"],
         "encoder_conf": {
@@ -89,6 +98,7 @@ def recipe(tmp_path_factory):
     shutil.copytree(ROOT / "egs/conf", root / "egs/conf")
     torch.manual_seed(3)
     model = foundation.make(folder / MODEL)
+    foundation.make(folder / "downloads/many", multilingual=True)
     texts = ["river stone", "the pilot", "a lizard, a river", "the queen and the stone"]
     for name, count in SETS.items():
         rows = []
@@ -127,7 +137,7 @@ def trained(folder, tag):
 
 
 def decoder(deployed):
-    from espnet_ext.bridge.inference import Decoder
+    from espnet_ext.bridge.decoder import Decoder
     from espnet_ext.bridge.speech_input import SpeechInput
 
     return Decoder(deployed, "attention_greedy", {"batch_size": 3}, SpeechInput(16000))
@@ -258,6 +268,124 @@ def test_all_forms_of_a_family_go_through_all_stages(recipe):
     assert again.count("is up to date") == 3
     only = succeed(folder, "deploy", config, "--variant", LARGE)
     assert only.count("is up to date") == 1
+
+
+def transcribed(folder, *words):
+    """Texts of the files of the test set by ``espnet-ext transcribe``."""
+    files = [f"data/audio/test{k}.flac" for k in range(4)]
+    lines = succeed(folder, "transcribe", *words, *files).splitlines()
+    return [line.split("\t")[1] for line in lines]
+
+
+def sherpa(folder):
+    """The same by sherpa-onnx, which knows nothing of this project."""
+    import sherpa_onnx
+
+    graphs = {
+        "preprocessor": "preprocess",
+        "encoder": "encode",
+        "uncached_decoder": "uncached_decode",
+        "cached_decoder": "cached_decode",
+    }
+    paths = {key: str(folder / f"{name}.onnx") for key, name in graphs.items()}
+    recogniser = sherpa_onnx.OfflineRecognizer.from_moonshine(
+        **paths, tokens=str(folder / "tokens.txt"), num_threads=1
+    )
+    found = []
+    for k in range(4):
+        stream = recogniser.create_stream()
+        wave = read_wave(folder.parents[1] / f"data/audio/test{k}.flac", "x", 16000)
+        stream.accept_waveform(16000, wave)
+        recogniser.decode_stream(stream)
+        found.append(" ".join(stream.result.text.split()))
+    return found
+
+
+@pytest.mark.parametrize("words", [[LARGE], [LARGE, "--bits", "8"], [SMALL], [SMALL, "--exact"]])
+def test_exported_graphs_find_torchs_texts_here_and_in_sherpa_onnx(recipe, words):
+    folder, _ = recipe
+    config = trained(folder, "family")
+    form, *options = words
+    deployed, out = f"exp/family/deploy/{form}", folder / f"onnx/{'_'.join(words)}"
+    printed = succeed(folder, "export", config, "--variant", form, "--out", str(out), *options)
+    assert re.search(r"; ([23]) of 3 texts are torch's", printed)  # the development set
+    found = transcribed(folder, str(out))
+    assert any(found)
+    wanted = transcribed(folder, deployed)
+    if options != ["--bits", "8"]:  # those weights are other ones
+        assert sum(map(str.__eq__, found, wanted)) >= (4 if "--exact" in words else 3)
+    # It ends a text of a model that never does after six tokens for 384 / 16000 s of each frame.
+    theirs = sherpa(out)
+    assert len(set(theirs)) == 4
+    assert sum(map(str.startswith, found, theirs)) >= 3
+    script = [sys.executable, str(out / "transcribe.py"), "data/audio/test1.flac"]
+    done = subprocess.run(script, cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == found[1]
+    settings = json.loads((out / "model.json").read_text())
+    counted = {int(bits): count for bits, count in settings["weights_in_bits"].items()}
+    if form == SMALL:  # every integer of the packed file is in the graphs, in its bits
+        packed = read_member(folder / deployed / "model.safetensors")
+        stored = [w for w in packed.values() if isinstance(w, Quantised)]
+        assert {w.bits for w in stored} == counted.keys()
+        for bits, count in counted.items():
+            assert count == sum(w.ints.numel() for w in stored if w.bits == bits)
+    assert (counted == {}) == (words == [LARGE])
+
+
+def test_a_translating_model_is_exported_with_its_prompt(recipe):
+    folder, _ = recipe
+    succeed(folder, "tokens", "conf/train_many.yaml")
+    config = trained(folder, "many")
+    printed = succeed(folder, "export", config, "--out", "onnx/many")
+    assert "3 of 3 texts are torch's" in printed
+    assert transcribed(folder, "onnx/many") == transcribed(folder, "exp/many/deploy/merged")
+
+
+def test_what_cannot_be_exported_or_was_changed_is_one_line(recipe):
+    folder, _ = recipe
+    config = trained(folder, "family")
+    model = f"exp/family/deploy/{SMALL}"
+
+    def refused(*words):
+        done = forked.Command(folder, words, folder.parent / "logs").wait(300)
+        assert done.code == 1, done.stdout
+        (line,) = done.stderr.strip().splitlines()
+        return line
+
+    audio = "data/audio/test0.flac"
+    verify = ("--verify", audio)
+    assert "--verify" in refused("export", model, "--out", "onnx/x")
+    assert "leave out --bits" in refused("export", model, "--out", "onnx/x", "--bits", "8", *verify)
+    assert "choose another folder" in refused("export", model, "--out", "data", *verify)
+    trained(folder, "tuned")
+    mimicked = trained(folder, "mimicked")
+    assert "have no place" in refused("export", mimicked, "--out", "onnx/x")
+    assert not (folder / "onnx/x").exists()
+    succeed(folder, "export", config, "--out", "onnx/good")
+    whole = (folder / "onnx/good/encode.onnx").read_bytes()
+    for content in (whole[:-9], whole[:-9] + b"tampered!"):
+        (folder / "onnx/good/encode.onnx").write_bytes(content)
+        assert "encode.onnx was changed" in refused("transcribe", "onnx/good", audio)
+    (folder / "onnx/good/encode.onnx").unlink()
+    assert "no onnx/good/encode.onnx" in refused("transcribe", "onnx/good", audio)
+    (folder / "onnx/good/model.json").write_text("[]")
+    assert "not the settings" in refused("transcribe", "onnx/good", audio)
+    (folder / "empty.wav").write_bytes(b"")
+    assert "empty.wav" in refused("transcribe", model, "empty.wav")
+    assert "known" in refused("transcribe", model, audio, "--method", "beam")
+    assert "does not stream" in refused("transcribe", "onnx/many", audio, "--stream")
+
+
+def test_partial_texts_of_a_stream_come_from_a_folder_alone(recipe):
+    folder, _ = recipe
+    trained(folder, "streaming")
+    away = folder.parent / "moved"
+    shutil.copytree(folder / "exp/streaming/deploy/merged", away)
+    words = (str(away), "data/audio/test3.flac", "--stream", "--json")
+    lines = [json.loads(line) for line in succeed(folder, "transcribe", *words).splitlines()]
+    assert lines[-1]["finished"] and lines[-1]["text"]
+    (text,) = [line["text"] for line in lines if line["finished"]]
+    assert text == transcribed(folder, str(away))[3]
 
 
 def test_a_decoder_follows_a_mimic_of_the_fine_tuned_encoder(recipe):

@@ -154,7 +154,7 @@ def here(recipe, monkeypatch):
 
 def test_the_training_form_gives_the_same_texts(here):
     from espnet_ext.bridge.checkpoint import load_model
-    from espnet_ext.bridge.inference import Decoder
+    from espnet_ext.bridge.decoder import Decoder
     from espnet_ext.bridge.speech_input import SpeechInput
 
     deployed = Path("exp/tiny/deploy/merged")

@@ -2,7 +2,6 @@
 
 import copy
 import importlib
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from espnet_ext.errors import UserError, nearest
 from espnet_ext.files import atomic_path, read_json, write_json
 from espnet_ext.formats.building import building
 from espnet_ext.formats.digests import read_config, refuse_changed
+from espnet_ext.formats.portable import STATISTICS, gather
 from espnet_ext.formats.state_dict import compare_state, load_state
 from espnet_ext.methods.tensors import frame_mask
 
@@ -29,7 +29,6 @@ _ENCODERS = {
 }
 # Options with one value for each layer.
 _BY_LAYER = ("stochastic_depth_rate", "cgmlp_weight", "attn_branch_drop_rate")
-_STATISTICS = "feats_stats.npz"
 _FEATURES = "features.json"  # the frontend, which the config of a deployed model does not name
 
 
@@ -51,7 +50,7 @@ class ESPnetStack(Stack):
             frontend: samples to features.
             normalize: of the features.
             source: what ``save`` writes again: arguments (config.yaml), state (all tensors of the
-                model but the encoder's), statistics (path), features (features.json).
+                model but the encoder's), features (features.json).
         """
         super().__init__(source["arguments"]["encoder"], len(encoder.encoders))
         self.frontend = frontend
@@ -145,10 +144,8 @@ class ESPnetStack(Stack):
         state |= {f"encoder.{k}": v.detach().clone() for k, v in self.encoder.state_dict().items()}
         with atomic_path(folder) as temporary:
             temporary.mkdir(parents=True)
-            if self.source["statistics"] is not None:
-                shutil.copyfile(self.source["statistics"], temporary / _STATISTICS)
-                arguments["normalize_conf"]["stats_file"] = str(folder / _STATISTICS)
             torch.save(state, temporary / "model.pth")
+            arguments = gather(arguments, temporary)
             text = yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True)
             (temporary / "config.yaml").write_text(text, encoding="utf-8")
             write_json(temporary / _FEATURES, self.source["features"])
@@ -165,7 +162,7 @@ def load_espnet(path: Path) -> ESPnetStack:
     arguments = read_config(config)
     with building({}, config):
         encoder_class = _encoder_class(folder, arguments)
-    statistics = folder / _STATISTICS
+    statistics = folder / STATISTICS
     refuse_changed(statistics)
     state = load_state(folder / "model.pth")
     with building(state, config):
@@ -182,7 +179,6 @@ def load_espnet(path: Path) -> ESPnetStack:
     source = {
         "arguments": arguments,
         "state": {k: v for k, v in state.items() if not k.startswith(prefix)},
-        "statistics": statistics if statistics.is_file() else None,
         "features": features,
     }
     return ESPnetStack(encoder, frontend, normalize, source).eval()
@@ -210,19 +206,17 @@ def _deployed(path: Path) -> Path:
 
 
 def _features(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the frontend and its options, from the model or the experiment it came from."""
+    """Return the frontend and its options."""
     # ESPnet builds no frontend, whatever its name, if the width of the features is given.
     if arguments.get("frontend") is not None and arguments.get("input_size") is None:
         return {"frontend": arguments["frontend"], **(arguments.get("frontend_conf") or {})}
     if (folder / _FEATURES).is_file():
         return read_json(folder / _FEATURES)
-    trained = folder.parent.parent / "resolved.json"
-    conf: dict[str, Any] = {}
-    if trained.is_file():
-        conf = read_json(trained).get("frontend_conf") or {}
-    deltas = conf.get("deltas", 0)
+    known = (arguments.get("espnet_ext") or {}).get("input") or {}
+    deltas = known.get("deltas", 0)
     bins = arguments["input_size"] // (1 + deltas)
-    return {"frontend": "kaldi_fbank", "fs": RATE, **conf, "n_mels": bins, "deltas": deltas}
+    rate = known.get("rate", RATE)
+    return {"frontend": "kaldi_fbank", "fs": rate, "n_mels": bins, "deltas": deltas}
 
 
 def _frontend(folder: Path, features: dict[str, Any]) -> Any:

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from espnet_ext.bridge.checkpoint import load_model
+from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.deployed_folder import Speech, deploy_experiment
 from espnet_ext.bridge.family_models import load, write_family_models
-from espnet_ext.bridge.inference import Decoder
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.start_model import refuse_other_start
 from espnet_ext.config.training import load_config
@@ -24,6 +24,7 @@ from espnet_ext.formats.family import FAMILY
 from espnet_ext.formats.packed import file_content, read_content
 from tests.fixtures import families
 
+FILES = "config.yaml", "feats_stats.npz", "meta.yaml", "model.pth", "tokens.txt"
 SOURCE = SpeechInput(families.RATE)
 OPTIONS = {"depths": [3, 1], "widths": [64, 24], "bits": [32, 4], "kl_decoder": 0.0}
 
@@ -86,7 +87,7 @@ def test_a_changed_byte_is_named_where_a_training_starts_from_it(folder):
 def test_deploy_json_has_the_digest_of_every_file(folder):
     made = json.loads((folder / "deploy.json").read_text())
     names = {path.name for path in folder.iterdir()} - {"deploy.json"}
-    assert names == made["sha256"].keys() == {"config.yaml", "feats_stats.npz", "model.pth"}
+    assert names == made["sha256"].keys() == {*FILES}
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -208,7 +209,10 @@ def test_a_family_whose_config_or_names_are_forged_is_one_line(recipe, tmp_path)
     assert "does not build" in forge(conf(attention_heads=0))
     assert "is of another architecture" in forge(conf(num_blocks=1))
     assert "does not build" in forge(lambda changed: changed["config"].clear())
-    assert "is of another architecture" in forge(
+    assert "does not build" in forge(  # it lacks the normalisation's mean
         lambda changed: changed["shapes"][0][0].__setitem__(0, "x")
+    )
+    assert "is of another architecture" in forge(
+        lambda changed: changed["shapes"][0][-1].__setitem__(0, "x")
     )
     assert "is damaged" in forge(lambda changed: changed["members"][0]["sources"].pop())

@@ -43,7 +43,7 @@ def saved(folder, layers: list[int]):
 
 
 def decoder(folder, method: str, options: dict):
-    from espnet_ext.bridge.inference import Decoder
+    from espnet_ext.bridge.decoder import Decoder
     from espnet_ext.bridge.speech_input import SpeechInput
 
     return Decoder(folder, method, options, SpeechInput(16000))
@@ -150,7 +150,7 @@ def test_an_utterance_too_short_for_a_frame_has_an_empty_text(tmp_path, seconds)
 
 
 def test_a_classifier_lengthens_what_is_too_short():
-    from espnet_ext.bridge.inference import Decoder
+    from espnet_ext.bridge.decoder import Decoder
 
     class Short:
         method, most_samples = "classify", None
@@ -159,12 +159,12 @@ def test_a_classifier_lengthens_what_is_too_short():
             return len(speech) < 7
 
     frames = np.arange(6.0).reshape(2, 3)
-    (found,) = Decoder._pieces(Short(), frames)
+    (found,) = Decoder.pieces(Short(), frames)
     assert np.array_equal(found, np.vstack([frames, *[frames[-1:]] * 6]))
-    (found,) = Decoder._pieces(Short(), np.ones(3))
+    (found,) = Decoder.pieces(Short(), np.ones(3))
     assert found.tolist() == [1.0] * 3 + [0.0] * 9
     Short.method = "ctc_greedy"
-    assert Decoder._pieces(Short(), frames) == []
+    assert Decoder.pieces(Short(), frames) == []
 
 
 def test_deploy_is_verified_on_utterances_of_several_frames(tmp_path, monkeypatch):

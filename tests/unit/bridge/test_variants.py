@@ -145,7 +145,7 @@ def test_bytes_on_disk_are_those_of_the_arithmetic(experiment):
 def test_a_packed_form_decodes_as_its_products_in_stock_espnet_do(integer_family, method, tmp_path):
     import torch
 
-    from espnet_ext.bridge.inference import Decoder
+    from espnet_ext.bridge.decoder import Decoder
     from espnet_ext.formats.packed import dequantised, read_member
 
     options = {"beam_size": 3} if method == "ctc_att_beam" else {}
@@ -153,8 +153,7 @@ def test_a_packed_form_decodes_as_its_products_in_stock_espnet_do(integer_family
     for name in ("3L-64-4b", "1L-24-2b"):
         packed = integer_family.deploy(name)
         plain = tmp_path / name
-        plain.mkdir()
-        shutil.copy(packed / "config.yaml", plain)
+        shutil.copytree(packed, plain, ignore=shutil.ignore_patterns("*.safetensors", "*.json"))
         torch.save(dequantised(read_member(packed / "model.safetensors")), plain / "model.pth")
         found = []
         for folder in (packed, plain):
@@ -241,7 +240,9 @@ def test_a_pretrained_stack_comes_out_without_the_folder_it_came_from(tmp_path):
         assert sorted(p.name for p in experiment.deploy(name).iterdir()) == [
             "config.yaml",
             "deploy.json",
+            "meta.yaml",
             "model.safetensors",
+            "tokens.txt",
         ]
     family = experiment.family
     pretrained.rename(tmp_path / "gone")
@@ -370,19 +371,19 @@ def test_a_nan_scale_is_one_line(float_family, tmp_path, monkeypatch, capsys):
 
 def test_a_model_that_is_no_family_has_no_family_file(fresh, monkeypatch, capsys):
     folder = fresh.deploy("1L-24-8b")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    (fresh.exp / "config.yaml").write_text(yaml.safe_dump(config))
     import torch
 
+    from espnet_ext.formats.digests import read_config
     from espnet_ext.formats.packed import dequantised, read_member
 
+    (fresh.exp / "config.yaml").write_text(yaml.safe_dump(read_config(folder / "config.yaml")))
     torch.save(dequantised(read_member(folder / "model.safetensors")), fresh.checkpoint)
     line = run(fresh, monkeypatch, capsys, ok=False, family=True)
     assert "trains no family: choose an encoder nested_*" in line
 
 
 def test_a_broken_packed_file_is_one_line_when_it_is_decoded(fresh):
-    from espnet_ext.bridge.inference import Decoder
+    from espnet_ext.bridge.decoder import Decoder
 
     folder = fresh.deploy("1L-24-4b")
     path = folder / "model.safetensors"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_ext.bridge import inference
+from espnet_ext.bridge import decoder, inference
 from espnet_ext.cli import decode, features
 from espnet_ext.data.kaldi_dir import Utterance, write_sets
 from espnet_ext.experiment import Experiment
@@ -68,7 +68,7 @@ def test_other_audio_under_the_same_names_is_decoded_again(recipe, tmp_path, mon
     def nothing(*_args, **_options):
         return [], {"rtf": 0.0, "too_short": 0}
 
-    monkeypatch.setattr(inference, "Decoder", lambda *_args: argparse.Namespace(method=None))
+    monkeypatch.setattr(decoder, "Decoder", lambda *_args: argparse.Namespace(method=None))
     monkeypatch.setattr(inference, "decode_set", nothing)
     deployed = tmp_path / "exp/x/deploy/merged"
     deployed.mkdir(parents=True)

@@ -1,0 +1,134 @@
+"""Deployed models as they lie on disk: a folder, a file of weights in it, or a family file."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from espnet_ext.bridge.checkpoint import read_weights
+from espnet_ext.bridge.speech_input import SpeechInput
+from espnet_ext.errors import UserError, nearest
+from espnet_ext.experiment import Experiment
+from espnet_ext.files import weights_file
+from espnet_ext.formats.digests import RECORD, read_located
+from espnet_ext.formats.family import FamilyFile, choose
+from espnet_ext.formats.packed import dequantised
+from espnet_ext.formats.portable import located
+
+KEY = "espnet_ext"  # in a deployed config: what ESPnet's keys do not say
+CONFIG = "config.yaml"
+_HINT = "give a folder that espnet-ext deploy wrote, a file of weights in it, or a family file"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A deployed model that was read.
+
+    Attributes:
+        path: of its weights.
+        arguments: ESPnet's config, in which files have whole paths.
+        state: its tensors, dequantised.
+        source: its input.
+        methods: decoding methods and their options; the first is the default.
+    """
+
+    path: Path
+    arguments: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    source: SpeechInput
+    methods: Mapping[str, dict[str, Any]]
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self:
+        """Read a folder that stage 5 wrote.
+
+        Raises:
+            UserError: it is none, or was changed.
+        """
+        config = folder / CONFIG
+        if not config.is_file():
+            raise UserError(f"no {config}: {_HINT}")
+        weights = weights_file(folder)
+        arguments = read_located(config)
+        return cls(weights, arguments, read_weights(weights), *_about(arguments))
+
+    @classmethod
+    def of_family(cls, path: Path, max_bytes: int | None = None) -> Self:
+        """Read the best member of a family file whose own file has ``max_bytes`` at most.
+
+        Raises:
+            UserError: no family file, a changed one, or no member is so small.
+        """
+        read = FamilyFile(path)
+        entry = choose(read.entries, None, None, None, max_bytes)
+        arguments = located(entry.config, path.parent)
+        return cls(path, arguments, dequantised(read.state(entry)), *_about(arguments))
+
+    def method(self, name: str | None = None) -> tuple[str, dict[str, Any]]:
+        """Name and options of a decoding method, by default the first.
+
+        Raises:
+            UserError: the model has no such method.
+        """
+        chosen = name or next(iter(self.methods), "")
+        if chosen not in self.methods:
+            raise UserError(f"{self.path}: no decoding method {nearest(chosen, self.methods)}")
+        return chosen, self.methods[chosen]
+
+
+def about(experiment: Experiment, source: SpeechInput) -> dict[str, Any]:
+    """What a deployed config says under ``KEY``."""
+    features = experiment.espnet.get("frontend") if source.from_arks else None
+    decode = {name: options or {} for name, options in experiment.recipe.decode.items()}
+    return {"input": dataclasses.asdict(source), "features": features, "decode": decode}
+
+
+def open_bundle(path: str | Path, max_bytes: int | None = None) -> Bundle:
+    """Read a deployed model.
+
+    Args:
+        path: a folder that stage 5 wrote, a file of weights in it, a family file, or the folder
+            with several of these (exp/<tag>/deploy), of which the largest is taken.
+        max_bytes: of the file of weights; None: any.
+
+    Raises:
+        UserError: there is none, none is so small, or it was changed.
+    """
+    path = Path(path)
+    if path.is_file() and not (path.parent / CONFIG).is_file():
+        return Bundle.of_family(path, max_bytes)
+    folder = path.parent if path.is_file() else path
+    if not folder.is_dir():
+        raise UserError(f"no {path}: {_HINT}")
+    family = folder / "family.safetensors"
+    if family.is_file():
+        return Bundle.of_family(family, max_bytes)
+    inner = sorted(found.parent for found in folder.glob(f"*/{RECORD}"))
+    chosen = folder if (folder / CONFIG).is_file() else _largest(folder, inner, max_bytes)
+    if max_bytes is not None and weights_file(chosen).stat().st_size > max_bytes:
+        raise UserError(f"{weights_file(chosen)} has more than {max_bytes:,} bytes")
+    return Bundle.of_folder(chosen)
+
+
+def _largest(folder: Path, inner: Sequence[Path], max_bytes: int | None) -> Path:
+    """The folder whose weights are the largest that fit; those of an untrained model are none."""
+    sizes = {f: weights_file(f).stat().st_size for f in inner if f.name != "untrained"}
+    fitting = {f: size for f, size in sizes.items() if max_bytes is None or size <= max_bytes}
+    if not sizes:
+        raise UserError(f"no deployed model in {folder}: {_HINT}")
+    if not fitting:
+        least = min(sizes.values())
+        raise UserError(f"{folder}: no model of {max_bytes:,} bytes; the smallest has {least:,}")
+    return max(fitting, key=lambda f: (fitting[f], f.name))
+
+
+def _about(arguments: Mapping[str, Any]) -> tuple[SpeechInput, dict[str, dict[str, Any]]]:
+    """The input and the decoding methods that a deployed config names."""
+    known = arguments.get(KEY) or {}
+    given = dict(known.get("input") or {"rate": 16000})
+    if known.get("features") == "kaldi_fbank":  # which are computed here from samples
+        given["from_arks"] = False
+    return SpeechInput(**given), dict(known.get("decode") or {})

@@ -1,0 +1,288 @@
+"""Decoding with a deployed model: by ESPnet's inference classes; in batches by our searches."""
+
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from espnet2.bin.asr_inference import Speech2Text
+from espnet2.bin.cls_inference import Classification
+from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
+
+from espnet_ext.bridge.build import neutral_statistics
+from espnet_ext.bridge.bundle import Bundle
+from espnet_ext.bridge.checkpoint import fill
+from espnet_ext.bridge.memory import peak_rss_mb
+from espnet_ext.bridge.muted import muted
+from espnet_ext.bridge.speech_input import SpeechInput
+from espnet_ext.config.recipe_errors import ATTENTION_GREEDY, ATTENTION_STREAM, TRANSDUCER
+from espnet_ext.data.pauses import cut_at_pauses
+from espnet_ext.errors import UserError
+from espnet_ext.formats.building import building
+from espnet_ext.models.attention_search import attention_greedy
+from espnet_ext.models.attention_stream import FirstPass
+from espnet_ext.models.transducer_search import BeamSearch, GreedySearch, Search
+from espnet_ext.models.whisper_decoder import TOKENS_PER_SECOND
+from espnet_ext.recogniser import Found
+
+type Row = tuple[str, str]  # utterance, path of its audio or place in an ark
+# Utterance, text, seconds, peak memory in MB, and whether it is too short for a frame.
+type Decoded = tuple[str, str, float, float, bool]
+
+_BATCH = 16
+_LONGEST = 30  # seconds of a recording that are decoded at once
+_TOO_SHORT = (TooShortUttError, UserError, AssertionError, IndexError, RuntimeError, ValueError)
+
+
+class Decoder:
+    """A deployed model with one decoding method.
+
+    Args:
+        model: its folder, or what was read of it.
+        method: key of ``recipe_errors.DECODE``.
+        options: of the method.
+        source: how its input is read.
+        device: torch's name of where it is computed.
+
+    Raises:
+        UserError: an option that ESPnet does not know, or weights that are not the model's.
+    """
+
+    def __init__(
+        self,
+        model: Path | Bundle,
+        method: str,
+        options: dict,
+        source: SpeechInput,
+        device: str = "cpu",
+    ):
+        self.method = method
+        self.source = source
+        self.device = device
+        bundle = model if isinstance(model, Bundle) else Bundle.of_folder(model)
+        self.inference = load_inference(bundle, method, options, device)
+        self.model: Any = self.inference.asr_model
+        arguments = self.inference.asr_train_args
+        self.width = arguments.input_size if self.model.frontend is None else None
+        self.search = transducer_search(self.model, method, options)
+        self.in_batches = method in (ATTENTION_GREEDY, *TRANSDUCER)
+        self.batch_size = int(options.get("batch_size", _BATCH)) if self.in_batches else 1
+        self.tokens_per_second = float(options.get("tokens_per_second", TOKENS_PER_SECOND))
+        # Of samples, which a pretrained encoder may have positions for up to a length only.
+        self.most_samples = getattr(self.model.encoder, "most_samples", None)
+
+    def read(self, row: Row) -> tuple[np.ndarray, float]:
+        """The model's input of one utterance, and its length in seconds."""
+        return self.source.read(*row, self.width)
+
+    def texts(self, batch: Sequence[np.ndarray]) -> list[str]:
+        """The best text, or the class, of each utterance; empty if nothing was recognised.
+
+        Speech that is too long for the model is cut at pauses, and the texts are joined.
+        """
+        parts = [self.pieces(speech) for speech in batch]
+        found = iter(self.found([piece for cut in parts for piece in cut]))
+        return [" ".join(filter(None, (next(found).text for _ in cut))) for cut in parts]
+
+    @property
+    def rate(self) -> int:
+        """Samples per second."""
+        return self.source.rate
+
+    @property
+    def longest(self) -> int | None:
+        """Samples that are decoded at once (``recogniser.SegmentDecoder``)."""
+        if self.method == "classify":
+            return None
+        most = _LONGEST * self.rate
+        return most if self.most_samples is None else min(most, self.most_samples)
+
+    def decode_waves(self, waves: Sequence[np.ndarray]) -> list[Found]:
+        """What is found in waves (samples,) of ``longest`` at most; of too short ones nothing."""
+        inputs = [self._inputs(wave) for wave in waves]
+        found = iter(self.found([one for given in inputs for one in given]))
+        return [next(found) if given else Found("") for given in inputs]
+
+    def _inputs(self, wave: np.ndarray) -> list[np.ndarray]:
+        """The input of the model for a wave; none if it is shorter than a frame."""
+        missing = max(0, self.source.least_samples - len(wave))
+        padded = np.ascontiguousarray(np.pad(wave, (0, missing)))
+        return self.pieces(self.source.prepared(torch.from_numpy(padded), self.width).numpy())
+
+    def found(self, pieces: Sequence[np.ndarray]) -> list[Found]:
+        """What is found in each of ``pieces``."""
+        found: list[Found] = []
+        for start in range(0, len(pieces), self.batch_size):
+            found += self._batch(pieces[start : start + self.batch_size])
+        return found
+
+    def pieces(self, speech: np.ndarray) -> list[np.ndarray]:
+        """The parts of an utterance that are decoded one by one; none if it is too short.
+
+        Every utterance has a class: one that is too short is lengthened by silence, or by its last
+        frame.
+        """
+        while self.is_too_short(speech):
+            if self.method != "classify":
+                return []
+            more = [(0, max(len(speech), 1)), *[(0, 0)] * (speech.ndim - 1)]
+            speech = np.pad(speech, more, mode="edge" if speech.ndim > 1 else "constant")
+        if self.most_samples is None or self.method == "classify":
+            return [speech]
+        return cut_at_pauses(speech, self.most_samples, self.source.rate)
+
+    @torch.no_grad()
+    def is_too_short(self, speech: np.ndarray) -> bool:
+        """True if the encoder has no frame of an input, by whatever error it says so."""
+        if not self.source.is_short(speech):
+            return False
+        try:
+            return int(self._encode([speech])[1][0]) < 1
+        except _TOO_SHORT:
+            return True
+
+    def decode(self, rows: Sequence[Row]) -> list[Decoded]:
+        """Read and decode a batch."""
+        inputs = [self.read(row) for row in rows]
+        texts = self.texts([speech for speech, _ in inputs])
+        peak = peak_rss_mb()
+        return [
+            (utterance, text, seconds, peak, self.is_too_short(speech))
+            for (utterance, _), text, (speech, seconds) in zip(rows, texts, inputs, strict=True)
+        ]
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Text of token ids."""
+        pieces = self.inference.converter.ids2tokens(list(tokens))
+        return self.inference.tokenizer.tokens2text(pieces)
+
+    def _batch(self, batch: Sequence[np.ndarray]) -> list[Found]:
+        if self.method == ATTENTION_STREAM:
+            first = FirstPass(self.model, self.tokens_per_second)
+            return [Found(self.text_of(first.text(one, self.source.rate))) for one in batch]
+        if self.method == ATTENTION_GREEDY:
+            return self._attend_together(batch)
+        if self.search is not None:
+            return self._search_together(batch)
+        return [self._one(speech) for speech in batch]
+
+    @torch.no_grad()
+    def _one(self, speech: np.ndarray) -> Found:
+        if self.method == "classify":
+            _, scores, name = self.inference(speech)
+            return Found(name, float(scores.max()))
+        if self.method == "ctc_att_beam":
+            found = self.inference(speech)
+            if isinstance(found, tuple):  # with outputs of intermediate CTC
+                found = found[0]
+            if found and self.model.ctc is None:  # then no token is the blank, which it leaves out
+                return Found(self.text_of(found[0][3].yseq[1:-1].tolist()))
+            return Found((found[0][0] or "") if found else "")
+        encoded, _ = self._encode([speech])
+        scores, best = self.model.ctc.log_softmax(encoded)[0].max(-1)
+        first = best != best.roll(1)
+        first[:1] = True
+        frames = (first & (best != self.model.blank_id)).nonzero()[:, 0]
+        score = float(scores[frames].sum())
+        return self._aligned(best[frames].tolist(), score, frames.tolist(), len(best))
+
+    def _aligned(
+        self, tokens: Sequence[int], score: float, frames: Sequence[int], length: int
+    ) -> Found:
+        """Tokens of a log-probability, each at one of ``length`` frames."""
+        words: list[tuple[str, float]] = []
+        for count, frame in enumerate(frames, 1):
+            so_far = self.text_of(tokens[:count]).split()
+            words += [(word, frame / length) for word in so_far[len(words) :]]
+        text = self.text_of(tokens)
+        whole = zip(text.split(), words, strict=False)  # a word grows with its later tokens
+        placed = tuple((word, place) for word, (_, place) in whole)
+        return Found(text, _mean_probability(score, len(tokens)), placed)
+
+    @torch.no_grad()
+    def _search_together(self, batch: Sequence[np.ndarray]) -> list[Found]:
+        assert self.search is not None
+        encoded, frames = self._encode(batch)
+        state = self.search.advance(encoded, frames, self.search.start(len(batch)))
+        return [
+            self._aligned(one.tokens, one.score, one.frames, int(length))
+            for one, length in zip(self.search.results(state), frames, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _attend_together(self, batch: Sequence[np.ndarray]) -> list[Found]:
+        encoded, frames = self._encode(batch)
+        decoder = self.model.decoder
+        seconds = [len(speech) / self.source.rate for speech in batch]
+        most = [decoder.most_tokens(length, self.tokens_per_second) for length in seconds]
+        scores: list[float] = []
+        found = attention_greedy(decoder, encoded, frames, most, scores=scores)
+        return [
+            Found(self.text_of(tokens), _mean_probability(score, len(tokens)))
+            for tokens, score in zip(found, scores, strict=True)
+        ]
+
+    def _encode(self, batch: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encoder output (utterances, frames, width) and frames (utterances,)."""
+        lengths = torch.tensor([len(speech) for speech in batch])
+        tensors = [torch.from_numpy(speech) for speech in batch]
+        padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+        encoded, frames = self.model.encode(padded.to(self.device), lengths.to(self.device))
+        return (encoded[0] if isinstance(encoded, tuple) else encoded), frames  # as above
+
+
+def _mean_probability(score: float, tokens: int) -> float | None:
+    """The geometric mean of the probabilities of tokens, from the sum of their logarithms."""
+    return math.exp(score / tokens) if tokens else None
+
+
+def load_inference(bundle: Bundle, method: str, options: dict, device: str = "cpu") -> Any:
+    """ESPnet's inference class on a deployed model: ``Classification`` or ``Speech2Text``.
+
+    ESPnet loads whatever fits; here the weights are loaded strictly.
+
+    Raises:
+        UserError: an option that it does not know, or weights that are not the model's.
+    """
+    arguments, state = dict(bundle.arguments), dict(bundle.state)
+    mean = state.get("normalize.mean")
+    with tempfile.TemporaryDirectory() as scratch, muted(), building(state, bundle.path):
+        if mean is not None:
+            # ESPnet reads a file whenever it builds a normalisation; the state has what counts.
+            path = neutral_statistics(len(mean), Path(scratch))
+            arguments["normalize_conf"] = {**arguments["normalize_conf"], "stats_file": path}
+        config = Path(scratch) / "config.yaml"  # the class takes a file alone
+        config.write_text(yaml.safe_dump(arguments, allow_unicode=True), encoding="utf-8")
+        found = _espnet_inference(str(config), method, options, device)
+    fill(found.asr_model, state, bundle.path)
+    return found
+
+
+def _espnet_inference(config: str, method: str, options: dict, device: str) -> Any:
+    """ESPnet's inference class on a config, its weights not loaded."""
+    if method == "classify":
+        found: Any = Classification(config, None, device=device)
+        # Under the names that Speech2Text has.
+        found.asr_model = found.classification_model
+        found.asr_train_args = found.classification_train_args
+        return found
+    conf = {"ctc_weight": 1.0, "beam_size": 1, "lm_weight": 0.0}
+    if method == "ctc_att_beam":
+        conf = {"ctc_weight": 0.3, "beam_size": 10, "lm_weight": 0.0, **options}
+    try:
+        return Speech2Text(asr_train_config=config, device=device, **conf)
+    except TypeError as error:
+        raise UserError(f"decode method {method}: {str(error).splitlines()[0]}") from None
+
+
+def transducer_search(model: Any, method: str, options: dict) -> Search | None:
+    """The search of a transducer method; None of another method."""
+    if method not in TRANSDUCER:
+        return None
+    if method == "transducer_greedy":
+        return GreedySearch(model)
+    return BeamSearch(model, options.get("beam_size", 4))

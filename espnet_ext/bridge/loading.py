@@ -1,0 +1,56 @@
+"""Deployed models, ready to be called."""
+
+from pathlib import Path
+
+import torch
+
+from espnet_ext.bridge.bundle import Bundle, open_bundle
+from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.errors import UserError
+from espnet_ext.recogniser import Recogniser
+
+
+def recogniser_of(bundle: Bundle, method: str | None = None, device: str = "cpu") -> Recogniser:
+    """Build a model that was read and load its weights.
+
+    Args:
+        bundle: what was read.
+        method: of decoding; None: the first that the config of the training names.
+        device: torch's name of where it is computed.
+
+    Raises:
+        UserError: no such method or device, or a model of features that are not log-mel.
+    """
+    return Recogniser(decoder_of(bundle, method, device))
+
+
+def decoder_of(bundle: Bundle, method: str | None = None, device: str = "cpu") -> Decoder:
+    """The decoder of ``recogniser_of``."""
+    if bundle.source.from_arks:
+        raise UserError(
+            f"{bundle.path}: this model reads features of another model from arks; decode it by "
+            "stages 2 and 6 of its recipe"
+        )
+    name, options = bundle.method(method)
+    check_device(device)
+    return Decoder(bundle, name, options, bundle.source, device)
+
+
+def check_device(device: str) -> None:
+    """Raise UserError if torch has no such device here."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        said = str(error).splitlines()[0]
+        raise UserError(f"device {device}: {said}; here are: {', '.join(known)}") from None
+
+
+def load(
+    path: str | Path,
+    device: str = "cpu",
+    max_bytes: int | None = None,
+    method: str | None = None,
+) -> Recogniser:
+    """Load a deployed model; see ``espnet_ext.load``."""
+    return recogniser_of(open_bundle(path, max_bytes), method, device)

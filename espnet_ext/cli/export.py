@@ -1,0 +1,83 @@
+"""Write a deployed model as ONNX graphs that sherpa-onnx and ONNX Runtime run.
+
+So far for Whisper, encoder and decoder: plain, merged, pruned, or a member of a family. A packed
+model keeps its integers: 4 bits stay 4 bits. Of a model at 32 bits --bits 8 or 4 rounds the
+matrices. The folder holds four graphs (sherpa-onnx's from_moonshine: raw audio in), tokens.txt,
+model.json and transcribe.py, which needs numpy, onnxruntime and soundfile alone.
+
+Nothing is written unless the graphs give torch's scores and texts on speech: that of --verify, or
+of a config the first utterances of its development set.
+
+Needs the packages of the extra "export": pip install 'espnet-ext[export]'.
+
+Example:
+  espnet-ext export conf/train_nested_whisper_tiny_m.yaml --out exp/onnx
+  espnet-ext export exp/whisper_tiny_m/deploy/merged --bits 8 --verify a.wav b.wav --out exp/onnx8
+"""
+
+import argparse
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
+
+_UTTERANCES = 8  # of a config's development set
+_PACKAGES = ("onnx", "onnxruntime")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("model", help="deployed folder or file of weights, or training config")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--variant", help="of a config: the deployed form")
+    parser.add_argument("--format", choices=["onnx"], default="onnx", help="(default: onnx)")
+    parser.add_argument("--bits", type=int, choices=[32, 8, 4], help="of a model at 32 bits")
+    parser.add_argument("--exact", action="store_true", help="multiply in float32: slower")
+    parser.add_argument("--verify", nargs="+", metavar="FILE", help="speech to compare texts on")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export one model."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"no package {missing[0]}: pip install 'espnet-ext[export]'")
+    from espnet_ext.bridge.muted import muted
+
+    model, paths = _model(args)
+    with muted():
+        import torch
+
+        from espnet_ext.bridge.bundle import open_bundle
+        from espnet_ext.data.audio import read_stretch, resampled
+        from espnet_ext.export.folder import export
+    torch.set_num_threads(1)
+    bundle = open_bundle(model)
+    waves = [
+        resampled(*read_stretch(path, path.name), bundle.source.rate)[: 30 * bundle.source.rate]
+        for path in paths
+    ]
+    made: Any = export(bundle, Path(args.out), waves, args.bits, args.exact)
+    kinds = ", ".join(f"{count:,} of {bits} bits" for bits, count in sorted(made.rounded.items()))
+    print(
+        f"export: {args.out}: {made.bytes:,} bytes; weights: {kinds or 'all of 32 bits'}; scores "
+        f"differ by {made.difference:.1e}; {made.equal} of {made.compared} texts are torch's"
+    )
+
+
+def _model(args: argparse.Namespace) -> tuple[Path, list[Path]]:
+    """The model and the speech that it is verified on."""
+    paths = [Path(path) for path in args.verify or ()]
+    if Path(args.model).suffix not in (".yaml", ".yml"):
+        if args.variant:
+            raise UserError("--variant is of a config; give the folder of the form itself")
+        if not paths:
+            raise UserError("give speech that the graphs are verified on: --verify FILE...")
+        return Path(args.model), paths
+    from espnet_ext.data.kaldi_dir import read_table
+
+    experiment = Experiment.load(args.model, None, args.variant)
+    scp = experiment.require_audio_list(experiment.recipe.dev_set)
+    listed = [Path(path) for path in list(read_table(scp).values())[:_UTTERANCES]]
+    return experiment.require_deployed(), paths or listed

@@ -1,0 +1,132 @@
+"""Transcribe audio files with a deployed model: text, times, confidences.
+
+MODEL is a folder that stage 5 wrote (exp/<tag>/deploy/<form>), a file of weights in it, a family
+file, the folder of several forms with --max-bytes, a folder that "espnet-ext export" wrote, or a
+training config in its recipe's folder.
+No other file of the recipe is needed: the folder can be moved. A translator prints translations,
+a classifier classes.
+
+Audio of any rate, number of channels and format that libsndfile reads; long recordings are cut at
+pauses. "-" is standard input, mono 16-bit PCM of the model's rate, raw or WAV. With one file its
+text is printed, with several each line begins with the file and a tab. --json prints a line of
+JSON for a file: text, seconds, and segments with start, end, confidence and words.
+
+--stream prints the text of a streaming model while it is heard, as "espnet-ext stream" does.
+
+Example:
+  espnet-ext transcribe exp/nested_whisper_tiny_m/deploy/4L-1536-4b speech.flac
+  espnet-ext transcribe exp/nested_whisper_tiny_m/deploy --max-bytes 16M --json *.wav
+  arecord -q -f S16_LE -r 16000 | espnet-ext transcribe MODEL --stream -
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import humanfriendly
+import numpy as np
+
+from espnet_ext.data.audio import read_stretch, resampled
+from espnet_ext.data.audio_stream import STDIN, pieces
+from espnet_ext.errors import UserError, at_least
+from espnet_ext.experiment import Experiment
+from espnet_ext.export.onnx_decoder import SETTINGS, load_exported
+
+
+def size(word: str) -> int:
+    """Type for argparse: bytes, as 16000000, 16M or 16MiB."""
+    try:
+        return humanfriendly.parse_size(word)
+    except humanfriendly.InvalidSize:
+        raise argparse.ArgumentTypeError(f"needs bytes, as 16M or 16MiB, not {word!r}") from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("model", help="deployed or exported folder, file of weights, or config")
+    parser.add_argument("audio", nargs="+", help=f"audio files, or {STDIN} for standard input")
+    parser.add_argument("--variant", help="of a config: the deployed form")
+    parser.add_argument("--method", help="of decoding; default: the config's first")
+    parser.add_argument("--max-bytes", type=size, help="the largest form that fits, as 16M")
+    parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for a file")
+    parser.add_argument("--stream", action="store_true", help="print partial texts")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Transcribe every file."""
+    from espnet_ext.bridge.muted import muted
+
+    for path in args.audio:
+        if path != STDIN and not Path(path).is_file():
+            raise UserError(f"no audio file {path}; '{STDIN}' is standard input")
+    model: Path = Path(args.model)
+    if model.suffix in (".yaml", ".yml"):
+        model = Experiment.load(args.model, None, args.variant).require_deployed()
+    elif args.variant:
+        raise UserError("--variant is of a config; give the folder of the form itself")
+    if (model / SETTINGS).is_file():
+        if args.stream:
+            raise UserError(f"{model}: an exported Whisper does not stream; give a deployed folder")
+        recogniser = load_exported(model, args.threads)
+    else:
+        with muted():
+            import torch
+
+            from espnet_ext.bridge.bundle import open_bundle
+            from espnet_ext.bridge.loading import recogniser_of
+        torch.set_num_threads(args.threads)
+        bundle = open_bundle(model, args.max_bytes)
+        if args.stream:
+            _stream(bundle, args)
+            return
+        recogniser = recogniser_of(bundle, args.method, args.device)
+    for path in args.audio:
+        found = _found(recogniser, path)
+        if args.json:
+            print(json.dumps({"file": path, **found}, ensure_ascii=False), flush=True)
+        else:
+            name = f"{path}\t" if len(args.audio) > 1 else ""
+            print(f"{name}{found['text']}", flush=True)
+
+
+def _found(recogniser: Any, path: str) -> dict[str, Any]:
+    """What is found in a file, or in standard input until its end."""
+    if path != STDIN:
+        return recogniser.file(path).as_dict()
+    rate = recogniser.rate
+    heard = [np.zeros(0, np.float32), *pieces(STDIN, rate, rate)]
+    return recogniser(np.concatenate(heard), rate).as_dict()
+
+
+def _stream(bundle: Any, args: argparse.Namespace) -> None:
+    """Print texts as they are heard; the finished segments of a file are its text."""
+    from espnet_ext.bridge.latency import Timing
+    from espnet_ext.bridge.streamers import streamer_of
+
+    streamer = streamer_of(bundle, args.method)
+    for path in args.audio:
+        for line in _lines(streamer.run(_heard(path, streamer), Timing())):
+            name = {"file": path} if len(args.audio) > 1 else {}
+            print(json.dumps({**name, **line}, ensure_ascii=False) if args.json else _shown(line))
+
+
+def _heard(path: str, streamer: Any) -> Iterator[np.ndarray]:
+    """The chunks of a file of any rate, or of standard input."""
+    if path == STDIN:
+        return pieces(STDIN, streamer.rate, streamer.piece)
+    samples, rate = read_stretch(Path(path), Path(path).name)
+    wave = resampled(samples, rate, streamer.rate)
+    return (wave[k : k + streamer.piece] for k in range(0, len(wave), streamer.piece))
+
+
+def _lines(found: Any) -> Iterator[dict[str, Any]]:
+    for second, text, finished in found:
+        yield {"second": round(second, 3), "text": text, "finished": finished}
+
+
+def _shown(line: dict[str, Any]) -> str:
+    return f"{line['second']:8.2f} s {'|' if line['finished'] else ''} {line['text']}"

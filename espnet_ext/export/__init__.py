@@ -1,0 +1,1 @@
+"""Models as ONNX graphs, for sherpa-onnx and ONNX Runtime."""

@@ -1,0 +1,251 @@
+"""Builds ONNX graphs node by node, with weights in the bits that a packed file has.
+
+A weight is stored in the graph as integers and scales of its file. What ONNX Runtime cannot
+multiply as it is stored is computed from them by operators on constants, which a session runs once,
+when it is made: the file stays small.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from espnet_ext.formats.bits import Quantised, Stored
+from espnet_ext.methods.codes import CODES, Coded
+from espnet_ext.methods.positions import Sinusoids
+from espnet_ext.methods.quantise import has_groups
+
+OPSET = 21
+_IR_VERSION = 10
+_MICROSOFT = "com.microsoft"  # operators of ONNX Runtime's own
+_BLOCKS = (256, 128, 64, 32, 16)  # inputs that may share a scale in MatMulNBits
+_END = np.iinfo(np.int64).max  # of a slice
+FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
+
+type Weight = Tensor | Stored
+
+
+class Graph:
+    """A graph under construction. Tensors are named by text.
+
+    Attributes:
+        rounded: how many weights are stored in each number of bits.
+        exact: rounded weights are multiplied in float32; else with activations of 8 bits.
+    """
+
+    def __init__(self, exact: bool = False):
+        self.exact = exact
+        self.rounded: Counter[int] = Counter()
+        self._nodes: list[Any] = []
+        self._constants: dict[str, Any] = {}
+        self._known: dict[tuple, str] = {}
+
+    def op(
+        self, kind: str, *inputs: str, out: str | None = None, domain: str = "", **attributes: Any
+    ) -> str:
+        """Add an operator with one output; return its name."""
+        return self.ops(kind, *inputs, outs=[out or self._name(kind)], domain=domain, **attributes)[
+            0
+        ]
+
+    def ops(
+        self, kind: str, *inputs: str, outs: Sequence[str], domain: str = "", **attributes: Any
+    ) -> list[str]:
+        """Add an operator with several outputs; return their names."""
+        names = list(outs)
+        name = self._name(f"node_{kind}")
+        made = helper.make_node(kind, list(inputs), names, name=name, domain=domain, **attributes)
+        self._nodes.append(made)
+        return names
+
+    def microsoft(self, kind: str, *inputs: str, out: str | None = None, **attributes: Any) -> str:
+        """Add an operator of ONNX Runtime's own."""
+        return self.op(kind, *inputs, out=out, domain=_MICROSOFT, **attributes)
+
+    def split(self, x: str, count: int, axis: int) -> list[str]:
+        """Cut a tensor into equal parts."""
+        outs = [self._name("Split") for _ in range(count)]
+        return self.ops("Split", x, outs=outs, axis=axis, num_outputs=count)
+
+    def constant(self, value: Any, kind: Any = None) -> str:
+        """A constant; equal ones are stored once."""
+        array = np.array(value, kind, order="C")
+        key = (array.tobytes(), array.dtype.str, array.shape)
+        if key not in self._known:
+            name = self._known[key] = self._name("constant")
+            self._constants[name] = numpy_helper.from_array(array, name)
+        return self._known[key]
+
+    def ints(self, *values: int) -> str:
+        """A constant (n,) of int64."""
+        return self.constant(values, np.int64)
+
+    def slice(self, x: str, start: str, end: str | None, axis: int, step: int = 1) -> str:
+        """Part of a tensor along an axis; ``start`` and ``end`` are tensors (1,)."""
+        end = self.ints(_END) if end is None else end
+        return self.op("Slice", x, start, end, self.ints(axis), self.ints(step))
+
+    def linear(self, x: str, weight: Weight, bias: Tensor | None = None) -> str:
+        """Return x W^T + b for x (..., i) and a weight (o, ...) of i inputs."""
+        grouped = isinstance(weight, Quantised) and has_groups(weight.scale.shape)
+        if isinstance(weight, Quantised) and (block := _block(weight)):
+            y = self._blockwise(x, weight, block)
+        elif isinstance(weight, Quantised) and weight.bits == 8 and not grouped and not self.exact:
+            y = self._per_channel(x, weight)
+        else:
+            y = self.op("MatMul", x, self.op("Transpose", self.matrix(weight), perm=[1, 0]))
+        return y if bias is None else self.op("Add", y, self.constant(bias.float().numpy()))
+
+    def matrix(self, weight: Weight) -> str:
+        """The numbers of a weight, (o, i) float32; a session computes them when it is made."""
+        if isinstance(weight, Tensor):
+            return self.constant(weight.detach().float().flatten(1).numpy())
+        if isinstance(weight, Sinusoids):
+            return self._sinusoids(*weight.shape)
+        if isinstance(weight, Coded):
+            width = weight.books.shape[0] * weight.books.shape[2]
+            return self.op("Reshape", self.rows(weight, None), self.ints(-1, width))
+        self.rounded[weight.bits] += weight.ints.numel()
+        rows = len(weight.ints)
+        flat = weight.ints.reshape(rows, -1)
+        count = weight.scale.numel() // rows if weight.scale.dim() else 1
+        parts = self.op("Cast", self._stored_ints(flat, weight.bits), to=FLOAT)
+        parts = self.op("Reshape", parts, self.ints(rows, count, -1))
+        shape = (-1, count, 1) if weight.scale.dim() else ()
+        scale = self._scales(weight.scale.reshape(shape))
+        return self.op("Reshape", self.op("Mul", parts, scale), self.ints(rows, -1))
+
+    def rows(self, table: Coded, chosen: str | None) -> str:
+        """Rows (..., parts, size) of a table of codes, int8 if its books are.
+
+        ``chosen``: their places; None: all.
+        """
+        parts, _, size = table.books.shape
+        codes = self.constant(table.codes.numpy())
+        if chosen is not None:
+            codes = self.op("Gather", codes, chosen, axis=0)
+        first = self.constant(np.arange(parts) * CODES, np.int32)
+        places = self.op("Add", self.op("Cast", codes, to=INT32), first)
+        if table.books.dtype == torch.int8:
+            books = self.constant(table.books.reshape(-1, size).numpy())
+        else:
+            books = self._scales(table.books.reshape(-1, size))
+        return self.op("Gather", books, places, axis=0)
+
+    def norm(self, x: str, weight: Tensor, bias: Tensor) -> str:
+        """Layer normalisation of the last axis."""
+        parameters = (self.constant(p.float().numpy()) for p in (weight, bias))
+        return self.op("LayerNormalization", x, *parameters, axis=-1, epsilon=1e-5)
+
+    def save(
+        self,
+        path: Path,
+        inputs: Mapping[str, tuple[int, Sequence[Any]]],
+        outputs: Mapping[str, tuple[int, Sequence[Any]]],
+        metadata: Mapping[str, Any],
+    ) -> None:
+        """Check the graph and write it; inputs and outputs have a type and a shape."""
+        first, last = (
+            [helper.make_tensor_value_info(name, *one) for name, one in given.items()]
+            for given in (inputs, outputs)
+        )
+        constants = list(self._constants.values())
+        graph = helper.make_graph(self._nodes, path.stem, first, last, constants)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_MICROSOFT, 1)]
+        model = helper.make_model(
+            graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="espnet-ext"
+        )
+        helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
+        onnx.checker.check_model(model)
+        onnx.save(model, path)
+
+    def _blockwise(self, x: str, weight: Quantised, block: int) -> str:
+        """Multiply with 4 or 8 bits, of which ``block`` inputs share a scale."""
+        rows = len(weight.ints)
+        flat = weight.ints.reshape(rows, -1)
+        self.rounded[weight.bits] += flat.numel()
+        bits = 8 if weight.bits > 4 else 4
+        unsigned = (flat.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8).numpy()
+        if bits == 4:
+            unsigned = unsigned[:, 0::2] | unsigned[:, 1::2] << 4
+        inputs = flat.shape[1]
+        stored = unsigned.reshape(rows, inputs // block, block * bits // 8)
+        scale = self._scales(weight.scale.reshape(rows, -1, 1))
+        groups = weight.scale.numel() // rows
+        times = inputs // block // groups
+        scale = self.op("Expand", scale, self.ints(rows, groups, times))
+        scale = self.op("Reshape", scale, self.ints(-1))
+        options = {"K": inputs, "N": rows, "bits": bits, "block_size": block}
+        return self.microsoft(
+            *("MatMulNBits", x, self.constant(stored), scale),
+            **options,
+            accuracy_level=0 if self.exact else 4,
+        )
+
+    def _per_channel(self, x: str, weight: Quantised) -> str:
+        """Multiply with 8 bits that have a scale for each output."""
+        rows = len(weight.ints)
+        flat = weight.ints.reshape(rows, -1)
+        self.rounded[8] += flat.numel()
+        ints = self.constant(flat.T.contiguous().numpy())
+        scales = self.constant(weight.scale.flatten().expand(rows).float().numpy())
+        return self.microsoft("DynamicQuantizeMatMul", x, ints, scales)
+
+    def _stored_ints(self, flat: Tensor, bits: int) -> str:
+        """Integers (o, i) of at most 4 bits two to a byte, others in bytes."""
+        values = flat.numpy()
+        if bits > 4:
+            return self.constant(values)
+        name = self._name("constant")
+        made = helper.make_tensor(name, TensorProto.INT4, values.shape, values.flatten())
+        self._constants[name] = made
+        return name
+
+    def _scales(self, scale: Tensor) -> str:
+        """Numbers as float32, in float16 in the file where that holds them."""
+        half = scale.half()
+        if torch.equal(half.float(), scale.float()):
+            return self.op("Cast", self.constant(half.numpy()), to=FLOAT)
+        return self.constant(scale.float().numpy())
+
+    def _sinusoids(self, length: int, width: int) -> str:
+        """The table of ``methods.positions.sinusoids``; computed when a session is made."""
+        rates = np.exp(-np.log(10_000.0) / max(width // 2 - 1, 1) * np.arange(width // 2))
+        places = self.op("Range", *(self.constant(v, np.int64) for v in (0, length, 1)))
+        angles = self.op(
+            "Mul",
+            self.op("Unsqueeze", self.op("Cast", places, to=FLOAT), self.ints(1)),
+            self.constant(rates[None], np.float32),
+        )
+        return self.op("Concat", self.op("Sin", angles), self.op("Cos", angles), axis=-1)
+
+    def _name(self, kind: str) -> str:
+        self._count = getattr(self, "_count", 0) + 1
+        return f"{kind}_{self._count}"
+
+
+def _block(weight: Quantised) -> int | None:
+    """Inputs that share a scale, as MatMulNBits takes them; None if it does not fit."""
+    if not has_groups(weight.scale.shape) and weight.bits > 4:
+        return None
+    inputs = weight.ints[0].numel()
+    if not weight.scale.dim():
+        return None
+    group = inputs * len(weight.ints) // weight.scale.numel()
+    return next((size for size in _BLOCKS if group % size == 0), None)
+
+
+def joined(weights: Sequence[Weight]) -> Weight:
+    """Weights (o, i) of the same inputs one below the other, as one; integers stay integers."""
+    whole = [w for w in weights if isinstance(w, Quantised)]
+    kinds = {(w.bits, w.scale.dim(), w.scale.shape[1:]) for w in whole}
+    if len(whole) == len(weights) and len(kinds) == 1 and whole[0].scale.dim():
+        ints = torch.cat([w.ints for w in whole])
+        return Quantised(ints, torch.cat([w.scale for w in whole]), whole[0].bits)
+    return torch.cat([w if isinstance(w, Tensor) else w.dequantised() for w in weights])

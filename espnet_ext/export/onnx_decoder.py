@@ -1,0 +1,71 @@
+"""An exported folder as a decoder of segments; it needs neither torch nor ESPnet."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from espnet_ext.errors import UserError, one_line
+from espnet_ext.files import read_json, sha256_file
+from espnet_ext.recogniser import Found, Recogniser
+
+SETTINGS = "model.json"
+_LONGEST = 30  # seconds that Whisper has positions for
+_AGAIN = "export it again"
+
+
+class OnnxDecoder:
+    """The graphs of a folder that ``espnet-ext export`` wrote.
+
+    Raises:
+        UserError: no such folder, one of another kind, a file that was changed, or graphs that
+            this version of ONNX Runtime does not run.
+    """
+
+    batch_size = 1
+
+    def __init__(self, folder: Path, threads: int = 1):
+        try:
+            from espnet_ext.export.run_onnx import Model
+        except ImportError as error:
+            raise UserError(f"no package {error.name}: pip install 'espnet-ext[export]'") from None
+        _refuse_changed(folder)
+        try:
+            self.model = Model(folder, threads)
+        except Exception as error:  # of ONNX Runtime's own types
+            raise UserError(f"{folder}: ONNX Runtime cannot run it: {one_line(error)}") from None
+        self.rate = int(self.model.settings["rate"])
+        self.longest = _LONGEST * self.rate
+
+    def decode_waves(self, waves: Sequence[np.ndarray]) -> list[Found]:
+        """What is found in each segment (samples,)."""
+        return [self._one(wave) for wave in waves]
+
+    def _one(self, wave: np.ndarray) -> Found:
+        tokens, score = self.model.tokens(np.ascontiguousarray(wave, np.float32))
+        confidence = math.exp(score / len(tokens)) if tokens else None
+        return Found(self.model.text(tokens), confidence)
+
+
+def _refuse_changed(folder: Path) -> None:
+    """Compare the files of a folder with the digests in it."""
+    path = folder / SETTINGS
+    try:
+        settings = read_json(path)
+        kind, digests = settings["kind"], dict(settings["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not the settings of an exported model; {_AGAIN}") from None
+    if kind != "whisper":
+        raise UserError(f"{path}: unknown kind of model {kind!r}; {_AGAIN} with this version")
+    for name, wanted in digests.items():
+        file = folder / Path(name).name
+        if not file.is_file():
+            raise UserError(f"no {file}; {_AGAIN}")
+        if sha256_file(file) != wanted:
+            raise UserError(f"{file} was changed: its SHA-256 is not that in {SETTINGS}; {_AGAIN}")
+
+
+def load_exported(folder: Path, threads: int = 1) -> Recogniser:
+    """Load an exported folder; it raises what ``OnnxDecoder`` does."""
+    return Recogniser(OnnxDecoder(folder, threads))

@@ -1,0 +1,113 @@
+"""Transcribe audio files with the exported model in this script's folder.
+
+Needs numpy, onnxruntime and soundfile; nothing else of the project that made it.
+
+Example: python transcribe.py speech.wav
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+START, END, PROMPT, TEXT = 1, 2, 3, 4  # ids; text begins at the last
+
+
+class Model:
+    """The graphs of a folder, on ``threads`` threads."""
+
+    def __init__(self, folder, threads=1):
+        folder = Path(folder)
+        self.settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        lines = (folder / "tokens.txt").read_text(encoding="utf-8").splitlines()
+        self.symbols = {int(i): text for text, i in (line.rsplit(" ", 1) for line in lines)}
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.enable_cpu_mem_arena = False  # it would keep what is freed when a session is made
+        names = ("preprocess", "encode", "uncached_decode", "cached_decode")
+        self.graphs = {
+            n: onnxruntime.InferenceSession(str(folder / f"{n}.onnx"), options) for n in names
+        }
+
+    def run(self, name, *inputs):
+        """Run a graph on its inputs, in their order."""
+        known = [one.name for one in self.graphs[name].get_inputs()]
+        return self.graphs[name].run(None, dict(zip(known, inputs, strict=True)))
+
+    def encode(self, wave):
+        """The encoder's output for samples (n,), float32 in [-1, 1] at the model's rate."""
+        (mel,) = self.run("preprocess", wave[None])
+        (encoded,) = self.run("encode", mel, np.array([mel.shape[2]], np.int32))
+        return encoded
+
+    def scores(self, encoded):
+        """A function that takes a token and returns the scores (V,) of the next."""
+        length = np.array([encoded.shape[1]], np.int32)
+        _, *states = self.run("uncached_decode", np.array([[START]], np.int32), encoded, length)
+
+        def step(token):
+            given = np.array([[token]], np.int32)
+            logits, *states[:] = self.run("cached_decode", given, encoded, length, *states)
+            return logits[0, -1]
+
+        return step
+
+    def tokens(self, wave):
+        """Greedy search: ids of the text, and the sum of their log-probabilities."""
+        seconds = len(wave) / self.settings["rate"]
+        most = int(self.settings["tokens_per_second"] * seconds) + self.settings["more_tokens"]
+        most = min(most, self.settings["most_tokens"])
+        step, token, score = self.scores(self.encode(wave)), PROMPT, 0.0
+        found: list[int] = []
+        while len(found) < most:
+            logits = step(token)
+            token = int(logits.argmax())
+            if token == END:
+                break
+            found.append(token)
+            score -= float(np.log(np.exp(logits - logits.max()).sum()))
+            if repeated := loop(found):
+                del found[-repeated:]
+                break
+        return found, score
+
+    def text(self, tokens):
+        """The text of ids."""
+        joined = "".join(self.symbols[token] for token in tokens).replace("\u2581", " ")
+        parts: list = re.split(r"((?:<0x[0-9A-F]{2}>)+)", joined)
+        data = (
+            bytes.fromhex(re.sub("<0x|>", "", p)) if k % 2 else p.encode()
+            for k, p in enumerate(parts)
+        )
+        return " ".join(b"".join(data).decode("utf-8", "replace").split())
+
+
+def loop(tokens, longest=10, times=4, least=12):
+    """How many ids at the end only repeat the phrase before them; 0 if it is no loop."""
+    for size in range(1, longest + 1):
+        count = max(times, -(-least // size))
+        tail = tokens[-size * count :]
+        if len(tail) == size * count and tail[size:] == tail[:-size]:
+            return size * (count - 1)
+    return 0
+
+
+def main():
+    """Print the text of every file that is named."""
+    import soundfile
+
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    model = Model(Path(__file__).parent)
+    for path in sys.argv[1:]:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        if rate != model.settings["rate"] or len(samples) > 30 * rate:
+            sys.exit(f"{path}: needs {model.settings['rate']} Hz and at most 30 s")
+        print(model.text(model.tokens(samples.mean(1))[0]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,379 @@
+"""Whisper as four ONNX graphs that sherpa-onnx runs as ``from_moonshine`` (raw audio in).
+
+    preprocess       audio (1, n) -> log-mel (1, bins, time)
+    encode           log-mel -> keys and values of all cross-attentions (1, frames, 2 L D)
+    uncached_decode  the runtime's first token -> the first states; it has no weights
+    cached_decode    a token and the states -> scores of the next token, new states
+
+Ids of the runtime: 0 unknown, 1 its start, 2 its end, 3 the model's prompt, text from 4 on. The
+first call of ``cached_decode`` gets the token 3 and puts the whole prompt in its place. Frames are
+those of the speech: it is not padded to 30 s.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from espnet_ext.export.graph import FLOAT, INT32, INT64, Graph, Weight, joined
+from espnet_ext.formats.bits import Quantised
+from espnet_ext.methods.codes import Coded
+
+PREPROCESS, ENCODE, FIRST, NEXT = (
+    f"{name}.onnx" for name in ("preprocess", "encode", "uncached_decode", "cached_decode")
+)
+UNKNOWN, START, END, PROMPT, TEXT = range(5)  # ids of the runtime; text begins at the last
+_NEVER = -1e9  # score of an id that the model has no token for
+_FFT, _HOP = 400, 160  # samples of a window of log-mel, and between windows
+_LEAST = 1600  # samples of the shortest speech that is encoded
+
+type Shapes = dict[str, tuple[int, Sequence[Any]]]  # type and shape of tensors, by name
+
+
+@dataclass(frozen=True)
+class Whisper:
+    """A Whisper and what its graphs need.
+
+    Attributes:
+        state: weights by name, as files hold them.
+        encoder, decoder: prefixes of the names of their parts, with their dots.
+        heads: of attention.
+        layers: of the encoder and the decoder.
+        mel: filters (frequencies, bins).
+        prompt: ids of the tokens that every text begins with.
+        end: id of the token that ends a text.
+        rows: ids of the tokens of texts, in the order of the runtime's ids.
+    """
+
+    state: Mapping[str, Weight]
+    encoder: str
+    decoder: str
+    heads: int
+    layers: tuple[int, int]
+    mel: np.ndarray
+    prompt: tuple[int, ...]
+    end: int
+    rows: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Features of a frame."""
+        return len(self.tensor(f"{self.encoder}layer_norm.weight"))
+
+    def weight(self, name: str) -> Weight:
+        """A weight as its file holds it."""
+        return self.state[name]
+
+    def tensor(self, name: str) -> Tensor:
+        """The numbers of a weight, float32."""
+        found = self.state[name]
+        return found.float() if isinstance(found, Tensor) else found.dequantised()
+
+
+def write(model: Whisper, folder: Path, exact: bool = False) -> dict[int, int]:
+    """Write the four graphs into a folder.
+
+    Args:
+        model: what they compute.
+        folder: that exists.
+        exact: see ``Graph``.
+
+    Returns:
+        How many weights are stored in how many bits.
+    """
+    _write_preprocess(model, folder / PREPROCESS)
+    encode = _write_encode(model, folder / ENCODE, exact)
+    _write_first(model, folder / FIRST)
+    following = _write_next(model, folder / NEXT, exact)
+    return dict(encode.rounded + following.rounded)
+
+
+def _write_preprocess(model: Whisper, path: Path) -> None:
+    """Log-mel as transformers' WhisperFeatureExtractor computes it, of speech as it is."""
+    g = Graph()
+    samples = g.op("Shape", "audio", start=1, end=2)
+    missing = g.op("Max", g.op("Sub", g.ints(_LEAST), samples), g.ints(0))
+    x = g.op("Pad", "audio", g.op("Concat", g.ints(0, 0, 0), missing, axis=0))
+    x = g.op("Pad", x, g.ints(0, _FFT // 2, 0, _FFT // 2), mode="reflect")
+    basis = _fourier_basis(g)
+    x = g.op("Conv", g.op("Unsqueeze", x, g.ints(1)), basis, kernel_shape=[_FFT], strides=[_HOP])
+    x = g.slice(x, g.ints(0), g.ints(-1), 2)  # the extractor leaves out the last window
+    real, imaginary = g.split(g.op("Mul", x, x), 2, 1)
+    power = g.op("Add", real, imaginary)
+    mel = g.op("MatMul", g.constant(model.mel.T, np.float32), power)
+    floor = g.constant(1e-10, np.float32)
+    logarithm = g.op("Log", g.op("Max", mel, floor))
+    logarithm = g.op("Mul", logarithm, g.constant(1 / np.log(10), np.float32))
+    loudest = g.op("ReduceMax", logarithm, keepdims=0)
+    least = g.op("Sub", loudest, g.constant(8, np.float32))
+    shifted = g.op("Add", g.op("Max", logarithm, least), g.constant(4, np.float32))
+    g.op("Mul", shifted, g.constant(0.25, np.float32), out="mel")
+    bins = model.mel.shape[1]
+    g.save(path, {"audio": (FLOAT, [1, "samples"])}, {"mel": (FLOAT, [1, bins, "time"])}, {})
+
+
+def _fourier_basis(g: Graph) -> str:
+    """Windowed cosines and sines (2 x frequencies, 1, samples), computed from nothing."""
+
+    def numbers(count: int) -> str:
+        return g.op("Range", *(g.constant(v, np.int64) for v in (0, count, 1)))
+
+    turn = g.constant(2 * np.pi / _FFT, np.float32)
+    frequency, time = numbers(_FFT // 2 + 1), numbers(_FFT)
+    half = g.constant(0.5, np.float32)
+    wave = g.op("Cos", g.op("Mul", g.op("Cast", time, to=FLOAT), turn))
+    window = g.op("Sub", half, g.op("Mul", half, wave))
+    product = g.op(
+        "Mul", g.op("Unsqueeze", frequency, g.ints(1)), g.op("Unsqueeze", time, g.ints(0))
+    )
+    turns = g.op("Mod", product, g.constant(_FFT, np.int64))  # exact where float32 is not
+    angle = g.op("Mul", g.op("Cast", turns, to=FLOAT), turn)
+    both = g.op("Concat", g.op("Cos", angle), g.op("Sin", angle), axis=0)
+    return g.op("Reshape", g.op("Mul", both, window), g.ints(_FFT + 2, 1, _FFT))
+
+
+def _write_encode(model: Whisper, path: Path, exact: bool) -> Graph:
+    g, at = Graph(exact), model.encoder
+    x = g.op("Transpose", "mel", perm=[0, 2, 1])
+    x = _gelu(g, _convolution(g, model, x, f"{at}conv1", 1))
+    x = _gelu(g, _convolution(g, model, x, f"{at}conv2", 2))
+    frames = g.op("Shape", x, start=1, end=2)
+    positions = g.matrix(model.weight(f"{at}embed_positions.weight"))
+    x = g.op("Add", x, g.slice(positions, g.ints(0), frames, 0))
+    for layer in range(model.layers[0]):
+        own = f"{at}layers.{layer}."
+        y = _norm(g, model, x, f"{own}self_attn_layer_norm")
+        query, key, value = g.split(_queries_keys_values(g, model, y, f"{own}self_attn."), 3, -1)
+        y = g.microsoft("MultiHeadAttention", query, key, value, num_heads=model.heads)
+        x = g.op("Add", x, _linear(g, model, y, f"{own}self_attn.out_proj"))
+        x = _feed_forward(g, model, x, own)
+    x = _norm(g, model, x, f"{at}layer_norm")
+    names = [f"{model.decoder}layers.{k}.encoder_attn." for k in range(model.layers[1])]
+    weights = [model.weight(f"{n}{kind}_proj.weight") for kind in "kv" for n in names]
+    value = torch.cat([model.tensor(f"{n}v_proj.bias") for n in names])
+    bias = torch.cat([torch.zeros_like(value), value])
+    g.op("Identity", g.linear(x, joined(weights), bias), out="encoder_out")
+    bins = model.mel.shape[1]
+    inputs = {"mel": (FLOAT, [1, bins, "time"]), "features_len": (INT32, [1])}
+    g.save(path, inputs, {"encoder_out": (FLOAT, [1, "frames", _kv_width(model)])}, {})
+    return g
+
+
+def _write_first(model: Whisper, path: Path) -> None:
+    """The states before the first token, and scores that choose the prompt."""
+    g = Graph()
+    layers, heads, size = model.layers[1], model.heads, model.width // model.heads
+    both = g.op("Reshape", "encoder_out", g.ints(-1, 2, layers, heads, size))
+    key, value = (g.op("Squeeze", part, g.ints(1)) for part in g.split(both, 2, 1))
+    g.op("Transpose", key, perm=[1, 2, 3, 0], out="cross_key")
+    g.op("Transpose", value, perm=[1, 2, 0, 3], out="cross_value")
+    empty = np.zeros((layers, heads, 0, size), np.float32)
+    for name in ("self_key", "self_value"):
+        g.op("Identity", g.constant(empty), out=name)
+    scores = np.zeros((1, 1, len(model.rows) + TEXT), np.float32)
+    scores[0, 0, PROMPT] = 1
+    g.op("Identity", g.constant(scores), out="logits")
+    inputs: Shapes = {
+        "tokens": (INT32, [1, 1]),
+        "encoder_out": (FLOAT, [1, "frames", _kv_width(model)]),
+        "seq_len": (INT32, [1]),
+    }
+    outputs = {"logits": (FLOAT, [1, 1, len(model.rows) + TEXT]), **_states(model, "")}
+    g.save(path, inputs, outputs, {})
+
+
+def _write_next(model: Whisper, path: Path, exact: bool) -> Graph:
+    g, at = Graph(exact), model.decoder
+    layers, heads, size = model.layers[1], model.heads, model.width // model.heads
+    known = g.op("Shape", "self_key", start=2, end=3)
+    tokens = _tokens(g, model, known)
+    x, score = _table(g, model, tokens)
+    positions = g.matrix(model.weight(f"{at}embed_positions.weight"))
+    end = g.op("Add", known, g.op("Shape", tokens, start=1, end=2))
+    x = g.op("Add", x, g.slice(positions, known, end, 0))
+    past = {name: g.split(name, layers, 0) for name in _states(model, "")}
+    new: dict[str, list[str]] = {"new_self_key": [], "new_self_value": []}
+    for layer in range(layers):
+        own = f"{at}layers.{layer}."
+        y = _norm(g, model, x, f"{own}self_attn_layer_norm")
+        parts = g.split(_queries_keys_values(g, model, y, f"{own}self_attn."), 3, -1)
+        before = past["self_key"][layer], past["self_value"][layer]
+        y, *grown = g.ops(
+            *("MultiHeadAttention", *parts, "", "", "", *before),
+            outs=[f"attended_{layer}", f"key_{layer}", f"value_{layer}"],
+            domain="com.microsoft",
+            num_heads=heads,
+            unidirectional=1,
+        )
+        for name, one in zip(new, grown, strict=True):
+            new[name].append(one)
+        x = g.op("Add", x, _linear(g, model, y, f"{own}self_attn.out_proj"))
+        y = _norm(g, model, x, f"{own}encoder_attn_layer_norm")
+        query = _linear(g, model, y, f"{own}encoder_attn.q_proj")
+        query = g.op("Mul", query, g.constant(size**-0.5, np.float32))
+        query = g.op(
+            "Transpose", g.op("Reshape", query, g.ints(1, -1, heads, size)), perm=[0, 2, 1, 3]
+        )
+        weights = g.op("Softmax", g.op("MatMul", query, past["cross_key"][layer]), axis=-1)
+        y = g.op(
+            "Transpose", g.op("MatMul", weights, past["cross_value"][layer]), perm=[0, 2, 1, 3]
+        )
+        y = g.op("Reshape", y, g.ints(1, -1, model.width))
+        x = g.op("Add", x, _linear(g, model, y, f"{own}encoder_attn.out_proj"))
+        x = _feed_forward(g, model, x, own)
+    for name, parts in new.items():
+        g.op("Concat", *parts, axis=0, out=name)
+    for name in ("cross_key", "cross_value"):
+        g.op("Identity", name, out=f"new_{name}")
+    last = _norm(g, model, g.slice(x, g.ints(-1), None, 1), f"{at}layer_norm")
+    text, stop = score(last)
+    never = [g.constant(np.full((1, 1, n), _NEVER), np.float32) for n in (END, 1)]
+    g.op("Concat", never[0], stop, never[1], text, axis=2, out="logits")
+    inputs: Shapes = {
+        "token": (INT32, [1, 1]),
+        "encoder_out": (FLOAT, [1, "frames", _kv_width(model)]),
+        "seq_len": (INT32, [1]),
+        **_states(model, ""),
+    }
+    outputs = {"logits": (FLOAT, [1, 1, len(model.rows) + TEXT]), **_states(model, "new_")}
+    g.save(path, inputs, outputs, {})
+    return g
+
+
+def _tokens(g: Graph, model: Whisper, known: str) -> str:
+    """Rows of the table (1, n) for a token of the runtime: all of the prompt at the first call."""
+    row = g.op("Sub", g.op("Cast", "token", to=INT64), g.ints(TEXT))
+    prompts = [len(model.rows) + 1 + place for place in range(len(model.prompt))]
+    text = g.op("Less", "token", g.constant(TEXT, np.int32))
+    row = g.op("Where", text, g.ints(prompts[-1]), row)
+    first = g.op("Equal", known, g.ints(0))
+    count = g.op("Mul", g.op("Cast", first, to=INT64), g.ints(len(prompts) - 1))
+    before = g.slice(g.constant([prompts[:-1]], np.int64), g.ints(0), count, 1)
+    return g.op("Concat", before, row, axis=1)
+
+
+def _table(g: Graph, model: Whisper, tokens: str) -> tuple[str, Any]:
+    """Embeddings (1, n, D) of rows, and a function that scores text and end of (1, 1, D).
+
+    Rows: the tokens of texts, the end, the prompt.
+    """
+    ids = torch.tensor([*model.rows, model.end, *model.prompt])
+    weight = model.weight(f"{model.decoder}embed_tokens.weight")
+    if isinstance(weight, Coded):
+        ids = ids if weight.kept is None else weight.kept.long().cumsum(0)[ids] - 1
+        codes = Coded(weight.codes[ids], weight.books)
+        found = g.op("Reshape", g.rows(codes, tokens), g.ints(1, -1, model.width))
+        scores = _table_scores(g, codes)
+    elif isinstance(weight, Quantised):
+        scale = weight.scale[ids] if weight.scale.dim() else weight.scale
+        chosen = Quantised(weight.ints[ids], scale, weight.bits)
+        found = g.op("Gather", g.matrix(chosen), tokens, axis=0)
+        scores = lambda last: g.linear(last, chosen)  # noqa: E731
+    else:
+        numbers = g.matrix(model.tensor(f"{model.decoder}embed_tokens.weight")[ids])
+        found = g.op("Gather", numbers, tokens, axis=0)
+        scores = _float_scores(g, numbers)
+    count = len(model.rows)
+
+    def score(last: str) -> tuple[str, str]:
+        found = scores(last)
+        text = g.slice(found, g.ints(0), g.ints(count), 2)
+        return text, g.slice(found, g.ints(count), g.ints(count + 1), 2)
+
+    return found, score
+
+
+def _float_scores(g: Graph, table: str) -> Any:
+    """A function that multiplies with a table (rows, D)."""
+    across = g.op("Transpose", table, perm=[1, 0])
+    return lambda last: g.op("MatMul", last, across)
+
+
+def _table_scores(g: Graph, table: Coded) -> Any:
+    """A function that multiplies with a table (rows, D) of codes.
+
+    Codes can only be looked up, and the whole table in float32 would be most of the memory. So a
+    session puts 8-bit numbers in their place when it is made. Those of a part of the columns share
+    a scale, by which what is multiplied is multiplied first.
+    """
+    if g.exact:
+        return _float_scores(g, g.matrix(table))
+    parts, _, size = table.books.shape
+    scale = table.books.abs().amax((1, 2)).clamp_min(1e-9) / 127  # of each part
+    whole = (table.books / scale.view(-1, 1, 1)).round().to(torch.int8)
+    codes = Coded(table.codes, whole)
+    ints = g.op("Transpose", g.rows(codes, None), perm=[1, 2, 0])
+    ints = g.op("Reshape", ints, g.ints(parts * size, len(table.codes)))
+    widths = g.constant(scale.repeat_interleave(size).numpy())
+    one = g.op("Expand", g.constant([1], np.float32), g.ints(len(table.codes)))
+
+    def scores(last: str) -> str:
+        return g.microsoft("DynamicQuantizeMatMul", g.op("Mul", last, widths), ints, one)
+
+    return scores
+
+
+def _convolution(g: Graph, model: Whisper, x: str, name: str, stride: int) -> str:
+    """A convolution over three frames (1, T, i), as a product with three frames side by side."""
+    padded = g.op("Pad", x, g.ints(0, 1, 0, 0, 1, 0))
+    frames = g.op("Shape", x, start=1, end=2)
+    parts = [
+        g.op(
+            "Unsqueeze",
+            g.slice(padded, g.ints(k), g.op("Add", frames, g.ints(k)), 1, stride),
+            g.ints(3),
+        )
+        for k in range(3)
+    ]
+    weight = model.weight(f"{name}.weight")
+    inputs = (weight if isinstance(weight, Tensor) else weight.dequantised()).shape[1]
+    joined_frames = g.op("Concat", *parts, axis=3)
+    flat = g.op("Reshape", joined_frames, g.ints(1, -1, 3 * inputs))
+    kept = weight.flatten(1) if isinstance(weight, Tensor) else weight
+    return g.linear(flat, kept, model.tensor(f"{name}.bias"))
+
+
+def _queries_keys_values(g: Graph, model: Whisper, x: str, at: str) -> str:
+    """Queries, keys and values (1, n, 3 D) by one product."""
+    weight = joined([model.weight(f"{at}{kind}_proj.weight") for kind in "qkv"])
+    query, value = (model.tensor(f"{at}{kind}_proj.bias") for kind in "qv")
+    return g.linear(x, weight, torch.cat([query, torch.zeros_like(query), value]))
+
+
+def _feed_forward(g: Graph, model: Whisper, x: str, at: str) -> str:
+    y = _norm(g, model, x, f"{at}final_layer_norm")
+    y = _gelu(g, _linear(g, model, y, f"{at}fc1"))
+    return g.op("Add", x, _linear(g, model, y, f"{at}fc2"))
+
+
+def _linear(g: Graph, model: Whisper, x: str, name: str) -> str:
+    return g.linear(x, model.weight(f"{name}.weight"), model.tensor(f"{name}.bias"))
+
+
+def _norm(g: Graph, model: Whisper, x: str, name: str) -> str:
+    return g.norm(x, model.tensor(f"{name}.weight"), model.tensor(f"{name}.bias"))
+
+
+def _gelu(g: Graph, x: str) -> str:
+    return g.microsoft("Gelu", x)
+
+
+def _kv_width(model: Whisper) -> int:
+    return 2 * model.layers[1] * model.width
+
+
+def _states(model: Whisper, prefix: str) -> Shapes:
+    """Names and shapes of the states of the decoder."""
+    layers, heads, size = model.layers[1], model.heads, model.width // model.heads
+    grown, time = f"{prefix}past", "frames"
+    shapes = {
+        "self_key": [layers, heads, grown, size],
+        "self_value": [layers, heads, grown, size],
+        "cross_key": [layers, heads, size, time],
+        "cross_value": [layers, heads, time, size],
+    }
+    return {f"{prefix}{name}": (FLOAT, shape) for name, shape in shapes.items()}
