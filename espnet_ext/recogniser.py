@@ -4,7 +4,7 @@ It cuts recordings into segments and puts together what a ``SegmentDecoder`` fin
 (``bridge.decoder``), or that of exported graphs (``export.onnx_decoder``), which needs no torch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,25 @@ class Found:
     text: str
     confidence: float | None = None
     words: tuple[tuple[str, float], ...] = ()
+
+
+def aligned(
+    tokens: Sequence[int], places: Sequence[float], text: Callable[[Sequence[int]], str]
+) -> tuple[tuple[str, float], ...]:
+    """The words of tokens, each with the place of its first token.
+
+    Args:
+        tokens: ids.
+        places: of each; empty if they are not aligned.
+        text: of ids.
+    """
+    if not places:
+        return ()
+    found: list[float] = []
+    for count, place in enumerate(places, 1):
+        new = len(text(tokens[:count]).split()) - len(found)
+        found += [place] * new
+    return tuple(zip(text(tokens).split(), found, strict=False))
 
 
 class SegmentDecoder(Protocol):

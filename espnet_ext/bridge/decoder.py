@@ -27,7 +27,7 @@ from espnet_ext.models.attention_search import attention_greedy
 from espnet_ext.models.attention_stream import FirstPass
 from espnet_ext.models.transducer_search import BeamSearch, GreedySearch, Search
 from espnet_ext.models.whisper_decoder import TOKENS_PER_SECOND
-from espnet_ext.recogniser import Found
+from espnet_ext.recogniser import Found, aligned
 
 type Row = tuple[str, str]  # utterance, path of its audio or place in an ark
 # Utterance, text, seconds, peak memory in MB, and whether it is too short for a frame.
@@ -194,14 +194,8 @@ class Decoder:
         self, tokens: Sequence[int], score: float, frames: Sequence[int], length: int
     ) -> Found:
         """Tokens of a log-probability, each at one of ``length`` frames."""
-        words: list[tuple[str, float]] = []
-        for count, frame in enumerate(frames, 1):
-            so_far = self.text_of(tokens[:count]).split()
-            words += [(word, frame / length) for word in so_far[len(words) :]]
-        text = self.text_of(tokens)
-        whole = zip(text.split(), words, strict=False)  # a word grows with its later tokens
-        placed = tuple((word, place) for word, (_, place) in whole)
-        return Found(text, _mean_probability(score, len(tokens)), placed)
+        words = aligned(tokens, [frame / length for frame in frames], self.text_of)
+        return Found(self.text_of(tokens), _mean_probability(score, len(tokens)), words)
 
     @torch.no_grad()
     def _search_together(self, batch: Sequence[np.ndarray]) -> list[Found]:

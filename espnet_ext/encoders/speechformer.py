@@ -71,8 +71,8 @@ class LocalAttention(MultiHeadedAttention):
         else:
             size = 2 * self.reach + 1
             around = (self.reach, self.reach)
-            k, v = (F.pad(x, (0, 0, *around)).unfold(2, size, 1) for x in (k, v))
-            allowed = F.pad(allowed, around).unfold(3, size, 1).squeeze(2)  # (b, 1, time, size)
+            k, v = (_windows(F.pad(x, (0, 0, *around)), 2, size) for x in (k, v))
+            allowed = _windows(F.pad(allowed, around), 3, size).squeeze(2)  # (b, 1, time, size)
             weights = self._weights((q.unsqueeze(-2) @ k).squeeze(-2), allowed)
             context = (v @ weights.unsqueeze(-1)).squeeze(-1)
         return self.linear_out(context.transpose(1, 2).flatten(2))
@@ -81,6 +81,14 @@ class LocalAttention(MultiHeadedAttention):
         lowest = torch.finfo(scores.dtype).min
         weights = torch.softmax(scores.masked_fill(~allowed, lowest), dim=-1)
         return self.dropout(weights.masked_fill(~allowed, 0.0))
+
+
+def _windows(x: Tensor, axis: int, size: int) -> Tensor:
+    """Windows of ``size`` along an axis, one for each of its starts; they are the last axis."""
+    if not torch.jit.is_tracing():
+        return x.unfold(axis, size, 1)
+    count = x.shape[axis] - size + 1  # ONNX has no operator for windows of a free length
+    return torch.stack([x.narrow(axis, k, count) for k in range(size)], -1)
 
 
 class Merge(nn.Module):

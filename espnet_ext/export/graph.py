@@ -94,7 +94,7 @@ class Graph:
     def linear(self, x: str, weight: Weight, bias: Tensor | None = None) -> str:
         """Return x W^T + b for x (..., i) and a weight (o, ...) of i inputs."""
         grouped = isinstance(weight, Quantised) and has_groups(weight.scale.shape)
-        if isinstance(weight, Quantised) and (block := _block(weight)):
+        if isinstance(weight, Quantised) and (block := blocks_of(weight)):
             y = self._blockwise(x, weight, block)
         elif isinstance(weight, Quantised) and weight.bits == 8 and not grouped and not self.exact:
             y = self._per_channel(x, weight)
@@ -170,20 +170,15 @@ class Graph:
         rows = len(weight.ints)
         flat = weight.ints.reshape(rows, -1)
         self.rounded[weight.bits] += flat.numel()
-        bits = 8 if weight.bits > 4 else 4
-        unsigned = (flat.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8).numpy()
-        if bits == 4:
-            unsigned = unsigned[:, 0::2] | unsigned[:, 1::2] << 4
+        stored, _, bits = packed_blocks(weight, block)
         inputs = flat.shape[1]
-        stored = unsigned.reshape(rows, inputs // block, block * bits // 8)
-        scale = self._scales(weight.scale.reshape(rows, -1, 1))
         groups = weight.scale.numel() // rows
-        times = inputs // block // groups
-        scale = self.op("Expand", scale, self.ints(rows, groups, times))
+        scale = self._scales(weight.scale.reshape(rows, -1, 1))
+        scale = self.op("Expand", scale, self.ints(rows, groups, inputs // block // groups))
         scale = self.op("Reshape", scale, self.ints(-1))
         options = {"K": inputs, "N": rows, "bits": bits, "block_size": block}
         return self.microsoft(
-            *("MatMulNBits", x, self.constant(stored), scale),
+            *("MatMulNBits", x, self.constant(stored.numpy()), scale),
             **options,
             accuracy_level=0 if self.exact else 4,
         )
@@ -230,7 +225,26 @@ class Graph:
         return f"{kind}_{self._count}"
 
 
-def _block(weight: Quantised) -> int | None:
+def packed_blocks(weight: Quantised, block: int) -> tuple[Tensor, Tensor, int]:
+    """A weight as MatMulNBits takes it: of o outputs and n blocks of inputs.
+
+    Returns:
+        Integers (o, n, bytes of a block), uint8, two to a byte of 4 bits; scales (o, n), float32;
+        4 or 8 bits.
+    """
+    rows = len(weight.ints)
+    flat = weight.ints.reshape(rows, -1)
+    bits = 8 if weight.bits > 4 else 4
+    unsigned = (flat.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
+    if bits == 4:
+        unsigned = unsigned[:, 0::2] | unsigned[:, 1::2] << 4
+    count = flat.shape[1] // block
+    groups = weight.scale.reshape(rows, -1)
+    scale = groups.repeat_interleave(count // groups.shape[1], 1)
+    return unsigned.reshape(rows, count, -1).contiguous(), scale.contiguous(), bits
+
+
+def blocks_of(weight: Quantised) -> int | None:
     """Inputs that share a scale, as MatMulNBits takes them; None if it does not fit."""
     if not has_groups(weight.scale.shape) and weight.bits > 4:
         return None

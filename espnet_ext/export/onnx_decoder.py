@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from espnet_ext.data.audio import SHORTEST
 from espnet_ext.errors import UserError, one_line
 from espnet_ext.files import read_json, sha256_file
-from espnet_ext.recogniser import Found, Recogniser
+from espnet_ext.recogniser import Found, Recogniser, aligned
 
 SETTINGS = "model.json"
-_LONGEST = 30  # seconds that Whisper has positions for
+_KINDS = ("whisper", "ctc", "class")
+_LONGEST = 30  # seconds of a segment; Whisper has no positions for more
 _AGAIN = "export it again"
 
 
@@ -36,16 +38,19 @@ class OnnxDecoder:
         except Exception as error:  # of ONNX Runtime's own types
             raise UserError(f"{folder}: ONNX Runtime cannot run it: {one_line(error)}") from None
         self.rate = int(self.model.settings["rate"])
-        self.longest = _LONGEST * self.rate
+        self.classifies = self.model.settings["kind"] == "class"
+        self.longest = None if self.classifies else _LONGEST * self.rate
 
     def decode_waves(self, waves: Sequence[np.ndarray]) -> list[Found]:
         """What is found in each segment (samples,)."""
         return [self._one(wave) for wave in waves]
 
     def _one(self, wave: np.ndarray) -> Found:
-        tokens, score = self.model.tokens(np.ascontiguousarray(wave, np.float32))
+        missing = max(0, round(SHORTEST * self.rate) - len(wave))
+        padded = np.pad(np.asarray(wave, np.float32), (0, missing))
+        tokens, score, places = self.model.tokens(padded)
         confidence = math.exp(score / len(tokens)) if tokens else None
-        return Found(self.model.text(tokens), confidence)
+        return Found(self.model.text(tokens), confidence, aligned(tokens, places, self.model.text))
 
 
 def _refuse_changed(folder: Path) -> None:
@@ -56,7 +61,7 @@ def _refuse_changed(folder: Path) -> None:
         kind, digests = settings["kind"], dict(settings["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not the settings of an exported model; {_AGAIN}") from None
-    if kind != "whisper":
+    if kind not in _KINDS:
         raise UserError(f"{path}: unknown kind of model {kind!r}; {_AGAIN} with this version")
     for name, wanted in digests.items():
         file = folder / Path(name).name

@@ -13,7 +13,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-START, END, PROMPT, TEXT = 1, 2, 3, 4  # ids; text begins at the last
+START, END, PROMPT, TEXT = 1, 2, 3, 4  # ids of a decoder; text begins at the last
+BLANK = 0  # id of CTC
+GRAPHS = {
+    "whisper": ("preprocess", "encode", "uncached_decode", "cached_decode"),
+    "ctc": ("preprocess", "model"),
+    "class": ("preprocess", "model"),
+}
 
 
 class Model:
@@ -27,9 +33,9 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.enable_cpu_mem_arena = False  # it would keep what is freed when a session is made
-        names = ("preprocess", "encode", "uncached_decode", "cached_decode")
         self.graphs = {
-            n: onnxruntime.InferenceSession(str(folder / f"{n}.onnx"), options) for n in names
+            name: onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options)
+            for name in GRAPHS[self.settings["kind"]]
         }
 
     def run(self, name, *inputs):
@@ -37,8 +43,39 @@ class Model:
         known = [one.name for one in self.graphs[name].get_inputs()]
         return self.graphs[name].run(None, dict(zip(known, inputs, strict=True)))
 
+    def tokens(self, wave):
+        """Ids of what is found in samples (n,), float32 in [-1, 1] at the model's rate.
+
+        Returns them, the sum of their log-probabilities, and the place of each from 0 to 1 (none
+        of an attention decoder, which aligns nothing).
+        """
+        if self.settings["kind"] == "whisper":
+            return *self._attend(wave), []
+        scores = self.log_probs(wave)
+        if self.settings["kind"] == "class":
+            best = int(scores.argmax())
+            return [best], float(scores[best]), []
+        best = scores.argmax(1)
+        first = (best != np.roll(best, 1)) | (np.arange(len(best)) == 0)
+        frames = np.flatnonzero(first & (best != BLANK))
+        score = float(scores[frames, best[frames]].sum())
+        return best[frames].tolist(), score, (frames / len(best)).tolist()
+
+    def text(self, tokens):
+        """The text of ids."""
+        joined = "".join(self.symbols[token] for token in tokens).replace("\u2581", " ")
+        parts: list = re.split(r"((?:<0x[0-9A-F]{2}>)+)", joined)
+        parts[1::2] = [bytes.fromhex(re.sub("<0x|>", "", part)) for part in parts[1::2]]
+        parts[::2] = [part.encode() for part in parts[::2]]
+        return " ".join(b"".join(parts).decode("utf-8", "replace").split())
+
+    def log_probs(self, wave):
+        """Of CTC (frames, V), of a classifier (classes,)."""
+        (x,) = self.run("preprocess", wave[None])
+        return self.run("model", x, np.array([x.shape[1]]))[0][0]
+
     def encode(self, wave):
-        """The encoder's output for samples (n,), float32 in [-1, 1] at the model's rate."""
+        """The encoder's output for samples (n,)."""
         (mel,) = self.run("preprocess", wave[None])
         (encoded,) = self.run("encode", mel, np.array([mel.shape[2]], np.int32))
         return encoded
@@ -55,8 +92,8 @@ class Model:
 
         return step
 
-    def tokens(self, wave):
-        """Greedy search: ids of the text, and the sum of their log-probabilities."""
+    def _attend(self, wave):
+        """Greedy search."""
         seconds = len(wave) / self.settings["rate"]
         most = int(self.settings["tokens_per_second"] * seconds) + self.settings["more_tokens"]
         most = min(most, self.settings["most_tokens"])
@@ -73,16 +110,6 @@ class Model:
                 del found[-repeated:]
                 break
         return found, score
-
-    def text(self, tokens):
-        """The text of ids."""
-        joined = "".join(self.symbols[token] for token in tokens).replace("\u2581", " ")
-        parts: list = re.split(r"((?:<0x[0-9A-F]{2}>)+)", joined)
-        data = (
-            bytes.fromhex(re.sub("<0x|>", "", p)) if k % 2 else p.encode()
-            for k, p in enumerate(parts)
-        )
-        return " ".join(b"".join(data).decode("utf-8", "replace").split())
 
 
 def loop(tokens, longest=10, times=4, least=12):

@@ -250,3 +250,26 @@ def test_a_failed_training_is_told_and_the_others_are_kept(recipe):
     assert "Traceback" not in broken.stderr
     assert "12 of 12 done" in recipe.grid("--dry_run").stdout
     assert os.path.exists(recipe.path / "exp/grid_tiny/grid.json")
+
+
+def test_a_classifier_leaves_the_recipe_and_becomes_graphs(recipe, tmp_path):
+    program = Path(recipe.environment["ESPNET_EXT_VENV"]) / "bin/espnet-ext"
+    named = read_table(recipe.path / "exp/tiny_s/decode/merged/classify/test/text")
+    audio = read_table(recipe.path / "data/test/wav.scp")
+    files = [recipe.path / audio[utterance] for utterance in named]
+    moved = shutil.copytree(recipe.path / "exp/tiny_s/deploy/merged", tmp_path / "moved")
+    done = recipe.call(program, "transcribe", moved, "--json", *files)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["text"] for one in found] == list(named.values())
+    assert all(1 / 7 < one["segments"][0]["confidence"] <= 1 for one in found)
+    words = ["conf/train_tiny_s.yaml", "--out", tmp_path / "onnx", "--verify", *files]
+    done = recipe.call(program, "export", *words)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(files)} of {len(files)} texts are torch's" in done.stdout
+    done = recipe.call(program, "transcribe", tmp_path / "onnx", "--json", *files)
+    again = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["text"] for one in again] == list(named.values())
+    for one, other in zip(again, found, strict=True):
+        confidence = other["segments"][0]["confidence"]
+        assert one["segments"][0]["confidence"] == pytest.approx(confidence, abs=1e-3)

@@ -1,0 +1,56 @@
+"""What an exported folder holds for a kind of model, and how it is compared with torch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from espnet_ext.bridge.bundle import Bundle
+from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.bridge.footprint import is_classifier
+from espnet_ext.errors import UserError
+from espnet_ext.export import run_onnx
+from espnet_ext.export.frames_contract import FramesContract
+from espnet_ext.export.whisper_contract import WhisperContract
+from espnet_ext.models.whisper_decoder import WhisperDecoder
+
+
+class Contract(Protocol):
+    """The graphs of one kind of model."""
+
+    def write(self, folder: Path, exact: bool) -> dict[int, int]:
+        """Write graphs into a folder that exists; return how many weights are in how many bits."""
+        ...
+
+    def symbols(self) -> Mapping[int, str]:
+        """Lines of tokens.txt: the text of each id of the graphs."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Entries of model.json: ``kind``, and what the search needs."""
+        ...
+
+    def difference(self, model: run_onnx.Model, waves: Sequence[np.ndarray]) -> float:
+        """The largest difference of scores from torch's, relative to the largest score."""
+        ...
+
+
+def contract_of(bundle: Bundle, decoder: Decoder, bits: int | None) -> Contract:
+    """The contract that a deployed model is exported in.
+
+    Args:
+        bundle: the model as it lies on disk.
+        decoder: the same as torch computes it; with ``bits`` it gets the rounded weights.
+        bits: of the matrices of a model at 32 bits: 8 with a scale for each output, 4 with one for
+            32 inputs. None: as they are. A packed model has its own.
+
+    Raises:
+        UserError: a model that no contract can hold.
+    """
+    asr = decoder.model
+    if isinstance(asr.decoder, WhisperDecoder):
+        return WhisperContract(bundle, decoder, bits)
+    if is_classifier(asr) or getattr(asr, "ctc", None) is not None:
+        return FramesContract(bundle, decoder, bits)
+    raise UserError(f"{bundle.path}: transducers cannot be exported so far")

@@ -1,0 +1,70 @@
+"""CTC recognisers and classifiers: see ``frames``."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from espnet_ext.bridge.bundle import Bundle
+from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.bridge.footprint import is_classifier
+from espnet_ext.bridge.loading import decoder_of
+from espnet_ext.errors import UserError
+from espnet_ext.export import frames, run_onnx
+from espnet_ext.export.rounded import round_layers
+from espnet_ext.files import PACKED
+from espnet_ext.formats.packed import read_member
+
+_NAMES = {"<blank>": "<blk>", "<space>": "\u2581"}
+
+
+class FramesContract:
+    """The contract of a model that scores each frame, or the whole, without a search."""
+
+    def __init__(self, bundle: Bundle, decoder: Decoder, bits: int | None):
+        """See ``contract.contract_of``."""
+        self.bundle, self.decoder = bundle, decoder
+        self.rounded: Mapping[str, Any] = {}
+        if bundle.path.name == PACKED:
+            if bits is not None:
+                raise UserError(f"{bundle.path} is packed and keeps its bits: leave out --bits")
+            self.rounded = read_member(bundle.path)
+        elif bits not in (None, 32):
+            self.rounded = round_layers(decoder.model, int(bits or 0))
+
+    def write(self, folder: Path, exact: bool) -> dict[int, int]:
+        """Write the two graphs."""
+        another = decoder_of(self.bundle)  # its layers are replaced
+        another.model.load_state_dict(self.decoder.model.state_dict())
+        try:
+            return frames.write(another, self.rounded, folder, exact)
+        except UserError as error:
+            raise UserError(f"{self.bundle.path}: {error}") from None
+
+    def symbols(self) -> dict[int, str]:
+        """Pieces of SentencePiece, characters or classes."""
+        tokens = self.decoder.model.token_list
+        return {place: _NAMES.get(token, token) for place, token in enumerate(tokens)}
+
+    def settings(self) -> dict[str, Any]:
+        """``kind``, and the contract's name in sherpa-onnx."""
+        if is_classifier(self.decoder.model):
+            return {"kind": "class"}
+        return {"kind": "ctc", "sherpa_onnx": "from_zipformer_ctc"}
+
+    @torch.no_grad()
+    def difference(self, model: run_onnx.Model, waves: Sequence[np.ndarray]) -> float:
+        """The largest difference of log-probabilities."""
+        worst = 0.0
+        ours = frames.Frames(self.decoder.model).eval()
+        for wave in waves:
+            given = self.decoder.source.prepared(torch.from_numpy(wave), self.decoder.width)
+            wanted, _ = ours(given[None], torch.tensor([len(given)]))
+            found = model.log_probs(wave)
+            theirs = wanted[0].numpy()
+            if found.shape != theirs.shape:
+                return float("inf")
+            worst = max(worst, float(np.abs(found - theirs).max() / np.abs(theirs).max()))
+        return worst

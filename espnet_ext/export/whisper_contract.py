@@ -1,0 +1,69 @@
+"""Whisper: see ``whisper``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from espnet_ext.bridge.bundle import Bundle
+from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.export import run_onnx, whisper
+from espnet_ext.export.source import read_whisper, symbols
+from espnet_ext.models.whisper_decoder import MORE_TOKENS
+
+_STEPS = 12  # of the search that scores are compared in
+
+
+class WhisperContract:
+    """The contract of a Whisper, encoder and decoder."""
+
+    def __init__(self, bundle: Bundle, decoder: Decoder, bits: int | None):
+        """See ``contract.contract_of``."""
+        self.decoder = decoder
+        self.model = read_whisper(bundle, decoder, bits)
+
+    def write(self, folder: Path, exact: bool) -> dict[int, int]:
+        """Write the four graphs."""
+        return whisper.write(self.model, folder, exact)
+
+    def symbols(self) -> dict[int, str]:
+        """Texts of byte-level tokens, after the ids of the runtime; the prompt has none."""
+        texts = symbols(self.decoder.model.token_list, self.model.rows)
+        named = {whisper.UNKNOWN: "<unk>", whisper.START: "<s>", whisper.END: "</s>"}
+        return named | {whisper.TEXT + place: text for place, text in enumerate(texts)}
+
+    def settings(self) -> dict[str, Any]:
+        """Limits of the search."""
+        room = self.decoder.model.decoder.decoder.max_target_positions - len(self.model.prompt)
+        return {
+            "kind": "whisper",
+            "sherpa_onnx": "from_moonshine",
+            "tokens_per_second": self.decoder.tokens_per_second,
+            "more_tokens": MORE_TOKENS,
+            "most_tokens": room,
+        }
+
+    @torch.no_grad()
+    def difference(self, model: run_onnx.Model, waves: Sequence[np.ndarray]) -> float:
+        """The largest difference of scores along torch's texts."""
+        asr = self.decoder.model
+        rows = self.model.rows
+        ids = [run_onnx.END, *range(run_onnx.TEXT, run_onnx.TEXT + len(rows))]
+        chosen = torch.tensor([self.model.end, *rows])
+        worst = 0.0
+        for wave in waves:
+            encoded, frames = asr.encode(torch.from_numpy(wave)[None], torch.tensor([len(wave)]))
+            inside = torch.ones(1, int(frames), dtype=torch.bool)
+            step, token, past = model.scores(model.encode(wave)), run_onnx.PROMPT, None
+            tokens = asr.decoder.prompts(encoded, inside)
+            for _ in range(_STEPS):
+                wanted, past = asr.decoder.step(tokens, encoded, None, past)
+                theirs, found = wanted[0, chosen].numpy(), step(token)[ids]
+                worst = max(worst, float(np.abs(found - theirs).max() / np.abs(theirs).max()))
+                best = int(theirs.argmax())
+                token, tokens = ids[best], chosen[best].view(1, 1)
+                if token == run_onnx.END:
+                    break
+        return worst

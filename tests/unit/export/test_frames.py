@@ -1,0 +1,150 @@
+"""CTC models as graphs: torch's texts here, in sherpa-onnx and in batches; a file's integers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import sherpa_onnx
+import torch
+
+import espnet_ext
+from espnet_ext.bridge.bundle import Bundle, about
+from espnet_ext.bridge.deployed_folder import Speech, deploy_experiment
+from espnet_ext.bridge.speech_input import SpeechInput
+from espnet_ext.config.training import load_config
+from espnet_ext.data.fbank import kaldi_fbank
+from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
+from espnet_ext.export.fbank import Fbank
+from espnet_ext.export.folder import export
+from espnet_ext.export.run_onnx import Model
+from espnet_ext.files import weights_file
+from espnet_ext.formats.bits import Quantised
+from espnet_ext.formats.packed import read_member
+from tests.fixtures import families
+
+RATE = families.RATE
+FORMS = ("merged", "3L-64-8b", "3L-64-4b", "1L-24-4b")
+WAVES = [families.wave(seconds, seed) for seed, seconds in enumerate((1.1, 2.0, 3.3))]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Path:
+    """Deployed forms of a family."""
+    root = tmp_path_factory.mktemp("recipe")
+    torch.manual_seed(1)
+    exp = families.make(root, depths=[3, 1], widths=[64, 24], bits=[32, 8, 4], kl_decoder=0.0)
+    speech = Speech([torch.from_numpy(families.wave(1.0))], SpeechInput(RATE))
+    config = load_config(root / "conf/train_family.yaml")
+    for form in FORMS:
+        deploy_experiment(Experiment.of(config, form, root), exp / "1epoch.pth", speech)
+    assert about(Experiment.of(config, "merged", root), speech.source)["decode"]
+    return exp / "deploy"
+
+
+@pytest.fixture(autouse=True)
+def _random_models(monkeypatch):
+    """Rounded activations change a text of a model of random weights now and then."""
+    monkeypatch.setattr("espnet_ext.export.folder._EQUAL", 0.6)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_graphs_find_torchs_texts_and_words(folders, form, exact, tmp_path):
+    made = export(Bundle.of_folder(folders / form), tmp_path / "onnx", WAVES, exact=exact)
+    assert made.equal >= (3 if exact else 2) and made.difference < 1e-4
+    torchs, ours = espnet_ext.load(folders / form), espnet_ext.load(tmp_path / "onnx")
+    for wave in WAVES:
+        wanted, found = torchs(wave, RATE), ours(wave, RATE)
+        assert found.text
+        if exact:
+            assert found.text.split() == wanted.text.split()
+            (one,), (other,) = found.segments, wanted.segments
+            assert one.words == other.words
+            assert one.confidence == pytest.approx(other.confidence, rel=1e-3)
+    if form != "merged":
+        stored = read_member(weights_file(folders / form)).values()
+        bits = 8 if form.endswith("8b") else 4
+        count = sum(w.ints.numel() for w in stored if isinstance(w, Quantised))
+        assert made.rounded == {bits: count}
+        kinds = [node.op_type for node in onnx.load(tmp_path / "onnx/model.onnx").graph.node]
+        assert ("MatMulNBits" in kinds) == (form == "3L-64-4b" or bits == 4)
+        assert ("DynamicQuantizeMatMul" in kinds) == (not exact and form != "3L-64-4b")
+
+
+def test_sherpa_onnx_runs_it_unchanged(folders, tmp_path):
+    out = tmp_path / "onnx"
+    export(Bundle.of_folder(folders / "3L-64-4b"), out, WAVES, exact=True)
+    recogniser = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(
+        model=str(out / "model.onnx"), tokens=str(out / "tokens.txt"), feature_dim=20
+    )
+    model = Model(out)
+    for wave in WAVES:
+        stream = recogniser.create_stream()
+        stream.accept_waveform(RATE, wave)
+        recogniser.decode_stream(stream)
+        theirs = list(stream.result.tokens)
+        ours = [model.symbols[token] for token in model.tokens(wave)[0]]
+        assert [t.strip() for t in theirs] == [t.replace("\u2581", "").strip() for t in ours]
+
+
+def test_utterances_of_a_batch_keep_their_lengths(folders, tmp_path):
+    out = tmp_path / "onnx"
+    export(Bundle.of_folder(folders / "merged"), out, WAVES, exact=True)
+    decoder = espnet_ext.load(folders / "merged").decoder
+    feats = [kaldi_fbank(torch.from_numpy(wave), RATE, 20) for wave in WAVES[:2]]
+    padded = torch.nn.utils.rnn.pad_sequence(feats, batch_first=True)
+    lengths = torch.tensor([len(one) for one in feats])
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"))
+    given = {"x": padded.numpy(), "x_lens": lengths.numpy()}
+    found, counts = session.run(None, given)
+    with torch.no_grad():
+        encoded, wanted = decoder.model.encode(padded.clone(), lengths)
+        scores = decoder.model.ctc.log_softmax(encoded).numpy()
+    assert counts.tolist() == wanted.tolist()
+    np.testing.assert_allclose(found, scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_float_model_is_rounded_on_request(folders, bits, tmp_path, monkeypatch):
+    monkeypatch.setattr("espnet_ext.export.rounded._SMALL", 500)
+    bundle = Bundle.of_folder(folders / "merged")
+    made = export(bundle, tmp_path / "small", WAVES, bits=bits)
+    whole = export(bundle, tmp_path / "whole", WAVES)
+    assert made.rounded.keys() == {bits}
+    saved = (whole.bytes - made.bytes) / made.rounded[bits]  # of 4 bytes a weight
+    assert saved > {8: 2.1, 4: 2.5}[bits]
+
+
+@pytest.mark.parametrize(("bins", "deltas"), [(80, 0), (26, 2)])
+def test_the_graphs_features_are_kaldis(bins, deltas):
+    for wave in WAVES:
+        found = Fbank(RATE, bins, deltas)(torch.from_numpy(wave)[None])[0]
+        wanted = kaldi_fbank(torch.from_numpy(wave), RATE, bins, deltas)
+        torch.testing.assert_close(found, wanted, atol=5e-3, rtol=1e-3)
+
+
+def test_what_no_graph_can_hold_is_one_line_and_writes_nothing(folders, tmp_path, monkeypatch):
+    bundle = Bundle.of_folder(folders / "3L-64-4b")
+
+    def refused(**options) -> str:
+        with pytest.raises(UserError) as caught:
+            export(options.pop("bundle", bundle), tmp_path / "onnx", WAVES, **options)
+        assert not (tmp_path / "onnx").exists()
+        return str(caught.value)
+
+    assert "leave out --bits" in refused(bits=8)
+    with monkeypatch.context() as patch:  # a fault in the graphs
+        patch.setattr("espnet_ext.export.fbank._PREEMPHASIS", 0.9)
+        assert "differ from torch's" in refused()
+    with monkeypatch.context() as patch:
+        patch.setattr("espnet_ext.export.frames.Frames.forward", lambda *_: 1 / 0)
+        assert "cannot be traced: ZeroDivisionError" in refused()
+    export(bundle, tmp_path / "onnx", WAVES)
+    path = tmp_path / "onnx/model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "kind": "later"}))
+    with pytest.raises(UserError, match="unknown kind of model 'later'"):
+        espnet_ext.load(tmp_path / "onnx")
