@@ -41,6 +41,11 @@ EXTRAS = {
         "onnx>=1.18",
         "onnxruntime>=1.22",
     ],
+    "device": [  # what benchmarks/device.py compares with
+        "ctranslate2>=4.5",
+        "faster-whisper>=1.2",
+        "sherpa-onnx>=2",
+    ],
     "dev": [
         "hypothesis",
         "import-linter",

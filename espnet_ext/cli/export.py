@@ -1,8 +1,8 @@
 """Write a deployed model as ONNX graphs that sherpa-onnx and ONNX Runtime run.
 
-So far for Whisper, encoder and decoder: plain, merged, pruned, or a member of a family. A packed
-model keeps its integers: 4 bits stay 4 bits. Of a model at 32 bits --bits 8 or 4 rounds the
-matrices. The folder holds four graphs (sherpa-onnx's from_moonshine: raw audio in), tokens.txt,
+For Whisper, CTC recognisers and classifiers: plain, merged, pruned, or a member of a family. A
+packed model keeps its integers: 4 bits stay 4 bits. Of a model at 32 bits --bits 8 or 4 rounds the
+matrices. The folder holds graphs (sherpa-onnx's from_moonshine or from_zipformer_ctc), tokens.txt,
 model.json and transcribe.py, which needs numpy, onnxruntime and soundfile alone.
 
 Nothing is written unless the graphs give torch's scores and texts on speech: that of --verify, or

@@ -37,10 +37,12 @@ class Graph:
     Attributes:
         rounded: how many weights are stored in each number of bits.
         exact: rounded weights are multiplied in float32; else with activations of 8 bits.
+        many: products are of many rows (an encoder's frames): then 4 bits are slower than 8, so a
+            session makes 8-bit numbers of them.
     """
 
-    def __init__(self, exact: bool = False):
-        self.exact = exact
+    def __init__(self, exact: bool = False, many: bool = False):
+        self.exact, self.many = exact, many
         self.rounded: Counter[int] = Counter()
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
@@ -94,7 +96,9 @@ class Graph:
     def linear(self, x: str, weight: Weight, bias: Tensor | None = None) -> str:
         """Return x W^T + b for x (..., i) and a weight (o, ...) of i inputs."""
         grouped = isinstance(weight, Quantised) and has_groups(weight.scale.shape)
-        if isinstance(weight, Quantised) and (block := blocks_of(weight)):
+        if isinstance(weight, Quantised) and self.many and not self.exact and weight.bits < 8:
+            y = self._widened(x, weight)
+        elif isinstance(weight, Quantised) and (block := blocks_of(weight)):
             y = self._blockwise(x, weight, block)
         elif isinstance(weight, Quantised) and weight.bits == 8 and not grouped and not self.exact:
             y = self._per_channel(x, weight)
@@ -192,13 +196,37 @@ class Graph:
         scales = self.constant(weight.scale.flatten().expand(rows).float().numpy())
         return self.microsoft("DynamicQuantizeMatMul", x, ints, scales)
 
+    def _widened(self, x: str, weight: Quantised) -> str:
+        """Multiply with 8-bit numbers that a session makes of a weight of fewer bits.
+
+        A number is the integer times the ratio of its group's scale to that of its row, rounded.
+        """
+        rows = len(weight.ints)
+        flat = weight.ints.reshape(rows, -1)
+        self.rounded[weight.bits] += flat.numel()
+        widest = weight.dequantised().reshape(rows, -1).abs().amax(1).clamp_min(1e-9) / 127
+        scale = self.constant(widest.numpy())
+        shape = (rows, -1, 1) if weight.scale.dim() else ()
+        groups = self._scales(weight.scale.reshape(shape))
+        ratio = self.op("Div", groups, self.op("Reshape", scale, self.ints(rows, 1, 1)))
+        count = weight.scale.numel() // rows if weight.scale.dim() else 1
+        ints = self.op("Cast", self._stored_ints(flat, weight.bits), to=FLOAT)
+        ints = self.op("Mul", self.op("Reshape", ints, self.ints(rows, count, -1)), ratio)
+        ints = self.op("Cast", self.op("Round", ints), to=TensorProto.INT8)
+        ints = self.op("Reshape", ints, self.ints(rows, -1))
+        ints = self.op("Transpose", ints, perm=[1, 0])
+        return self.microsoft("DynamicQuantizeMatMul", x, ints, scale)
+
     def _stored_ints(self, flat: Tensor, bits: int) -> str:
         """Integers (o, i) of at most 4 bits two to a byte, others in bytes."""
         values = flat.numpy()
         if bits > 4:
             return self.constant(values)
         name = self._name("constant")
-        made = helper.make_tensor(name, TensorProto.INT4, values.shape, values.flatten())
+        low = values.reshape(-1).astype(np.uint8) & 15
+        low = np.append(low, 0) if len(low) % 2 else low
+        pairs = (low[0::2] | low[1::2] << 4).tobytes()
+        made = helper.make_tensor(name, TensorProto.INT4, values.shape, pairs, raw=True)
         self._constants[name] = made
         return name
 

@@ -13,7 +13,7 @@ from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.encoders.pretrained.whisper import WhisperStack
 from espnet_ext.errors import UserError
 from espnet_ext.export.graph import Weight
-from espnet_ext.export.whisper import Whisper
+from espnet_ext.export.whisper_model import Whisper
 from espnet_ext.files import PACKED
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.packed import read_member

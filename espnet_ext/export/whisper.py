@@ -10,8 +10,7 @@ first call of ``cached_decode`` gets the token 3 and puts the whole prompt in it
 those of the speech: it is not padded to 30 s.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,59 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espnet_ext.export.graph import FLOAT, INT32, INT64, Graph, Weight, joined
-from espnet_ext.formats.bits import Quantised
-from espnet_ext.methods.codes import Coded
+from espnet_ext.export.graph import FLOAT, INT32, Graph, joined
+from espnet_ext.export.whisper_model import END, PROMPT, TEXT, Whisper
+from espnet_ext.export.whisper_table import embed_and_score, token_rows
 
 PREPROCESS, ENCODE, FIRST, NEXT = (
     f"{name}.onnx" for name in ("preprocess", "encode", "uncached_decode", "cached_decode")
 )
-UNKNOWN, START, END, PROMPT, TEXT = range(5)  # ids of the runtime; text begins at the last
 _NEVER = -1e9  # score of an id that the model has no token for
 _FFT, _HOP = 400, 160  # samples of a window of log-mel, and between windows
 _LEAST = 1600  # samples of the shortest speech that is encoded
 
 type Shapes = dict[str, tuple[int, Sequence[Any]]]  # type and shape of tensors, by name
-
-
-@dataclass(frozen=True)
-class Whisper:
-    """A Whisper and what its graphs need.
-
-    Attributes:
-        state: weights by name, as files hold them.
-        encoder, decoder: prefixes of the names of their parts, with their dots.
-        heads: of attention.
-        layers: of the encoder and the decoder.
-        mel: filters (frequencies, bins).
-        prompt: ids of the tokens that every text begins with.
-        end: id of the token that ends a text.
-        rows: ids of the tokens of texts, in the order of the runtime's ids.
-    """
-
-    state: Mapping[str, Weight]
-    encoder: str
-    decoder: str
-    heads: int
-    layers: tuple[int, int]
-    mel: np.ndarray
-    prompt: tuple[int, ...]
-    end: int
-    rows: tuple[int, ...]
-
-    @property
-    def width(self) -> int:
-        """Features of a frame."""
-        return len(self.tensor(f"{self.encoder}layer_norm.weight"))
-
-    def weight(self, name: str) -> Weight:
-        """A weight as its file holds it."""
-        return self.state[name]
-
-    def tensor(self, name: str) -> Tensor:
-        """The numbers of a weight, float32."""
-        found = self.state[name]
-        return found.float() if isinstance(found, Tensor) else found.dequantised()
 
 
 def write(model: Whisper, folder: Path, exact: bool = False) -> dict[int, int]:
@@ -137,7 +95,7 @@ def _fourier_basis(g: Graph) -> str:
 
 
 def _write_encode(model: Whisper, path: Path, exact: bool) -> Graph:
-    g, at = Graph(exact), model.encoder
+    g, at = Graph(exact, many=True), model.encoder
     x = g.op("Transpose", "mel", perm=[0, 2, 1])
     x = _gelu(g, _convolution(g, model, x, f"{at}conv1", 1))
     x = _gelu(g, _convolution(g, model, x, f"{at}conv2", 2))
@@ -190,8 +148,8 @@ def _write_next(model: Whisper, path: Path, exact: bool) -> Graph:
     g, at = Graph(exact), model.decoder
     layers, heads, size = model.layers[1], model.heads, model.width // model.heads
     known = g.op("Shape", "self_key", start=2, end=3)
-    tokens = _tokens(g, model, known)
-    x, score = _table(g, model, tokens)
+    tokens = token_rows(g, model, known)
+    x, score = embed_and_score(g, model, tokens)
     positions = g.matrix(model.weight(f"{at}embed_positions.weight"))
     end = g.op("Add", known, g.op("Shape", tokens, start=1, end=2))
     x = g.op("Add", x, g.slice(positions, known, end, 0))
@@ -242,79 +200,6 @@ def _write_next(model: Whisper, path: Path, exact: bool) -> Graph:
     outputs = {"logits": (FLOAT, [1, 1, len(model.rows) + TEXT]), **_states(model, "new_")}
     g.save(path, inputs, outputs, {})
     return g
-
-
-def _tokens(g: Graph, model: Whisper, known: str) -> str:
-    """Rows of the table (1, n) for a token of the runtime: all of the prompt at the first call."""
-    row = g.op("Sub", g.op("Cast", "token", to=INT64), g.ints(TEXT))
-    prompts = [len(model.rows) + 1 + place for place in range(len(model.prompt))]
-    text = g.op("Less", "token", g.constant(TEXT, np.int32))
-    row = g.op("Where", text, g.ints(prompts[-1]), row)
-    first = g.op("Equal", known, g.ints(0))
-    count = g.op("Mul", g.op("Cast", first, to=INT64), g.ints(len(prompts) - 1))
-    before = g.slice(g.constant([prompts[:-1]], np.int64), g.ints(0), count, 1)
-    return g.op("Concat", before, row, axis=1)
-
-
-def _table(g: Graph, model: Whisper, tokens: str) -> tuple[str, Any]:
-    """Embeddings (1, n, D) of rows, and a function that scores text and end of (1, 1, D).
-
-    Rows: the tokens of texts, the end, the prompt.
-    """
-    ids = torch.tensor([*model.rows, model.end, *model.prompt])
-    weight = model.weight(f"{model.decoder}embed_tokens.weight")
-    if isinstance(weight, Coded):
-        ids = ids if weight.kept is None else weight.kept.long().cumsum(0)[ids] - 1
-        codes = Coded(weight.codes[ids], weight.books)
-        found = g.op("Reshape", g.rows(codes, tokens), g.ints(1, -1, model.width))
-        scores = _table_scores(g, codes)
-    elif isinstance(weight, Quantised):
-        scale = weight.scale[ids] if weight.scale.dim() else weight.scale
-        chosen = Quantised(weight.ints[ids], scale, weight.bits)
-        found = g.op("Gather", g.matrix(chosen), tokens, axis=0)
-        scores = lambda last: g.linear(last, chosen)  # noqa: E731
-    else:
-        numbers = g.matrix(model.tensor(f"{model.decoder}embed_tokens.weight")[ids])
-        found = g.op("Gather", numbers, tokens, axis=0)
-        scores = _float_scores(g, numbers)
-    count = len(model.rows)
-
-    def score(last: str) -> tuple[str, str]:
-        found = scores(last)
-        text = g.slice(found, g.ints(0), g.ints(count), 2)
-        return text, g.slice(found, g.ints(count), g.ints(count + 1), 2)
-
-    return found, score
-
-
-def _float_scores(g: Graph, table: str) -> Any:
-    """A function that multiplies with a table (rows, D)."""
-    across = g.op("Transpose", table, perm=[1, 0])
-    return lambda last: g.op("MatMul", last, across)
-
-
-def _table_scores(g: Graph, table: Coded) -> Any:
-    """A function that multiplies with a table (rows, D) of codes.
-
-    Codes can only be looked up, and the whole table in float32 would be most of the memory. So a
-    session puts 8-bit numbers in their place when it is made. Those of a part of the columns share
-    a scale, by which what is multiplied is multiplied first.
-    """
-    if g.exact:
-        return _float_scores(g, g.matrix(table))
-    parts, _, size = table.books.shape
-    scale = table.books.abs().amax((1, 2)).clamp_min(1e-9) / 127  # of each part
-    whole = (table.books / scale.view(-1, 1, 1)).round().to(torch.int8)
-    codes = Coded(table.codes, whole)
-    ints = g.op("Transpose", g.rows(codes, None), perm=[1, 2, 0])
-    ints = g.op("Reshape", ints, g.ints(parts * size, len(table.codes)))
-    widths = g.constant(scale.repeat_interleave(size).numpy())
-    one = g.op("Expand", g.constant([1], np.float32), g.ints(len(table.codes)))
-
-    def scores(last: str) -> str:
-        return g.microsoft("DynamicQuantizeMatMul", g.op("Mul", last, widths), ints, one)
-
-    return scores
 
 
 def _convolution(g: Graph, model: Whisper, x: str, name: str, stride: int) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.export import run_onnx, whisper
+from espnet_ext.export import run_onnx, whisper, whisper_model
 from espnet_ext.export.source import read_whisper, symbols
 from espnet_ext.models.whisper_decoder import MORE_TOKENS
 
@@ -31,8 +31,12 @@ class WhisperContract:
     def symbols(self) -> dict[int, str]:
         """Texts of byte-level tokens, after the ids of the runtime; the prompt has none."""
         texts = symbols(self.decoder.model.token_list, self.model.rows)
-        named = {whisper.UNKNOWN: "<unk>", whisper.START: "<s>", whisper.END: "</s>"}
-        return named | {whisper.TEXT + place: text for place, text in enumerate(texts)}
+        named = {
+            whisper_model.UNKNOWN: "<unk>",
+            whisper_model.START: "<s>",
+            whisper_model.END: "</s>",
+        }
+        return named | {whisper_model.TEXT + place: text for place, text in enumerate(texts)}
 
     def settings(self) -> dict[str, Any]:
         """Limits of the search."""

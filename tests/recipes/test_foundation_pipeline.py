@@ -376,6 +376,25 @@ def test_what_cannot_be_exported_or_was_changed_is_one_line(recipe):
     assert "does not stream" in refused("transcribe", "onnx/many", audio, "--stream")
 
 
+def test_the_benchmark_compares_exported_and_deployed_models(recipe):
+    folder, _ = recipe
+    config = trained(folder, "family")
+    succeed(folder, "export", config, "--variant", LARGE, "--out", "onnx/timed")
+    systems = ["onnx:onnx/timed", "sherpa:onnx/timed", f"torch:exp/family/deploy/{LARGE}"]
+    program = [sys.executable, str(ROOT / "benchmarks/device.py"), "data/train", *systems]
+    words = [*program, "--utterances", "8", "--json", "device.json"]
+    subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
+    found = json.loads((folder / "device.json").read_text())
+    rows = {row[0]: row for row in found["rows"]}
+    assert rows.keys() == {"onnx", "sherpa", "torch"} and rows["onnx"][3] == "1.00"
+    one, _, other = found["measured"]["systems"]
+    assert one["texts"] == other["texts"] and len(one["times"]) == 8
+    assert one["bytes"] == sum(p.stat().st_size for p in (folder / "onnx/timed").glob("*.onnx"))
+    assert min(one["times"]) > 0 and one["memory_mb"] > 0 and one["load"] > 0
+    done = subprocess.run([*program[:3], "oops:x"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 1 and "unknown kind oops" in done.stderr
+
+
 def test_partial_texts_of_a_stream_come_from_a_folder_alone(recipe):
     folder, _ = recipe
     trained(folder, "streaming")

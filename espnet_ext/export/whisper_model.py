@@ -1,0 +1,51 @@
+"""A Whisper as its graphs need it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from espnet_ext.export.graph import Weight
+
+UNKNOWN, START, END, PROMPT, TEXT = range(5)  # ids of the runtime; text begins at the last
+
+
+@dataclass(frozen=True)
+class Whisper:
+    """A Whisper and what its graphs need.
+
+    Attributes:
+        state: weights by name, as files hold them.
+        encoder, decoder: prefixes of the names of their parts, with their dots.
+        heads: of attention.
+        layers: of the encoder and the decoder.
+        mel: filters (frequencies, bins).
+        prompt: ids of the tokens that every text begins with.
+        end: id of the token that ends a text.
+        rows: ids of the tokens of texts, in the order of the runtime's ids.
+    """
+
+    state: Mapping[str, Weight]
+    encoder: str
+    decoder: str
+    heads: int
+    layers: tuple[int, int]
+    mel: np.ndarray
+    prompt: tuple[int, ...]
+    end: int
+    rows: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Features of a frame."""
+        return len(self.tensor(f"{self.encoder}layer_norm.weight"))
+
+    def weight(self, name: str) -> Weight:
+        """A weight as its file holds it."""
+        return self.state[name]
+
+    def tensor(self, name: str) -> Tensor:
+        """The numbers of a weight, float32."""
+        found = self.state[name]
+        return found.float() if isinstance(found, Tensor) else found.dequantised()

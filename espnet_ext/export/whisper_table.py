@@ -1,0 +1,84 @@
+"""The table of tokens in Whisper's graphs: embeddings, and scores of the next token."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from espnet_ext.export.graph import INT64, Graph
+from espnet_ext.export.whisper_model import TEXT, Whisper
+from espnet_ext.formats.bits import Quantised
+from espnet_ext.methods.codes import Coded
+
+
+def token_rows(g: Graph, model: Whisper, known: str) -> str:
+    """Rows of the table (1, n) for a token of the runtime: all of the prompt at the first call."""
+    row = g.op("Sub", g.op("Cast", "token", to=INT64), g.ints(TEXT))
+    prompts = [len(model.rows) + 1 + place for place in range(len(model.prompt))]
+    text = g.op("Less", "token", g.constant(TEXT, np.int32))
+    row = g.op("Where", text, g.ints(prompts[-1]), row)
+    first = g.op("Equal", known, g.ints(0))
+    count = g.op("Mul", g.op("Cast", first, to=INT64), g.ints(len(prompts) - 1))
+    before = g.slice(g.constant([prompts[:-1]], np.int64), g.ints(0), count, 1)
+    return g.op("Concat", before, row, axis=1)
+
+
+def embed_and_score(g: Graph, model: Whisper, tokens: str) -> tuple[str, Any]:
+    """Embeddings (1, n, D) of rows, and a function that scores text and end of (1, 1, D).
+
+    Rows: the tokens of texts, the end, the prompt.
+    """
+    ids = torch.tensor([*model.rows, model.end, *model.prompt])
+    weight = model.weight(f"{model.decoder}embed_tokens.weight")
+    if isinstance(weight, Coded):
+        ids = ids if weight.kept is None else weight.kept.long().cumsum(0)[ids] - 1
+        codes = Coded(weight.codes[ids], weight.books)
+        found = g.op("Reshape", g.rows(codes, tokens), g.ints(1, -1, model.width))
+        scores = _table_scores(g, codes)
+    elif isinstance(weight, Quantised):
+        scale = weight.scale[ids] if weight.scale.dim() else weight.scale
+        chosen = Quantised(weight.ints[ids], scale, weight.bits)
+        found = g.op("Gather", g.matrix(chosen), tokens, axis=0)
+        scores = lambda last: g.linear(last, chosen)  # noqa: E731
+    else:
+        numbers = g.matrix(model.tensor(f"{model.decoder}embed_tokens.weight")[ids])
+        found = g.op("Gather", numbers, tokens, axis=0)
+        scores = _float_scores(g, numbers)
+    count = len(model.rows)
+
+    def score(last: str) -> tuple[str, str]:
+        found = scores(last)
+        text = g.slice(found, g.ints(0), g.ints(count), 2)
+        return text, g.slice(found, g.ints(count), g.ints(count + 1), 2)
+
+    return found, score
+
+
+def _float_scores(g: Graph, table: str) -> Any:
+    """A function that multiplies with a table (rows, D)."""
+    across = g.op("Transpose", table, perm=[1, 0])
+    return lambda last: g.op("MatMul", last, across)
+
+
+def _table_scores(g: Graph, table: Coded) -> Any:
+    """A function that multiplies with a table (rows, D) of codes.
+
+    Codes can only be looked up, and the whole table in float32 would be most of the memory. So a
+    session puts 8-bit numbers in their place when it is made. Those of a part of the columns share
+    a scale, by which what is multiplied is multiplied first.
+    """
+    if g.exact:
+        return _float_scores(g, g.matrix(table))
+    parts, _, size = table.books.shape
+    scale = table.books.abs().amax((1, 2)).clamp_min(1e-9) / 127  # of each part
+    whole = (table.books / scale.view(-1, 1, 1)).round().to(torch.int8)
+    codes = Coded(table.codes, whole)
+    ints = g.op("Transpose", g.rows(codes, None), perm=[1, 2, 0])
+    ints = g.op("Reshape", ints, g.ints(parts * size, len(table.codes)))
+    widths = g.constant(scale.repeat_interleave(size).numpy())
+    one = g.op("Expand", g.constant([1], np.float32), g.ints(len(table.codes)))
+
+    def scores(last: str) -> str:
+        return g.microsoft("DynamicQuantizeMatMul", g.op("Mul", last, widths), ints, one)
+
+    return scores
