@@ -10,13 +10,15 @@ from torch import Tensor
 
 from espnet_ext.bridge.checkpoint import read_weights
 from espnet_ext.bridge.speech_input import SpeechInput
+from espnet_ext.config.training import UNTRAINED
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import weights_file
+from espnet_ext.files import read_json, weights_file
 from espnet_ext.formats.digests import RECORD, read_located
 from espnet_ext.formats.family import FamilyFile, choose
 from espnet_ext.formats.packed import dequantised
 from espnet_ext.formats.portable import located
+from espnet_ext.results.pages.card import SCORES
 
 KEY = "espnet_ext"  # in a deployed config: what ESPnet's keys do not say
 CONFIG = "config.yaml"
@@ -91,7 +93,8 @@ def open_bundle(path: str | Path, max_bytes: int | None = None) -> Bundle:
 
     Args:
         path: a folder that stage 5 wrote, a file of weights in it, a family file, or the folder
-            with several of these (exp/<tag>/deploy), of which the largest is taken.
+            with several of these (exp/<tag>/deploy), of which the one that scored best is taken
+            (``scores.json``, which stage 8 writes), without scores the largest.
         max_bytes: of the file of weights; None: any.
 
     Raises:
@@ -107,22 +110,34 @@ def open_bundle(path: str | Path, max_bytes: int | None = None) -> Bundle:
     if family.is_file():
         return Bundle.of_family(family, max_bytes)
     inner = sorted(found.parent for found in folder.glob(f"*/{RECORD}"))
-    chosen = folder if (folder / CONFIG).is_file() else _largest(folder, inner, max_bytes)
+    chosen = folder if (folder / CONFIG).is_file() else _best(folder, inner, max_bytes)
     if max_bytes is not None and weights_file(chosen).stat().st_size > max_bytes:
         raise UserError(f"{weights_file(chosen)} has more than {max_bytes:,} bytes")
     return Bundle.of_folder(chosen)
 
 
-def _largest(folder: Path, inner: Sequence[Path], max_bytes: int | None) -> Path:
-    """The folder whose weights are the largest that fit; those of an untrained model are none."""
-    sizes = {f: weights_file(f).stat().st_size for f in inner if f.name != "untrained"}
+def _best(folder: Path, inner: Sequence[Path], max_bytes: int | None) -> Path:
+    """The folder of the best form that fits; an untrained model is none."""
+    sizes = {f: weights_file(f).stat().st_size for f in inner if f.name != UNTRAINED}
     fitting = {f: size for f, size in sizes.items() if max_bytes is None or size <= max_bytes}
     if not sizes:
         raise UserError(f"no deployed model in {folder}: {_HINT}")
     if not fitting:
         least = min(sizes.values())
         raise UserError(f"{folder}: no model of {max_bytes:,} bytes; the smallest has {least:,}")
+    scored = {f: _score(f) for f in fitting}
+    if all(value is not None for value in scored.values()):
+        return max(fitting, key=lambda f: (scored[f], -fitting[f]))
     return max(fitting, key=lambda f: (fitting[f], f.name))
+
+
+def _score(folder: Path) -> float | None:
+    """What a form scored on the first set, more is better; None if no score is there."""
+    try:
+        first = read_json(folder / SCORES)[0]
+        return float(first["direction"]) * float(first["value"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None
 
 
 def _about(arguments: Mapping[str, Any]) -> tuple[SpeechInput, dict[str, dict[str, Any]]]:

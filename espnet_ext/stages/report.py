@@ -1,12 +1,14 @@
 """Stage 8: collect a run into one validated result, draw it, and find its baseline's."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, in_use, read_json, write_json
+from espnet_ext.files import Stamp, in_use, read_json, read_utf8, write_json, write_text
+from espnet_ext.results.pages.card import CARD, SCORES, model_card, score_list
 from espnet_ext.results.pages.families import size_series
 from espnet_ext.results.pages.scores import class_tables, run_table, size_line
 from espnet_ext.results.pages.text import Table
@@ -55,6 +57,7 @@ def report(experiment: Experiment, results: Path | None) -> Report:
 
 def _report(experiment: Experiment, results: Path | None) -> Report:
     result, messages = _collected(experiment)
+    messages += _write_card(experiment, result)
     committed = [] if results is None else list(read_results(results).runs.values())
     recipe = [run for run in committed if run.recipe == result.recipe and run != result]
     baseline = baseline_of(result, [*_local_results(experiment, result), *recipe])
@@ -69,6 +72,29 @@ def _report(experiment: Experiment, results: Path | None) -> Report:
         if isinstance(score, ClassScore):
             lines += ["", *"\n\n".join(class_tables(score)).splitlines()]
     return Report(result, messages, run_table(result, baseline), lines)
+
+
+def _write_card(experiment: Experiment, result: Result) -> list[str]:
+    """Write the card and the scores into the deployed folder, if they are new; say so."""
+    written = []
+    scores = json.dumps(score_list(result), indent=2) + "\n"
+    card = model_card(result, _licence(experiment.root / "README.md"))
+    for name, text in ((CARD, card), (SCORES, scores)):
+        path = experiment.deployed / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+            written.append(f"wrote {path}")
+    return written
+
+
+def _licence(readme: Path) -> str | None:
+    """What a recipe's README says of the licence of its data: the paragraph that begins so."""
+    if not readme.is_file():
+        return None
+    for paragraph in read_utf8(readme).split("\n\n"):
+        if paragraph.startswith(("**Licence.**", "**Licence of the data.**")):
+            return " ".join(paragraph.replace("**", "").split())
+    return None
 
 
 def _collected(experiment: Experiment) -> tuple[Result, list[str]]:

@@ -129,6 +129,15 @@ def test_all_stages_run_and_the_score_is_that_of_the_decisions(recipe):
     # Tones are learnt: more than naming one class always.
     assert expected > score["majority"]["weighted_f1"]
     assert result["parameters"]["total"] < result["training"]["parameters"]["total"]
+    card = (recipe.path / "exp/tiny_s/deploy/merged/README.md").read_text()
+    _, metadata, body = card.split("---\n", 2)
+    (listed,) = yaml.safe_load(metadata)["model-index"]
+    (metric,) = listed["results"][0]["metrics"]
+    assert metric == {"type": "weighted_f1", "value": pytest.approx(expected, abs=6e-4)}
+    assert result["commit"] in body and result["command"] in body
+    scores = json.loads((recipe.path / "exp/tiny_s/deploy/merged/scores.json").read_text())
+    assert scores[0]["value"] == score["metrics"]["weighted_f1"]["value"]
+    assert scores[0]["direction"] == 1
 
 
 def test_sets_share_the_arks_of_the_whole(recipe):

@@ -201,6 +201,10 @@ def test_the_largest_form_that_fits_is_loaded(moved):
     assert espnet_ext.load(folders)(wave, RATE).text == texts["merged"]
     fitting = espnet_ext.load(folders, max_bytes=sizes["1L-24-4b"])
     assert fitting(wave, RATE).text == texts["1L-24-4b"]
+    for form, error in zip(FORMS, (0.2, 0.1, 0.3), strict=True):  # what each scored
+        scores = [{"direction": -1, "value": error, "metric": "wer"}]
+        (folders / form / "scores.json").write_text(json.dumps(scores))
+    assert espnet_ext.load(folders)(wave, RATE).text == texts["1L-24-4b"]
     weights = weights_file(moved / "1L-24-4b")
     assert espnet_ext.load(weights)(wave, RATE).text == texts["1L-24-4b"]
     assert "the smallest has" in refused(lambda: espnet_ext.load(folders, max_bytes=10))
