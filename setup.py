@@ -42,7 +42,6 @@ EXTRAS = {
         "onnxruntime>=1.22",
     ],
     "device": [  # what benchmarks/device.py compares with
-        "ctranslate2>=4.5",
         "faster-whisper>=1.2",
         "sherpa-onnx>=2",
     ],
