@@ -8,7 +8,11 @@ __version__ = "0.1.0"
 
 
 def load(
-    path: Any, device: str = "cpu", max_bytes: int | None = None, method: str | None = None
+    path: Any,
+    device: str = "cpu",
+    max_bytes: int | None = None,
+    method: str | None = None,
+    max_rtf: float | None = None,
 ) -> Any:
     """Load a deployed model, which is then called with samples and their rate.
 
@@ -20,8 +24,9 @@ def load(
         path: a folder that ``espnet-ext deploy`` wrote, a file of weights in it, a family file, a
             folder with several of these, or a folder that ``espnet-ext export`` wrote.
         device: where it is computed, as torch names it.
-        max_bytes: of the file of weights: the largest form or member that fits is taken.
+        max_bytes: of the file of weights: the best form or member that fits is taken.
         method: of decoding; None: the first that the config of the training names.
+        max_rtf: seconds of processing for a second of audio, measured here once and remembered.
 
     Returns:
         A ``recogniser.Recogniser``.
@@ -35,4 +40,4 @@ def load(
     muted = importlib.import_module("espnet_ext.bridge.muted").muted
     with muted():  # torch and ESPnet take seconds to import
         loading = importlib.import_module("espnet_ext.bridge.loading")
-    return loading.load(path, device, max_bytes, method)
+    return loading.load(path, device, max_bytes, method, max_rtf)

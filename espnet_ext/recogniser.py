@@ -130,7 +130,9 @@ class Recogniser:
         self.decoder = decoder
         self.rate = decoder.rate
 
-    def __call__(self, samples: Any, rate: int) -> Transcript:
+    def __call__(
+        self, samples: Any, rate: int, told: Callable[[Segment], object] | None = None
+    ) -> Transcript:
         """Recognise, translate or classify a recording.
 
         Long recordings are cut at pauses. A segment of silence has an empty text.
@@ -139,23 +141,28 @@ class Recogniser:
             samples: (samples,) or (samples, channels), in [-1, 1], an array or a tensor; of
                 channels the mean counts.
             rate: samples per second.
+            told: called with each segment when it is done, to show progress.
 
         Raises:
             UserError: no samples, NaN, or samples far outside of [-1, 1].
         """
         wave = self._wave(np.asarray(samples, np.float32), rate)
-        found = tuple(self.segments(wave))
+        found = []
+        for segment in self.segments(wave):
+            found.append(segment)
+            if told is not None:
+                told(segment)
         text = " ".join(segment.text for segment in found if segment.text)
-        return Transcript(text, len(wave) / self.rate, found)
+        return Transcript(text, len(wave) / self.rate, tuple(found))
 
-    def file(self, path: str | Path) -> Transcript:
+    def file(self, path: str | Path, told: Callable[[Segment], object] | None = None) -> Transcript:
         """The same for an audio file of any format that libsndfile reads.
 
         Raises:
             UserError: it cannot be decoded, is cut short or empty.
         """
         samples, rate = read_stretch(Path(path), Path(path).name)
-        return self(samples, rate)
+        return self(samples, rate, told)
 
     def segments(self, wave: np.ndarray) -> Iterator[Segment]:
         """Yield the segments of a wave (samples,) of the model's rate, as they are decoded."""

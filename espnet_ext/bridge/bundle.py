@@ -1,7 +1,7 @@
 """Deployed models as they lie on disk: a folder, a file of weights in it, or a family file."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,7 @@ from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import read_json, weights_file
 from espnet_ext.formats.digests import RECORD, read_located
-from espnet_ext.formats.family import FamilyFile, choose
+from espnet_ext.formats.family import FamilyFile, ranked
 from espnet_ext.formats.packed import dequantised
 from espnet_ext.formats.portable import located
 from espnet_ext.results.pages.card import SCORES
@@ -35,6 +35,7 @@ class Bundle:
         state: its tensors, dequantised.
         source: its input.
         methods: decoding methods and their options; the first is the default.
+        member: of a family file.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Bundle:
     state: Mapping[str, Tensor]
     source: SpeechInput
     methods: Mapping[str, dict[str, Any]]
+    member: str = ""
 
     @classmethod
     def of_folder(cls, folder: Path) -> Self:
@@ -58,16 +60,17 @@ class Bundle:
         return cls(weights, arguments, read_weights(weights), *_about(arguments))
 
     @classmethod
-    def of_family(cls, path: Path, max_bytes: int | None = None) -> Self:
-        """Read the best member of a family file whose own file has ``max_bytes`` at most.
+    def of_family(cls, path: Path, max_bytes: int | None = None) -> Iterator[Self]:
+        """Read the members of a family file whose own files have ``max_bytes`` at most, best first.
 
         Raises:
             UserError: no family file, a changed one, or no member is so small.
         """
         read = FamilyFile(path)
-        entry = choose(read.entries, None, None, None, max_bytes)
-        arguments = located(entry.config, path.parent)
-        return cls(path, arguments, dequantised(read.state(entry)), *_about(arguments))
+        for entry in ranked(read.entries, max_bytes=max_bytes):
+            arguments = located(entry.config, path.parent)
+            state = dequantised(read.state(entry))
+            yield cls(path, arguments, state, *_about(arguments), entry.member.name)
 
     def method(self, name: str | None = None) -> tuple[str, dict[str, Any]]:
         """Name and options of a decoding method, by default the first.
@@ -89,11 +92,16 @@ def about(experiment: Experiment, source: SpeechInput) -> dict[str, Any]:
 
 
 def open_bundle(path: str | Path, max_bytes: int | None = None) -> Bundle:
-    """Read a deployed model.
+    """Read the best deployed model; arguments and errors are those of ``bundles``."""
+    return next(bundles(path, max_bytes))
+
+
+def bundles(path: str | Path, max_bytes: int | None = None) -> Iterator[Bundle]:
+    """Read deployed models, the best first.
 
     Args:
         path: a folder that stage 5 wrote, a file of weights in it, a family file, or the folder
-            with several of these (exp/<tag>/deploy), of which the one that scored best is taken
+            with several of these (exp/<tag>/deploy). There the best is the one that scored best
             (``scores.json``, which stage 8 writes), without scores the largest.
         max_bytes: of the file of weights; None: any.
 
@@ -102,22 +110,27 @@ def open_bundle(path: str | Path, max_bytes: int | None = None) -> Bundle:
     """
     path = Path(path)
     if path.is_file() and not (path.parent / CONFIG).is_file():
-        return Bundle.of_family(path, max_bytes)
+        yield from Bundle.of_family(path, max_bytes)
+        return
     folder = path.parent if path.is_file() else path
     if not folder.is_dir():
         raise UserError(f"no {path}: {_HINT}")
     family = folder / "family.safetensors"
     if family.is_file():
-        return Bundle.of_family(family, max_bytes)
-    inner = sorted(found.parent for found in folder.glob(f"*/{RECORD}"))
-    chosen = folder if (folder / CONFIG).is_file() else _best(folder, inner, max_bytes)
-    if max_bytes is not None and weights_file(chosen).stat().st_size > max_bytes:
-        raise UserError(f"{weights_file(chosen)} has more than {max_bytes:,} bytes")
-    return Bundle.of_folder(chosen)
+        yield from Bundle.of_family(family, max_bytes)
+        return
+    if not (folder / CONFIG).is_file():
+        inner = sorted(found.parent for found in folder.glob(f"*/{RECORD}"))
+        for chosen in _ranked(folder, inner, max_bytes):
+            yield Bundle.of_folder(chosen)
+        return
+    if max_bytes is not None and weights_file(folder).stat().st_size > max_bytes:
+        raise UserError(f"{weights_file(folder)} has more than {max_bytes:,} bytes")
+    yield Bundle.of_folder(folder)
 
 
-def _best(folder: Path, inner: Sequence[Path], max_bytes: int | None) -> Path:
-    """The folder of the best form that fits; an untrained model is none."""
+def _ranked(folder: Path, inner: Sequence[Path], max_bytes: int | None) -> list[Path]:
+    """The folders of the forms that fit, the best first; an untrained model is none."""
     sizes = {f: weights_file(f).stat().st_size for f in inner if f.name != UNTRAINED}
     fitting = {f: size for f, size in sizes.items() if max_bytes is None or size <= max_bytes}
     if not sizes:
@@ -127,8 +140,8 @@ def _best(folder: Path, inner: Sequence[Path], max_bytes: int | None) -> Path:
         raise UserError(f"{folder}: no model of {max_bytes:,} bytes; the smallest has {least:,}")
     scored = {f: _score(f) for f in fitting}
     if all(value is not None for value in scored.values()):
-        return max(fitting, key=lambda f: (scored[f], -fitting[f]))
-    return max(fitting, key=lambda f: (fitting[f], f.name))
+        return sorted(fitting, key=lambda f: (-(scored[f] or 0.0), fitting[f]))
+    return sorted(fitting, key=lambda f: (-fitting[f], f.name))
 
 
 def _score(folder: Path) -> float | None:

@@ -1,11 +1,13 @@
 """Deployed models, ready to be called."""
 
+import math
 from pathlib import Path
 
 import torch
 
-from espnet_ext.bridge.bundle import Bundle, open_bundle
+from espnet_ext.bridge.bundle import Bundle, bundles
 from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.bridge.speed import real_time_factor
 from espnet_ext.errors import UserError
 from espnet_ext.recogniser import Recogniser
 
@@ -51,6 +53,19 @@ def load(
     device: str = "cpu",
     max_bytes: int | None = None,
     method: str | None = None,
+    max_rtf: float | None = None,
 ) -> Recogniser:
-    """Load a deployed model; see ``espnet_ext.load``."""
-    return recogniser_of(open_bundle(path, max_bytes), method, device)
+    """Load the best deployed model that fits; see ``espnet_ext.load``."""
+    fastest = math.inf
+    for bundle in bundles(path, max_bytes):
+        decoder = decoder_of(bundle, method, device)
+        if max_rtf is None:
+            return Recogniser(decoder)
+        found = real_time_factor(bundle, decoder)
+        if found <= max_rtf:
+            return Recogniser(decoder)
+        fastest = min(fastest, found)
+    raise UserError(
+        f"{path}: no model has a real-time factor of {max_rtf:g} here; the fastest has "
+        f"{fastest:.3g}"
+    )

@@ -1,10 +1,10 @@
 """Transcribe audio files with a deployed model: text, times, confidences.
 
 MODEL is a folder that stage 5 wrote (exp/<tag>/deploy/<form>), a file of weights in it, a family
-file, the folder of several forms with --max-bytes, a folder that "espnet-ext export" wrote, or a
-training config in its recipe's folder.
-No other file of the recipe is needed: the folder can be moved. A translator prints translations,
-a classifier classes.
+file, the folder of several forms (of which --max-bytes and --max-rtf take the best that fits), a
+folder that "espnet-ext export" wrote, or a training config in its recipe's folder. No other file
+of the recipe is needed: the folder can be moved. A translator prints translations, a classifier
+classes.
 
 Audio of any rate, number of channels and format that libsndfile reads; long recordings are cut at
 pauses. "-" is standard input, mono 16-bit PCM of the model's rate, raw or WAV. With one file its
@@ -27,12 +27,15 @@ from typing import Any
 
 import humanfriendly
 import numpy as np
+from tqdm import tqdm
 
-from espnet_ext.data.audio import read_stretch, resampled
+from espnet_ext.data.audio import read_stretch, resampled, seconds_of
 from espnet_ext.data.audio_stream import STDIN, pieces
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.experiment import Experiment
 from espnet_ext.export.onnx_decoder import SETTINGS, load_exported
+
+_SHOWN = 60  # seconds of audio whose progress is shown
 
 
 def size(word: str) -> int:
@@ -50,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", help="of a config: the deployed form")
     parser.add_argument("--method", help="of decoding; default: the config's first")
     parser.add_argument("--max-bytes", type=size, help="the largest form that fits, as 16M")
+    parser.add_argument("--max-rtf", type=float, help="real-time factor here, measured once")
     parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
     parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads (default: 1)")
     parser.add_argument("--json", action="store_true", help="a line of JSON for a file")
@@ -70,20 +74,21 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--variant is of a config; give the folder of the form itself")
     if (model / SETTINGS).is_file():
         if args.stream:
-            raise UserError(f"{model}: an exported Whisper does not stream; give a deployed folder")
+            raise UserError(f"{model}: an exported model does not stream; give a deployed folder")
+        if args.method or args.max_bytes or args.max_rtf or args.device != "cpu":
+            raise UserError(f"{model}: --method, --max-* and --device are of deployed models")
         recogniser = load_exported(model, args.threads)
     else:
         with muted():
             import torch
 
             from espnet_ext.bridge.bundle import open_bundle
-            from espnet_ext.bridge.loading import recogniser_of
+            from espnet_ext.bridge.loading import load
         torch.set_num_threads(args.threads)
-        bundle = open_bundle(model, args.max_bytes)
         if args.stream:
-            _stream(bundle, args)
+            _stream(open_bundle(model, args.max_bytes), args)
             return
-        recogniser = recogniser_of(bundle, args.method, args.device)
+        recogniser = load(model, args.device, args.max_bytes, args.method, args.max_rtf)
     for path in args.audio:
         found = _found(recogniser, path)
         if args.json:
@@ -96,7 +101,12 @@ def run(args: argparse.Namespace) -> None:
 def _found(recogniser: Any, path: str) -> dict[str, Any]:
     """What is found in a file, or in standard input until its end."""
     if path != STDIN:
-        return recogniser.file(path).as_dict()
+        seconds = seconds_of(Path(path), Path(path).name)
+        # Only on a terminal, and of what takes long.
+        quiet = None if seconds > _SHOWN else True
+        with tqdm(total=round(seconds), desc=Path(path).name, unit="s", disable=quiet) as bar:
+            told = lambda segment: bar.update(round(segment.end) - bar.n)  # noqa: E731
+            return recogniser.file(path, told).as_dict()
     rate = recogniser.rate
     heard = [np.zeros(0, np.float32), *pieces(STDIN, rate, rate)]
     return recogniser(np.concatenate(heard), rate).as_dict()

@@ -144,7 +144,18 @@ def choose(
     bits: int | None = None,
     max_bytes: int | None = None,
 ) -> Entry:
-    """Return the best member that fits: the one whose posteriors are nearest to the largest's.
+    """Return the best member that fits, the first of ``ranked``, whose arguments it has."""
+    return ranked(entries, depth, width, bits, max_bytes)[0]
+
+
+def ranked(
+    entries: Sequence[Entry],
+    depth: int | Sequence[int] | None = None,
+    width: int | None = None,
+    bits: int | None = None,
+    max_bytes: int | None = None,
+) -> list[Entry]:
+    """Return the members that fit, the best first: its posteriors are nearest to the largest's.
 
     Best is the least ``divergence``; without one, or among equal ones, the most bytes.
 
@@ -181,7 +192,7 @@ def choose(
             f"no member fits into {max_bytes:,} bytes; the smallest, {least.member.name}, "
             f"takes {least.bytes:,}"
         )
-    return min(small, key=_rank)
+    return sorted(small, key=_rank)
 
 
 def _rank(entry: Entry) -> tuple[float, int]:

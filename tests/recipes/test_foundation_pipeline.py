@@ -373,7 +373,12 @@ def test_what_cannot_be_exported_or_was_changed_is_one_line(recipe):
     (folder / "empty.wav").write_bytes(b"")
     assert "empty.wav" in refused("transcribe", model, "empty.wav")
     assert "known" in refused("transcribe", model, audio, "--method", "beam")
-    assert "does not stream" in refused("transcribe", "onnx/many", audio, "--stream")
+    words = ("transcribe", "exp/family/deploy", audio, "--max-rtf", "1e-9")
+    assert "no model has a real-time factor of 1e-09" in refused(*words)
+    shutil.copytree(folder / "onnx/good", folder / "onnx/again", dirs_exist_ok=True)
+    succeed(folder, "export", config, "--out", "onnx/again", "--verify", audio)
+    assert "does not stream" in refused("transcribe", "onnx/again", audio, "--stream")
+    assert "of deployed models" in refused("transcribe", "onnx/again", audio, "--device", "cuda")
 
 
 def test_the_benchmark_compares_exported_and_deployed_models(recipe):

@@ -211,6 +211,35 @@ def test_the_largest_form_that_fits_is_loaded(moved):
     assert "more than 10 bytes" in refused(lambda: espnet_ext.load(weights, max_bytes=10))
 
 
+def test_the_best_form_that_is_fast_enough_here_is_loaded(moved, tmp_path, monkeypatch):
+    from espnet_ext.bridge import speed
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folders, wave = tmp_path / "folders", families.wave(2.0, 4)
+    for form in FORMS[:2]:
+        shutil.copytree(moved / form, folders / form)
+    texts = [espnet_ext.load(folders / form)(wave, RATE).text for form in FORMS[:2]]
+    measured: list[float] = []
+
+    def slow(decoder) -> float:
+        measured.append(0.4 if len(decoder.model.encoder.encoders) == 3 else 0.1)
+        return measured[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(speed, "_measured", slow)
+        assert espnet_ext.load(folders, max_rtf=0.5)(wave, RATE).text == texts[0]
+        assert espnet_ext.load(folders, max_rtf=0.2)(wave, RATE).text == texts[1]
+        assert measured == [0.4] * 3 + [0.1] * 3  # once for each
+        said = refused(lambda: espnet_ext.load(folders, max_rtf=0.05))
+        assert "the fastest has 0.1" in said and len(measured) == 6
+    family = espnet_ext.load(moved / "family", max_rtf=1e3)  # measured, whatever it is
+    assert family(wave, RATE).text == texts[0]
+    known = json.loads(speed.cache_file().read_text())
+    assert len(known) == 3 and all(value > 0 for value in known.values())
+    speed.cache_file().write_text("damaged")
+    assert espnet_ext.load(moved / "family", max_rtf=1e3).rate == RATE
+
+
 def test_another_method_is_that_of_the_config(moved):
     said = refused(lambda: espnet_ext.load(moved / "merged", method="ctc_gredy"))
     assert "did you mean 'ctc_greedy'" in said
