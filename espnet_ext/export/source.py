@@ -24,21 +24,16 @@ from espnet_ext.models.whisper_decoder import DETECT, WhisperDecoder
 FLOAT_BITS = 32
 _ENCODER, _DECODER = "encoder.stack.model.", "decoder.decoder."
 _SPECIAL = re.compile(r"<\|.*\|>")
+_LEAST = 1600  # samples of the shortest speech that is encoded
 _SMALL = 4096  # numbers of a matrix that is not worth rounding
 
 
 def read_whisper(bundle: Bundle, decoder: Decoder, bits: int | None) -> Whisper:
-    """Read what the graphs of a deployed Whisper need.
-
-    Args:
-        bundle: the model as it lies on disk.
-        decoder: the same as torch computes it; with ``bits`` it gets the rounded weights.
-        bits: of the matrices of a model at 32 bits: 8 with a scale for each output, 4 with one for
-            32 inputs. None: as they are. A packed model has its own.
+    """Read what the graphs of a deployed Whisper need; for the arguments see ``contract_of``.
 
     Raises:
-        UserError: another kind of model, one whose language is detected, or that attends within
-            chunks, or bits of a packed model.
+        UserError: a model whose language is detected, or that attends within chunks, or bits of a
+            packed model.
     """
     asr: Any = decoder.model
     stack = getattr(asr.encoder, "base", None)
@@ -62,6 +57,7 @@ def read_whisper(bundle: Bundle, decoder: Decoder, bits: int | None) -> Whisper:
         mel=np.asarray(stack.extractor.mel_filters, np.float32),
         prompt=tuple(asr.decoder.prompt),
         end=int(asr.decoder.end),
+        least=max(_LEAST, asr.encoder.pad_to),
         rows=_text_rows(asr.token_list, state[f"{_DECODER}embed_tokens.weight"]),
     )
     _refuse_others(found, bundle)

@@ -27,7 +27,6 @@ PREPROCESS, ENCODE, FIRST, NEXT = (
 )
 _NEVER = -1e9  # score of an id that the model has no token for
 _FFT, _HOP = 400, 160  # samples of a window of log-mel, and between windows
-_LEAST = 1600  # samples of the shortest speech that is encoded
 
 type Shapes = dict[str, tuple[int, Sequence[Any]]]  # type and shape of tensors, by name
 
@@ -54,7 +53,7 @@ def _write_preprocess(model: Whisper, path: Path) -> None:
     """Log-mel as transformers' WhisperFeatureExtractor computes it, of speech as it is."""
     g = Graph()
     samples = g.op("Shape", "audio", start=1, end=2)
-    missing = g.op("Max", g.op("Sub", g.ints(_LEAST), samples), g.ints(0))
+    missing = g.op("Max", g.op("Sub", g.ints(model.least), samples), g.ints(0))
     x = g.op("Pad", "audio", g.op("Concat", g.ints(0, 0, 0), missing, axis=0))
     x = g.op("Pad", x, g.ints(0, _FFT // 2, 0, _FFT // 2), mode="reflect")
     basis = _fourier_basis(g)

@@ -23,6 +23,7 @@ class Whisper:
         mel: filters (frequencies, bins).
         prompt: ids of the tokens that every text begins with.
         end: id of the token that ends a text.
+        least: samples that shorter speech is padded to with silence.
         rows: ids of the tokens of texts, in the order of the runtime's ids.
     """
 
@@ -34,6 +35,7 @@ class Whisper:
     mel: np.ndarray
     prompt: tuple[int, ...]
     end: int
+    least: int
     rows: tuple[int, ...]
 
     @property

@@ -301,7 +301,10 @@ def sherpa(folder):
     return found
 
 
-@pytest.mark.parametrize("words", [[LARGE], [LARGE, "--bits", "8"], [SMALL], [SMALL, "--exact"]])
+EXPORTS = [[LARGE], [LARGE, "--bits", "8"], [SMALL], [SMALL, "--exact"], ["untrained"]]
+
+
+@pytest.mark.parametrize("words", EXPORTS)
 def test_exported_graphs_find_torchs_texts_here_and_in_sherpa_onnx(recipe, words):
     folder, _ = recipe
     config = trained(folder, "family")
@@ -314,10 +317,12 @@ def test_exported_graphs_find_torchs_texts_here_and_in_sherpa_onnx(recipe, words
     wanted = transcribed(folder, deployed)
     if options != ["--bits", "8"]:  # those weights are other ones
         assert sum(map(str.__eq__, found, wanted)) >= (4 if "--exact" in words else 3)
-    # It ends a text of a model that never does after six tokens for 384 / 16000 s of each frame.
-    theirs = sherpa(out)
-    assert len(set(theirs)) == 4
-    assert sum(map(str.startswith, found, theirs)) >= 3
+    if form != "untrained":
+        # A text of a model that never ends it: six tokens for 384 / 16000 s of each frame, which
+        # are too many of speech that is filled up to 30 s.
+        theirs = sherpa(out)
+        assert len(set(theirs)) == 4
+        assert sum(map(str.startswith, found, theirs)) >= 3
     script = [sys.executable, str(out / "transcribe.py"), "data/audio/test1.flac"]
     done = subprocess.run(script, cwd=folder, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == found[1]
@@ -329,7 +334,7 @@ def test_exported_graphs_find_torchs_texts_here_and_in_sherpa_onnx(recipe, words
         assert {w.bits for w in stored} == counted.keys()
         for bits, count in counted.items():
             assert count == sum(w.ints.numel() for w in stored if w.bits == bits)
-    assert (counted == {}) == (words == [LARGE])
+    assert (counted == {}) == (words in ([LARGE], ["untrained"]))
 
 
 def test_a_translating_model_is_exported_with_its_prompt(recipe):

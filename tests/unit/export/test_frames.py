@@ -127,6 +127,21 @@ def test_the_graphs_features_are_kaldis(bins, deltas):
         torch.testing.assert_close(found, wanted, atol=5e-3, rtol=1e-3)
 
 
+def test_the_script_ends_loops_where_torchs_search_does():
+    from espnet_ext.export import run_onnx
+    from espnet_ext.models import attention_search
+
+    generator = np.random.default_rng(3)
+    found = []
+    for _ in range(300):
+        start = generator.integers(0, 3, generator.integers(0, 6)).tolist()
+        phrase = generator.integers(0, 3, generator.integers(1, 12)).tolist()
+        tokens = start + phrase * int(generator.integers(1, 14))
+        found.append(run_onnx.loop(tokens))
+        assert found[-1] == attention_search.loop(tokens)
+    assert 30 < np.count_nonzero(found) < 270
+
+
 def test_what_no_graph_can_hold_is_one_line_and_writes_nothing(folders, tmp_path, monkeypatch):
     bundle = Bundle.of_folder(folders / "3L-64-4b")
 
