@@ -30,7 +30,7 @@ import sys
 from espnet_ext.bridge.muted import muted
 from espnet_ext.config.recipe_errors import ATTENTION_GREEDY, TRANSDUCER
 from espnet_ext.data.audio_stream import STDIN, pieces
-from espnet_ext.errors import at_least
+from espnet_ext.errors import UserError, at_least
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import write_json
 
@@ -49,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Stream once."""
     experiment = Experiment.load(args.config, args.tag, args.variant)
+    if experiment.deltas:
+        raise UserError(
+            f"{experiment.config.path}: frontend_conf: deltas cannot stream; train without them"
+        )
     folder = experiment.require_deployed()
     with muted():
         import torch

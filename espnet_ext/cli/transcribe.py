@@ -64,14 +64,14 @@ def run(args: argparse.Namespace) -> None:
     """Transcribe every file."""
     from espnet_ext.bridge.muted import muted
 
-    for path in args.audio:
-        if path != STDIN and not Path(path).is_file():
-            raise UserError(f"no audio file {path}; '{STDIN}' is standard input")
-    model: Path = Path(args.model)
+    model = Path(args.model)
     if model.suffix in (".yaml", ".yml"):
         model = Experiment.load(args.model, None, args.variant).require_deployed()
     elif args.variant:
         raise UserError("--variant is of a config; give the folder of the form itself")
+    for path in args.audio:
+        if path != STDIN and not Path(path).is_file():
+            raise UserError(f"no audio file {path}; '{STDIN}' is standard input")
     if (model / SETTINGS).is_file():
         if args.stream:
             raise UserError(f"{model}: an exported model does not stream; give a deployed folder")

@@ -13,7 +13,11 @@ from espnet_ext.errors import UserError
 
 OTHERS = ("variants", "grid", "fetch", "similarity")  # they take no training config
 WITH_CONFIG = [verb for verb in VERBS if verb not in OTHERS]
-MORE = {"stream": ["speech.flac"]}  # what a verb needs besides its config
+MORE = {
+    "export": ["--out", "x"],
+    "transcribe": ["x.wav"],
+    "stream": ["speech.flac"],
+}  # what a verb needs besides its config
 BROKEN = {
     "include: 3": "include: expected files, not 3",
     "include: [base.yaml, 3]": "include: expected files, not 3",
