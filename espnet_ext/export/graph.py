@@ -47,14 +47,14 @@ class Graph:
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
         self._known: dict[tuple, str] = {}
+        self._count = 0  # names that were given
 
     def op(
         self, kind: str, *inputs: str, out: str | None = None, domain: str = "", **attributes: Any
     ) -> str:
         """Add an operator with one output; return its name."""
-        return self.ops(kind, *inputs, outs=[out or self._name(kind)], domain=domain, **attributes)[
-            0
-        ]
+        outs = [out or self._name(kind)]
+        return self.ops(kind, *inputs, outs=outs, domain=domain, **attributes)[0]
 
     def ops(
         self, kind: str, *inputs: str, outs: Sequence[str], domain: str = "", **attributes: Any
@@ -246,10 +246,12 @@ class Graph:
             self.op("Unsqueeze", self.op("Cast", places, to=FLOAT), self.ints(1)),
             self.constant(rates[None], np.float32),
         )
-        return self.op("Concat", self.op("Sin", angles), self.op("Cos", angles), axis=-1)
+        both = self.op("Concat", self.op("Sin", angles), self.op("Cos", angles), axis=-1)
+        half = self.op("Cast", both, to=TensorProto.FLOAT16)  # the numbers that models have
+        return self.op("Cast", half, to=FLOAT)
 
     def _name(self, kind: str) -> str:
-        self._count = getattr(self, "_count", 0) + 1
+        self._count += 1
         return f"{kind}_{self._count}"
 
 
