@@ -4,6 +4,7 @@ It cuts recordings into segments and puts together what a ``SegmentDecoder`` fin
 (``bridge.decoder``), or that of exported graphs (``export.onnx_decoder``), which needs no torch.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,46 +13,31 @@ from typing import Any, Protocol
 import numpy as np
 
 from espnet_ext.data.audio import check_samples, read_stretch, resampled
-from espnet_ext.data.pauses import cut_at_pauses
+from espnet_ext.data.pauses import cut_at_pauses, is_silent
 from espnet_ext.errors import UserError
-
-_SILENCE = 1e-3  # peak, -60 dBFS, below which there is no speech: a decoder would invent some
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found in a segment.
+    """The result of a search in a segment.
 
     Attributes:
         text: or the class; empty if nothing was recognised.
         confidence: geometric mean of the probabilities of its tokens, of a classifier the
             probability of the class; None if the search has none, or nothing was recognised.
-        words: each with its place, 0 at the start of the segment to 1 at its end, if the search
-            aligns tokens with frames.
+        tokens: ids, if the search aligns them with frames.
+        places: of each token, from 0 at the start of the segment to 1 at its end.
     """
 
     text: str
     confidence: float | None = None
-    words: tuple[tuple[str, float], ...] = ()
+    tokens: Sequence[int] = ()
+    places: Sequence[float] = ()
 
 
-def aligned(
-    tokens: Sequence[int], places: Sequence[float], text: Callable[[Sequence[int]], str]
-) -> tuple[tuple[str, float], ...]:
-    """The words of tokens, each with the place of its first token.
-
-    Args:
-        tokens: ids.
-        places: of each; empty if they are not aligned.
-        text: of ids.
-    """
-    if not places:
-        return ()
-    found: list[float] = []
-    for count, place in enumerate(places, 1):
-        new = len(text(tokens[:count]).split()) - len(found)
-        found += [place] * new
-    return tuple(zip(text(tokens).split(), found, strict=False))
+def mean_probability(score: float, tokens: int) -> float | None:
+    """The geometric mean of the probabilities of tokens, from the sum of their logarithms."""
+    return math.exp(score / tokens) if tokens else None
 
 
 class SegmentDecoder(Protocol):
@@ -70,7 +56,11 @@ class SegmentDecoder(Protocol):
         ...
 
     def decode_waves(self, waves: Sequence[np.ndarray]) -> list[Found]:
-        """What is found in each segment (samples,)."""
+        """Search each segment (samples,)."""
+        ...
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Text of token ids."""
         ...
 
 
@@ -86,7 +76,7 @@ class Word:
 class Segment:
     """A part of a recording, which was decoded at once; ``start`` and ``end`` are seconds.
 
-    For the other attributes see ``Found``.
+    For text and confidence see ``Found``; words have times if the search aligns tokens.
     """
 
     start: float
@@ -98,7 +88,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Transcript:
-    """What a model finds in a recording.
+    """The result of a model for a recording.
 
     Attributes:
         text: of all segments, or the class.
@@ -173,7 +163,7 @@ class Recogniser:
             group = pieces[first : first + batch]
             for piece, found in zip(group, self._found(group), strict=True):
                 end = start + len(piece)
-                yield _segment(start / self.rate, end / self.rate, found)
+                yield self._segment(start / self.rate, end / self.rate, found)
                 start = end
 
     def _wave(self, samples: np.ndarray, rate: int) -> np.ndarray:
@@ -183,16 +173,24 @@ class Recogniser:
         return resampled(samples if samples.ndim == 1 else samples.mean(1), rate, self.rate)
 
     def _found(self, waves: Sequence[np.ndarray]) -> list[Found]:
-        """What is found in each wave; in silence nothing, but for a class."""
+        """Search each wave; in silence there is nothing, but for a class."""
         always = self.decoder.longest is None
-        heard = [always or np.abs(wave).max(initial=0.0) >= _SILENCE for wave in waves]
+        heard = [always or not is_silent(wave) for wave in waves]
         chosen = [wave for wave, loud in zip(waves, heard, strict=True) if loud]
         found = iter(self.decoder.decode_waves(chosen))
         return [next(found) if loud else Found("") for loud in heard]
 
+    def _segment(self, start: float, end: float, found: Found) -> Segment:
+        words = tuple(
+            Word(word, round(start + place * (end - start), 3))
+            for word, place in self._words(found)
+        )
+        return Segment(round(start, 3), round(end, 3), found.text, found.confidence, words)
 
-def _segment(start: float, end: float, found: Found) -> Segment:
-    words = tuple(
-        Word(word, round(start + place * (end - start), 3)) for word, place in found.words
-    )
-    return Segment(round(start, 3), round(end, 3), found.text, found.confidence, words)
+    def _words(self, found: Found) -> Iterator[tuple[str, float]]:
+        """Yield the words of aligned tokens, each with the place of its first token."""
+        places: list[float] = []
+        for count, place in enumerate(found.places, 1):
+            new = len(self.decoder.text_of(found.tokens[:count]).split()) - len(places)
+            places += [place] * new
+        return zip(found.text.split(), places, strict=False)

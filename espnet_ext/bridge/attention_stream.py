@@ -21,13 +21,12 @@ from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.streaming import Partial, doubts, with_last
 from espnet_ext.config.recipe_errors import ATTENTION_GREEDY
 from espnet_ext.data.features import FRAMES_PER_SECOND
-from espnet_ext.data.pauses import cut_at_pauses, ends_in_pause
+from espnet_ext.data.pauses import cut_at_pauses, ends_in_pause, is_silent
 from espnet_ext.encoders.chunks import SUBSAMPLING
 from espnet_ext.models.attention_stream import FirstPass, Heard, common_prefix
 
 _LONGEST = 25.0  # seconds of a segment
 _SHORTEST = 0.5  # seconds that a segment has at least
-_SILENCE = 1e-3  # peak, -60 dBFS, below which there is no text: a decoder would invent one
 
 
 @dataclass
@@ -89,7 +88,7 @@ class AttentionStreamer:
 
     def _advance(self, segment: _Segment, second: float) -> tuple[list[Partial], list[int]]:
         """The first pass over a segment so far."""
-        if _is_silent(segment.wave):
+        if is_silent(segment.wave):
             return [], []
         before = segment.heard.tokens
         segment.heard = self.first.advance(segment.wave, segment.heard)
@@ -107,16 +106,12 @@ class AttentionStreamer:
     ) -> tuple[list[Partial], list[int]]:
         """The second pass over a whole segment."""
         short = len(wave) < _SHORTEST * self.rate or self.decoder.is_too_short(wave)
-        if short or _is_silent(wave):
+        if short or is_silent(wave):
             text = ""
         else:
             (text,) = self.decoder.texts([wave])
         frames = [_frame(s) for s in segment.seconds[segment.told :]]
         return [Partial(second, text, True)] * bool(text), frames
-
-
-def _is_silent(wave: np.ndarray) -> bool:
-    return float(np.abs(wave).max(initial=0.0)) < _SILENCE
 
 
 def _frame(second: float) -> int:

@@ -3,12 +3,13 @@
 import argparse
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from espnet_ext.bridge.registry import TASKS, install
 from espnet_ext.config.pretrained import PRETRAINED, require_token_source
@@ -153,6 +154,22 @@ def _width(experiment: Experiment, args: argparse.Namespace) -> int:
     choices = {c.name: c for c in TASKS[experiment.recipe.task].class_choices_list}
     frontend: Any = choices["frontend"].get_class(args.frontend)
     return frontend(**args.frontend_conf).output_size()
+
+
+def with_statistics(
+    arguments: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path
+) -> dict[str, Any]:
+    """Return a config that builds a model whose ``state`` has the statistics of its features.
+
+    ESPnet reads a file whenever it builds a normalisation: one is written into ``folder``.
+    """
+    mean = state.get("normalize.mean")
+    if mean is None:
+        return dict(arguments)
+    conf = arguments.get("normalize_conf")
+    conf = conf if isinstance(conf, dict) else {}
+    path = neutral_statistics(len(mean), folder)
+    return {**arguments, "normalize_conf": {**conf, "stats_file": path}}
 
 
 def neutral_statistics(width: int, folder: Path) -> str:

@@ -85,7 +85,7 @@ class Bundle:
 
 
 def about(experiment: Experiment, source: SpeechInput) -> dict[str, Any]:
-    """What a deployed config says under ``KEY``."""
+    """The entry of a deployed config under ``KEY``."""
     features = experiment.espnet.get("frontend") if source.from_arks else None
     decode = {name: options or {} for name, options in experiment.recipe.decode.items()}
     return {"input": dataclasses.asdict(source), "features": features, "decode": decode}
@@ -145,7 +145,7 @@ def _ranked(folder: Path, inner: Sequence[Path], max_bytes: int | None) -> list[
 
 
 def _score(folder: Path) -> float | None:
-    """What a form scored on the first set, more is better; None if no score is there."""
+    """The score of a form on the first set, more is better; None if none is there."""
     try:
         first = read_json(folder / SCORES)[0]
         return float(first["direction"]) * float(first["value"])

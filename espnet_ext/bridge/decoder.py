@@ -1,6 +1,5 @@
 """Decoding with a deployed model: by ESPnet's inference classes; in batches by our searches."""
 
-import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +12,14 @@ from espnet2.bin.asr_inference import Speech2Text
 from espnet2.bin.cls_inference import Classification
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 
-from espnet_ext.bridge.build import neutral_statistics
+from espnet_ext.bridge.build import with_statistics
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.checkpoint import fill
 from espnet_ext.bridge.memory import peak_rss_mb
 from espnet_ext.bridge.muted import muted
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.config.recipe_errors import ATTENTION_GREEDY, ATTENTION_STREAM, TRANSDUCER
+from espnet_ext.data.audio import filled_up
 from espnet_ext.data.pauses import cut_at_pauses
 from espnet_ext.errors import UserError
 from espnet_ext.formats.building import building
@@ -27,7 +27,7 @@ from espnet_ext.models.attention_search import attention_greedy
 from espnet_ext.models.attention_stream import FirstPass
 from espnet_ext.models.transducer_search import BeamSearch, GreedySearch, Search
 from espnet_ext.models.whisper_decoder import TOKENS_PER_SECOND
-from espnet_ext.recogniser import Found, aligned
+from espnet_ext.recogniser import Found, mean_probability
 
 type Row = tuple[str, str]  # utterance, path of its audio or place in an ark
 # Utterance, text, seconds, peak memory in MB, and whether it is too short for a frame.
@@ -85,7 +85,7 @@ class Decoder:
         Speech that is too long for the model is cut at pauses, and the texts are joined.
         """
         parts = [self.pieces(speech) for speech in batch]
-        found = iter(self.found([piece for cut in parts for piece in cut]))
+        found = iter(self._found([piece for cut in parts for piece in cut]))
         return [" ".join(filter(None, (next(found).text for _ in cut))) for cut in parts]
 
     @property
@@ -102,22 +102,21 @@ class Decoder:
         return most if self.most_samples is None else min(most, self.most_samples)
 
     def decode_waves(self, waves: Sequence[np.ndarray]) -> list[Found]:
-        """What is found in waves (samples,) of ``longest`` at most; of too short ones nothing."""
+        """Search waves (samples,) of ``longest`` at most; in too short ones there is nothing."""
         inputs = [self._inputs(wave) for wave in waves]
-        found = iter(self.found([one for given in inputs for one in given]))
+        found = iter(self._found([one for given in inputs for one in given], scored=True))
         return [next(found) if given else Found("") for given in inputs]
 
     def _inputs(self, wave: np.ndarray) -> list[np.ndarray]:
         """The input of the model for a wave; none if it is shorter than a frame."""
-        missing = max(0, self.source.least_samples - len(wave))
-        padded = np.ascontiguousarray(np.pad(wave, (0, missing)))
-        return self.pieces(self.source.prepared(torch.from_numpy(padded), self.width).numpy())
+        filled = torch.from_numpy(filled_up(wave, self.rate))
+        return self.pieces(self.source.prepared(filled, self.width).numpy())
 
-    def found(self, pieces: Sequence[np.ndarray]) -> list[Found]:
-        """What is found in each of ``pieces``."""
+    def _found(self, pieces: Sequence[np.ndarray], scored: bool = False) -> list[Found]:
+        """Search each of ``pieces``; with ``scored`` attention tells its confidence too."""
         found: list[Found] = []
         for start in range(0, len(pieces), self.batch_size):
-            found += self._batch(pieces[start : start + self.batch_size])
+            found += self._batch(pieces[start : start + self.batch_size], scored)
         return found
 
     def pieces(self, speech: np.ndarray) -> list[np.ndarray]:
@@ -160,12 +159,12 @@ class Decoder:
         pieces = self.inference.converter.ids2tokens(list(tokens))
         return self.inference.tokenizer.tokens2text(pieces)
 
-    def _batch(self, batch: Sequence[np.ndarray]) -> list[Found]:
+    def _batch(self, batch: Sequence[np.ndarray], scored: bool) -> list[Found]:
         if self.method == ATTENTION_STREAM:
             first = FirstPass(self.model, self.tokens_per_second)
             return [Found(self.text_of(first.text(one, self.source.rate))) for one in batch]
         if self.method == ATTENTION_GREEDY:
-            return self._attend_together(batch)
+            return self._attend_together(batch, scored)
         if self.search is not None:
             return self._search_together(batch)
         return [self._one(speech) for speech in batch]
@@ -194,8 +193,8 @@ class Decoder:
         self, tokens: Sequence[int], score: float, frames: Sequence[int], length: int
     ) -> Found:
         """Tokens of a log-probability, each at one of ``length`` frames."""
-        words = aligned(tokens, [frame / length for frame in frames], self.text_of)
-        return Found(self.text_of(tokens), _mean_probability(score, len(tokens)), words)
+        places = [frame / length for frame in frames]
+        return Found(self.text_of(tokens), mean_probability(score, len(tokens)), tokens, places)
 
     @torch.no_grad()
     def _search_together(self, batch: Sequence[np.ndarray]) -> list[Found]:
@@ -208,15 +207,18 @@ class Decoder:
         ]
 
     @torch.no_grad()
-    def _attend_together(self, batch: Sequence[np.ndarray]) -> list[Found]:
+    def _attend_together(self, batch: Sequence[np.ndarray], scored: bool) -> list[Found]:
         encoded, frames = self._encode(batch)
         decoder = self.model.decoder
         seconds = [len(speech) / self.source.rate for speech in batch]
         most = [decoder.most_tokens(length, self.tokens_per_second) for length in seconds]
+        if not scored:  # a softmax over all tokens at every step
+            found = attention_greedy(decoder, encoded, frames, most)
+            return [Found(self.text_of(tokens)) for tokens in found]
         scores: list[float] = []
         found = attention_greedy(decoder, encoded, frames, most, scores=scores)
         return [
-            Found(self.text_of(tokens), _mean_probability(score, len(tokens)))
+            Found(self.text_of(tokens), mean_probability(score, len(tokens)))
             for tokens, score in zip(found, scores, strict=True)
         ]
 
@@ -229,11 +231,6 @@ class Decoder:
         return (encoded[0] if isinstance(encoded, tuple) else encoded), frames  # as above
 
 
-def _mean_probability(score: float, tokens: int) -> float | None:
-    """The geometric mean of the probabilities of tokens, from the sum of their logarithms."""
-    return math.exp(score / tokens) if tokens else None
-
-
 def load_inference(bundle: Bundle, method: str, options: dict, device: str = "cpu") -> Any:
     """ESPnet's inference class on a deployed model: ``Classification`` or ``Speech2Text``.
 
@@ -242,13 +239,9 @@ def load_inference(bundle: Bundle, method: str, options: dict, device: str = "cp
     Raises:
         UserError: an option that it does not know, or weights that are not the model's.
     """
-    arguments, state = dict(bundle.arguments), dict(bundle.state)
-    mean = state.get("normalize.mean")
+    state = dict(bundle.state)
     with tempfile.TemporaryDirectory() as scratch, muted(), building(state, bundle.path):
-        if mean is not None:
-            # ESPnet reads a file whenever it builds a normalisation; the state has what counts.
-            path = neutral_statistics(len(mean), Path(scratch))
-            arguments["normalize_conf"] = {**arguments["normalize_conf"], "stats_file": path}
+        arguments = with_statistics(bundle.arguments, state, Path(scratch))
         config = Path(scratch) / "config.yaml"  # the class takes a file alone
         config.write_text(yaml.safe_dump(arguments, allow_unicode=True), encoding="utf-8")
         found = _espnet_inference(str(config), method, options, device)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from espnet_ext.bridge.build import neutral_statistics
+from espnet_ext.bridge.build import with_statistics
 from espnet_ext.bridge.bundle import KEY
 from espnet_ext.bridge.checkpoint import build_for, fill, load_model, read_config
 from espnet_ext.bridge.deployed_folder import (
@@ -80,14 +80,8 @@ def _model(read: FamilyFile, entry: Entry) -> nn.Module:
     """The model of a member of a family file."""
     state = dequantised(read.state(entry))
     arguments = with_tokens(located(entry.config, read.path.parent))
-    mean = state.get("normalize.mean")
     with tempfile.TemporaryDirectory() as folder:
-        if mean is not None:
-            # ESPnet reads a file whenever it builds a normalisation; the state has what counts.
-            path = neutral_statistics(len(mean), Path(folder))
-            conf = arguments.get("normalize_conf")
-            conf = conf if isinstance(conf, dict) else {}
-            arguments["normalize_conf"] = {**conf, "stats_file": path}
+        arguments = with_statistics(arguments, state, Path(folder))
         model = build_for(arguments, state, read.path)
     fill(model, state, read.path)
     return model.eval()
@@ -162,20 +156,22 @@ def write_family_models(
         conf = arguments.get("normalize_conf") or {}
         arguments["normalize_conf"] = {k: v for k, v in conf.items() if k != "stats_file"}
         arguments = gather(arguments, Path(beside), list_tokens=True) | {KEY: about or {}}
-        made = _write(trained, arguments, speech, path)
+        made = _write(trained, stack.family, arguments, speech, path)
         shutil.copytree(beside, path.parent, dirs_exist_ok=True)
     return [one.record() for one in made]
 
 
 def _write(
-    trained: nn.Module, arguments: dict[str, Any], speech: Speech, path: Path
+    trained: nn.Module,
+    family: Sequence[Member],
+    arguments: dict[str, Any],
+    speech: Speech,
+    path: Path,
 ) -> list[_Member]:
     """Write the members of a family into a file; return them."""
-    stack = nested_stack(trained)
-    assert stack is not None
     made: list[_Member] = []
     reference: list[Tensor | None] = []
-    for member in stack.family:
+    for member in family:
         one, found = _deployed(trained, member, arguments, speech)
         reference = reference or found
         one.entry = replace(one.entry, divergence=mean_divergence(reference, found))

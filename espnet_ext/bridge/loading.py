@@ -12,7 +12,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.recogniser import Recogniser
 
 
-def recogniser_of(bundle: Bundle, method: str | None = None, device: str = "cpu") -> Recogniser:
+def decoder_of(bundle: Bundle, method: str | None = None, device: str = "cpu") -> Decoder:
     """Build a model that was read and load its weights.
 
     Args:
@@ -23,11 +23,6 @@ def recogniser_of(bundle: Bundle, method: str | None = None, device: str = "cpu"
     Raises:
         UserError: no such method or device, or a model of features that are not log-mel.
     """
-    return Recogniser(decoder_of(bundle, method, device))
-
-
-def decoder_of(bundle: Bundle, method: str | None = None, device: str = "cpu") -> Decoder:
-    """The decoder of ``recogniser_of``."""
     if bundle.source.from_arks:
         raise UserError(
             f"{bundle.path}: this model reads features of another model from arks; decode it by "

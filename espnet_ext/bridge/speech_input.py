@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from espnet_ext.data.arks import read_matrix
-from espnet_ext.data.audio import SHORTEST, read_wave
+from espnet_ext.data.audio import read_wave
 from espnet_ext.data.fbank import kaldi_fbank
 from espnet_ext.data.features import FRAMES_PER_SECOND
 from espnet_ext.experiment import Experiment
@@ -52,11 +52,6 @@ class SpeechInput:
         if width is None or wave.dim() > 1:
             return wave
         return kaldi_fbank(wave, self.rate, width // (1 + self.deltas), self.deltas)
-
-    @property
-    def least_samples(self) -> int:
-        """Samples of a window of log-mel."""
-        return round(SHORTEST * self.rate)
 
     def is_short(self, inputs: np.ndarray | Tensor) -> bool:
         """True if samples (n,) or features (frames, width) may be too few for a frame."""

@@ -27,11 +27,11 @@ def streamer_of(bundle: Bundle, method: str | None = None) -> Streamer | Attenti
     attention = bundle.arguments.get("decoder") == "whisper"
     if attention and method not in (None, ATTENTION_GREEDY):
         raise UserError(f"{bundle.path}: {method} is of transducers; this model has attention")
-    options: dict[str, Any] = dict(bundle.methods.get(method_of(bundle, method)) or {})
-    rate = bundle.source.rate
+    chosen, rate = method_of(bundle, method), bundle.source.rate
+    options: dict[str, Any] = dict(bundle.methods.get(chosen) or {})
     if attention:
         return AttentionStreamer(bundle, options, rate)
-    return Streamer(bundle, method_of(bundle, method), options, rate)
+    return Streamer(bundle, chosen, options, rate)
 
 
 def method_of(bundle: Bundle, method: str | None) -> str:

@@ -38,6 +38,10 @@ class Partial(NamedTuple):
     text: str
     finished: bool
 
+    def line(self) -> str:
+        """The line that commands print."""
+        return f"{self.second:8.2f} s {'|' if self.finished else ''} {self.text}"
+
 
 @dataclass
 class Stream:

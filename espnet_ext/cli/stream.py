@@ -66,12 +66,10 @@ def run(args: argparse.Namespace) -> None:
         streamer, method = streamer_of(bundle, args.method), method_of(bundle, args.method)
     timing = Timing()
     segments: list[str] = []
-    for second, text, finished in streamer.run(
-        pieces(args.audio, streamer.rate, streamer.piece), timing
-    ):
-        print(f"{second:8.2f} s {'|' if finished else ''} {text}", flush=True)
-        if finished and args.json:
-            segments.append(text)
+    for partial in streamer.run(pieces(args.audio, streamer.rate, streamer.piece), timing):
+        print(partial.line(), flush=True)
+        if partial.finished and args.json:
+            segments.append(partial.text)
     for doubt in streamer.doubts(timing):
         print(f"espnet-ext stream: warning: {args.audio}: {doubt}", file=sys.stderr)
     figures = {"method": method, "threads": args.threads, **timing.summary()}

@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _found(recogniser: Any, path: str) -> dict[str, Any]:
-    """What is found in a file, or in standard input until its end."""
+    """The transcript of a file, or of standard input until its end."""
     if path != STDIN:
         seconds = seconds_of(Path(path), Path(path).name)
         # Only on a terminal, and of what takes long.
@@ -119,9 +119,11 @@ def _stream(bundle: Any, args: argparse.Namespace) -> None:
 
     streamer = streamer_of(bundle, args.method)
     for path in args.audio:
-        for line in _lines(streamer.run(_heard(path, streamer), Timing())):
-            name = {"file": path} if len(args.audio) > 1 else {}
-            print(json.dumps({**name, **line}, ensure_ascii=False) if args.json else _shown(line))
+        name = {"file": path} if len(args.audio) > 1 else {}
+        for partial in streamer.run(_heard(path, streamer), Timing()):
+            found = {**name, **partial._asdict(), "second": round(partial.second, 3)}
+            line = json.dumps(found, ensure_ascii=False) if args.json else partial.line()
+            print(line, flush=True)
 
 
 def _heard(path: str, streamer: Any) -> Iterator[np.ndarray]:
@@ -131,12 +133,3 @@ def _heard(path: str, streamer: Any) -> Iterator[np.ndarray]:
     samples, rate = read_stretch(Path(path), Path(path).name)
     wave = resampled(samples, rate, streamer.rate)
     return (wave[k : k + streamer.piece] for k in range(0, len(wave), streamer.piece))
-
-
-def _lines(found: Any) -> Iterator[dict[str, Any]]:
-    for second, text, finished in found:
-        yield {"second": round(second, 3), "text": text, "finished": finished}
-
-
-def _shown(line: dict[str, Any]) -> str:
-    return f"{line['second']:8.2f} s {'|' if line['finished'] else ''} {line['text']}"

@@ -126,6 +126,12 @@ def resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     return samples if rate == wanted else soxr.resample(samples, rate, wanted, quality="HQ")
 
 
+def filled_up(wave: np.ndarray, rate: int) -> np.ndarray:
+    """A wave (samples,), float32, with silence behind it up to a window of log-mel."""
+    missing = max(0, round(SHORTEST * rate) - len(wave))
+    return np.pad(np.asarray(wave, np.float32), (0, missing))
+
+
 def _rms(samples: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
 

@@ -5,6 +5,7 @@ import numpy as np
 _PAUSE = 0.6  # seconds of a pause that ends a segment
 _SPEECH = 1.0  # seconds that a segment has besides it
 _QUIET = 1e-3  # energy of a pause, relative to the loudest moment: -30 dB
+_SILENCE = 1e-3  # peak, -60 dBFS, below which there is no speech: a decoder would invent some
 _WINDOW = 0.2  # seconds whose energy counts as that of a moment
 _STEP = 0.02  # seconds between moments
 
@@ -27,6 +28,11 @@ def cut_at_pauses(wave: np.ndarray, most: int, rate: int) -> list[np.ndarray]:
         pieces.append(wave[:place])
         wave = wave[place:]
     return [*pieces, wave]
+
+
+def is_silent(wave: np.ndarray) -> bool:
+    """True if a wave (samples,) has no speech; an empty one has none."""
+    return float(np.abs(wave).max(initial=0.0)) < _SILENCE
 
 
 def ends_in_pause(wave: np.ndarray, rate: int) -> bool:

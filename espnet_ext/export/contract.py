@@ -1,4 +1,4 @@
-"""What an exported folder holds for a kind of model, and how it is compared with torch."""
+"""The graphs of each kind of model, and how they are compared with torch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +13,8 @@ from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx
 from espnet_ext.export.frames_contract import FramesContract
 from espnet_ext.export.whisper_contract import WhisperContract
+from espnet_ext.files import PACKED
+from espnet_ext.formats.packed import State, read_member
 from espnet_ext.models.whisper_decoder import WhisperDecoder
 
 
@@ -48,9 +50,14 @@ def contract_of(bundle: Bundle, decoder: Decoder, bits: int | None) -> Contract:
     Raises:
         UserError: a model that no contract can hold.
     """
-    asr = decoder.model
+    stored: State = {}
+    if bundle.path.name == PACKED:
+        if bits is not None:
+            raise UserError(f"{bundle.path} is packed and keeps its bits: leave out --bits")
+        stored = read_member(bundle.path)
+    asr, rounded = decoder.model, None if bits == 32 else bits
     if isinstance(asr.decoder, WhisperDecoder):
-        return WhisperContract(bundle, decoder, bits)
+        return WhisperContract(bundle, decoder, stored, rounded)
     if is_classifier(asr) or getattr(asr, "ctc", None) is not None:
-        return FramesContract(bundle, decoder, bits)
+        return FramesContract(bundle, decoder, stored, rounded)
     raise UserError(f"{bundle.path}: transducers cannot be exported so far")

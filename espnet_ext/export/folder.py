@@ -14,7 +14,8 @@ from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx
 from espnet_ext.export.contract import Contract, contract_of
 from espnet_ext.export.onnx_decoder import SETTINGS
-from espnet_ext.files import atomic_path, sha256_file, write_json
+from espnet_ext.files import atomic_path, write_json
+from espnet_ext.formats.digests import digests
 
 TOKENS, SCRIPT = "tokens.txt", "transcribe.py"
 _TOLERANCE = 1e-3  # of scores, relative to their largest, by the same integers in float32
@@ -23,7 +24,7 @@ _EQUAL = 0.9  # of texts at least, where activations are rounded too
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written and compared.
+    """Sizes of an exported folder, and how it compares with torch.
 
     Attributes:
         bytes: of all files.
@@ -101,7 +102,7 @@ def _write(contract: Contract, rate: int, folder: Path, exact: bool) -> dict[int
         **contract.settings(),
         "rate": rate,
         "weights_in_bits": {str(bits): count for bits, count in sorted(rounded.items())},
-        "sha256": {path.name: sha256_file(path) for path in sorted(folder.iterdir())},
+        "sha256": digests(folder),
     }
     write_json(folder / SETTINGS, settings)
     return rounded

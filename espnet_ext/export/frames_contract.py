@@ -1,6 +1,6 @@
 """CTC recognisers and classifiers: see ``frames``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.footprint import is_classifier
 from espnet_ext.bridge.loading import decoder_of
+from espnet_ext.bridge.variants import matrices
 from espnet_ext.errors import UserError
 from espnet_ext.export import frames, run_onnx
-from espnet_ext.export.rounded import round_layers
-from espnet_ext.files import PACKED
-from espnet_ext.formats.packed import read_member
+from espnet_ext.export.rounded import round_weight
+from espnet_ext.formats.packed import State
+from espnet_ext.methods.sites import is_linear
 
 _NAMES = {"<blank>": "<blk>", "<space>": "\u2581"}
 
@@ -23,23 +24,20 @@ _NAMES = {"<blank>": "<blk>", "<space>": "\u2581"}
 class FramesContract:
     """The contract of a model that scores each frame, or the whole, without a search."""
 
-    def __init__(self, bundle: Bundle, decoder: Decoder, bits: int | None):
+    def __init__(self, bundle: Bundle, decoder: Decoder, stored: State, bits: int | None):
         """See ``contract.contract_of``."""
         self.bundle, self.decoder = bundle, decoder
-        self.rounded: Mapping[str, Any] = {}
-        if bundle.path.name == PACKED:
-            if bits is not None:
-                raise UserError(f"{bundle.path} is packed and keeps its bits: leave out --bits")
-            self.rounded = read_member(bundle.path)
-        elif bits not in (None, 32):
-            self.rounded = round_layers(decoder.model, int(bits or 0))
+        self.stored = dict(stored)
+        for name, weight in matrices(decoder.model).items() if bits else ():
+            if is_linear(decoder.model.get_submodule(name.rpartition(".")[0])):
+                self.stored[name] = round_weight(weight, int(bits or 0))
 
     def write(self, folder: Path, exact: bool) -> dict[int, int]:
         """Write the two graphs."""
         another = decoder_of(self.bundle)  # its layers are replaced
         another.model.load_state_dict(self.decoder.model.state_dict())
         try:
-            return frames.write(another, self.rounded, folder, exact)
+            return frames.write(another, self.stored, folder, exact)
         except UserError as error:
             raise UserError(f"{self.bundle.path}: {error}") from None
 

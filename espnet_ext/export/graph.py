@@ -152,7 +152,6 @@ class Graph:
         path: Path,
         inputs: Mapping[str, tuple[int, Sequence[Any]]],
         outputs: Mapping[str, tuple[int, Sequence[Any]]],
-        metadata: Mapping[str, Any],
     ) -> None:
         """Check the graph and write it; inputs and outputs have a type and a shape."""
         first, last = (
@@ -165,7 +164,6 @@ class Graph:
         model = helper.make_model(
             graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="espnet-ext"
         )
-        helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
         onnx.checker.check_model(model)
         onnx.save(model, path)
 

@@ -1,15 +1,15 @@
 """An exported folder as a decoder of segments; it needs neither torch nor ESPnet."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from espnet_ext.data.audio import SHORTEST
+from espnet_ext.data.audio import filled_up
 from espnet_ext.errors import UserError, one_line
-from espnet_ext.files import read_json, sha256_file
-from espnet_ext.recogniser import Found, Recogniser, aligned
+from espnet_ext.files import read_json
+from espnet_ext.formats.digests import refuse_other
+from espnet_ext.recogniser import Found, Recogniser, mean_probability
 
 SETTINGS = "model.json"
 _KINDS = ("whisper", "ctc", "class")
@@ -42,15 +42,17 @@ class OnnxDecoder:
         self.longest = None if self.classifies else _LONGEST * self.rate
 
     def decode_waves(self, waves: Sequence[np.ndarray]) -> list[Found]:
-        """What is found in each segment (samples,)."""
+        """Search each segment (samples,)."""
         return [self._one(wave) for wave in waves]
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Text of token ids."""
+        return self.model.text(tokens)
+
     def _one(self, wave: np.ndarray) -> Found:
-        missing = max(0, round(SHORTEST * self.rate) - len(wave))
-        padded = np.pad(np.asarray(wave, np.float32), (0, missing))
-        tokens, score, places = self.model.tokens(padded)
-        confidence = math.exp(score / len(tokens)) if tokens else None
-        return Found(self.model.text(tokens), confidence, aligned(tokens, places, self.model.text))
+        tokens, score, places = self.model.tokens(filled_up(wave, self.rate))
+        confidence = mean_probability(score, len(tokens))
+        return Found(self.model.text(tokens), confidence, tokens, places)
 
 
 def _refuse_changed(folder: Path) -> None:
@@ -67,8 +69,7 @@ def _refuse_changed(folder: Path) -> None:
         file = folder / Path(name).name
         if not file.is_file():
             raise UserError(f"no {file}; {_AGAIN}")
-        if sha256_file(file) != wanted:
-            raise UserError(f"{file} was changed: its SHA-256 is not that in {SETTINGS}; {_AGAIN}")
+        refuse_other(file, wanted, SETTINGS, _AGAIN)
 
 
 def load_exported(folder: Path, threads: int = 1) -> Recogniser:

@@ -12,8 +12,6 @@ from espnet_ext.formats.bits import Quantised
 from espnet_ext.methods.quantise import grouped_integers, integers
 from espnet_ext.methods.sites import is_linear
 
-_SMALL = 4096  # numbers of a matrix that is not worth rounding
-
 
 class _Blocks(torch.autograd.Function):
     """x W^T for a weight in blocks of inputs that share a scale: MatMulNBits in a graph."""
@@ -109,20 +107,19 @@ class RoundedConvolution(nn.Module):
         return self.layer._conv_forward(x, weight, self.layer.bias)
 
 
-def round_layers(model: nn.Module, bits: int) -> dict[str, Quantised]:
-    """Round the large linear layers of a plain model, in place; return the weights by name.
+def round_weight(weight: nn.Parameter, bits: int) -> Quantised:
+    """Round a weight in place.
 
     With 8 bits there is a scale for each output, with 4 one for 32 inputs.
+
+    Returns:
+        Its integers and scales.
     """
-    found = {}
-    for name, layer in model.named_modules():
-        if not is_linear(layer) or layer.weight.numel() < _SMALL:
-            continue
-        round_to = integers if bits == 8 else grouped_integers
-        made = found[f"{name}.weight"] = Quantised(*round_to(layer.weight, bits), bits)
-        with torch.no_grad():
-            layer.weight.copy_(made.dequantised())
-    return found
+    found = integers if bits == 8 else grouped_integers
+    made = Quantised(*found(weight, bits), bits)
+    with torch.no_grad():
+        weight.copy_(made.dequantised())
+    return made
 
 
 def use_integers(model: nn.Module, state: Mapping[str, Any], exact: bool) -> Counter[int]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from espnet_ext.export.graph import FLOAT, INT32, Graph, joined
 from espnet_ext.export.whisper_model import END, PROMPT, TEXT, Whisper
 from espnet_ext.export.whisper_table import embed_and_score, token_rows
+from espnet_ext.formats.bits import Quantised
 
 PREPROCESS, ENCODE, FIRST, NEXT = (
     f"{name}.onnx" for name in ("preprocess", "encode", "uncached_decode", "cached_decode")
@@ -70,7 +71,7 @@ def _write_preprocess(model: Whisper, path: Path) -> None:
     shifted = g.op("Add", g.op("Max", logarithm, least), g.constant(4, np.float32))
     g.op("Mul", shifted, g.constant(0.25, np.float32), out="mel")
     bins = model.mel.shape[1]
-    g.save(path, {"audio": (FLOAT, [1, "samples"])}, {"mel": (FLOAT, [1, bins, "time"])}, {})
+    g.save(path, {"audio": (FLOAT, [1, "samples"])}, {"mel": (FLOAT, [1, bins, "time"])})
 
 
 def _fourier_basis(g: Graph) -> str:
@@ -116,7 +117,7 @@ def _write_encode(model: Whisper, path: Path, exact: bool) -> Graph:
     g.op("Identity", g.linear(x, joined(weights), bias), out="encoder_out")
     bins = model.mel.shape[1]
     inputs = {"mel": (FLOAT, [1, bins, "time"]), "features_len": (INT32, [1])}
-    g.save(path, inputs, {"encoder_out": (FLOAT, [1, "frames", _kv_width(model)])}, {})
+    g.save(path, inputs, {"encoder_out": (FLOAT, [1, "frames", _kv_width(model)])})
     return g
 
 
@@ -134,13 +135,9 @@ def _write_first(model: Whisper, path: Path) -> None:
     scores = np.zeros((1, 1, len(model.rows) + TEXT), np.float32)
     scores[0, 0, PROMPT] = 1
     g.op("Identity", g.constant(scores), out="logits")
-    inputs: Shapes = {
-        "tokens": (INT32, [1, 1]),
-        "encoder_out": (FLOAT, [1, "frames", _kv_width(model)]),
-        "seq_len": (INT32, [1]),
-    }
+    inputs = _decoder_inputs(model, "tokens")
     outputs = {"logits": (FLOAT, [1, 1, len(model.rows) + TEXT]), **_states(model, "")}
-    g.save(path, inputs, outputs, {})
+    g.save(path, inputs, outputs)
 
 
 def _write_next(model: Whisper, path: Path, exact: bool) -> Graph:
@@ -190,14 +187,9 @@ def _write_next(model: Whisper, path: Path, exact: bool) -> Graph:
     text, stop = score(last)
     never = [g.constant(np.full((1, 1, n), _NEVER), np.float32) for n in (END, 1)]
     g.op("Concat", never[0], stop, never[1], text, axis=2, out="logits")
-    inputs: Shapes = {
-        "token": (INT32, [1, 1]),
-        "encoder_out": (FLOAT, [1, "frames", _kv_width(model)]),
-        "seq_len": (INT32, [1]),
-        **_states(model, ""),
-    }
+    inputs = {**_decoder_inputs(model, "token"), **_states(model, "")}
     outputs = {"logits": (FLOAT, [1, 1, len(model.rows) + TEXT]), **_states(model, "new_")}
-    g.save(path, inputs, outputs, {})
+    g.save(path, inputs, outputs)
     return g
 
 
@@ -214,7 +206,9 @@ def _convolution(g: Graph, model: Whisper, x: str, name: str, stride: int) -> st
         for k in range(3)
     ]
     weight = model.weight(f"{name}.weight")
-    inputs = (weight if isinstance(weight, Tensor) else weight.dequantised()).shape[1]
+    numbers = weight.ints if isinstance(weight, Quantised) else weight
+    assert isinstance(numbers, Tensor)
+    inputs = numbers.shape[1]
     joined_frames = g.op("Concat", *parts, axis=3)
     flat = g.op("Reshape", joined_frames, g.ints(1, -1, 3 * inputs))
     kept = weight.flatten(1) if isinstance(weight, Tensor) else weight
@@ -248,6 +242,15 @@ def _gelu(g: Graph, x: str) -> str:
 
 def _kv_width(model: Whisper) -> int:
     return 2 * model.layers[1] * model.width
+
+
+def _decoder_inputs(model: Whisper, token: str) -> Shapes:
+    """Inputs of both graphs of the decoder: a token, and all that the encoder gives."""
+    return {
+        token: (INT32, [1, 1]),
+        "encoder_out": (FLOAT, [1, "frames", _kv_width(model)]),
+        "seq_len": (INT32, [1]),
+    }
 
 
 def _states(model: Whisper, prefix: str) -> Shapes:

@@ -10,7 +10,8 @@ import torch
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.export import run_onnx, whisper, whisper_model
-from espnet_ext.export.source import read_whisper, symbols
+from espnet_ext.export.whisper_source import read_whisper, symbols
+from espnet_ext.formats.packed import State
 from espnet_ext.models.whisper_decoder import MORE_TOKENS
 
 _STEPS = 12  # of the search that scores are compared in
@@ -19,10 +20,10 @@ _STEPS = 12  # of the search that scores are compared in
 class WhisperContract:
     """The contract of a Whisper, encoder and decoder."""
 
-    def __init__(self, bundle: Bundle, decoder: Decoder, bits: int | None):
+    def __init__(self, bundle: Bundle, decoder: Decoder, stored: State, bits: int | None):
         """See ``contract.contract_of``."""
         self.decoder = decoder
-        self.model = read_whisper(bundle, decoder, bits)
+        self.model = read_whisper(bundle.path, decoder, stored, bits)
 
     def write(self, folder: Path, exact: bool) -> dict[int, int]:
         """Write the four graphs."""

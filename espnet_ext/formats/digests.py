@@ -43,8 +43,13 @@ def refuse_changed(path: Path) -> None:
         raise UserError(f"{record} has no SHA-256 of the folder's files; {_AGAIN}") from None
     except (ValueError, RecursionError):
         raise UserError(f"{record}: not valid JSON; {_AGAIN}") from None
+    refuse_other(path, wanted, RECORD, _AGAIN)
+
+
+def refuse_other(path: Path, wanted: Any, record: str, remedy: str) -> None:
+    """Raise UserError if the SHA-256 of a file is not that in a record; it says the remedy."""
     if wanted != sha256_file(path):
-        raise UserError(f"{path} was changed: its SHA-256 is not that in {RECORD}; {_AGAIN}")
+        raise UserError(f"{path} was changed: its SHA-256 is not that in {record}; {remedy}")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def _write_card(experiment: Experiment, result: Result) -> list[str]:
 
 
 def _licence(readme: Path) -> str | None:
-    """What a recipe's README says of the licence of its data: the paragraph that begins so."""
+    """The paragraph of a recipe's README on the licence of its data; None if it has none."""
     if not readme.is_file():
         return None
     for paragraph in read_utf8(readme).split("\n\n"):

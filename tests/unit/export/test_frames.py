@@ -110,7 +110,7 @@ def test_utterances_of_a_batch_keep_their_lengths(folders, tmp_path):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_float_model_is_rounded_on_request(folders, bits, tmp_path, monkeypatch):
-    monkeypatch.setattr("espnet_ext.export.rounded._SMALL", 500)
+    monkeypatch.setattr("espnet_ext.bridge.variants._SMALL", 500)
     bundle = Bundle.of_folder(folders / "merged")
     made = export(bundle, tmp_path / "small", WAVES, bits=bits)
     whole = export(bundle, tmp_path / "whole", WAVES)

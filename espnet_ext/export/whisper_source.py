@@ -1,51 +1,47 @@
-"""What is exported: a deployed Whisper, read from its folder."""
+"""Reads a deployed Whisper for its graphs, and the texts of its tokens."""
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.bridge.variants import matrices
 from espnet_ext.encoders.pretrained.whisper import WhisperStack
 from espnet_ext.errors import UserError
 from espnet_ext.export.graph import Weight
+from espnet_ext.export.rounded import round_weight
 from espnet_ext.export.whisper_model import Whisper
-from espnet_ext.files import PACKED
-from espnet_ext.formats.bits import Quantised
-from espnet_ext.formats.packed import read_member
+from espnet_ext.formats.packed import State
 from espnet_ext.methods.codes import Coded
-from espnet_ext.methods.quantise import grouped_integers, integers
 from espnet_ext.models.whisper_decoder import DETECT, WhisperDecoder
 
-FLOAT_BITS = 32
 _ENCODER, _DECODER = "encoder.stack.model.", "decoder.decoder."
 _SPECIAL = re.compile(r"<\|.*\|>")
 _LEAST = 1600  # samples of the shortest speech that is encoded
-_SMALL = 4096  # numbers of a matrix that is not worth rounding
 
 
-def read_whisper(bundle: Bundle, decoder: Decoder, bits: int | None) -> Whisper:
-    """Read what the graphs of a deployed Whisper need; for the arguments see ``contract_of``.
+def read_whisper(path: Path, decoder: Decoder, stored: State, bits: int | None) -> Whisper:
+    """Read all that the graphs of a deployed Whisper need; for the arguments see ``contract_of``.
 
     Raises:
-        UserError: a model whose language is detected, or that attends within chunks, or bits of a
-            packed model.
+        UserError: a model whose language is detected, or that attends within chunks, or weights
+            that the graphs have no place for.
     """
     asr: Any = decoder.model
     stack = getattr(asr.encoder, "base", None)
     if not isinstance(asr.decoder, WhisperDecoder) or not isinstance(stack, WhisperStack):
-        raise UserError(f"{bundle.path}: so far only a whole Whisper can be exported")
+        raise UserError(f"{path}: so far only a whole Whisper can be exported")
     if asr.decoder.language == DETECT:
-        raise UserError(
-            f"{bundle.path}: decoder_conf: language: {DETECT}: export needs one language"
-        )
+        raise UserError(f"{path}: decoder_conf: language: {DETECT}: export needs one language")
     if stack.chunks is not None and stack.chunks.active(False):
-        raise UserError(f"{bundle.path}: attention within chunks cannot be exported so far")
-    state = _weights(bundle, asr, bits)
+        raise UserError(f"{path}: attention within chunks cannot be exported so far")
+    state: dict[str, Weight] = {**asr.state_dict(), **stored}
+    for name, weight in matrices(asr).items() if bits else ():
+        # Rows of the table are chosen one by one: its scales are those of rows.
+        state[name] = round_weight(weight, 8 if "embed_tokens" in name else int(bits or 0))
     config = stack.model.config
     layers = len(stack.model.layers), len(asr.decoder.decoder.layers)
     found = Whisper(
@@ -60,33 +56,8 @@ def read_whisper(bundle: Bundle, decoder: Decoder, bits: int | None) -> Whisper:
         least=max(_LEAST, asr.encoder.pad_to),
         rows=_text_rows(asr.token_list, state[f"{_DECODER}embed_tokens.weight"]),
     )
-    _refuse_others(found, bundle)
+    _refuse_others(found, path)
     return found
-
-
-def _weights(bundle: Bundle, asr: Any, bits: int | None) -> dict[str, Weight]:
-    """All weights, those of a packed file as integers and codes."""
-    if bundle.path.name == PACKED:
-        if bits is not None:
-            raise UserError(f"{bundle.path} is packed and keeps its bits: leave out --bits")
-        return dict(read_member(bundle.path))
-    state: dict[str, Weight] = dict(asr.state_dict())
-    if bits is None or bits == FLOAT_BITS:
-        return state
-    for name, weight in asr.named_parameters():
-        if weight.dim() > 1 and weight.numel() >= _SMALL and "position" not in name:
-            rounded = _rounded(weight.detach(), bits, "embed_tokens" in name)
-            state[name] = rounded
-            with torch.no_grad():  # what the graphs are compared with
-                weight.copy_(rounded.dequantised())
-    return state
-
-
-def _rounded(weight: Tensor, bits: int, table: bool) -> Quantised:
-    """A weight with few bits; the table of tokens has 8, with a scale for each token."""
-    if table or bits == 8:
-        return Quantised(*integers(weight, 8), 8)
-    return Quantised(*grouped_integers(weight, bits), bits)
 
 
 def _text_rows(tokens: Sequence[str], table: Weight) -> tuple[int, ...]:
@@ -99,7 +70,7 @@ def _text_rows(tokens: Sequence[str], table: Weight) -> tuple[int, ...]:
     )
 
 
-def _refuse_others(model: Whisper, bundle: Bundle) -> None:
+def _refuse_others(model: Whisper, path: Path) -> None:
     """Refuse a model with weights that Whisper's graphs have no place for."""
     layer = r"layers\.\d+\.((self_attn|encoder_attn)\.([qkv]|out)_proj|fc[12]|\w*layer_norm)"
     other = r"conv[12]|embed_positions|embed_tokens|layer_norm"
@@ -109,7 +80,7 @@ def _refuse_others(model: Whisper, bundle: Bundle) -> None:
     left = sorted(name for name in model.state if not known.fullmatch(name))
     if left:
         raise UserError(
-            f"{bundle.path}: {left[0]} and {len(left) - 1} more have no place in Whisper's graphs: "
+            f"{path}: {left[0]} and {len(left) - 1} more have no place in Whisper's graphs: "
             "export the form merged, without mimics"
         )
 
