@@ -19,6 +19,7 @@ from espnet_ext.config.training import Config, Recipe, load_config
 from espnet_ext.data.features import FRAMES_PER_SECOND, Definition, ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs, data_sets
 from espnet_ext.data.segments import set_folder
+from espnet_ext.data.speeds import with_copies
 from espnet_ext.errors import UserError, check_name, nearest
 from espnet_ext.files import weights_file
 from espnet_ext.languages import text_in
@@ -173,8 +174,9 @@ class Experiment:
 
     @property
     def sets(self) -> tuple[str, str]:
-        """Names of the training set and of the development set."""
-        return self.recipe.train_set, self.recipe.dev_set
+        """Names of the training set, with its copies if there are some, and of the dev set."""
+        train = self.recipe.train_set
+        return (with_copies(train) if self.recipe.speeds else train), self.recipe.dev_set
 
     def references(self, name: str) -> Path:
         """The targets of a set: transcripts, translations or classes."""

@@ -30,6 +30,7 @@ _OPTIONAL_SETTINGS = {"task": "asr", "target": None, "classes": 2}
 
 Name = Annotated[str, Field(min_length=1, description="a name")]
 Section = dict[str, Any]
+Speed = Annotated[float, Field(ge=0.5, le=2, description="a speed from 0.5 to 2")]
 
 
 def _at_least(least: int) -> Any:
@@ -62,6 +63,10 @@ class Recipe:
     task: Literal["asr", "st", "cls"] = "asr"  # st: speech translation; cls: classification
     target: Any = None  # of task st: language of the translations, as in text.en
     train_set: Name = "train"  # data set that is learnt from
+    # copies of the training set at other speeds, which are learnt from too (data.speeds)
+    speeds: Annotated[list[Speed], Field(description="a list of speeds, as in [0.9, 1.1]")] = field(
+        default_factory=list
+    )
     dev_set: Name = "dev"  # data set that checkpoints are chosen by
     features: Literal["raw", "ark"] = "raw"  # raw: by the frontend; ark: written by stage 2
     vocabulary: Annotated[int, _tokens(5)] = 200  # SentencePiece pieces; unused with char

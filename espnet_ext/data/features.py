@@ -1,4 +1,4 @@
-"""Definitions of features in arks: log-mel, or a layer of a self-supervised model.
+"""Definitions of features in arks: log-mel, or layers of a pretrained model.
 
 They are computed by ``data.fbank`` and ``encoders.pretrained.features``. Reading a definition
 imports neither torch nor transformers.
@@ -84,11 +84,15 @@ def _ssl_definition(config: Config, conf: Mapping[str, Any]) -> SSLModel:
             f"{config.path}: frontend_conf: folder must be that of a wav2vec 2.0, HuBERT, WavLM "
             f"or Whisper model, not {folder!r}"
         )
-    if type(layer) is not int:
+    layers: list[Any] = layer if isinstance(layer, list) else [layer]
+    if not layers or any(type(number) is not int for number in layers):
         raise UserError(
-            f"{config.path}: frontend_conf: layer must be a whole number, not {layer!r}"
+            f"{config.path}: frontend_conf: layer must be a whole number or a list of some, "
+            f"not {layer!r}"
         )
+    if len(set(layers)) < len(layers):
+        raise UserError(f"{config.path}: frontend_conf: layer names one twice: {layer!r}")
     try:
-        return read_ssl(Path(folder), layer, conf.get("architecture"))
+        return read_ssl(Path(folder), layers, conf.get("architecture"))
     except UserError as error:
         raise UserError(f"{config.path}: frontend_conf: {error}") from None

@@ -1,4 +1,4 @@
-"""A layer of a pretrained model whose output is used as features, by the model's files.
+"""Layers of a pretrained model whose outputs are used as features, by the model's files.
 
 wav2vec 2.0: Baevski et al. (arXiv 2006.11477); HuBERT: Hsu et al. (arXiv 2106.07447); WavLM: Chen
 et al. (arXiv 2110.13900), which are self-supervised; and the encoder of Whisper: Radford et al.
@@ -9,7 +9,7 @@ that are trained on its features.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,23 +24,24 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 @dataclass(frozen=True)
 class SSLModel:
-    """A layer of a model; 0 is the input of the first Transformer block."""
+    """Layers of a model, side by side; 0 is the input of the first Transformer block."""
 
     folder: Path
-    layer: int
+    layers: tuple[int, ...]
     width: int
     rate: int
     frames_per_second: float
 
     @property
     def name(self) -> str:
-        """Name of the folder of the arks, such as ssl_wavlm-base_l6."""
-        return f"ssl_{self.folder.name}_l{self.layer}"
+        """Name of the folder of the arks, such as ssl_wavlm-base_l6 or, for two layers, _l5_6."""
+        return f"ssl_{self.folder.name}_l{'_'.join(map(str, self.layers))}"
 
     @property
     def settings(self) -> dict[str, Any]:
         """Values that decide the features, for stamps; the others are in ``files``."""
-        return {"layer": self.layer}
+        only = self.layers[0] if len(self.layers) == 1 else list(self.layers)
+        return {"layer": only}
 
     @property
     def files(self) -> list[Path]:
@@ -48,12 +49,14 @@ class SSLModel:
         return sorted([*self.folder.glob("*config.json"), *self.folder.glob("model*.safetensors")])
 
 
-def read_ssl(folder: Path, layer: int, architecture: Mapping[str, Any] | None = None) -> SSLModel:
+def read_ssl(
+    folder: Path, layers: Sequence[int], architecture: Mapping[str, Any] | None = None
+) -> SSLModel:
     """Read the configs of a model.
 
     Args:
         folder: of the model.
-        layer: whose output is used.
+        layers: whose outputs are used, joined along the features in this order.
         architecture: keys of config.json, for a model that has not been fetched yet.
 
     Raises:
@@ -62,7 +65,7 @@ def read_ssl(folder: Path, layer: int, architecture: Mapping[str, Any] | None = 
     if not folder.is_dir():
         if architecture is None:
             raise UserError(f"no folder {folder}; give the folder of a downloaded model")
-        return _described(folder, layer, architecture)
+        return _described(folder, layers, architecture)
     config = _read(folder / "config.json")
     family = config.get("model_type")
     if family not in FAMILIES:
@@ -75,25 +78,27 @@ def read_ssl(folder: Path, layer: int, architecture: Mapping[str, Any] | None = 
     for key, value in (architecture or {}).items():
         if config.get(key, value) != value:
             raise UserError(f"{folder} has {key} {config[key]!r}, architecture says {value!r}")
-    return _described(folder, layer, config)
+    return _described(folder, layers, config)
 
 
-def _described(folder: Path, layer: int, config: Mapping[str, Any]) -> SSLModel:
+def _described(folder: Path, layers: Sequence[int], config: Mapping[str, Any]) -> SSLModel:
     """The sizes of a model with this config.json."""
     whisper = config.get("model_type") == "whisper"
     keys = ("encoder_layers", "d_model") if whisper else ("num_hidden_layers", "hidden_size")
     try:
-        layers, width = (int(config[key]) for key in keys)
+        count, width = (int(config[key]) for key in keys)
         strides = _HOP if whisper else [int(stride) for stride in config["conv_stride"]]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}/config.json: no usable {error}; it is no whole model") from None
-    if not 0 <= layer <= layers:
-        raise UserError(f"layer must be from 0 to {layers} in {folder}, not {layer}")
+    for layer in layers:
+        if not 0 <= layer <= count:
+            raise UserError(f"layer must be from 0 to {count} in {folder}, not {layer}")
     audio: dict[str, Any] = {"sampling_rate": 16000}
     if (folder / "preprocessor_config.json").is_file():
         audio |= _read(folder / "preprocessor_config.json")
     rate = int(audio["sampling_rate"])
-    return SSLModel(folder, layer, width, rate, rate / math.prod(strides))
+    frames_per_second = rate / math.prod(strides)
+    return SSLModel(folder, tuple(layers), width * len(layers), rate, frames_per_second)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -73,6 +73,24 @@ def spelled_with(tokens: Iterable[str], letters: str) -> list[bool]:
     ]
 
 
+def common_tokens(tokens: Iterable[str], used: Iterable[str]) -> list[str]:
+    """Those of a model's tokens that texts use, or that name something (``spelled_with``)."""
+    found = set(used)
+    return [token for token in tokens if token in found or _NAME.fullmatch(token)]
+
+
+def read_common(path: Path) -> list[str]:
+    """Read the tokens that stage 3 lists for a family's ``common``, one a line.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise UserError(f"nested: common: no file {path}; run stage 3") from None
+
+
 def unused(number: int) -> str:
     """The name of an id that no token has, as of timestamps in some folders."""
     return f"<|unused{number}|>"

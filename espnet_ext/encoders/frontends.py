@@ -61,13 +61,13 @@ class RawSpeech(AbsFrontend):
 
 
 class SSLFeatures(AbsFrontend):
-    """Frontend ``ssl``: a layer of wav2vec 2.0, HuBERT, WavLM or Whisper (``data.ssl_model``).
+    """Frontend ``ssl``: layers of wav2vec 2.0, HuBERT, WavLM or Whisper (``data.ssl_model``).
 
     The model is frozen, so stage 2 computes the features once for all trainings: with
     ``recipe: {features: ark}`` ESPnet builds no frontend, and this class only declares the options.
     """
 
-    def __init__(self, folder: str, layer: int, architecture: dict | None = None):
+    def __init__(self, folder: str, layer: int | list[int], architecture: dict | None = None):
         """Refuse to be built: features of raw audio would cost the whole model in every epoch."""
         raise UserError("frontend: ssl needs recipe: features: ark; stage 2 writes its features")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.variants import matrices
@@ -61,13 +62,18 @@ def read_whisper(path: Path, decoder: Decoder, stored: State, bits: int | None) 
 
 
 def _text_rows(tokens: Sequence[str], table: Weight) -> tuple[int, ...]:
-    """Ids of the tokens that texts consist of; of a table with shared rows those with their own."""
-    kept = table.kept if isinstance(table, Coded) else None
-    return tuple(
-        number
-        for number, token in enumerate(tokens)
-        if not _SPECIAL.fullmatch(token) and (kept is None or bool(kept[number]))
-    )
+    """Ids of the tokens that texts consist of; of a table with shared rows those with their own.
+
+    Of a table in two parts those of the second, of rare tokens, come first.
+    """
+    ids = torch.arange(len(tokens))
+    found = [ids]
+    if isinstance(table, Coded) and table.kept is not None:
+        found = [ids[table.kept]]
+        if isinstance(table.rest, Coded):
+            others, rare = ids[~table.kept], table.rest.kept
+            found.insert(0, others if rare is None else others[rare])
+    return tuple(n for n in torch.cat(found).tolist() if not _SPECIAL.fullmatch(tokens[n]))
 
 
 def _refuse_others(model: Whisper, path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from espnet_ext.errors import UserError
 from espnet_ext.export.graph import INT64, Graph
 from espnet_ext.export.whisper_model import TEXT, Whisper
 from espnet_ext.formats.bits import Quantised
@@ -31,10 +32,7 @@ def embed_and_score(g: Graph, model: Whisper, tokens: str) -> tuple[str, Any]:
     ids = torch.tensor([*model.rows, model.end, *model.prompt])
     weight = model.weight(f"{model.decoder}embed_tokens.weight")
     if isinstance(weight, Coded):
-        ids = ids if weight.kept is None else weight.kept.long().cumsum(0)[ids] - 1
-        codes = Coded(weight.codes[ids], weight.books)
-        found = g.op("Reshape", g.rows(codes, tokens), g.ints(1, -1, model.width))
-        scores = _table_scores(g, codes)
+        found, scores = _coded_table(g, _chosen_rows(weight, ids), tokens, model.width)
     elif isinstance(weight, Quantised):
         scale = weight.scale[ids] if weight.scale.dim() else weight.scale
         chosen = Quantised(weight.ints[ids], scale, weight.bits)
@@ -52,6 +50,45 @@ def embed_and_score(g: Graph, model: Whisper, tokens: str) -> tuple[str, Any]:
         return text, g.slice(found, g.ints(count), g.ints(count + 1), 2)
 
     return found, score
+
+
+def _chosen_rows(table: Coded, ids: torch.Tensor) -> list[Coded]:
+    """The rows ``ids`` of a table as one or two, of which all rare tokens come before the others.
+
+    Raises:
+        UserError: the end or the prompt is among the rare tokens.
+    """
+    if table.kept is None:
+        return [Coded(table.codes[ids], table.books)]
+    common = table.kept[ids]
+    found = [Coded(table.codes[(table.kept.long().cumsum(0) - 1)[ids[common]]], table.books)]
+    if isinstance(table.rest, Coded):
+        count = int((~common).sum())
+        if common[:count].any():
+            raise UserError("export: a token that controls decoding is among the rare ones")
+        others = (~table.kept).long().cumsum(0) - 1
+        found = [*_chosen_rows(table.rest, others[ids[~common]]), *found]
+    return found
+
+
+def _coded_table(g: Graph, parts: list[Coded], tokens: str, width: int) -> tuple[str, Any]:
+    """Embeddings (1, n, D) of rows of a table of one or two parts, and what scores all rows."""
+    scores = [_table_scores(g, part) for part in parts]
+    last = parts[-1]
+    if len(parts) == 1:
+        return g.op("Reshape", g.rows(last, tokens), g.ints(1, -1, width)), scores[0]
+    first = len(parts[0].codes)
+    places = [
+        g.op("Min", tokens, g.ints(first - 1)),
+        g.op("Max", g.op("Sub", tokens, g.ints(first)), g.ints(0)),
+    ]
+    rare, common = (
+        g.op("Reshape", g.rows(part, place), g.ints(1, -1, width))
+        for part, place in zip(parts, places, strict=True)
+    )
+    is_rare = g.op("Reshape", g.op("Less", tokens, g.ints(first)), g.ints(1, -1, 1))
+    found = g.op("Where", is_rare, rare, common)
+    return found, lambda x: g.op("Concat", *(score(x) for score in scores), axis=-1)
 
 
 def _float_scores(g: Graph, table: str) -> Any:

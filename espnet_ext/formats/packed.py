@@ -16,7 +16,9 @@ of small tensors would add 10 % to a small model, so tensors are joined:
 
 in the order of ``layout``, where the type of a quantised weight is its bits, that of a table
 ``codes``, or ``rows`` (shape: tokens, parts) if tokens share a row, with the shape of its codebooks
-in the place of that of a scale, which is null for other tensors. Of ``sinusoids``
+in the place of that of a scale, which is null for other tensors. If other tokens have a table of
+their own, the type is ``mixed`` and the type of that; both shapes go on with its parts and the
+shape of its codebooks. Of ``sinusoids``
 (``methods.positions``) a file has the shape only. A file of n weights at b bits and
 s scales, with m other float32 numbers, has n b / 8 + 4 s + 4 m bytes plus other types, layout and
 header, which is at most 1,024 bytes and less than 10 bytes for each name.
@@ -46,6 +48,7 @@ from espnet_ext.methods.quantise import has_groups, largest_integer
 from espnet_ext.methods.tensors import refuse_not_finite
 
 _MOST_SINUSOIDS = 1 << 26  # numbers: a file without data cannot ask for all memory
+_MIXED = "mixed "
 MEMBER = "member 1"  # kind of file, and the version of its format
 State = dict[str, Tensor | Stored]
 Parts = dict[str, list[Tensor]]  # tensors to be joined, by the name of the joined tensor
@@ -97,10 +100,7 @@ def check_state(state: State) -> None:
     """
     for name, value in state.items():
         if isinstance(value, Coded):
-            _check(value.books, name)
-            if value.rest is not None:
-                _check(value.rest, name)
-            check_coded(value)
+            _check_coded(value, name)
         elif isinstance(value, Sinusoids):
             continue
         elif isinstance(value, Quantised):
@@ -127,13 +127,7 @@ def append_value(value: Tensor | Stored, parts: Parts) -> list:
     if isinstance(value, Sinusoids):
         return [list(value.shape), "sinusoids", None]
     if isinstance(value, Coded):
-        parts.setdefault("codes", []).append(value.codes.flatten().cpu())
-        parts.setdefault("books", []).append(value.books.flatten().half().cpu())
-        if value.kept is None or value.rest is None:
-            return [list(value.codes.shape), "codes", list(value.books.shape)]
-        parts["books"].append(value.rest.half().cpu())
-        parts.setdefault("masks", []).append(pack(value.kept.to(torch.int8), 1))
-        return [[len(value.kept), value.codes.shape[1]], "rows", list(value.books.shape)]
+        return _append_coded(value, parts)
     if isinstance(value, Quantised):
         parts.setdefault("integers", []).append(pack(value.ints.flatten(), value.bits))
         half = has_groups(value.scale.shape)
@@ -145,6 +139,20 @@ def append_value(value: Tensor | Stored, parts: Parts) -> list:
     kind = str(value.dtype).removeprefix("torch.")
     parts.setdefault(kind, []).append(value.detach().flatten().cpu())
     return [list(value.shape), kind, None]
+
+
+def _append_coded(table: Coded, parts: Parts) -> list:
+    parts.setdefault("codes", []).append(table.codes.flatten().cpu())
+    parts.setdefault("books", []).append(table.books.flatten().half().cpu())
+    if table.kept is None or table.rest is None:
+        return [list(table.codes.shape), "codes", list(table.books.shape)]
+    shape, sizes = [len(table.kept), table.codes.shape[1]], list(table.books.shape)
+    parts.setdefault("masks", []).append(pack(table.kept.to(torch.int8), 1))
+    if isinstance(table.rest, Tensor):
+        parts["books"].append(table.rest.half().cpu())
+        return [shape, "rows", sizes]
+    (_, *more), kind, inner = _append_coded(table.rest, parts)
+    return [[*shape, *more], f"{_MIXED}{kind}", [*sizes, *inner]]
 
 
 def concatenate(parts: Parts) -> dict[str, Tensor]:
@@ -180,8 +188,8 @@ class TensorReader:
     def value(self, shape: list[int], kind: Any, scale_shape: list[int] | None) -> Any:
         """Return the next value, of which ``append_value`` returned the arguments."""
         count = math.prod(shape)
-        if kind in ("codes", "rows"):
-            return self._coded(shape, scale_shape or [], kind == "rows")
+        if str(kind).removeprefix(_MIXED) in ("codes", "rows"):
+            return self._coded(shape, scale_shape or [], kind)
         if kind == "sinusoids":
             if len(shape) != 2 or shape[1] % 2 or count > _MOST_SINUSOIDS:
                 raise ValueError(f"no sinusoids of the shape {shape}")
@@ -193,16 +201,20 @@ class TensorReader:
         ints = unpack(self("integers", packed_bytes(count, kind)), kind, count)
         return Quantised(ints.view(shape), self.scale(scale_shape or []), kind)
 
-    def _coded(self, shape: list[int], sizes: list[int], shared: bool) -> Coded:
-        """Return the next table; ``shared``: some of its tokens share a row."""
-        tokens, parts = shape
-        books = self("books", math.prod(sizes)).float().view(sizes)
-        if not shared:
+    def _coded(self, shape: list[int], sizes: list[int], kind: str) -> Coded:
+        """Return the next table, of which ``_append_coded`` returned the arguments."""
+        tokens, parts, *more = shape
+        books = self("books", math.prod(sizes[:3])).float().view(sizes[:3])
+        if kind == "codes":
             return Coded(self("codes", tokens * parts).view(shape), books)
-        rest = self("books", sizes[0] * sizes[2]).float()
         mask = self("masks", packed_bytes(tokens, 1))
         kept = unpack(mask, 1, tokens, signed=False).bool()
-        return Coded(self("codes", int(kept.sum()) * parts).view(-1, parts), books, kept, rest)
+        count = int(kept.sum())
+        codes = self("codes", count * parts).view(count, parts)
+        if kind == "rows":
+            return Coded(codes, books, kept, self("books", sizes[0] * sizes[2]).float())
+        inner = self._coded([tokens - count, *more], sizes[3:], kind.removeprefix(_MIXED))
+        return Coded(codes, books, kept, inner)
 
     def scale(self, shape: list[int]) -> Tensor:
         """Return the next scale."""
@@ -290,6 +302,16 @@ def _check(tensor: Tensor, name: str) -> None:
     refuse_not_finite(tensor, name)
 
 
+def _check_coded(value: Coded, name: str) -> None:
+    """Check a table, and the one inside it, if any; the errors are those of ``check_state``."""
+    _check(value.books, name)
+    if isinstance(value.rest, Tensor):
+        _check(value.rest, name)
+    check_coded(value)
+    if isinstance(value.rest, Coded):
+        _check_coded(value.rest, name)
+
+
 def _check_quantised(value: Quantised, name: str) -> None:
     """Raise ValueError unless integers and scale are such as quantisation makes."""
     check_scale(value.scale, value.ints.shape, groups=True)
@@ -306,6 +328,14 @@ def check_coded(value: Coded) -> None:
     fits = codes.dtype == torch.uint8 and codes.dim() == 2 and books.dim() == 3
     if not fits or books.shape[:2] != (codes.shape[1], CODES):
         raise ValueError(f"codebooks {list(books.shape)} for codes {list(codes.shape)}")
+    if isinstance(value.rest, Coded):
+        rest = value.rest
+        tokens = len(rest.codes) if rest.kept is None else len(rest.kept)
+        width = books.shape[0] * books.shape[2]
+        if value.kept is None or tokens + len(codes) != len(value.kept):
+            raise ValueError(f"{tokens} other tokens of a table of {len(codes)} rows")
+        if rest.books.dim() != 3 or rest.books.shape[0] * rest.books.shape[2] != width:
+            raise ValueError(f"other tokens have rows {list(rest.books.shape)}, not of {width}")
 
 
 def check_scale(scale: Tensor, shape: Sequence[int], groups: bool = False) -> None:

@@ -23,31 +23,41 @@ class Coded:
     Attributes:
         codes: (rows, parts), uint8.
         books: (parts, 256, size), numbers of float16 in float32.
-        kept: (tokens,), true for tokens with a row of their own; None: all have one.
-        rest: (parts x size,), numbers of float16 in float32: the row of all other tokens.
+        kept: (tokens,), true for tokens with a row here; None: all have one.
+        rest: of the other tokens: the row that they share, (parts x size,), numbers of float16 in
+            float32, or a table of theirs, in their order.
     """
 
     codes: Tensor
     books: Tensor
     kept: Tensor | None = None
-    rest: Tensor | None = None
+    rest: "Tensor | Coded | None" = None
 
     def dequantised(self) -> Tensor:
         """The table that the layer computes with, (tokens, parts x size) float32."""
         found = decode(self.codes, self.books)
         if self.kept is None or self.rest is None:
             return found
-        return with_rest(found, self.rest, row_places(self.kept))
+        shared = isinstance(self.rest, Tensor)
+        rest = self.rest if isinstance(self.rest, Tensor) else self.rest.dequantised()
+        return with_rest(found, rest, row_places(self.kept, shared))
 
 
-def row_places(kept: Tensor) -> Tensor:
-    """For each token (tokens,) the place of its row; of those without one that after the last."""
-    return torch.where(kept, kept.long().cumsum(0) - 1, kept.sum())
+def row_places(kept: Tensor, shared: bool) -> Tensor:
+    """For each token (tokens,) the place of its row, first those of the kept ones.
+
+    ``shared``: all others have one row; else each has one, in their order.
+    """
+    others = kept.sum() + (0 if shared else (~kept).long().cumsum(0) - 1)
+    return torch.where(kept, kept.long().cumsum(0) - 1, others)
 
 
 def with_rest(table: Tensor, rest: Tensor, places: Tensor) -> Tensor:
-    """Return the table (tokens, width) of kept rows (rows, width) and one row for the others."""
-    return torch.nn.functional.embedding(places, torch.cat([table, rest.unsqueeze(0)]))
+    """Return the table (tokens, width) of kept rows (rows, width) and the row or rows of the rest.
+
+    ``places``: of ``row_places``.
+    """
+    return torch.nn.functional.embedding(places, torch.cat([table, rest.view(-1, table.shape[1])]))
 
 
 def fit_codebooks(table: Tensor, size: int) -> Tensor:

@@ -15,10 +15,10 @@ from espnet_ext.methods.nested_layers import (
     STATISTICS,
     NestedBatchNorm,
     NestedBias,
-    NestedTable,
     NestedWeight,
 )
 from espnet_ext.methods.nested_order import sort_state
+from espnet_ext.methods.nested_table import NestedTable
 from espnet_ext.methods.positions import NestedPositions
 from espnet_ext.methods.quantise import first_scale
 from espnet_ext.methods.tensors import plain_tensors
@@ -63,7 +63,8 @@ def _rename(chain: Any, state: dict[str, Any], place: str, name: str) -> None:
     original = state[f"{target}original"] = state.pop(f"{place}{name}")
     if isinstance(chain[0], NestedTable):
         for part, tensor in chain[0].state_dict().items():  # to be fitted to the table
-            state[f"{target}0.{part}"] = tensor if part == "kept" else torch.zeros_like(tensor)
+            kept = part.endswith("kept")
+            state[f"{target}0.{part}"] = tensor if kept else torch.zeros_like(tensor)
     if isinstance(chain[0], NestedWeight):
         for bits in chain[0].scales:
             scale = first_scale(original, int(bits), chain[0].per)

@@ -5,22 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from espnet_ext.methods.codes import (
-    CODES,
-    Coded,
-    decode,
-    encode,
-    fit_codebooks,
-    row_places,
-    with_rest,
-)
 from espnet_ext.methods.nested_options import Member, NestedOptions
 from espnet_ext.methods.protocols import Memo
-from espnet_ext.methods.quantise import as_half, fake_quantise, first_scale, has_groups, integers
+from espnet_ext.methods.quantise import fake_quantise, first_scale, has_groups, integers
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -55,7 +45,7 @@ class NestedWeight(nn.Module):
     widths, and the integers of a narrow sub-network are among those of a wide one.
     """
 
-    rounds = True
+    place, rounds = 1, True  # in a chain (``methods.chains``)
 
     def __init__(
         self,
@@ -121,101 +111,10 @@ class NestedWeight(nn.Module):
         return weight.narrow(self.cut, 0, width)
 
 
-class TableCodes(nn.Module):
-    """Codes of the rows of a table at one size of their parts, and the vectors that they mean."""
-
-    codes: Tensor
-    fitted: Tensor
-
-    def __init__(self, rows: int, width: int, size: int):
-        """``size``: numbers of a row that share a code; it divides the width."""
-        super().__init__()
-        self.books = nn.Parameter(torch.zeros(width // size, CODES, size))
-        self.register_buffer("codes", torch.zeros((rows, width // size), dtype=torch.uint8))
-        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
-
-    @torch.no_grad()
-    def fit(self, table: Tensor) -> None:
-        """Fit the vectors to a table (rows, width), the first time only."""
-        if not self.fitted:
-            self.books.copy_(fit_codebooks(table, self.books.shape[2]))
-            self.codes.copy_(encode(table, self.books))
-            self.fitted.fill_(True)
-
-
-class NestedTable(nn.Module):
-    """Parametrization of a table of tokens: as it is at 32 bits, below them rows of codes.
-
-    The codes are those of the table when it is first used so, at the start of a training. They
-    stay, and the vectors that they stand for are trained. Tokens that are not ``kept`` share one
-    trained row.
-    """
-
-    rounds = True
-    kept: Tensor | None
-
-    def __init__(
-        self, weight: Tensor, selection: Selection, sizes: dict[int, int], kept: Tensor | None
-    ):
-        """Prepare a table (tokens, width).
-
-        Args:
-            weight: the table.
-            selection: of the family.
-            sizes: numbers of a row that share a code, by bits.
-            kept: (tokens,), true for those with a row of their own; None: all.
-        """
-        super().__init__()
-        self.selection, self.sizes = selection, sizes
-        tokens, width = weight.shape
-        rows = tokens if kept is None else int(kept.sum())
-        found = {str(size): TableCodes(rows, width, size) for size in set(sizes.values())}
-        self.tables = nn.ModuleDict(found)
-        self.register_buffer("kept", kept)
-        if kept is not None:
-            self.rest = nn.Parameter(torch.zeros(width))
-            self.register_buffer("places", row_places(kept), persistent=False)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the table (tokens, width) of the selected sub-network."""
-        if self.selection.member.bits == 32:
-            return weight
-        part = self._part(weight)
-        return self.selection.once((id(self), self._size), lambda: self._decoded(part))
-
-    def coded(self, weight: Tensor) -> Coded:
-        """Return the codes from which ``forward`` computes what it returns."""
-        part = self._part(weight)
-        rest = None if self.kept is None else as_half(self.rest.detach())
-        return Coded(part.codes, as_half(part.books.detach()), self.kept, rest)
-
-    @property
-    def _size(self) -> int:
-        return self.sizes[self.selection.member.bits]
-
-    def _part(self, weight: Tensor) -> TableCodes:
-        """The codes of the selected sub-network, fitted."""
-        found: Any = self.tables[str(self._size)]
-        if not found.fitted:
-            if self.kept is not None:
-                self._start_rest(weight, self.kept)
-            found.fit(weight if self.kept is None else weight[self.kept])
-        return found
-
-    @torch.no_grad()
-    def _start_rest(self, weight: Tensor, kept: Tensor) -> None:
-        if not any(bool(part.fitted) for part in self.tables.children()) and not kept.all():
-            self.rest.copy_(weight[~kept].mean(0))
-
-    def _decoded(self, part: TableCodes) -> Tensor:
-        found = decode(part.codes, as_half(part.books))
-        if self.kept is None:
-            return found
-        return with_rest(found, as_half(self.rest), self.places)
-
-
 class NestedBias(nn.Module):
     """Parametrization of the bias of inner units: those of the selected width."""
+
+    place = 1
 
     def __init__(self, selection: Selection, width: Width = "width"):
         super().__init__()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
@@ -17,14 +17,16 @@ from espnet_ext.methods.nested import (
     nest_layers,
     nested_stack,
 )
-from espnet_ext.methods.nested_layers import NestedTable, NestedWeight
+from espnet_ext.methods.nested_layers import NestedWeight
 from espnet_ext.methods.nested_options import Member, Stack, family_members
 from espnet_ext.methods.nested_order import sort_units
+from espnet_ext.methods.nested_table import NestedTable, TableTokens
 from espnet_ext.methods.positions import NestedPositions, are_sinusoids
 from espnet_ext.methods.protocols import Memo
 from espnet_ext.methods.sites import Layer, tie, tied_groups
 
 _SMALL = 4096  # numbers of a matrix that is not worth rounding
+ALL_ALIKE = TableTokens()
 _POSITION_BITS = 8  # at least: every frame depends on its position
 
 
@@ -57,7 +59,7 @@ def containers(model: nn.Module, member: Member) -> Iterator[tuple[nn.Module, Se
             yield module, member.decoder or ()
 
 
-def extend_to_model(model: Any, kept: Tensor | None = None) -> None:
+def extend_to_model(model: Any, tokens: TableTokens = ALL_ALIKE) -> None:
     """Extend the family of an encoder to the model around it, where it is ``over: model``.
 
     In place. Of the decoder members have layers and widths, where the options say so, and every
@@ -66,11 +68,11 @@ def extend_to_model(model: Any, kept: Tensor | None = None) -> None:
 
     Args:
         model: with ``encoder`` and perhaps ``decoder``.
-        kept: (tokens,), true for the tokens that keep a row below 32 bits; None: all.
+        tokens: of the table, and which rows they have below 32 bits.
 
     Raises:
         UserError: there is no decoder with a stack of layers, it lacks a depth or a width, or
-            ``table`` does not divide the width of a table.
+            ``table`` or ``rare`` does not divide the width of a table.
     """
     stack = over_model(model)
     if stack is None:
@@ -85,7 +87,7 @@ def extend_to_model(model: Any, kept: Tensor | None = None) -> None:
         if not parametrize.is_parametrized(layer) and _is_matrix(layer)
     ]
     for group in tied_groups(model, found):
-        _round(group[0], stack, kept)
+        _round(group[0], stack, tokens)
         tie([layer.module for layer in group])
 
 
@@ -121,21 +123,29 @@ def _is_matrix(layer: Any) -> bool:
     return known and layer.weight.numel() >= _SMALL
 
 
-def _round(layer: Layer, stack: NestedStack, kept: Tensor | None) -> None:
+def _coded_table(layer: Layer, stack: NestedStack, tokens: TableTokens) -> NestedTable:
+    table: Any = layer.module
+    sizes, rare = stack.options.table_sizes, stack.options.rare
+    for size in {*sizes.values(), rare or 1}:
+        if table.embedding_dim % size:
+            name = "rare" if size == rare else "table"
+            raise UserError(
+                f"nested: {name}: {size} does not divide the width {table.embedding_dim} "
+                f"of {layer.name}"
+            )
+    masks = (tokens.kept, tokens.common)
+    if not all(mask is None or len(mask) == len(table.weight) for mask in masks):
+        tokens = ALL_ALIKE  # of another decoder, such as a transducer's predictor
+    return NestedTable(table.weight, stack.selection, sizes, tokens, rare)
+
+
+def _round(layer: Layer, stack: NestedStack, tokens: TableTokens) -> None:
     module: Any = layer.module
     options, selection = stack.options, stack.selection
     position = "position" in layer.name
     rounded: nn.Module
     if isinstance(module, nn.Embedding) and options.table and not position:
-        sizes = options.table_sizes
-        for size in sizes.values():
-            if module.embedding_dim % size:
-                raise UserError(
-                    f"nested: table: {size} does not divide the width {module.embedding_dim} "
-                    f"of {layer.name}"
-                )
-        rows = kept if kept is not None and len(kept) == len(module.weight) else None
-        rounded = NestedTable(module.weight, selection, sizes, rows)
+        rounded = _coded_table(layer, stack, tokens)
     elif position and isinstance(module, nn.Embedding) and are_sinusoids(module.weight):
         rounded = NestedPositions(module.weight, selection)
     else:

@@ -9,9 +9,10 @@ from torch.nn.utils import parametrize
 from espnet_ext.errors import UserError
 from espnet_ext.methods.codes import Coded
 from espnet_ext.methods.nested import find_stack, is_matrix_layer, nested_stack
-from espnet_ext.methods.nested_layers import NestedTable, NestedWeight
+from espnet_ext.methods.nested_layers import NestedWeight
 from espnet_ext.methods.nested_model import containers
 from espnet_ext.methods.nested_options import find_member
+from espnet_ext.methods.nested_table import NestedTable
 from espnet_ext.methods.positions import NestedPositions, Sinusoids
 
 

@@ -4,16 +4,18 @@ It replaces ESPnet's model under the name ``espnet``. With a stock encoder and a
 ``transducer`` it equals that model, and a deployed checkpoint loads into either.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
 from torch import Tensor, nn
 
-from espnet_ext.data.tokenizer import spelled_with
+from espnet_ext.data.tokenizer import read_common, spelled_with
 from espnet_ext.encoders.compressed import compress_head
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_model import extend_to_model
+from espnet_ext.methods.nested_table import TableTokens
 from espnet_ext.methods.start import starts_from_plain
 from espnet_ext.models.nested import Encoded, check_options, family_loss
 from espnet_ext.models.teacher import Teacher
@@ -51,7 +53,7 @@ class ASRModel(ESPnetASRModel):
         if self.ctc is not None:
             compress_head(self.encoder, self.ctc.ctc_lo)
         self._encoded: Encoded | None = None
-        extend_to_model(self, self._kept_tokens())
+        extend_to_model(self, self._table_tokens())
         check_options(self)
         starts_from_plain(self)
         self.teacher: Teacher | None = None
@@ -59,12 +61,19 @@ class ASRModel(ESPnetASRModel):
         if teacher is not None:
             self.teacher = Teacher(teacher, self.encoder.output_size())
 
-    def _kept_tokens(self) -> Tensor | None:
-        """The tokens that a family's table keeps below 32 bits, (V,); None: all."""
+    def _table_tokens(self) -> TableTokens:
+        """Which rows the tokens of a family's table have below 32 bits."""
         stack = nested_stack(self)
-        if stack is None or stack.options.letters is None:
-            return None
-        return torch.tensor(spelled_with(self.token_list, stack.options.letters))
+        if stack is None:
+            return TableTokens()
+        letters, common, kept = stack.options.letters, stack.options.common, None
+        if letters is not None:
+            kept = torch.tensor(spelled_with(self.token_list, letters))
+        if common is None:
+            return TableTokens(kept)
+        found = set(read_common(Path(common)))
+        mask = torch.tensor([token in found for token in self.token_list])
+        return TableTokens(kept, mask)
 
     def encode(self, speech: Tensor, speech_lengths: Tensor) -> Encoded:
         """Encode as ESPnet does; inside ``loss_of``, return the given encoder output."""

@@ -22,13 +22,16 @@ class MLPDecoder(AbsDecoder):
         num_layers: int = 3,
         dropout: float = 0.5,
         deviation: bool = False,
+        input_dropout: float = 0.0,
     ):
         """Build the head; ``num_layers`` linear layers, each but the last halving the width.
 
         With ``deviation`` they see the standard deviation over frames besides the mean.
+        ``input_dropout`` is on what they see, ``dropout`` between them.
         """
         super().__init__()
         self.deviation = deviation
+        self.input_dropout = nn.Dropout(input_dropout)
         encoder_output_size *= 2 if deviation else 1
         if num_layers < 1 or encoder_output_size >> (num_layers - 1) < 1:
             raise UserError(f"mlp: num_layers: {num_layers} does not fit {encoder_output_size}")
@@ -44,10 +47,11 @@ class MLPDecoder(AbsDecoder):
         kept = ~make_pad_mask(hlens, maxlen=hs_pad.shape[1]).to(hs_pad.device).unsqueeze(-1)
         mean = (hs_pad * kept).sum(1) / kept.sum(1)
         if not self.deviation:
-            return self.layers(mean)
+            return self.layers(self.input_dropout(mean))
         squares = ((hs_pad - mean.unsqueeze(1)).square() * kept).sum(1) / kept.sum(1)
         # The gradient of a root has no bound at 0, which a single frame has.
-        return self.layers(torch.cat([mean, (squares + 1e-8).sqrt()], 1))
+        pooled = torch.cat([mean, (squares + 1e-8).sqrt()], 1)
+        return self.layers(self.input_dropout(pooled))
 
     def score(self, ys: object, state: object, x: Tensor) -> tuple[Tensor, None]:
         """Return logits (classes,) for one utterance (frames, width), as ESPnet's heads do."""

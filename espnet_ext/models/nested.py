@@ -42,6 +42,8 @@ def check_options(model: Any) -> None:
         raise UserError("nested: table needs over: model")
     if options.letters is not None and options.table is None:
         raise UserError("nested: letters needs a table, as in table: 4")
+    if options.rare is not None and options.table is None:
+        raise UserError("nested: rare needs a table, as in table: 2")
     if options.kl_decoder and model.use_transducer_decoder:
         raise UserError("nested: kl_decoder is for attention decoders: choose kl_decoder: 0")
 

@@ -11,6 +11,7 @@ from espnet_ext.data.features import Definition, Fbank
 from espnet_ext.data.kaldi_dir import WHOLE, audio_inputs, data_sets, read_table
 from espnet_ext.data.processes import map_processes
 from espnet_ext.data.segments import SEGMENTS, cut, set_folder
+from espnet_ext.data.speeds import holds_copies, with_copies, write_copies
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import Stamp, atomic_path
@@ -21,34 +22,43 @@ _SHARD = 250  # utterances in one ark
 def write_features(experiment: Experiment, jobs: int) -> None:
     """Write the arks of every data directory of the recipe that lacks them.
 
-    A set whose utterances are all in data/all gets a list into the arks of that set.
+    A set whose utterances are all in data/all, or its copies at other speeds in those of data/all,
+    gets a list into the arks of that set. Before, ``recipe: speeds`` writes such copies.
 
     Raises:
         UserError: no data directory, audio that is missing, undecodable, or of another
             sampling rate, or a self-supervised model that is not there.
     """
+    data = experiment.data
     if experiment.recipe.sources:
         fetch_model(experiment)
-        if experiment.recipe.features == "raw":
-            return
-    data = experiment.data
-    sets = data_sets(data)
-    for name in sets:
+    if experiment.recipe.sources and experiment.recipe.features == "raw":
+        _write_copies(experiment, jobs)
+        return
+    for name in data_sets(data):
         if (data / name / SEGMENTS).is_file():
             cut(data, name, jobs)
+    _write_copies(experiment, jobs)
+    copies = bool(experiment.recipe.speeds)
+    sets = [name for name in data_sets(data) if copies or not holds_copies(name)]
     definition = experiment.features
     if definition is None:
         print("features: computed by the frontend while training; nothing to do")
         return
     if not sets:
         raise UserError(f"no data directory with wav.scp under {data}/; run stage 1")
-    whole = read_table(set_folder(data, WHOLE) / "wav.scp") if WHOLE in sets else {}
-    whole_arks = experiment.ark_folder(WHOLE)
+    wholes = {
+        name: read_table(set_folder(data, name) / "wav.scp")
+        for name in (WHOLE, with_copies(WHOLE))
+        if name in sets
+    }
     lists = 0
-    for name in sets:
+    for name in sorted(sets, key=lambda name: name not in wholes):
         out, folder = experiment.ark_folder(name), set_folder(data, name)
         rows = read_table(folder / "wav.scp")
-        part = name != WHOLE and bool(rows) and rows.items() <= whole.items()
+        owner = WHOLE if not holds_copies(name) else with_copies(WHOLE)
+        whole_arks = experiment.ark_folder(owner)
+        part = name != owner and bool(rows) and rows.items() <= wholes.get(owner, {}).items()
         inputs = [folder / "wav.scp", *audio_inputs(folder)]
         if part:
             inputs.append(whole_arks / "feats.scp")
@@ -65,7 +75,14 @@ def write_features(experiment: Experiment, jobs: int) -> None:
                 _write_arks(folder, temporary, out, definition, jobs)
         stamp.write(sorted(p for p in out.iterdir() if p.suffix in (".ark", ".scp")))
     if lists:
-        print(f"features: {lists} sets are lists into {whole_arks}")
+        print(f"features: {lists} sets are lists into {experiment.ark_folder(WHOLE).parent}")
+
+
+def _write_copies(experiment: Experiment, jobs: int) -> None:
+    """Write the copies that ``recipe: speeds`` names, if any."""
+    recipe = experiment.recipe
+    if recipe.speeds:
+        write_copies(experiment.data, recipe.train_set, recipe.speeds, jobs)
 
 
 def fetch_model(experiment: Experiment) -> None:

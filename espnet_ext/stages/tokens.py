@@ -4,6 +4,7 @@ import io
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from espnet_ext.config.pretrained import PRETRAINED, require_token_source
 from espnet_ext.config.recipe_errors import ctc_weight
@@ -64,6 +65,7 @@ def _write_pretrained(experiment: Experiment) -> None:
     stamp = Stamp(out / ".done.json", {"kind": out.name}, [tokenizer, config])
     if stamp.is_current():
         print(f"tokens: {out} is up to date")
+        _write_common(experiment)
         return
     found = pretrained.listed(tokenizer, config)
     copied = out / pretrained.TOKENIZER
@@ -73,14 +75,43 @@ def _write_pretrained(experiment: Experiment) -> None:
     stamp.write([experiment.token_list, copied])
     print(f"tokens: {len(found)} tokens in {out}")
     _print_shared(experiment, found, pretrained.Tokenizer(out))
+    _write_common(experiment)
+
+
+def _write_common(experiment: Experiment) -> None:
+    """Write the tokens of the training text, if a family's ``rare`` asks for them.
+
+    Raises:
+        UserError: there is no text.
+    """
+    if not _family(experiment).get("rare"):
+        return
+    out, name = experiment.token_folder, experiment.recipe.train_set
+    path = out / f"common_{name}.txt"
+    text = experiment.require_references(name)
+    stamp = Stamp(out / f".common_{name}.json", {}, [text, out / pretrained.TOKENIZER])
+    if stamp.is_current():
+        return
+    tokenizer = pretrained.Tokenizer(out)
+    used = {token for line in read_table(text).values() for token in tokenizer.tokens(line)}
+    names = experiment.token_list.read_text(encoding="utf-8").splitlines()
+    common = pretrained.common_tokens(names, used)
+    write_text(path, "".join(f"{token}\n" for token in common))
+    stamp.write([path])
+    print(f"tokens: {len(common)} of {len(names)} are common, by {name}: {path}")
+
+
+def _family(experiment: Experiment) -> dict[str, Any]:
+    """Options of the config's family, if it has one."""
+    return (experiment.espnet.get("encoder_conf") or {}).get("nested") or {}
 
 
 def _print_shared(
     experiment: Experiment, names: list[str], tokenizer: pretrained.Tokenizer
 ) -> None:
     """Print how many tokens a family's ``letters`` keep, and what that costs the training text."""
-    family = (experiment.espnet.get("encoder_conf") or {}).get("nested") or {}
-    letters, text = family.get("letters"), experiment.references(experiment.recipe.train_set)
+    letters = _family(experiment).get("letters")
+    text = experiment.references(experiment.recipe.train_set)
     if not letters or not text.is_file():
         return
     kept = pretrained.spelled_with(names, letters)

@@ -33,7 +33,8 @@ BASE = {
 }
 BEAM = {"beam_size": 2, "ctc_weight": 0.0}
 NESTED = {"bits": [32, 4], "over": "model", "per": "group", "group": 16, "table": 4, "kl_ctc": 0}
-NESTED["decoder_depths"] = [2, [1]]
+NESTED |= {"decoder_depths": [2, [1]], "letters": "abcdefghijklmnopqrstuvwxyz", "rare": 16}
+NESTED |= {"common": "data/token_list/model/common_train.txt"}
 LARGE, SMALL = "2L-48+2L-40-32b", "2L-48+L1-40-4b"
 FORMS = {"untrained": None, LARGE: "untrained", SMALL: LARGE}
 CONFIGS = {
@@ -119,7 +120,7 @@ def recipe(tmp_path_factory):
             del content["recipe"]["decode"]["attention_greedy"]
         (folder / f"conf/train_{tag}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     (folder / "conf/train_taught.yaml").write_text(yaml.safe_dump(TAUGHT, sort_keys=False))
-    succeed(folder, "tokens", "conf/train_tuned.yaml")
+    succeed(folder, "tokens", "conf/train_family.yaml")
     return folder, model
 
 

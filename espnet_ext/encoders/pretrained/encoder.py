@@ -306,11 +306,16 @@ def without_missing_model(conf: Mapping[str, Any]) -> dict[str, Any]:
     """Return an ``encoder_conf`` without its ``path`` if the folder is missing.
 
     The encoder is then built from its ``architecture``, if it has one, with random weights: a
-    config can be examined (check, footprint) before anything was fetched.
+    config can be examined (check, footprint) before anything was fetched. A family whose ``common``
+    tokens stage 3 has not listed yet is built without.
     """
+    found, nested = dict(conf), conf.get("nested")
     path, architecture = conf.get("path"), conf.get("architecture")
-    missing = path is not None and architecture is not None and not Path(path).exists()
-    return {**conf, "path": None} if missing else dict(conf)
+    if path is not None and architecture is not None and not Path(path).exists():
+        found["path"] = None
+    if nested and nested.get("common") and not Path(nested["common"]).exists():
+        found["nested"] = {**nested, "common": None}
+    return found
 
 
 def _load_or_build(path: str | None, architecture: dict | None) -> Stack:

@@ -1,7 +1,7 @@
-"""Frame features from a layer of a self-supervised model, for the arks of stage 2.
+"""Frame features from layers of a pretrained model, for the arks of stage 2.
 
-The model is a frozen ``Stack``, loaded as for ``encoder: stack``. Layers after the chosen one are
-not run.
+The model is a frozen ``Stack``, loaded as for ``encoder: stack``. Layers after the last chosen
+one are not run.
 """
 
 import functools
@@ -37,7 +37,8 @@ def _extractor(
         x, lengths = stack.front(samples, torch.tensor([len(wave)]))
         h = stack.enter(x, lengths)
         # Without the norm after a stack of pre-norm layers, which is part of no layer.
-        outputs = [h, *stack.run(h, lengths, 0, described.layer, finished=False)]
-        return outputs[-1][0].numpy().astype(np.float32)
+        outputs = [h, *stack.run(h, lengths, 0, max(described.layers), finished=False)]
+        chosen = torch.cat([outputs[layer][0] for layer in described.layers], dim=-1)
+        return chosen.numpy().astype(np.float32)
 
     return extract

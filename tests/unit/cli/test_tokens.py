@@ -145,3 +145,27 @@ def test_ctc_cannot_write_the_token_that_is_its_blank(folder):
     whole(WHOLE)
     with pytest.raises(UserError, match=r"data/train/text: u00 has the token '.?!'"):
         whole(with_ctc)
+
+
+def test_common_tokens_are_those_of_the_training_text(folder, capsys):
+    foundation.make(folder / "model")
+    rare = {**WHOLE, "encoder_conf": {"nested": {"over": "model", "table": 2, "rare": 4}}}
+    whole(WHOLE)
+    path = Path("data/token_list/model/common_train.txt")
+    assert not path.exists()
+    whole(rare)
+    from espnet_ext.data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(Path("model"))
+    lines = Path("data/train/text").read_text().splitlines()
+    used = {token for line in lines for token in tokenizer.tokens(line.partition(" ")[2])}
+    found = path.read_text().splitlines()
+    assert {token for token in found if not token.startswith("<")} == used
+    assert {"<|endoftext|>", "<|startoftranscript|>"} <= set(found)
+    assert found == [token for token in listed("model") if token in found]
+    assert f"tokens: {len(found)} of {len(listed('model'))} are common" in capsys.readouterr().out
+    whole(rare)
+    assert "are common" not in capsys.readouterr().out
+    Path("data/train/text").write_text("u00 stop\n")
+    whole(rare)
+    assert len(path.read_text().splitlines()) < len(found)

@@ -37,7 +37,7 @@ def test_a_layer_is_that_of_the_whole_model(tmp_path, family, stable):
     whole = make_ssl(tmp_path / "small", family, stable)
     expected = states(whole, (WAVE - WAVE.mean()) / WAVE.std())
     for layer in range(LAYERS + 1):
-        described = read_ssl(tmp_path / "small", layer)
+        described = read_ssl(tmp_path / "small", [layer])
         assert (described.width, described.frames_per_second, described.rate) == (WIDTH, 50, 16000)
         found = layer_extractor(described)(WAVE)
         assert found.dtype == np.float32 and found.shape == (49, WIDTH)
@@ -53,7 +53,7 @@ def test_whispers_layers_are_those_of_its_stack(tmp_path):
         x, lengths = stack.front(torch.from_numpy(WAVE)[None], torch.tensor([len(WAVE)]))
         h = stack.enter(x, lengths)
         for layer in range(stack.num_layers + 1):
-            described = read_ssl(tmp_path / "small", layer)
+            described = read_ssl(tmp_path / "small", [layer])
             assert described.width == stack.width and described.frames_per_second == 50
             found = layer_extractor(described)(WAVE)
             assert found.shape == (50, stack.width)
@@ -62,23 +62,32 @@ def test_whispers_layers_are_those_of_its_stack(tmp_path):
                 h = stack.run(h, lengths, layer, layer + 1, finished=False)[-1]
 
 
+def test_layers_are_joined_along_the_features(tmp_path):
+    whole = make_ssl(tmp_path / "small")
+    expected = states(whole, (WAVE - WAVE.mean()) / WAVE.std())
+    described = read_ssl(tmp_path / "small", [2, 0])
+    assert (described.width, described.name) == (2 * WIDTH, "ssl_small_l2_0")
+    joined = np.concatenate([expected[2], expected[0]], axis=1)
+    np.testing.assert_allclose(layer_extractor(described)(WAVE), joined, atol=1e-5)
+
+
 def test_a_model_that_is_not_there_yet_is_described_by_its_architecture(tmp_path):
     sizes = {"model_type": "whisper", "encoder_layers": 4, "d_model": 384}
-    described = read_ssl(tmp_path / "away", 4, sizes)
+    described = read_ssl(tmp_path / "away", [4], sizes)
     assert (described.width, described.files) == (384, [])
     with pytest.raises(UserError, match="layer must be from 0 to 4"):
-        read_ssl(tmp_path / "away", 5, sizes)
+        read_ssl(tmp_path / "away", [5], sizes)
     with pytest.raises(UserError, match=r"no folder .*away"):
-        read_ssl(tmp_path / "away", 4)
+        read_ssl(tmp_path / "away", [4])
     speech_models.make(tmp_path / "small", "whisper")
     with pytest.raises(UserError, match=r"d_model .* architecture says 384|encoder_layers"):
-        read_ssl(tmp_path / "small", 1, sizes | {"encoder_layers": 4})
+        read_ssl(tmp_path / "small", [1], sizes | {"encoder_layers": 4})
 
 
 def test_waves_are_prepared_as_the_model_says(tmp_path):
     whole = make_ssl(tmp_path / "small", stable=True)
     (tmp_path / "small/preprocessor_config.json").write_text('{"do_normalize": false}')
-    found = layer_extractor(read_ssl(tmp_path / "small", 1))(WAVE)
+    found = layer_extractor(read_ssl(tmp_path / "small", [1]))(WAVE)
     np.testing.assert_allclose(found, states(whole, WAVE)[1], atol=1e-5)
     assert np.abs(found - states(whole, (WAVE - WAVE.mean()) / WAVE.std())[1]).max() > 1e-2
 
@@ -106,7 +115,7 @@ def test_the_verb_writes_arks_and_another_model_makes_them_stale(recipe, capsys)
     assert sorted(p.name for p in Path("dump").iterdir()) == ["ssl_small_l2"]
     matrix = kaldiio.load_scp("dump/ssl_small_l2/dev/feats.scp")["a-dev"]
     wave, _ = soundfile.read("dev.flac", dtype="float32")
-    expected = layer_extractor(read_ssl(Path("small"), 2))(wave)
+    expected = layer_extractor(read_ssl(Path("small"), [2]))(wave)
     np.testing.assert_allclose(matrix, expected, atol=1e-5)
     assert matrix.shape == (len(wave) // 320 - 1, WIDTH)
     frames = Path("dump/ssl_small_l2/dev/utt2num_frames").read_text()
@@ -173,7 +182,13 @@ def test_each_fault_of_a_model_is_one_line(recipe, fault):
     ("text", "words"),
     [
         (CONFIG.replace("folder: small, ", ""), "frontend_conf: folder must be that of"),
-        (CONFIG.replace("layer: 2", "layer: last"), "layer must be a whole number, not 'last'"),
+        (
+            CONFIG.replace("layer: 2", "layer: last"),
+            "layer must be a whole number or a list of some, not 'last'",
+        ),
+        (CONFIG.replace("layer: 2", "layer: []"), "a whole number or a list of some, not []"),
+        (CONFIG.replace("layer: 2", "layer: [1, 1]"), "layer names one twice: [1, 1]"),
+        (CONFIG.replace("layer: 2", "layer: [1, 9]"), "layer must be from 0 to"),
         (CONFIG.replace("ark", "raw"), "frontend: ssl needs recipe: features: ark"),
         (CONFIG.replace(": ssl", ": fbank"), "needs frontend: kaldi_fbank or ssl"),
     ],

@@ -233,6 +233,58 @@ def test_the_shared_row_is_trained(whisper):
     assert torch.equal(table.kept, kept)
 
 
+@pytest.fixture
+def in_two_parts(whisper, tmp_path):
+    """A family whose table is in two parts, and the masks of kept and of common tokens."""
+    tokens = whisper(None).token_list
+    common = [token for k, token in enumerate(tokens) if k % 3 == 0 or token.startswith("<|")]
+    (tmp_path / "common.txt").write_text("".join(f"{token}\n" for token in common), "utf-8")
+    parts = LETTERS | {"rare": 16, "common": str(tmp_path / "common.txt")}
+    kept = torch.tensor(spelled_with(tokens, LETTERS["letters"]))
+    return whisper(WHISPER | parts), kept, torch.tensor([token in common for token in tokens])
+
+
+def test_rows_of_rare_tokens_have_codes_of_larger_parts(in_two_parts, tmp_path):
+    model, kept, common = in_two_parts
+    common, rare = common & kept, ~common & kept
+    assert common.any() and rare.any()
+    model.eval()
+    table = model.decoder.decoder.embed_tokens
+    whole = table.weight.detach().clone()
+    for name, size in (("2L-48+2L-40-4b", 4), ("2L-48+2L-40-3b", 8)):
+        with computing(model, name), torch.no_grad():
+            found = table.weight.clone()
+        form, path = formed(model, name), tmp_path / f"{name}.safetensors"
+        write_member(form.state, path)
+        read = read_member(path)["decoder.decoder.embed_tokens.weight"]
+        assert read.codes.shape == (int(common.sum()), whole.shape[1] // size)
+        assert read.rest.codes.shape == (int(rare.sum()), whole.shape[1] // 16)
+        assert torch.equal(read.dequantised(), found)
+        # Independently: the vectors of a token's codes, one after the other.
+        for part, mask in ((read, common), (read.rest, rare)):
+            for row, place in list(enumerate(mask.nonzero().flatten().tolist()))[::7]:
+                codes = part.codes[row].long()
+                vectors = [b[c] for b, c in zip(part.books, codes, strict=True)]
+                assert torch.equal(torch.cat(vectors), found[place])
+        shared = found[~kept]
+        assert torch.equal(shared, shared[:1].expand_as(shared))
+        error = (found - whole).square().mean(1)
+        assert error[common].mean() < error[rare].mean()
+
+
+def test_both_parts_of_a_table_are_trained_and_start_from_a_plain_model(in_two_parts, whisper):
+    model = in_two_parts[0].train()
+    model(**speech())[0].backward()
+    table = model.decoder.decoder.embed_tokens.parametrizations["weight"][0]
+    for part in (table.tables["4"], table.rest.tables["16"]):
+        assert bool(part.fitted) and part.books.grad.abs().sum() > 0
+    assert table.rest.rest.grad.abs().sum() > 0
+    kept = table.kept.clone(), table.rest.kept.clone()
+    model.load_state_dict(whisper(None).state_dict())
+    assert torch.equal(table.kept, kept[0]) and torch.equal(table.rest.kept, kept[1])
+    assert not table.rest.tables["16"].fitted
+
+
 def test_positions_that_a_formula_gives_are_not_stored(whisper, tmp_path):
     model = whisper().eval()
     place = "encoder.stack.model.embed_positions.weight"
@@ -279,6 +331,8 @@ def test_sorted_units_compute_the_same_and_narrow_members_have_the_largest(whisp
         ({"members": ["2L-48-4b"]}, "members: unknown sub-network '2L-48-4b'; did you mean"),
         ({"bits": [32, 4, 3], "table": {4: 4}}, "table has no size for 3 bits"),
         ({"table": None, "letters": "abc"}, "letters needs a table"),
+        ({"table": None, "rare": 8}, "rare needs a table"),
+        ({"rare": 5}, "rare: 5 does not divide the width 32 of decoder"),
         ({"letters": ""}, "letters must be characters, or null"),
         ({"table": 5}, "table: 5 does not divide the width 32 of decoder"),
         ({"widths": [48, 20]}, "group: 8 does not divide the width 20"),

@@ -1,0 +1,178 @@
+"""The table of tokens of a nested family: below 32 bits its rows are codes (``methods.codes``)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from espnet_ext.methods.codes import (
+    CODES,
+    Coded,
+    decode,
+    encode,
+    fit_codebooks,
+    row_places,
+    with_rest,
+)
+from espnet_ext.methods.nested_layers import Selection
+from espnet_ext.methods.quantise import as_half
+
+
+class TableCodes(nn.Module):
+    """Codes of the rows of a table at one size of their parts, and the vectors that they mean."""
+
+    codes: Tensor
+    fitted: Tensor
+
+    def __init__(self, rows: int, width: int, size: int):
+        """``size``: numbers of a row that share a code; it divides the width."""
+        super().__init__()
+        self.books = nn.Parameter(torch.zeros(width // size, CODES, size))
+        self.register_buffer("codes", torch.zeros((rows, width // size), dtype=torch.uint8))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def fit(self, table: Tensor) -> None:
+        """Fit the vectors to a table (rows, width), the first time only."""
+        if not self.fitted:
+            self.books.copy_(fit_codebooks(table, self.books.shape[2]))
+            self.codes.copy_(encode(table, self.books))
+            self.fitted.fill_(True)
+
+
+class CodedRows(nn.Module):
+    """Rows of a table as codes, for each size of their parts; below them those of other tokens.
+
+    The codes are those of the rows when they are first used, at the start of a training. They
+    stay, and the vectors that they stand for are trained.
+    """
+
+    kept: Tensor | None
+
+    def __init__(self, weight: Tensor, sizes: Iterable[int], kept: Tensor | None, rest: Any = None):
+        """Prepare the rows of a table (tokens, width).
+
+        Args:
+            weight: the table.
+            sizes: numbers of a row that share a code.
+            kept: (tokens,), true for those with a row here; None: all.
+            rest: ``CodedRows`` of the others; None: they share one trained row.
+        """
+        super().__init__()
+        tokens, width = weight.shape
+        rows = tokens if kept is None else int(kept.sum())
+        self.tables = nn.ModuleDict({str(size): TableCodes(rows, width, size) for size in sizes})
+        self.register_buffer("kept", kept)
+        if kept is not None:
+            self.rest = nn.Parameter(torch.zeros(width)) if rest is None else rest
+            self.register_buffer("places", row_places(kept, rest is None), persistent=False)
+
+    def decoded(self, weight: Tensor, size: int) -> Tensor:
+        """The table (tokens, width) that the codes of a size stand for, fitted to ``weight``."""
+        part = self._part(weight, size)
+        found = decode(part.codes, as_half(part.books))
+        if self.kept is None:
+            return found
+        rest: Any = self.rest
+        if isinstance(rest, CodedRows):
+            others = rest.decoded(weight[~self.kept], rest.only)
+        else:
+            others = as_half(rest)
+        return with_rest(found, others, self.places)
+
+    def coded_as(self, weight: Tensor, size: int) -> Coded:
+        """The codes from which ``decoded`` computes what it returns."""
+        part = self._part(weight, size)
+        books = as_half(part.books.detach())
+        if self.kept is None:
+            return Coded(part.codes, books)
+        rest: Any = self.rest
+        if isinstance(rest, CodedRows):
+            rest = rest.coded_as(weight[~self.kept], rest.only)
+        else:
+            rest = as_half(rest.detach())
+        return Coded(part.codes, books, self.kept, rest)
+
+    @property
+    def only(self) -> int:
+        """The size of the parts, where there is one."""
+        (size,) = self.tables
+        return int(size)
+
+    def _part(self, weight: Tensor, size: int) -> TableCodes:
+        """The codes of a size, fitted."""
+        found: Any = self.tables[str(size)]
+        if not found.fitted:
+            if self.kept is not None and isinstance(self.rest, nn.Parameter):
+                self._start_rest(weight, self.kept)
+            found.fit(weight if self.kept is None else weight[self.kept])
+        return found
+
+    @torch.no_grad()
+    def _start_rest(self, weight: Tensor, kept: Tensor) -> None:
+        if not any(bool(part.fitted) for part in self.tables.children()) and not kept.all():
+            self.rest.copy_(weight[~kept].mean(0))
+
+
+@dataclass(frozen=True)
+class TableTokens:
+    """Which tokens of a table have which rows below 32 bits.
+
+    Attributes:
+        kept: (tokens,), true for those with a row of their own; None: all.
+        common: (tokens,), true for those that the training text has; None: unknown.
+    """
+
+    kept: Tensor | None = None
+    common: Tensor | None = None
+
+
+class NestedTable(CodedRows):
+    """Parametrization of a table of tokens: as it is at 32 bits, below them rows of codes.
+
+    Tokens that are not kept share one row. With ``rare`` the rows of kept tokens that are not
+    common have codes of their own, of larger parts.
+    """
+
+    rounds = True
+
+    def __init__(
+        self,
+        weight: Tensor,
+        selection: Selection,
+        sizes: dict[int, int],
+        tokens: TableTokens,
+        rare: int | None = None,
+    ):
+        """Prepare a table (tokens, width).
+
+        Args:
+            weight: the table.
+            selection: of the family.
+            sizes: numbers of a row that share a code, by bits.
+            tokens: of the table.
+            rare: such numbers of the rows of rare tokens; None: as of all.
+        """
+        kept, common, rest = tokens.kept, tokens.common, None
+        if rare is not None:
+            common = torch.zeros(len(weight), dtype=torch.bool) if common is None else common
+            kept_too = torch.ones_like(common) if kept is None else kept
+            common = common & kept_too
+            others = None if kept is None else kept[~common]
+            rest, kept = CodedRows(weight[~common], [rare], others), common
+        super().__init__(weight, set(sizes.values()), kept, rest)
+        self.selection, self.sizes = selection, sizes
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the table (tokens, width) of the selected sub-network."""
+        bits = self.selection.member.bits
+        if bits == 32:
+            return weight
+        size = self.sizes[bits]
+        return self.selection.once((id(self), size), lambda: self.decoded(weight, size))
+
+    def coded(self, weight: Tensor) -> Coded:
+        """Return the codes from which ``forward`` computes what it returns."""
+        return self.coded_as(weight, self.sizes[self.selection.member.bits])
