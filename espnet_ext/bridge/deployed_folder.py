@@ -197,19 +197,20 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
     """
     arguments = dict(arguments)
     conf = dict(arguments.get("encoder_conf") or {})
-    decoder = _of_form(arguments.get("decoder_conf") or {}, variant, optional=True)
-    if "decoder_conf" in arguments:
-        arguments["decoder_conf"] = decoder
+    decoder = arguments.get("decoder_conf") or {}
     if conf.get("nested") is not None:
         arguments["decoder_conf"] = plain_decoder_conf(decoder, variant)
         conf = plain_conf(conf, variant)
         if "nested" not in conf:
-            arguments["encoder"] = stock_encoder(arguments["encoder"])
+            arguments["encoder"] = _encoder_of(arguments["encoder"], conf)
     else:
-        if variant in ("merged", PLAIN):
-            arguments["encoder"] = stock_encoder(arguments["encoder"])
+        if "decoder_conf" in arguments:
+            arguments["decoder_conf"] = _of_form(decoder, variant, optional=True)
         # Of a pretrained stack methods are optional; of residual_conformer null is its defaults.
+        own = arguments["encoder"].partition("_")[0]
+        conf = {k: v for k, v in conf.items() if v is not None or k == own}
         conf = _of_form(conf, variant, optional=arguments["encoder"] == "stack")
+        arguments["encoder"] = _encoder_of(arguments["encoder"], conf)
     arguments["encoder_conf"] = conf
     arguments["init_param"] = []
     if "model_conf" in arguments:
@@ -224,15 +225,23 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
     return arguments
 
 
+def _encoder_of(encoder: str, conf: Mapping[str, Any]) -> str:
+    """The encoder of a deployed form: stock, or that of the method which ``conf`` keeps."""
+    stock = stock_encoder(encoder)
+    kept = [name for name in METHODS if name in conf]
+    return f"{kept[0]}_{stock}" if kept and stock != "stack" else stock
+
+
 def _of_form(conf: Mapping[str, Any], variant: str, optional: bool) -> dict[str, Any]:
-    """A section of a config for a deployed form, which keeps a method only if it names one.
+    """A section of a config for a deployed form, which keeps a method only if it has that form.
 
     ``optional``: a method whose section is null is none.
     """
     found = {key: value for key, value in conf.items() if key not in METHODS}
     if variant not in ("merged", PLAIN):
         for method in METHODS.keys() & conf.keys():
-            if conf[method] is not None or not optional:
+            has_form = "form" in METHODS[method].options.model_fields
+            if has_form and (conf[method] is not None or not optional):
                 found[method] = {**(conf[method] or {}), "form": variant}
     return found
 

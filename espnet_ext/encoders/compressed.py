@@ -11,7 +11,7 @@ from torch import nn
 
 from espnet_ext.methods.registry import METHODS, Method
 from espnet_ext.methods.sites import is_linear
-from espnet_ext.methods.start import starts_from_plain
+from espnet_ext.methods.start import application_order, starts_from_plain
 
 
 @runtime_checkable
@@ -32,22 +32,28 @@ def compress_head(encoder: nn.Module, head: nn.Module) -> None:
 def compressed_encoder(base: type[nn.Module], method: Method) -> type[nn.Module]:
     """Return a subclass of the ESPnet encoder ``base`` that accepts the method's options too.
 
-    The options are a section of ``encoder_conf``, named like the method.
+    The options are a section of ``encoder_conf``, named like the method. Sections of other methods
+    are of further methods on the same layers.
     """
 
     class Compressed(base):  # type: ignore[misc,valid-type]
         def __init__(self, input_size: int, **conf: Any):
-            options = method.parse(conf.pop(method.name, None))
+            sections = {method.name: conf.pop(method.name, None)}
+            for name in METHODS.keys() & conf.keys():
+                if (section := conf.pop(name)) is not None:
+                    sections[name] = section
+            chosen = [(METHODS[name], METHODS[name].parse(sections[name])) for name in sections]
             super().__init__(input_size, **conf)
-            self.method_options = options
-            method.apply(self, options)
+            self.methods = application_order(chosen)
+            for other, options in self.methods:
+                other.apply(self, options)
             starts_from_plain(self)
 
         def compress_head(self, head: nn.Module) -> None:
-            if {"cls", "all"} & set(getattr(self.method_options, "sites", ())):
-                for layer in head.modules():
-                    if is_linear(layer):
-                        method.apply_layer(layer, self.method_options)
+            for other, options in self.methods:
+                if {"cls", "all"} & set(getattr(options, "sites", ())):
+                    for layer in filter(is_linear, list(head.modules())):
+                        other.apply_layer(layer, options)
 
     Compressed.__name__ = Compressed.__qualname__ = f"{method.name.upper()}{base.__name__}"
     Compressed.__signature__ = _signature(base, method)  # type: ignore[attr-defined]
@@ -55,10 +61,11 @@ def compressed_encoder(base: type[nn.Module], method: Method) -> type[nn.Module]
 
 
 def _signature(base: type, method: Method) -> inspect.Signature:
-    """The signature of ``base`` plus the method's section, for ``check`` and ``help``."""
-    section = inspect.Parameter(method.name, inspect.Parameter.KEYWORD_ONLY, default=None)
+    """The signature of ``base`` plus the methods' sections, for ``check`` and ``help``."""
+    names = [method.name, *(name for name in METHODS if name != method.name)]
+    sections = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in names]
     signature = inspect.signature(base)
-    return signature.replace(parameters=[*signature.parameters.values(), section])
+    return signature.replace(parameters=[*signature.parameters.values(), *sections])
 
 
 def compressed_choices(bases: dict[str, type], recurrent: Collection[str]) -> dict[str, type]:

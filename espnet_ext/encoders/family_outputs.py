@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from espnet_ext.methods.nested_options import Member, NestedOptions, parse_name
+from espnet_ext.methods.registry import METHODS
+from espnet_ext.methods.residual import ResidualOptions, ResidualWeight, sizes_of_kept
 
 
 def encoder_outputs(
@@ -34,14 +36,16 @@ def plain_conf(conf: Mapping[str, Any], variant: str) -> dict[str, Any]:
     ``merged`` is the largest member. The result has only ESPnet's options, which stock ESPnet
     accepts; with ``norm: layer``, which it lacks, also a section ``nested`` with ``form: plain``.
     """
-    found = {key: value for key, value in conf.items() if key != "nested"}
+    member = None if variant == "merged" else parse_name(variant)
+    layers = None if member is None else member.layers
+    found = {key: value for key, value in conf.items() if key not in METHODS}
+    found |= _shared_conf(conf, member is not None, layers)
     if found.keys() & {"path", "architecture"}:  # encoder: stack; its model states the sizes
         return found
     if NestedOptions.parse(conf["nested"]).norm == "layer":
         found["nested"] = {"norm": "layer", "form": "plain"}
-    if variant == "merged":
+    if member is None:
         return found
-    member = parse_name(variant)
     found["num_blocks"] = len(member.layers)
     if member.width is not None:
         found["linear_units"] = member.width
@@ -51,10 +55,30 @@ def plain_conf(conf: Mapping[str, Any], variant: str) -> dict[str, Any]:
     return found
 
 
+def _shared_conf(
+    conf: Mapping[str, Any], shares: bool, layers: Sequence[int] | None
+) -> dict[str, Any]:
+    """The section ``residual`` of a member, whose layers share as those of the family do.
+
+    Args:
+        conf: of the family's encoder or decoder.
+        shares: whether it is a member, and not the merged model, which is plain.
+        layers: of the member; None: all.
+    """
+    section = conf.get("residual")
+    if section is None or not shares:
+        return {}
+    options = ResidualOptions.parse(section)
+    sizes = options.share if layers is None else sizes_of_kept(options, layers)
+    return {"residual": {**section, "share": sizes, "form": ResidualWeight.variant}}
+
+
 def plain_decoder_conf(conf: Mapping[str, Any], variant: str) -> dict[str, Any]:
     """Return the ``decoder_conf`` of the member ``variant`` alone, from that of its family."""
-    found = dict(conf)
     member = None if variant == "merged" else parse_name(variant)
+    layers = None if member is None else member.decoder
+    found = {key: value for key, value in conf.items() if key not in METHODS}
+    found |= _shared_conf(conf, member is not None, layers)
     if member is None or member.decoder is None or found.keys() & {"path", "architecture"}:
         return found
     found["num_blocks"] = len(member.decoder)

@@ -36,7 +36,9 @@ def variants(model: nn.Module) -> tuple[str, ...]:
         return (PLAIN, "merged")
     # The containers of one model have the same members.
     members = dict.fromkeys(member.name for family in families for member in family.family)
-    forms = {form.variant for layer in model.modules() for form in _second_forms(layer)}
+    # Members of a family have a second form themselves.
+    layers = [] if families else model.modules()
+    forms = {form.variant for layer in layers for form in _second_forms(layer)}
     return ("merged", *members, *sorted(forms))
 
 
@@ -68,7 +70,8 @@ def deploy(model: nn.Module, variant: str = "merged", example: Any = None) -> nn
         members = [selected.enter_context(family.as_member(variant)) for family in families]
         for module in model.modules():
             if _has_method(module):
-                memo[id(module)] = _deployed_layer(module, variant, memo)
+                member = bool(families) and variant != "merged"
+                memo[id(module)] = _deployed_layer(module, variant, memo, member)
         for family in families:  # after the layers, which they copy from the memo
             memo[id(family)] = family.extract_member(memo)
         plain = copy.deepcopy(model, memo)
@@ -137,7 +140,7 @@ def _families(model: nn.Module) -> list[Any]:
 
 def _has_method(layer: nn.Module) -> bool:
     """True if a method computes a weight of the layer; torch's weight normalisation is none."""
-    if not parametrize.is_parametrized(layer):
+    if not parametrize.is_parametrized(layer) or isinstance(layer, Deployable):  # a part itself
         return False
     chains: Any = layer.parametrizations
     parts = [part for chain in chains.values() for part in chain]
@@ -150,10 +153,13 @@ def _second_forms(layer: nn.Module) -> Iterator[Deployable]:
         yield from (part for part in chain if isinstance(part, Deployable))
 
 
-def _deployed_layer(layer: nn.Module, variant: str, memo: Memo) -> nn.Module:
-    """Deploy one layer: to its form ``variant`` if it has one, else to a plain layer."""
+def _deployed_layer(layer: nn.Module, variant: str, memo: Memo, member: bool) -> nn.Module:
+    """Deploy one layer: to its form ``variant`` if it has one, else to a plain layer.
+
+    A ``member`` of a family has the second form, in which what layers share is there once.
+    """
     for form in _second_forms(layer):
-        if form.variant == variant:
+        if form.variant == variant or member:
             deployed = form.deployed(layer, memo).eval()
             refuse_other_weight(deployed, layer)
             return deployed

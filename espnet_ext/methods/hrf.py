@@ -26,10 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from espnet_ext.errors import UserError
+from espnet_ext.methods.chains import attach, originals
 from espnet_ext.methods.options import Number, Options
 from espnet_ext.methods.recurrent import use_computed_weights
 from espnet_ext.methods.registry import Method, register
-from espnet_ext.methods.sites import check_sites, find_layers, refuse_second_method, tied_groups
+from espnet_ext.methods.sites import check_sites, find_layers, tied_groups
 from espnet_ext.methods.tensors import plain_tensors
 
 
@@ -60,6 +62,8 @@ class HRFWeight(nn.Module):
     A weight (o, i) or (o, i / groups, *kernel) is treated as a matrix (o, i / groups * kernel), or
     as one (o / groups, ...) per group. Factors are matrices, or stacks of them (groups, ...).
     """
+
+    place = 0  # in a chain (``methods.chains``)
 
     def __init__(self, ratio: float, factors: int, groups: int = 1):
         super().__init__()
@@ -113,6 +117,8 @@ class HRFWeight(nn.Module):
 class HRFBias(nn.Module):
     """Parametrization of a bias folded from the biases b_1, ..., b_n of the factors."""
 
+    place = 0
+
     def __init__(self, weights: parametrize.ParametrizationList):
         super().__init__()
         # In a list, so that the factors are not registered a second time here.
@@ -136,22 +142,20 @@ class HRFBias(nn.Module):
 
 def hrf_factors(weights: parametrize.ParametrizationList) -> list[Tensor]:
     """Return W_1, ..., W_n of a parametrized weight."""
-    return [getattr(weights, f"original{k}") for k in range(weights.ntensors)]
+    return originals(weights)
 
 
 def factorize(layer: nn.Module, options: HRFOptions) -> None:
     """Parametrize a linear, convolutional or recurrent layer with HRF, in place."""
-    refuse_second_method(layer)
+    if parametrize.is_parametrized(layer):
+        raise UserError("this layer already has a method; hrf has to be the first")
     groups = getattr(layer, "groups", 1)
     for name in [name for name in layer._parameters if name.startswith("weight")]:
-        # unsafe: initialisation keeps the variance of the weight, not the weight, and torch's
-        # check would compute every product once more.
-        weight = HRFWeight(options.ratio, options.factors, groups)
-        parametrize.register_parametrization(layer, name, weight, unsafe=True)
+        # Initialisation keeps the variance of the weight, not the weight.
+        attach(layer, name, HRFWeight(options.ratio, options.factors, groups))
         bias_name = name.replace("weight", "bias", 1)
         if layer._parameters.get(bias_name) is not None:
-            bias = HRFBias(layer.parametrizations[name])
-            parametrize.register_parametrization(layer, bias_name, bias, unsafe=True)
+            attach(layer, bias_name, HRFBias(layer.parametrizations[name]))
     if isinstance(layer, nn.RNNBase):
         use_computed_weights(layer)
 
@@ -172,7 +176,7 @@ def apply_hrf(module: nn.Module, options: HRFOptions) -> nn.Module:
 
 def start(module: nn.Module, state: dict[str, Tensor], prefix: str) -> list[str]:
     """Start at trained layers, exactly; see ``methods.start``."""
-    for place, tensor, chain in plain_tensors(module, state, prefix):
+    for place, tensor, chain in list(plain_tensors(module, state, prefix)):
         if isinstance(chain[0], HRFWeight):
             parts = chain[0].exact(state.pop(f"{place}{tensor}"), hrf_factors(chain))
         elif isinstance(chain[0], HRFBias):
@@ -200,5 +204,10 @@ def factorwise_forward(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 register(
-    Method("hrf", HRFOptions, apply_hrf, factorize, "arXiv 2411.09339", recurrent=True, start=start)
+    Method(
+        *("hrf", HRFOptions, apply_hrf, factorize, "arXiv 2411.09339"),
+        recurrent=True,
+        start=start,
+        place=0,
+    )
 )

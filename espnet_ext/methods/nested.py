@@ -18,9 +18,9 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
+from espnet_ext.methods.chains import ADDED, attach, attach_to_all, chain_of, place_of
 from espnet_ext.methods.nested_from_plain import start_from_plain
 from espnet_ext.methods.nested_layers import (
     NestedBatchNorm,
@@ -41,14 +41,15 @@ from espnet_ext.methods.nested_options import (
 from espnet_ext.methods.nested_order import sort_units
 from espnet_ext.methods.protocols import Memo
 from espnet_ext.methods.registry import Method, register
+from espnet_ext.methods.residual import refuse_alone
 from espnet_ext.methods.sites import (
     Layer,
     feed_forward_role,
-    refuse_second_method,
     tie,
     tied_groups,
 )
 
+RESIDUAL_BITS = 8  # at least, of the factors of residuals
 # Attributes that a container has in addition to those of its plain class.
 _ADDED = ("selection", "options", "plain_class")
 
@@ -198,6 +199,8 @@ def apply_nested(module: nn.Module, options: NestedOptions) -> nn.Module:
         return module
     found = matrix_layers(name, stack)
     family = family_members(options, Stack(len(stack._modules), inner_width(found)))
+    for member in family:
+        refuse_alone(stack, member.layers)
     selection = Selection(family[0], family)
     rounded, narrowed = set(options.bits) != {32}, len({m.width for m in family}) > 1
     if narrowed and options.sort_units:
@@ -220,7 +223,6 @@ def apply_nested(module: nn.Module, options: NestedOptions) -> nn.Module:
 
 def nest_layer(layer: nn.Module, options: NestedOptions) -> None:
     """Parametrize a single layer, at the precision of the largest network, in place."""
-    refuse_second_method(layer)
     nest_layers([layer], Selection(Member((), None, max(options.bits))), options, "other")
 
 
@@ -291,16 +293,46 @@ def nest_layers(
     role: str,
     width: Width = "width",
 ) -> None:
-    """Parametrize layers that are tied, or a single one."""
+    """Parametrize layers that are tied or share a base, or a single one.
+
+    Raises:
+        UserError: ``role`` would cut or sort a weight that residuals are added to, or sort one that
+            factors give.
+    """
     first: Any = layers[0]
     cut = {"up": 0, "down": 1}.get(role)
+    chains = [chain for layer in layers if (chain := chain_of(layer, "weight")) is not None]
+    if cut is not None and (_residuals(layers) or (chains and options.sort_units)):
+        raise UserError(
+            "nested: widths cannot be together with residual, nor sort_units with another method"
+        )
     weight = NestedWeight(first.weight, selection, options, cut, width=width)
-    # unsafe: torch's check would compute every weight once more.
-    parametrize.register_parametrization(first, "weight", weight, unsafe=True)
+    round_layers(layers, weight, selection, options)
     if role == "up" and first.bias is not None:
-        bias = NestedBias(selection, width)
-        parametrize.register_parametrization(first, "bias", bias, unsafe=True)
+        attach_to_all(layers, "bias", NestedBias(selection, width))
+        tie(layers)
+
+
+def round_layers(
+    layers: Sequence[nn.Module], part: nn.Module, selection: Selection, options: NestedOptions
+) -> None:
+    """Attach what rounds the weight of layers that are tied or share a base, or of a single one.
+
+    Residuals on a base are rounded too, to RESIDUAL_BITS at least.
+    """
+    attach_to_all(layers, "weight", part)
     tie(layers)
+    for residual in _residuals(layers):
+        for name, factor in list(residual.named_parameters(recurse=False)):
+            if factor.dim() == 2:
+                rounded = NestedWeight(factor, selection, options, None, RESIDUAL_BITS)
+                attach(residual, name, rounded)
+
+
+def _residuals(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """The residuals of layers, each once."""
+    parts = [part for layer in layers for part in chain_of(layer, "weight") or ()]
+    return list({id(part): part for part in parts if place_of(part) == ADDED}.values())
 
 
 def start(module: nn.Module, state: dict[str, Any], prefix: str) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from espnet_ext.methods.chains import part_of
 from espnet_ext.methods.nested_layers import (
     STATISTICS,
     NestedBatchNorm,
@@ -22,6 +23,8 @@ from espnet_ext.methods.nested_table import NestedTable
 from espnet_ext.methods.positions import NestedPositions
 from espnet_ext.methods.quantise import first_scale
 from espnet_ext.methods.tensors import plain_tensors
+
+_PARTS = (NestedWeight, NestedTable, NestedBias, NestedPositions)
 
 
 def start_from_plain(stack: nn.Module, state: dict[str, Any], prefix: str) -> None:
@@ -43,7 +46,7 @@ def start_from_plain(stack: nn.Module, state: dict[str, Any], prefix: str) -> No
     chains = [
         (place, name, chain)
         for place, name, chain in plain_tensors(stack, state, prefix)
-        if isinstance(chain[0], NestedWeight | NestedTable | NestedBias | NestedPositions)
+        if part_of(chain, _PARTS) is not None
     ]
     for place, name, chain in chains:
         _rename(chain, state, place, name)
@@ -58,17 +61,23 @@ def start_from_plain(stack: nn.Module, state: dict[str, Any], prefix: str) -> No
 
 
 def _rename(chain: Any, state: dict[str, Any], place: str, name: str) -> None:
-    """Store a plain tensor under the name of its parametrization; initialise what that adds."""
+    """Store a plain tensor under the name of its parametrization; initialise what that adds.
+
+    If factors come first in the chain it keeps its name, for HRF to start from.
+    """
     target = f"{place}parametrizations.{name}."
-    original = state[f"{target}original"] = state.pop(f"{place}{name}")
-    if isinstance(chain[0], NestedTable):
-        for part, tensor in chain[0].state_dict().items():  # to be fitted to the table
+    index, nested = part_of(chain, _PARTS) or (0, chain[0])
+    original = state[f"{place}{name}"]
+    if chain.is_tensor:
+        state[f"{target}original"] = state.pop(f"{place}{name}")
+    if isinstance(nested, NestedTable):
+        for part, tensor in nested.state_dict().items():  # to be fitted to the table
             kept = part.endswith("kept")
-            state[f"{target}0.{part}"] = tensor if kept else torch.zeros_like(tensor)
-    if isinstance(chain[0], NestedWeight):
-        for bits in chain[0].scales:
-            scale = first_scale(original, int(bits), chain[0].per)
-            state[f"{target}0.scales.{bits}"] = scale
+            state[f"{target}{index}.{part}"] = tensor if kept else torch.zeros_like(tensor)
+    if isinstance(nested, NestedWeight):
+        for bits in nested.scales:
+            scale = first_scale(original, int(bits), nested.per)
+            state[f"{target}{index}.scales.{bits}"] = scale
 
 
 def _is_plain(norms: Mapping[str, NestedBatchNorm], state: Mapping[str, Any]) -> bool:

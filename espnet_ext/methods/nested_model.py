@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
+from espnet_ext.methods.chains import chain_of, part_of
 from espnet_ext.methods.nested import (
     Container,
     NestedStack,
@@ -16,6 +16,7 @@ from espnet_ext.methods.nested import (
     matrix_layers,
     nest_layers,
     nested_stack,
+    round_layers,
 )
 from espnet_ext.methods.nested_layers import NestedWeight
 from espnet_ext.methods.nested_options import Member, Stack, family_members
@@ -23,7 +24,8 @@ from espnet_ext.methods.nested_order import sort_units
 from espnet_ext.methods.nested_table import NestedTable, TableTokens
 from espnet_ext.methods.positions import NestedPositions, are_sinusoids
 from espnet_ext.methods.protocols import Memo
-from espnet_ext.methods.sites import Layer, tie, tied_groups
+from espnet_ext.methods.residual import refuse_alone
+from espnet_ext.methods.sites import Layer, tied_groups
 
 _SMALL = 4096  # numbers of a matrix that is not worth rounding
 ALL_ALIKE = TableTokens()
@@ -84,11 +86,11 @@ def extend_to_model(model: Any, tokens: TableTokens = ALL_ALIKE) -> None:
     found = [
         Layer(name, layer, "other")
         for name, layer in model.named_modules()
-        if not parametrize.is_parametrized(layer) and _is_matrix(layer)
+        if _is_matrix(layer) and part_of(chain_of(layer, "weight") or (), NestedWeight) is None
     ]
     for group in tied_groups(model, found):
-        _round(group[0], stack, tokens)
-        tie([layer.module for layer in group])
+        modules = [layer.module for layer in group]
+        round_layers(modules, _rounded(group[0], stack, tokens), stack.selection, stack.options)
 
 
 def _nest_decoder(model: Any, stack: NestedStack) -> None:
@@ -112,6 +114,8 @@ def _nest_decoder(model: Any, stack: NestedStack) -> None:
         if rounded or role != "other":
             modules = [layer.module for layer in group]
             nest_layers(modules, selection, options, role, "decoder_width")
+    for member in selection.family:
+        refuse_alone(layers, member.decoder or ())
     kind = type(layers)
     nested: Any = layers
     nested.__class__ = type(f"Nested{kind.__name__}", (NestedDecoder, kind), {})
@@ -139,16 +143,13 @@ def _coded_table(layer: Layer, stack: NestedStack, tokens: TableTokens) -> Neste
     return NestedTable(table.weight, stack.selection, sizes, tokens, rare)
 
 
-def _round(layer: Layer, stack: NestedStack, tokens: TableTokens) -> None:
+def _rounded(layer: Layer, stack: NestedStack, tokens: TableTokens) -> nn.Module:
+    """What rounds the weight of a layer."""
     module: Any = layer.module
-    options, selection = stack.options, stack.selection
     position = "position" in layer.name
-    rounded: nn.Module
-    if isinstance(module, nn.Embedding) and options.table and not position:
-        rounded = _coded_table(layer, stack, tokens)
-    elif position and isinstance(module, nn.Embedding) and are_sinusoids(module.weight):
-        rounded = NestedPositions(module.weight, selection)
-    else:
-        least = _POSITION_BITS if position else 2
-        rounded = NestedWeight(module.weight, selection, options, None, least)
-    parametrize.register_parametrization(module, "weight", rounded, unsafe=True)
+    if isinstance(module, nn.Embedding) and stack.options.table and not position:
+        return _coded_table(layer, stack, tokens)
+    if position and isinstance(module, nn.Embedding) and are_sinusoids(module.weight):
+        return NestedPositions(module.weight, stack.selection)
+    least = _POSITION_BITS if position else 2
+    return NestedWeight(module.weight, stack.selection, stack.options, None, least)

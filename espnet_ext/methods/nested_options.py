@@ -94,7 +94,7 @@ class NestedOptions(Options):
             below 32 bits (``methods.codes``), as 4, or for each of these precisions, as
             {4: 3, 3: 4}; null: its rows are rounded like other weights.
         rare: of ``table``; such numbers of the rows of tokens that the training text lacks
-            (``common``), as 12 beside ``table: 2``.
+            (``common``), as 6 beside ``table: 3``. What these bytes stand for is not trained.
         common: of ``rare``; the file of the tokens that the training text has, which stage 3
             writes: data/token_list/<model>/common_<training set>.txt.
         letters: of ``table``; characters of the texts. Below 32 bits all tokens with other

@@ -1,12 +1,13 @@
 """The weights that the precision of a member concerns: their integers, and the bits they need."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
+from espnet_ext.methods.chains import part_of, value_before
 from espnet_ext.methods.codes import Coded
 from espnet_ext.methods.nested import find_stack, is_matrix_layer, nested_stack
 from espnet_ext.methods.nested_layers import NestedWeight
@@ -14,6 +15,9 @@ from espnet_ext.methods.nested_model import containers
 from espnet_ext.methods.nested_options import find_member
 from espnet_ext.methods.nested_table import NestedTable
 from espnet_ext.methods.positions import NestedPositions, Sinusoids
+
+# In names of the factors of residuals: deployed, they are tensors of the layer.
+_IN_RESIDUAL = re.compile(r"\.parametrizations\.weight\.\d+(?=\.(up|down)$)")
 
 
 def quantised_weights(encoder: nn.Module) -> dict[str, Tensor]:
@@ -81,16 +85,21 @@ def packed_weights(model: nn.Module, name: str) -> dict[str, Packed | Coded | Si
 
 def _packed_inside(module: nn.Module) -> Iterator[tuple[str, Packed | Coded | Sinusoids]]:
     """Names and values of the rounded weights in a module, of the selected member."""
-    for name, layer in module.named_modules():
-        if not parametrize.is_parametrized(layer, "weight"):
-            continue
-        chain: Any = layer.parametrizations["weight"]
-        if isinstance(chain[0], NestedWeight):
-            yield f"{name}.weight", Packed(*chain[0].integers(chain.original), chain[0].bits)
-        elif isinstance(chain[0], NestedTable):
-            yield f"{name}.weight", chain[0].coded(chain.original)
-        elif isinstance(chain[0], NestedPositions):
-            yield f"{name}.weight", Sinusoids(tuple(chain.original.shape))
+    for place, layer in module.named_modules():
+        chains: Any = getattr(layer, "parametrizations", {})
+        for tensor, chain in chains.items():
+            name = _IN_RESIDUAL.sub("", f"{place}.{tensor}")
+            found = part_of(chain, (NestedWeight, NestedTable, NestedPositions))
+            if found is None:
+                continue
+            part = found[1]
+            value = value_before(chain, part)
+            if isinstance(part, NestedWeight):
+                yield name, Packed(*part.integers(value), part.bits)
+            elif isinstance(part, NestedTable):
+                yield name, part.coded(value)
+            else:
+                yield name, Sinusoids(tuple(value.shape))
 
 
 def block_bits(encoder: nn.Module, bits: int) -> int:

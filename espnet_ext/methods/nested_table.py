@@ -162,6 +162,9 @@ class NestedTable(CodedRows):
             common = common & kept_too
             others = None if kept is None else kept[~common]
             rest, kept = CodedRows(weight[~common], [rare], others), common
+            # No text asks for rare tokens: training would only teach to leave them out.
+            for part in rest.tables.children():
+                part.requires_grad_(False)
         super().__init__(weight, set(sizes.values()), kept, rest)
         self.selection, self.sizes = selection, sizes
 

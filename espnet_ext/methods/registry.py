@@ -22,6 +22,7 @@ class Method:
     bases: tuple[str, ...] | None = None  # the only encoders that it fits
     # see ``methods.start``; None: it does not start from plain layers
     start: Callable[[nn.Module, dict[str, Tensor], str], list[str]] | None = None
+    place: int = 1  # among the methods of one layer, see ``methods.chains``
 
     def fits(self, base: str, recurrent: bool) -> bool:
         """True if it can be applied to the encoder ``base``, whose layers may be recurrent."""

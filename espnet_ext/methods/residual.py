@@ -12,7 +12,7 @@ W_l = U + up down + D.
 import math
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, field_validator
@@ -21,6 +21,17 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
+from espnet_ext.methods.chains import (
+    ROUNDING,
+    attach,
+    chain_of,
+    originals,
+    part_of,
+    parts_with_chains,
+    place_of,
+    share,
+    value_before,
+)
 from espnet_ext.methods.deploy import empty_like
 from espnet_ext.methods.options import WHOLE, Options, Positive, Whole
 from espnet_ext.methods.protocols import Memo
@@ -29,7 +40,6 @@ from espnet_ext.methods.sites import (
     Layer,
     check_sites,
     find_layers,
-    refuse_second_method,
     tie,
     tied_groups,
 )
@@ -69,22 +79,50 @@ class ResidualOptions(Options):
         return sites
 
 
-def group_numbers(options: ResidualOptions, layers: int) -> list[int]:
+def group_numbers(options: ResidualOptions, layers: int, part: bool = False) -> list[int]:
     """Return the group of each of ``layers`` layers, floor(l / K) for a single K.
+
+    ``part``: they are the first ones of a stack of unknown size.
 
     Raises:
         UserError: the groups do not fit the number of layers.
     """
     share = options.share
     if isinstance(share, int):
-        if share > layers:
+        if share > layers and not part:
             raise UserError(f"residual: share {share} is more than the encoder's {layers} layers")
         return [layer // share for layer in range(layers)]
-    if sum(share) != layers:
+    if sum(share) != layers and not part:
         raise UserError(
             f"residual: the groups {list(share)} hold {sum(share)} layers, the encoder has {layers}"
         )
-    return [group for group, size in enumerate(share) for _ in range(size)]
+    return [group for group, size in enumerate(share) for _ in range(size)][:layers]
+
+
+def sizes_of_kept(options: ResidualOptions, kept: Sequence[int]) -> list[int]:
+    """Return the sizes of the groups in a stack that has the layers ``kept`` of the whole only."""
+    numbers = group_numbers(options, max(kept) + 1, part=True)
+    chosen = [numbers[layer] for layer in kept]
+    return [chosen.count(number) for number in dict.fromkeys(chosen)]
+
+
+def refuse_alone(stack: nn.Module, kept: Sequence[int]) -> None:
+    """Raise UserError if of the layers of ``stack`` that share a base only one is among ``kept``.
+
+    It would have a residual to a base that nothing shares.
+    """
+    groups: dict[int, set[int]] = {}
+    for number, layer in stack.named_children():
+        for _, _, chain in parts_with_chains(layer, "weight"):
+            if part_of(chain, ResidualWeight) is not None:
+                groups.setdefault(id(originals(chain)[0]), set()).add(int(number))
+    for group in groups.values():
+        left = group & set(kept)
+        if len(left) == 1 < len(group):
+            raise UserError(
+                f"residual: of the layers {sorted(group)}, which share weights, {list(kept)} keeps "
+                "one; choose depths that keep two of a group, or none"
+            )
 
 
 def effective_weight(
@@ -106,6 +144,7 @@ class ResidualWeight(nn.Module):
     """
 
     variant = "shared"
+    place = 2  # in a chain (``methods.chains``)
 
     def __init__(self, weight: Tensor, rank: int, diagonal: bool):
         super().__init__()
@@ -129,13 +168,16 @@ class ResidualWeight(nn.Module):
     def deployed(self, layer: Any, memo: Memo) -> nn.Module:
         """Build the layer of the form ``shared``, which keeps base and residual separate."""
 
-        def shared(old: nn.Parameter) -> nn.Parameter:
-            if id(old) not in memo:
-                memo[id(old)] = nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad)
-            return memo[id(old)]
+        def shared(chain: Any, value: Tensor) -> nn.Parameter:
+            trained = originals(chain)
+            if id(trained[0]) not in memo:
+                grad = any(tensor.requires_grad for tensor in trained)
+                memo[id(trained[0])] = nn.Parameter(value.detach().clone(), requires_grad=grad)
+            return memo[id(trained[0])]
 
-        weight = shared(layer.parametrizations.weight.original)
-        bias = None if layer.bias is None else shared(layer.parametrizations.bias.original)
+        chains = layer.parametrizations
+        weight = shared(chains.weight, value_before(chains.weight, self))
+        bias = None if layer.bias is None else shared(chains.bias, layer.bias)
         if self.up is None and self.diagonal is None:
             plain = empty_like(layer)
             plain.weight, plain.bias = weight, bias
@@ -204,14 +246,13 @@ def share_layers(units: Sequence[Sequence[nn.Module]], options: ResidualOptions)
     base: Any = units[0][0]
     for unit in units:
         first: Any = unit[0]
-        refuse_second_method(first)
-        weight = ResidualWeight(first.weight, rank, diagonal)
-        # unsafe: torch's check would compute every weight once more.
-        parametrize.register_parametrization(first, "weight", weight, unsafe=True)
+        if any(place_of(part) == ROUNDING for part in chain_of(first, "weight") or ()):
+            raise UserError("residual: this layer is in a family; nested has to be the last")
+        attach(first, "weight", ResidualWeight(first.weight, rank, diagonal))
         if first.bias is not None:
-            parametrize.register_parametrization(first, "bias", nn.Identity(), unsafe=True)
+            attach(first, "bias", nn.Identity())
         for name in first.parametrizations if first is not base else ():
-            first.parametrizations[name].original = base.parametrizations[name].original
+            share(first.parametrizations[name], base.parametrizations[name])
         tie(unit)
 
 
@@ -260,36 +301,50 @@ def start(module: nn.Module, state: dict[str, Tensor], prefix: str) -> list[str]
     Returns:
         The part of the energy of all W_l - U that the residuals keep.
     """
-    groups: dict[int, dict[int, tuple[list[str], Any]]] = {}  # base -> residual -> names
-    for name, layer in module.named_modules():
-        chains: Any = getattr(layer, "parametrizations", {})
-        if "weight" in chains and isinstance(chains["weight"][0], ResidualWeight):
+    groups: dict[int, dict[int, Unit]] = {}  # of base and residual
+    plain_biases = []  # of layers whose biases no other method computes
+    for name, layer, chain in parts_with_chains(module, "weight"):
+        found = part_of(chain, ResidualWeight)
+        if found is not None:
             place = f"{prefix}{name}." if name else prefix
-            units = groups.setdefault(id(chains["weight"].original), {})
-            units.setdefault(id(chains["weight"][0]), ([], chains["weight"][0]))[0].append(place)
+            units = groups.setdefault(id(originals(chain)[0]), {})
+            units.setdefault(id(found[1]), Unit([], *found)).places.append(place)
+            if not any(hasattr(part, "place") for part in chain_of(layer, "bias") or ()):
+                plain_biases.append(place)
     energy = kept = 0.0
     for units in groups.values():
-        places = [place for names, _ in units.values() for place in names]
+        places = [place for unit in units.values() for place in unit.places]
         if not all(f"{place}weight" in state for place in places):
             continue
-        found = _start_group(list(units.values()), state)
-        energy, kept = energy + found[0], kept + found[1]
-        biases = [state.pop(f"{p}bias") for p in places if f"{p}bias" in state]
+        whole, part = _start_group(list(units.values()), state)
+        energy, kept = energy + whole, kept + part
+        biases = [state[f"{p}bias"] for p in places if f"{p}bias" in state]
         for place in places if biases else ():
-            state[f"{place}parametrizations.bias.original"] = torch.stack(biases).mean(0)
+            state[f"{place}bias"] = torch.stack(biases).mean(0)
+            if place in plain_biases:
+                state[f"{place}parametrizations.bias.original"] = state.pop(f"{place}bias")
     if not energy:
         return []
     return [f"residual: the residuals keep {100 * kept / energy:.1f} % of what layers differ in"]
 
 
-def _start_group(
-    units: Sequence[tuple[list[str], ResidualWeight]], state: dict[str, Tensor]
-) -> tuple[float, float]:
-    """Write base and residuals of a group into a state; return the energies: whole, and kept."""
-    weights = [state[f"{names[0]}weight"].double() for names, _ in units]
+class Unit(NamedTuple):
+    """A residual: the layers that have it, and its place in their chains."""
+
+    places: list[str]  # names of the layers, with their dots
+    place: int
+    residual: ResidualWeight
+
+
+def _start_group(units: Sequence[Unit], state: dict[str, Tensor]) -> tuple[float, float]:
+    """Write base and residuals of a group into a state; return the energies: whole, and kept.
+
+    A base that another method computes is written under the plain name, for that method.
+    """
+    weights = [state[f"{unit.places[0]}weight"].double() for unit in units]
     base = torch.stack(weights).mean(0)
     whole = left = 0.0
-    for (names, residual), weight in zip(units, weights, strict=True):
+    for (names, index, residual), weight in zip(units, weights, strict=True):
         rest = (weight - base).flatten(1)
         whole += rest.square().sum().item()
         parts = {}
@@ -306,9 +361,11 @@ def _start_group(
         left += rest.square().sum().item()
         for name in names:
             kind = state.pop(f"{name}weight").dtype
-            state[f"{name}parametrizations.weight.original"] = base.to(kind)
+            state[f"{name}parametrizations.weight.original" if index == 0 else f"{name}weight"] = (
+                base.to(kind)
+            )
             for part, tensor in parts.items():
-                state[f"{name}parametrizations.weight.0.{part}"] = tensor.to(kind)
+                state[f"{name}parametrizations.weight.{index}.{part}"] = tensor.to(kind)
     return whole, whole - left
 
 
@@ -318,8 +375,9 @@ def _use_shared_form(module: nn.Module) -> None:
     replaced: dict[int, nn.Module] = {}
     layers = [m for m in module.modules() if parametrize.is_parametrized(m)]
     for layer in layers:
-        chain: Any = layer.parametrizations["weight"]
-        replaced[id(layer)] = chain[0].deployed(layer, memo)
+        found = part_of(chain_of(layer, "weight"), ResidualWeight)
+        if found is not None:
+            replaced[id(layer)] = found[1].deployed(layer, memo)
     for parent in list(module.modules()):
         for name, child in parent._modules.items():
             parent._modules[name] = replaced.get(id(child), child)
@@ -327,6 +385,8 @@ def _use_shared_form(module: nn.Module) -> None:
 
 register(
     Method(
-        "residual", ResidualOptions, apply_residual, share_layer, "arXiv 2310.02489", start=start
+        *("residual", ResidualOptions, apply_residual, share_layer, "arXiv 2310.02489"),
+        start=start,
+        place=2,
     )
 )

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.methods.chains import chain_of, trained_tensors
 
 # The five sites compared by HRF (arXiv 2411.09339), plus the pointwise convolutions.
 _PATTERNS = {
@@ -102,33 +103,28 @@ def find_layers(module: nn.Module, sites: Iterable[str]) -> list[Layer]:
     return found
 
 
-def refuse_second_method(layer: nn.Module, name: str = "") -> None:
-    """Raise UserError if a method computes a weight of the layer already."""
-    if parametrize.is_parametrized(layer):
-        raise UserError(f"{name or 'this layer'} already has a method; one method a layer")
-
-
 def tied_groups(module: nn.Module, layers: Iterable[Layer]) -> list[list[Layer]]:
     """Group ``layers`` of ``module`` by weight: tied layers together, any other alone.
 
-    A method gives the layers of one group the same trained tensors, so that they stay tied.
+    Layers whose bases a method shares are together, too. A method gives the layers of one group
+    the same trained tensors, so that they stay tied.
 
     Raises:
-        UserError: a layer has a method already, or shares a tensor with a part of ``module``
-            that is not in its group; a method would silently break that tie.
+        UserError: a layer shares a tensor with a part of ``module`` that is not in its group; a
+            method would silently break that tie.
     """
     groups: dict[tuple[int, ...], list[Layer]] = {}
     for layer in layers:
-        refuse_second_method(layer.module, layer.name)
-        key = tuple(id(parameter) for parameter in layer.module._parameters.values())
+        key = tuple(map(id, trained_tensors(layer.module)))
         groups.setdefault(key, []).append(layer)
     owners: dict[int, set[str]] = {}
     for name, child in module.named_modules():
-        for parameter in child.parameters(recurse=False):
-            owners.setdefault(id(parameter), set()).add(name)
+        if not isinstance(child, parametrize.ParametrizationList):
+            for parameter in trained_tensors(child):
+                owners.setdefault(id(parameter), set()).add(name)
     for group in groups.values():
         members = {layer.name for layer in group}
-        for parameter in group[0].module.parameters(recurse=False):
+        for parameter in trained_tensors(group[0].module):
             for other in sorted(owners[id(parameter)] - members):
                 raise UserError(
                     f"{group[0].name} and {other} share a tensor but not weight and bias both, "
@@ -142,6 +138,7 @@ def tie(layers: Sequence[nn.Module]) -> None:
     first, *others = layers
     for other in others:
         for name in first.parametrizations:
-            # unsafe: torch's check would compute every weight once more.
-            parametrize.register_parametrization(other, name, nn.Identity(), unsafe=True)
-        other.parametrizations.update(first.parametrizations.items())
+            if chain_of(other, name) is None:
+                # unsafe: torch's check would compute every weight once more.
+                parametrize.register_parametrization(other, name, nn.Identity(), unsafe=True)
+                other.parametrizations[name] = first.parametrizations[name]

@@ -5,10 +5,12 @@ computes (``w_1.weight``), the parameters of the method take its place
 (``w_1.parametrizations.weight.original0``, ...). A state of the method itself is left as it is.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
+from espnet_ext.methods.chains import ROUNDING
 from espnet_ext.methods.registry import METHODS, Method
 
 
@@ -24,7 +26,8 @@ def start_from_plain(module: nn.Module, state: dict[str, Tensor], prefix: str = 
         What there is to say about how near the start is, one line each.
     """
     lines = []
-    for method in METHODS.values():
+    # What computes a weight last leaves the plain names of its inputs to what comes before.
+    for method in sorted(METHODS.values(), key=lambda method: -method.place):
         if method.start is not None:
             lines += method.start(module, state, prefix)
     return lines
@@ -35,16 +38,27 @@ def starts_from_plain(module: nn.Module) -> None:
     module.register_load_state_dict_pre_hook(_before_loading)
 
 
-def apply_to_trained(module: nn.Module, method: Method, options: Any) -> list[str]:
-    """Apply a method to a trained module, in place; it starts as near to it as the method can.
+def application_order(methods: Iterable[tuple[Method, Any]]) -> list[tuple[Method, Any]]:
+    """Sort methods with their options; a family comes last: it rounds what the others compute."""
+    return sorted(methods, key=lambda one: (one[0].place == ROUNDING, one[0].place))
+
+
+def apply_to_trained(module: nn.Module, *methods: tuple[Method, Any]) -> list[str]:
+    """Apply methods to a trained module, in place; they start as near to it as they can.
+
+    Args:
+        module: of plain layers.
+        methods: with their options.
 
     Returns:
         The lines of ``start_from_plain``.
     """
     state = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    method.apply(module, options)
+    for method, options in application_order(methods):
+        method.apply(module, options)
     lines = start_from_plain(module, state)
-    if getattr(options, "form", "train") == "train":  # else the weights are loaded later
+    # Else the weights are loaded later.
+    if all(getattr(options, "form", "train") == "train" for _, options in methods):
         module.load_state_dict(state)
     starts_from_plain(module)
     return lines

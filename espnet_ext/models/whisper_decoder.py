@@ -97,9 +97,13 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
                 f"decoder: whisper has {config.vocab_size} tokens, the token list {vocab_size}: "
                 "it is of another model; choose token_type: hugging_face and run stage 3"
             )
-        for name, section in (("hrf", hrf), ("residual", residual)):
-            if section is not None:
-                apply_to_trained(self.decoder, METHODS[name], METHODS[name].parse(section))
+        methods = [
+            (METHODS[name], METHODS[name].parse(section))
+            for name, section in (("hrf", hrf), ("residual", residual))
+            if section is not None
+        ]
+        if methods:
+            apply_to_trained(self.decoder, *methods)
         self.prompt: tuple[int, ...] = ()
         self.languages: list[int] = []  # ids of their tokens
         self.end = -1

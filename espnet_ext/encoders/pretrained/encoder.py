@@ -19,8 +19,8 @@ from espnet_ext.encoders.pretrained.stack import RATE, Stack
 from espnet_ext.encoders.pretrained.whisper import WhisperStack
 from espnet_ext.errors import UserError, one_line
 from espnet_ext.methods.mimic import MimicNetwork
-from espnet_ext.methods.nested import apply_nested, nested_stack
-from espnet_ext.methods.nested_options import Member, NestedOptions
+from espnet_ext.methods.nested import nested_stack
+from espnet_ext.methods.nested_options import Member
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.methods.start import apply_to_trained
 
@@ -101,11 +101,7 @@ class StackEncoder(AbsEncoder):
         self.upto = upto
         self.frozen = frozen
         self.stack: Stack | MimickedStack = whole
-        if nested is not None:
-            self._nest(whole, nested, mimic)
-        for name, section in (("hrf", hrf), ("residual", residual)):
-            if section is not None:
-                self._compress(whole, name, section, nested is None and mimic is None)
+        self._compress(whole, {"hrf": hrf, "nested": nested, "residual": residual}, mimic)
         if mimic is not None:
             self._replace_by_mimic(whole, MimicConf.parse(mimic))
         self._freeze()
@@ -126,32 +122,37 @@ class StackEncoder(AbsEncoder):
         except (AssertionError, TypeError, ValueError) as error:
             raise UserError(f"encoder: stack: masks: {one_line(error)}") from None
 
-    def _nest(self, whole: Stack, conf: dict, mimic: dict | None) -> None:
-        """Turn the stack into a family, in place."""
-        if mimic is not None or self.upto is not None or self.frozen is True:
-            raise UserError(
-                "encoder: stack: nested needs frozen: false or front, no mimic, no upto"
-            )
-        if self.architecture is None:
-            raise UserError(
-                "encoder: stack: nested is for models of transformers; for ESPnet's encoders "
-                "choose nested_conformer or the like"
-            )
-        apply_nested(whole, NestedOptions.parse(conf))
+    def _compress(self, whole: Stack, sections: dict[str, dict | None], mimic: dict | None) -> None:
+        """Apply methods to the trained layers, in place."""
+        chosen = {
+            name: METHODS[name].parse(section)
+            for name, section in sections.items()
+            if section is not None
+        }
+        for name in chosen:
+            if mimic is not None or self.frozen is True:
+                raise UserError(
+                    f"encoder: stack: {name} needs frozen: false or front, and no mimic"
+                )
+        if "nested" in chosen:
+            self._refuse_no_family()
+        if chosen:
+            apply_to_trained(whole, *((METHODS[name], chosen[name]) for name in chosen))
         family: Any = nested_stack(whole)
-        for member in family.family:
+        for member in family.family if family is not None else ():
             for layer in set(whole.protected) - set(member.layers):
                 raise UserError(
                     f"nested: {member.name} lacks layer {layer}: {whole.protected[layer]}"
                 )
 
-    def _compress(self, whole: Stack, name: str, section: dict, alone: bool) -> None:
-        """Apply a method to the trained layers, in place."""
-        if not alone or self.frozen is True:
+    def _refuse_no_family(self) -> None:
+        if self.upto is not None:
+            raise UserError("encoder: stack: nested needs all layers: leave out upto")
+        if self.architecture is None:
             raise UserError(
-                f"encoder: stack: {name} needs frozen: false or front, no mimic, no nested"
+                "encoder: stack: nested is for models of transformers; for ESPnet's encoders "
+                "choose nested_conformer or the like"
             )
-        apply_to_trained(whole, METHODS[name], METHODS[name].parse(section))
 
     def _replace_by_mimic(self, whole: Stack, section: MimicConf) -> None:
         """Replace the last layers by a mimic, with the weights of step 1 if there is a path."""

@@ -1,6 +1,6 @@
 """Evidence of a claim: committed results that it names, and what they say about two systems."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,6 +15,10 @@ from espnet_ext.results.schema import NOT_MEASURED, Score, as_json
 from espnet_ext.results.store import Results
 from espnet_ext.score.significance.folds import mean_interval, sign_flip_p
 from espnet_ext.validation import Items, Strict, Text
+
+# A system that decides nothing: it names one class in more of its decisions, or has more errors.
+MOST_OF_ONE_CLASS = 0.95
+MOST_WER = 0.9
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,10 @@ class Evidence(Strict):
         start = self.result if self.kind == "run" else f"{self.kind} {self.result}:"
         return " ".join([start, *filter(None, words)])
 
+    def failures(self, results: Results) -> list[str]:
+        """What there is to say about trainings whose systems decide nothing, one line each."""
+        return []
+
     def numbers(self, results: Results, system: str | None = None) -> Mapping[str, Any] | None:
         """The record of a system, or of the one that is named first; None: not published."""
         raise NotImplementedError  # of similarity and pruning
@@ -130,11 +138,39 @@ def find_row(evidence: Evidence, results: Results, system: str) -> GridSystem:
     return found
 
 
+def _failures_of_grid(evidence: Evidence, results: Results, names: Iterable[str]) -> list[str]:
+    rows = (evidence.record(results).row(name) for name in names)
+    found = (_failure(row) for row in rows if row is not None)
+    return [line for line in found if line is not None]
+
+
+def _failure(row: GridSystem) -> str | None:
+    """Why the training of a system failed; None if it did not."""
+    if row.confusion:
+        named = np.asarray(row.confusion).sum(axis=0)
+        share = named.max() / named.sum()
+        if share > MOST_OF_ONE_CLASS:
+            return f"{row.system} names one class in {share:.1%} of decisions"
+    return _failed_words(row.system, row.scores["wer"].value if "wer" in row.scores else None)
+
+
+def _failed_words(name: str, wer: float | None) -> str | None:
+    return f"{name} has a WER of {wer:.0%}" if wer is not None and wer > MOST_WER else None
+
+
 class GridPair(OfGrid):
-    """A system of a grid against another."""
+    """A system of a grid against another.
+
+    ``light`` names a third: where the other is no better than that, being near it says nothing.
+    """
 
     than: Text
     metric: Text | None = None
+    light: Text | None = None
+
+    def failures(self, results: Results) -> list[str]:
+        names = filter(None, (self.system, self.than, self.light))
+        return _failures_of_grid(self, results, names)
 
     @property
     def winner(self) -> str:
@@ -177,6 +213,9 @@ class GridBest(OfGrid):
     among: Items[Text]
     metric: Text | None = None
 
+    def failures(self, results: Results) -> list[str]:
+        return _failures_of_grid(self, results, (self.system, *self.among))
+
     def pairs(self) -> list[GridPair]:
         """The system against each of the others."""
         same = {"grid": self.grid, "system": self.system, "metric": self.metric}
@@ -188,6 +227,9 @@ class GridCurve(Evidence):
 
     grid: Text
     systems: Items[Text]
+
+    def failures(self, results: Results) -> list[str]:
+        return _failures_of_grid(self, results, self.systems)
 
     def trend(self, results: Results, degree: int) -> tuple[str, int]:
         """Test the straight (1) or quadratic (2) part of the curve over equal steps.
@@ -242,6 +284,20 @@ class RunPair(OfRun):
     def winner(self) -> str:
         """How the run is named in a verdict."""
         return self.run
+
+    def failures(self, results: Results) -> list[str]:
+        """Those of the run, and of what it was compared with if that is published."""
+        whole = self.score(results)
+        recipe = self.run.partition("/")[0]
+        other = results.runs.get(f"{recipe}/{self.than.replace('/', '_')}")
+        scores = [(self.run, whole)]
+        scores += [(self.than, s) for s in (other.scores if other else ()) if s.set == whole.set]
+        lines = (
+            _failed_words(name, score.metrics["wer"].value)
+            for name, score in scores
+            if "wer" in score.metrics
+        )
+        return [line for line in lines if line is not None]
 
     def score(self, results: Results) -> Score:
         """The score that set and method name.

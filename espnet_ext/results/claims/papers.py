@@ -25,7 +25,7 @@ from pathlib import Path
 
 from espnet_ext.errors import UserError
 from espnet_ext.results.claims.evidence import Evidence
-from espnet_ext.results.claims.rules import BaseClaim, Claim, Finding
+from espnet_ext.results.claims.rules import FAILED, BaseClaim, Claim, Finding
 from espnet_ext.results.schema import NOT_MEASURED
 from espnet_ext.results.store import Results
 from espnet_ext.validation import Items, Strict, Text, parse
@@ -98,4 +98,6 @@ def judge(claim: BaseClaim, item: Evidence, results: Results) -> Finding:
     """
     if not item.is_published(results):
         return NOT_MEASURED, NOT_MEASURED
+    if claim.by_score and (failures := item.failures(results)):
+        return "; ".join(failures), FAILED
     return claim.judge(item, results)

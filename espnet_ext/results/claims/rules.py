@@ -4,7 +4,7 @@ A rule is a class: its fields are the keys of the claim, its docstring says when
 """
 
 from abc import abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,7 @@ from espnet_ext.validation import Items, Number, Strict, Text
 HOLDS = "holds"
 DOES_NOT = "does not hold"
 INCONCLUSIVE = "inconclusive"
+FAILED = "training failed"  # of a system that decides nothing, which is no evidence
 _BY_DIRECTION = {1: HOLDS, -1: DOES_NOT, 0: INCONCLUSIVE}
 _UNKNOWN = (NOT_MEASURED, NOT_MEASURED)
 
@@ -42,6 +43,8 @@ class BaseClaim(Strict):
     claim: Text
     where: Text  # in the paper
     published: Text
+
+    by_score: ClassVar[bool] = False  # judged by scores, for which trainings must not have failed
 
     @abstractmethod
     def judge(self, item: Any, results: Results) -> Finding:
@@ -60,6 +63,7 @@ class Better(BaseClaim):
     """
 
     rule: Literal["better"]
+    by_score = True
     gain: Number | None = None
     evidence: Items[Pair]
 
@@ -84,14 +88,24 @@ class Bounds(BaseClaim):
 
 
 class Within(Bounds):
-    """Holds if the whole interval of the gain lies in the range, does not hold if none of it."""
+    """Holds if the whole interval of the gain lies in the range, does not hold if none of it.
+
+    Where the evidence names a ``light`` system, the other must be better than that: to be as good
+    as a larger model means something only if that gains by its size.
+    """
 
     rule: Literal["within"]
+    by_score = True
     evidence: Items[Pair]
 
     def judge(self, item: Any, results: Results) -> Finding:
         found: Compared = item.compared(results)
         interval = found.comparison.gain_interval
+        light = getattr(item, "light", None)
+        if light is not None:
+            pair = item.model_copy(update={"system": item.than, "than": light, "light": None})
+            if pair.compared(results).comparison.direction <= 0:
+                return f"{found.text()}; {item.than} is no better than {light}", INCONCLUSIVE
         if interval is None:
             return found.text(), INCONCLUSIVE
         if all(map(self.holds, interval)):
@@ -108,6 +122,7 @@ class Kept(BaseClaim):
     """
 
     rule: Literal["kept"]
+    by_score = True
     low: Number
     evidence: Items[GridPair]
 
@@ -128,6 +143,7 @@ class Question(BaseClaim):
     """A question that the paper leaves open: names the better of the two, if one is."""
 
     rule: Literal["question"]
+    by_score = True
     evidence: Items[Pair]
 
     def judge(self, item: Any, results: Results) -> Finding:
@@ -143,6 +159,7 @@ class Best(BaseClaim):
     """
 
     rule: Literal["best"]
+    by_score = True
     evidence: Items[GridBest]
 
     def judge(self, item: GridBest, results: Results) -> Finding:
@@ -167,6 +184,7 @@ class TrendClaim(BaseClaim):
     """
 
     rule: Literal["trend"]
+    by_score = True
     degree: int = 1
     evidence: Items[GridCurve]
 
@@ -242,7 +260,8 @@ class AtMost(BaseClaim):
 class BlocksClaim(BaseClaim):
     """Holds if, where the stack is cut, neighbouring layers are the least alike of all.
 
-    Without that the cut is only a place in a smooth change from the first layer to the last.
+    Without that the cut is only a place in a smooth change from the first layer to the last. A
+    single layer is no block.
     """
 
     rule: Literal["blocks"]
@@ -261,7 +280,9 @@ class BlocksClaim(BaseClaim):
         ends = [0, *cuts, len(matrix)]
         spans = ", ".join(f"{a}-{b - 1}" for a, b in zip(ends, ends[1:], strict=False))
         text = f"layers {spans}; neighbours across {across:.3f}, others from {inside:.3f}"
-        return text, HOLDS if across < inside else DOES_NOT
+        alone = min(b - a for a, b in zip(ends, ends[1:], strict=False)) < 2
+        text += "; one block is a single layer" * alone
+        return text, HOLDS if across < inside and not alone else DOES_NOT
 
 
 class Removable(BaseClaim):

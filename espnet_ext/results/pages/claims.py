@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from espnet_ext.results.claims.evidence import MOST_OF_ONE_CLASS, MOST_WER
 from espnet_ext.results.claims.papers import Judged, Paper, counted
-from espnet_ext.results.claims.rules import DOES_NOT, HOLDS, INCONCLUSIVE
+from espnet_ext.results.claims.rules import DOES_NOT, FAILED, HOLDS, INCONCLUSIVE
 from espnet_ext.results.pages.text import markdown, paragraph
 from espnet_ext.results.schema import NOT_MEASURED
 
-_VERDICTS = (HOLDS, DOES_NOT, INCONCLUSIVE, NOT_MEASURED)
-_HEADER = [HOLDS, "does not", INCONCLUSIVE, NOT_MEASURED, "answered"]
+_VERDICTS = (HOLDS, DOES_NOT, INCONCLUSIVE, FAILED, NOT_MEASURED)
+_HEADER = [HOLDS, "does not", INCONCLUSIVE, "failed", "missing", "answered"]
 
 
 def _counts(judged: Sequence[Judged]) -> list[str]:
@@ -43,8 +44,9 @@ def claims_section(
         "",
         paragraph(
             "A claim in our words, and how many pieces of evidence here support it. Every verdict "
-            "is computed from the committed results by the rule that the paper's page names. An "
-            "open question is answered, or inconclusive."
+            "is computed from the committed results by the rule that the paper's page names. "
+            "Failed: a training that decides nothing; missing: not measured. An open question is "
+            "answered, or inconclusive."
         ),
         "",
         markdown(["paper", "claims", *_HEADER], rows),
@@ -82,7 +84,10 @@ def _how_judged(judged: Sequence[Judged]) -> list[str]:
         "speakers, with Student's 95 % interval and the p of a permutation test over them, seeds "
         "averaged; of recognisers and translators it is that of WER, CER, BLEU or chrF, with the "
         "interval and the p of the bootstrap that the recipe's page explains. Better and worse "
-        "need p < 0.05. What neither holds nor fails is inconclusive."
+        "need p < 0.05. What neither holds nor fails is inconclusive. A system that names one "
+        f"class in over {MOST_OF_ONE_CLASS:.0%} of its decisions, or has a WER above "
+        f"{MOST_WER:.0%}, "
+        "is no evidence: its training failed."
     )
     lines = [paragraph(text), ""]
     for name, kind in sorted(rules.items()):

@@ -213,5 +213,5 @@ def test_no_stack_and_a_method_twice_are_refused():
     with pytest.raises(UserError, match="no numbered stack"):
         apply_residual(nn.ModuleDict({"w_1": nn.Linear(2, 2)}), ResidualOptions(sites=("ffn",)))
     model = stack(2, share=2, rank=2)
-    with pytest.raises(UserError, match="already has a method"):
+    with pytest.raises(UserError, match="already has a method of this kind"):
         apply_residual(model, ResidualOptions(share=2, sites=("ffn",)))

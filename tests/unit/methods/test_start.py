@@ -74,7 +74,7 @@ def test_hrf_starts_at_the_trained_layers_exactly(factors, ratio):
         wanted = plain(x)
         sites = ["ffn", "wide_conv", "recurrent"]
         options = HRFOptions(sites=sites, ratio=ratio, factors=factors)
-        assert apply_to_trained(plain, METHODS["hrf"], options) == []
+        assert apply_to_trained(plain, (METHODS["hrf"], options)) == []
         assert "rnn.parametrizations.weight_hh_l0.original0" in plain.state_dict()
         for one, other in zip(plain(x), wanted, strict=True):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
@@ -108,7 +108,7 @@ def test_residuals_start_at_mean_diagonal_and_singular_vectors(rank, diagonal):
     weights = [layer.fc1.weight.detach().double().numpy() for layer in plain.layers]
     biases = [layer.fc1.bias.detach().clone() for layer in plain.layers]
     options = ResidualOptions(share=[2, 1], rank=rank, diagonal=diagonal, sites=["ffn"])
-    lines = apply_to_trained(plain, METHODS["residual"], options)
+    lines = apply_to_trained(plain, (METHODS["residual"], options))
     mean = (weights[0] + weights[1]) / 2
     energy = kept = 0.0
     for number, weight in enumerate(weights[:2]):

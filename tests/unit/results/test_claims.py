@@ -12,7 +12,7 @@ from espnet_ext.config.grid import read_grid
 from espnet_ext.errors import UserError
 from espnet_ext.results.benchmarks import Benchmark
 from espnet_ext.results.claims.papers import judge_paper, read_papers
-from espnet_ext.results.claims.rules import DOES_NOT, HOLDS, INCONCLUSIVE
+from espnet_ext.results.claims.rules import DOES_NOT, FAILED, HOLDS, INCONCLUSIVE
 from espnet_ext.results.comparison import Comparison
 from espnet_ext.results.grids import Grid, GridSystem, GridValue
 from espnet_ext.results.pages.claims import claims_section
@@ -37,7 +37,8 @@ def a_grid(rows, **over) -> Grid:
 
 def a_row(name, scores, **over) -> GridSystem:
     sizes = {"parameters": 1000, "max_difference": 2e-6, "macs_per_second": NOT_MEASURED}
-    return GridSystem.model_construct(system=name, scores=scores, **sizes | over)
+    made = {**sizes, "confusion": None, **over}
+    return GridSystem.model_construct(system=name, scores=scores, **made)
 
 
 def grid(**means) -> Grid:
@@ -85,6 +86,7 @@ def similarity(beside, cuts) -> Similarity:
     [
         ((0.9, 0.4, 0.8), [2], HOLDS, "layers 0-1, 2-3; neighbours across 0.400, others from 0.8"),
         ((0.9, 0.8, 0.4), [2], DOES_NOT, "neighbours across 0.800, others from 0.400"),
+        ((0.9, 0.8, 0.4), [3], DOES_NOT, "from 0.800; one block is a single layer"),
         ((0.9,), None, INCONCLUSIVE, "2 layers are too few to cut"),
     ],
 )
@@ -224,6 +226,52 @@ def test_one_fold_tells_nothing(tmp_path):
 )
 def test_within_needs_the_whole_interval(tmp_path, a, options, expected):
     assert verdict(tmp_path, "within", PAIR, of(grid(a=a, b=0.5)), **options)[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "item"),
+    [
+        ("better", {}, {"system": "a", "than": "b"}),
+        ("better", {}, {"system": "b", "than": "a"}),
+        ("within", {"low": -1.0, "high": 1.0}, {"system": "c", "than": "b", "light": "a"}),
+        ("kept", {"low": 0.9}, {"system": "a", "than": "b"}),
+        ("question", {}, {"system": "b", "than": "a"}),
+        ("best", {}, {"system": "b", "among": ["c", "a"]}),
+        ("trend", {}, {"systems": ["b", "c", "a"]}),
+    ],
+)
+def test_a_system_that_names_one_class_is_no_evidence(tmp_path, rule, options, item):
+    found = grid(a=0.5, b=0.6, c=0.6)
+    named = {"a": [[1, 49], [2, 48]], "b": [[30, 20], [3, 47]], "c": [[3, 47], [3, 47]]}
+    rows = [r.model_copy(update={"confusion": named[r.system]}) for r in found.systems]
+    results = of(a_grid(rows))
+    measured, told = verdict(tmp_path, rule, {"grid": "d_t/g", **item}, results, **options)
+    assert (measured, told) == ("a names one class in 97.0% of decisions", FAILED)
+    sizes = {"grid": "d_t/g", "system": "a", "than": "b"}
+    same = verdict(tmp_path, "equal", sizes, results, fields=["parameters"])
+    assert same[1] == HOLDS  # what it was trained to be does not matter for counts
+
+
+def test_a_recogniser_with_more_errors_than_words_is_no_evidence(tmp_path):
+    bad = text_grid(wer=(-0.02, -0.03, -0.01, 0.01))
+    bad.systems[1] = a_row("b", {"wer": GridValue(value=0.96)}, comparisons=[])
+    assert verdict(tmp_path, "better", PAIR, of(bad)) == ("b has a WER of 96%", FAILED)
+    item = {"run": "d_asr1/hrf_xs", "than": "base_xs", "metric": "wer"}
+    after, before = run(), run("base_xs")
+    before.scores[0].metrics["wer"] = (
+        before.scores[0].metrics["wer"].model_copy(update={"value": 0.91})
+    )
+    runs = of(runs=[after, before])
+    assert verdict(tmp_path, "better", item, runs) == ("base_xs has a WER of 91%", FAILED)
+
+
+def test_near_a_larger_model_means_something_only_if_that_is_better(tmp_path):
+    item = {**PAIR, "light": "c"}
+    options = {"low": -0.05}
+    better = verdict(tmp_path, "within", item, of(grid(a=0.6, b=0.6, c=0.5)), **options)
+    assert better[1] == HOLDS
+    measured, told = verdict(tmp_path, "within", item, of(grid(a=0.6, b=0.5, c=0.6)), **options)
+    assert told == INCONCLUSIVE and measured.endswith("; b is no better than c")
 
 
 @pytest.mark.parametrize(
@@ -446,7 +494,7 @@ def test_the_pages_have_every_claim_and_say_what_is_not_measured():
         for claim in paper.claims:
             (row,) = [line for line in index if line.startswith(f"| {claim.claim} ")]
             cells = [cell.strip() for cell in row.split("|")[2:-1]]
-            assert cells == ["", "", "", str(len(claim.evidence)), ""]
+            assert cells == ["", "", "", "", str(len(claim.evidence)), ""]
             number += 1
         at = index.index(f"### {paper.paper}")
         assert index[at + 2].startswith("Scope: ") and page.splitlines()[2] == index[at + 2]
