@@ -24,6 +24,9 @@ _PATTERNS = {
     "conv": r"(^|\.)pointwise_conv\d*$",
 }
 SITES = (*_PATTERNS, "cls", "all")
+# What the paper calls all: its four sites together. Our "all" takes every linear layer.
+PAPER = "paper"
+_PAPER_SITES = ("ffn", "qkv", "project", "cls")
 # Layers that are linear between non-linearities, but not one matrix for each frame: convolutions
 # with a kernel wider than 1, and recurrent layers. "all" does not include them.
 EXTRA_SITES = ("wide_conv", "recurrent")
@@ -41,10 +44,12 @@ class Layer:
 def check_sites(sites: Any, extra: bool = False) -> tuple[str, ...]:
     """Return ``sites``, one name or several, as a tuple; ``extra`` accepts EXTRA_SITES too.
 
+    ``paper`` stands for the four sites of HRF's paper.
+
     Raises:
         UserError: a name is not a site, or none is given.
     """
-    known = (*SITES, *EXTRA_SITES) if extra else SITES
+    known = (*SITES, PAPER, *EXTRA_SITES) if extra else (*SITES, PAPER)
     chosen = (sites,) if isinstance(sites, str) else sites
     if not isinstance(chosen, list | tuple | set | frozenset):
         raise UserError(f"sites must be a list of names, not {sites!r}")
@@ -53,7 +58,8 @@ def check_sites(sites: Any, extra: bool = False) -> tuple[str, ...]:
     for site in chosen:
         if site not in known:
             raise UserError(f"unknown site {nearest(str(site), known)}")
-    return tuple(chosen)
+    named = [part for site in chosen for part in (_PAPER_SITES if site == PAPER else (site,))]
+    return tuple(dict.fromkeys(named))
 
 
 def feed_forward_role(name: str) -> str | None:

@@ -179,9 +179,12 @@ def test_sites_take_what_they_name():
         "wide_conv": ["conv"],
         "recurrent": ["rnn"],
         "conv": ["pointwise_conv1"],
-        "all": ["w_1", "pointwise_conv1"],  # as in the paper
+        "all": ["w_1", "pointwise_conv1"],
         ("all", "recurrent", "wide_conv"): ["conv", "rnn", "w_1", "pointwise_conv1"],
     }
+    # The paper's sites under their own name; in the encoder they need layers of each.
+    assert HRFOptions(sites="paper").sites == ("ffn", "qkv", "project", "cls")
+    assert HRFOptions(sites=["cls", "paper"]).sites == ("cls", "ffn", "qkv", "project")
     with pytest.raises(UserError, match="no layer at site 'recurrent'"):
         apply_hrf(nn.Linear(2, 2), HRFOptions(sites="recurrent"))
     with pytest.raises(UserError, match="unknown site 'recurrent'"):
