@@ -59,7 +59,8 @@ class BaseClaim(Strict):
 class Better(BaseClaim):
     """Holds if the system is better than the other, does not hold if it is worse.
 
-    With a claimed ``gain`` it does not hold either if the interval of the gain stays below that.
+    With a claimed ``gain`` it does not hold either if the interval of the gain stays below that. An
+    interval that reaches further than the gain to both sides says so: the data are too few for it.
     """
 
     rule: Literal["better"]
@@ -69,10 +70,14 @@ class Better(BaseClaim):
 
     def judge(self, item: Any, results: Results) -> Finding:
         found: Compared = item.compared(results)
-        interval = found.comparison.gain_interval
-        if self.gain is not None and interval is not None and interval[1] < self.gain:
-            return found.text(), DOES_NOT
-        return found.text(), _BY_DIRECTION[found.comparison.direction]
+        interval, text = found.comparison.gain_interval, found.text()
+        if self.gain is None or interval is None:
+            return text, _BY_DIRECTION[found.comparison.direction]
+        if interval[1] < self.gain:
+            return text, DOES_NOT
+        if interval[1] - interval[0] > 2 * self.gain:
+            text += "; too few data for such a gain"
+        return text, _BY_DIRECTION[found.comparison.direction]
 
 
 class Bounds(BaseClaim):
@@ -106,13 +111,14 @@ class Within(Bounds):
             pair = item.model_copy(update={"system": item.than, "than": light, "light": None})
             if pair.compared(results).comparison.direction <= 0:
                 return f"{found.text()}; {item.than} is no better than {light}", INCONCLUSIVE
+        text = found.text() + "; significantly worse" * (found.comparison.direction < 0)
         if interval is None:
-            return found.text(), INCONCLUSIVE
+            return text, INCONCLUSIVE
         if all(map(self.holds, interval)):
-            return found.text(), HOLDS
+            return text, HOLDS
         below = self.low is not None and interval[1] < self.low
         above = self.high is not None and interval[0] > self.high
-        return found.text(), DOES_NOT if below or above else INCONCLUSIVE
+        return text, DOES_NOT if below or above else INCONCLUSIVE
 
 
 class Kept(BaseClaim):

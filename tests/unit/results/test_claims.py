@@ -265,6 +265,17 @@ def test_a_recogniser_with_more_errors_than_words_is_no_evidence(tmp_path):
     assert verdict(tmp_path, "better", item, runs) == ("base_xs has a WER of 91%", FAILED)
 
 
+def test_what_is_near_but_worse_and_what_is_too_wide_says_so(tmp_path):
+    text, told = verdict(tmp_path, "within", PAIR, of(grid(a=0.47, b=0.5)), low=-0.1)
+    assert told == HOLDS and text.endswith("; significantly worse")
+    text, told = verdict(tmp_path, "within", PAIR, of(grid(a=0.5, b=0.5)), low=-0.1)
+    assert told == HOLDS and "worse" not in text
+    text, _ = verdict(tmp_path, "better", PAIR, of(grid(a=0.5, b=0.5)), gain=0.001)
+    assert text.endswith("; too few data for such a gain")
+    text, _ = verdict(tmp_path, "better", PAIR, of(grid(a=0.52, b=0.5)), gain=0.02)
+    assert "too few" not in text
+
+
 def test_near_a_larger_model_means_something_only_if_that_is_better(tmp_path):
     item = {**PAIR, "light": "c"}
     options = {"low": -0.05}
