@@ -25,6 +25,7 @@ from espnet_ext.methods.registry import METHODS
 from espnet_ext.methods.residual import SharedLinear
 from espnet_ext.methods.start import apply_to_trained
 from tests.fixtures import foundation
+from tests.unit.methods.test_start import encoded, experiment, model
 from tests.unit.models.test_nested_model import outputs, speech
 
 OPTIONS = {
@@ -215,3 +216,55 @@ def test_a_member_of_a_family_over_a_shared_whisper_is_stored_with_one_base(
             assert {isinstance(base, Quantised) for base in bases} == {bool(rounded)}
         rounded = {v.bits for k, v in state.items() if isinstance(v, Quantised) and ".up" in k}
         assert rounded == {8}
+
+
+SECTIONS = {
+    "hrf": {"sites": ["ffn"], "ratio": 1.5},
+    "residual": {"share": 2, "rank": 2},
+    "nested": {"bits": [32, 4], "depths": [4, 2], "norm": "layer"},
+}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "sections", "form", "deployed"),
+    [
+        ("residual_conformer", ["hrf", "residual"], "shared", "residual_conformer"),
+        ("hrf_conformer", ["hrf", "residual"], "merged", "conformer"),
+        ("nested_conformer", ["hrf", "nested"], "2L-24-4b", "nested_conformer"),
+        ("nested_conformer", ["hrf", "nested", "residual"], "merged", "nested_conformer"),
+    ],
+)
+def test_sections_of_an_encoder_of_espnet_stand_side_by_side(
+    tmp_path, encoder, sections, form, deployed
+):
+    chosen = {name: SECTIONS[name] for name in sections}
+    made = model(tmp_path, encoder, chosen)
+    randomised(made)
+    arguments = vars(arguments_of(experiment(tmp_path, encoder, chosen)))
+    arguments |= {"token_list": made.token_list, "normalize": None}
+    with computing(made, form):
+        wanted = encoded(made)
+    plain = formed(made, form)
+    conf = stock_arguments(arguments, form)
+    assert conf["encoder"] == deployed and "hrf" not in conf["encoder_conf"]
+    again = build(conf).eval()
+    again.load_state_dict(plain.module.state_dict())
+    torch.testing.assert_close(encoded(again), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_member_of_a_conformer_over_shared_layers_names_both_methods(tmp_path):
+    chosen = {name: SECTIONS[name] for name in ("nested", "residual")} | {
+        "nested": {"depths": [4, 2]}
+    }
+    made = model(tmp_path, "nested_conformer", chosen)
+    randomised(made)
+    arguments = vars(arguments_of(experiment(tmp_path, "nested_conformer", chosen)))
+    arguments |= {"token_list": made.token_list, "normalize": None}
+    conf = stock_arguments(arguments, "2L-24-32b")
+    assert conf["encoder"] == "residual_conformer"
+    assert conf["encoder_conf"]["residual"] == {"share": [2], "rank": 2, "form": "shared"}
+    again = build(conf).eval()
+    again.load_state_dict(formed(made, "2L-24-32b").module.state_dict())
+    with computing(made, "2L-24-32b"):
+        wanted = encoded(made)
+    torch.testing.assert_close(encoded(again), wanted, atol=1e-5, rtol=1e-5)
