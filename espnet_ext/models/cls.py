@@ -51,11 +51,14 @@ class MLPDecoder(AbsDecoder):
         encoder_output_size: int,
         num_layers: int = 3,
         dropout: float = 0.5,
+        width: int | None = None,
         deviation: bool = False,
         input_norm: bool = False,
         input_dropout: float = 0.0,
     ):
-        """Build the head; ``num_layers`` linear layers, each but the last halving the width.
+        """Build the head: ``num_layers`` linear layers.
+
+        Each but the last has ``width`` outputs; None: half as many as inputs.
 
         With ``deviation`` they see the standard deviation over frames besides the mean, with
         ``input_norm`` normalised (``SeenNorm``). ``input_dropout`` is on what they see,
@@ -66,7 +69,8 @@ class MLPDecoder(AbsDecoder):
         encoder_output_size *= 2 if deviation else 1
         if num_layers < 1 or encoder_output_size >> (num_layers - 1) < 1:
             raise UserError(f"mlp: num_layers: {num_layers} does not fit {encoder_output_size}")
-        widths = [encoder_output_size >> n for n in range(num_layers)] + [vocab_size]
+        inner = [width or encoder_output_size >> n for n in range(1, num_layers)]
+        widths = [encoder_output_size, *inner, vocab_size]
         norm = SeenNorm(widths[0]) if input_norm else nn.Identity()
         self.inputs = nn.Sequential(norm, nn.Dropout(input_dropout))
         parts: list[nn.Module] = []
