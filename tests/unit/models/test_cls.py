@@ -253,3 +253,37 @@ def test_the_pooled_baseline_is_linear_in_mean_and_deviation(build):
         wanted = layer.weight @ pooled + layer.bias
         torch.testing.assert_close(logits(model, feats, lengths)[row], wanted, atol=1e-3, rtol=1e-3)
     assert sum(p.numel() for p in model.parameters()) == 7 * (2 * 78 + 1)
+
+
+def test_pooled_features_are_normalised_by_all_that_was_seen():
+    from espnet_ext.models.cls import SeenNorm
+
+    torch.manual_seed(3)
+    norm = SeenNorm(4).train()
+    seen = [
+        torch.randn(n, 4) * torch.tensor([1.0, 5.0, 0.1, 2.0]) + shift
+        for n, shift in ((900, 3), (2100, -1))
+    ]
+    for part in seen:  # as batches of one length: each has a mean of its own
+        for batch in part.split(30):
+            norm(batch)
+    x = torch.randn(5, 4)
+    together = torch.cat(seen).double()
+    wanted = (x - together.mean(0)) / together.std(0, unbiased=False)
+    found = norm.eval()(x)
+    torch.testing.assert_close(found, wanted.float(), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(norm(x[:1]), found[:1])  # whatever else is in the batch
+    constant = SeenNorm(1).train()
+    assert torch.isfinite(constant(torch.full((40, 1), 7.0))).all()
+
+
+def test_the_head_has_the_width_and_the_dropout_of_its_inputs_that_were_asked_for():
+    from espnet_ext.models.cls import MLPDecoder
+
+    head = MLPDecoder(7, 64, num_layers=3, width=12, input_dropout=0.5, dropout=0.0)
+    assert [m.out_features for m in head.layers if isinstance(m, torch.nn.Linear)] == [12, 12, 7]
+    x, lengths = torch.randn(2, 9, 64), torch.tensor([9, 5])
+    head.train()
+    assert not torch.equal(head(x, lengths), head(x, lengths))
+    head.eval()
+    assert torch.equal(head(x, lengths), head(x, lengths))
