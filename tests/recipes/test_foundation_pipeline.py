@@ -33,8 +33,9 @@ BASE = {
 }
 BEAM = {"beam_size": 2, "ctc_weight": 0.0}
 NESTED = {"bits": [32, 4], "over": "model", "per": "group", "group": 16, "table": 4, "kl_ctc": 0}
-NESTED |= {"decoder_depths": [2, [1]], "letters": "abcdefghijklmnopqrstuvwxyz", "rare": 16}
-NESTED |= {"common": "data/token_list/model/common_train.txt"}
+NESTED["decoder_depths"] = [2, [1]]
+IN_PARTS = {"letters": "abcdefghijklmnopqrstuvwxyz", "rare": 16}
+IN_PARTS["common"] = "data/token_list/model/common_train.txt"
 LARGE, SMALL = "2L-48+2L-40-32b", "2L-48+L1-40-4b"
 FORMS = {"untrained": None, LARGE: "untrained", SMALL: LARGE}
 CONFIGS = {
@@ -69,6 +70,10 @@ CONFIGS = {
     "family": {
         "encoder_conf": {"nested": NESTED},
         "recipe": {"variant": SMALL, "forms": FORMS, "untrained": {"pad_to": 30}},
+    },
+    "table_in_parts": {
+        "encoder_conf": {"nested": NESTED | IN_PARTS},
+        "recipe": {"variant": SMALL},
     },
 }
 TAUGHT = {
@@ -120,7 +125,7 @@ def recipe(tmp_path_factory):
             del content["recipe"]["decode"]["attention_greedy"]
         (folder / f"conf/train_{tag}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     (folder / "conf/train_taught.yaml").write_text(yaml.safe_dump(TAUGHT, sort_keys=False))
-    succeed(folder, "tokens", "conf/train_family.yaml")
+    succeed(folder, "tokens", "conf/train_table_in_parts.yaml")
     return folder, model
 
 
@@ -303,14 +308,15 @@ def sherpa(folder):
 
 
 EXPORTS = [[LARGE], [LARGE, "--bits", "8"], [SMALL], [SMALL, "--exact"], ["untrained"]]
+TAGGED = [*(("family", words) for words in EXPORTS), ("table_in_parts", [SMALL, "--exact"])]
 
 
-@pytest.mark.parametrize("words", EXPORTS)
-def test_exported_graphs_find_torchs_texts_here_and_in_sherpa_onnx(recipe, words):
+@pytest.mark.parametrize(("tag", "words"), TAGGED)
+def test_exported_graphs_find_torchs_texts_here_and_in_sherpa_onnx(recipe, tag, words):
     folder, _ = recipe
-    config = trained(folder, "family")
+    config = trained(folder, tag)
     form, *options = words
-    deployed, out = f"exp/family/deploy/{form}", folder / f"onnx/{'_'.join(words)}"
+    deployed, out = f"exp/{tag}/deploy/{form}", folder / f"onnx/{tag}_{'_'.join(words)}"
     printed = succeed(folder, "export", config, "--variant", form, "--out", str(out), *options)
     assert re.search(r"; ([23]) of 3 texts are torch's", printed)  # the development set
     found = transcribed(folder, str(out))
