@@ -90,7 +90,7 @@ def _copy(out: Path, task: tuple[float, Utterance]) -> Utterance:
     from espnet_ext.data.audio import read_samples, resampled, write_flac
 
     speed, utterance = task
-    prefix = f"sp{speed:g}-"
+    prefix = _prefix(speed)
     path = out / f"{prefix}{utterance.id}.flac"
     samples, rate = read_samples(Path(utterance.audio), utterance.id)
     slowed = resampled(samples.mean(1), round(rate * speed), rate)
@@ -105,10 +105,16 @@ def _copy(out: Path, task: tuple[float, Utterance]) -> Utterance:
     )
 
 
+def _prefix(speed: float) -> str:
+    """The beginning of the names of copies at a speed."""
+    return f"sp{speed:g}-"
+
+
 def _write_digests(known: dict[str, str], speeds: Sequence[float], path: Path) -> None:
     """Write what changes when the audio of a set and its copies does."""
     rows = dict(known)
     for speed in speeds:
         for name, digest in known.items():
-            rows[f"sp{speed:g}-{name}"] = hashlib.sha256(f"{digest} {speed:g}".encode()).hexdigest()
+            changed = hashlib.sha256(f"{digest} {speed:g}".encode())
+            rows[_prefix(speed) + name] = changed.hexdigest()
     write_text(path, "".join(f"{name} {rows[name]}\n" for name in sorted(rows)))

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from espnet_ext.methods.registry import METHODS, Method
+from espnet_ext.methods.registry import METHODS, Method, chosen_methods
 from espnet_ext.methods.sites import is_linear
 from espnet_ext.methods.start import application_order, starts_from_plain
 
@@ -38,11 +38,9 @@ def compressed_encoder(base: type[nn.Module], method: Method) -> type[nn.Module]
 
     class Compressed(base):  # type: ignore[misc,valid-type]
         def __init__(self, input_size: int, **conf: Any):
-            sections = {method.name: conf.pop(method.name, None)}
-            for name in METHODS.keys() & conf.keys():
-                if (section := conf.pop(name)) is not None:
-                    sections[name] = section
-            chosen = [(METHODS[name], METHODS[name].parse(sections[name])) for name in sections]
+            sections = {name: conf.pop(name) for name in METHODS.keys() & conf.keys()}
+            sections[method.name] = sections.get(method.name) or {}  # null: its defaults
+            chosen = chosen_methods(sections)
             super().__init__(input_size, **conf)
             self.methods = application_order(chosen)
             for other, options in self.methods:

@@ -37,9 +37,7 @@ def plain_conf(conf: Mapping[str, Any], variant: str) -> dict[str, Any]:
     accepts; with ``norm: layer``, which it lacks, also a section ``nested`` with ``form: plain``.
     """
     member = None if variant == "merged" else parse_name(variant)
-    layers = None if member is None else member.layers
-    found = {key: value for key, value in conf.items() if key not in METHODS}
-    found |= _shared_conf(conf, member is not None, layers)
+    found = _without_methods(conf, None if member is None else member.layers, member)
     if found.keys() & {"path", "architecture"}:  # encoder: stack; its model states the sizes
         return found
     if NestedOptions.parse(conf["nested"]).norm == "layer":
@@ -55,30 +53,29 @@ def plain_conf(conf: Mapping[str, Any], variant: str) -> dict[str, Any]:
     return found
 
 
-def _shared_conf(
-    conf: Mapping[str, Any], shares: bool, layers: Sequence[int] | None
+def _without_methods(
+    conf: Mapping[str, Any], layers: Sequence[int] | None, member: Member | None
 ) -> dict[str, Any]:
-    """The section ``residual`` of a member, whose layers share as those of the family do.
+    """A section of a family's config without methods, but for what a member's layers share.
 
     Args:
         conf: of the family's encoder or decoder.
-        shares: whether it is a member, and not the merged model, which is plain.
-        layers: of the member; None: all.
+        layers: of the member in it; None: all.
+        member: None: the merged model, which shares nothing.
     """
+    found = {key: value for key, value in conf.items() if key not in METHODS}
     section = conf.get("residual")
-    if section is None or not shares:
-        return {}
-    options = ResidualOptions.parse(section)
-    sizes = options.share if layers is None else sizes_of_kept(options, layers)
-    return {"residual": {**section, "share": sizes, "form": ResidualWeight.variant}}
+    if section is not None and member is not None:
+        options = ResidualOptions.parse(section)
+        sizes = options.share if layers is None else sizes_of_kept(options, layers)
+        found["residual"] = {**section, "share": sizes, "form": ResidualWeight.variant}
+    return found
 
 
 def plain_decoder_conf(conf: Mapping[str, Any], variant: str) -> dict[str, Any]:
     """Return the ``decoder_conf`` of the member ``variant`` alone, from that of its family."""
     member = None if variant == "merged" else parse_name(variant)
-    layers = None if member is None else member.decoder
-    found = {key: value for key, value in conf.items() if key not in METHODS}
-    found |= _shared_conf(conf, member is not None, layers)
+    found = _without_methods(conf, None if member is None else member.decoder, member)
     if member is None or member.decoder is None or found.keys() & {"path", "architecture"}:
         return found
     found["num_blocks"] = len(member.decoder)

@@ -66,11 +66,11 @@ def deploy(model: nn.Module, variant: str = "merged", example: Any = None) -> nn
     check_finite(model)
     memo: Memo = {id(kept): kept.detach().clone() for kept in graph_tensors(model)}
     families = _families(model)
+    member = bool(families) and variant != "merged"
     with contextlib.ExitStack() as selected:
         members = [selected.enter_context(family.as_member(variant)) for family in families]
         for module in model.modules():
             if _has_method(module):
-                member = bool(families) and variant != "merged"
                 memo[id(module)] = _deployed_layer(module, variant, memo, member)
         for family in families:  # after the layers, which they copy from the memo
             memo[id(family)] = family.extract_member(memo)

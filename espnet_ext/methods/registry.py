@@ -1,6 +1,6 @@
 """The compression methods by name. Each method file ends in its ``register`` call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,12 @@ class Method:
 
 
 METHODS: dict[str, Method] = {}
+
+
+def chosen_methods(sections: Mapping[str, Any]) -> list[tuple[Method, Any]]:
+    """Methods with their options, of the sections of a config by name; one that is null is none."""
+    given = {name: section for name, section in sections.items() if section is not None}
+    return [(METHODS[name], METHODS[name].parse(section)) for name, section in given.items()]
 
 
 def register(method: Method) -> None:

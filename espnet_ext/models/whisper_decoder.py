@@ -13,7 +13,7 @@ from espnet_ext.data.tokenizer import HUB
 from espnet_ext.encoders.pretrained.transformers_stack import quiet, random_model, read_model
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.methods.nested_options import Member
-from espnet_ext.methods.registry import METHODS
+from espnet_ext.methods.registry import chosen_methods
 from espnet_ext.methods.start import apply_to_trained
 from espnet_ext.methods.tensors import frame_mask
 from espnet_ext.models.whisper_cache import Cache, joined, new_cache, parted
@@ -97,12 +97,7 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
                 f"decoder: whisper has {config.vocab_size} tokens, the token list {vocab_size}: "
                 "it is of another model; choose token_type: hugging_face and run stage 3"
             )
-        methods = [
-            (METHODS[name], METHODS[name].parse(section))
-            for name, section in (("hrf", hrf), ("residual", residual))
-            if section is not None
-        ]
-        if methods:
+        if methods := chosen_methods({"hrf": hrf, "residual": residual}):
             apply_to_trained(self.decoder, *methods)
         self.prompt: tuple[int, ...] = ()
         self.languages: list[int] = []  # ids of their tokens

@@ -29,22 +29,20 @@ def write_features(experiment: Experiment, jobs: int) -> None:
         UserError: no data directory, audio that is missing, undecodable, or of another
             sampling rate, or a self-supervised model that is not there.
     """
-    data = experiment.data
-    if experiment.recipe.sources:
+    data, recipe = experiment.data, experiment.recipe
+    if recipe.sources:
         fetch_model(experiment)
-    if experiment.recipe.sources and experiment.recipe.features == "raw":
-        _write_copies(experiment, jobs)
-        return
     for name in data_sets(data):
         if (data / name / SEGMENTS).is_file():
             cut(data, name, jobs)
-    _write_copies(experiment, jobs)
-    copies = bool(experiment.recipe.speeds)
-    sets = [name for name in data_sets(data) if copies or not holds_copies(name)]
+    if recipe.speeds:
+        write_copies(data, recipe.train_set, recipe.speeds, jobs)
     definition = experiment.features
     if definition is None:
-        print("features: computed by the frontend while training; nothing to do")
+        if not recipe.sources:
+            print("features: computed by the frontend while training; nothing to do")
         return
+    sets = [name for name in data_sets(data) if recipe.speeds or not holds_copies(name)]
     if not sets:
         raise UserError(f"no data directory with wav.scp under {data}/; run stage 1")
     wholes = {
@@ -76,13 +74,6 @@ def write_features(experiment: Experiment, jobs: int) -> None:
         stamp.write(sorted(p for p in out.iterdir() if p.suffix in (".ark", ".scp")))
     if lists:
         print(f"features: {lists} sets are lists into {experiment.ark_folder(WHOLE).parent}")
-
-
-def _write_copies(experiment: Experiment, jobs: int) -> None:
-    """Write the copies that ``recipe: speeds`` names, if any."""
-    recipe = experiment.recipe
-    if recipe.speeds:
-        write_copies(experiment.data, recipe.train_set, recipe.speeds, jobs)
 
 
 def fetch_model(experiment: Experiment) -> None:

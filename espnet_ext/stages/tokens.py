@@ -28,6 +28,7 @@ def write_tokens(experiment: Experiment) -> None:
         return
     if experiment.espnet.get("token_type") == PRETRAINED:
         _write_pretrained(experiment)
+        _write_common(experiment)
         return
     text = experiment.require_references(experiment.recipe.train_set)
     out = experiment.token_folder
@@ -65,7 +66,6 @@ def _write_pretrained(experiment: Experiment) -> None:
     stamp = Stamp(out / ".done.json", {"kind": out.name}, [tokenizer, config])
     if stamp.is_current():
         print(f"tokens: {out} is up to date")
-        _write_common(experiment)
         return
     found = pretrained.listed(tokenizer, config)
     copied = out / pretrained.TOKENIZER
@@ -75,7 +75,6 @@ def _write_pretrained(experiment: Experiment) -> None:
     stamp.write([experiment.token_list, copied])
     print(f"tokens: {len(found)} tokens in {out}")
     _print_shared(experiment, found, pretrained.Tokenizer(out))
-    _write_common(experiment)
 
 
 def _write_common(experiment: Experiment) -> None:

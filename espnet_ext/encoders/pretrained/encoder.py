@@ -21,7 +21,7 @@ from espnet_ext.errors import UserError, one_line
 from espnet_ext.methods.mimic import MimicNetwork
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_options import Member
-from espnet_ext.methods.registry import METHODS
+from espnet_ext.methods.registry import chosen_methods
 from espnet_ext.methods.start import apply_to_trained
 
 FRONT = "front"  # the value of ``frozen`` that trains the layers
@@ -124,20 +124,16 @@ class StackEncoder(AbsEncoder):
 
     def _compress(self, whole: Stack, sections: dict[str, dict | None], mimic: dict | None) -> None:
         """Apply methods to the trained layers, in place."""
-        chosen = {
-            name: METHODS[name].parse(section)
-            for name, section in sections.items()
-            if section is not None
-        }
-        for name in chosen:
+        chosen = chosen_methods(sections)
+        for method, _ in chosen:
             if mimic is not None or self.frozen is True:
                 raise UserError(
-                    f"encoder: stack: {name} needs frozen: false or front, and no mimic"
+                    f"encoder: stack: {method.name} needs frozen: false or front, and no mimic"
                 )
-        if "nested" in chosen:
+        if sections["nested"] is not None:
             self._refuse_no_family()
         if chosen:
-            apply_to_trained(whole, *((METHODS[name], chosen[name]) for name in chosen))
+            apply_to_trained(whole, *chosen)
         family: Any = nested_stack(whole)
         for member in family.family if family is not None else ():
             for layer in set(whole.protected) - set(member.layers):

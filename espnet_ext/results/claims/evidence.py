@@ -1,6 +1,6 @@
 """Evidence of a claim: committed results that it names, and what they say about two systems."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Discriminator, Tag
 
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.results.claims.failures import failures_of_rows, failures_of_run
 from espnet_ext.results.comparison import SIGNIFICANT, Comparison, p_value
 from espnet_ext.results.grids import Grid, GridSystem, compare_units, in_order
 from espnet_ext.results.metrics import find_metric
@@ -15,10 +16,6 @@ from espnet_ext.results.schema import NOT_MEASURED, Score, as_json
 from espnet_ext.results.store import Results
 from espnet_ext.score.significance.folds import mean_interval, sign_flip_p
 from espnet_ext.validation import Items, Strict, Text
-
-# A system that decides nothing: it names one class in more of its decisions, or has more errors.
-MOST_OF_ONE_CLASS = 0.95
-MOST_WER = 0.9
 
 
 @dataclass(frozen=True)
@@ -138,26 +135,6 @@ def find_row(evidence: Evidence, results: Results, system: str) -> GridSystem:
     return found
 
 
-def _failures_of_grid(evidence: Evidence, results: Results, names: Iterable[str]) -> list[str]:
-    rows = (evidence.record(results).row(name) for name in names)
-    found = (_failure(row) for row in rows if row is not None)
-    return [line for line in found if line is not None]
-
-
-def _failure(row: GridSystem) -> str | None:
-    """Why the training of a system failed; None if it did not."""
-    if row.confusion:
-        named = np.asarray(row.confusion).sum(axis=0)
-        share = named.max() / named.sum()
-        if share > MOST_OF_ONE_CLASS:
-            return f"{row.system} names one class in {share:.1%} of decisions"
-    return _failed_words(row.system, row.scores["wer"].value if "wer" in row.scores else None)
-
-
-def _failed_words(name: str, wer: float | None) -> str | None:
-    return f"{name} has a WER of {wer:.0%}" if wer is not None and wer > MOST_WER else None
-
-
 class GridPair(OfGrid):
     """A system of a grid against another.
 
@@ -169,8 +146,7 @@ class GridPair(OfGrid):
     light: Text | None = None
 
     def failures(self, results: Results) -> list[str]:
-        names = filter(None, (self.system, self.than, self.light))
-        return _failures_of_grid(self, results, names)
+        return failures_of_rows(self.record(results), self.system, self.than, self.light)
 
     @property
     def winner(self) -> str:
@@ -214,7 +190,7 @@ class GridBest(OfGrid):
     metric: Text | None = None
 
     def failures(self, results: Results) -> list[str]:
-        return _failures_of_grid(self, results, (self.system, *self.among))
+        return failures_of_rows(self.record(results), self.system, *self.among)
 
     def pairs(self) -> list[GridPair]:
         """The system against each of the others."""
@@ -229,7 +205,7 @@ class GridCurve(Evidence):
     systems: Items[Text]
 
     def failures(self, results: Results) -> list[str]:
-        return _failures_of_grid(self, results, self.systems)
+        return failures_of_rows(self.record(results), *self.systems)
 
     def trend(self, results: Results, degree: int) -> tuple[str, int]:
         """Test the straight (1) or quadratic (2) part of the curve over equal steps.
@@ -287,17 +263,7 @@ class RunPair(OfRun):
 
     def failures(self, results: Results) -> list[str]:
         """Those of the run, and of what it was compared with if that is published."""
-        whole = self.score(results)
-        recipe = self.run.partition("/")[0]
-        other = results.runs.get(f"{recipe}/{self.than.replace('/', '_')}")
-        scores = [(self.run, whole)]
-        scores += [(self.than, s) for s in (other.scores if other else ()) if s.set == whole.set]
-        lines = (
-            _failed_words(name, score.metrics["wer"].value)
-            for name, score in scores
-            if "wer" in score.metrics
-        )
-        return [line for line in lines if line is not None]
+        return failures_of_run(results, self.run, self.than, self.score(results))
 
     def score(self, results: Results) -> Score:
         """The score that set and method name.

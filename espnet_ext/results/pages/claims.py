@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from espnet_ext.results.claims.evidence import MOST_OF_ONE_CLASS, MOST_WER
+from espnet_ext.results.claims.failures import MOST_OF_ONE_CLASS, MOST_WER
 from espnet_ext.results.claims.papers import Judged, Paper, counted
 from espnet_ext.results.claims.rules import DOES_NOT, FAILED, HOLDS, INCONCLUSIVE
 from espnet_ext.results.pages.text import markdown, paragraph
@@ -86,8 +86,7 @@ def _how_judged(judged: Sequence[Judged]) -> list[str]:
         "interval and the p of the bootstrap that the recipe's page explains. Better and worse "
         "need p < 0.05. What neither holds nor fails is inconclusive. A system that names one "
         f"class in over {MOST_OF_ONE_CLASS:.0%} of its decisions, or has a WER above "
-        f"{MOST_WER:.0%}, "
-        "is no evidence: its training failed."
+        f"{MOST_WER:.0%}, is no evidence: its training failed."
     )
     lines = [paragraph(text), ""]
     for name, kind in sorted(rules.items()):

@@ -268,3 +268,11 @@ def test_a_member_of_a_conformer_over_shared_layers_names_both_methods(tmp_path)
     with computing(made, "2L-24-32b"):
         wanted = encoded(made)
     torch.testing.assert_close(encoded(again), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_null_option_of_an_encoder_of_espnet_stays_null_where_it_is_deployed():
+    """``input_layer: null`` is no subsampling; without it ESPnet's default would be built."""
+    chosen = {"hrf": SECTIONS["hrf"], "residual": None, "input_layer": None}
+    conf = {"encoder": "hrf_transformer", "encoder_conf": chosen}
+    found = stock_arguments(conf)
+    assert (found["encoder"], found["encoder_conf"]) == ("transformer", {"input_layer": None})
