@@ -27,6 +27,14 @@ LONGEST_NAME = 200  # of 255; files that are being written have longer names
 class UserError(Exception):
     """An error that the user can correct; its text is one line that says what to do."""
 
+    code = 1  # of the exit
+
+
+class StoppedError(UserError):
+    """A signal stopped the work after it was saved; the same command goes on."""
+
+    code = os.EX_TEMPFAIL  # utils/slurm/train.sh starts it again
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``name`` quoted with the nearest of ``known``, or all of them if none is near."""
@@ -91,7 +99,7 @@ def run_cli(program: str, main: Callable[[], None]) -> int:
     except UserError as error:
         # Names in it may hold line breaks.
         print(f"{program}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 1
+        return error.code
     except BrokenPipeError:  # the reader of the output has enough, as head has
         with contextlib.suppress(OSError, ValueError):  # else Python's last flush fails too
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

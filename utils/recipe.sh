@@ -17,9 +17,13 @@ cd "$(dirname "$recipe_script")"
 
 stage=1       # first stage to run
 stop_stage=99 # last stage to run
-ngpu=0        # GPUs to train on, 0 or 1
+ngpu=0        # GPUs of a node to train on; 0: the CPU
+processes=1   # processes of a node to train in without GPUs
+num_nodes=1   # nodes to train on, each with this command
 threads=      # CPU threads of training; empty: OMP_NUM_THREADS, else up to four
 nj=$(nproc)   # processes for work that splits
+launcher=     # slurm: submit the stages as a chain of jobs; empty: run them here
+sbatch=       # options of sbatch for every job, as in --sbatch="--partition gpu --time 24:00:00"
 dry_run=false # only print what would run
 
 # One thread a process is fastest on small shared machines, but for the training (stage 4), which
@@ -36,7 +40,9 @@ variant='' baseline='' # options of recipes that may lack them
 extra=()               # options of ESPnet, after --
 given=()               # the user's options that a resumed run needs as well
 exp=exp                # folder of the experiment, from the name of the config
+node=0                 # number of this node, of --num_nodes
 ran=0                  # stages done
+submitted=             # the last job of --launcher slurm
 left_out=()            # numbers of the stages after --stop_stage
 
 fail() { # fail CODE MESSAGE...
@@ -92,10 +98,11 @@ _help() {
 
 _set_option() { # _set_option NAME VALUE
   case $1 in
-    stage | stop_stage | ngpu | nj | threads)
+    launcher)
+      [ "$2" = slurm ] || [ -z "$2" ] || fail 2 "--launcher '$2': known is slurm"
+      ;;
+    stage | stop_stage | ngpu | processes | num_nodes | nj | threads)
       [[ $2 =~ ^[0-9]+$ ]] || fail 2 "--$1 needs a whole number, not '$2'"
-      [ "$1" != ngpu ] || [ "$2" -le 1 ] ||
-        fail 2 "--ngpu $2: training on several GPUs is not supported; give --ngpu 1"
       ;;
   esac
   local value=$2
@@ -105,7 +112,7 @@ _set_option() { # _set_option NAME VALUE
     [ "$1" = config ] && [ -f "$value" ] || value=$caller_dir/$value
   fi
   printf -v "$1" %s "$value"
-  [[ $1 =~ ^(stage|stop_stage|dry_run)$ ]] || given+=("--$1" "$value")
+  [[ $1 =~ ^(stage|stop_stage|dry_run|launcher|sbatch)$ ]] || given+=("--$1" "$value")
 }
 
 parse_options() {
@@ -144,10 +151,17 @@ _prepare() {
     exp=exp/${exp#train_}
   fi
   trap _finish EXIT
+  # All stages but the training are for the first node.
+  [ "$num_nodes" -le 1 ] || node=${SLURM_NODEID:-${GROUP_RANK:-${NODE_RANK:-0}}}
   [ "$dry_run" = false ] || return 0
   type -P flock >/dev/null || fail 1 "no flock here; install the package util-linux"
   "$root/tools/install.sh" --if_needed || exit 1
   mkdir -p "$exp/log"
+  [ "$node" = 0 ] || return 0
+  if [ -n "$launcher" ]; then
+    type -P sbatch >/dev/null || fail 1 "no sbatch here; run this where Slurm takes jobs"
+    return 0
+  fi
   # Held by this shell alone, so that it is free as soon as the shell has ended.
   exec 8<"$exp"
   flock -n 8 || fail 1 "process $(cat "$exp/.lock" 2>/dev/null || true) runs in $exp; wait for it or end it"
@@ -186,13 +200,19 @@ stage() {
     left_out+=("$number")
     return 0
   fi
+  [ "$node" = 0 ] || [ "$number" -eq 4 ] || return 0
   ran=$((ran + 1))
+  if [ -n "$launcher" ]; then
+    _submit "$number" "$title" "$@"
+    return 0
+  fi
   echo "== stage $number: $title"
   if [ "$dry_run" != false ]; then
     printf '  %s\n' "$(printf '%q ' "$@")"
     return 0
   fi
   local log=$exp/log/stage$number.log
+  [ "$node" = 0 ] || log=$exp/log/stage$number.node$node.log
   printf '# %s: %s\n' "$(date -Is)" "$(printf '%q ' "$@")" >>"$log" || fail 1 "cannot write $log"
   # Data, features and tokens belong to all configs of the recipe: one run at a time makes them.
   if [ "$number" -le 3 ]; then
@@ -219,15 +239,45 @@ stage() {
   echo "== stage $number: done in $((SECONDS - start)) s"
 }
 
+# _submit N "title" command...: as a Slurm job that starts when the one before has succeeded.
+_submit() {
+  local number=$1 title=$2 words=() job
+  shift 2
+  words=(sbatch --parsable --job-name "$(basename "$exp").stage$number"
+  --output "$PWD/$exp/log/stage$number.slurm%j.log" --open-mode append)
+  [ -z "$submitted" ] || words+=(--dependency "afterok:$submitted" --kill-on-invalid-dep yes)
+  # shellcheck disable=SC2206 # several options, with blanks between
+  words+=($sbatch)
+  if [ "$number" -eq 4 ]; then
+    words+=(--nodes "$num_nodes")
+    [ "$ngpu" -eq 0 ] || words+=(--gpus-per-node "$ngpu")
+    words+=("$root/utils/slurm/train.sh" "$@")
+  else
+    # Slurm runs a copy of a script, which would not find the repository.
+    words+=(--wrap "$(printf '%q ' "$recipe_script" --stage "$number" --stop_stage "$number" "${given[@]}")")
+  fi
+  echo "== stage $number: $title"
+  if [ "$dry_run" != false ]; then
+    submitted="<stage $number>"
+    printf '  %s\n' "$(printf '%q ' "${words[@]}")"
+    return 0
+  fi
+  job=$("${words[@]}") || fail 1 "sbatch does not take stage $number; see the lines above"
+  submitted=${job%%;*}
+  echo "  job $submitted"
+}
+
 # standard_stages [FIRST [LAST]]: stages 2 to 8, alike in every recipe.
 standard_stages() {
-  local number form=(${variant:+--variant "$variant"})
+  local number form=(${variant:+--variant "$variant"}) spread=()
   for ((number = ${1:-2}; number <= ${2:-8}; number++)); do
     case $number in
       2) stage 2 "Features" espnet-ext features "$config" --nj "$nj" ;;
       3) stage 3 "Tokens" espnet-ext tokens "$config" ;;
       4)
-        stage 4 "Train" espnet-ext train "$config" --ngpu "$ngpu" \
+        [ "$processes" -eq 1 ] || spread+=(--processes "$processes")
+        [ "$num_nodes" -eq 1 ] || spread+=(--num_nodes "$num_nodes")
+        stage 4 "Train" espnet-ext train "$config" --ngpu "$ngpu" "${spread[@]}" \
           ${threads:+--threads "$threads"} -- "${extra[@]}"
         ;;
       5) stage 5 "Average and deploy" espnet-ext deploy "$config" "${form[@]}" ;;
@@ -255,6 +305,8 @@ _finish() {
   [ "$ran" -gt 0 ] || fail 2 "no stage from $stage to $stop_stage; see --dry_run for the stages"
   if [ "$dry_run" != false ]; then
     echo "dry run: nothing was done; leave --dry_run out to run this"
+  elif [ -n "$launcher" ]; then
+    echo "submitted: squeue --me shows the jobs, $PWD/$exp/log has their logs"
   elif [ ${#left_out[@]} -gt 0 ]; then
     echo "next: $(_command_line --stage "${left_out[0]}")"
   else

@@ -1,8 +1,9 @@
 """Decoding of data sets with a deployed model, in processes, and its real-time factor."""
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from espnet_ext.bridge.decoder import Decoded, Decoder, Row
 from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.data.parts import Part
 from espnet_ext.data.processes import map_processes
 from espnet_ext.errors import UserError
 
@@ -19,48 +21,56 @@ TIMED_UTTERANCES = 50
 TIMED_ROUNDS = 5
 
 
-def decode_set(
-    decoder: Decoder, scp: Path, jobs: int, timed: bool = True
-) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+def decode_set(decoder: Decoder, scp: Path, jobs: int, part: Part | None = None) -> list[Decoded]:
     """Decode the utterances of a wav.scp, or of a feats.scp of arks, in ``jobs`` processes.
 
     Args:
         decoder: the model.
         scp: the list.
         jobs: processes; they share the loaded model.
-        timed: measure the real-time factor, which needs cores that nothing else uses.
+        part: of the list; None: all of it.
 
     Returns:
-        (utterance, text) in the order of the list, and the content of decode.json; with the
-        real-time factor of ``time_decoding`` if it was measured.
+        What was decoded, in the order of the list.
 
     Raises:
         UserError: audio or a matrix that cannot be read, or does not fit the model.
     """
-    rows = list(read_table(scp).items())
-    if not rows:
-        raise UserError(f"{scp}: no utterance in it; run stages 1 and 2")
+    rows = rows_of(scp, part)
     batches = _batched(rows, scp, decoder)
-    # torch's thread pool does not survive a fork: one thread before and after.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with _one_thread():
         chunk = max(1, 8 // decoder.batch_size)
         done = map_processes(Decoder.decode, batches, jobs, chunk=chunk, shared=decoder)
         bar = tqdm(done, total=len(batches), desc=f"{decoder.method} {scp.parent.name}")
         found = {result[0]: result for batch in bar for result in batch}
-        results = [found[utterance] for utterance, _ in rows]
-        speed: dict[str, Any] = {}
-        if timed:  # after the processes above have ended, which compete for the cores
-            chosen = spread([result[2] for result in results], TIMED_UTTERANCES)
-            speed = time_decoding(decoder, [rows[i] for i in chosen])
+    return [found[utterance] for utterance, _ in rows]
+
+
+def rows_of(scp: Path, part: Part | None = None) -> list[Row]:
+    """The utterances of a list, or of a part of it.
+
+    Raises:
+        UserError: there is none.
+    """
+    rows = list(read_table(scp).items())
+    if not rows:
+        raise UserError(f"{scp}: no utterance in it; run stages 1 and 2")
+    return rows if part is None else list(part.of(rows))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread of torch: its pool does not survive a fork."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
-    return [(utterance, text) for utterance, text, *_ in results], speed | _summary(results)
 
 
-def _summary(results: Sequence[Decoded]) -> dict[str, Any]:
-    """The content of decode.json, besides the real-time factor."""
+def summary(results: Sequence[Decoded]) -> dict[str, Any]:
+    """The content of decode.json, besides the real-time factor, of what was decoded."""
     return {
         "utterances": len(results),
         "too_short": sum(result[4] for result in results),
@@ -87,6 +97,22 @@ def spread(lengths: Sequence[float], count: int) -> list[int]:
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     count = min(count, len(order))
     return [order[(2 * k + 1) * len(order) // (2 * count)] for k in range(count)]
+
+
+def time_set(decoder: Decoder, scp: Path, results: Sequence[Decoded]) -> dict[str, Any]:
+    """Return ``time_decoding`` of some utterances of every length of a list.
+
+    It needs cores that nothing else uses.
+
+    Args:
+        decoder: the model.
+        scp: the list.
+        results: what was decoded, in its order.
+    """
+    chosen = spread([result[2] for result in results], TIMED_UTTERANCES)
+    rows = rows_of(scp)
+    with _one_thread():
+        return time_decoding(decoder, [rows[i] for i in chosen])
 
 
 def time_decoding(decoder: Decoder, rows: Sequence[Row]) -> dict[str, Any]:

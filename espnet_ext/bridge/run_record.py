@@ -30,14 +30,27 @@ class Calls:
         self.own: dict[str, Any] = {"started": time.time(), "epochs": []}
         self.own |= {"peak_rss_mb": NOT_MEASURED, **facts, **environment()}
 
-    def add(self, epoch: int, measured: bool = True) -> None:
+    def add(self, epoch: int, measured: bool = True, others_mb: float = 0.0) -> None:
         """Record that this call trained ``epoch``, and its peak memory so far.
 
-        ``measured`` is False if other processes did the work.
+        Args:
+            epoch: its number.
+            measured: False if processes whose memory is unknown took part.
+            others_mb: peak memory of the training's other processes.
         """
         self.own["epochs"].append(epoch)
-        self.own["peak_rss_mb"] = round(peak_rss_mb(), 1) if measured else NOT_MEASURED
+        peak = round(peak_rss_mb() + others_mb, 1)
+        self.own["peak_rss_mb"] = peak if measured else NOT_MEASURED
+        self.write()
+
+    def write(self) -> None:
+        """Write calls.json, also before an epoch is whole: a later call may go on within it."""
         write_json(self.path, [*self.others, self.own])
+
+    def refresh(self) -> None:
+        """Read what another process of this call recorded."""
+        listed = read_json(self.path) if self.path.exists() else []
+        self.own = next((c for c in listed if c["started"] == self.own["started"]), self.own)
 
     def summary(self, epochs: int) -> dict[str, Any]:
         """Merge all calls that trained the first ``epochs`` epochs.

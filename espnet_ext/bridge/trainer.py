@@ -1,4 +1,4 @@
-"""ESPnet's trainer, made safe to kill, with forward passes in bfloat16 on a CPU when asked."""
+"""ESPnet's trainer, made safe to kill, in one process or several, in bfloat16 on a CPU if asked."""
 
 import contextlib
 import errno
@@ -7,10 +7,12 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from espnet2.tasks import abs_task
 from espnet2.tasks.abs_task import AbsTask
 from espnet2.train.trainer import Trainer as ESPnetTrainer
 from espnet2.train.trainer import autocast_args
@@ -18,6 +20,7 @@ from espnet2.train.trainer import autocast_args
 from espnet_ext.bridge.checkpoint import save
 from espnet_ext.bridge.registry import TASKS, install
 from espnet_ext.bridge.resume import save_untrained
+from espnet_ext.bridge.step_checkpoint import Parts, StepCheckpoints
 from espnet_ext.encoders.frozen_cache import FrozenCache
 from espnet_ext.encoders.pretrained.encoder import caching
 from espnet_ext.errors import UserError, one_line
@@ -28,45 +31,121 @@ type OnEpoch = Callable[[int], None]  # called with the number of each finished 
 _FROZEN_OUTPUTS = FrozenCache()  # shared by the trainings of a process, such as those of a grid
 
 
-def _trainer(cpu_dtype: torch.dtype | None, on_epoch: OnEpoch | None) -> type[ESPnetTrainer]:
+@dataclass(frozen=True)
+class Settings:
+    """What a training needs beside ESPnet's options.
+
+    Attributes:
+        cpu_dtype: type of forward passes on a CPU; None: that of the weights.
+        minutes: between two checkpoints within an epoch; 0: none but at SIGTERM and SIGUSR1.
+        on_epoch: called after each epoch, in every process.
+        on_step_checkpoint: called after each checkpoint within an epoch.
+    """
+
+    cpu_dtype: torch.dtype | None = None
+    minutes: float = 0.0
+    on_epoch: OnEpoch | None = None
+    on_step_checkpoint: Callable[[], None] | None = None
+
+
+_PLAIN = Settings()
+
+
+def _trainer(settings: Settings) -> type[ESPnetTrainer]:
     """ESPnet's trainer with these settings; a class, since ESPnet never makes an object of it."""
 
     class Trainer(ESPnetTrainer):
-        """ESPnet's trainer: a cache, autocast on a CPU, and a call after each epoch."""
+        """ESPnet's trainer: a cache, autocast on a CPU, and checkpoints within an epoch."""
+
+        checkpoints: StepCheckpoints
 
         @classmethod
         def run(cls, model: torch.nn.Module, **options: Any) -> None:
             """Train as ESPnet does; the outputs of a frozen encoder are cached.
 
-            Without any epoch the average of the best models is the model as it is.
+            Without any epoch the average of the best models is the model as it is. Statistics of
+            batches are those of all processes where torch can do so, which is on GPUs.
             """
-            with caching(model, _FROZEN_OUTPUTS):
+            asked, rank = options["trainer_options"], options["distributed_option"].dist_rank
+            folder = Path(asked.output_dir)
+            cls.checkpoints = StepCheckpoints(folder, settings.minutes, settings.on_step_checkpoint)
+            if options["distributed_option"].distributed and asked.ngpu > 0:
+                model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            with caching(model, _FROZEN_OUTPUTS), cls.checkpoints:
                 super().run(model=model, **options)
-            if options["trainer_options"].max_epoch == 0:
-                save_untrained(model, options["trainer_options"])
+            cls.checkpoints.remove()
+            if asked.max_epoch == 0 and not rank:
+                save_untrained(model, asked)
 
         @classmethod
-        def train_one_epoch(cls, model: torch.nn.Module, *args: Any, **kwargs: Any) -> bool:
-            """As ESPnet's, the forward pass under autocast.
+        def train_one_epoch(cls, model: torch.nn.Module, **options: Any) -> bool:
+            """As ESPnet's, the forward pass under autocast, from the last checkpoint on.
 
             Raises:
                 UserError: no step of the epoch had finite gradients.
+                StoppedError: a signal asked for it, and the state is saved.
             """
-            with _autocast_forward(model, cpu_dtype):
-                all_invalid = super().train_one_epoch(model, *args, **kwargs)
-            if all_invalid:
+            rank = options["distributed_option"].dist_rank or 0
+            if rank:  # ESPnet gives all processes one seed: they would drop the same units
+                torch.manual_seed(torch.initial_seed() + 1_000_003 * rank)
+            scaler = options["scaler"] = _for_type(options["scaler"])
+            names = ("optimizers", "schedulers", "reporter")
+            parts = Parts(model, scaler=scaler, **{name: options[name] for name in names})
+            state = cls.checkpoints.restored(parts)
+            every = options["options"].accum_grad
+            options["iterator"] = _Left(options["iterator"], cls.checkpoints, parts, state, every)
+            with _autocast_forward(model, settings.cpu_dtype):
+                all_invalid = super().train_one_epoch(model=model, **options)
+            if all_invalid and state is None:
                 # ESPnet would stop and average what there is, as if the training were over.
                 raise UserError("no step had finite gradients; take a lower lr (optim_conf)")
-            return all_invalid
+            return all_invalid and state is None
 
         @classmethod
-        def validate_one_epoch(cls, model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        def validate_one_epoch(cls, model: torch.nn.Module, **options: Any) -> None:
             """As ESPnet's; then the epoch is whole, but for its checkpoint."""
-            super().validate_one_epoch(model, *args, **kwargs)
-            if on_epoch is not None:
-                on_epoch(kwargs["reporter"].get_epoch())
+            super().validate_one_epoch(model=model, **options)
+            if settings.on_epoch is not None:
+                settings.on_epoch(options["reporter"].get_epoch())
 
     return Trainer
+
+
+class _Left:
+    """The batches of an epoch that are left to do; it has the length of all."""
+
+    def __init__(self, iterator: Any, checkpoints: StepCheckpoints, *rest: Any):
+        self.iterator, self.checkpoints, self.rest = iterator, checkpoints, rest
+
+    def __len__(self) -> int:
+        return len(self.iterator)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.checkpoints.steps(self.iterator, *self.rest)
+
+
+class _NoScaling(torch.cuda.amp.GradScaler):
+    """For bfloat16, whose range is that of float32: leaves the loss as it is.
+
+    ESPnet relies on a scaler to leave out steps with gradients that are not finite.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(enabled=False)
+
+    def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        """As the optimizer's, if all gradients are finite."""
+        given = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        if all(bool(torch.isfinite(grad).all()) for grad in given if grad is not None):
+            return super().step(optimizer, *args, **kwargs)
+        return None
+
+
+def _for_type(scaler: Any) -> Any:
+    """The scaler that the type of autocast needs."""
+    if scaler is not None and autocast_args.get("dtype") == torch.bfloat16:
+        return _NoScaling()
+    return scaler
 
 
 def supported_cpu_dtype(name: str) -> torch.dtype | None:
@@ -120,14 +199,43 @@ def atomic_checkpoints() -> Iterator[None]:
         torch.save = plain
 
 
+@contextlib.contextmanager
+def balanced_batches() -> Iterator[None]:
+    """While active, each process gets short and long utterances of every batch.
+
+    ESPnet sorts a batch by length and gives process r of n its utterances r, r + n, r + 2 n, ...,
+    so that the first would always have the longer ones. Here every second n of them are reversed.
+    """
+    plain = abs_task.build_batch_sampler
+
+    @functools.wraps(plain)
+    def build(*args: Any, **options: Any) -> Any:
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        if world == 1:
+            return plain(*args, **options)
+        return [in_turns(batch, world) for batch in plain(*args, **options)]
+
+    abs_task.build_batch_sampler = build
+    try:
+        yield
+    finally:
+        abs_task.build_batch_sampler = plain
+
+
+def in_turns(batch: Sequence[str], world: int) -> tuple[str, ...]:
+    """Reverse every second group of ``world`` members, but for one that is not full."""
+    groups = [tuple(batch[start : start + world]) for start in range(0, len(batch), world)]
+    turned = (g[::-1] if n % 2 and len(g) == world else g for n, g in enumerate(groups))
+    return tuple(member for group in turned for member in group)
+
+
 def run_task(
     command: Sequence[str],
     log: Path,
     task: str = "asr",
-    cpu_dtype: torch.dtype | None = None,
-    on_epoch: OnEpoch | None = None,
+    settings: Settings = _PLAIN,
 ) -> None:
-    """Run a task of ESPnet in this process.
+    """Run a task of ESPnet in this process, which may be one of several of a training.
 
     Standard error, and the stack trace of a failure, go to the log.
 
@@ -135,17 +243,17 @@ def run_task(
         command: ESPnet's options.
         log: a file.
         task: name of the task, of ``registry.TASKS``.
-        cpu_dtype: type of forward passes on a CPU; None: that of the weights.
-        on_epoch: called after each epoch.
+        settings: of a training.
 
     Raises:
-        UserError: ESPnet stopped with an error.
+        UserError: ESPnet stopped with an error, or a signal stopped it.
     """
-    trainer = {"trainer": _trainer(cpu_dtype, on_epoch)}
+    trainer = {"trainer": _trainer(settings)}
     trained: type[AbsTask] = type(TASKS[task].__name__, (TASKS[task],), trainer)
     try:
         with (
             atomic_checkpoints(),
+            balanced_batches(),
             open(log, "a") as stream,
             contextlib.redirect_stderr(stream),
         ):
@@ -158,4 +266,9 @@ def run_task(
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         logging.exception("ESPnet stopped")
+        if "find_unused_parameters" in str(error):
+            raise UserError(
+                "some weights have no gradient in a step; with several processes the config needs "
+                "unused_parameters: true"
+            ) from None
         raise UserError(f"ESPnet stopped: {one_line(error)}; the whole story is in {log}") from None

@@ -4,13 +4,18 @@ The config names the methods, ``recipe: {decode: {ctc_greedy: {}, ctc_att_beam: 
 Writes exp/<tag>/decode/<variant>/<method>/<set>/{text,decode.json}; the real-time factor is
 measured afterwards, on 50 utterances of all lengths, in one process with one thread.
 
+On a cluster let job K of N run --part K/N on a shared disk. A call without --part joins the parts,
+and decodes those that are missing.
+
 Example:
   espnet-ext decode conf/train_hrf_conformer_xs.yaml --sets "test unseen" --nj 2
+  espnet-ext decode conf/train_hrf_conformer_xs.yaml --sets "test unseen" --part 3/20
 """
 
 import argparse
 
 from espnet_ext.cli.options import add_variant, chosen_forms
+from espnet_ext.data.parts import part
 from espnet_ext.errors import at_least
 from espnet_ext.stages.decode import decode
 
@@ -22,9 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_variant(parser)
     parser.add_argument("--sets", default="test", help="data sets, blanks between")
     parser.add_argument("--nj", type=at_least(1), default=2, help="processes")
+    parser.add_argument("--part", type=part, help="K/N: only the Kth of N parts of each set")
 
 
 def run(args: argparse.Namespace) -> None:
     """Decode every set with every method that is not up to date."""
     for experiment in chosen_forms(args):
-        decode(experiment, args.sets.split(), args.nj)
+        decode(experiment, args.sets.split(), args.nj, part=args.part)

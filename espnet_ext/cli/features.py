@@ -11,12 +11,17 @@ are all in data/all gets a list into the arks of that set. With
 wav2vec 2.0, HuBERT or WavLM model in DIR (transformers' format, safetensors), 50 frames a second
 (dump/ssl_<folder>_l<N>).
 
+On a cluster let job K of N run --part K/N on a shared disk. A call without --part joins the parts,
+and writes those that are missing.
+
 Example:
   espnet-ext features conf/train_hrf_conformer_xs.yaml --nj 2
+  espnet-ext features conf/train_hrf_conformer_xs.yaml --part 3/20
 """
 
 import argparse
 
+from espnet_ext.data.parts import part
 from espnet_ext.errors import at_least
 from espnet_ext.experiment import Experiment
 from espnet_ext.stages.features import write_features
@@ -26,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("config", help="training config")
     parser.add_argument("--nj", type=at_least(1), default=2, help="processes")
+    parser.add_argument("--part", type=part, help="K/N: only the Kth of N parts of the arks")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the features."""
-    write_features(Experiment.load(args.config), args.nj)
+    write_features(Experiment.load(args.config), args.nj, args.part)

@@ -6,11 +6,13 @@ from another's model (after, in the grid's file) comes after it.
 Each training lies in exp/grid_<name>/<system>/<fold>_s<seed>/ and leaves there what was decided
 (decode/), cell.json with its scores, and its logs; its checkpoints are removed unless
 --keep_models is given. One that is done is skipped. The end is exp/grid_<name>/grid.json, a table
-and plots. On a cluster let job K of N run --part K/N on a shared disk, then call it once more.
+and plots. On a cluster let job K of N run --part K/N on a shared disk; each looks at its own
+trainings only. --summary joins them at the end.
 
 Example:
   espnet-ext grid conf/grids/voice.yaml --nj 4
   espnet-ext grid conf/grids/voice.yaml --part 3/20
+  espnet-ext grid conf/grids/voice.yaml --summary
   espnet-ext grid conf/grids/voice.yaml --publish
 """
 
@@ -20,6 +22,7 @@ from pathlib import Path
 from espnet_ext.cli.options import add_publishing, publish_if_asked
 from espnet_ext.config.grid import Grid, read_grid
 from espnet_ext.config.training import load_config
+from espnet_ext.data.parts import part
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.stages.grid import GridRun, part_of
 
@@ -30,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nj", type=at_least(1), default=2, help="trainings at once, one thread each"
     )
-    parser.add_argument("--part", help="K/N: only every Nth training from the Kth on")
+    parser.add_argument("--part", type=part, help="K/N: only the Kth of N parts of the trainings")
+    parser.add_argument("--summary", action="store_true", help="train nothing; join what is done")
     parser.add_argument("--keep_models", action="store_true", help="do not remove checkpoints")
     parser.add_argument("--dry_run", action="store_true", help="only count what would run")
     add_publishing(parser)
@@ -43,6 +47,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: a wrong grid, an earlier stage that has not run, or trainings that failed.
     """
+    if args.part is not None and (args.summary or args.publish):
+        raise UserError("--part trains a part: give --summary or --publish without it, at the end")
     grid = read_grid(Path(args.grid))
     _refuse_other_task(grid, args.grid)
     whole = GridRun(grid, tuple(args.espnet), args.keep_models)
@@ -52,11 +58,15 @@ def run(args: argparse.Namespace) -> None:
     print(f"grid: {len(cells)} trainings, {len(chosen) - len(todo)} of {len(chosen)} done")
     if args.dry_run:
         return
+    if args.summary and todo:
+        raise UserError(
+            f"{len(todo)} of {len(cells)} trainings are not done, such as {todo[0].tag}; "
+            "call this without --summary first"
+        )
     if todo:
         whole.run(todo, args.nj)
-    missing = [cell for cell in cells if not whole.is_done(cell)]
-    if missing:
-        print(f"grid: {len(missing)} trainings of other parts are left; no summary yet")
+    if args.part is not None:
+        print("grid: this part is done; when all are, --summary joins them")
         return
     from espnet_ext.results.pages.grids import comparisons, notes, short_table
     from espnet_ext.results.pages.text import print_table

@@ -2,17 +2,24 @@
 
 Writes exp/stats_<digest>/ (shared by configs with the same features and tokens) and
 exp/<tag>/: ESPnet's config.yaml, checkpoints and train.log, calls.json (each call of train) and
-train.json for the report. Options after ``--`` are ESPnet's and win over the config. A finished run
-can get more epochs (a larger --max_epoch); any other change needs another config.
+train.json for the report. SIGTERM and SIGUSR1 save the state and stop. Options after ``--`` are
+ESPnet's and win over the config. A finished run can get more epochs (a larger --max_epoch); any
+other change needs another config.
+
+A training may be spread over the GPUs of a node, over processes of a CPU, and over nodes, each of
+which runs the same command; batch_size and batch_bins are those of all processes together.
 
 Example:
   espnet-ext train conf/train_hrf_conformer_xs.yaml --ngpu 0 -- --max_epoch 20
+  espnet-ext train conf/train_hrf_conformer_xs.yaml --ngpu 4
+  srun --nodes 2 --ntasks-per-node 1 espnet-ext train conf/train_x.yaml --ngpu 4 --num_nodes 2
 """
 
 import argparse
 import os
 
-from espnet_ext.errors import at_least
+from espnet_ext.config.processes import find_processes
+from espnet_ext.errors import UserError, at_least
 from espnet_ext.experiment import Experiment
 from espnet_ext.stages.train import TrainOptions, train
 
@@ -21,25 +28,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("config", help="training config")
     parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
-    parser.add_argument("--ngpu", type=int, choices=(0, 1), default=0, help="GPUs, 0 or 1")
+    parser.add_argument(
+        "--ngpu",
+        type=at_least(0),
+        default=0,
+        help="GPUs of a node, each with a process; 0: the CPU",
+    )
+    parser.add_argument(
+        "--processes", type=at_least(1), default=1, help="processes of a node without GPUs"
+    )
+    parser.add_argument("--num_nodes", type=at_least(1), default=1, help="nodes")
+    parser.add_argument(
+        "--master", metavar="HOST[:PORT]", help="node 0; default: Slurm's first, or MASTER_ADDR"
+    )
     parser.add_argument(
         "--threads",
         type=at_least(1),
-        default=_threads(),
-        help="CPU threads when there is no GPU; default: OMP_NUM_THREADS, else up to 4",
+        help="CPU threads of a process without a GPU; default: OMP_NUM_THREADS, else up to 4, "
+        "but no more than there are cores for all processes",
     )
     parser.set_defaults(espnet=[])  # what follows --
-    parser.usage = "%(prog)s [-h] [--tag TAG] [--ngpu N] [--threads N] config [-- OPTIONS]"
+    parser.usage = (
+        "%(prog)s [-h] [--tag TAG] [--ngpu N] [--processes N] [--num_nodes N] [--master HOST]\n"
+        "                        [--threads N] config [-- OPTIONS]"
+    )
 
 
-def _threads() -> int:
+def _threads(processes: int) -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdecimal() and int(wanted) > 0:
         return int(wanted)
-    return min(4, len(os.sched_getaffinity(0)))
+    return max(1, min(4, len(os.sched_getaffinity(0)) // processes))
 
 
 def run(args: argparse.Namespace) -> None:
     """Train, or continue a training."""
-    options = TrainOptions(args.ngpu, args.threads, tuple(args.espnet))
+    if args.ngpu and args.processes > 1:
+        raise UserError("give --ngpu N or --processes N: with GPUs each one has a process")
+    processes = find_processes(args.ngpu or args.processes, args.num_nodes, args.master)
+    threads = args.threads or _threads(processes.per_node)
+    options = TrainOptions(args.ngpu, threads, processes, tuple(args.espnet))
     train(Experiment.load(args.config, args.tag), options)

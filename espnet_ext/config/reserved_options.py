@@ -1,8 +1,13 @@
 """ESPnet's options that our stages set, and those that a training cannot do with."""
 
+_SEVERAL = (
+    *("dist_backend", "dist_init_method", "dist_world_size", "dist_rank", "local_rank"),
+    *("dist_master_addr", "dist_master_port", "dist_launcher", "multiprocessing_distributed"),
+)
 # Options that `espnet-ext train` fills in, whatever the config says, and their source.
 SET_BY_TRAIN = {
     "bpemodel": "the tokens of stage 3",
+    **dict.fromkeys(_SEVERAL, "the options --ngpu, --processes and --num_nodes"),
     "keep_nbest_models": "recipe: average",
     "ngpu": "the option --ngpu",
     "output_dir": "the experiment's tag",

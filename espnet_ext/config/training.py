@@ -21,10 +21,13 @@ from espnet_ext.yaml_files import parse_yaml
 # Frontends whose features stage 2 can write into arks.
 ARK_FRONTENDS = ("kaldi_fbank", "ssl")
 # Keys of ``recipe:`` that only stages 5 to 8 read: they may change after a training.
-READ_LATER = ("variant", "forms", "untrained", "decode", "baseline", "vote")
+READ_LATER = ("variant", "forms", "untrained", "decode", "baseline", "vote", "checkpoint_minutes")
 UNTRAINED = "untrained"  # deployed form: the pretrained model as it is
 # Keys of ``recipe:`` that records leave out at their default: records without them stay valid.
-_OPTIONAL = ("labels", "fetch", "mimic", "forms", "untrained", "teacher", "teacher_weight")
+_OPTIONAL = (
+    *("labels", "fetch", "mimic", "forms", "untrained", "teacher", "teacher_weight"),
+    "checkpoint_minutes",
+)
 # Such keys of the settings of a training.
 _OPTIONAL_SETTINGS = {"task": "asr", "target": None, "classes": 2}
 
@@ -92,6 +95,10 @@ class Recipe:
     baseline: Annotated[str | None, Field(description="the tag of a run")] = None
     vote: bool = False  # task cls: one decision a speaker, by majority over the utterances
     cpu_dtype: Literal["float32", "bfloat16"] = "float32"  # of forward passes on a CPU
+    # between checkpoints within an epoch; 0: after epochs only
+    checkpoint_minutes: Annotated[
+        float, Field(ge=0, description="a number of at least 0, of minutes")
+    ] = 15.0
 
     @property
     def target_file(self) -> str:

@@ -15,6 +15,7 @@ _REPLACED = str.maketrans(
     dict.fromkeys("\u00b4\u02b9\u02bb\u02bc\u02bd\u02ca\u02cb\u2018\u2019\u201b\u2032\uff07`", "'")
     | {"\u0130": "i", "\u2047": " <unk> "}
 )
+_NO_ASCII_WORD = re.compile("[^a-z0-9']+")
 # At most 200 characters in brackets or between stars, which begin and end a word and, but for [ ],
 # touch what is inside. So none of these is an aside: 2 * 3 * 4, f*** you s***, a < b and b > c,
 # a :( that :) follows.
@@ -31,6 +32,8 @@ def normalise_text(text: str) -> str:
     (``without_asides``), and an unknown token of a hypothesis is a word. Combining marks stay,
     for scripts with such vowels. Joiners and direction marks go, since writers leave them out.
     """
+    if text.isascii():  # ten times as fast, and the same
+        return collapse_blanks(_NO_ASCII_WORD.sub(" ", text.replace("`", "'").lower()))
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFC", text).translate(_REPLACED))
     kept: list[str] = []
     for character in unicodedata.normalize("NFKC", text.lower()):

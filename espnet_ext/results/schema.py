@@ -67,6 +67,7 @@ class Bootstrap(Strict):
     resamples: Count
     seed: Count
     confidence: Number
+    block: Count = 1  # utterances in a row that are drawn together
 
 
 class Score(Strict):

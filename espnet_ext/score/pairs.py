@@ -61,6 +61,7 @@ def read_pairs(
         raise UserError(f"{reference}: no utterance in it; make it again (stage 1)")
     ids = sorted(table)
     references = [normalise(table[name]) for name in ids]
+    del table  # a million texts need not be there twice
     empty = [name for name, text in zip(ids, references, strict=True) if not text]
     if empty:
         raise UserError(

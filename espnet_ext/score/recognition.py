@@ -9,16 +9,27 @@ from espnet_ext.score.significance.bootstrap import (
     CONFIDENCE,
     RESAMPLES,
     SEED,
+    block_size,
     bootstrap_interval,
     paired_difference,
 )
 from espnet_ext.score.significance.mapsswe import mapsswe
-from espnet_ext.score.wer import Aligned, Errors, align_characters, align_words
+from espnet_ext.score.wer import (
+    Aligned,
+    Errors,
+    align_characters,
+    align_words,
+    count_errors,
+)
 
 
 def score_set(
-    pairs: Pairs, set_name: str, method: str, baseline_tag: str | None = None
-) -> tuple[dict[str, Any], Aligned]:
+    pairs: Pairs,
+    set_name: str,
+    method: str,
+    baseline_tag: str | None = None,
+    seen: Callable[[int, Aligned], None] | None = None,
+) -> dict[str, Any]:
     """Score one set.
 
     Args:
@@ -26,42 +37,47 @@ def score_set(
         set_name: name of the set, for the record.
         method: the decoding method, for the record.
         baseline_tag: the run that ``pairs.baseline`` is from; needed if that is given.
+        seen: see ``count_errors``, of the alignment of words.
 
     Returns:
-        The score, as ``results.schema.RecognitionScore`` has it (rates are fractions), and the
-        alignment of the words.
+        The score, as ``results.schema.RecognitionScore`` has it (rates are fractions).
     """
-    words = align_words(pairs.references, pairs.hypotheses)
-    characters = align_characters(pairs.references, pairs.hypotheses)
+    words = count_errors(align_words, pairs.references, pairs.hypotheses, seen)
+    characters = count_errors(align_characters, pairs.references, pairs.hypotheses)
     score: dict[str, Any] = {
         "task": "asr",
         "set": set_name,
         "method": method,
         "speakers": None if pairs.speakers is None else len(set(pairs.speakers)),
-        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "confidence": CONFIDENCE},
+        "bootstrap": {
+            "resamples": RESAMPLES,
+            "seed": SEED,
+            "confidence": CONFIDENCE,
+            "block": block_size(len(pairs.ids)),
+        },
         "metrics": {
-            "wer": _value(words.errors, pairs.speakers),
-            "cer": _value(characters.errors, pairs.speakers),
+            "wer": _value(words, pairs.speakers),
+            "cer": _value(characters, pairs.speakers),
         },
         "comparisons": [],
         "normalisation": NORMALISATION,
         "utterances": len(pairs.ids),
-        "words": int(words.errors.lengths.sum()),
-        "characters": int(characters.errors.lengths.sum()),
-        "errors": {"wer": _counts(words.errors), "cer": _counts(characters.errors)},
+        "words": int(words.lengths.sum()),
+        "characters": int(characters.lengths.sum()),
+        "errors": {"wer": _counts(words), "cer": _counts(characters)},
     }
     if pairs.baseline is not None:
         tested = mapsswe(pairs.references, pairs.baseline, pairs.hypotheses)
         compared = {
-            "wer": _difference(align_words, pairs, words.errors)
+            "wer": _difference(align_words, pairs, words)
             | {"mapsswe": {"segments": tested.segments, "z": tested.z, "p": tested.p}},
-            "cer": _difference(align_characters, pairs, characters.errors),
+            "cer": _difference(align_characters, pairs, characters),
         }
         score["comparisons"] = [
             {"metric": metric, "baseline": baseline_tag, "speakers": score["speakers"], **found}
             for metric, found in compared.items()
         ]
-    return score, words
+    return score
 
 
 def _value(errors: Errors, speakers: Sequence[str] | None) -> dict[str, Any]:
@@ -88,7 +104,7 @@ def _difference(
 ) -> dict[str, Any]:
     """The difference to the baseline on the same draws; negative if this run is better."""
     assert pairs.baseline is not None
-    before = align(pairs.references, pairs.baseline).errors
+    before = count_errors(align, pairs.references, pairs.baseline)
     found = paired_difference(before.totals, errors.totals, errors.lengths)
     by_speaker = None
     if pairs.speakers is not None:

@@ -1,10 +1,12 @@
 """Word and character error rates with their alignments: a thin layer over jiwer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import jiwer
 import numpy as np
+
+_CHUNK = 5_000  # utterances whose alignments are in memory at once
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,31 @@ def align_words(references: Sequence[str], hypotheses: Sequence[str]) -> Aligned
 def align_characters(references: Sequence[str], hypotheses: Sequence[str]) -> Aligned:
     """Align normalised texts character by character; the blank between words is one of them."""
     return _aligned(jiwer.process_characters(list(references), list(hypotheses)))
+
+
+def count_errors(
+    align: Callable[[Sequence[str], Sequence[str]], Aligned],
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    seen: Callable[[int, Aligned], None] | None = None,
+) -> Errors:
+    """Count errors in bounded memory: only some thousand alignments are held at once.
+
+    Args:
+        align: ``align_words`` or ``align_characters``.
+        references: normalised texts.
+        hypotheses: normalised texts.
+        seen: called with each part of the alignments and the number of its first utterance.
+    """
+    parts = []
+    for start in range(0, len(references), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        aligned = align(references[chunk], hypotheses[chunk])
+        if seen is not None:
+            seen(start, aligned)
+        parts.append(aligned.errors)
+    names = ("substitutions", "insertions", "deletions", "lengths")
+    return Errors(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def _aligned(output: jiwer.WordOutput | jiwer.CharacterOutput) -> Aligned:

@@ -1,36 +1,54 @@
 """Stage 6: hypotheses of test sets by the deployed model."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from espnet_ext.data.kaldi_dir import audio_inputs
+from espnet_ext.data.parts import Part, begun
 from espnet_ext.data.segments import set_folder
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, in_use, sha256_file, write_json, write_text
+from espnet_ext.files import Stamp, in_use, read_json, sha256_file, write_json, write_text
 from espnet_ext.results.schema import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from espnet_ext.bridge.decoder import Decoded, Decoder
+
+_PARTS = "parts"  # folder of a set's parts, while they are not joined
+_ROWS = "decoded.json"  # of a part: what was decoded
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One set to decode with one method."""
+    """One set, or a part of it, to decode with one method."""
 
     method: str
     options: dict[str, Any]
     scp: Path
     folder: Path
     stamp: Stamp
+    part: Part | None = None
 
 
-def decode(experiment: Experiment, sets: Sequence[str], jobs: int, timed: bool = True) -> None:
+def decode(
+    experiment: Experiment,
+    sets: Sequence[str],
+    jobs: int,
+    timed: bool = True,
+    part: Part | None = None,
+) -> None:
     """Decode every set with every method of the config that is not up to date.
+
+    A set that was begun in parts is completed, part by part, and joined.
 
     Args:
         experiment: names the deployed form.
         sets: data sets.
         jobs: processes.
         timed: measure the real-time factor; not where other processes compete for the cores.
+        part: decode this part of every set only; a call without one joins them.
 
     Raises:
         UserError: the form is not deployed, no such set, or audio that cannot be read.
@@ -39,22 +57,41 @@ def decode(experiment: Experiment, sets: Sequence[str], jobs: int, timed: bool =
     todo = []
     for method, options in experiment.recipe.decode.items():
         for name in sets:
-            job = _job(experiment, method, options, name)
-            if job.stamp.is_current():
+            whole = _job(experiment, method, options, name)
+            job = whole if part is None else _job(experiment, method, options, name, part)
+            if whole.stamp.is_current() or job.stamp.is_current():
                 print(f"decode: {job.folder} is up to date")
-            else:
+            elif part is not None:
                 todo.append(job)
-    if todo:
+            else:
+                todo += [*_parts(experiment, job, name), job]
+    if todo and part is not None:
+        _decode(experiment, todo, jobs, timed)  # other parts of it run at the same time
+    elif todo:
         with in_use(experiment.folder):
             _decode(experiment, todo, jobs, timed)
 
 
-def _job(experiment: Experiment, method: str, options: Any, name: str) -> _Job:
+def _job(
+    experiment: Experiment, method: str, options: Any, name: str, part: Part | None = None
+) -> _Job:
     scp, folder = experiment.require_audio_list(name), experiment.decoded(method, name)
     inputs = [scp, experiment.weights, experiment.deployed / "config.yaml"]
     inputs += audio_inputs(set_folder(experiment.data, name))
     settings = {"schema": SCHEMA_VERSION, "method": method, "options": options}
-    return _Job(method, options or {}, scp, folder, Stamp(folder / ".done.json", settings, inputs))
+    if part is not None:
+        folder, settings["part"] = folder / _PARTS / str(part), str(part)
+    stamp = Stamp(folder / ".done.json", settings, inputs)
+    return _Job(method, options or {}, scp, folder, stamp, part)
+
+
+def _parts(experiment: Experiment, job: _Job, name: str) -> list[_Job]:
+    """The parts that a set was begun in."""
+
+    def of(part: Part) -> _Job:
+        return _job(experiment, job.method, experiment.recipe.decode[job.method], name, part)
+
+    return [of(part) for part in begun(job.folder / _PARTS, lambda p: of(p).stamp.is_current())]
 
 
 def _decode(experiment: Experiment, todo: Sequence[_Job], jobs: int, timed: bool) -> None:
@@ -66,16 +103,45 @@ def _decode(experiment: Experiment, todo: Sequence[_Job], jobs: int, timed: bool
         from espnet_ext.bridge.speech_input import SpeechInput
     source = SpeechInput.of(experiment)
     decoder: Decoder | None = None
+    parts: list[_Job] = []
     for job in todo:
         if decoder is None or decoder.method != job.method:
             decoder = Decoder(experiment.deployed, job.method, job.options, source)
-        rows, summary = decode_set(decoder, job.scp, jobs, timed)
-        write_text(job.folder / "text", "".join(f"{name} {text}\n" for name, text in rows))
-        # Stage 8 joins this with files of other stages: they must be of the same model.
-        made_by = {"model": sha256_file(experiment.weights), "options": job.options}
-        write_json(job.folder / "decode.json", summary | made_by)
-        job.stamp.write([job.folder / "text", job.folder / "decode.json"])
-        speed = f", RTF {summary['rtf']:.4f}" if timed else ""
-        if summary["too_short"]:
-            speed += f"; {summary['too_short']} too short for a frame, with an empty text"
-        print(f"decode: {job.folder}: {len(rows)} utterances{speed}")
+        if job.part is not None:
+            parts.append(job)
+            if not job.stamp.is_current():
+                found = decode_set(decoder, job.scp, jobs, job.part)
+                write_json(job.folder / _ROWS, found)
+                job.stamp.write([job.folder / _ROWS])
+                print(f"decode: {job.folder}: {len(found)} utterances")
+            continue
+        found = _joined(parts, job) if parts else decode_set(decoder, job.scp, jobs)
+        parts = []
+        _write(experiment, job, decoder, found, timed)
+
+
+def _joined(parts: Sequence[_Job], job: _Job) -> list["Decoded"]:
+    """What all parts of a set decoded, in the order of its list."""
+    from espnet_ext.bridge.inference import rows_of
+
+    rows = {row[0]: tuple(row) for part in parts for row in read_json(part.folder / _ROWS)}
+    return [rows[name] for name, _ in rows_of(job.scp)]
+
+
+def _write(
+    experiment: Experiment, job: _Job, decoder: "Decoder", found: list["Decoded"], timed: bool
+) -> None:
+    from espnet_ext.bridge.inference import summary, time_set
+
+    made = summary(found)
+    speed = time_set(decoder, job.scp, found) if timed else {}
+    write_text(job.folder / "text", "".join(f"{name} {text}\n" for name, text, *_ in found))
+    # Stage 8 joins this with files of other stages: they must be of the same model.
+    made_by = {"model": sha256_file(experiment.weights), "options": job.options}
+    write_json(job.folder / "decode.json", {**speed, **made, **made_by})
+    job.stamp.write([job.folder / "text", job.folder / "decode.json"])
+    shutil.rmtree(job.folder / _PARTS, ignore_errors=True)
+    said = f", RTF {speed['rtf']:.4f}" if speed else ""
+    if made["too_short"]:
+        said += f"; {made['too_short']} too short for a frame, with an empty text"
+    print(f"decode: {job.folder}: {len(found)} utterances{said}")

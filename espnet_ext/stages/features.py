@@ -1,7 +1,10 @@
 """Stage 2: features as Kaldi arks, where a config trains on them; or its pretrained model."""
 
 import functools
-from collections.abc import Callable, Iterable
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,34 +12,37 @@ import numpy as np
 from espnet_ext.config.pretrained import fetched_folder
 from espnet_ext.data.features import Definition, Fbank
 from espnet_ext.data.kaldi_dir import WHOLE, audio_inputs, data_sets, read_table
+from espnet_ext.data.parts import Part, begun
 from espnet_ext.data.processes import map_processes
 from espnet_ext.data.segments import SEGMENTS, cut, set_folder
 from espnet_ext.data.speeds import holds_copies, with_copies, write_copies
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, atomic_path
+from espnet_ext.files import Stamp, atomic_path, lock, read_json, write_json
 
 _SHARD = 250  # utterances in one ark
 
 
-def write_features(experiment: Experiment, jobs: int) -> None:
+def write_features(experiment: Experiment, jobs: int, part: Part | None = None) -> None:
     """Write the arks of every data directory of the recipe that lacks them.
+
+    What was begun in parts is completed and joined.
 
     A set whose utterances are all in data/all, or its copies at other speeds in those of data/all,
     gets a list into the arks of that set. Before, ``recipe: speeds`` writes such copies.
+
+    Args:
+        experiment: whose features.
+        jobs: processes.
+        part: write this part of the arks only; a call without one joins them.
 
     Raises:
         UserError: no data directory, audio that is missing, undecodable, or of another
             sampling rate, or a self-supervised model that is not there.
     """
     data, recipe = experiment.data, experiment.recipe
-    if recipe.sources:
-        fetch_model(experiment)
-    for name in data_sets(data):
-        if (data / name / SEGMENTS).is_file():
-            cut(data, name, jobs)
-    if recipe.speeds:
-        write_copies(data, recipe.train_set, recipe.speeds, jobs)
+    with lock(experiment.exp / ".features.lock"):  # parts run at the same time
+        _prepare(experiment, jobs)
     definition = experiment.features
     if definition is None:
         if not recipe.sources:
@@ -56,24 +62,46 @@ def write_features(experiment: Experiment, jobs: int) -> None:
         rows = read_table(folder / "wav.scp")
         owner = WHOLE if not holds_copies(name) else with_copies(WHOLE)
         whole_arks = experiment.ark_folder(owner)
-        part = name != owner and bool(rows) and rows.items() <= wholes.get(owner, {}).items()
+        listed = name != owner and bool(rows) and rows.items() <= wholes.get(owner, {}).items()
+        if listed and part is not None:
+            continue
         inputs = [folder / "wav.scp", *audio_inputs(folder)]
-        if part:
+        if listed:
             inputs.append(whole_arks / "feats.scp")
             lists += 1
         stamp = Stamp(out / ".done.json", definition.settings, [*inputs, *definition.files])
         if stamp.is_current():
-            if not part:
+            if not listed:
                 print(f"features: {out} is up to date")
             continue
+        arks = _Arks(folder, out, definition, jobs, stamp.inputs)
+        if part is not None:
+            arks.write_part(part)
+            continue
+        parts = begun(arks.parts, arks.is_whole)
+        for missing in parts:
+            arks.write_part(missing)
         with atomic_path(out) as temporary:
-            if part:
-                _write_part(rows, whole_arks, temporary)
+            if listed:
+                _write_list(rows, whole_arks, temporary)
             else:
-                _write_arks(folder, temporary, out, definition, jobs)
+                arks.write(temporary, parts)
         stamp.write(sorted(p for p in out.iterdir() if p.suffix in (".ark", ".scp")))
+        arks.remove_parts()
     if lists:
         print(f"features: {lists} sets are lists into {experiment.ark_folder(WHOLE).parent}")
+
+
+def _prepare(experiment: Experiment, jobs: int) -> None:
+    """Get the model, cut recordings into utterances, and write copies at other speeds."""
+    data, recipe = experiment.data, experiment.recipe
+    if recipe.sources:
+        fetch_model(experiment)
+    for name in data_sets(data):
+        if (data / name / SEGMENTS).is_file():
+            cut(data, name, jobs)
+    if recipe.speeds:
+        write_copies(data, recipe.train_set, recipe.speeds, jobs)
 
 
 def fetch_model(experiment: Experiment) -> None:
@@ -88,7 +116,7 @@ def fetch_model(experiment: Experiment) -> None:
     print(f"features: {take_first(experiment.recipe.sources, out)}")
 
 
-def _write_part(rows: Iterable[str], whole: Path, folder: Path) -> None:
+def _write_list(rows: Iterable[str], whole: Path, folder: Path) -> None:
     """Write feats.scp and utt2num_frames of utterances ``rows`` that ``whole`` has arks of."""
     folder.mkdir(parents=True)
     for name in ("feats.scp", "utt2num_frames"):
@@ -96,39 +124,102 @@ def _write_part(rows: Iterable[str], whole: Path, folder: Path) -> None:
         (folder / name).write_text("".join(f"{u} {table[u]}\n" for u in rows))
 
 
-def _write_arks(data: Path, folder: Path, final: Path, definition: Definition, nj: int) -> None:
-    """Write feats.<shard>.ark, feats.scp and utt2num_frames of one data directory.
+type _Row = tuple[str, str, int]  # utterance, "ark:offset" as it will be named, frames
 
-    Args:
+
+@dataclass(frozen=True)
+class _Arks:
+    """The arks of a set, each with the features of some utterances in a row.
+
+    Attributes:
         data: the data directory.
-        folder: where to write; made here.
-        final: what the folder will be called when it is whole: feats.scp names it.
+        out: the folder of the arks, once all are there: feats.scp names it.
         definition: what the features are.
-        nj: processes.
+        jobs: processes.
+        inputs: files that decide the features.
     """
-    from tqdm import tqdm
 
-    folder.mkdir(parents=True)
-    rows = list(read_table(data / "wav.scp").items())
-    if not rows:
-        raise UserError(f"{data}/wav.scp: no utterance in it; run stage 1")
-    jobs = [
-        (rows[k : k + _SHARD], *(place / f"feats.{k // _SHARD}.ark" for place in (folder, final)))
-        for k in range(0, len(rows), _SHARD)
-    ]
-    parts = map_processes(functools.partial(_write_shard, definition), jobs, nj, chunk=1)
-    with tqdm(total=len(rows), desc=f"features {data.name}") as bar:
-        found = []
-        for part in parts:
-            found += part
-            bar.update(len(part))
-    (folder / "feats.scp").write_text("".join(f"{u} {where}\n" for u, where, _ in found))
-    (folder / "utt2num_frames").write_text("".join(f"{u} {n}\n" for u, _, n in found))
+    data: Path
+    out: Path
+    definition: Definition
+    jobs: int
+    inputs: Sequence[str]
+
+    @property
+    def parts(self) -> Path:
+        """Folder of the arks that were written in parts."""
+        return self.out.with_name(f"{self.out.name}.parts")
+
+    def is_whole(self, part: Part) -> bool:
+        """True if a part is written, from the present inputs."""
+        return self._stamp(part).is_current()
+
+    def _stamp(self, part: Part) -> Stamp:
+        settings = [self.definition.settings, str(part)]
+        return Stamp(self.parts / str(part) / ".done.json", settings, self.inputs)
+
+    def write_part(self, part: Part) -> None:
+        """Write every so many-th ark, unless that was done."""
+        folder, stamp = self.parts / str(part), self._stamp(part)
+        if stamp.is_current():
+            print(f"features: {folder} is up to date")
+            return
+        with atomic_path(folder) as temporary:
+            rows = self._write(temporary, part)
+            write_json(temporary / "rows.json", rows)
+        stamp.write([folder / "rows.json", *folder.glob("*.ark")])
+        print(f"features: {folder}: {len(rows)} utterances")
+
+    def write(self, folder: Path, parts: Sequence[Part] = ()) -> None:
+        """Write feats.<number>.ark, feats.scp and utt2num_frames into ``folder``, made here.
+
+        Arks of parts are moved there.
+        """
+        if not parts:
+            rows = self._write(folder)
+        else:
+            folder.mkdir(parents=True)
+            found: dict[str, _Row] = {}
+            for part in parts:
+                made = self.parts / str(part)
+                found |= {row[0]: tuple(row) for row in read_json(made / "rows.json")}
+                for ark in made.glob("*.ark"):
+                    os.rename(ark, folder / ark.name)
+            rows = [found[name] for name in read_table(self.data / "wav.scp")]
+        (folder / "feats.scp").write_text("".join(f"{u} {where}\n" for u, where, _ in rows))
+        (folder / "utt2num_frames").write_text("".join(f"{u} {n}\n" for u, _, n in rows))
+
+    def remove_parts(self) -> None:
+        """Remove what was joined."""
+        shutil.rmtree(self.parts, ignore_errors=True)
+
+    def _write(self, folder: Path, part: Part | None = None) -> list[_Row]:
+        from tqdm import tqdm
+
+        folder.mkdir(parents=True)
+        rows = list(read_table(self.data / "wav.scp").items())
+        if not rows:
+            raise UserError(f"{self.data}/wav.scp: no utterance in it; run stage 1")
+        jobs = [
+            (rows[k : k + _SHARD], folder / name, self.out / name)
+            for k in range(0, len(rows), _SHARD)
+            for name in [f"feats.{k // _SHARD}.ark"]
+        ]
+        if part is not None:
+            jobs = list(part.of(jobs))
+            rows = [row for lines, *_ in jobs for row in lines]
+        write = functools.partial(_write_shard, self.definition)
+        found: list[_Row] = []
+        with tqdm(total=len(rows), desc=f"features {self.data.name}") as bar:
+            for done in map_processes(write, jobs, self.jobs, chunk=1):
+                found += done
+                bar.update(len(done))
+        return found
 
 
 def _write_shard(
     definition: Definition, job: tuple[list[tuple[str, str]], Path, Path]
-) -> list[tuple[str, str, int]]:
+) -> list[_Row]:
     """Write one ark; return (utterance, "ark:offset" as it will be named, frames)."""
     import kaldiio
     import torch

@@ -12,6 +12,7 @@ from espnet_ext.bridge.run_record import merged
 from espnet_ext.config.grid import Cell, Grid
 from espnet_ext.data.corpora.folds import read_folds
 from espnet_ext.data.kaldi_dir import audio_inputs
+from espnet_ext.data.parts import Part
 from espnet_ext.data.processes import map_processes
 from espnet_ext.data.segments import set_folder
 from espnet_ext.data.text import collapse_blanks, normalise_text
@@ -178,18 +179,20 @@ class GridRun:
         return experiment
 
 
-def part_of(cells: list[Cell], part: str | None) -> list[Cell]:
-    """The trainings of part K/N, every Nth from the Kth on; all if ``part`` is None.
+def part_of(cells: list[Cell], part: Part | None) -> list[Cell]:
+    """The trainings of a part, whole chains of them; all if ``part`` is None.
 
-    Raises:
-        UserError: another form than K/N.
+    A training that starts from another's model is in the part of that one.
     """
     if part is None:
         return cells
-    k, _, n = part.partition("/")
-    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
-        raise UserError(f"--part must be K/N with K from 1 to N, not {part!r}")
-    return cells[int(k) - 1 :: int(n)]
+    chains: dict[str, list[Cell]] = {}
+    for cell in cells:
+        first = cell
+        while first.before is not None:
+            first = first.before
+        chains.setdefault(first.tag, []).append(cell)
+    return [cell for chain in part.of(list(chains.values())) for cell in chain]
 
 
 def cell_config(cell: Cell) -> Path:

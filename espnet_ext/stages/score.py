@@ -12,12 +12,12 @@ from typing import Any
 
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, in_use, read_json, sha256_file, write_json, write_text
+from espnet_ext.files import Stamp, atomic_path, in_use, read_json, sha256_file, write_json
 from espnet_ext.results.schema import SCHEMA_VERSION, Score, ScoreFile, as_json
 from espnet_ext.score.pairs import baseline_form
 from espnet_ext.validation import parse
 
-type Scores = tuple[dict[str, Any], dict[Path, str]]  # a score, texts to be written by their paths
+type Scores = tuple[dict[str, Any], list[Path]]  # a score, other files that were written
 
 
 @dataclass(frozen=True)
@@ -181,13 +181,19 @@ def _texts(job: Job, target: str | None) -> Scored:
     from espnet_ext.score.recognition import score_set
     from espnet_ext.score.significance.bootstrap import RESAMPLES, SEED
     from espnet_ext.score.significance.mapsswe import BUFFER
-    from espnet_ext.score.wer import alignment_lines
+    from espnet_ext.score.wer import Aligned, alignment_lines
 
     def compute() -> Scores:
         pairs = read_pairs(*job.tables)
-        found, words = score_set(pairs, job.name, job.method, job.baseline_tag)
-        lines = "\n".join(alignment_lines(pairs.ids, words)) + "\n"
-        return found, {Path(f"{job.output}.ali.txt"): lines}
+        alignments = Path(f"{job.output}.ali.txt")
+        with atomic_path(alignments) as made, open(made, "w", encoding="utf-8") as stream:
+
+            def write(first: int, words: Aligned) -> None:
+                lines = alignment_lines(pairs.ids[first : first + len(words.edits)], words)
+                stream.writelines(f"{line}\n" for line in lines)
+
+            found = score_set(pairs, job.name, job.method, job.baseline_tag, write)
+        return found, [alignments]
 
     return _write(job, [NORMALISATION, RESAMPLES, SEED, BUFFER], compute)
 
@@ -201,7 +207,7 @@ def _translations(job: Job, target: str) -> Scored:
 
     def compute() -> Scores:
         pairs = read_pairs(*job.tables, normalise=collapse_blanks)
-        return score_translations(pairs, job.name, job.method, target, job.baseline_tag), {}
+        return score_translations(pairs, job.name, job.method, target, job.baseline_tag), []
 
     return _write(job, [sacrebleu.__version__, RESAMPLES, SEED, target], compute)
 
@@ -218,13 +224,13 @@ def _classes(job: Job, experiment: Experiment) -> Scored:
         assert utt2spk is not None  # a config gives it
         found = read_decisions(reference, hypothesis, utt2spk, experiment.classes, baseline)
         found = vote(found) if votes else found
-        return score_decisions(found, job.name, job.method, unit, job.baseline_tag), {}
+        return score_decisions(found, job.name, job.method, unit, job.baseline_tag), []
 
     return _write(job, [RESAMPLES, SEED, unit], compute)
 
 
 def _write(job: Job, settings: list[Any], compute: Callable[[], Scores]) -> Scored:
-    """Write the score file and the texts that belong to it, if they are not up to date."""
+    """Write the score file and what belongs to it, if they are not up to date."""
     output, inputs = Path(f"{job.output}.json"), [path for path in job.tables if path is not None]
     names = [job.name, job.method, job.baseline_tag, str(job.utt2spk), str(job.baseline)]
     place = job.output.with_name(f".{job.output.name}.stamp")
@@ -232,12 +238,11 @@ def _write(job: Job, settings: list[Any], compute: Callable[[], Scores]) -> Scor
     if stamp.is_current():
         made = parse(ScoreFile, read_json(output), output)
         return Scored(made.score, [f"{output}: up to date"])
-    score, texts = compute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    score, written = compute()
     # Stage 8 joins the score with files of other stages: they must be those that were read.
     digests = {str(path): sha256_file(path) for path in inputs}
     made = parse(ScoreFile, {"score": score, "inputs": digests}, output)
-    for path, text in texts.items():
-        write_text(path, text)
     write_json(output, as_json(made))
-    stamp.write([output, *texts])
+    stamp.write([output, *written])
     return Scored(made.score)

@@ -2,24 +2,23 @@
 
 import hashlib
 import json
-import logging
-import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from espnet_ext.config.pretrained import teacher_folder
+from espnet_ext.config.processes import Processes
 from espnet_ext.config.training import training_settings
 from espnet_ext.data.inputs import check_inputs
 from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, content_key, in_use, lock, write_json, write_text
+from espnet_ext.files import Stamp, content_key, in_use, lock, quick_key, write_json, write_text
 
 # ESPnet's options that decide the features and the lengths of the texts.
 _STATISTICS = (
@@ -37,19 +36,26 @@ class TrainOptions:
     """Options of a call that are not in the config.
 
     Attributes:
-        ngpu: GPUs, 0 or 1.
-        threads: CPU threads where there is no GPU.
+        ngpu: GPUs of a node; 0: the CPU.
+        threads: CPU threads of a process where there is no GPU.
+        processes: over which the training is spread, one for each GPU.
         espnet: options for ESPnet's trainer, which win over the config.
     """
 
     ngpu: int = 0
     threads: int = 1
+    processes: Processes = field(default_factory=Processes)
     espnet: Sequence[str] = ()
 
     @property
     def device(self) -> str:
         """The device for records."""
-        return f"{self.ngpu} GPU" if self.ngpu else "cpu"
+        world = self.processes.world
+        if world == 1:
+            return f"{self.ngpu} GPU" if self.ngpu else "cpu"
+        backend = "nccl" if self.ngpu else "gloo"
+        nodes = f" on {self.processes.nodes} nodes" if self.processes.nodes > 1 else ""
+        return f"{world} {'GPUs' if self.ngpu else 'processes of cpu'}{nodes}, {backend}"
 
 
 def train(experiment: Experiment, options: TrainOptions) -> None:
@@ -60,8 +66,25 @@ def train(experiment: Experiment, options: TrainOptions) -> None:
 
     Raises:
         UserError: an earlier stage has not run, a wrong config, data or option, a run of other
-            settings in the folder, or an error of ESPnet.
+            settings in the folder, or an error of ESPnet; a signal after which the state was saved.
     """
+    if options.processes.nodes == 1:
+        _train(experiment, options)
+        return
+    from espnet_ext.bridge.launch import Nodes
+    from espnet_ext.bridge.muted import muted
+
+    if options.processes.node == 0:
+        with Nodes(options.processes) as nodes:
+            _train(experiment, options, nodes)
+        return
+    with muted():
+        from espnet_ext.stages.training_process import train_for_node_0
+    train_for_node_0(options.processes)
+
+
+def _train(experiment: Experiment, options: TrainOptions, nodes: Any = None) -> None:
+    """Train on the first node, or the only one."""
     data = _data_options(experiment)
     files = experiment.training_files()
     settings = training_settings(experiment.config.as_dict())
@@ -74,13 +97,15 @@ def train(experiment: Experiment, options: TrainOptions) -> None:
         print(f"train: {experiment.folder} is up to date")
         return
     experiment = _checked(experiment, options)
+    from espnet_ext.stages.training_process import log_to  # ESPnet is imported by now
+
     with in_use(experiment.folder):
         refuse_other_run(experiment, {str(file): content_key(file) for file in files})
         cpu_dtype = _use_threads(experiment, options)
-        _log_to(experiment.train_log)
+        log_to(experiment.train_log)
         command = _common_options(experiment, options, data)
         command += _training_options(experiment, _statistics(experiment, command, data))
-        record = _run(experiment, options, command, cpu_dtype)
+        record = _run(experiment, options, command, cpu_dtype, nodes)
         stamp.write([experiment.averaged_model, experiment.espnet_config, record])
     print(f"train: averaged model is {experiment.averaged_model}")
 
@@ -158,7 +183,8 @@ def _use_threads(experiment: Experiment, options: TrainOptions) -> Any:
         return None
     torch.set_num_threads(options.threads)
     dtype = supported_cpu_dtype(experiment.recipe.cpu_dtype)
-    print(f"train: {options.threads} threads, {dtype or 'float32'}")
+    several = "" if options.processes.alone else f"{options.device}, "
+    print(f"train: {several}{options.threads} threads, {dtype or 'float32'}")
     return dtype
 
 
@@ -176,7 +202,7 @@ def refuse_other_run(experiment: Experiment, data: dict[str, str]) -> None:
     """
     path = experiment.folder / "resolved.json"
     settings = {"config": training_settings(experiment.config.as_dict()), "data": data}
-    if (experiment.folder / "checkpoint.pth").exists() and path.exists():
+    if any(experiment.folder.glob("checkpoint*.pth")) and path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))
         advice = f"give the config another name or remove {experiment.folder}"
         before = training_settings(stored["config"])
@@ -190,7 +216,8 @@ def refuse_other_run(experiment: Experiment, data: dict[str, str]) -> None:
                 f"{experiment.folder} holds a run of other settings ({names}); {advice}"
             )
         for name, content in data.items():
-            if stored.get("data", {}).get(name, content) != content:
+            before = stored.get("data", {}).get(name, content)
+            if before not in (content, quick_key(Path(name))):
                 raise UserError(f"{experiment.folder} was trained before {name} changed; {advice}")
     write_json(path, settings)
 
@@ -221,7 +248,7 @@ def _common_options(
         }
     path = experiment.folder / "espnet.yaml"
     write_text(path, yaml.safe_dump(espnet, sort_keys=False))
-    command = ["--config", str(path), "--ngpu", str(options.ngpu)]
+    command = ["--config", str(path), "--ngpu", str(min(options.ngpu, 1))]
     command += ["--token_list", str(experiment.token_list)]
     if experiment.tokenizer is not None:
         command += ["--bpemodel", str(experiment.tokenizer)]
@@ -267,12 +294,15 @@ def _training_options(experiment: Experiment, statistics: Path) -> list[str]:
     return options
 
 
-def _run(experiment: Experiment, options: TrainOptions, command: list[str], cpu_dtype: Any) -> Path:
+def _run(
+    experiment: Experiment, options: TrainOptions, command: list[str], cpu_dtype: Any, nodes: Any
+) -> Path:
     """Train, and write train.json; return its path."""
-    from espnet_ext.bridge import resume, trainer
+    from espnet_ext.bridge import resume, step_checkpoint, trainer
     from espnet_ext.bridge.espnet_options import parse_options
     from espnet_ext.bridge.run_record import Calls
     from espnet_ext.results.schema import NOT_MEASURED
+    from espnet_ext.stages.training_process import Job, train_in_processes
 
     folder, task = experiment.folder, experiment.recipe.task
     espnet = parse_options(command, task)
@@ -280,21 +310,25 @@ def _run(experiment: Experiment, options: TrainOptions, command: list[str], cpu_
     before = resume.history(folder)[0]
     calls = Calls(
         folder / "calls.json",
-        new_run=before == 0,
+        new_run=before == 0 and not (folder / step_checkpoint.FILE).exists(),
         command=shlex.join(["espnet-ext", *sys.argv[1:]]),
         threads=options.threads if options.ngpu == 0 else NOT_MEASURED,
         device=options.device,
         dtype=trainer.dtype_of(espnet, cpu_dtype),
     )
-    # The memory of processes that read data for this one is not in its own.
-    alone = espnet.num_workers == 0
-    trainer.run_task(
-        command,
-        experiment.train_log,
-        task,
-        cpu_dtype,
-        on_epoch=lambda epoch: calls.add(epoch, measured=alone),
+    job = Job(
+        command=tuple(command),
+        log=experiment.train_log,
+        task=task,
+        cpu_dtype=str(cpu_dtype).removeprefix("torch.") if cpu_dtype else "",
+        threads=options.threads,
+        minutes=experiment.recipe.checkpoint_minutes,
+        # The memory of processes that read data for this one is not in its own.
+        measured=espnet.num_workers == 0,
+        gpu=options.ngpu > 0,
+        calls=calls,
     )
+    train_in_processes(job, options.processes, nodes)
     resume.keep_constants(experiment.averaged_model)
     epochs, seconds = resume.history(folder)
     for epoch in set(range(before + 1, epochs + 1)) - set(calls.own["epochs"]):
@@ -313,22 +347,3 @@ def _run(experiment: Experiment, options: TrainOptions, command: list[str], cpu_
         }
         write_json(made, record)
     return made
-
-
-def _log_to(path: Path) -> None:
-    """Send ESPnet's log to a file whole, and its progress to the terminal."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    root = logging.getLogger()
-    root.handlers.clear()
-    whole = logging.FileHandler(path)
-    form = f"[{os.uname().nodename.split('.')[0]}] %(asctime)s (%(module)s:%(lineno)d) "
-    whole.setFormatter(logging.Formatter(form + "%(levelname)s: %(message)s"))
-    progress = logging.StreamHandler(sys.stdout)
-    progress.setFormatter(logging.Formatter("%(asctime)s %(message).110s", "%H:%M:%S"))
-    progress.addFilter(lambda r: r.module in ("trainer", "reporter") and "epoch" in r.getMessage())
-    root.addHandler(whole)
-    root.addHandler(progress)
-    root.setLevel(logging.INFO)
-    # Warnings are for the log; a full disk is reported once, by the writer of a result.
-    logging.captureWarnings(True)
-    logging.raiseExceptions = False

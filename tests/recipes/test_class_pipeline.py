@@ -179,7 +179,10 @@ def test_a_grid_runs_in_parts_goes_on_and_is_summarised(recipe):
     assert "12 trainings, 0 of 12 done" in dry.stdout, dry.stderr
     first = recipe.grid("--part", "1/3", "--nj", "2")
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "8 trainings of other parts are left" in first.stdout
+    assert "this part is done" in first.stdout
+    early = recipe.grid("--summary")
+    assert early.returncode == 1
+    assert "8 of 12 trainings are not done" in early.stderr
     folder = recipe.path / "exp/grid_tiny"
     done = {p: p.stat().st_mtime_ns for p in folder.rglob("cell.json")}
     assert len(done) == 4

@@ -16,7 +16,7 @@ from espnet_ext.data.kaldi_dir import Utterance, read_table, write_data_dir
 from espnet_ext.data.pauses import cut_at_pauses
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.packed import dequantised, read_member
-from tests.fixtures import forked, foundation
+from tests.fixtures import forked, foundation, ranks
 from tests.fixtures.miniature import ROOT, merged
 
 MODEL = "downloads/model"
@@ -133,6 +133,31 @@ def succeed(folder, *words):
     done = forked.Command(folder, words, folder.parent / "logs").wait(300)
     assert done.code == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
+
+
+def test_two_processes_train_a_family_as_one_with_the_whole_batch(recipe):
+    folder, model = recipe
+    over = {
+        "encoder_conf": {"nested": NESTED, "masks": None},
+        "optim": "sgd",
+        "optim_conf": {"lr": 0.01},
+        "grad_clip": 1000.0,
+        "scheduler_conf": {"warmup_steps": 1},
+    }
+    found = []
+    for processes in ("1", "2"):
+        config = folder / f"conf/train_by_{processes}.yaml"
+        config.write_text(yaml.safe_dump(merged(BASE, over), sort_keys=False))
+        words = ("train", f"conf/{config.name}", "--threads", "1", "--processes", processes)
+        logs = folder.parent / "logs"
+        done = forked.Command(folder, words, logs, ranks.instead_of_torch).wait(300)
+        assert done.code == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        path = folder / f"exp/by_{processes}/1epoch.pth"
+        found.append(torch.load(path, weights_only=True))
+    for name, one in found[0].items():
+        torch.testing.assert_close(found[1][name], one, rtol=1e-5, atol=1e-5, msg=name)
+    trained = found[0]["decoder.decoder.layer_norm.weight"]
+    assert (trained - model.model.decoder.layer_norm.weight).abs().max() > 1e-3
 
 
 def trained(folder, tag):

@@ -14,7 +14,7 @@ from espnet_ext.data import kaldi_dir
 from espnet_ext.data.kaldi_dir import Utterance
 from espnet_ext.data.processes import map_processes
 from espnet_ext.errors import UserError
-from espnet_ext.files import content_key, scratch_folder, sha256_file
+from espnet_ext.files import quick_key, scratch_folder, sha256_file
 
 # Decodes and resamples. It is not imported where nothing is to do.
 AUDIO_CODE = Path(kaldi_dir.__file__).with_name("audio.py")
@@ -195,7 +195,7 @@ def _origin(clip: Clip, code: str) -> str:
 @lru_cache(maxsize=64)
 def _content(source: Path, size: int, time: int) -> str:
     """Return the key of a source's content; many clips may share a source."""
-    return content_key(source)
+    return quick_key(source)
 
 
 def read_span(path: str | Path, offset: int, length: int) -> bytes:

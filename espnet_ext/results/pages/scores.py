@@ -53,7 +53,10 @@ def score_lines(score: Score) -> list[str]:
 def _details(score: Score) -> str:
     if isinstance(score, RecognitionScore):
         words, characters = (edits(score, metric) for metric in ("wer", "cer"))
-        return f"; words: {words} of {score.words}; characters: {characters} of {score.characters}"
+        block = score.bootstrap.block
+        blocks = f"; intervals over blocks of {block} utterances" if block > 1 else ""
+        line = f"; words: {words} of {score.words}; characters: {characters} of {score.characters}"
+        return line + blocks
     if isinstance(score, TranslationScore):
         signature = score.signatures["bleu"]
         no_words = "; no tokenizer for this language, so BLEU is over characters: prefer chrF"

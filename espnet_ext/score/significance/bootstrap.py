@@ -2,7 +2,7 @@
 
 Bisani, Ney: "Bootstrap estimates for confidence intervals in ASR performance evaluation",
 ICASSP 2004. Utterances (or whole speakers) are drawn with replacement, and the pooled error
-rate is computed for each draw; scipy draws.
+rate is computed for each draw; scipy draws. Above 100,000 utterances, blocks of them are drawn.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ import numpy as np
 RESAMPLES = 10_000
 SEED = 0
 CONFIDENCE = 0.95
+MOST_UNITS = 100_000  # utterances or speakers that are drawn one by one
+_BLOCKS = 10_000  # drawn instead where there are more
 _BATCH_ITEMS = 2_000_000  # bounds the memory of one batch of draws to some tens of MB
 
 
@@ -82,6 +84,15 @@ def paired_difference(
     )
 
 
+def block_size(units: int) -> int:
+    """How many utterances (or speakers) in a row are drawn together: 1, but for huge sets.
+
+    Of a million utterances 10,000 draws would take minutes. Neighbours in the order of ids are
+    often of one speaker or recording, so blocks are at least as honest as single utterances.
+    """
+    return 1 if units <= MOST_UNITS else -(-units // _BLOCKS)
+
+
 def two_sided_p(drawn: np.ndarray) -> float:
     """Return the p of a difference of 0 from drawn differences (draws,).
 
@@ -113,6 +124,9 @@ def _draw(
         lengths = np.bincount(index, weights=lengths, minlength=len(names))
     if len(errors) < 2:
         return None
+    if (size := block_size(len(errors))) > 1:
+        starts = np.arange(0, len(errors), size)
+        errors, lengths = np.add.reduceat(errors, starts), np.add.reduceat(lengths, starts)
     return stats.bootstrap(
         (errors, lengths),
         lambda e, n, axis: e.sum(axis=axis) / n.sum(axis=axis),

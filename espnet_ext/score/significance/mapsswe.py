@@ -18,6 +18,8 @@ import numpy as np
 BUFFER = 2  # correct words in a row, in both systems, that end a segment: sc_stats's constant
 _GAP = 3  # sclite's cost of an insertion and of a deletion
 _SUBSTITUTION = 4
+_CHUNK = 5_000  # utterances that are cut into words at once
+_CELLS = 2_000_000  # of the tables that are filled at once
 _DIAGONAL, _DELETION, _INSERTION = np.arange(3, dtype=np.uint8)
 
 
@@ -48,10 +50,14 @@ def mapsswe(
         first, and p from the normal distribution. sc_stats prints z = 0 where ours is None.
     """
     found = []
-    for reference, one, other in zip(references, first, second, strict=True):
-        words = reference.split()
-        paths = (align(words, one.split()), align(words, other.split()))
-        found += segment_errors(*paths, buffer)
+    for start in range(0, len(references), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        words = [text.split() for text in references[chunk]]
+        before, after = (
+            align_many(words, [text.split() for text in texts[chunk]]) for texts in (first, second)
+        )
+        for one, other in zip(before, after, strict=True):
+            found += segment_errors(one, other, buffer)
     z = z_statistic([after - before for before, after in found])
     return Mapsswe(
         segments=len(found),
@@ -120,29 +126,66 @@ def align(reference: Sequence[str], hypothesis: Sequence[str]) -> str:
     Costs are 4 for a substitution, 3 for a deletion or an insertion. Ties go to the diagonal, then
     to the insertion, then to the deletion, from the ends of the texts on.
     """
-    if reference == hypothesis:
-        return "C" * len(reference)
-    numbers = {word: n for n, word in enumerate({*reference, *hypothesis})}
-    other = np.array([numbers[word] for word in hypothesis], dtype=np.int64)
-    gaps = _GAP * np.arange(len(hypothesis) + 1)
-    costs, steps = gaps, [np.full(len(gaps), _INSERTION)]
-    for word in reference:
-        diagonal = costs[:-1] + np.where(other == numbers[word], 0, _SUBSTITUTION)
+    return align_many([reference], [hypothesis])[0]
+
+
+def align_many(
+    references: Sequence[Sequence[str]], hypotheses: Sequence[Sequence[str]]
+) -> list[str]:
+    """Align many pairs as ``align`` does, those of similar length together."""
+    found = ["C" * len(reference) for reference in references]
+    different = [n for n, text in enumerate(references) if text != hypotheses[n]]
+    sizes = {n: (len(references[n]) + 1) * (len(hypotheses[n]) + 1) for n in different}
+    different.sort(key=sizes.__getitem__)
+    while different:
+        # The largest last: a table has the rows and columns of the longest texts in it.
+        count = max(1, min(len(different), _CELLS // sizes[different[-1]]))
+        together, different = different[-count:], different[:-count]
+        pairs = [(references[n], hypotheses[n]) for n in together]
+        for n, table, pair in zip(together, _tables(pairs), pairs, strict=True):
+            found[n] = _back(table, *pair)
+    return found
+
+
+def _tables(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> np.ndarray:
+    """The best last step to each cell, (pairs, reference words + 1, hypothesis words + 1)."""
+    numbers: dict[str, int] = {}
+    sides = [
+        [[numbers.setdefault(word, len(numbers)) for word in text] for text in side]
+        for side in zip(*pairs, strict=True)
+    ]
+    # Padding differs from every word, and what follows a text changes nothing before its end.
+    meant, said = (_padded(rows, filler) for rows, filler in zip(sides, (-1, -2), strict=True))
+    gaps = _GAP * np.arange(said.shape[1] + 1)
+    costs = np.tile(gaps, (len(pairs), 1))
+    steps = np.empty((len(pairs), meant.shape[1] + 1, said.shape[1] + 1), dtype=np.uint8)
+    steps[:, 0] = _INSERTION
+    steps[:, 1:, 0] = _DELETION
+    for row in range(meant.shape[1]):
+        diagonal = costs[:, :-1] + np.where(said == meant[:, row, None], 0, _SUBSTITUTION)
         deletion = costs + _GAP
         # The least cost of each cell: from above, or along the row from any cell to the left.
         costs = deletion.copy()
-        np.minimum(costs[1:], diagonal, out=costs[1:])
-        costs = np.minimum.accumulate(costs - gaps) + gaps
-        insertion = costs[:-1] + _GAP
-        gap = np.where(deletion[1:] < insertion, _DELETION, _INSERTION)
-        matched = (diagonal <= deletion[1:]) & (diagonal <= insertion)
-        steps.append(np.concatenate(([_DELETION], np.where(matched, _DIAGONAL, gap))))
-    return _back(steps, reference, hypothesis)
+        np.minimum(costs[:, 1:], diagonal, out=costs[:, 1:])
+        costs = np.minimum.accumulate(costs - gaps, axis=1) + gaps
+        insertion = costs[:, :-1] + _GAP
+        gap = np.where(deletion[:, 1:] < insertion, _DELETION, _INSERTION)
+        matched = (diagonal <= deletion[:, 1:]) & (diagonal <= insertion)
+        steps[:, row + 1, 1:] = np.where(matched, _DIAGONAL, gap)
+    return steps
 
 
-def _back(steps: Sequence[np.ndarray], reference: Sequence[str], hypothesis: Sequence[str]) -> str:
+def _padded(rows: Sequence[Sequence[int]], filler: int) -> np.ndarray:
+    padded = np.full((len(rows), max(map(len, rows))), filler, dtype=np.int64)
+    for n, row in enumerate(rows):
+        padded[n, : len(row)] = row
+    return padded
+
+
+def _back(table: np.ndarray, reference: Sequence[str], hypothesis: Sequence[str]) -> str:
     """Read the best path from its end."""
     row, column, found = len(reference), len(hypothesis), []
+    steps = table.tolist()
     while row or column:
         step = steps[row][column]
         row -= step != _INSERTION

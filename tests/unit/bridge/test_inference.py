@@ -9,6 +9,7 @@ import soundfile
 import yaml
 
 from espnet_ext.config.training import Config, Recipe
+from espnet_ext.data.parts import Part
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 
@@ -115,24 +116,24 @@ def test_the_speed_is_the_processor_time_of_the_fastest_round(tmp_path, monkeypa
     for name, fake in fakes.items():
         monkeypatch.setattr(inference, name, fake)
     threads = torch.get_num_threads()
-    rows, summary = inference.decode_set(Pretended(), tmp_path / "wav.scp", jobs=4)
-    assert len(rows) == summary["utterances"] == 40
+    scp = tmp_path / "wav.scp"
+    found = inference.decode_set(Pretended(), scp, jobs=4)
+    assert len(found) == inference.summary(found)["utterances"] == 40
+    assert not calls
+    summary = inference.time_set(Pretended(), scp, found)
     # 5 utterances of 4 s take 5, 45, 10, 2.5 and 12.5 s; the 50 s before are not counted.
     assert summary["rtf_rounds"] == [0.25, 2.25, 0.5, 0.125, 0.625]
     assert (summary["rtf"], summary["rtf_utterances"]) == (0.125, 5)
     assert summary["load"] >= 0
     assert set(calls) == {(os.getpid(), 1)}
     assert torch.get_num_threads() == threads
-    before = len(calls)
-    _, summary = inference.decode_set(Pretended(), tmp_path / "wav.scp", jobs=4, timed=False)
-    assert summary["utterances"] == 40
-    assert not [key for key in summary if key.startswith("rtf") or key == "load"]
-    assert len(calls) == before
+    third = inference.decode_set(Pretended(), scp, jobs=4, part=Part(3, 3))
+    assert third == found[2::3]
 
 
 @pytest.mark.parametrize("seconds", [0.025, 0.05])
 def test_an_utterance_too_short_for_a_frame_has_an_empty_text(tmp_path, seconds):
-    from espnet_ext.bridge.inference import decode_set
+    from espnet_ext.bridge.inference import decode_set, summary
 
     noise = np.random.default_rng(0).normal(size=16000) * 0.1
     for name, length in (("long", 1.0), ("short", seconds)):
@@ -143,10 +144,10 @@ def test_an_utterance_too_short_for_a_frame_has_an_empty_text(tmp_path, seconds)
     for method in ("ctc_greedy", "ctc_att_beam"):
         found = decoder(model, method, {"beam_size": 2} if "beam" in method else {})
         (alone,) = found.texts([found.read(("long", str(tmp_path / "long.wav")))[0]])
-        texts, summary = decode_set(found, scp, 1, timed=False)
-        assert texts == [("long", alone), ("short", "")]
+        results = decode_set(found, scp, 1)
+        assert [result[:2] for result in results] == [("long", alone), ("short", "")]
         assert alone
-        assert (summary["utterances"], summary["too_short"]) == (2, 1)
+        assert (summary(results)["utterances"], summary(results)["too_short"]) == (2, 1)
 
 
 def test_a_classifier_lengthens_what_is_too_short():

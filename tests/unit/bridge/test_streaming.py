@@ -153,7 +153,7 @@ def test_stream_gives_the_text_of_decoding_the_whole(experiment, variant, method
     soundfile.write(experiment / "short.wav", wave(0.9, 5), RATE, "PCM_16")
     scp.write_text(f"one {experiment}/speech.wav\ntwo {experiment}/short.wav\n")
     decoder = inference.Decoder(model, method, options, SpeechInput(RATE))
-    rows, summary = inference.decode_set(decoder, scp, jobs=1)
+    rows = [result[:2] for result in inference.decode_set(decoder, scp, jobs=1)]
     streamer = Streamer(model, method, options, RATE)
     for (_, expected), name in zip(rows, ("speech", "short"), strict=True):
         timing = Timing()
@@ -164,7 +164,6 @@ def test_stream_gives_the_text_of_decoding_the_whole(experiment, variant, method
         seconds = [p.second for p in partial]
         assert seconds == sorted(seconds)
     assert rows[0][1] != rows[1][1]
-    assert summary["utterances"] == 2
 
 
 @pytest.fixture(scope="module")

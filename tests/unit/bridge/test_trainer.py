@@ -141,15 +141,14 @@ def test_a_setting_of_gpus_in_the_config_is_said_to_do_nothing():
 
 
 @pytest.mark.parametrize(
-    "words", [["--threads", "0"], ["--threads", "x"], ["--ngpu", "-1"], ["--ngpu", "2"]]
+    "words", [["--threads", "0"], ["--threads", "x"], ["--ngpu", "-1"], ["--processes", "0"]]
 )
 def test_a_number_of_threads_or_gpus_that_is_none(words, capsys):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     with pytest.raises(SystemExit):
         parser.parse_args(["c.yaml", *words])
-    said = capsys.readouterr().err
-    assert "needs a whole number from" in said or "invalid choice" in said
+    assert "needs a whole number from" in capsys.readouterr().err
 
 
 def test_the_average_is_found_where_exp_is_a_link_to_another_disk(tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ def recipe(tmp_path, monkeypatch):
 
 
 def stage() -> None:
-    features.run(argparse.Namespace(config="train_x.yaml", data="data", nj=1))
+    features.run(argparse.Namespace(config="train_x.yaml", data="data", nj=1, part=None))
 
 
 def test_other_audio_under_the_same_names_gives_other_arks(recipe, tmp_path, capsys):
@@ -66,10 +66,12 @@ def test_other_audio_under_the_same_names_is_another_training(recipe):
 
 def test_other_audio_under_the_same_names_is_decoded_again(recipe, tmp_path, monkeypatch, capsys):
     def nothing(*_args, **_options):
-        return [], {"rtf": 0.0, "too_short": 0}
+        return []
 
     monkeypatch.setattr(decoder, "Decoder", lambda *_args: argparse.Namespace(method=None))
     monkeypatch.setattr(inference, "decode_set", nothing)
+    monkeypatch.setattr(inference, "summary", lambda _: {"too_short": 0})
+    monkeypatch.setattr(inference, "time_set", lambda *_: {"rtf": 0.0})
     deployed = tmp_path / "exp/x/deploy/merged"
     deployed.mkdir(parents=True)
     for name in ("model.pth", "config.yaml"):
@@ -80,6 +82,6 @@ def test_other_audio_under_the_same_names_is_decoded_again(recipe, tmp_path, mon
         stage()
         capsys.readouterr()
         words = {"config": "train_x.yaml", "tag": None, "variant": None, "sets": "test", "nj": 1}
-        decode.run(argparse.Namespace(**words))
+        decode.run(argparse.Namespace(part=None, **words))
         said.append("up to date" in capsys.readouterr().out)
     assert said == [False, True, False]

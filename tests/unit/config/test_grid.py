@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from espnet_ext.config.grid import Cell, System, read_grid
 from espnet_ext.config.training import load_config
 from espnet_ext.data.corpora.folds import read_folds, write_folds
 from espnet_ext.data.kaldi_dir import Utterance, read_data_dir
+from espnet_ext.data.parts import Part, part
 from espnet_ext.errors import UserError
 from espnet_ext.results.grids import Grid, summary
 from espnet_ext.results.pages.grids import comparisons, scores_table
@@ -118,13 +120,24 @@ def test_each_fault_is_one_line(tmp_path, over, words):
 
 
 def test_parts_of_a_grid_are_apart_and_whole():
-    cells = list(range(17))
-    parts = [part_of(cells, f"{k}/4") for k in range(1, 5)]
-    assert sorted(itertools.chain(*parts)) == cells
+    class Chained(NamedTuple):
+        tag: str
+        before: "Chained | None" = None
+
+    cells = [Chained(f"plain{n}") for n in range(9)]
+    firsts = [Chained(f"first{n}") for n in range(4)]
+    then = [Chained(f"then{n}", first) for n, first in enumerate(firsts)]
+    cells += [*firsts, *then, Chained("last", then[1])]
+    parts = [part_of(cells, Part(k, 4)) for k in range(1, 5)]
+    assert sorted(itertools.chain(*parts)) == sorted(cells)
     assert part_of(cells, None) == cells
+    for found in parts:
+        assert all(cell.before in found for cell in found if cell.before is not None)
+    assert max(map(len, parts)) <= 6
+    assert part("2/4") == Part(2, 4)
     for wrong in ("0/4", "5/4", "4", "a/b", "1/"):
-        with pytest.raises(UserError, match="K/N"):
-            part_of(cells, wrong)
+        with pytest.raises(argparse.ArgumentTypeError, match="K/N"):
+            part(wrong)
 
 
 def test_unknown_folds_are_named(tmp_path, monkeypatch):
@@ -321,7 +334,7 @@ def test_keys_of_another_task_are_refused(tmp_path, task, change, words):
     path = write(tmp_path, CHAINED | change)
     recipe = {"task": task, "classes": 3} if task == "cls" else {}
     (tmp_path / "conf/train_a_s.yaml").write_text(yaml.safe_dump(BASE | {"recipe": recipe}))
-    arguments = argparse.Namespace(grid=str(path))
+    arguments = argparse.Namespace(grid=str(path), part=None)
     with pytest.raises(UserError, match=words):
         verb.run(arguments)
 

@@ -13,7 +13,11 @@ from espnet_ext.results.pages.scores import score_lines
 from espnet_ext.results.schema import RecognitionScore
 from espnet_ext.score.pairs import Pairs, read_pairs
 from espnet_ext.score.recognition import score_set
-from espnet_ext.score.significance.bootstrap import bootstrap_interval, paired_difference
+from espnet_ext.score.significance.bootstrap import (
+    block_size,
+    bootstrap_interval,
+    paired_difference,
+)
 from espnet_ext.score.wer import align_characters, align_words, alignment_lines
 from espnet_ext.validation import parse
 from tests.fixtures.texts import sentences, spoilt, write_table
@@ -175,7 +179,7 @@ def test_score_of_a_set():
         speakers=[f"s{i % 5}" for i in range(60)],
         baseline=spoilt(references, 0.5, seed=2),
     )
-    score, _ = score_set(pairs, "test", "ctc_greedy", "base")
+    score = score_set(pairs, "test", "ctc_greedy", "base")
     found = parse(RecognitionScore, score, "score")
     wer, edits = found.metrics["wer"], found.errors["wer"]
     assert wer.interval[0] < wer.value < wer.interval[1]
@@ -189,6 +193,65 @@ def test_score_of_a_set():
     assert "MAPSSWE p < 0.001" in lines and lines.count("MAPSSWE") == 1  # not of characters
     del score["comparisons"][0]["mapsswe"]  # as in a file of before there was the test
     assert "MAPSSWE" not in "; ".join(score_lines(parse(RecognitionScore, score, "score")))
+
+
+# --- sets of any size
+
+
+def test_a_score_does_not_depend_on_how_many_alignments_are_held_at_once(monkeypatch):
+    references = sentences(60)
+    pairs = Pairs(
+        ids=[f"u{i:03}" for i in range(60)],
+        references=references,
+        hypotheses=spoilt(references, 0.2, seed=1),
+        baseline=spoilt(references, 0.5, seed=2),
+    )
+    whole, parts = [], []
+
+    def seen(found):
+        def keep(first, words):
+            ids = pairs.ids[first : first + len(words.edits)]
+            found.append((first, list(alignment_lines(ids, words))))
+
+        return keep
+
+    score = score_set(pairs, "s", "m", "base", seen(whole))
+    monkeypatch.setattr("espnet_ext.score.wer._CHUNK", 7)
+    monkeypatch.setattr("espnet_ext.score.significance.mapsswe._CHUNK", 7)
+    monkeypatch.setattr("espnet_ext.score.significance.mapsswe._CELLS", 500)
+    assert score_set(pairs, "s", "m", "base", seen(parts)) == score
+    assert [first for first, _ in parts] == list(range(0, 60, 7))
+    assert [line for _, lines in parts for line in lines] == whole[0][1]
+
+
+def test_huge_sets_are_drawn_in_blocks(monkeypatch):
+    """Of independent utterances, blocks give the interval of single ones."""
+    rng = np.random.default_rng(4)
+    lengths = rng.integers(5, 15, 3000)
+    errors = rng.binomial(lengths, 0.2)
+    single = bootstrap_interval(errors, lengths)
+    assert block_size(3000) == block_size(100_000) == 1
+    assert block_size(100_001) == 11
+    monkeypatch.setattr("espnet_ext.score.significance.bootstrap.MOST_UNITS", 1000)
+    monkeypatch.setattr("espnet_ext.score.significance.bootstrap._BLOCKS", 500)
+    assert block_size(3000) == 6
+    blocks = bootstrap_interval(errors, lengths)
+    width = single[1] - single[0]
+    assert blocks != single
+    assert blocks == pytest.approx(single, abs=0.15 * width)
+    # Neighbours that err together: single utterances would promise too much.
+    together = np.repeat(rng.binomial(1, 0.2, 500), 6) * lengths
+    monkeypatch.setattr("espnet_ext.score.significance.bootstrap.MOST_UNITS", 100_000)
+    low, high = bootstrap_interval(together, lengths)
+    monkeypatch.setattr("espnet_ext.score.significance.bootstrap.MOST_UNITS", 1000)
+    honest = bootstrap_interval(together, lengths)
+    assert honest[1] - honest[0] > 1.8 * (high - low)
+
+
+@given(st.text(st.characters(max_codepoint=127), max_size=40))
+def test_plain_text_is_normalised_as_any_text_is(text):
+    """A letter that is not ASCII takes the long way."""
+    assert normalise_text(f"{text} \u00e9") == f"{normalise_text(text)} \u00e9".strip()
 
 
 # --- reading
@@ -238,6 +301,6 @@ def test_speaker_that_is_missing(tmp_path):
 def test_an_empty_hypothesis_is_all_deletions(tmp_path):
     reference = write_table(tmp_path / "ref", ["u1", "u2"], ["a b", "c"])
     hypothesis = write_table(tmp_path / "hyp", ["u2", "u1"], ["c", ""])
-    score, _ = score_set(read_pairs(reference, hypothesis), "s", "m")
+    score = score_set(read_pairs(reference, hypothesis), "s", "m")
     found = (score["errors"]["wer"]["deletions"], score["metrics"]["wer"]["value"])
     assert found == (2, pytest.approx(2 / 3))

@@ -1,0 +1,140 @@
+"""What a process of a training does: log, compute, record."""
+
+import logging
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from espnet_ext.bridge.launch import Nodes, launch
+from espnet_ext.bridge.memory import peak_rss_mb
+from espnet_ext.bridge.run_record import Calls
+from espnet_ext.bridge.trainer import Settings, run_task
+from espnet_ext.config.processes import Processes
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, as its processes get it.
+
+    Attributes:
+        command: ESPnet's options.
+        log: of ESPnet.
+        task: name of the task, of ``registry.TASKS``.
+        cpu_dtype: type of forward passes on a CPU; "": that of the weights.
+        threads: CPU threads of a process.
+        minutes: between checkpoints within an epoch.
+        measured: False if other processes read the data: their memory is not measured.
+        gpu: a GPU for each process.
+        calls: where the first process records epochs.
+    """
+
+    command: tuple[str, ...]
+    log: Path
+    task: str
+    cpu_dtype: str
+    threads: int
+    minutes: float
+    measured: bool
+    gpu: bool
+    calls: Calls | None = None
+
+    def to_node(self) -> dict[str, Any]:
+        """What the other nodes need, as JSON holds it."""
+        return {**vars(self), "log": str(self.log), "calls": None}
+
+    @classmethod
+    def from_node(cls, job: dict[str, Any]) -> "Job":
+        """The job that node 0 sent."""
+        return cls(**{**job, "log": Path(job["log"]), "command": tuple(job["command"])})
+
+    def settings(self) -> Settings:
+        """Those of the trainer of this process."""
+        dtype = getattr(torch, self.cpu_dtype) if self.cpu_dtype else None
+        saved = self.calls.write if self.calls is not None else None
+        return Settings(dtype, self.minutes, self._epoch_is_over, saved)
+
+    def _epoch_is_over(self, epoch: int) -> None:
+        """Record an epoch, with the peak memory of all processes."""
+        several = torch.distributed.is_initialized()
+        others = _sum_over_processes(peak_rss_mb()) - peak_rss_mb() if several else 0.0
+        if self.calls is not None and not (several and torch.distributed.get_rank()):
+            self.calls.add(epoch, measured=self.measured, others_mb=others)
+
+
+def train_in_processes(job: Job, processes: Processes, nodes: Nodes | None = None) -> None:
+    """Train in this process, or in several that it starts and watches.
+
+    Raises:
+        UserError: of ``run_task`` or ``launch``.
+    """
+    if processes.alone:
+        run_task(job.command, job.log, job.task, job.settings())
+        return
+    backend = "nccl" if job.gpu else "gloo"
+    own = ["--ngpu", str(int(job.gpu)), "--multiprocessing_distributed", "false"]
+    job = replace(job, command=(*job.command, *own, "--dist_backend", backend))
+    if nodes is not None:
+        nodes.send("job", job.to_node())
+    launch(train_as_one_of_several, (job,), processes, job.log)
+    if job.calls is not None:
+        job.calls.refresh()
+
+
+def train_for_node_0(processes: Processes) -> None:
+    """On another node than the first: wait for its job, and take part in it.
+
+    Raises:
+        UserError: node 0 is not there, or stopped; an error of ``launch``.
+    """
+    print(f"train: node {processes.node} waits for node 0 at {processes.master}:{processes.port}")
+    nodes = Nodes(processes)
+    given = nodes.receive("job")
+    if given:
+        job = Job.from_node(given)
+        launch(train_as_one_of_several, (job,), processes, job.log)
+    print(f"train: node {processes.node} has done its part")
+
+
+@record
+def train_as_one_of_several(job: Job) -> None:
+    """Train as the process that torch's variables say (RANK, WORLD_SIZE, ...)."""
+    rank = int(os.environ["RANK"])
+    if not job.gpu:
+        torch.set_num_threads(job.threads)
+    log_to(job.log, rank)
+    run_task(job.command, job.log, job.task, job.settings())
+
+
+def log_to(path: Path, rank: int = 0) -> None:
+    """Send ESPnet's log to a file whole, and its progress to the terminal; of others, errors."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger()
+    root.handlers.clear()
+    whole = logging.FileHandler(path)
+    name = os.uname().nodename.split(".")[0] + (f":{rank}" if rank else "")
+    form = f"[{name}] %(asctime)s (%(module)s:%(lineno)d) "
+    whole.setFormatter(logging.Formatter(form + "%(levelname)s: %(message)s"))
+    root.addHandler(whole)
+    if rank == 0:
+        progress = logging.StreamHandler(sys.stdout)
+        progress.setFormatter(logging.Formatter("%(asctime)s %(message).110s", "%H:%M:%S"))
+        progress.addFilter(
+            lambda r: r.module in ("trainer", "reporter") and "epoch" in r.getMessage()
+        )
+        root.addHandler(progress)
+    root.setLevel(logging.ERROR if rank else logging.INFO)
+    # Warnings are for the log; a full disk is reported once, by the writer of a result.
+    logging.captureWarnings(True)
+    logging.raiseExceptions = False
+
+
+def _sum_over_processes(value: float) -> float:
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return float(total)
