@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from espnet2.samplers.abs_sampler import AbsSampler
 from espnet2.tasks import abs_task
 from espnet2.tasks.abs_task import AbsTask
 from espnet2.train.trainer import Trainer as ESPnetTrainer
@@ -213,13 +214,29 @@ def balanced_batches() -> Iterator[None]:
         world = int(os.environ.get("WORLD_SIZE", 1))
         if world == 1:
             return plain(*args, **options)
-        return [in_turns(batch, world) for batch in plain(*args, **options)]
+        return _Balanced(plain(*args, **options), world)
 
     abs_task.build_batch_sampler = build
     try:
         yield
     finally:
         abs_task.build_batch_sampler = plain
+
+
+class _Balanced(AbsSampler):
+    """The batches of a sampler, each dealt out to ``world`` processes by length."""
+
+    def __init__(self, sampler: AbsSampler, world: int):
+        self.sampler, self.world = sampler, world
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        return (in_turns(batch, self.world) for batch in self.sampler)
+
+    def __repr__(self) -> str:
+        return f"{self.sampler!r}, dealt out to {self.world} processes"
 
 
 def in_turns(batch: Sequence[str], world: int) -> tuple[str, ...]:

@@ -161,3 +161,37 @@ def test_the_average_is_found_where_exp_is_a_link_to_another_disk(tmp_path, monk
     Path("exp/tiny/valid.loss.ave_5best.pth").touch()
     Path("exp/tiny/valid.loss.ave.pth").symlink_to("valid.loss.ave_5best.pth")
     assert Experiment.of(config).averaged_model == Path("exp/tiny/valid.loss.ave_5best.pth")
+
+
+def test_every_process_gets_short_and_long_utterances():
+    from espnet_ext.bridge.trainer import in_turns
+
+    batch = tuple(range(96, 0, -1))  # lengths, as ESPnet sorts them
+    for world in (2, 3, 8):
+        dealt = in_turns(batch, world)
+        assert sorted(dealt) == sorted(batch)
+        shares = [dealt[rank::world] for rank in range(world)]
+        assert all(list(share) == sorted(share, reverse=True) for share in shares)
+        assert len({sum(share) for share in shares}) == 1
+    assert in_turns(batch, 1) == batch
+    assert in_turns("abcde", 2) == tuple("abdce")
+
+
+def test_bfloat16_needs_no_scaling_and_leaves_out_what_is_not_finite():
+    import torch
+
+    from espnet_ext.bridge.trainer import _NoScaling
+
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    scaler = _NoScaling()
+    loss = weight.sum()
+    assert scaler.scale(loss) is loss
+    loss.backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    assert weight.tolist() == [0.5, 0.5] and scaler.get_scale() == 1.0
+    weight.grad[0] = float("nan")
+    scaler.step(optimizer)
+    assert weight.tolist() == [0.5, 0.5]
