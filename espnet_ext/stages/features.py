@@ -1,5 +1,6 @@
 """Stage 2: features as Kaldi arks, where a config trains on them; or its pretrained model."""
 
+import contextlib
 import functools
 import os
 import shutil
@@ -41,7 +42,8 @@ def write_features(experiment: Experiment, jobs: int, part: Part | None = None) 
             sampling rate, or a self-supervised model that is not there.
     """
     data, recipe = experiment.data, experiment.recipe
-    with lock(experiment.exp / ".features.lock"):  # parts run at the same time
+    # Parts run at the same time.
+    with contextlib.nullcontext() if part is None else lock(experiment.exp / ".features.lock"):
         _prepare(experiment, jobs)
     definition = experiment.features
     if definition is None:

@@ -238,7 +238,6 @@ def _write(job: Job, settings: list[Any], compute: Callable[[], Scores]) -> Scor
     if stamp.is_current():
         made = parse(ScoreFile, read_json(output), output)
         return Scored(made.score, [f"{output}: up to date"])
-    output.parent.mkdir(parents=True, exist_ok=True)
     score, written = compute()
     # Stage 8 joins the score with files of other stages: they must be those that were read.
     digests = {str(path): sha256_file(path) for path in inputs}

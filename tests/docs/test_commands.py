@@ -49,6 +49,10 @@ def check(command: Command, tree: Path) -> None:
     words = list(command.words)
     while re.match(r"[A-Z_]+=", words[0]):
         del words[0]
+    if words[0] in ("srun", "sbatch"):  # with options, what they start
+        words = words[next(n for n, word in enumerate(words) if word.endswith(".sh")) :]
+    if "utils/slurm/" in words[0]:  # with what it starts
+        assert os.access(command.folder / words.pop(0), os.X_OK), command
     program, *rest = words
     if program == "espnet-ext":
         check_verb(command, rest, tree)
