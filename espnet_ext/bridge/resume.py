@@ -95,13 +95,17 @@ def _link(path: Path, target: str) -> None:
         path.symlink_to(target)
 
 
-def load_training(checkpoint: Path) -> dict[str, Any]:
+def load_training(checkpoint: Path, advice: str = "") -> dict[str, Any]:
     """Read checkpoint.pth: model, reporter, optimizers, schedulers.
+
+    Args:
+        checkpoint: the file.
+        advice: what to do if it is damaged; default: to train again.
 
     Raises:
         UserError: it is damaged.
     """
-    advice = f"remove {checkpoint.parent} to train again"
+    advice = advice or f"remove {checkpoint.parent} to train again"
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file

@@ -93,15 +93,25 @@ class StepCheckpoints:
             self.path.unlink(missing_ok=True)
 
     def restored(self, parts: Parts) -> dict[str, Any] | None:
-        """Go back to the last state of this epoch, if there is one of as many processes."""
+        """Go back to the last state of this epoch, if there is one of as many processes.
+
+        Raises:
+            UserError: it is damaged.
+        """
         if not self.path.exists():
             return None
-        state = load_training(self.path)
-        if state["epoch"] != parts.reporter.get_epoch() or len(state["random"]) != _world():
+        state = load_training(self.path, "remove it to go on from the last whole epoch")
+        epoch, world = state["epoch"], len(state["random"])
+        if epoch != parts.reporter.get_epoch():
+            return None
+        said = f"goes on in epoch {epoch}, after {state['steps']} of its steps"
+        if world != _world():
+            said = f"epoch {epoch} starts again: its state is of {world} processes"
+        if _rank() == 0:
+            print(f"train: {said}")
+        if world != _world():
             return None
         parts.load(state)
-        if _rank() == 0:
-            print(f"train: goes on in epoch {state['epoch']}, after {state['steps']} of its steps")
         return state
 
     def steps(self, iterator: Any, parts: Parts, state: Any, every: int) -> Iterator[Any]:

@@ -252,7 +252,8 @@ def alone(recipe):
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_stops_within_an_epoch(sign, recipe, alone, tmp_path):
     folder = Path(shutil.copytree(recipe, tmp_path / "stopped"))
-    ended = run(folder, TRAIN, stop_in_step(30, sign), code=os.EX_TEMPFAIL)
+    stop = stop_in_step(30, sign)
+    ended = run(folder, TRAIN, stop, code=os.EX_TEMPFAIL)
     assert ended.stderr.strip() == (
         f"espnet-ext train: error: stopped by {sign.name}; the state is saved, run the same "
         "command to go on"
@@ -262,6 +263,23 @@ def test_a_signal_saves_and_stops_within_an_epoch(sign, recipe, alone, tmp_path)
     assert re.search(r"goes on in epoch 2, after \d+ of its steps", ended.stdout)
     assert compared(folder) == compared(alone)
     assert not (folder / "exp/tiny/checkpoint_step.pth").exists()
+
+
+def test_a_checkpoint_that_is_damaged_or_of_other_processes(recipe, tmp_path):
+    folder = Path(shutil.copytree(recipe, tmp_path / "stopped"))
+    run(folder, TRAIN, stop_in_step(30), code=os.EX_TEMPFAIL)
+    path = folder / "exp/tiny/checkpoint_step.pth"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-200])
+    ended = run(folder, TRAIN, code=1)
+    assert len(ended.stderr.splitlines()) == 1
+    assert "exp/tiny/checkpoint_step.pth is damaged" in ended.stderr
+    assert "remove it to go on from the last whole epoch" in ended.stderr
+    path.write_bytes(whole)
+    run(folder, TWO, ranks.instead_of_torch)
+    said = (folder / "rank0.out").read_text()
+    assert "epoch 2 starts again: its state is of 1 processes" in said
+    assert not path.exists()
 
 
 def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(recipe, alone, tmp_path):
