@@ -305,6 +305,8 @@ _finish() {
   [ "$ran" -gt 0 ] || fail 2 "no stage from $stage to $stop_stage; see --dry_run for the stages"
   if [ "$dry_run" != false ]; then
     echo "dry run: nothing was done; leave --dry_run out to run this"
+  elif [ "$node" != 0 ]; then
+    echo "the first node goes on alone"
   elif [ -n "$launcher" ]; then
     echo "submitted: squeue --me shows the jobs, $PWD/$exp/log has their logs"
   elif [ ${#left_out[@]} -gt 0 ]; then
