@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from torch.distributed import TCPStore
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -44,24 +45,9 @@ def launch(
     Raises:
         UserError: a worker raised one, or was ended by a signal; it names rank, host and signal.
     """
-    several = of.nodes > 1
-    config = LaunchConfig(
-        min_nodes=of.nodes,
-        max_nodes=of.nodes,
-        nproc_per_node=of.per_node,
-        run_id=f"espnet-ext-{os.getpid()}" if not several else f"espnet-ext-{of.port}",
-        rdzv_backend="static" if several else "c10d",
-        rdzv_endpoint=f"{of.master}:{of.port + 1}" if several else "localhost:0",
-        rdzv_configs={"rank": of.node} if several else {},
-        local_addr=None if several else "localhost",
-        max_restarts=0,
-        monitor_interval=0.2,
-        signals_to_handle=",".join(_STOPS),
-        shutdown_timeout=_SECONDS_TO_SAVE,
-    )
     try:
-        with _standard_error_to(log):
-            elastic_launch(config, worker)(*arguments)
+        with _scratch() as scratch, _standard_error_to(log):
+            elastic_launch(_config(of, scratch), worker)(*arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise _failure(rank, failure, log) from None
@@ -72,6 +58,37 @@ def launch(
         raise StoppedError(
             f"stopped by {name}; run the same command to go on from the last saved state"
         ) from None
+
+
+def _config(of: Processes, scratch: str) -> LaunchConfig:
+    """Of torch's launcher; errors of workers pass through files in ``scratch``."""
+    several = of.nodes > 1
+    return LaunchConfig(
+        min_nodes=of.nodes,
+        max_nodes=of.nodes,
+        nproc_per_node=of.per_node,
+        logs_specs=DefaultLogsSpecs(log_dir=scratch),
+        run_id=f"espnet-ext-{of.port if several else os.getpid()}",
+        rdzv_backend="static" if several else "c10d",
+        rdzv_endpoint=f"{of.master}:{of.port + 1}" if several else "localhost:0",
+        rdzv_configs={"rank": of.node} if several else {},
+        local_addr=None if several else "localhost",
+        max_restarts=0,
+        monitor_interval=0.2,
+        signals_to_handle=",".join(_STOPS),
+        shutdown_timeout=_SECONDS_TO_SAVE,
+    )
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """A folder for what torch writes and leaves among the temporary files of this process."""
+    with tempfile.TemporaryDirectory(prefix="espnet_ext_launch_") as folder:
+        before, tempfile.tempdir = tempfile.tempdir, folder
+        try:
+            yield folder
+        finally:
+            tempfile.tempdir = before
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -174,6 +175,21 @@ def workers_of(command: forked.Command) -> list[int]:
         if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     return sorted(spawned)
+
+
+def test_an_error_of_a_process_is_one_line(recipe, tmp_path):
+    folder = Path(shutil.copytree(recipe, tmp_path / "error"))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    words = (*TWO, "--", "--batch_type", "unsorted", "--batch_size", "1")
+
+    def with_scratch() -> None:
+        os.environ["TMPDIR"], tempfile.tempdir = str(scratch), None
+
+    ended = run(folder, words, with_scratch, code=1)
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert "ESPnet stopped: RuntimeError: The batch-size must be equal or more" in ended.stderr
+    assert not list(scratch.iterdir())
 
 
 def test_a_killed_process_ends_all_with_one_line_and_the_run_resumes(
