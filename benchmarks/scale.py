@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -164,20 +164,14 @@ PIECES: Mapping[str, Callable[[], None]] = {
 
 
 def measured(piece: str) -> dict[str, Any]:
-    """Run a piece of work in this process, after the imports that any would need."""
+    """Run a piece of work in this process, with its imports."""
     from espnet_ext.bridge.memory import peak_rss_mb
 
-    with _quiet():
+    with contextlib.redirect_stdout(io.StringIO()):
         wall, cpu = time.perf_counter(), time.process_time()
         PIECES[piece]()
         seconds = time.perf_counter() - wall, time.process_time() - cpu
     return {"seconds": seconds[0], "cpu_seconds": seconds[1], "peak_rss_mb": peak_rss_mb()}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
 
 
 def table(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def stopped(name: str) -> StoppedError:
 
 
 def _failure(rank: int, failure: ProcessFailure, log: Path) -> UserError:
-    """What the first failure means to a user."""
+    """The error that tells a user of the first failure."""
     where = f"process {rank} on {socket.gethostname().split('.')[0]}"
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from espnet2.train.reporter import Average, SubReporter, WeightedAverage
-from torch import distributed as dist
 from torch import nn
 
 from espnet_ext.bridge.checkpoint import save
+from espnet_ext.bridge.collective import gathered, largest, rank, world
 from espnet_ext.bridge.launch import stopped
 from espnet_ext.bridge.resume import load_training
 
@@ -27,7 +27,7 @@ _STOPS = (signal.SIGTERM, signal.SIGUSR1)
 
 @dataclass(frozen=True)
 class Parts:
-    """What an epoch changes."""
+    """All that an epoch changes."""
 
     model: nn.Module  # perhaps wrapped for several processes
     optimizers: Sequence[torch.optim.Optimizer]
@@ -89,7 +89,7 @@ class StepCheckpoints:
 
     def remove(self) -> None:
         """Remove the file: its epoch is over."""
-        if _rank() == 0:
+        if rank() == 0:
             self.path.unlink(missing_ok=True)
 
     def restored(self, parts: Parts) -> dict[str, Any] | None:
@@ -101,17 +101,14 @@ class StepCheckpoints:
         if not self.path.exists():
             return None
         state = load_training(self.path, "remove it to go on from the last whole epoch")
-        epoch, world = state["epoch"], len(state["random"])
+        epoch, processes = state["epoch"], len(state["random"])
         if epoch != parts.reporter.get_epoch():
             return None
-        said = f"goes on in epoch {epoch}, after {state['steps']} of its steps"
-        if world != _world():
-            said = f"epoch {epoch} starts again: its state is of {world} processes"
-        if _rank() == 0:
-            print(f"train: {said}")
-        if world != _world():
+        if processes != world():
+            _say(f"epoch {epoch} starts again: its state is of {processes} processes")
             return None
         parts.load(state)
+        _say(f"goes on in epoch {epoch}, after {state['steps']} of its steps")
         return state
 
     def steps(self, iterator: Any, parts: Parts, state: Any, every: int) -> Iterator[Any]:
@@ -131,7 +128,7 @@ class StepCheckpoints:
         for _ in range(done):
             next(batches)
         if state:
-            _set_random(state["random"][_rank()])
+            _set_random(state["random"][rank()])
         while True:
             if done % every == 0:
                 self._save_if_due(parts, done)
@@ -144,51 +141,28 @@ class StepCheckpoints:
 
     def _save_if_due(self, parts: Parts, done: int) -> None:
         late = self.seconds > 0 and time.monotonic() - self.saved >= self.seconds
-        told, due = _agreed(self.told, int(late and _rank() == 0))
+        told, due = largest([self.told, late and rank() == 0])
         if not told and not due:
             return
-        found = _gathered(_random())
-        if _rank() == 0:
+        found = gathered(_random())
+        if rank() == 0:
             more = {"epoch": parts.reporter.get_epoch(), "steps": done, "random": found}
             save({**parts.state(), **more}, self.path)
             if self.on_save is not None:
                 self.on_save()
         self.saved = time.monotonic()
         if told:
-            if _world() > 1:
-                dist.barrier()  # no process may end before the file is whole
-            raise stopped(signal.Signals(told).name)
+            largest([0])  # no process may end before the file is whole
+            raise stopped(signal.Signals(int(told)).name)
+
+
+def _say(line: str) -> None:
+    if rank() == 0:
+        print(f"train: {line}")
 
 
 def _plain(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _agreed(*numbers: int) -> list[int]:
-    """The largest of each number over all processes."""
-    if _world() == 1:
-        return list(numbers)
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    found = torch.tensor(numbers, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return found.tolist()
-
-
-def _gathered(value: Any) -> list[Any]:
-    """The values of all processes, by rank; complete in the first."""
-    if _world() == 1:
-        return [value]
-    found = [None] * _world() if _rank() == 0 else None
-    dist.gather_object(value, found)
-    return found or []
 
 
 def _random() -> dict[str, Any]:
@@ -212,7 +186,7 @@ def _set_random(state: Mapping[str, Any]) -> None:
 
 
 def _reported(reporter: SubReporter) -> dict[str, Any]:
-    """What an epoch reported so far."""
+    """The values that an epoch reported so far."""
     stats = {
         key: [
             (float(v.value), float(v.weight) if isinstance(v, WeightedAverage) else None)

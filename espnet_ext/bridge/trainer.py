@@ -34,7 +34,7 @@ _FROZEN_OUTPUTS = FrozenCache()  # shared by the trainings of a process, such as
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training needs beside ESPnet's options.
+    """Settings of a training beside ESPnet's options.
 
     Attributes:
         cpu_dtype: type of forward passes on a CPU; None: that of the weights.

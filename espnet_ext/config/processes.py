@@ -40,6 +40,11 @@ class Processes:
         return self.world == 1
 
 
+def backend_of(gpu: bool) -> str:
+    """The library by which the processes exchange gradients."""
+    return "nccl" if gpu else "gloo"
+
+
 def find_processes(
     per_node: int,
     nodes: int,

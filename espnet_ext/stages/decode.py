@@ -57,9 +57,11 @@ def decode(
     todo = []
     for method, options in experiment.recipe.decode.items():
         for name in sets:
-            whole = _job(experiment, method, options, name)
-            job = whole if part is None else _job(experiment, method, options, name, part)
-            if whole.stamp.is_current() or job.stamp.is_current():
+            jobs_of_set = [_job(experiment, method, options, name)]
+            if part is not None:
+                jobs_of_set.append(_job(experiment, method, options, name, part))
+            job = jobs_of_set[-1]
+            if any(known.stamp.is_current() for known in jobs_of_set):
                 print(f"decode: {job.folder} is up to date")
             elif part is not None:
                 todo.append(job)
@@ -121,7 +123,7 @@ def _decode(experiment: Experiment, todo: Sequence[_Job], jobs: int, timed: bool
 
 
 def _joined(parts: Sequence[_Job], job: _Job) -> list["Decoded"]:
-    """What all parts of a set decoded, in the order of its list."""
+    """The rows of all parts of a set, in the order of its list."""
     from espnet_ext.bridge.inference import rows_of
 
     rows = {row[0]: tuple(row) for part in parts for row in read_json(part.folder / _ROWS)}

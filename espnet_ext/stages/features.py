@@ -80,14 +80,11 @@ def write_features(experiment: Experiment, jobs: int, part: Part | None = None) 
         if part is not None:
             arks.write_part(part)
             continue
-        parts = begun(arks.parts, arks.is_whole)
-        for missing in parts:
-            arks.write_part(missing)
         with atomic_path(out) as temporary:
             if listed:
                 _write_list(rows, whole_arks, temporary)
             else:
-                arks.write(temporary, parts)
+                arks.write(temporary)
         stamp.write(sorted(p for p in out.iterdir() if p.suffix in (".ark", ".scp")))
         arks.remove_parts()
     if lists:
@@ -172,11 +169,14 @@ class _Arks:
         stamp.write([folder / "rows.json", *folder.glob("*.ark")])
         print(f"features: {folder}: {len(rows)} utterances")
 
-    def write(self, folder: Path, parts: Sequence[Part] = ()) -> None:
+    def write(self, folder: Path) -> None:
         """Write feats.<number>.ark, feats.scp and utt2num_frames into ``folder``, made here.
 
-        Arks of parts are moved there.
+        What was begun in parts is completed, and the arks of the parts are moved there.
         """
+        parts = begun(self.parts, self.is_whole)
+        for part in parts:
+            self.write_part(part)
         if not parts:
             rows = self._write(folder)
         else:

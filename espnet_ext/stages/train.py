@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from espnet_ext.config.pretrained import teacher_folder
-from espnet_ext.config.processes import Processes
+from espnet_ext.config.processes import Processes, backend_of
 from espnet_ext.config.training import training_settings
 from espnet_ext.data.inputs import check_inputs
 from espnet_ext.data.segments import set_folder
@@ -53,7 +53,7 @@ class TrainOptions:
         world = self.processes.world
         if world == 1:
             return f"{self.ngpu} GPU" if self.ngpu else "cpu"
-        backend = "nccl" if self.ngpu else "gloo"
+        backend = backend_of(self.ngpu > 0)
         nodes = f" on {self.processes.nodes} nodes" if self.processes.nodes > 1 else ""
         return f"{world} {'GPUs' if self.ngpu else 'processes of cpu'}{nodes}, {backend}"
 

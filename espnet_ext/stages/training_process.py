@@ -1,4 +1,4 @@
-"""What a process of a training does: log, compute, record."""
+"""A process of a training: it logs, computes and records."""
 
 import logging
 import os
@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from espnet_ext.bridge.collective import rank, total
 from espnet_ext.bridge.launch import Nodes, launch
 from espnet_ext.bridge.memory import peak_rss_mb
 from espnet_ext.bridge.run_record import Calls
 from espnet_ext.bridge.trainer import Settings, run_task
-from espnet_ext.config.processes import Processes
+from espnet_ext.config.processes import Processes, backend_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Job:
     calls: Calls | None = None
 
     def to_node(self) -> dict[str, Any]:
-        """What the other nodes need, as JSON holds it."""
+        """The job as JSON holds it, for the other nodes."""
         return {**vars(self), "log": str(self.log), "calls": None}
 
     @classmethod
@@ -60,9 +61,9 @@ class Job:
 
     def _epoch_is_over(self, epoch: int) -> None:
         """Record an epoch, with the peak memory of all processes."""
-        several = torch.distributed.is_initialized()
-        others = _sum_over_processes(peak_rss_mb()) - peak_rss_mb() if several else 0.0
-        if self.calls is not None and not (several and torch.distributed.get_rank()):
+        own = peak_rss_mb()
+        others = total(own) - own
+        if self.calls is not None and rank() == 0:
             self.calls.add(epoch, measured=self.measured, others_mb=others)
 
 
@@ -75,9 +76,8 @@ def train_in_processes(job: Job, processes: Processes, nodes: Nodes | None = Non
     if processes.alone:
         run_task(job.command, job.log, job.task, job.settings())
         return
-    backend = "nccl" if job.gpu else "gloo"
     own = ["--ngpu", str(int(job.gpu)), "--multiprocessing_distributed", "false"]
-    job = replace(job, command=(*job.command, *own, "--dist_backend", backend))
+    job = replace(job, command=(*job.command, *own, "--dist_backend", backend_of(job.gpu)))
     if nodes is not None:
         nodes.send("job", job.to_node())
     launch(train_as_one_of_several, (job,), processes, job.log)
@@ -103,38 +103,30 @@ def train_for_node_0(processes: Processes) -> None:
 @record
 def train_as_one_of_several(job: Job) -> None:
     """Train as the process that torch's variables say (RANK, WORLD_SIZE, ...)."""
-    rank = int(os.environ["RANK"])
     if not job.gpu:
         torch.set_num_threads(job.threads)
-    log_to(job.log, rank)
+    log_to(job.log, int(os.environ["RANK"]))
     run_task(job.command, job.log, job.task, job.settings())
 
 
-def log_to(path: Path, rank: int = 0) -> None:
+def log_to(path: Path, number: int = 0) -> None:
     """Send ESPnet's log to a file whole, and its progress to the terminal; of others, errors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger()
     root.handlers.clear()
     whole = logging.FileHandler(path)
-    name = os.uname().nodename.split(".")[0] + (f":{rank}" if rank else "")
+    name = os.uname().nodename.split(".")[0] + (f":{number}" if number else "")
     form = f"[{name}] %(asctime)s (%(module)s:%(lineno)d) "
     whole.setFormatter(logging.Formatter(form + "%(levelname)s: %(message)s"))
     root.addHandler(whole)
-    if rank == 0:
+    if number == 0:
         progress = logging.StreamHandler(sys.stdout)
         progress.setFormatter(logging.Formatter("%(asctime)s %(message).110s", "%H:%M:%S"))
         progress.addFilter(
             lambda r: r.module in ("trainer", "reporter") and "epoch" in r.getMessage()
         )
         root.addHandler(progress)
-    root.setLevel(logging.ERROR if rank else logging.INFO)
+    root.setLevel(logging.ERROR if number else logging.INFO)
     # Warnings are for the log; a full disk is reported once, by the writer of a result.
     logging.captureWarnings(True)
     logging.raiseExceptions = False
-
-
-def _sum_over_processes(value: float) -> float:
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    total = torch.tensor(value, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(total)
-    return float(total)

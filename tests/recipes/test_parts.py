@@ -1,6 +1,7 @@
 """Features and hypotheses that several machines make, each a part, are those of one."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -54,11 +55,16 @@ def test_features_in_parts(whole, tmp_path):
     assert len(list(folder.glob("dump/*/train/*.ark"))) == 4
 
 
-def test_a_set_decoded_in_parts(whole, tmp_path):
-    _, after = whole
-    folder = tmp_path / "recipe"
-    shutil.copytree(after, folder, symlinks=True)
+@pytest.fixture
+def not_decoded(whole, tmp_path):
+    """The recipe after stage 5."""
+    folder = Path(shutil.copytree(whole[1], tmp_path / "recipe", symlinks=True))
     shutil.rmtree(folder / "exp/tiny/decode")
+    return folder
+
+
+def test_a_set_decoded_in_parts(whole, not_decoded):
+    (_, after), folder = whole, not_decoded
     run(folder, DECODE, "--part", "2/2")
     texts = list(folder.glob("exp/tiny/decode/**/text"))
     assert not texts
@@ -72,11 +78,8 @@ def test_a_set_decoded_in_parts(whole, tmp_path):
     assert "up to date" in run(folder, DECODE)
 
 
-def test_parts_of_another_list_are_left_alone(whole, tmp_path):
-    _, after = whole
-    folder = tmp_path / "recipe"
-    shutil.copytree(after, folder, symlinks=True)
-    shutil.rmtree(folder / "exp/tiny/decode")
+def test_parts_of_another_list_are_left_alone(not_decoded):
+    folder = not_decoded
     run(folder, DECODE, "--part", "1/2")
     scp = next(folder.glob("dump/*/test/feats.scp"))
     scp.write_text("".join(sorted(scp.read_text().splitlines(keepends=True), reverse=True)))

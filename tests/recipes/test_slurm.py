@@ -60,10 +60,8 @@ def test_a_chain_of_stages(place):
 
 def test_a_training_goes_on_after_its_time_limit(place):
     recipe, env = place
-    folder, env = (
-        recipe / "exp/long",
-        {**env, "PATH": f"{env['ESPNET_EXT_VENV']}/bin:{env['PATH']}"},
-    )
+    folder = recipe / "exp/long"
+    env = {**env, "PATH": f"{env['ESPNET_EXT_VENV']}/bin:{env['PATH']}"}
     folder.mkdir(parents=True)
     train = ["espnet-ext", "train", "conf/train_long.yaml", "--threads", "1", "--processes", "2"]
     words = ["sbatch", "--parsable", "--output", f"{folder}/job.log"]

@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -183,19 +182,13 @@ def _origin(clip: Clip, code: str) -> str:
         if clip.span is not None:
             content = hashlib.sha256(read_span(clip.source, *clip.span)).hexdigest()
         else:
-            status = clip.source.stat()
-            content = _content(clip.source, status.st_size, status.st_mtime_ns)
+            clip.source.stat()  # an error, where quick_key says "absent"
+            content = quick_key(clip.source)  # computed once for the many clips of a source
     except OSError as error:
         raise UserError(f"{clip.id}: cannot read {clip.source}: {error.strerror}") from None
     raw = None if clip.raw is None else astuple(clip.raw)
     key = [str(clip.source), content, clip.start, clip.end, clip.channel, clip.rate, raw, code]
     return hashlib.sha256(repr(key).encode()).hexdigest()
-
-
-@lru_cache(maxsize=64)
-def _content(source: Path, size: int, time: int) -> str:
-    """Return the key of a source's content; many clips may share a source."""
-    return quick_key(source)
 
 
 def read_span(path: str | Path, offset: int, length: int) -> bytes:
