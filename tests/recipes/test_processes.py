@@ -142,13 +142,20 @@ def test_the_record_names_all_processes(uninterrupted):
     assert log.count("1epoch results") == 1
 
 
-def test_the_memory_is_that_of_all_processes(recipe, uninterrupted, tmp_path):
-    folder = Path(shutil.copytree(recipe, tmp_path / "one"))
-    run(folder, TRAIN)
-    one, two = (
-        read_json(f / "exp/tiny/train.json")["peak_rss_mb"] for f in (folder, uninterrupted)
-    )
-    assert 1.4 * one < two < 3 * one
+def test_the_memory_is_that_of_all_processes(recipe, tmp_path):
+    """Of known sizes: a fork of this process has what other tests left in it."""
+    folder = Path(shutil.copytree(recipe, tmp_path / "known"))
+
+    def known_sizes() -> None:
+        from espnet_ext.bridge import run_record
+        from espnet_ext.stages import training_process
+
+        ranks.instead_of_torch()
+        for module in (run_record, training_process):
+            module.peak_rss_mb = lambda: {"0": 100.0, "1": 250.5}[os.environ["RANK"]]
+
+    run(folder, TWO, known_sizes)
+    assert read_json(folder / "exp/tiny/train.json")["peak_rss_mb"] == 350.5
 
 
 def children(pid: int) -> list[int]:
