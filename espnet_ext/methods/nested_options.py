@@ -93,10 +93,12 @@ class NestedOptions(Options):
         table: of ``over: model``; numbers of a token's embedding that share one byte in members
             below 32 bits (``methods.codes``), as 4, or for each of these precisions, as
             {4: 3, 3: 4}; null: its rows are rounded like other weights.
-        rare: of ``table``; such numbers of the rows of tokens that the training text lacks
-            (``common``), as 6 beside ``table: 3``. What these bytes stand for is not trained.
+        rare: of ``table``; such numbers of the rows of all tokens that neither ``common`` nor
+            ``frequent`` names, as 6 beside ``table: 3``. What these bytes stand for is not trained.
         common: of ``rare``; the file of the tokens that the training text has, which stage 3
             writes: data/token_list/<model>/common_<training set>.txt.
+        frequent: of ``rare``; tokens of lower ids are common too. A BPE vocabulary lists its most
+            frequent merges first, so the ids rank the words that the training text lacks.
         letters: of ``table``; characters of the texts. Below 32 bits all tokens with other
             characters share one row, so that files do not hold theirs.
         scale: by the ``maximum`` of the weight, or ``learnt``.
@@ -126,6 +128,7 @@ class NestedOptions(Options):
     table: Positive | Mapping[int, Positive] | None = Field(None, description=_TABLE)
     rare: Positive | None = Field(None, description=f"{POSITIVE} or null")
     common: str | None = Field(None, description="a path or null")
+    frequent: Whole = Field(0, description=WHOLE)
     letters: str | None = Field(None, min_length=1, description="characters, or null")
     scale: Literal["maximum", "learnt"] = "maximum"
     norm: Literal["own", "layer"] = "own"

@@ -122,7 +122,7 @@ class TableTokens:
 
     Attributes:
         kept: (tokens,), true for those with a row of their own; None: all.
-        common: (tokens,), true for those that the training text has; None: unknown.
+        common: (tokens,), true for those that texts use; None: unknown.
     """
 
     kept: Tensor | None = None

@@ -66,13 +66,15 @@ class ASRModel(ESPnetASRModel):
         stack = nested_stack(self)
         if stack is None:
             return TableTokens()
-        letters, common, kept = stack.options.letters, stack.options.common, None
+        options = stack.options
+        letters, common, frequent = options.letters, options.common, options.frequent
+        kept = mask = None
         if letters is not None:
             kept = torch.tensor(spelled_with(self.token_list, letters))
-        if common is None:
-            return TableTokens(kept)
-        found = set(read_common(Path(common)))
-        mask = torch.tensor([token in found for token in self.token_list])
+        if common is not None or frequent:
+            found = set(read_common(Path(common))) if common is not None else set()
+            names = enumerate(self.token_list)
+            mask = torch.tensor([k < frequent or token in found for k, token in names])
         return TableTokens(kept, mask)
 
     def encode(self, speech: Tensor, speech_lengths: Tensor) -> Encoded:

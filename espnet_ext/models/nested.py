@@ -44,6 +44,9 @@ def check_options(model: Any) -> None:
         raise UserError("nested: letters needs a table, as in table: 4")
     if options.rare is not None and options.table is None:
         raise UserError("nested: rare needs a table, as in table: 2")
+    for name in ("common", "frequent"):
+        if getattr(options, name) and options.rare is None:
+            raise UserError(f"nested: {name} needs rare, as in rare: 6")
     if options.kl_decoder and model.use_transducer_decoder:
         raise UserError("nested: kl_decoder is for attention decoders: choose kl_decoder: 0")
 

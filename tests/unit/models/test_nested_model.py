@@ -244,6 +244,14 @@ def in_two_parts(whisper, tmp_path):
     return whisper(WHISPER | parts), kept, torch.tensor([token in common for token in tokens])
 
 
+def test_tokens_of_low_ids_are_common_beside_those_of_the_list(whisper, tmp_path):
+    tokens = whisper(None).token_list
+    (tmp_path / "common.txt").write_text(f"{tokens[-1]}\n", "utf-8")
+    listed = {"rare": 16, "frequent": 20, "common": str(tmp_path / "common.txt")}
+    table = whisper(WHISPER | listed).decoder.decoder.embed_tokens.parametrizations["weight"][0]
+    assert table.kept.nonzero().flatten().tolist() == [*range(20), len(tokens) - 1]
+
+
 def test_rows_of_rare_tokens_have_codes_of_larger_parts(in_two_parts, tmp_path):
     model, kept, common = in_two_parts
     common, rare = common & kept, ~common & kept
@@ -334,6 +342,7 @@ def test_sorted_units_compute_the_same_and_narrow_members_have_the_largest(whisp
         ({"table": None, "letters": "abc"}, "letters needs a table"),
         ({"table": None, "rare": 8}, "rare needs a table"),
         ({"rare": 5}, "rare: 5 does not divide the width 32 of decoder"),
+        ({"frequent": 9}, "frequent needs rare"),
         ({"letters": ""}, "letters must be characters, or null"),
         ({"table": 5}, "table: 5 does not divide the width 32 of decoder"),
         ({"widths": [48, 20]}, "group: 8 does not divide the width 20"),
