@@ -73,8 +73,10 @@ def check_name(name: str, what: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The type of an exception and the first line of what it says."""
+    """The first line of what an exception says, after its type if it is none of ours."""
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, UserError):
+        return said[0]
     return f"{type(error).__name__}: {said[0][:200]}" if said else type(error).__name__
 
 

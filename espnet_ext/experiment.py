@@ -97,6 +97,11 @@ class Experiment:
         return self.folder / "train.json"
 
     @property
+    def train_stamp(self) -> Path:
+        """Stamp of the finished training."""
+        return self.folder / ".train.done.json"
+
+    @property
     def train_log(self) -> Path:
         """ESPnet's log."""
         return self.folder / "train.log"

@@ -17,6 +17,7 @@ from espnet_ext.errors import UserError
 HOLDS = "ESPNET_EXT_HOLDS"  # environment: the experiment's folder that a calling run.sh holds
 _SCRATCH, _LOCK = ".tmp-", ".lock"  # how scratch folders begin; file in each of them
 _held: set[int] = set()  # locks of this process, on folders
+DONE = ".done.json"  # the stamp in a folder that one stage writes
 PACKED = "model.safetensors"  # weights of a form at 8, 4 or 2 bits (espnet_ext.formats.packed)
 
 
@@ -205,7 +206,7 @@ class Stamp:
     """Says whether a stage's outputs were made, whole, from the inputs it has now.
 
     The stamp is written last. It holds a digest of ``settings`` and of the content of the input
-    files, and the sizes of the outputs.
+    files, and the SHA-256 of each output, or its size.
     """
 
     def __init__(self, path: str | os.PathLike, settings: Any, inputs: Iterable[str | os.PathLike]):
@@ -227,17 +228,49 @@ class Stamp:
             stored = read_json(self.path)
             # The older digest is computed only where it may be the one.
             same = stored["digest"] == self.digest or stored["digest"] == self._digest(quick_key)
-            return same and all(
-                os.path.exists(name) and os.path.getsize(name) == size
-                for name, size in stored["outputs"].items()
-            )
+            return same and all(_is_as(Path(n), known) for n, known in stored["outputs"].items())
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return False  # none, or damaged: the stage runs again
 
-    def write(self, outputs: Iterable[str | os.PathLike]) -> None:
-        """Record that ``outputs`` (files) are whole and belong to the inputs."""
-        sizes = {str(name): os.path.getsize(name) for name in outputs}
-        write_json(self.path, {"digest": self.digest, "inputs": self.inputs, "outputs": sizes})
+    def write(
+        self, outputs: Iterable[str | os.PathLike], by_size: Iterable[str | os.PathLike] = ()
+    ) -> None:
+        """Record that ``outputs`` (files) are whole and belong to the inputs.
+
+        Of ``by_size`` only the size is recorded: files with check sums inside or beside them, which
+        are compared when they are read.
+        """
+        found: dict[str, str | int] = {str(name): content_key(Path(name)) for name in outputs}
+        found |= {str(name): os.path.getsize(name) for name in by_size}
+        write_json(self.path, {"digest": self.digest, "inputs": self.inputs, "outputs": found})
+
+
+def score_stamp(score: Path) -> Path:
+    """The stamp of a score file <set>.json."""
+    return score.with_name(f".{score.stem}.stamp")
+
+
+def refuse_changed_output(output: Path, stamp: Path, remedy: str) -> None:
+    """Compare an output of a stage with what the stage recorded in its stamp.
+
+    Without a stamp that names it nothing is promised.
+
+    Raises:
+        UserError: its content is another one; it says the remedy.
+    """
+    try:
+        known = read_json(stamp)["outputs"][str(output)]
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    if output.exists() and not _is_as(output, known):
+        raise UserError(f"{output} was changed: its SHA-256 is not that in {stamp}; {remedy}")
+
+
+def _is_as(path: Path, known: str | int) -> bool:
+    """True if a file has a SHA-256, or a size."""
+    if isinstance(known, int):
+        return path.exists() and path.stat().st_size == known
+    return content_key(path) == known
 
 
 def content_key(path: Path) -> str:

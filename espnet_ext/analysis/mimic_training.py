@@ -26,7 +26,9 @@ from espnet_ext.encoders.pretrained.mimicked import parse_mimic
 from espnet_ext.encoders.pretrained.stack import Stack
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import atomic_path, content_key, lock, write_json
+from espnet_ext.files import atomic_path, content_key, lock, read_json, sha256_file, write_json
+from espnet_ext.formats.digests import refuse_other
+from espnet_ext.formats.state_dict import read_whole
 from espnet_ext.methods.deploy import check_finite, parameter_count
 from espnet_ext.methods.mimic import MimicNetwork, MimicOptions, mimic_loss
 
@@ -108,10 +110,22 @@ def train_mimic(experiment: Experiment, device: str = "cpu") -> Path:
     # Trainings of a grid that differ in step two share step one.
     with lock(ROOT / f".{folder.name}.lock"):
         if (folder / WEIGHTS).is_file() and (folder / "mimic.json").is_file():
+            _refuse_damaged(folder)
             print(f"mimic: {folder} is up to date")
             return folder / WEIGHTS
         _train(job, folder, torch.device(device))
     return folder / WEIGHTS
+
+
+def _refuse_damaged(folder: Path) -> None:
+    """Compare the weights with their digest; what an older version trained has none."""
+    path = folder / "mimic.json"
+    try:
+        known = read_json(path).get("sha256")
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is damaged; remove {folder} to train step one again") from None
+    if known is not None:
+        refuse_other(folder / WEIGHTS, known, path.name, f"remove {folder} to train it again")
 
 
 def _train(job: Job, folder: Path, device: torch.device) -> None:
@@ -143,6 +157,7 @@ def _train(job: Job, folder: Path, device: torch.device) -> None:
         "seconds": round(state["seconds"], 1),
         "cached": [isinstance(found, Cached) for found in sets],
     }
+    record["sha256"] = sha256_file(folder / WEIGHTS)
     write_json(folder / "mimic.json", record)
     (folder / "checkpoint.pth").unlink()
     print(f"mimic: {folder}: error {best:.5f} in epoch {record['best_epoch']}")
@@ -211,7 +226,7 @@ def _pass(
 
 def _read(checkpoint: Path) -> dict[str, Any]:
     try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+        return read_whole(checkpoint)
     except Exception as error:  # torch raises many types for a damaged file
         reason = str(error).splitlines()[0][:120]
         raise UserError(f"{checkpoint} is damaged ({reason}); remove it") from None

@@ -225,16 +225,11 @@ def _type(description: Any) -> Any:
 
 
 def _number_hint(value: Any) -> str | None:
-    """YAML 1.1 reads 1e-3 as text, a common trap."""
+    """What to say of a number in quotes."""
     if not isinstance(value, str):
         return None
     try:
         float(value)
     except ValueError:
         return None
-    if "e" not in value.lower():
-        return f"expected a number, not the text {value!r}"
-    mantissa, _, exponent = value.lower().partition("e")
-    pointed = mantissa if "." in mantissa else f"{mantissa}.0"
-    sign = "" if exponent[0] in "+-" else "+"
-    return f"YAML reads {value} as text; write {pointed}e{sign}{exponent}"
+    return f"expected a number, not the text {value!r}: remove the quotes"

@@ -7,13 +7,16 @@ their main module (spawn), so entry points call ``install()`` at import time.
 import argparse
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from espnet2.tasks import asr, cls
 from espnet2.tasks.abs_task import AbsTask
+from espnet2.train.dataset import DATA_TYPES, AdapterForSoundScpReader
 from torch import nn
 
 from espnet_ext.bridge.pretrained_tokens import install_tokens
+from espnet_ext.data.arks import Arks
 from espnet_ext.encoders.compressed import (
     compress_head,
     compressed_choices,
@@ -81,9 +84,16 @@ def task_of(arguments: Mapping[str, Any]) -> str:
     return "asr" if "ctc_conf" in arguments else "cls"
 
 
+def checked_arks(path: str, float_dtype: str | None = None, **more: Any) -> Any:
+    """ESPnet's reader of a ``feats.scp``, over matrices whose check sums are compared."""
+    more.pop("max_cache_fd", None)  # files are opened for each matrix, as by default
+    return AdapterForSoundScpReader(Arks(Path(path)), float_dtype, **more)
+
+
 @functools.cache
 def install() -> None:
     """Register encoders, frontend, models, predictor and heads with ESPnet's tasks. Idempotent."""
+    DATA_TYPES["kaldi_ark"]["func"] = checked_arks
     espnet = (*ESPNET_BASES, *RECURRENT_BASES)
     bases = {name: asr.encoder_choices.classes[name] for name in espnet} | OWN_BASES
     bases |= {name: with_depthwise_subsampling(bases[name]) for name in CONV2D_BASES}

@@ -12,7 +12,7 @@ from espnet2.train.reporter import Reporter
 from espnet_ext.bridge.checkpoint import build, read_config, save
 from espnet_ext.bridge.muted import muted
 from espnet_ext.errors import UserError, one_line
-from espnet_ext.formats.state_dict import compare_state
+from espnet_ext.formats.state_dict import compare_state, read_whole
 
 
 def repair(exp: Path, options: Namespace) -> None:
@@ -107,7 +107,7 @@ def load_training(checkpoint: Path, advice: str = "") -> dict[str, Any]:
     """
     advice = advice or f"remove {checkpoint.parent} to train again"
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = read_whole(checkpoint)
     except Exception as error:  # torch raises many types for a damaged file
         raise UserError(f"{checkpoint} is damaged ({one_line(error)}); {advice}") from None
     if not isinstance(state, dict) or not {"model", "reporter"} <= state.keys():

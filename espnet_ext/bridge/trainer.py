@@ -275,8 +275,10 @@ def run_task(
             contextlib.redirect_stderr(stream),
         ):
             trained.main(cmd=list(command))
-    except UserError:
-        raise
+    except UserError as error:
+        # torch puts the stack trace of a process that reads data into its message.
+        said = str(error).splitlines()[-1]
+        raise UserError(said.removeprefix(f"{UserError.__module__}.UserError: ")) from None
     except torch.OutOfMemoryError:
         raise UserError("the GPU has not enough memory; take a smaller batch_bins") from None
     except Exception as error:

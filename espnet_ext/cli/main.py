@@ -8,8 +8,10 @@ import argparse
 import ast
 import importlib
 import io
+import re
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from espnet_ext.errors import nearest, run_cli
 
@@ -49,7 +51,7 @@ def main() -> None:
         print(f"espnet-ext: error: unknown verb {nearest(verb, VERBS)}", file=sys.stderr)
         sys.exit(2)
     module = importlib.import_module(f"espnet_ext.cli.{verb}")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"espnet-ext {verb}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -57,6 +59,19 @@ def main() -> None:
     module.add_arguments(parser)
     args = parse(parser, arguments[1:])
     sys.exit(run_cli(f"espnet-ext {verb}", lambda: module.run(args)))
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the nearest known option."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with the message."""
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        if unknown in message.split(" ")[2:3] and unknown.startswith("-"):
+            known = re.findall(r"--[\w-]+", self.format_usage())
+            message = f"unknown option {nearest(unknown.partition('=')[0], known)}"
+        advice = f"'{self.prog} --help' has an example"
+        self.exit(2, f"{self.prog}: error: {message}; {advice}\n")
 
 
 def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:

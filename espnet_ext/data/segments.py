@@ -10,7 +10,7 @@ from pathlib import Path
 from espnet_ext.data.corpora.clips import Clip, convert
 from espnet_ext.data.kaldi_dir import read_table, write_data_dir
 from espnet_ext.errors import UserError
-from espnet_ext.files import Stamp
+from espnet_ext.files import DONE, Stamp
 
 SEGMENTS = "segments"
 _TABLES = ("text", "label", "utt2spk")
@@ -38,7 +38,7 @@ def cut(data: Path, name: str, jobs: int) -> None:
     for recording, path in recordings.items():
         if not Path(path).is_file():
             raise UserError(f"{source}/wav.scp: {recording}: no audio file {path}")
-    stamp = Stamp(folder / ".done.json", [], [*named, *texts, *map(Path, recordings.values())])
+    stamp = Stamp(folder / DONE, [], [*named, *texts, *map(Path, recordings.values())])
     if stamp.is_current():
         return
     translations = {path.suffix[1:]: read_table(path) for path in texts}

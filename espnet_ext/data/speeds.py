@@ -21,7 +21,7 @@ from espnet_ext.data.kaldi_dir import (
 )
 from espnet_ext.data.processes import map_processes
 from espnet_ext.data.segments import set_folder
-from espnet_ext.files import Stamp, atomic_path, write_text
+from espnet_ext.files import DONE, Stamp, atomic_path, write_text
 
 _SUFFIX = "_sp"
 
@@ -54,7 +54,7 @@ def write_copies(data: Path, train_set: str, speeds: Sequence[float], jobs: int)
     out = data / "speeds"
     inputs = [path for folder in folders.values() for path in sorted(folder.glob("*[!~]"))]
     inputs = [path for path in inputs if path.is_file()]
-    stamp = Stamp(out / ".done.json", {"speeds": list(speeds)}, inputs)
+    stamp = Stamp(out / DONE, {"speeds": list(speeds)}, inputs)
     if not names or stamp.is_current():
         return
     sets = {name: read_data_dir(folder) for name, folder in folders.items()}

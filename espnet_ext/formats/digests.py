@@ -10,7 +10,7 @@ from typing import Any
 
 from espnet_ext.errors import UserError
 from espnet_ext.files import read_json, sha256_file
-from espnet_ext.formats.portable import located, with_tokens
+from espnet_ext.formats.portable import located, named_files, with_tokens
 from espnet_ext.yaml_files import read_mapping
 
 RECORD = "deploy.json"
@@ -65,10 +65,14 @@ def read_located(path: Path) -> dict[str, Any]:
     """Read the config.yaml of a model, with whole paths of files beside it, tokens too.
 
     Raises:
-        UserError: it was changed after it was deployed, is empty, or is no YAML mapping.
+        UserError: it was changed after it was deployed, or a file that it names was; it is empty,
+            or is no YAML mapping.
     """
     refuse_changed(path)
     arguments = read_mapping(path, dumped=True)
     if not arguments:
         raise UserError(f"{path}: empty; it must be the config.yaml that ESPnet wrote")
-    return located(arguments, path.parent)
+    found = located(arguments, path.parent)
+    for file in named_files(found):
+        refuse_changed(file)
+    return found

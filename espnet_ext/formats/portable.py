@@ -5,7 +5,7 @@ and ESPnet's archives (``espnet2.main_funcs.pack_funcs``) hold it as it is.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,15 @@ def located(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(value, str) and (folder / value).exists():
             section[keys[-1]] = str((folder / value).absolute())
     return found
+
+
+def named_files(arguments: Mapping[str, Any]) -> Iterator[Path]:
+    """The existing files that a config names, or that are in a folder that it names."""
+    for keys, _ in _NAMED:
+        value = _section(dict(arguments), keys).get(keys[-1])
+        if isinstance(value, str):
+            path = Path(value)
+            yield from (f for f in (path, *path.glob("*")) if f.is_file())
 
 
 def with_tokens(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """State dicts on disk: read without executing code, compared before they are loaded."""
 
+import pickle
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,12 +20,36 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UserError(f"no checkpoint {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_whole(path)
     except Exception as error:  # torch raises many types for a damaged file
         raise UserError(f"{path} is not a readable checkpoint: {one_line(error)}") from None
     if not isinstance(state, dict) or not all(map(_is_entry, state.items())):
         raise UserError(f"{path} holds no model: give an averaged model or <n>epoch.pth")
     return state
+
+
+def read_whole(path: Path) -> Any:
+    """What ``torch.load`` reads without executing code, after a look at all check sums of the file.
+
+    torch itself ignores those of the archive that it writes.
+
+    Raises:
+        UserError: a part is not what its check sum says, the file is cut short, or it holds more
+            than numbers and containers of them; and whatever else torch raises.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+        if part is not None:
+            raise UserError(f"the check sum of its part {part} is wrong")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError("it holds more than tensors, or is none of torch's files") from None
+    except RuntimeError as error:
+        if "PytorchStreamReader" in str(error):  # goes on with advice for developers of torch
+            raise UserError("it is cut short, or none of torch's files") from None
+        raise
 
 
 def compare_state(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:

@@ -8,7 +8,7 @@ import espnet_ext
 from espnet_ext.config.training import READ_LATER, UNTRAINED, Config
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import read_json, sha256_file
+from espnet_ext.files import DONE, read_json, refuse_changed_output, score_stamp, sha256_file
 from espnet_ext.results.schema import (
     NOT_MEASURED,
     SCHEMA_VERSION,
@@ -58,13 +58,13 @@ def refuse_other_inputs(experiment: Experiment) -> None:
     Raises:
         UserError: a stage has not run since; says which.
     """
-    _read(experiment.deployed / "deploy.json", "5 (espnet-ext deploy)")
+    _read_deploy(experiment)
     model = _digest(experiment.weights, "stage 5 (espnet-ext deploy)")
     for method, options in experiment.recipe.decode.items():
         for path in sorted((experiment.score_folder / method).glob("*.json")):
             decoded = experiment.decoded(method, path.stem)
             again = f"run stages 6 and 7 with --sets {path.stem}, or remove {path}"
-            log = _read(decoded / "decode.json", "6 (espnet-ext decode)")
+            log = _read_decode(decoded)
             if log.get("model") != model:
                 raise UserError(f"{decoded} was decoded with another model; {again}")
             if log.get("options") != (options or {}):
@@ -99,14 +99,14 @@ def collect(experiment: Experiment, recipe: Path) -> Result:
         UserError: a stage has not run (it says which), or a file does not fit.
     """
     config = experiment.config
-    train = _read(experiment.train_record, "4 (espnet-ext train)")
+    train = _read(experiment.train_record, "4 (espnet-ext train)", experiment.train_stamp)
     for key in _REQUIRED:
         if not train.get(key):
             raise UserError(
                 f"{experiment.train_record}: missing key {key}; a result is not reported "
                 "without it: run stage 4 again (it keeps finished epochs)"
             )
-    deploy = _read(experiment.deployed / "deploy.json", "5 (espnet-ext deploy)")
+    deploy = _read_deploy(experiment)
     decoding, scores = _decoded_and_scored(experiment)
     dataset, task = recipe_names(recipe)
     # The model as it was before has not been trained here.
@@ -170,9 +170,7 @@ def _decoded_and_scored(
             raise UserError(f"no scores in {folder}; run stage 7 (espnet-ext score) first")
         for path in files:
             scores.append(as_json(_read_score(path).score))
-            log = _read(
-                experiment.decoded(method, path.stem) / "decode.json", "6 (espnet-ext decode)"
-            )
+            log = _read_decode(experiment.decoded(method, path.stem))
             values = {key: _measured(log, key) for key in measured}
             decoding.append({"method": method, "set": path.stem, **values})
     return decoding, scores
@@ -183,12 +181,23 @@ def _measured(record: Mapping[str, Any], key: str) -> Any:
     return NOT_MEASURED if value is None or value == {} else value
 
 
+def _read_deploy(experiment: Experiment) -> dict[str, Any]:
+    record = experiment.deployed / "deploy.json"
+    return _read(record, "5 (espnet-ext deploy)", experiment.deploy_stamp)
+
+
+def _read_decode(folder: Path) -> dict[str, Any]:
+    return _read(folder / "decode.json", "6 (espnet-ext decode)", folder / DONE)
+
+
 def _read_score(path: Path) -> ScoreFile:
-    value = _read(path, "7 (espnet-ext score)")
+    value = _read(path, "7 (espnet-ext score)", score_stamp(path))
     return parse(ScoreFile, value, path, "run stage 7 again (espnet-ext score)")
 
 
-def _read(path: Path, stage: str) -> dict[str, Any]:
+def _read(path: Path, stage: str, stamp: Path) -> dict[str, Any]:
+    """Read a record of a stage, which is as its stamp says."""
+    refuse_changed_output(path, stamp, f"run stage {stage} again")
     try:
         value = read_json(path)
     except (FileNotFoundError, NotADirectoryError):

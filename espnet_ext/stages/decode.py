@@ -10,7 +10,7 @@ from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.data.parts import Part, begun
 from espnet_ext.data.segments import set_folder
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, in_use, read_json, sha256_file, write_json, write_text
+from espnet_ext.files import DONE, Stamp, in_use, read_json, sha256_file, write_json, write_text
 from espnet_ext.results.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _job(
     settings = {"schema": SCHEMA_VERSION, "method": method, "options": options}
     if part is not None:
         folder, settings["part"] = folder / _PARTS / str(part), str(part)
-    stamp = Stamp(folder / ".done.json", settings, inputs)
+    stamp = Stamp(folder / DONE, settings, inputs)
     return _Job(method, options or {}, scp, folder, stamp, part)
 
 

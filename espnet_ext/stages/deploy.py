@@ -9,7 +9,7 @@ from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import FAMILY, Experiment
-from espnet_ext.files import Stamp, in_use, read_json, write_json
+from espnet_ext.files import Stamp, in_use, read_json, refuse_changed_output, write_json
 
 _UTTERANCES = 8  # that a deployed model is verified on
 
@@ -53,6 +53,8 @@ def deploy(experiment: Experiment, checkpoint: Path | None = None) -> None:
         print(f"deploy: {experiment.deployed} is up to date")
         return
     with in_use(experiment.folder):
+        again = "run stage 4 again (espnet-ext train)"
+        refuse_changed_output(experiment.espnet_config, experiment.train_stamp, again)
         write = _write_family if experiment.variant == FAMILY else _write_model
         stamp.write(write(experiment, checkpoint))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from espnet_ext.config.pretrained import fetched_folder
+from espnet_ext.data.arks import CHECK_SUMS, check_sum
 from espnet_ext.data.features import Definition, Fbank
 from espnet_ext.data.kaldi_dir import WHOLE, audio_inputs, data_sets, read_table
 from espnet_ext.data.parts import Part, begun
@@ -19,7 +20,7 @@ from espnet_ext.data.segments import SEGMENTS, cut, set_folder
 from espnet_ext.data.speeds import holds_copies, with_copies, write_copies
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, atomic_path, lock, read_json, write_json
+from espnet_ext.files import DONE, Stamp, atomic_path, lock, read_json, write_json
 
 _SHARD = 250  # utterances in one ark
 
@@ -71,7 +72,7 @@ def write_features(experiment: Experiment, jobs: int, part: Part | None = None) 
         if listed:
             inputs.append(whole_arks / "feats.scp")
             lists += 1
-        stamp = Stamp(out / ".done.json", definition.settings, [*inputs, *definition.files])
+        stamp = Stamp(out / DONE, definition.settings, [*inputs, *definition.files])
         if stamp.is_current():
             if not listed:
                 print(f"features: {out} is up to date")
@@ -85,7 +86,8 @@ def write_features(experiment: Experiment, jobs: int, part: Part | None = None) 
                 _write_list(rows, whole_arks, temporary)
             else:
                 arks.write(temporary)
-        stamp.write(sorted(p for p in out.iterdir() if p.suffix in (".ark", ".scp")))
+        tables = [out / name for name in ("feats.scp", "utt2num_frames", CHECK_SUMS)]
+        stamp.write([path for path in tables if path.exists()], by_size=sorted(out.glob("*.ark")))
         arks.remove_parts()
     if lists:
         print(f"features: {lists} sets are lists into {experiment.ark_folder(WHOLE).parent}")
@@ -123,7 +125,7 @@ def _write_list(rows: Iterable[str], whole: Path, folder: Path) -> None:
         (folder / name).write_text("".join(f"{u} {table[u]}\n" for u in rows))
 
 
-type _Row = tuple[str, str, int]  # utterance, "ark:offset" as it will be named, frames
+type _Row = tuple[str, str, int, str]  # utterance, "ark:offset" as it will be named, frames, CRC
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,8 @@ class _Arks:
         return self._stamp(part).is_current()
 
     def _stamp(self, part: Part) -> Stamp:
-        settings = [self.definition.settings, str(part)]
-        return Stamp(self.parts / str(part) / ".done.json", settings, self.inputs)
+        settings = [self.definition.settings, str(part), CHECK_SUMS]
+        return Stamp(self.parts / str(part) / DONE, settings, self.inputs)
 
     def write_part(self, part: Part) -> None:
         """Write every so many-th ark, unless that was done."""
@@ -166,11 +168,11 @@ class _Arks:
         with atomic_path(folder) as temporary:
             rows = self._write(temporary, part)
             write_json(temporary / "rows.json", rows)
-        stamp.write([folder / "rows.json", *folder.glob("*.ark")])
+        stamp.write([folder / "rows.json"], by_size=folder.glob("*.ark"))
         print(f"features: {folder}: {len(rows)} utterances")
 
     def write(self, folder: Path) -> None:
-        """Write feats.<number>.ark, feats.scp and utt2num_frames into ``folder``, made here.
+        """Write feats.<number>.ark and their lists into ``folder``, made here.
 
         What was begun in parts is completed, and the arks of the parts are moved there.
         """
@@ -188,8 +190,8 @@ class _Arks:
                 for ark in made.glob("*.ark"):
                     os.rename(ark, folder / ark.name)
             rows = [found[name] for name in read_table(self.data / "wav.scp")]
-        (folder / "feats.scp").write_text("".join(f"{u} {where}\n" for u, where, _ in rows))
-        (folder / "utt2num_frames").write_text("".join(f"{u} {n}\n" for u, _, n in rows))
+        for column, name in enumerate(("feats.scp", "utt2num_frames", CHECK_SUMS), 1):
+            (folder / name).write_text("".join(f"{row[0]} {row[column]}\n" for row in rows))
 
     def remove_parts(self) -> None:
         """Remove what was joined."""
@@ -222,7 +224,7 @@ class _Arks:
 def _write_shard(
     definition: Definition, job: tuple[list[tuple[str, str]], Path, Path]
 ) -> list[_Row]:
-    """Write one ark; return (utterance, "ark:offset" as it will be named, frames)."""
+    """Write one ark; return its rows."""
     import kaldiio
     import torch
 
@@ -237,7 +239,7 @@ def _write_shard(
             feats = extract(read_wave(audio, utterance, definition.rate))
             offset = stream.tell() + len(utterance.encode()) + 1
             kaldiio.save_ark(stream, {utterance: feats})
-            rows.append((utterance, f"{final}:{offset}", len(feats)))
+            rows.append((utterance, f"{final}:{offset}", len(feats), check_sum(feats)))
     return rows
 
 

@@ -12,7 +12,17 @@ from typing import Any
 
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, atomic_path, in_use, read_json, sha256_file, write_json
+from espnet_ext.files import (
+    DONE,
+    Stamp,
+    atomic_path,
+    in_use,
+    read_json,
+    refuse_changed_output,
+    score_stamp,
+    sha256_file,
+    write_json,
+)
 from espnet_ext.results.schema import SCHEMA_VERSION, Score, ScoreFile, as_json
 from espnet_ext.score.pairs import baseline_form
 from espnet_ext.validation import parse
@@ -86,9 +96,9 @@ def score_sets(
                 name=name,
                 method=method,
                 reference=experiment.references(name),
-                hypothesis=experiment.decoded(method, name) / "text",
+                hypothesis=_intact(experiment.decoded(method, name) / "text"),
                 utt2spk=experiment.data / name / "utt2spk",
-                baseline=texts,
+                baseline=None if texts is None else _intact(texts),
                 baseline_tag=tag if texts else None,
             )
             with in_use(experiment.folder) if out is None else contextlib.nullcontext():
@@ -98,6 +108,18 @@ def score_sets(
                     target = str(experiment.recipe.target) if task == "st" else None
                     scored = _texts(job, target)
             yield Scored(scored.score, messages + scored.messages)
+
+
+def _intact(hypotheses: Path) -> Path:
+    """Hypotheses that are as stage 6 wrote them.
+
+    Raises:
+        UserError: they were changed since.
+    """
+    refuse_changed_output(
+        hypotheses, hypotheses.with_name(DONE), "run stage 6 again (espnet-ext decode)"
+    )
+    return hypotheses
 
 
 def score_files(
@@ -233,7 +255,7 @@ def _write(job: Job, settings: list[Any], compute: Callable[[], Scores]) -> Scor
     """Write the score file and what belongs to it, if they are not up to date."""
     output, inputs = Path(f"{job.output}.json"), [path for path in job.tables if path is not None]
     names = [job.name, job.method, job.baseline_tag, str(job.utt2spk), str(job.baseline)]
-    place = job.output.with_name(f".{job.output.name}.stamp")
+    place = score_stamp(output)
     stamp = Stamp(place, [SCHEMA_VERSION, *settings, *names], inputs)
     if stamp.is_current():
         made = parse(ScoreFile, read_json(output), output)

@@ -12,7 +12,7 @@ from espnet_ext.data import tokenizer as pretrained
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, atomic_path, write_text
+from espnet_ext.files import DONE, Stamp, atomic_path, write_text
 
 SPACE = "<space>"
 
@@ -32,7 +32,7 @@ def write_tokens(experiment: Experiment) -> None:
         return
     text = experiment.require_references(experiment.recipe.train_set)
     out = experiment.token_folder
-    stamp = Stamp(out / ".done.json", {"kind": out.name}, [text])
+    stamp = Stamp(out / DONE, {"kind": out.name}, [text])
     if stamp.is_current():
         print(f"tokens: {out} is up to date")
         return
@@ -63,7 +63,7 @@ def _write_pretrained(experiment: Experiment) -> None:
     tokenizer, config = pretrained.source_files(require_token_source(experiment.config))
     if ctc_weight(experiment.espnet) > 0:
         _refuse_blanks(experiment, pretrained.Tokenizer(tokenizer.parent))
-    stamp = Stamp(out / ".done.json", {"kind": out.name}, [tokenizer, config])
+    stamp = Stamp(out / DONE, {"kind": out.name}, [tokenizer, config])
     if stamp.is_current():
         print(f"tokens: {out} is up to date")
         return
@@ -146,7 +146,7 @@ def _write_classes(experiment: Experiment) -> None:
     sets = labelled_sets(experiment.data, name)
     if name not in sets:
         raise UserError(f"no data/{name}/label; run stage 1")
-    stamp = Stamp(out / ".done.json", {"train": name}, sets.values())
+    stamp = Stamp(out / DONE, {"train": name}, sets.values())
     if stamp.is_current():
         print(f"tokens: {out} is up to date")
         return

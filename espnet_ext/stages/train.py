@@ -18,7 +18,17 @@ from espnet_ext.data.inputs import check_inputs
 from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, content_key, in_use, lock, quick_key, write_json, write_text
+from espnet_ext.files import (
+    DONE,
+    Stamp,
+    content_key,
+    in_use,
+    lock,
+    quick_key,
+    refuse_changed_output,
+    write_json,
+    write_text,
+)
 
 # ESPnet's options that decide the features and the lengths of the texts.
 _STATISTICS = (
@@ -89,7 +99,7 @@ def _train(experiment: Experiment, options: TrainOptions, nodes: Any = None) -> 
     files = experiment.training_files()
     settings = training_settings(experiment.config.as_dict())
     stamp = Stamp(
-        experiment.folder / ".train.done.json",
+        experiment.train_stamp,
         {"config": settings, "espnet": list(options.espnet)},
         files,
     )
@@ -165,6 +175,8 @@ def _checked(experiment: Experiment, options: TrainOptions) -> Experiment:
         raise UserError(f"--ngpu {options.ngpu}: torch sees {seen} GPU here; --ngpu 0 is the CPU")
     for line in said:
         print(f"train: {line}")
+    for path in filter(None, (experiment.token_list, experiment.tokenizer)):
+        refuse_changed_output(path, experiment.token_folder / DONE, "run stage 3 again")
     for name in experiment.sets:
         check_inputs(
             set_folder(experiment.data, name), experiment.audio_list(name), experiment.rate
@@ -271,14 +283,15 @@ def _statistics(experiment: Experiment, command: list[str], data: dict[str, list
     folder = experiment.exp / f"stats_{digest}"
     # Two configs of one recipe may train at once and share this folder.
     with lock(folder / ".lock"):
-        stamp = Stamp(folder / ".done.json", settings, experiment.corpus_files())
+        stamp = Stamp(folder / DONE, settings, experiment.corpus_files())
         if not stamp.is_current():
             print(f"train: collecting statistics into {folder}")
             # Statistics do not depend on batches of the training's size, nor on its model.
             own = ["--collect_stats", "true", "--output_dir", str(folder), "--normalize", "none"]
             own += ["--batch_type", "unsorted", "--batch_size", "32", "--ngpu", "0"]
             run_task([*command, *own], experiment.train_log, experiment.recipe.task)
-            stamp.write(folder / role / "feats_stats.npz" for role in _ROLES)
+            names = ("feats_stats.npz", "speech_shape", f"{_target(experiment)}_shape")
+            stamp.write(folder / role / name for role in _ROLES for name in names)
     return folder
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from espnet_ext.data.arks import ark_place, read_matrix
 from espnet_ext.data.corpora import nist
@@ -219,87 +217,6 @@ def test_times_are_finite_and_in_order(tmp_path, times):
         nist.read_stm(stm)
     with pytest.raises(UserError, match="line 1"):
         nist.read_pem(pem)
-
-
-# --- anything
-
-
-def mutated(whole: bytes, places: list[tuple[int, int]]) -> bytes:
-    content = bytearray(whole)
-    for place, value in places:
-        content[place % len(content)] = value
-    return bytes(content)
-
-
-changes = st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=8)
-
-
-def read_anything(content: bytes, path: Path, kind: str) -> None:
-    path.write_bytes(content)
-    if kind == "deb":
-        unpack_folder(path, "usr", path.parent / "out")
-    elif kind == "whl":
-        read_member(path, "model.bin")
-    elif kind == "stm":
-        nist.read_stm(path)
-    elif kind == "tsv":
-        list(read_tsv(path, ("path", "text")))
-    elif kind == "ark":
-        read_matrix(f"{path}:2", "u1")
-    else:
-        from espnet_ext.data.audio import read_stretch
-
-        read_stretch(path, "u1")
-
-
-def whole_file(kind: str) -> bytes:
-    stream = io.BytesIO()
-    if kind == "deb":
-        return packages.deb({"./usr/a": b"text" * 50, "./usr/b/c": b"more" * 50})
-    if kind == "whl":
-        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("model.bin", b"weights" * 3)
-        return stream.getvalue()
-    if kind == "tsv":
-        return b"path\ttext\na.mp3\tsome words\nb.mp3\tand others\n"
-    if kind == "ark":
-        import kaldiio
-
-        kaldiio.save_ark(stream, {"u": np.zeros((3, 2), np.float32)})
-        return stream.getvalue()
-    if kind == "stm":
-        return b"f A s 0.5 1.5 <o> some words\nf B s 1 2 <o> and others\n"
-    noise = np.random.default_rng(0).normal(size=800) * 0.1
-    soundfile.write(stream, noise, 16000, format=kind)
-    return stream.getvalue()
-
-
-def survives(tmp_path_factory, kind: str, places: list[tuple[int, int]]) -> None:
-    """A changed file is read, or refused in one line; nothing appears outside its folder."""
-    folder = tmp_path_factory.mktemp("changed")
-    try:
-        read_anything(mutated(whole_file(kind), places), folder / "file", kind)
-    except UserError as error:
-        assert "\n" not in str(error)
-    assert {path.name for path in folder.iterdir()} <= {"file", "out"}
-
-
-KINDS = ["deb", "whl", "stm", "tsv", "ark", "WAV", "FLAC", "OGG", "AIFF", "NIST"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(places=changes)
-def test_changed_files(tmp_path_factory, kind, places):
-    survives(tmp_path_factory, kind, places)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=3000, deadline=None, derandomize=True)
-@given(places=changes)
-def test_many_changed_files(tmp_path_factory, kind, places):
-    survives(tmp_path_factory, kind, places)
 
 
 # --- records

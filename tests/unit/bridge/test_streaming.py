@@ -14,73 +14,14 @@ import yaml
 
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
-
-TOKENS = ["<blank>", "<unk>", "a", "b", "<space>", "c", "<sos/eos>"]
-RATE = 16000
-ESPNET = {
-    "encoder": "residual_streaming_transformer",
-    "encoder_conf": {
-        "output_size": 8,
-        "attention_heads": 2,
-        "linear_units": 8,
-        "num_blocks": 4,
-        "conv_channels": 4,
-        "residual": {"share": 2, "rank": 2},
-    },
-    "decoder": "transducer",
-    "decoder_conf": {"hidden_size": 6, "embed_size": 5},
-    "joint_net_conf": {"joint_space_size": 7},
-    "model_conf": {"ctc_weight": 0.0, "report_cer": False, "report_wer": False},
-    "token_type": "char",
-    "frontend": "kaldi_fbank",
-    "normalize": "global_mvn",
-}
-
-
-def wave(seconds: float, seed: int = 0) -> np.ndarray:
-    samples = np.random.default_rng(seed).standard_normal(round(seconds * RATE)) * 0.1
-    return samples.astype(np.float32)
+from tests.fixtures import streams
+from tests.fixtures.streams import ESPNET, RATE, TOKENS, wave
 
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
-    """A recipe folder with a config and both forms of a trained-like model, made by deploy."""
-    import torch
-
-    from espnet_ext.bridge import build
-    from espnet_ext.bridge.deployed_folder import Speech, deploy_experiment
-    from espnet_ext.bridge.speech_input import SpeechInput
-    from espnet_ext.config.training import load_config
-
     root = tmp_path_factory.mktemp("recipe")
-    recipe = {"decode": {"transducer_greedy": {}, "transducer_beam": {"beam_size": 3}}}
-    (root / "train_tiny.yaml").write_text(yaml.safe_dump({**ESPNET, "recipe": recipe}))
-    config = load_config(root / "train_tiny.yaml")
-    sums = np.full(80, -8.0, np.float32)
-    np.savez(root / "stats.npz", count=1, sum=sums, sum_square=sums**2 + 4)
-    arguments = vars(build.arguments_of(Experiment.of(config)))
-    arguments |= {"token_list": TOKENS, "normalize_conf": {"stats_file": str(root / "stats.npz")}}
-    torch.manual_seed(2)  # one of few whose texts say something about the input
-    model = build.build_model(Experiment.of(config), len(TOKENS))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.5 * torch.randn(parameter.shape))
-        model.joint_network.lin_out.bias[0] += 2.0
-    folder = root / "exp/tiny"
-    folder.mkdir(parents=True)
-    state = model.state_dict()
-    state["normalize.mean"], state["normalize.std"] = (
-        torch.from_numpy(sums),
-        torch.full((80,), 2.0),
-    )
-    torch.save(state, folder / "1epoch.pth")
-    plain = json.loads(json.dumps(arguments))
-    (folder / "config.yaml").write_text(yaml.safe_dump(plain))
-    for variant in ("merged", "shared"):
-        speech = Speech([torch.from_numpy(wave(2.0))], SpeechInput(RATE))
-        made = Experiment.of(config, variant, root)
-        deploy_experiment(made, folder / "1epoch.pth", speech)
-    soundfile.write(root / "speech.wav", wave(3.3), RATE, "PCM_16")
+    streams.make(root)
     return root
 
 

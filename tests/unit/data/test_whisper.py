@@ -19,35 +19,9 @@ from espnet_ext.data.tokenizer import Tokenizer
 from espnet_ext.encoders.pretrained.load import load_stack
 from espnet_ext.errors import UserError
 from tests.fixtures import foundation, speech_models
+from tests.fixtures.ctranslate2_files import model_bin, stored
 
-TYPES = {np.dtype("<f4"): 0, np.dtype("i1"): 1, np.dtype("<i2"): 2, np.dtype("<f2"): 4}
 MEMBER, TOKENS = "some_model/model.bin", "some_model/tokenizer.json"
-
-
-def text(word):
-    return struct.pack("<H", len(word) + 1) + word.encode() + b"\0"
-
-
-def model_bin(variables, aliases=(), specification="WhisperSpec", version=6):
-    """Write a model.bin as CTranslate2 does."""
-    parts = [struct.pack("<I", version), text(specification), struct.pack("<II", 3, len(variables))]
-    for name, (array, kind) in variables.items():
-        data = array.tobytes()
-        parts += [text(name), struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape)]
-        parts += [struct.pack("<BI", kind, len(data)), data]
-    parts.append(struct.pack("<I", len(aliases)))
-    parts += [text(word) for pair in aliases for word in pair]
-    return b"".join(parts)
-
-
-def stored(array, kind="<f4"):
-    """An array in a type of the format; bfloat16 as the upper halves of float32."""
-    if kind == "bfloat16":
-        bits = np.ascontiguousarray(array, "<f4").view("<u4")
-        return (bits >> 16).astype("<u2"), 5
-    array = np.asarray(array, kind)  # ascontiguousarray gives a scalar a dimension
-    return array, TYPES[array.dtype]
-
 
 # Layers of a block: CTranslate2's name, transformers' names of what lies in it.
 LINEAR = {
