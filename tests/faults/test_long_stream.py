@@ -44,7 +44,7 @@ def resident() -> int:
 
 def heard(root: Path, minutes: int) -> list[int]:
     """Stream that many minutes; return the memory after each."""
-    streams.make(root)
+    streams.make(root, chunk_ms=1600, history_ms=3200)  # large ones: ten hours in minutes
     forked.load()
     log = root / "memory"
 
