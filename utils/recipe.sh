@@ -22,6 +22,7 @@ processes=1   # processes of a node to train in without GPUs
 num_nodes=1   # nodes to train on, each with this command
 threads=      # CPU threads of training; empty: OMP_NUM_THREADS, else up to four
 nj=$(nproc)   # processes for work that splits
+device=cpu    # of decoding, as torch names it: cuda is a GPU
 launcher=     # slurm: submit the stages as a chain of jobs; empty: run them here
 sbatch=       # options of sbatch for every job, as in --sbatch="--partition gpu --time 24:00:00"
 dry_run=false # only print what would run
@@ -253,6 +254,7 @@ _submit() {
     [ "$ngpu" -eq 0 ] || words+=(--gpus-per-node "$ngpu")
     words+=("$root/utils/slurm/train.sh" "$@")
   else
+    [ "$number" -ne 6 ] || [ "$device" = cpu ] || words+=(--gpus-per-node 1)
     # Slurm runs a copy of a script, which would not find the repository.
     words+=(--wrap "$(printf '%q ' "$recipe_script" --stage "$number" --stop_stage "$number" "${given[@]}")")
   fi
@@ -283,7 +285,7 @@ standard_stages() {
       5) stage 5 "Average and deploy" espnet-ext deploy "$config" "${form[@]}" ;;
       6)
         stage 6 "Decode" \
-          espnet-ext decode "$config" --sets "$test_sets" --nj "$nj" "${form[@]}"
+          espnet-ext decode "$config" --sets "$test_sets" --nj "$nj" --device "$device" "${form[@]}"
         ;;
       7)
         stage 7 "Score" espnet-ext score "$config" --sets "$test_sets" "${form[@]}" \

@@ -7,6 +7,8 @@ measured afterwards, on 50 utterances of all lengths, in one process with one th
 On a cluster let job K of N run --part K/N on a shared disk. A call without --part joins the parts,
 and decodes those that are missing.
 
+--device cuda decodes on a GPU, in one process; the real-time factor is then time on the clock.
+
 Example:
   espnet-ext decode conf/train_hrf_conformer_xs.yaml --sets "test unseen" --nj 2
   espnet-ext decode conf/train_hrf_conformer_xs.yaml --sets "test unseen" --part 3/20
@@ -27,10 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_variant(parser)
     parser.add_argument("--sets", default="test", help="data sets, blanks between")
     parser.add_argument("--nj", type=at_least(1), default=2, help="processes")
+    parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
     parser.add_argument("--part", type=part, help="K/N: only the Kth of N parts of each set")
 
 
 def run(args: argparse.Namespace) -> None:
     """Decode every set with every method that is not up to date."""
     for experiment in chosen_forms(args):
-        decode(experiment, args.sets.split(), args.nj, part=args.part)
+        decode(experiment, args.sets.split(), args.nj, part=args.part, device=args.device)

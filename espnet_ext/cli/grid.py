@@ -31,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("grid", help="grid file")
     parser.add_argument(
-        "--nj", type=at_least(1), default=2, help="trainings at once, one thread each"
+        "--nj", type=at_least(1), help="trainings at once, one thread each (default: 2; on GPUs 1)"
+    )
+    parser.add_argument(
+        "--ngpu", type=at_least(0), default=0, help="GPUs of each training; 0: the CPU"
     )
     parser.add_argument("--part", type=part, help="K/N: only the Kth of N parts of the trainings")
     parser.add_argument("--summary", action="store_true", help="train nothing; join what is done")
@@ -49,9 +52,15 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.part is not None and (args.summary or args.publish):
         raise UserError("--part trains a part: give --summary or --publish without it, at the end")
+    jobs = args.nj or (1 if args.ngpu else 2)
+    if args.ngpu and jobs > 1:
+        raise UserError(
+            f"--ngpu {args.ngpu}: trainings at once would share GPUs: give --nj 1, or run parts of "
+            "the grid at once (--part K/N), each where it has GPUs of its own"
+        )
     grid = read_grid(Path(args.grid))
     _refuse_other_task(grid, args.grid)
-    whole = GridRun(grid, tuple(args.espnet), args.keep_models)
+    whole = GridRun(grid, tuple(args.espnet), args.keep_models, args.ngpu)
     cells = whole.cells()
     chosen = part_of(cells, args.part)
     todo = [cell for cell in chosen if not whole.is_done(cell)]
@@ -64,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
             "call this without --summary first"
         )
     if todo:
-        whole.run(todo, args.nj)
+        whole.run(todo, jobs)
     if args.part is not None:
         print("grid: this part is done; when all are, --summary joins them")
         return

@@ -38,6 +38,7 @@ def decode(
     jobs: int,
     timed: bool = True,
     part: Part | None = None,
+    device: str = "cpu",
 ) -> None:
     """Decode every set with every method of the config that is not up to date.
 
@@ -49,9 +50,10 @@ def decode(
         jobs: processes.
         timed: measure the real-time factor; not where other processes compete for the cores.
         part: decode this part of every set only; a call without one joins them.
+        device: torch's name of where the model computes.
 
     Raises:
-        UserError: the form is not deployed, no such set, or audio that cannot be read.
+        UserError: the form is not deployed, no such set or device, or audio that cannot be read.
     """
     experiment.require_deployed()
     todo = []
@@ -68,10 +70,10 @@ def decode(
             else:
                 todo += [*_parts(experiment, job, name), job]
     if todo and part is not None:
-        _decode(experiment, todo, jobs, timed)  # other parts of it run at the same time
+        _decode(experiment, todo, jobs, timed, device)  # other parts of it run at the same time
     elif todo:
         with in_use(experiment.folder):
-            _decode(experiment, todo, jobs, timed)
+            _decode(experiment, todo, jobs, timed, device)
 
 
 def _job(
@@ -96,19 +98,23 @@ def _parts(experiment: Experiment, job: _Job, name: str) -> list[_Job]:
     return [of(part) for part in begun(job.folder / _PARTS, lambda p: of(p).stamp.is_current())]
 
 
-def _decode(experiment: Experiment, todo: Sequence[_Job], jobs: int, timed: bool) -> None:
+def _decode(
+    experiment: Experiment, todo: Sequence[_Job], jobs: int, timed: bool, device: str
+) -> None:
     from espnet_ext.bridge.muted import muted
 
     with muted():
         from espnet_ext.bridge.decoder import Decoder
         from espnet_ext.bridge.inference import decode_set
+        from espnet_ext.bridge.loading import check_device
         from espnet_ext.bridge.speech_input import SpeechInput
+    check_device(device)
     source = SpeechInput.of(experiment)
     decoder: Decoder | None = None
     parts: list[_Job] = []
     for job in todo:
         if decoder is None or decoder.method != job.method:
-            decoder = Decoder(experiment.deployed, job.method, job.options, source)
+            decoder = Decoder(experiment.deployed, job.method, job.options, source, device)
         if job.part is not None:
             parts.append(job)
             if not job.stamp.is_current():
@@ -135,7 +141,7 @@ def _write(
 ) -> None:
     from espnet_ext.bridge.inference import summary, time_set
 
-    made = summary(found)
+    made = summary(found, decoder.device)
     speed = time_set(decoder, job.scp, found) if timed else {}
     write_text(job.folder / "text", "".join(f"{name} {text}\n" for name, text, *_ in found))
     # Stage 8 joins this with files of other stages: they must be of the same model.

@@ -10,6 +10,7 @@ from typing import Any
 
 from espnet_ext.bridge.run_record import merged
 from espnet_ext.config.grid import Cell, Grid
+from espnet_ext.config.processes import Processes
 from espnet_ext.data.corpora.folds import read_folds
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.data.parts import Part
@@ -42,11 +43,13 @@ class GridRun:
         grid: what is trained.
         espnet: options for ESPnet's trainer.
         keep_models: do not remove checkpoints.
+        ngpu: GPUs of a training; 0: the CPU.
     """
 
     grid: Grid
     espnet: Sequence[str] = ()
     keep_models: bool = False
+    ngpu: int = 0
 
     def cells(self) -> list[Cell]:
         """All trainings.
@@ -151,11 +154,13 @@ class GridRun:
 
     def _train_and_score(self, cell: Cell) -> Experiment:
         experiment = Experiment.load(cell_config(cell), cell.tag)
-        train(experiment, TrainOptions(espnet=self.espnet))
+        processes = Processes(max(1, self.ngpu))
+        train(experiment, TrainOptions(self.ngpu, processes=processes, espnet=self.espnet))
         deploy(experiment)
         name = cell.set_name(self.grid.part)
         # Other trainings run at the same time: a real-time factor would measure them too.
-        decode(experiment, [name], jobs=1, timed=False)
+        device = "cuda" if self.ngpu else "cpu"
+        decode(experiment, [name], jobs=1, timed=False, device=device)
         made = read_json(experiment.deployed / "deploy.json")
         trained = read_json(experiment.train_record)
         result = {

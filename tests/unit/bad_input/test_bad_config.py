@@ -78,6 +78,16 @@ def test_a_gpu_that_is_not_there(copy):
     assert "torch sees no GPU here" in line
 
 
+@pytest.mark.parametrize(
+    ("device", "says"), [("cuda", "here are: cpu"), ("tpu", "device tpu: "), ("cuda:x", "cuda:x")]
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there(copy, device, says):
+    line = complains(copy("exp/tiny/decode"), (*VERBS["decode"], "--device", device))
+    assert line.startswith(f"device {device}: ")
+    assert says in line
+
+
 # -- missing output of a stage
 
 

@@ -147,6 +147,7 @@ def test_unknown_folds_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="did you mean 'voice'"):
         words = {"espnet": [], "part": None, "dry_run": True, "keep_models": False}
+        words |= {"ngpu": 0, "nj": None}
         verb.run(argparse.Namespace(grid=path, **words))
 
 
@@ -334,7 +335,7 @@ def test_keys_of_another_task_are_refused(tmp_path, task, change, words):
     path = write(tmp_path, CHAINED | change)
     recipe = {"task": task, "classes": 3} if task == "cls" else {}
     (tmp_path / "conf/train_a_s.yaml").write_text(yaml.safe_dump(BASE | {"recipe": recipe}))
-    arguments = argparse.Namespace(grid=str(path), part=None)
+    arguments = argparse.Namespace(grid=str(path), part=None, ngpu=0, nj=None)
     with pytest.raises(UserError, match=words):
         verb.run(arguments)
 
