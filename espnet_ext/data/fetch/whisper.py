@@ -164,7 +164,12 @@ def read_member(path: Path, member: str) -> bytes:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            size = archive.getinfo(member).file_size
+            found = archive.getinfo(member)
+            if found.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError("a compression that no wheel has")  # LZMA takes what it claims
+            size = found.file_size
+            if found.compress_size > path.stat().st_size:
+                raise ValueError("larger than its file")
             if size > 8 * path.stat().st_size:  # weights hardly shrink
                 raise UserError(f"{path}: refused, {member} expands to {size:,} bytes")
             return archive.read(member)
@@ -173,8 +178,8 @@ def read_member(path: Path, member: str) -> bytes:
         raise UserError(f"{path}: damaged package ({reason}); get it again") from None
 
 
-# What zipfile raises for a damaged or encrypted member, or another compression.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError, RuntimeError)
+# What zipfile raises for a damaged or encrypted member, or one that would begin before the file.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError, RuntimeError, OSError)
 
 
 def _pip() -> list[str]:
