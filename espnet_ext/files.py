@@ -239,9 +239,15 @@ class Stamp:
 
         Of ``by_size`` only the size is recorded: files with check sums inside or beside them, which
         are compared when they are read.
+
+        Raises:
+            FileNotFoundError: one is missing.
         """
-        found: dict[str, str | int] = {str(name): content_key(Path(name)) for name in outputs}
-        found |= {str(name): os.path.getsize(name) for name in by_size}
+        sizes = {str(name): os.path.getsize(name) for name in by_size}
+        listed = [str(name) for name in outputs]
+        for name in listed:
+            os.stat(name)
+        found = {**{name: content_key(Path(name)) for name in listed}, **sizes}
         write_json(self.path, {"digest": self.digest, "inputs": self.inputs, "outputs": found})
 
 

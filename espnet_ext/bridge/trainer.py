@@ -276,6 +276,8 @@ def run_task(
         ):
             trained.main(cmd=list(command))
     except UserError as error:
+        if not str(error).startswith("Caught "):
+            raise
         # torch puts the stack trace of a process that reads data into its message.
         said = str(error).splitlines()[-1]
         raise UserError(said.removeprefix(f"{UserError.__module__}.UserError: ")) from None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.endings import REFUSED, ending, refused_by_name
+from tests.faults.endings import REFUSED, ending, one_line, refused_by_name
 from tests.fixtures import forked
 from tests.fixtures.finished import AVERAGE, DEPLOYED, VERBS
 from tests.recipes.test_kill import written
@@ -106,6 +106,21 @@ def _result(name: str) -> bool:
 @pytest.mark.parametrize("name", KINDS)
 def test_a_changed_byte(recipes, name, tally):
     tally("changed byte", ending(corrupted(recipes, name, 0)))
+
+
+def test_a_changed_byte_that_another_process_reads(recipes):
+    """torch sends the error of a process that reads data with its stack trace."""
+    folder = recipes.copy("workers", ("exp",))
+    path = next(folder.glob(f"{ARKS}/train/*.ark"))
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1  # of the first matrix
+    path.write_bytes(content)
+    # The statistics are of other processes too.
+    words = (*VERBS["train"], "--", "--num_workers", "1")
+    ended = forked.Command(folder, words, folder.with_suffix(".logs")).wait()
+    assert "its check sum is not that of feats.crc32" in one_line(ended, "train")
+    refused_by_name(ended, "train", path)
+    shutil.rmtree(folder)
 
 
 @pytest.mark.faults

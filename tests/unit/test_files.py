@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from espnet_ext.files import Stamp, atomic_path
+from espnet_ext.errors import UserError
+from espnet_ext.files import Stamp, atomic_path, refuse_changed_output
 
 # Replaces the folder "out" and dies, as by kill -9, just before its n-th change of a file.
 REPLACE = """
@@ -90,6 +91,24 @@ with atomic_path("out") as path:
     input()
     path.write_text("whole")
 """
+
+
+def test_outputs_are_compared_by_content_or_by_size(tmp_path):
+    made, large = tmp_path / "made", tmp_path / "large"
+    made.write_text("12"), large.write_text("34")
+    stamp = Stamp(tmp_path / "stamp", [], [])
+    with pytest.raises(FileNotFoundError):
+        stamp.write([made, tmp_path / "missing"])
+    stamp.write([made], by_size=[large])
+    large.write_text("56")
+    assert stamp.is_current()
+    refuse_changed_output(made, stamp.path, "again")
+    made.write_text("21")
+    assert not stamp.is_current()
+    with pytest.raises(UserError, match=r"made was changed: .* again"):
+        refuse_changed_output(made, stamp.path, "again")
+    made.unlink()
+    assert not stamp.is_current()
 
 
 @pytest.fixture
