@@ -9,6 +9,11 @@ import torch
 from torch import nn
 
 from espnet_ext.errors import UserError, one_line
+from espnet_ext.formats.digests import refuse_changed
+
+
+class DamagedPartError(UserError):
+    """A part of torch's archive is not what its check sum says."""
 
 
 def load_state(path: Path) -> dict[str, torch.Tensor]:
@@ -21,6 +26,9 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"no checkpoint {path}")
     try:
         state = read_whole(path)
+    except DamagedPartError as error:
+        refuse_changed(path)  # of a deployed folder: it says what to do
+        raise UserError(f"{path} is not a readable checkpoint: {error}") from None
     except Exception as error:  # torch raises many types for a damaged file
         raise UserError(f"{path} is not a readable checkpoint: {one_line(error)}") from None
     if not isinstance(state, dict) or not all(map(_is_entry, state.items())):
@@ -34,14 +42,15 @@ def read_whole(path: Path) -> Any:
     torch itself ignores those of the archive that it writes.
 
     Raises:
-        UserError: a part is not what its check sum says, the file is cut short, or it holds more
-            than numbers and containers of them; and whatever else torch raises.
+        DamagedPartError: a part is not what its check sum says.
+        UserError: the file is cut short, or it holds more than numbers and containers of them; and
+            whatever else torch raises.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
         if part is not None:
-            raise UserError(f"the check sum of its part {part} is wrong")
+            raise DamagedPartError(f"the check sum of its part {part} is wrong")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

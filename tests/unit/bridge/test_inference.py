@@ -95,6 +95,7 @@ def test_the_speed_is_the_processor_time_of_the_fastest_round(tmp_path, monkeypa
 
         def __init__(self):
             self.method, self.in_batches, self.batch_size = "ctc_greedy", False, 1
+            self.device = "cpu"
 
         def read(self, row):
             return np.zeros(1, np.float32), 4.0
@@ -118,7 +119,7 @@ def test_the_speed_is_the_processor_time_of_the_fastest_round(tmp_path, monkeypa
     threads = torch.get_num_threads()
     scp = tmp_path / "wav.scp"
     found = inference.decode_set(Pretended(), scp, jobs=4)
-    assert len(found) == inference.summary(found)["utterances"] == 40
+    assert len(found) == inference.summary(found, "cpu")["utterances"] == 40
     assert not calls
     summary = inference.time_set(Pretended(), scp, found)
     # 5 utterances of 4 s take 5, 45, 10, 2.5 and 12.5 s; the 50 s before are not counted.
@@ -147,7 +148,8 @@ def test_an_utterance_too_short_for_a_frame_has_an_empty_text(tmp_path, seconds)
         results = decode_set(found, scp, 1)
         assert [result[:2] for result in results] == [("long", alone), ("short", "")]
         assert alone
-        assert (summary(results)["utterances"], summary(results)["too_short"]) == (2, 1)
+        made = summary(results, "cpu")
+        assert (made["utterances"], made["too_short"], made["device"]) == (2, 1, "cpu")
 
 
 def test_a_classifier_lengthens_what_is_too_short():

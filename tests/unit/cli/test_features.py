@@ -68,9 +68,11 @@ def test_other_audio_under_the_same_names_is_decoded_again(recipe, tmp_path, mon
     def nothing(*_args, **_options):
         return []
 
-    monkeypatch.setattr(decoder, "Decoder", lambda *_args: argparse.Namespace(method=None))
+    monkeypatch.setattr(
+        decoder, "Decoder", lambda *_args: argparse.Namespace(method=None, device="cpu")
+    )
     monkeypatch.setattr(inference, "decode_set", nothing)
-    monkeypatch.setattr(inference, "summary", lambda _: {"too_short": 0})
+    monkeypatch.setattr(inference, "summary", lambda *_: {"too_short": 0})
     monkeypatch.setattr(inference, "time_set", lambda *_: {"rtf": 0.0})
     deployed = tmp_path / "exp/x/deploy/merged"
     deployed.mkdir(parents=True)
@@ -82,6 +84,6 @@ def test_other_audio_under_the_same_names_is_decoded_again(recipe, tmp_path, mon
         stage()
         capsys.readouterr()
         words = {"config": "train_x.yaml", "tag": None, "variant": None, "sets": "test", "nj": 1}
-        decode.run(argparse.Namespace(part=None, **words))
+        decode.run(argparse.Namespace(part=None, device="cpu", **words))
         said.append("up to date" in capsys.readouterr().out)
     assert said == [False, True, False]
