@@ -269,7 +269,12 @@ def refuse_changed_output(output: Path, stamp: Path, remedy: str) -> None:
     except (OSError, ValueError, TypeError, KeyError):
         return
     if output.exists() and not _is_as(output, known):
-        raise UserError(f"{output} was changed: its SHA-256 is not that in {stamp}; {remedy}")
+        raise changed(output, stamp, remedy)
+
+
+def changed(path: Path, record: str | os.PathLike, remedy: str) -> UserError:
+    """The error for a file whose content is not that of a record."""
+    return UserError(f"{path} was changed: its SHA-256 is not that in {record}; {remedy}")
 
 
 def _is_as(path: Path, known: str | int) -> bool:

@@ -225,7 +225,7 @@ def _type(description: Any) -> Any:
 
 
 def _number_hint(value: Any) -> str | None:
-    """What to say of a number in quotes."""
+    """The advice for a number in quotes; None for any other value."""
     if not isinstance(value, str):
         return None
     try:

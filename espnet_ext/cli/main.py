@@ -66,10 +66,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with the message."""
-        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
-        if unknown in message.split(" ")[2:3] and unknown.startswith("-"):
+        unknown = re.match("unrecognized arguments: (-[^ =]*)", message)
+        if unknown:
             known = re.findall(r"--[\w-]+", self.format_usage())
-            message = f"unknown option {nearest(unknown.partition('=')[0], known)}"
+            message = f"unknown option {nearest(unknown[1], known)}"
         advice = f"'{self.prog} --help' has an example"
         self.exit(2, f"{self.prog}: error: {message}; {advice}\n")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_ext.errors import UserError
-from espnet_ext.files import read_json, sha256_file
+from espnet_ext.files import changed, read_json, sha256_file
 from espnet_ext.formats.portable import located, named_files, with_tokens
 from espnet_ext.yaml_files import read_mapping
 
@@ -49,7 +49,7 @@ def refuse_changed(path: Path) -> None:
 def refuse_other(path: Path, wanted: Any, record: str, remedy: str) -> None:
     """Raise UserError if the SHA-256 of a file is not that in a record; it says the remedy."""
     if wanted != sha256_file(path):
-        raise UserError(f"{path} was changed: its SHA-256 is not that in {record}; {remedy}")
+        raise changed(path, record, remedy)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -37,9 +37,9 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_whole(path: Path) -> Any:
-    """What ``torch.load`` reads without executing code, after a look at all check sums of the file.
+    """Read a file of torch's without executing code, after all its check sums were compared.
 
-    torch itself ignores those of the archive that it writes.
+    ``torch.load`` ignores those of the archive that ``torch.save`` writes.
 
     Raises:
         DamagedPartError: a part is not what its check sum says.

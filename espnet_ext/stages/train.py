@@ -1,6 +1,5 @@
 """Stage 4: statistics and training by ESPnet's trainer; a killed run continues."""
 
-import hashlib
 import json
 import shlex
 import sys
@@ -23,21 +22,14 @@ from espnet_ext.files import (
     Stamp,
     content_key,
     in_use,
-    lock,
     quick_key,
     refuse_changed_output,
     write_json,
     write_text,
 )
+from espnet_ext.stages.statistics import ROLES, collect_statistics, target_of
 
-# ESPnet's options that decide the features and the lengths of the texts.
-_STATISTICS = (
-    *("frontend", "frontend_conf", "input_size", "train_dtype"),
-    *("speech_volume_normalize", "rir_scp", "noise_scp", "cleaner", "g2p"),
-    *("non_linguistic_symbols", "use_preprocessor", "preprocessor", "preprocessor_conf"),
-)
 _STAGES = {"wav.scp": 1, "feats.scp": 2, "tokens.txt": 3}  # that write these files
-_ROLES = ("train", "valid")  # ESPnet's names of the training set and the development set
 _ESPNET_EPOCHS = 40  # ESPnet's default of max_epoch
 
 
@@ -114,7 +106,7 @@ def _train(experiment: Experiment, options: TrainOptions, nodes: Any = None) -> 
         cpu_dtype = _use_threads(experiment, options)
         log_to(experiment.train_log)
         command = _common_options(experiment, options, data)
-        command += _training_options(experiment, _statistics(experiment, command, data))
+        command += _training_options(experiment, collect_statistics(experiment, command, data))
         record = _run(experiment, options, command, cpu_dtype, nodes)
         stamp.write([experiment.averaged_model, experiment.espnet_config, record])
     print(f"train: averaged model is {experiment.averaged_model}")
@@ -134,15 +126,10 @@ def _data_options(experiment: Experiment) -> dict[str, list[str]]:
     return {
         role: [
             f"{experiment.audio_list(name)},speech,{kind}",
-            f"{experiment.require_references(name)},{_target(experiment)},text",
+            f"{experiment.require_references(name)},{target_of(experiment)},text",
         ]
-        for role, name in zip(_ROLES, experiment.sets, strict=True)
+        for role, name in zip(ROLES, experiment.sets, strict=True)
     }
-
-
-def _target(experiment: Experiment) -> str:
-    """ESPnet's name of what is learnt."""
-    return "label" if experiment.recipe.task == "cls" else "text"
 
 
 def _checked(experiment: Experiment, options: TrainOptions) -> Experiment:
@@ -270,36 +257,11 @@ def _common_options(
     return command
 
 
-def _statistics(experiment: Experiment, command: list[str], data: dict[str, list[str]]) -> Path:
-    """Run ESPnet's collect_stats once for these features and tokens; return its folder."""
-    from espnet_ext.bridge.trainer import run_task
-
-    settings = {
-        "data": data,
-        "read": {key: experiment.espnet[key] for key in _STATISTICS if key in experiment.espnet},
-        "tokens": str(experiment.token_folder),
-    }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    folder = experiment.exp / f"stats_{digest}"
-    # Two configs of one recipe may train at once and share this folder.
-    with lock(folder / ".lock"):
-        stamp = Stamp(folder / DONE, settings, experiment.corpus_files())
-        if not stamp.is_current():
-            print(f"train: collecting statistics into {folder}")
-            # Statistics do not depend on batches of the training's size, nor on its model.
-            own = ["--collect_stats", "true", "--output_dir", str(folder), "--normalize", "none"]
-            own += ["--batch_type", "unsorted", "--batch_size", "32", "--ngpu", "0"]
-            run_task([*command, *own], experiment.train_log, experiment.recipe.task)
-            names = ("feats_stats.npz", "speech_shape", f"{_target(experiment)}_shape")
-            stamp.write(folder / role / name for role in _ROLES for name in names)
-    return folder
-
-
 def _training_options(experiment: Experiment, statistics: Path) -> list[str]:
     """Options of the training proper."""
     options = ["--output_dir", str(experiment.folder), "--resume", "true"]
-    for role in _ROLES:
-        for kind in ("speech_shape", f"{_target(experiment)}_shape"):
+    for role in ROLES:
+        for kind in ("speech_shape", f"{target_of(experiment)}_shape"):
             options += [f"--{role}_shape_file", str(statistics / role / kind)]
     if experiment.espnet.get("normalize") == "global_mvn":
         options += ["--normalize_conf", f"stats_file={statistics}/train/feats_stats.npz"]

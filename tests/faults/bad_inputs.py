@@ -79,7 +79,7 @@ def audio(make: Callable[[Path], object]) -> Case:
 
 
 def samples(edit: Callable[[np.ndarray], np.ndarray], rate: int = 1) -> Callable[[Path], None]:
-    """What writes other samples into an audio file, its rate divided by ``rate``."""
+    """A function that writes other samples into an audio file, its rate divided by ``rate``."""
 
     def spoil(path: Path) -> None:
         found, old = soundfile.read(path, dtype="float32")

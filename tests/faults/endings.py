@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tests.fixtures.finished import one_line
 from tests.fixtures.forked import Outcome
 
 REFUSED = "refused by name"
@@ -12,17 +13,6 @@ def ending(found: str) -> str:
     """An outcome that is one of ``ENDINGS``."""
     assert found in ENDINGS, found
     return found
-
-
-def one_line(ended: Outcome, verb: str) -> str:
-    """The one line of a command that failed as it should."""
-    assert ended.code in (1, 2), ended  # 2: of the command line
-    # A progress bar rewrites its line.
-    lines = [line for line in ended.stderr.splitlines() if line and "%|" not in line]
-    assert len(lines) == 1, ended.stderr
-    assert lines[0].startswith((f"espnet-ext {verb}: error: ", "espnet-ext: error: ")), lines
-    assert "Traceback" not in ended.stdout
-    return lines[0]
 
 
 def refused_by_name(ended: Outcome, verb: str, path: Path, *others: str) -> None:

@@ -6,9 +6,8 @@ import pytest
 
 from tests.faults.bad_inputs import CASES, made, recorded, removed
 from tests.faults.conftest import RECORD
-from tests.faults.endings import one_line
 from tests.fixtures import forked
-from tests.fixtures.finished import content
+from tests.fixtures.finished import added, content, one_line
 from tests.fixtures.tree import ROOT
 
 TABLE = ROOT / "results/benchmarks/bad_input.json"
@@ -23,8 +22,7 @@ def check(name: str, recipes, tally) -> None:
     removed(folder)
     line = one_line(ended, case.words[0])
     assert {n: after.get(n) for n in before} == before
-    # Statistics are whole before the training proper starts, and may stay.
-    assert not [n for n in set(after) - set(before) if not n.startswith("exp/stats_")]
+    assert not added(set(after) - set(before))
     tally("bad input", "refused by name")
     said = line.partition(": error: ")[2].replace(f"{folder}/", "")
     row = [name, case.words[0], said]
@@ -44,6 +42,5 @@ def test_all_other_bad_inputs(name, recipes, tally):
     check(name, recipes, tally)
 
 
-@pytest.mark.skipif(RECORD in os.environ, reason="the table is being made")
 def test_the_table_has_all_kinds():
     assert list(recorded(TABLE)) == list(CASES)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.endings import REFUSED, ending, one_line, refused_by_name
+from tests.faults.endings import REFUSED, ending, refused_by_name
 from tests.fixtures import forked
-from tests.fixtures.finished import AVERAGE, DEPLOYED, VERBS
+from tests.fixtures.finished import AVERAGE, DEPLOYED, VERBS, one_line
 from tests.recipes.test_kill import written
 
 DECODED = "exp/tiny/decode/merged/ctc_greedy/test"

@@ -12,7 +12,7 @@ import pytest
 from tests.fixtures import finished, forked, miniature, ranks
 from tests.recipes.test_kill import written
 
-STAGES = ("features", "tokens", "train", "deploy", "decode", "score", "report")
+STAGES = tuple(finished.VERBS)
 # A stage in parts is started for each part, and then without one, which joins them.
 PARTS = [("--part", f"{k}/3") for k in (1, 2, 3)]
 TWO = ("--processes", "2")
@@ -60,7 +60,7 @@ def recipe(tmp_path_factory):
 
 
 def results(folder: Path) -> dict[str, object]:
-    """What must not depend on kills: not what holds times, nor what the last command printed."""
+    """All that must not depend on kills: no times, nor what the last command printed."""
     timed = (".stamp", "result.json", "README.md", "scores.json")
     found = {k: v for k, v in written(folder).items() if not k.endswith(timed)}
     return {k: v for k, v in found.items() if not Path(k).name.startswith("rank")}
@@ -129,14 +129,19 @@ def test_two_runs_in_one_folder(recipe, verb, tmp_path, tally):
 YEAR = 365 * 86400
 
 
+def date(folder: Path, when: float) -> None:
+    """Set the time of all files of a folder."""
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            os.utime(path, (when, when))
+
+
 def test_a_clock_that_is_set_back(recipe, tmp_path, tally):
     """Files of the future, then a stage after a stage by a clock that runs in the past."""
     folder = Path(shutil.copytree(recipe.before, tmp_path / "recipe"))
     now = time.time()
     for years, verb in enumerate(STAGES, 1):
-        for path in folder.rglob("*"):
-            if not path.is_symlink():
-                os.utime(path, (now + YEAR, now + YEAR))
+        date(folder, now + YEAR)
 
         def set_back(seconds: float = years * YEAR) -> None:
             plain = time.time
@@ -144,9 +149,7 @@ def test_a_clock_that_is_set_back(recipe, tmp_path, tally):
 
         ended = forked.Command(folder, finished.VERBS[verb], tmp_path / "logs", set_back).wait()
         assert ended.code == 0, ended.stderr
-        for path in folder.rglob("*"):
-            if not path.is_symlink():
-                os.utime(path, (now - YEAR * years, now - YEAR * years))
+        date(folder, now - YEAR * years)
         ended = start(folder, finished.VERBS[verb]).wait()
         assert ended.code == 0 and "up to date" in ended.stdout, ended
         tally("clock set back", "no effect")
