@@ -12,6 +12,7 @@ from espnet_ext.bridge.footprint import is_classifier
 from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx
 from espnet_ext.export.frames_contract import FramesContract
+from espnet_ext.export.graph import Products
 from espnet_ext.export.whisper_contract import WhisperContract
 from espnet_ext.files import PACKED
 from espnet_ext.formats.packed import State, read_member
@@ -21,7 +22,7 @@ from espnet_ext.models.whisper_decoder import WhisperDecoder
 class Contract(Protocol):
     """The graphs of one kind of model."""
 
-    def write(self, folder: Path, exact: bool) -> dict[int, int]:
+    def write(self, folder: Path, products: Products) -> dict[int, int]:
         """Write graphs into a folder that exists; return how many weights are in how many bits."""
         ...
 

@@ -13,6 +13,7 @@ from espnet_ext.bridge.loading import decoder_of
 from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx
 from espnet_ext.export.contract import Contract, contract_of
+from espnet_ext.export.graph import Products
 from espnet_ext.export.onnx_decoder import SETTINGS
 from espnet_ext.files import atomic_path, write_json
 from espnet_ext.formats.digests import digests
@@ -45,7 +46,7 @@ def export(
     folder: Path,
     waves: Sequence[np.ndarray],
     bits: int | None = None,
-    exact: bool = False,
+    products: Products = "uint8",
 ) -> Exported:
     """Write a deployed model as ONNX graphs for sherpa-onnx and ONNX Runtime.
 
@@ -57,8 +58,8 @@ def export(
         folder: that is written; it must not hold anything else.
         waves: speech (samples,) at the model's rate.
         bits: see ``contract.contract_of``.
-        exact: multiply in float32; else activations and the products of a table of codes are
-            rounded to 8 bits, which is faster and needs less memory.
+        products: float32, or with 8 bits of activations and of a table of codes, which is faster
+            and needs less memory; see ``graph.Graph``.
 
     Raises:
         UserError: a model that no contract can hold, a folder of something else, or outputs that
@@ -69,7 +70,7 @@ def export(
     decoder = decoder_of(bundle)
     contract = contract_of(bundle, decoder, bits)
     with tempfile.TemporaryDirectory() as scratch:
-        _write(contract, decoder.rate, Path(scratch), exact=True)
+        _write(contract, decoder.rate, Path(scratch), "float32")
         difference = contract.difference(run_onnx.Model(scratch), waves)
     if not difference <= _TOLERANCE:
         raise UserError(
@@ -78,7 +79,7 @@ def export(
         )
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
-        rounded = _write(contract, decoder.rate, temporary, exact)
+        rounded = _write(contract, decoder.rate, temporary, products)
         ours = run_onnx.Model(temporary)
         theirs = [" ".join(found.text.split()) for found in decoder.decode_waves(waves)]
         pairs = zip(waves, theirs, strict=True)
@@ -92,9 +93,9 @@ def export(
     return Exported(size, rounded, difference, equal, len(waves))
 
 
-def _write(contract: Contract, rate: int, folder: Path, exact: bool) -> dict[int, int]:
+def _write(contract: Contract, rate: int, folder: Path, products: Products) -> dict[int, int]:
     """Write graphs, tokens, script and settings into a folder; return the bits of weights."""
-    rounded = contract.write(folder, exact)
+    rounded = contract.write(folder, products)
     lines = "".join(f"{text} {number}\n" for number, text in contract.symbols().items())
     (folder / TOKENS).write_text(lines, encoding="utf-8")
     shutil.copyfile(str(run_onnx.__file__), folder / SCRIPT)

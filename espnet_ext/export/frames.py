@@ -24,7 +24,7 @@ from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.footprint import is_classifier
 from espnet_ext.errors import UserError, one_line
 from espnet_ext.export.fbank import Fbank
-from espnet_ext.export.graph import OPSET
+from espnet_ext.export.graph import OPSET, Products
 from espnet_ext.export.rounded import use_integers
 from espnet_ext.methods.tensors import frame_mask
 
@@ -50,14 +50,16 @@ class Frames(nn.Module):
         return self.asr.ctc.log_softmax(encoded), lengths
 
 
-def write(decoder: Decoder, state: Mapping[str, Any], folder: Path, exact: bool) -> dict[int, int]:
+def write(
+    decoder: Decoder, state: Mapping[str, Any], folder: Path, products: Products
+) -> dict[int, int]:
     """Write the two graphs; return how many weights are stored in how many bits.
 
     Args:
         decoder: the model; its layers are replaced by rounded ones.
         state: of its packed file; empty for a model at 32 bits.
         folder: that exists.
-        exact: see ``rounded.use_integers``.
+        products: see ``graph.Graph``.
 
     Raises:
         UserError: no CTC and no classes, features that the graph cannot compute, or an encoder
@@ -66,7 +68,7 @@ def write(decoder: Decoder, state: Mapping[str, Any], folder: Path, exact: bool)
     asr = decoder.model
     if asr.frontend is not None or decoder.width is None:
         raise UserError("only models of Kaldi-definition log-mel can be exported")
-    counted = use_integers(asr, state, exact)
+    counted = use_integers(asr, state, products)
     source = decoder.source
     features = Fbank(source.rate, decoder.width // (1 + source.deltas), source.deltas)
     audio = torch.zeros(1, 2 * source.rate)

@@ -14,6 +14,7 @@ from espnet_ext.bridge.loading import decoder_of
 from espnet_ext.bridge.variants import matrices
 from espnet_ext.errors import UserError
 from espnet_ext.export import frames, run_onnx
+from espnet_ext.export.graph import Products
 from espnet_ext.export.rounded import round_weight
 from espnet_ext.formats.packed import State
 from espnet_ext.methods.sites import is_linear
@@ -32,12 +33,12 @@ class FramesContract:
             if is_linear(decoder.model.get_submodule(name.rpartition(".")[0])):
                 self.stored[name] = round_weight(weight, int(bits or 0))
 
-    def write(self, folder: Path, exact: bool) -> dict[int, int]:
+    def write(self, folder: Path, products: Products) -> dict[int, int]:
         """Write the two graphs."""
         another = decoder_of(self.bundle)  # its layers are replaced
         another.model.load_state_dict(self.decoder.model.state_dict())
         try:
-            return frames.write(another, self.stored, folder, exact)
+            return frames.write(another, self.stored, folder, products)
         except UserError as error:
             raise UserError(f"{self.bundle.path}: {error}") from None
 

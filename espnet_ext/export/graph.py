@@ -8,7 +8,7 @@ when it is made: the file stays small.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -29,6 +29,11 @@ _END = np.iinfo(np.int64).max  # of a slice
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
 
 type Weight = Tensor | Stored
+# Numbers in the products of rounded weights. With the two of 8 bits activations are rounded too.
+# x86 processors without VNNI add two products with int8 in 16 bits, cut, unless a session's option
+# forbids it; with uint8 they are right everywhere, and slower where there is VNNI.
+type Products = Literal["float32", "uint8", "int8"]
+ZERO = 128  # of uint8
 
 
 class Graph:
@@ -36,13 +41,13 @@ class Graph:
 
     Attributes:
         rounded: how many weights are stored in each number of bits.
-        exact: rounded weights are multiplied in float32; else with activations of 8 bits.
+        products: of rounded weights.
         many: products are of many rows (an encoder's frames): then 4 bits are slower than 8, so a
             session makes 8-bit numbers of them.
     """
 
-    def __init__(self, exact: bool = False, many: bool = False):
-        self.exact, self.many = exact, many
+    def __init__(self, products: Products = "uint8", many: bool = False):
+        self.products, self.many = products, many
         self.rounded: Counter[int] = Counter()
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
@@ -96,15 +101,28 @@ class Graph:
     def linear(self, x: str, weight: Weight, bias: Tensor | None = None) -> str:
         """Return x W^T + b for x (..., i) and a weight (o, ...) of i inputs."""
         grouped = isinstance(weight, Quantised) and has_groups(weight.scale.shape)
-        if isinstance(weight, Quantised) and self.many and not self.exact and weight.bits < 8:
+        bytewise = self.products != "float32"
+        if isinstance(weight, Quantised) and self.many and bytewise and weight.bits < 8:
             y = self._widened(x, weight)
         elif isinstance(weight, Quantised) and (block := blocks_of(weight)):
             y = self._blockwise(x, weight, block)
-        elif isinstance(weight, Quantised) and weight.bits == 8 and not grouped and not self.exact:
+        elif isinstance(weight, Quantised) and weight.bits == 8 and not grouped and bytewise:
             y = self._per_channel(x, weight)
         else:
             y = self.op("MatMul", x, self.op("Transpose", self.matrix(weight), perm=[1, 0]))
         return y if bias is None else self.op("Add", y, self.constant(bias.float().numpy()))
+
+    def as_bytes(self, ints: str) -> str:
+        """Whole numbers from -127 to 127 of another type, for ``bytewise``."""
+        if self.products == "int8":
+            return self.op("Cast", ints, to=TensorProto.INT8)
+        moved = self.op("Add", self.op("Cast", ints, to=FLOAT), self.constant(ZERO, np.float32))
+        return self.op("Cast", moved, to=TensorProto.UINT8)
+
+    def bytewise(self, x: str, ints: str, scales: str, outputs: int) -> str:
+        """Multiply x (..., i) with bytes (i, outputs) that have scales (outputs,)."""
+        zero = () if self.products == "int8" else (self.constant([ZERO] * outputs, np.uint8),)
+        return self.microsoft("DynamicQuantizeMatMul", x, ints, scales, *zero)
 
     def matrix(self, weight: Weight) -> str:
         """The numbers of a weight, (o, i) float32; a session computes them when it is made."""
@@ -182,7 +200,7 @@ class Graph:
         return self.microsoft(
             *("MatMulNBits", x, self.constant(stored.numpy()), scale),
             **options,
-            accuracy_level=0 if self.exact else 4,
+            accuracy_level=0 if self.products == "float32" else 4,
         )
 
     def _per_channel(self, x: str, weight: Quantised) -> str:
@@ -190,9 +208,10 @@ class Graph:
         rows = len(weight.ints)
         flat = weight.ints.reshape(rows, -1)
         self.rounded[8] += flat.numel()
-        ints = self.constant(flat.T.contiguous().numpy())
+        ints = flat.T.contiguous()
+        ints = unsigned(ints) if self.products == "uint8" else ints
         scales = self.constant(weight.scale.flatten().expand(rows).float().numpy())
-        return self.microsoft("DynamicQuantizeMatMul", x, ints, scales)
+        return self.bytewise(x, self.constant(ints.numpy()), scales, rows)
 
     def _widened(self, x: str, weight: Quantised) -> str:
         """Multiply with 8-bit numbers that a session makes of a weight of fewer bits.
@@ -210,10 +229,9 @@ class Graph:
         count = weight.scale.numel() // rows if weight.scale.dim() else 1
         ints = self.op("Cast", self._stored_ints(flat, weight.bits), to=FLOAT)
         ints = self.op("Mul", self.op("Reshape", ints, self.ints(rows, count, -1)), ratio)
-        ints = self.op("Cast", self.op("Round", ints), to=TensorProto.INT8)
-        ints = self.op("Reshape", ints, self.ints(rows, -1))
+        ints = self.op("Reshape", self.as_bytes(self.op("Round", ints)), self.ints(rows, -1))
         ints = self.op("Transpose", ints, perm=[1, 0])
-        return self.microsoft("DynamicQuantizeMatMul", x, ints, scale)
+        return self.bytewise(x, ints, scale, rows)
 
     def _stored_ints(self, flat: Tensor, bits: int) -> str:
         """Integers (o, i) of at most 4 bits two to a byte, others in bytes."""
@@ -263,13 +281,18 @@ def packed_blocks(weight: Quantised, block: int) -> tuple[Tensor, Tensor, int]:
     rows = len(weight.ints)
     flat = weight.ints.reshape(rows, -1)
     bits = 8 if weight.bits > 4 else 4
-    unsigned = (flat.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
+    moved = unsigned(flat, 2 ** (bits - 1))
     if bits == 4:
-        unsigned = unsigned[:, 0::2] | unsigned[:, 1::2] << 4
+        moved = moved[:, 0::2] | moved[:, 1::2] << 4
     count = flat.shape[1] // block
     groups = weight.scale.reshape(rows, -1)
     scale = groups.repeat_interleave(count // groups.shape[1], 1)
-    return unsigned.reshape(rows, count, -1).contiguous(), scale.contiguous(), bits
+    return moved.reshape(rows, count, -1).contiguous(), scale.contiguous(), bits
+
+
+def unsigned(ints: Tensor, zero: int = ZERO) -> Tensor:
+    """Integers of which ``zero`` stands for 0, uint8."""
+    return (ints.to(torch.int16) + zero).to(torch.uint8)
 
 
 def blocks_of(weight: Quantised) -> int | None:

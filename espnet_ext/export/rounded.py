@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espnet_ext.export.graph import blocks_of, packed_blocks
+from espnet_ext.export.graph import ZERO, Products, blocks_of, packed_blocks, unsigned
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.methods.quantise import grouped_integers, integers
 from espnet_ext.methods.sites import is_linear
@@ -30,12 +30,12 @@ class _Channels(torch.autograd.Function):
     """x W^T for a weight of 8 bits with a scale for each output: DynamicQuantizeMatMul."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ints: Tensor, scale: Tensor, weight: Tensor):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, *bytewise: Tensor):
         return x @ weight.T
 
     @staticmethod
-    def symbolic(g: Any, x: Any, ints: Any, scale: Any, weight: Any) -> Any:
-        return g.op("com.microsoft::DynamicQuantizeMatMul", x, ints, scale)
+    def symbolic(g: Any, x: Any, weight: Any, *bytewise: Any) -> Any:
+        return g.op("com.microsoft::DynamicQuantizeMatMul", x, *bytewise)
 
 
 class _Product(torch.autograd.Function):
@@ -53,10 +53,10 @@ class _Product(torch.autograd.Function):
 class RoundedLinear(nn.Module):
     """A linear layer, or a pointwise convolution, whose weight is integers."""
 
-    def __init__(self, layer: Any, weight: Quantised, exact: bool):
+    def __init__(self, layer: Any, weight: Quantised, products: Products):
         super().__init__()
         self.pointwise = isinstance(layer, nn.Conv1d)
-        self.bias, self.exact = layer.bias, exact
+        self.bias, self.products = layer.bias, products
         flat = Quantised(weight.ints.flatten(1), weight.scale, weight.bits)
         self.register_buffer("numbers", weight.dequantised().flatten(1), persistent=False)
         self.size = blocks_of(flat)
@@ -65,22 +65,25 @@ class RoundedLinear(nn.Module):
         if self.size is not None:
             packed, scale, bits = packed_blocks(flat, self.size)
             self.conf = {"K": inputs, "N": rows, "bits": bits, "block_size": self.size}
-            self.conf["accuracy_level"] = 0 if exact else 4
+            self.conf["accuracy_level"] = 0 if products == "float32" else 4
             self.register_buffer("packed", packed)
             self.register_buffer("scale", scale.flatten())
         else:
-            self.register_buffer("ints", flat.ints.T.contiguous())
+            ints = flat.ints.T.contiguous()
+            self.register_buffer("ints", unsigned(ints) if products == "uint8" else ints)
             self.register_buffer("scale", weight.scale.flatten().expand(rows).contiguous())
+            self.register_buffer("zero", torch.full((rows,), ZERO, dtype=torch.uint8))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., i) to (..., o), or (batch, i, frames) to (batch, o, frames)."""
         x = x.transpose(1, 2) if self.pointwise else x
         if self.size is not None:
             y = _Blocks.apply(x, self.packed, self.scale, self.numbers, self.conf)
-        elif self.exact:
+        elif self.products == "float32":
             y = x @ _Product.apply(self.ints, self.scale)
         else:
-            y = _Channels.apply(x, self.ints, self.scale, self.numbers)
+            zero = (self.zero,) if self.products == "uint8" else ()
+            y = _Channels.apply(x, self.numbers, self.ints, self.scale, *zero)
         y = y if self.bias is None else y + self.bias
         return y.transpose(1, 2) if self.pointwise else y
 
@@ -122,13 +125,13 @@ def round_weight(weight: nn.Parameter, bits: int) -> Quantised:
     return made
 
 
-def use_integers(model: nn.Module, state: Mapping[str, Any], exact: bool) -> Counter[int]:
+def use_integers(model: nn.Module, state: Mapping[str, Any], products: Products) -> Counter[int]:
     """Replace the layers of a model whose weights are integers in a packed file, in place.
 
     Args:
         model: plain, with the products of integers and scales as weights.
         state: of the packed file.
-        exact: multiply in float32; else round activations to 8 bits.
+        products: see ``graph.Graph``.
 
     Returns:
         How many weights are in how many bits; a convolution's take a byte each.
@@ -146,7 +149,7 @@ def use_integers(model: nn.Module, state: Mapping[str, Any], exact: bool) -> Cou
         holder: Any = model.get_submodule(parent)
         made: nn.Module
         if is_linear(layer):
-            made = RoundedLinear(layer, weight, exact)
+            made = RoundedLinear(layer, weight, products)
         elif isinstance(layer, nn.Conv1d | nn.Conv2d):
             made = RoundedConvolution(layer, weight)
         else:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from espnet_ext.export.graph import FLOAT, INT32, Graph, joined
+from espnet_ext.export.graph import FLOAT, INT32, Graph, Products, joined
 from espnet_ext.export.whisper_model import END, PROMPT, TEXT, Whisper
 from espnet_ext.export.whisper_table import embed_and_score, token_rows
 from espnet_ext.formats.bits import Quantised
@@ -32,21 +32,21 @@ _FFT, _HOP = 400, 160  # samples of a window of log-mel, and between windows
 type Shapes = dict[str, tuple[int, Sequence[Any]]]  # type and shape of tensors, by name
 
 
-def write(model: Whisper, folder: Path, exact: bool = False) -> dict[int, int]:
+def write(model: Whisper, folder: Path, products: Products) -> dict[int, int]:
     """Write the four graphs into a folder.
 
     Args:
         model: what they compute.
         folder: that exists.
-        exact: see ``Graph``.
+        products: see ``Graph``.
 
     Returns:
         How many weights are stored in how many bits.
     """
     _write_preprocess(model, folder / PREPROCESS)
-    encode = _write_encode(model, folder / ENCODE, exact)
+    encode = _write_encode(model, folder / ENCODE, products)
     _write_first(model, folder / FIRST)
-    following = _write_next(model, folder / NEXT, exact)
+    following = _write_next(model, folder / NEXT, products)
     return dict(encode.rounded + following.rounded)
 
 
@@ -94,8 +94,8 @@ def _fourier_basis(g: Graph) -> str:
     return g.op("Reshape", g.op("Mul", both, window), g.ints(_FFT + 2, 1, _FFT))
 
 
-def _write_encode(model: Whisper, path: Path, exact: bool) -> Graph:
-    g, at = Graph(exact, many=True), model.encoder
+def _write_encode(model: Whisper, path: Path, products: Products) -> Graph:
+    g, at = Graph(products, many=True), model.encoder
     x = g.op("Transpose", "mel", perm=[0, 2, 1])
     x = _gelu(g, _convolution(g, model, x, f"{at}conv1", 1))
     x = _gelu(g, _convolution(g, model, x, f"{at}conv2", 2))
@@ -140,8 +140,8 @@ def _write_first(model: Whisper, path: Path) -> None:
     g.save(path, inputs, outputs)
 
 
-def _write_next(model: Whisper, path: Path, exact: bool) -> Graph:
-    g, at = Graph(exact), model.decoder
+def _write_next(model: Whisper, path: Path, products: Products) -> Graph:
+    g, at = Graph(products), model.decoder
     layers, heads, size = model.layers[1], model.heads, model.width // model.heads
     known = g.op("Shape", "self_key", start=2, end=3)
     tokens = token_rows(g, model, known)

@@ -10,6 +10,7 @@ import torch
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.export import run_onnx, whisper, whisper_model
+from espnet_ext.export.graph import Products
 from espnet_ext.export.whisper_source import read_whisper, symbols
 from espnet_ext.formats.packed import State
 from espnet_ext.models.whisper_decoder import MORE_TOKENS
@@ -25,9 +26,9 @@ class WhisperContract:
         self.decoder = decoder
         self.model = read_whisper(bundle.path, decoder, stored, bits)
 
-    def write(self, folder: Path, exact: bool) -> dict[int, int]:
+    def write(self, folder: Path, products: Products) -> dict[int, int]:
         """Write the four graphs."""
-        return whisper.write(self.model, folder, exact)
+        return whisper.write(self.model, folder, products)
 
     def symbols(self) -> dict[int, str]:
         """Texts of byte-level tokens, after the ids of the runtime; the prompt has none."""

@@ -104,18 +104,18 @@ def _table_scores(g: Graph, table: Coded) -> Any:
     session puts 8-bit numbers in their place when it is made. Those of a part of the columns share
     a scale, by which what is multiplied is multiplied first.
     """
-    if g.exact:
+    if g.products == "float32":
         return _float_scores(g, g.matrix(table))
     parts, _, size = table.books.shape
     scale = table.books.abs().amax((1, 2)).clamp_min(1e-9) / 127  # of each part
     whole = (table.books / scale.view(-1, 1, 1)).round().to(torch.int8)
     codes = Coded(table.codes, whole)
-    ints = g.op("Transpose", g.rows(codes, None), perm=[1, 2, 0])
+    ints = g.op("Transpose", g.as_bytes(g.rows(codes, None)), perm=[1, 2, 0])
     ints = g.op("Reshape", ints, g.ints(parts * size, len(table.codes)))
     widths = g.constant(scale.repeat_interleave(size).numpy())
     one = g.op("Expand", g.constant([1], np.float32), g.ints(len(table.codes)))
 
     def scores(last: str) -> str:
-        return g.microsoft("DynamicQuantizeMatMul", g.op("Mul", last, widths), ints, one)
+        return g.bytewise(g.op("Mul", last, widths), ints, one, len(table.codes))
 
     return scores
