@@ -72,7 +72,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.12,<3.14",
     packages=find_packages(include=["espnet_ext", "espnet_ext.*"]),
-    package_data={"espnet_ext": ["py.typed"]},
+    package_data={"espnet_ext": ["py.typed", "export/web/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["espnet-ext = espnet_ext.cli.main:main"]},

@@ -27,6 +27,7 @@ VERBS = (
     "deploy",
     "decode",
     "export",
+    "demo",
     "transcribe",
     "stream",
     "score",

@@ -32,7 +32,7 @@ class OnnxDecoder:
             from espnet_ext.export.run_onnx import Model
         except ImportError as error:
             raise UserError(f"no package {error.name}: pip install 'espnet-ext[export]'") from None
-        _refuse_changed(folder)
+        require_unchanged(folder)
         try:
             self.model = Model(folder, threads)
         except Exception as error:  # of ONNX Runtime's own types
@@ -55,8 +55,12 @@ class OnnxDecoder:
         return Found(self.model.text(tokens), confidence, tokens, places)
 
 
-def _refuse_changed(folder: Path) -> None:
-    """Compare the files of a folder with the digests in it."""
+def require_unchanged(folder: Path) -> None:
+    """Compare the files of an exported folder with the digests in it.
+
+    Raises:
+        UserError: no such folder, one of another kind, or a file that was changed.
+    """
     path = folder / SETTINGS
     try:
         settings = read_json(path)

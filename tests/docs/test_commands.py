@@ -22,7 +22,7 @@ from tests.docs.commands import Command, commands
 from tests.docs.pages import PAGES, RECIPE_PAGES, ROOT, name_of, without_code
 
 # Programs that are not of this repository.
-OTHERS = "arecord git head lint-imports mypy ruff sed shellcheck shfmt xargs".split()
+OTHERS = "arecord git head lint-imports mypy node ruff sed shellcheck shfmt xargs".split()
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_0-9]*(\.\w+)?|-")
 
 

@@ -11,7 +11,7 @@ from espnet_ext.cli.main import VERBS
 from espnet_ext.config.training import load_config
 from espnet_ext.errors import UserError
 
-OTHERS = ("variants", "grid", "fetch", "similarity")  # they take no training config
+OTHERS = ("variants", "grid", "fetch", "similarity", "demo")  # they take no training config
 WITH_CONFIG = [verb for verb in VERBS if verb not in OTHERS]
 MORE = {
     "export": ["--out", "x"],

@@ -1,0 +1,116 @@
+"""The page in headless Chromium, and its example in Node.js, with npm's ONNX Runtime."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from espnet_ext.bridge.bundle import Bundle
+from espnet_ext.bridge.deployed_folder import Speech, deploy_experiment
+from espnet_ext.bridge.speech_input import SpeechInput
+from espnet_ext.config.training import load_config
+from espnet_ext.experiment import Experiment
+from espnet_ext.export import site
+from espnet_ext.export.folder import export
+from tests.fixtures import families
+
+pytestmark = pytest.mark.browser
+FORMS = ("1L-24-4b", "3L-64-8b")
+
+
+@pytest.fixture(scope="module")
+def wave(tmp_path_factory) -> Path:
+    """Two seconds without a pause, whole frames of the page."""
+    path = tmp_path_factory.mktemp("audio") / "speech.wav"
+    rate = families.RATE
+    samples = families.wave(2.0, 1)[: 2 * rate]
+    soundfile.write(path, samples / np.abs(samples).max() * 0.5, rate, subtype="PCM_16")
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, wave) -> Path:
+    """The demo of two members of a family."""
+    root = tmp_path_factory.mktemp("recipe")
+    torch.manual_seed(1)
+    exp = families.make(root, depths=[3, 1], widths=[64, 24], bits=[32, 8, 4], kl_decoder=0.0)
+    speech = Speech([torch.from_numpy(families.wave(1.0))], SpeechInput(families.RATE))
+    config = load_config(root / "conf/train_family.yaml")
+    models = []
+    for form in FORMS:
+        deploy_experiment(Experiment.of(config, form, root), exp / "1epoch.pth", speech)
+        models.append(root / "onnx" / form)
+        bundle, samples = Bundle.of_folder(exp / "deploy" / form), soundfile.read(wave)[0]
+        export(bundle, models[-1], [samples.astype(np.float32)], products="float32")
+    site.write_site(models, root / "site")
+    return root / "site"
+
+
+def python_text(folder: Path, form: str, wave: Path) -> str:
+    script = [sys.executable, str(folder / "models" / form / "transcribe.py"), str(wave)]
+    return subprocess.run(script, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_node_finds_pythons_text(folder, form, wave):
+    words = ["node", str(folder / "transcribe.mjs"), str(folder / "models" / form), str(wave)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == python_text(folder, form, wave) != ""
+
+
+def until(found: Callable[[], object], seconds: float = 60) -> object:
+    """The first true value of a function."""
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < end, "the page does not answer"
+        time.sleep(0.2)
+    return value
+
+
+def test_the_page_transcribes_files_and_the_microphone_with_each_model(folder, wave):
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for word in (
+        *("headless=new", "no-sandbox", "disable-dev-shm-usage"),
+        *("use-fake-ui-for-media-stream", "use-fake-device-for-media-stream"),
+        f"use-file-for-fake-audio-capture={wave}",
+    ):
+        options.add_argument(f"--{word}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService("/usr/bin/chromedriver")
+    with site.server(folder, 0) as pages, webdriver.Chrome(options, service) as browser:
+        threading.Thread(target=pages.serve_forever, daemon=True).start()
+        browser.get(f"http://127.0.0.1:{pages.server_address[1]}/")
+
+        def text(name: str) -> str:
+            return browser.find_element(By.ID, name).text
+
+        listed = json.loads((folder / "models.json").read_text())
+        assert [one["name"] for one in listed] == list(FORMS)  # by size
+        for place, form in reversed(list(enumerate(FORMS))):
+            slider = "const s = document.getElementById('size');"
+            if place < len(FORMS) - 1:
+                browser.execute_script(f"{slider} s.value = {place}; s.oninput(); s.onchange();")
+            assert form in text("model")
+            until(lambda: "Loaded" in text("status"))
+            browser.execute_script("document.getElementById('text').textContent = ''")
+            browser.find_element(By.ID, "file").send_keys(str(wave))
+            assert until(lambda: text("text")) == python_text(folder, form, wave)
+        button = browser.find_element(By.ID, "listen")
+        button.click()
+        until(lambda: text("partial"))
+        button.click()
+        until(lambda: text("text") != python_text(folder, FORMS[0], wave))
+        assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
+        pages.shutdown()
