@@ -1,9 +1,14 @@
-"""Peak memory of this process."""
+"""Peak memory of this process, and of those that it starts."""
 
+import contextlib
 import resource
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
+_TASKS = Path("/proc/self/task")
+_SECONDS = 1.0  # between two looks at other processes
 
 
 def peak_rss_mb() -> float:
@@ -17,3 +22,39 @@ def peak_rss_mb() -> float:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@contextlib.contextmanager
+def peak_of_children(watch: bool) -> Iterator[Callable[[], float]]:
+    """Inside the block, what it gives returns the largest memory of child processes so far, in MB.
+
+    Pages that they share with this process or with one another count in parts (PSS), so that the
+    sum with this process's own is not more than the machine has lost. It is looked at each second;
+    ``watch``: False if there are none, which costs nothing.
+    """
+    peak, over = [0.0], threading.Event()
+
+    def look() -> None:
+        while not over.wait(_SECONDS):
+            peak[0] = max(peak[0], _children_mb())
+
+    watcher = threading.Thread(target=look, daemon=True)
+    if watch:
+        watcher.start()
+    try:
+        yield lambda: peak[0]
+    finally:
+        over.set()
+        if watch:
+            watcher.join()
+
+
+def _children_mb() -> float:
+    """Memory of the child processes that live now, in MB."""
+    total = 0
+    for listed in _TASKS.glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread or process that has just ended
+            for child in listed.read_text(encoding="ascii").split():
+                rollup = Path(f"/proc/{child}/smaps_rollup").read_text(encoding="ascii")
+                total += int(rollup.split("\nPss:")[1].split()[0])
+    return total / 1024

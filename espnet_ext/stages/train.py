@@ -1,6 +1,7 @@
 """Stage 4: statistics and training by ESPnet's trainer; a killed run continues."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from espnet_ext.stages.statistics import ROLES, collect_statistics, target_of
 
 _STAGES = {"wav.scp": 1, "feats.scp": 2, "tokens.txt": 3}  # that write these files
 _ESPNET_EPOCHS = 40  # ESPnet's default of max_epoch
+_WORKERS = 4  # that read data for a GPU, at most
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,14 @@ class TrainOptions:
     threads: int = 1
     processes: Processes = field(default_factory=Processes)
     espnet: Sequence[str] = ()
+
+    @property
+    def workers(self) -> int:
+        """Processes that read data for each process, where the config does not say."""
+        if not self.ngpu:
+            return 0  # on a CPU they would take its processors from it
+        cores = len(os.sched_getaffinity(0)) // self.processes.per_node
+        return max(1, min(_WORKERS, cores))
 
     @property
     def device(self) -> str:
@@ -248,6 +258,8 @@ def _common_options(
     path = experiment.folder / "espnet.yaml"
     write_text(path, yaml.safe_dump(espnet, sort_keys=False))
     command = ["--config", str(path), "--ngpu", str(min(options.ngpu, 1))]
+    if "num_workers" not in espnet:
+        command += ["--num_workers", str(options.workers)]
     command += ["--token_list", str(experiment.token_list)]
     if experiment.tokenizer is not None:
         command += ["--bpemodel", str(experiment.tokenizer)]
@@ -298,8 +310,7 @@ def _run(
         cpu_dtype=str(cpu_dtype).removeprefix("torch.") if cpu_dtype else "",
         threads=options.threads,
         minutes=experiment.recipe.checkpoint_minutes,
-        # The memory of processes that read data for this one is not in its own.
-        measured=espnet.num_workers == 0,
+        workers=espnet.num_workers,
         gpu=options.ngpu > 0,
         calls=calls,
     )

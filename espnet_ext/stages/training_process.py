@@ -12,7 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from espnet_ext.bridge.collective import rank, total
 from espnet_ext.bridge.launch import Nodes, launch
-from espnet_ext.bridge.memory import peak_rss_mb
+from espnet_ext.bridge.memory import peak_of_children, peak_rss_mb
 from espnet_ext.bridge.run_record import Calls
 from espnet_ext.bridge.trainer import Settings, run_task
 from espnet_ext.config.processes import Processes, backend_of
@@ -29,7 +29,7 @@ class Job:
         cpu_dtype: type of forward passes on a CPU; "": that of the weights.
         threads: CPU threads of a process.
         minutes: between checkpoints within an epoch.
-        measured: False if other processes read the data: their memory is not measured.
+        workers: processes that read data for each of these.
         gpu: a GPU for each process.
         calls: where the first process records epochs.
     """
@@ -40,7 +40,7 @@ class Job:
     cpu_dtype: str
     threads: int
     minutes: float
-    measured: bool
+    workers: int
     gpu: bool
     calls: Calls | None = None
 
@@ -53,18 +53,29 @@ class Job:
         """The job that node 0 sent."""
         return cls(**{**job, "log": Path(job["log"]), "command": tuple(job["command"])})
 
-    def settings(self) -> Settings:
-        """Those of the trainer of this process."""
+    def run(self) -> None:
+        """Train in this process.
+
+        Raises:
+            UserError: of ``run_task``.
+        """
         dtype = getattr(torch, self.cpu_dtype) if self.cpu_dtype else None
         saved = self.calls.write if self.calls is not None else None
-        return Settings(dtype, self.minutes, self._epoch_is_over, saved)
+        with peak_of_children(self.workers > 0) as workers_mb:
 
-    def _epoch_is_over(self, epoch: int) -> None:
+            def epoch_is_over(epoch: int) -> None:
+                self._record(epoch, workers_mb())
+
+            settings = Settings(dtype, self.minutes, epoch_is_over, saved)
+            run_task(self.command, self.log, self.task, settings)
+
+    def _record(self, epoch: int, workers_mb: float) -> None:
         """Record an epoch, with the peak memory of all processes."""
         own = peak_rss_mb()
-        others = total(own) - own
+        others = total(own + workers_mb) - own
         if self.calls is not None and rank() == 0:
-            self.calls.add(epoch, measured=self.measured, others_mb=others)
+            # An epoch may end before the workers are looked at.
+            self.calls.add(epoch, measured=not self.workers or workers_mb > 0, others_mb=others)
 
 
 def train_in_processes(job: Job, processes: Processes, nodes: Nodes | None = None) -> None:
@@ -74,7 +85,7 @@ def train_in_processes(job: Job, processes: Processes, nodes: Nodes | None = Non
         UserError: of ``run_task`` or ``launch``.
     """
     if processes.alone:
-        run_task(job.command, job.log, job.task, job.settings())
+        job.run()
         return
     own = ["--ngpu", str(int(job.gpu)), "--multiprocessing_distributed", "false"]
     job = replace(job, command=(*job.command, *own, "--dist_backend", backend_of(job.gpu)))
@@ -106,7 +117,7 @@ def train_as_one_of_several(job: Job) -> None:
     if not job.gpu:
         torch.set_num_threads(job.threads)
     log_to(job.log, int(os.environ["RANK"]))
-    run_task(job.command, job.log, job.task, job.settings())
+    job.run()
 
 
 def log_to(path: Path, number: int = 0) -> None:

@@ -9,11 +9,12 @@ import pytest
 
 from espnet_ext.cli.train import add_arguments
 from espnet_ext.config.no_effect import no_effect_warnings
+from espnet_ext.config.processes import Processes
 from espnet_ext.config.training import Config, Recipe
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import read_json
-from espnet_ext.stages.train import refuse_other_run
+from espnet_ext.stages.train import TrainOptions, refuse_other_run
 
 DATA = {"data/train/text": "1", "data/token_list/char/tokens.txt": "2"}
 
@@ -107,6 +108,22 @@ def test_options_after_dashes_become_part_of_the_config():
     }
     assert config.espnet["optim_conf"]["lr"] == 0.002
     assert with_options(config, []) is config
+    # ESPnet's default is not ours.
+    assert with_options(config, ["--num_workers=1"]).espnet == {**espnet, "num_workers": 1}
+
+
+def test_a_gpu_has_workers_and_a_cpu_none(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)))
+    assert TrainOptions(ngpu=0).workers == 0
+    assert TrainOptions(ngpu=1).workers == 4
+    assert TrainOptions(ngpu=2, processes=Processes(2)).workers == 3
+    assert TrainOptions(ngpu=8, processes=Processes(8)).workers == 1
+
+
+def test_a_training_that_names_no_worker_goes_on_without(config):
+    start(config, max_epoch=3, num_workers=0)  # as every config did
+    with pytest.raises(UserError, match="num_workers"):
+        start(config, max_epoch=3, num_workers=2)
 
 
 @pytest.mark.parametrize(
