@@ -1,14 +1,13 @@
 """``espnet-ext footprint`` on the paper's system against table 1 to 3 of arXiv 2310.02489."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from espnet_ext.config.training import changed, load_config
 from espnet_ext.errors import UserError
+from tests.fixtures import forked
 
 CONFIGS = Path(__file__).resolve().parents[3] / "egs/fotaq/asr1/conf"
 # K: (shared, with residuals of rank 16), millions; the paper rounds them to one decimal.
@@ -163,8 +162,8 @@ def test_footprint_prints_the_shared_model(tmp_path):
 
 
 def footprint(config: Path, folder: Path, *words: str) -> dict:
-    command = [sys.executable, "-m", "espnet_ext.cli.main", "footprint", str(config), "--json"]
-    command += words
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    forked.load()
+    command = ("footprint", str(config), "--json", *words)
+    done = forked.Command(folder, command, folder / "logs").wait()
+    assert done.code == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
