@@ -78,9 +78,6 @@ def with_options(config: Config, words: Sequence[str]) -> Config:
     plain = vars(parse_options([], task, **copy.deepcopy(config.espnet)))
     changed = vars(parse_options(words, task, **copy.deepcopy(config.espnet)))
     over = {key: value for key, value in changed.items() if value != plain[key]}
-    # Its default depends on the device (``TrainOptions.workers``), so ESPnet's is a choice.
-    if any(re.match("--num_workers(=|$)", word) for word in words):
-        over["num_workers"] = changed["num_workers"]
     over.pop("ngpu", None)  # the same as before --, or refused
     # What JSON and YAML hold: lists for tuples.
     return dataclasses.replace(config, espnet={**config.espnet, **json.loads(json.dumps(over))})

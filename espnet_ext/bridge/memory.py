@@ -1,6 +1,7 @@
 """Peak memory of this process, and of those that it starts."""
 
 import contextlib
+import re
 import resource
 import threading
 from collections.abc import Callable, Iterator
@@ -28,9 +29,8 @@ def peak_rss_mb() -> float:
 def peak_of_children(watch: bool) -> Iterator[Callable[[], float]]:
     """Inside the block, what it gives returns the largest memory of child processes so far, in MB.
 
-    Pages that they share with this process or with one another count in parts (PSS), so that the
-    sum with this process's own is not more than the machine has lost. It is looked at each second;
-    ``watch``: False if there are none, which costs nothing.
+    What they share with this process, or with one another, is left out: this process's own memory
+    has it. It is looked at each second; ``watch``: False if there are none, which costs nothing.
     """
     peak, over = [0.0], threading.Event()
 
@@ -50,11 +50,14 @@ def peak_of_children(watch: bool) -> Iterator[Callable[[], float]]:
 
 
 def _children_mb() -> float:
-    """Memory of the child processes that live now, in MB."""
-    total = 0
+    """Memory of the child processes that live now, in MB, without shared pages."""
+    children: list[str] = []
     for listed in _TASKS.glob("*/children"):
-        with contextlib.suppress(OSError):  # a thread or process that has just ended
-            for child in listed.read_text(encoding="ascii").split():
-                rollup = Path(f"/proc/{child}/smaps_rollup").read_text(encoding="ascii")
-                total += int(rollup.split("\nPss:")[1].split()[0])
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            children += listed.read_text(encoding="ascii").split()
+    total = 0
+    for child in children:
+        with contextlib.suppress(OSError):  # a process that has just ended
+            rollup = Path(f"/proc/{child}/smaps_rollup").read_text(encoding="ascii")
+            total += sum(map(int, re.findall(r"^Private_\w+: +(\d+)", rollup, re.MULTILINE)))
     return total / 1024

@@ -2,10 +2,10 @@
 
 Writes a folder of static files: the page, the models that `espnet-ext export` wrote, and ONNX
 Runtime for browsers, which npm fetches (33 MB; checked by SHA-256). Then serves it on 127.0.0.1
-until Ctrl+C. The folder works on any static web server too, also for phones; a microphone needs
-https there. Nothing that is said leaves the browser. In Node.js the same runs without a page:
+until Ctrl+C. The folder works on other static web servers too, also for phones; a microphone needs
+https there. Nothing that is said leaves the browser. The models also run in Node.js:
 
-  node exp/demo/transcribe.mjs exp/demo/models/onnx speech.wav
+  node exp/demo/transcribe.js exp/demo/models/onnx speech.wav
 
 Example:
   espnet-ext demo exp/onnx --out exp/demo
@@ -32,11 +32,12 @@ def run(args: argparse.Namespace) -> None:
     """Write the folder and serve it."""
     from espnet_ext.export.site import server, write_site
 
-    write_site(args.models, args.out, args.package)
     if args.write_only:
+        write_site(args.models, args.out, args.package)
         print(f"demo: {args.out}: written")
         return
-    with server(args.out, args.port) as pages:
+    with server(args.out, args.port) as pages:  # before the work: the port may be taken
+        write_site(args.models, args.out, args.package)
         print(f"demo: http://127.0.0.1:{pages.server_address[1]} (Ctrl+C ends)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             pages.serve_forever()

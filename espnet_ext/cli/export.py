@@ -38,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtime",
         choices=_PRODUCTS,
-        default="sherpa",
         help="sherpa: products of 8 bits that every runtime computes rightly (default); "
         "onnxruntime: faster on x86 with VNNI; on x86 without it a session needs the option "
         "session.x64quantprecision=1, which transcribe.py and espnet-ext set",
@@ -67,7 +66,9 @@ def run(args: argparse.Namespace) -> None:
         resampled(*read_stretch(path, path.name), bundle.source.rate)[: 30 * bundle.source.rate]
         for path in paths
     ]
-    products: Any = "float32" if args.exact else _PRODUCTS[args.runtime]
+    if args.exact and args.runtime:
+        raise UserError("--exact is for every runtime: leave out --runtime")
+    products: Any = "float32" if args.exact else _PRODUCTS[args.runtime or "sherpa"]
     made: Any = export(bundle, Path(args.out), waves, args.bits, products)
     kinds = ", ".join(f"{count:,} of {bits} bits" for bits, count in sorted(made.rounded.items()))
     print(

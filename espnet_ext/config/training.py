@@ -241,12 +241,11 @@ def training_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config (``Config.as_dict``) that decides a training.
 
     Keys that only later stages read may change afterwards. Keys that were added to the format are
-    left out at their default, so that older runs stay valid; ``num_workers: 0`` was in each.
+    left out at their default, so that older runs stay valid.
     """
     recipe = {
         key: value
         for key, value in config["recipe"].items()
         if key not in READ_LATER and (key, value) not in _OPTIONAL_SETTINGS.items()
     }
-    left = {k: v for k, v in config.items() if (k, v) != ("num_workers", 0)}
-    return {**left, "recipe": recipe}
+    return {**config, "recipe": recipe}

@@ -48,7 +48,7 @@ def map_processes[T, R](
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed, perhaps for want of memory; "
-            "run the same command again with --nj 1, finished work is kept"
+            "run the same command again, with --nj 1 if it has that; finished work is kept"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -112,13 +112,6 @@ class Graph:
             y = self.op("MatMul", x, self.op("Transpose", self.matrix(weight), perm=[1, 0]))
         return y if bias is None else self.op("Add", y, self.constant(bias.float().numpy()))
 
-    def as_bytes(self, ints: str) -> str:
-        """Whole numbers from -127 to 127 of another type, for ``bytewise``."""
-        if self.products == "int8":
-            return self.op("Cast", ints, to=TensorProto.INT8)
-        moved = self.op("Add", self.op("Cast", ints, to=FLOAT), self.constant(ZERO, np.float32))
-        return self.op("Cast", moved, to=TensorProto.UINT8)
-
     def bytewise(self, x: str, ints: str, scales: str, outputs: int) -> str:
         """Multiply x (..., i) with bytes (i, outputs) that have scales (outputs,)."""
         zero = () if self.products == "int8" else (self.constant([ZERO] * outputs, np.uint8),)
@@ -144,7 +137,7 @@ class Graph:
         return self.op("Reshape", self.op("Mul", parts, scale), self.ints(rows, -1))
 
     def rows(self, table: Coded, chosen: str | None) -> str:
-        """Rows (..., parts, size) of a table of codes, int8 if its books are.
+        """Rows (..., parts, size) of a table of codes, in bytes if its books are.
 
         ``chosen``: their places; None: all.
         """
@@ -154,7 +147,7 @@ class Graph:
             codes = self.op("Gather", codes, chosen, axis=0)
         first = self.constant(np.arange(parts) * CODES, np.int32)
         places = self.op("Add", self.op("Cast", codes, to=INT32), first)
-        if table.books.dtype == torch.int8:
+        if table.books.dtype in (torch.int8, torch.uint8):
             books = self.constant(table.books.reshape(-1, size).numpy())
         else:
             books = self._scales(table.books.reshape(-1, size))
@@ -229,7 +222,11 @@ class Graph:
         count = weight.scale.numel() // rows if weight.scale.dim() else 1
         ints = self.op("Cast", self._stored_ints(flat, weight.bits), to=FLOAT)
         ints = self.op("Mul", self.op("Reshape", ints, self.ints(rows, count, -1)), ratio)
-        ints = self.op("Reshape", self.as_bytes(self.op("Round", ints)), self.ints(rows, -1))
+        ints = self.op("Round", ints)
+        if self.products == "uint8":
+            ints = self.op("Add", ints, self.constant(ZERO, np.float32))
+        kind = TensorProto.INT8 if self.products == "int8" else TensorProto.UINT8
+        ints = self.op("Reshape", self.op("Cast", ints, to=kind), self.ints(rows, -1))
         ints = self.op("Transpose", ints, perm=[1, 0])
         return self.bytewise(x, ints, scale, rows)
 

@@ -27,8 +27,7 @@ def write_site(models: Sequence[Path], site: Path, package: Path | None = None) 
         UserError: no exported model, two of one name, a folder of something else, or what
             ``npm.fetch`` raises.
     """
-    if site.exists() and not (site / _LIST).is_file():
-        raise UserError(f"{site} exists and is no demo: choose another folder")
+    _refuse_other_folder(site, models)
     names = [model.resolve().name for model in models]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"two models are named {min(twice)}: rename the folder of one")
@@ -36,26 +35,48 @@ def write_site(models: Sequence[Path], site: Path, package: Path | None = None) 
         require_unchanged(model)
     package = npm.fetch(site.absolute().parent, package)
     with atomic_path(site) as temporary:
-        shutil.copytree(_WEB, temporary)
+        _copy(_WEB, temporary)
         npm.unpack(package, temporary)
         listed = []
         for name, model in zip(names, models, strict=True):
-            shutil.copytree(model, temporary / "models" / name)
+            _copy(model, temporary / "models" / name)
             size = sum(path.stat().st_size for path in model.glob("*.onnx"))
             listed.append({"name": name, "folder": f"models/{name}", "bytes": size})
         write_json(temporary / _LIST, sorted(listed, key=lambda one: one["bytes"]))
 
 
+def _refuse_other_folder(site: Path, models: Sequence[Path]) -> None:
+    """Refuse a folder that is no demo of ours alone, and one that lies in a model."""
+    if any(model.resolve() in (site.resolve(), *site.resolve().parents) for model in models):
+        raise UserError(f"{site} lies in a model's folder: choose another folder")
+    if not site.exists():
+        return
+    known = {"models", *npm.MEMBERS, *(path.name for path in _WEB.iterdir())}
+    found = {path.name for path in site.iterdir()} if site.is_dir() else set()
+    if _LIST not in found:
+        raise UserError(f"{site} exists and is no demo: choose another folder")
+    if others := found - known - {_LIST}:
+        raise UserError(f"{site} holds {min(others)}, which no demo has: choose another folder")
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """Copy the files of a folder that has no folders."""
+    target.mkdir(parents=True)
+    for path in folder.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
+
+
 def server(site: Path, port: int) -> http.server.ThreadingHTTPServer:
-    """Return a server of the folder for this machine alone; 0 is any free port.
+    """Return a server of a folder, which may be written later, for this machine alone.
+
+    Port 0 is any free one.
 
     Raises:
         UserError: the port is taken.
     """
     try:
-        return http.server.ThreadingHTTPServer(
-            ("127.0.0.1", port), partial(_Handler, directory=str(site))
-        )
+        return _Server(("127.0.0.1", port), partial(_Handler, directory=str(site)))
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no port"
         raise UserError(f"--port {port}: {reason}; choose another") from None
@@ -63,14 +84,24 @@ def server(site: Path, port: int) -> http.server.ThreadingHTTPServer:
 
 _KINDS = {  # whatever this machine's tables say
     **http.server.SimpleHTTPRequestHandler.extensions_map,
-    ".mjs": "text/javascript",
+    ".js": "text/javascript",
     ".wasm": "application/wasm",
     ".json": "application/json",
 }
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, *of: object) -> None:
+        """Say nothing: a browser that loads another model ends what it was reading."""
+
+
 class _Handler(http.server.SimpleHTTPRequestHandler):
     extensions_map = _KINDS
+
+    def end_headers(self) -> None:
+        """Keep browsers from mixing files of an older demo with new ones."""
+        self.send_header("Cache-Control", "no-store")
+        super().end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing."""

@@ -53,9 +53,7 @@ class TrainOptions:
 
     @property
     def workers(self) -> int:
-        """Processes that read data for each process, where the config does not say."""
-        if not self.ngpu:
-            return 0  # on a CPU they would take its processors from it
+        """Processes that read data for each GPU, where the config names none."""
         cores = len(os.sched_getaffinity(0)) // self.processes.per_node
         return max(1, min(_WORKERS, cores))
 
@@ -258,7 +256,7 @@ def _common_options(
     path = experiment.folder / "espnet.yaml"
     write_text(path, yaml.safe_dump(espnet, sort_keys=False))
     command = ["--config", str(path), "--ngpu", str(min(options.ngpu, 1))]
-    if "num_workers" not in espnet:
+    if options.ngpu and not espnet.get("num_workers"):
         command += ["--num_workers", str(options.workers)]
     command += ["--token_list", str(experiment.token_list)]
     if experiment.tokenizer is not None:

@@ -73,9 +73,10 @@ class Job:
         """Record an epoch, with the peak memory of all processes."""
         own = peak_rss_mb()
         others = total(own + workers_mb) - own
+        # An epoch may end before the workers are looked at.
+        unseen = total(float(self.workers > 0 and workers_mb == 0))
         if self.calls is not None and rank() == 0:
-            # An epoch may end before the workers are looked at.
-            self.calls.add(epoch, measured=not self.workers or workers_mb > 0, others_mb=others)
+            self.calls.add(epoch, measured=unseen == 0, others_mb=others)
 
 
 def train_in_processes(job: Job, processes: Processes, nodes: Nodes | None = None) -> None:

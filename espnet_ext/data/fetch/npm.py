@@ -13,8 +13,8 @@ _NAME, _VERSION = "onnxruntime-web", "1.30.0"
 _SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 FILE = f"{_NAME}-{_VERSION}.tgz"
 # The module and the program that it loads, by the names that pages of ours use.
-_MEMBERS = {
-    "ort.mjs": "package/dist/ort.wasm.bundle.min.mjs",
+MEMBERS = {
+    "ort.js": "package/dist/ort.wasm.bundle.min.mjs",
     "ort.wasm": "package/dist/ort-wasm-simd-threaded.wasm",
 }
 
@@ -49,9 +49,9 @@ def fetch(folder: Path, given: Path | None = None) -> Path:
 
 
 def unpack(package: Path, folder: Path) -> None:
-    """Write ``ort.mjs`` and ``ort.wasm`` of a package that ``fetch`` has checked."""
+    """Write ``ort.js`` and ``ort.wasm`` of a package that ``fetch`` has checked."""
     with tarfile.open(package) as archive:
-        for name, member in _MEMBERS.items():
+        for name, member in MEMBERS.items():
             content = archive.extractfile(member)
             assert content is not None  # of a package with this SHA-256
             with content, (folder / name).open("wb") as out:

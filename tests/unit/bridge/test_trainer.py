@@ -108,22 +108,13 @@ def test_options_after_dashes_become_part_of_the_config():
     }
     assert config.espnet["optim_conf"]["lr"] == 0.002
     assert with_options(config, []) is config
-    # ESPnet's default is not ours.
-    assert with_options(config, ["--num_workers=1"]).espnet == {**espnet, "num_workers": 1}
 
 
-def test_a_gpu_has_workers_and_a_cpu_none(monkeypatch):
+def test_processes_read_data_for_each_gpu(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)))
-    assert TrainOptions(ngpu=0).workers == 0
     assert TrainOptions(ngpu=1).workers == 4
     assert TrainOptions(ngpu=2, processes=Processes(2)).workers == 3
     assert TrainOptions(ngpu=8, processes=Processes(8)).workers == 1
-
-
-def test_a_training_that_names_no_worker_goes_on_without(config):
-    start(config, max_epoch=3, num_workers=0)  # as every config did
-    with pytest.raises(UserError, match="num_workers"):
-        start(config, max_epoch=3, num_workers=2)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def python_text(folder: Path, form: str, wave: Path) -> str:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_node_finds_pythons_text(folder, form, wave):
-    words = ["node", str(folder / "transcribe.mjs"), str(folder / "models" / form), str(wave)]
+    words = ["node", str(folder / "transcribe.js"), str(folder / "models" / form), str(wave)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == python_text(folder, form, wave) != ""
 

@@ -55,7 +55,7 @@ def test_the_folder_holds_page_runtime_and_models_by_size(tmp_path, package):
     assert [(one["name"], one["bytes"]) for one in listed] == [("small", 7), ("large", 900)]
     for one in listed:
         assert (out / one["folder"] / "model.onnx").stat().st_size == one["bytes"]
-    assert (out / "ort.mjs").read_text() == "ort.wasm.bundle.min.mjs"
+    assert (out / "ort.js").read_text() == "ort.wasm.bundle.min.mjs"
     assert (out / "ort.wasm").read_text() == "ort-wasm-simd-threaded.wasm"
     assert {path.name for path in WEB.iterdir()} < {path.name for path in out.iterdir()}
 
@@ -66,7 +66,7 @@ def test_it_is_served_on_this_machine_alone(tmp_path, package):
         host, port = pages.server_address[:2]
         assert host == "127.0.0.1"
         threading.Thread(target=pages.serve_forever, daemon=True).start()
-        for name, kind in (("", "text/html"), ("page.mjs", "text/javascript")):
+        for name, kind in (("", "text/html"), ("page.js", "text/javascript")):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/{name}") as reply:
                 assert reply.headers.get_content_type() == kind
         with pytest.raises(UserError, match=f"--port {port}: .*choose another"):
@@ -83,6 +83,8 @@ def test_what_cannot_be_shown_is_one_line_and_writes_nothing(tmp_path, package, 
         assert not out.exists()
         return str(caught.value)
 
+    with pytest.raises(UserError, match="site lies in a model's folder"):
+        site.write_site([model], model / "site", package)
     assert "two models are named one" in refused(model, exported(tmp_path / "x/one", 5))
     assert "not the settings of an exported model" in refused(tmp_path)
     (model / "model.onnx").write_bytes(b"other")
@@ -90,6 +92,11 @@ def test_what_cannot_be_shown_is_one_line_and_writes_nothing(tmp_path, package, 
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="mine exists and is no demo"):
         site.write_site([model], tmp_path / "mine", package)
+    (tmp_path / "mine/models.json").write_text("[]")
+    (tmp_path / "mine/thesis.pdf").touch()
+    with pytest.raises(UserError, match=r"holds thesis\.pdf, which no demo has"):
+        site.write_site([model], tmp_path / "mine", package)
+    assert (tmp_path / "mine/thesis.pdf").exists()
     with pytest.raises(UserError, match="is not onnxruntime-web-"):
         npm.fetch(tmp_path, model / "model.onnx")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -143,7 +150,7 @@ def test_the_page_ends_loops_and_joins_tokens_as_the_script_does(tmp_path):
     symbols = {0: "", 1: "\u2581a", 2: "b c", 3: "<0xC3>", 4: "<0xA9>"}
     texts = [[1, 2, 1], [1, 3, 4, 2], [3, 1], [4, 3, 4], []]
     script = """
-import { Model, loop } from "WEB/model.mjs";
+import { Model, loop } from "WEB/model.js";
 import { readFileSync } from "node:fs";
 const [loops, symbols, texts] = JSON.parse(readFileSync(0));
 const model = new Model();
@@ -169,7 +176,7 @@ def test_the_page_cuts_at_pauses(tmp_path):
         word = slice(int(start * rate), int(end * rate))
         wave[word] += 0.1 * generator.standard_normal(word.stop - word.start)
     script = """
-import { Segmenter } from "WEB/segments.mjs";
+import { Segmenter } from "WEB/segments.js";
 import { readFileSync } from "node:fs";
 const wave = Float32Array.from(JSON.parse(readFileSync(0)));
 const found = [128, wave.length].map((block) => {

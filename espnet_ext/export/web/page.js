@@ -1,14 +1,16 @@
 /** The page: a microphone or a file in, text out, with the model that the slider names. */
 
-import { Segmenter } from "./segments.mjs";
+import { Segmenter } from "./segments.js";
 
 const EVERY = 1; // seconds between texts of a segment that has not ended
 const at = (id) => document.getElementById(id);
 const models = await (await fetch("models.json")).json();
 
 let worker = null;
+let loads = 0; // models that were asked for; what belongs to an earlier one is dropped
 let rate = 16000; // of the model
 let busy = 0; // segments that the worker has not answered
+let queue = Promise.resolve(); // segments are resampled in their order
 let audio = null; // of the microphone, while it is open
 const total = { seconds: 0, length: 0 };
 
@@ -33,93 +35,119 @@ function name() {
 
 /** Load the model that the slider names. */
 function open() {
+  loads++;
+  if (audio) close(false);
   worker?.terminate();
-  worker = new Worker("worker.mjs", { type: "module" });
+  worker = new Worker("worker.js", { type: "module" });
   worker.onmessage = ({ data }) => answer(data);
   worker.onerror = (event) => say(`This browser cannot run the model: ${event.message ?? "worker failed"}`);
   [busy, total.seconds, total.length] = [0, 0, 0];
   at("listen").disabled = at("file").disabled = true;
+  at("partial").textContent = "";
   say("Loading …");
   worker.postMessage({ open: models[at("size").value].folder });
 }
 
 function answer(data) {
-  if (data.error) {
-    say(data.error);
-    return;
-  }
   if (data.opened) {
     rate = data.rate;
     at("listen").disabled = at("file").disabled = false;
     say(`Loaded in ${data.seconds.toFixed(1)} s.`);
     return;
   }
-  busy--;
+  busy = Math.max(0, busy - 1);
+  if (data.error) {
+    say(data.error);
+    return;
+  }
   at("partial").textContent = data.last ? "" : data.text;
   if (!data.last) return;
   if (data.text) at("text").append(Object.assign(document.createElement("p"), { textContent: data.text }));
   total.seconds += data.seconds;
   total.length += data.length;
   say(`${total.length.toFixed(1)} s of speech in ${total.seconds.toFixed(1)} s.`);
-  document.body.dataset.idle = busy === 0;
 }
 
-function send(wave, last) {
+/** Have samples of another rate or the model's own transcribed. */
+function send(wave, from, last) {
+  const load = loads;
   busy++;
-  document.body.dataset.idle = false;
-  worker.postMessage({ wave, last });
+  queue = queue
+    .then(() => resampled(wave, from))
+    .then((wave) => load === loads && worker.postMessage({ wave, last }))
+    .catch((error) => say(error.message));
+}
+
+async function resampled(wave, from) {
+  if (from === rate) return wave;
+  const context = new OfflineAudioContext(1, Math.max(1, Math.round((wave.length * rate) / from)), rate);
+  const buffer = context.createBuffer(1, wave.length, from);
+  buffer.copyToChannel(wave, 0);
+  const source = new AudioBufferSourceNode(context, { buffer });
+  source.connect(context.destination);
+  source.start();
+  return (await context.startRendering()).getChannelData(0);
 }
 
 /** Transcribe the microphone until it is closed. */
 async function listen() {
+  const load = loads;
+  let [stream, context] = [null, null];
+  at("listen").disabled = true;
   try {
-    const stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
-    audio = { context: new AudioContext({ sampleRate: rate }), stream, segmenter: new Segmenter(rate), since: 0 };
+    if (!navigator.mediaDevices) throw new Error("it needs https, or this machine's own server");
+    stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
+    context = new AudioContext(); // at the microphone's rate: not all browsers resample
+    await context.audioWorklet.addModule("recorder.js");
+    if (load !== loads) throw new Error("another model was chosen; try again");
+    const recorder = new AudioWorkletNode(context, "recorder");
+    recorder.port.onmessage = ({ data }) => hear(data);
+    context.createMediaStreamSource(stream).connect(recorder);
+    audio = { context, stream, segmenter: new Segmenter(context.sampleRate), since: 0 };
+    at("listen").textContent = "Stop";
   } catch (error) {
+    stream?.getTracks().forEach((track) => track.stop());
+    context?.close();
     say(`No microphone: ${error.message}`);
-    return;
   }
-  await audio.context.audioWorklet.addModule("recorder.mjs");
-  const recorder = new AudioWorkletNode(audio.context, "recorder");
-  recorder.port.onmessage = ({ data }) => hear(data);
-  audio.context.createMediaStreamSource(audio.stream).connect(recorder);
-  at("listen").textContent = "Stop";
+  if (load === loads) at("listen").disabled = false;
 }
 
 function hear(samples) {
   if (!audio) return;
-  const ended = audio.segmenter.push(samples);
-  ended.forEach((wave) => send(wave, true));
+  const { context, segmenter } = audio;
+  const ended = segmenter.push(samples);
+  ended.forEach((wave) => send(wave, context.sampleRate, true));
   audio.since = ended.length ? 0 : audio.since + samples.length;
-  const current = audio.segmenter.current();
-  if (audio.since > EVERY * rate && busy === 0 && current) {
-    audio.since = 0;
-    send(current, false);
-  }
+  if (busy || !segmenter.spoken || audio.since < EVERY * context.sampleRate) return;
+  audio.since = 0;
+  send(segmenter.current(), context.sampleRate, false);
 }
 
-/** Close the microphone; what was said so far is transcribed. */
-function close() {
+/** Close the microphone; what was said so far is transcribed, or dropped. */
+function close(transcribes = true) {
   const { context, stream, segmenter } = audio;
   audio = null;
   stream.getTracks().forEach((track) => track.stop());
-  context.close();
   at("listen").textContent = "Microphone";
   const last = segmenter.end();
-  if (last) send(last, true);
+  if (last && transcribes) send(last, context.sampleRate, true);
+  context.close();
 }
 
 /** Transcribe a file. */
 async function transcribe(file) {
+  const load = loads;
   say(`Reading ${file.name} …`);
   try {
     const context = new OfflineAudioContext(1, 1, rate); // it resamples
     const decoded = await context.decodeAudioData(await file.arrayBuffer());
+    if (load !== loads) return;
     const channels = Array.from({ length: decoded.numberOfChannels }, (_, place) => decoded.getChannelData(place));
     const mono = channels[0].map((_, place) => channels.reduce((sum, one) => sum + one[place], 0) / channels.length);
     const segmenter = new Segmenter(rate);
     const found = [...segmenter.push(mono), segmenter.end()].filter(Boolean);
-    found.forEach((wave) => send(wave, true));
+    found.forEach((wave) => send(wave, rate, true));
     if (!found.length) say("No speech found.");
   } catch (error) {
     say(`${file.name}: ${error.message}`);

@@ -1,12 +1,12 @@
 /**
- * Transcribe WAVE files with an exported model in Node.js: an example of model.mjs.
+ * Transcribe WAVE files of at most 30 s with an exported model in Node.js: an example of model.js.
  *
- *     node transcribe.mjs models/NAME speech.wav
+ *     node transcribe.js models/NAME speech.wav
  */
 
 import { readFile } from "node:fs/promises";
-import { Model } from "./model.mjs";
-import * as ort from "./ort.mjs";
+import { Model } from "./model.js";
+import * as ort from "./ort.js";
 
 ort.env.wasm.numThreads = 1;
 ort.env.wasm.wasmBinary = await readFile(new URL("./ort.wasm", import.meta.url));
@@ -26,6 +26,7 @@ function samples(data, rate) {
     } else if (word(place) === "data") {
       const end = Math.min(size, data.length - place - 8);
       const count = Math.trunc(end / 2 / channels);
+      if (count > 30 * rate) throw new Error("needs at most 30 s: cut it at pauses");
       return Float32Array.from({ length: count }, (_, t) => {
         let sum = 0;
         for (let c = 0; c < channels; c++) sum += view.getInt16(place + 8 + 2 * (t * channels + c), true);
@@ -39,10 +40,13 @@ function samples(data, rate) {
 
 const [folder, ...files] = process.argv.slice(2);
 if (!files.length) {
-  console.error("usage: node transcribe.mjs MODEL_FOLDER FILE.wav...");
+  console.error("usage: node transcribe.js MODEL_FOLDER FILE.wav...");
   process.exit(2);
 }
-const model = await Model.open(ort, (name) => readFile(`${folder}/${name}`));
+const model = await Model.open(ort, (name) => readFile(`${folder}/${name}`)).catch((error) => {
+  console.error(`${folder}: no exported model: ${error.message}`);
+  process.exit(1);
+});
 for (const file of files) {
   try {
     const { tokens } = await model.tokens(samples(await readFile(file), model.settings.rate));

@@ -1,7 +1,7 @@
 /** Runs models beside the page: { open: folder } loads one, { wave, last } transcribes. */
 
-import * as ort from "./ort.mjs";
-import { Model } from "./model.mjs";
+import * as ort from "./ort.js";
+import { Model } from "./model.js";
 
 ort.env.wasm.numThreads = 1; // more need headers that a plain server does not send
 ort.env.wasm.wasmPaths = { wasm: new URL("./ort.wasm", import.meta.url).href };
