@@ -86,7 +86,7 @@ def test_what_cannot_be_shown_is_one_line_and_writes_nothing(tmp_path, package, 
     with pytest.raises(UserError, match="site lies in a model's folder"):
         site.write_site([model], model / "site", package)
     assert "two models are named one" in refused(model, exported(tmp_path / "x/one", 5))
-    assert "not the settings of an exported model" in refused(tmp_path)
+    assert "not the settings of an exported model" in refused(tmp_path / "x")
     (model / "model.onnx").write_bytes(b"other")
     assert "model.onnx was changed" in refused(model)
     (tmp_path / "mine").mkdir()
