@@ -201,8 +201,7 @@ class Graph:
         rows = len(weight.ints)
         flat = weight.ints.reshape(rows, -1)
         self.rounded[8] += flat.numel()
-        ints = flat.T.contiguous()
-        ints = unsigned(ints) if self.products == "uint8" else ints
+        ints = in_products(flat.T.contiguous(), self.products)
         scales = self.constant(weight.scale.flatten().expand(rows).float().numpy())
         return self.bytewise(x, self.constant(ints.numpy()), scales, rows)
 
@@ -278,7 +277,7 @@ def packed_blocks(weight: Quantised, block: int) -> tuple[Tensor, Tensor, int]:
     rows = len(weight.ints)
     flat = weight.ints.reshape(rows, -1)
     bits = 8 if weight.bits > 4 else 4
-    moved = unsigned(flat, 2 ** (bits - 1))
+    moved = _unsigned(flat, 2 ** (bits - 1))
     if bits == 4:
         moved = moved[:, 0::2] | moved[:, 1::2] << 4
     count = flat.shape[1] // block
@@ -287,7 +286,12 @@ def packed_blocks(weight: Quantised, block: int) -> tuple[Tensor, Tensor, int]:
     return moved.reshape(rows, count, -1).contiguous(), scale.contiguous(), bits
 
 
-def unsigned(ints: Tensor, zero: int = ZERO) -> Tensor:
+def in_products(ints: Tensor, products: Products) -> Tensor:
+    """Integers, int8, as products of that kind read them."""
+    return _unsigned(ints, ZERO) if products == "uint8" else ints
+
+
+def _unsigned(ints: Tensor, zero: int) -> Tensor:
     """Integers of which ``zero`` stands for 0, uint8."""
     return (ints.to(torch.int16) + zero).to(torch.uint8)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espnet_ext.export.graph import ZERO, Products, blocks_of, packed_blocks, unsigned
+from espnet_ext.export.graph import ZERO, Products, blocks_of, in_products, packed_blocks
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.methods.quantise import grouped_integers, integers
 from espnet_ext.methods.sites import is_linear
@@ -69,8 +69,7 @@ class RoundedLinear(nn.Module):
             self.register_buffer("packed", packed)
             self.register_buffer("scale", scale.flatten())
         else:
-            ints = flat.ints.T.contiguous()
-            self.register_buffer("ints", unsigned(ints) if products == "uint8" else ints)
+            self.register_buffer("ints", in_products(flat.ints.T.contiguous(), products))
             self.register_buffer("scale", weight.scale.flatten().expand(rows).contiguous())
             self.register_buffer("zero", torch.full((rows,), ZERO, dtype=torch.uint8))
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from espnet_ext.errors import UserError
-from espnet_ext.export.graph import INT64, Graph, unsigned
+from espnet_ext.export.graph import INT64, Graph, in_products
 from espnet_ext.export.whisper_model import TEXT, Whisper
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.methods.codes import Coded
@@ -109,7 +109,7 @@ def _table_scores(g: Graph, table: Coded) -> Any:
     parts, _, size = table.books.shape
     scale = table.books.abs().amax((1, 2)).clamp_min(1e-9) / 127  # of each part
     whole = (table.books / scale.view(-1, 1, 1)).round().to(torch.int8)
-    codes = Coded(table.codes, unsigned(whole) if g.products == "uint8" else whole)
+    codes = Coded(table.codes, in_products(whole, g.products))
     ints = g.op("Transpose", g.rows(codes, None), perm=[1, 2, 0])
     ints = g.op("Reshape", ints, g.ints(parts * size, len(table.codes)))
     widths = g.constant(scale.repeat_interleave(size).numpy())

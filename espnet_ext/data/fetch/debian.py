@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from espnet_ext.data.fetch.kept import fetched
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path, scratch_folder, sha256_file
 
@@ -82,14 +83,12 @@ def fetch(package: Package, folder: str | Path, given: str | Path | None = None)
             raise UserError(f"--package {path}: no such file")
         check_sum(path, package)
         return path
-    path = Path(folder) / package.file_name
-    if path.is_file() and sha256_file(path) == package.sha256:
-        return path
-    with scratch_folder(path) as scratch:
-        found = _download(package, scratch.resolve())  # apt reads relative folders from /
-        check_sum(found, package)
-        os.replace(found, path)
-    return path
+    return fetched(
+        Path(folder) / package.file_name,
+        package.sha256,
+        lambda scratch: _download(package, scratch),  # absolute: apt reads others from /
+        lambda found: check_sum(found, package),
+    )
 
 
 def check_sum(path: str | Path, package: Package) -> None:

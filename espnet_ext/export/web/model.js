@@ -32,7 +32,7 @@ export class Model {
   }
 
   /**
-   * Ids of what is found in samples at the model's rate, and the sum of their log-probabilities.
+   * Ids of what is found in samples at the model's rate.
    *
    * @param {Float32Array} wave samples in [-1, 1].
    */
@@ -41,17 +41,14 @@ export class Model {
     const scores = await this.#logProbs(wave);
     const [frames, size] = this.settings.kind === "class" ? [1, scores.data.length] : scores.dims.slice(1);
     const tokens = [];
-    let [score, last] = [0, BLANK];
+    let last = BLANK;
     for (let t = 0; t < frames; t++) {
       const row = scores.data.subarray(t * size, (t + 1) * size);
       const best = largest(row);
-      if (this.settings.kind === "class" || (best !== BLANK && best !== last)) {
-        tokens.push(best);
-        score += row[best];
-      }
+      if (this.settings.kind === "class" || (best !== BLANK && best !== last)) tokens.push(best);
       last = best;
     }
-    return { tokens, score };
+    return tokens;
   }
 
   /** The text of ids. */
@@ -92,7 +89,7 @@ export class Model {
     const length = this.#ints([encoded.dims[1]], [1]);
     let [, ...states] = await this.#run("uncached_decode", this.#ints([START], [1, 1]), encoded, length);
     const tokens = [];
-    let [token, score] = [PROMPT, 0];
+    let token = PROMPT;
     while (tokens.length < most) {
       const [logits, ...next] = await this.#run("cached_decode", this.#ints([token], [1, 1]), encoded, length, ...states);
       states = next;
@@ -100,14 +97,13 @@ export class Model {
       token = largest(row);
       if (token === END) break;
       tokens.push(token);
-      score -= Math.log(row.reduce((sum, one) => sum + Math.exp(one - row[token]), 0));
       const repeated = loop(tokens);
       if (repeated) {
         tokens.length -= repeated;
         break;
       }
     }
-    return { tokens, score };
+    return tokens;
   }
 }
 

@@ -55,8 +55,9 @@ export class Segmenter {
   #frame(frame) {
     const loudness = Math.sqrt(frame.reduce((sum, one) => sum + one * one, 0) / frame.length);
     // The background is followed down within some frames, and up by 1 % a frame.
-    const floor = loudness < this.floor ? 0.7 * this.floor + 0.3 * loudness : this.floor * 1.01;
-    this.floor = Math.max(SILENCE, Math.min(floor, Math.max(loudness, this.floor)));
+    const { floor } = this;
+    const next = loudness < floor ? 0.7 * floor + 0.3 * loudness : Math.min(loudness, 1.01 * floor);
+    this.floor = Math.max(SILENCE, next);
     const speech = loudness > ABOVE * this.floor;
     this.frames.push(frame);
     this.spoken ||= speech;

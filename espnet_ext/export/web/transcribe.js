@@ -49,7 +49,7 @@ const model = await Model.open(ort, (name) => readFile(`${folder}/${name}`)).cat
 });
 for (const file of files) {
   try {
-    const { tokens } = await model.tokens(samples(await readFile(file), model.settings.rate));
+    const tokens = await model.tokens(samples(await readFile(file), model.settings.rate));
     console.log(model.text(tokens));
   } catch (error) {
     console.error(`${file}: ${error.message}`);

@@ -26,7 +26,7 @@ async function open(folder) {
 
 async function transcribe({ wave, last }) {
   const start = performance.now();
-  const { tokens } = await model.tokens(wave);
+  const tokens = await model.tokens(wave);
   const seconds = (performance.now() - start) / 1000;
   postMessage({ text: model.text(tokens), last, seconds, length: wave.length / model.settings.rate });
 }

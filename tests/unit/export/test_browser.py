@@ -11,13 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from espnet_ext.bridge.bundle import Bundle
-from espnet_ext.bridge.deployed_folder import Speech, deploy_experiment
-from espnet_ext.bridge.speech_input import SpeechInput
-from espnet_ext.config.training import load_config
-from espnet_ext.experiment import Experiment
 from espnet_ext.export import site
 from espnet_ext.export.folder import export
 from tests.fixtures import families
@@ -40,15 +35,10 @@ def wave(tmp_path_factory) -> Path:
 def folder(tmp_path_factory, wave) -> Path:
     """The demo of two members of a family."""
     root = tmp_path_factory.mktemp("recipe")
-    torch.manual_seed(1)
-    exp = families.make(root, depths=[3, 1], widths=[64, 24], bits=[32, 8, 4], kl_decoder=0.0)
-    speech = Speech([torch.from_numpy(families.wave(1.0))], SpeechInput(families.RATE))
-    config = load_config(root / "conf/train_family.yaml")
-    models = []
+    deployed, models = families.deployed(root, FORMS), []
     for form in FORMS:
-        deploy_experiment(Experiment.of(config, form, root), exp / "1epoch.pth", speech)
         models.append(root / "onnx" / form)
-        bundle, samples = Bundle.of_folder(exp / "deploy" / form), soundfile.read(wave)[0]
+        bundle, samples = Bundle.of_folder(deployed / form), soundfile.read(wave)[0]
         export(bundle, models[-1], [samples.astype(np.float32)], products="float32")
     site.write_site(models, root / "site")
     return root / "site"

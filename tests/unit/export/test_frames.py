@@ -12,7 +12,6 @@ import torch
 
 import espnet_ext
 from espnet_ext.bridge.bundle import Bundle, about
-from espnet_ext.bridge.deployed_folder import Speech, deploy_experiment
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.config.training import load_config
 from espnet_ext.data.fbank import kaldi_fbank
@@ -35,14 +34,10 @@ WAVES = [families.wave(seconds, seed) for seed, seconds in enumerate((1.1, 2.0, 
 def folders(tmp_path_factory) -> Path:
     """Deployed forms of a family."""
     root = tmp_path_factory.mktemp("recipe")
-    torch.manual_seed(1)
-    exp = families.make(root, depths=[3, 1], widths=[64, 24], bits=[32, 8, 4], kl_decoder=0.0)
-    speech = Speech([torch.from_numpy(families.wave(1.0))], SpeechInput(RATE))
+    made = families.deployed(root, FORMS)
     config = load_config(root / "conf/train_family.yaml")
-    for form in FORMS:
-        deploy_experiment(Experiment.of(config, form, root), exp / "1epoch.pth", speech)
-    assert about(Experiment.of(config, "merged", root), speech.source)["decode"]
-    return exp / "deploy"
+    assert about(Experiment.of(config, "merged", root), SpeechInput(RATE))["decode"]
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -134,12 +129,8 @@ def test_the_script_ends_loops_where_torchs_search_does():
     from espnet_ext.export import run_onnx
     from espnet_ext.models import attention_search
 
-    generator = np.random.default_rng(3)
     found = []
-    for _ in range(300):
-        start = generator.integers(0, 3, generator.integers(0, 6)).tolist()
-        phrase = generator.integers(0, 3, generator.integers(1, 12)).tolist()
-        tokens = start + phrase * int(generator.integers(1, 14))
+    for tokens in families.looping(3, 300):
         found.append(run_onnx.loop(tokens))
         assert found[-1] == attention_search.loop(tokens)
     assert 30 < np.count_nonzero(found) < 270

@@ -18,6 +18,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx, site
 from espnet_ext.files import sha256_file
 from espnet_ext.formats.digests import digests
+from tests.fixtures import families
 
 WEB = Path(site.__file__).with_name("web")
 node = pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
@@ -141,12 +142,7 @@ def in_node(tmp_path: Path, script: str, given: object) -> object:
 
 @node
 def test_the_page_ends_loops_and_joins_tokens_as_the_script_does(tmp_path):
-    generator = np.random.default_rng(5)
-    given = []
-    for _ in range(200):
-        start = generator.integers(0, 3, generator.integers(0, 6)).tolist()
-        phrase = generator.integers(0, 3, generator.integers(1, 12)).tolist()
-        given.append(start + phrase * int(generator.integers(1, 14)))
+    given = families.looping(5, 200)
     symbols = {0: "", 1: "\u2581a", 2: "b c", 3: "<0xC3>", 4: "<0xA9>"}
     texts = [[1, 2, 1], [1, 3, 4, 2], [3, 1], [4, 3, 4], []]
     script = """
