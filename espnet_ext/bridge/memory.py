@@ -29,17 +29,18 @@ def peak_rss_mb() -> float:
 def peak_of_children(watch: bool) -> Iterator[Callable[[], float]]:
     """Inside the block, what it gives returns the largest memory of child processes so far, in MB.
 
-    What they share with this process, or with one another, is left out: this process's own memory
-    has it. It is looked at each second; ``watch``: False if there are none, which costs nothing.
+    Children that live already are left out, and so is what they share with this process or with
+    one another: this process's own memory has it. It is looked at each second; ``watch``: False if
+    there are none, which costs nothing.
     """
     if not watch:
         yield lambda: 0.0
         return
-    peak, over = [0.0], threading.Event()
+    peak, over, earlier = [0.0], threading.Event(), _children()
 
     def look() -> None:
         while not over.wait(_SECONDS):
-            peak[0] = max(peak[0], _children_mb())
+            peak[0] = max(peak[0], _memory_mb(_children() - earlier))
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
@@ -50,15 +51,20 @@ def peak_of_children(watch: bool) -> Iterator[Callable[[], float]]:
         watcher.join()
 
 
-def _children_mb() -> float:
-    """Memory of the child processes that live now, in MB, without shared pages."""
-    children: list[str] = []
+def _children() -> set[str]:
+    """The processes that this one has started and that live now."""
+    children: set[str] = set()
     for listed in _TASKS.glob("*/children"):
         with contextlib.suppress(OSError):  # a thread that has just ended
-            children += listed.read_text(encoding="ascii").split()
+            children.update(listed.read_text(encoding="ascii").split())
+    return children
+
+
+def _memory_mb(processes: set[str]) -> float:
+    """The memory of ``processes`` now, in MB, without shared pages."""
     total = 0
-    for child in children:
+    for process in processes:
         with contextlib.suppress(OSError):  # a process that has just ended
-            rollup = Path(f"/proc/{child}/smaps_rollup").read_text(encoding="ascii")
+            rollup = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii")
             total += sum(map(int, re.findall(r"^Private_\w+: +(\d+)", rollup, re.MULTILINE)))
     return total / 1024

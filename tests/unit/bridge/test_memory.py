@@ -19,7 +19,10 @@ def hold(megabytes: int, ready, over) -> None:
 
 def test_the_memory_of_children_is_counted_while_they_live_and_kept():
     processes = multiprocessing.get_context("fork")
-    events = [processes.Event() for _ in range(3)]
+    events = [processes.Event() for _ in range(4)]
+    earlier = processes.Process(target=hold, args=(150, events[3], events[2]))
+    earlier.start()  # another's: not counted
+    events[3].wait()
     with peak_of_children(True) as peak:
         assert peak() == 0
         children = [
@@ -35,7 +38,7 @@ def test_the_memory_of_children_is_counted_while_they_live_and_kept():
             time.sleep(0.1)
         assert 65 <= peak() < 65 + 60  # and not what they share with this process
         events[2].set()
-        for child in children:
+        for child in [earlier, *children]:
             child.join()
         before = peak()
     assert peak() == before >= 65
