@@ -48,6 +48,7 @@ EXTRAS = {
     "dev": [
         "hypothesis",
         "import-linter",
+        "kaldi-native-fbank",
         "kaldialign>=0.12",
         "mypy",
         "onnx>=1.18",

@@ -16,7 +16,7 @@ import humanfriendly
 from espnet_ext.config.pretrained import PRETRAINED, pretrained_files, require_token_source
 from espnet_ext.config.recipe_errors import TOKENS, recipe_problems
 from espnet_ext.config.training import Config, Recipe, load_config
-from espnet_ext.data.features import FRAMES_PER_SECOND, Definition, ark_definition
+from espnet_ext.data.features import FRAMES_PER_SECOND, KALDI, Definition, ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs, data_sets
 from espnet_ext.data.segments import set_folder
 from espnet_ext.data.speeds import with_copies
@@ -252,6 +252,11 @@ class Experiment:
     def deltas(self) -> int:
         """Orders of differences that the frontend adds to its features."""
         return self._frontend_conf.get("deltas", 0)
+
+    @property
+    def log_mel_definition(self) -> str:
+        """The definition of log-mel that the frontend computes."""
+        return self._frontend_conf.get("definition", KALDI)
 
     @property
     def frames_per_second(self) -> float:

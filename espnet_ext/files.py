@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,12 +23,20 @@ PACKED = "model.safetensors"  # weights of a form at 8, 4 or 2 bits (espnet_ext.
 
 
 @contextlib.contextmanager
-def lock(path: str | os.PathLike) -> Iterator[None]:
-    """Wait for a lock and hold it; it ends with the process at the latest."""
+def lock(path: str | os.PathLike, shared: bool = False) -> Iterator[None]:
+    """Wait for a lock and hold it; it ends with the process at the latest.
+
+    ``shared``: with others that share it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with open(path, "a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(stream, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{path}: another process holds it; waiting", file=sys.stderr)
+            fcntl.flock(stream, kind)
         yield
 
 

@@ -16,13 +16,13 @@ import numpy as np
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.bridge.latency import Timing
+from espnet_ext.bridge.latency import Timing, doubts
 from espnet_ext.bridge.speech_input import SpeechInput
-from espnet_ext.bridge.streaming import Partial, doubts, with_last
+from espnet_ext.bridge.text_segments import Partial
 from espnet_ext.config.recipe_errors import ATTENTION_GREEDY
-from espnet_ext.data.features import FRAMES_PER_SECOND
+from espnet_ext.data.audio_stream import with_last
+from espnet_ext.data.features import FRAMES_PER_SECOND, SUBSAMPLING
 from espnet_ext.data.pauses import cut_at_pauses, ends_in_pause, is_silent
-from espnet_ext.encoders.chunks import SUBSAMPLING
 from espnet_ext.models.attention_stream import FirstPass, Heard, common_prefix
 
 _LONGEST = 25.0  # seconds of a segment

@@ -156,8 +156,11 @@ class Decoder:
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """Text of token ids."""
-        pieces = self.inference.converter.ids2tokens(list(tokens))
-        return self.inference.tokenizer.tokens2text(pieces)
+        return self.inference.tokenizer.tokens2text(self.names_of(tokens))
+
+    def names_of(self, tokens: Sequence[int]) -> list[str]:
+        """Names of token ids, as in the list of tokens."""
+        return self.inference.converter.ids2tokens(list(tokens))
 
     def _batch(self, batch: Sequence[np.ndarray], scored: bool) -> list[Found]:
         if self.method == ATTENTION_STREAM:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from espnet_ext.data.features import FRAMES_PER_SECOND
-from espnet_ext.encoders.chunks import SUBSAMPLING
+from espnet_ext.data.features import FRAMES_PER_SECOND, SUBSAMPLING
 
 BIN_WIDTH = 0.01  # of a bin, relative to its lower edge
 _SHORTEST, _LONGEST = 1e-6, 1e5  # seconds between which bins are; what is outside is clipped
+_SILENCE = -80  # dBFS: dither of one bit of 16 peaks at -90, quiet speech far above
 _BINS = math.ceil(math.log(_LONGEST / _SHORTEST) / math.log1p(BIN_WIDTH))
 
 
@@ -104,3 +104,17 @@ class Timing:
             "token_delay_ms_p50": milliseconds(self.delays.percentile(50), 2),
             "token_delay_ms_p95": milliseconds(self.delays.percentile(95), 2),
         }
+
+
+def doubts(timing: Timing, chunk: float) -> list[str]:
+    """Reasons to distrust the text of a finished stream; ``chunk``: its seconds."""
+    found = []
+    if timing.audio < chunk:
+        found.append(f"the stream has {timing.audio:.3f} s, less than a chunk of {chunk:g} s")
+    level = 20 * math.log10(timing.peak) if timing.peak else -math.inf
+    if level < _SILENCE:
+        found.append(
+            f"the stream is silence: it peaks at {level:.1f} dBFS, below {_SILENCE} dBFS;"
+            " is the microphone on?"
+        )
+    return found

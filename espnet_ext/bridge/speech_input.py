@@ -9,8 +9,8 @@ from torch import Tensor
 
 from espnet_ext.data.arks import read_matrix
 from espnet_ext.data.audio import read_wave
-from espnet_ext.data.fbank import kaldi_fbank
-from espnet_ext.data.features import FRAMES_PER_SECOND
+from espnet_ext.data.fbank import log_mel
+from espnet_ext.data.features import FRAMES_PER_SECOND, KALDI
 from espnet_ext.experiment import Experiment
 
 SHORT = 0.2  # seconds; from here on every encoder has a frame
@@ -20,27 +20,31 @@ SHORT = 0.2  # seconds; from here on every encoder has a frame
 class SpeechInput:
     """How audio becomes the input of a model.
 
-    The input of a model without a frontend is Kaldi-definition log-mel, which its training form
-    computed itself or read from arks.
+    The input of a model without a frontend is log-mel, which its training form computed itself or
+    read from arks.
 
     Attributes:
         rate: samples per second of audio.
         deltas: orders of differences in log-mel.
         from_arks: utterances are read as features.
         frames_per_second: of these features.
+        definition: of log-mel, see ``features.DEFINITIONS``.
     """
 
     rate: int
     deltas: int = 0
     from_arks: bool = False
     frames_per_second: float = FRAMES_PER_SECOND
+    definition: str = KALDI
 
     @classmethod
     def of(cls, experiment: Experiment) -> Self:
         """The input of an experiment's models."""
         from_arks = experiment.features is not None
         frames = experiment.frames_per_second
-        return cls(experiment.rate, experiment.deltas, from_arks, frames)
+        return cls(
+            experiment.rate, experiment.deltas, from_arks, frames, experiment.log_mel_definition
+        )
 
     def prepared(self, wave: Tensor, width: int | None) -> Tensor:
         """The input of a model of ``width`` features a frame, or of samples if ``width`` is None.
@@ -51,7 +55,8 @@ class SpeechInput:
         """
         if width is None or wave.dim() > 1:
             return wave
-        return kaldi_fbank(wave, self.rate, width // (1 + self.deltas), self.deltas)
+        bins = width // (1 + self.deltas)
+        return log_mel(wave, self.rate, bins, self.deltas, self.definition)
 
     def is_short(self, inputs: np.ndarray | Tensor) -> bool:
         """True if samples (n,) or features (frames, width) may be too few for a frame."""

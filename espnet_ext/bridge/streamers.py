@@ -27,11 +27,11 @@ def streamer_of(bundle: Bundle, method: str | None = None) -> Streamer | Attenti
     attention = bundle.arguments.get("decoder") == "whisper"
     if attention and method not in (None, ATTENTION_GREEDY):
         raise UserError(f"{bundle.path}: {method} is of transducers; this model has attention")
-    chosen, rate = method_of(bundle, method), bundle.source.rate
+    chosen = method_of(bundle, method)
     options: dict[str, Any] = dict(bundle.methods.get(chosen) or {})
     if attention:
-        return AttentionStreamer(bundle, options, rate)
-    return Streamer(bundle, chosen, options, rate)
+        return AttentionStreamer(bundle, options, bundle.source.rate)
+    return Streamer(bundle, chosen, options, bundle.source)
 
 
 def method_of(bundle: Bundle, method: str | None) -> str:

@@ -1,11 +1,10 @@
 """Streaming decoding: audio chunk by chunk with a deployed transducer, with its latency."""
 
-import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,33 +13,13 @@ from torch import Tensor
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.bridge.latency import Timing
+from espnet_ext.bridge.latency import Timing, doubts
 from espnet_ext.bridge.speech_input import SpeechInput
-from espnet_ext.bridge.text_segments import Segments
+from espnet_ext.bridge.text_segments import Partial, Segments
+from espnet_ext.data.audio_stream import with_last
 from espnet_ext.data.fbank import OnlineFbank
-from espnet_ext.data.features import FRAMES_PER_SECOND
-from espnet_ext.encoders.chunks import SUBSAMPLING
+from espnet_ext.data.features import FRAMES_PER_SECOND, SUBSAMPLING
 from espnet_ext.errors import UserError
-
-_SILENCE = -80  # dBFS: dither of one bit of 16 peaks at -90, quiet speech far above
-
-
-class Partial(NamedTuple):
-    """A text of the stream so far.
-
-    Attributes:
-        second: of audio that was heard.
-        text: of the current segment.
-        finished: it will not change any more, and what follows begins another segment.
-    """
-
-    second: float
-    text: str
-    finished: bool
-
-    def line(self) -> str:
-        """The line that commands print."""
-        return f"{self.second:8.2f} s {'|' if self.finished else ''} {self.text}"
 
 
 @dataclass
@@ -73,8 +52,8 @@ class Streamer:
         UserError: the model cannot stream, or is not what its config makes.
     """
 
-    def __init__(self, model: Path | Bundle, method: str, options: dict, rate: int = 16000):
-        self.decoder = Decoder(model, method, options, SpeechInput(rate))
+    def __init__(self, model: Path | Bundle, method: str, options: dict, source: SpeechInput):
+        self.decoder = Decoder(model, method, options, source)
         asr = self.decoder.model
         if not hasattr(asr.encoder, "forward_chunk"):
             name = self.decoder.inference.asr_train_args.encoder
@@ -85,7 +64,7 @@ class Streamer:
         if search is None:
             raise UserError(f"{method} cannot stream; take transducer_greedy or transducer_beam")
         self.encoder, self.normalize, self.search = asr.encoder, asr.normalize, search
-        self.rate, self.bins = rate, int(self.decoder.width or 80)
+        self.rate, self.bins = source.rate, int(self.decoder.width or 80)
         self.chunk = self.encoder.geometry.chunk * SUBSAMPLING  # feature frames
 
     @property
@@ -110,7 +89,8 @@ class Streamer:
         feats = torch.zeros(0, self.bins)
         states = self.encoder.init_state(1), self.search.start(1)
         segments = Segments(self.decoder)
-        return Stream(OnlineFbank(self.rate, self.bins), feats, *states, segments, timing)
+        fbank = OnlineFbank(self.rate, self.bins, self.decoder.source.definition)
+        return Stream(fbank, feats, *states, segments, timing)
 
     @torch.no_grad()
     def accept(self, piece: np.ndarray, last: bool, stream: Stream) -> list[Partial]:
@@ -162,27 +142,3 @@ class Streamer:
         if self.normalize is None or not len(feats):
             return batch
         return self.normalize(batch, torch.tensor([len(feats)]))[0]
-
-
-def doubts(timing: Timing, chunk: float) -> list[str]:
-    """Reasons to distrust the text of a finished stream; ``chunk``: its seconds."""
-    found = []
-    if timing.audio < chunk:
-        found.append(f"the stream has {timing.audio:.3f} s, less than a chunk of {chunk:g} s")
-    level = 20 * math.log10(timing.peak) if timing.peak else -math.inf
-    if level < _SILENCE:
-        found.append(
-            f"the stream is silence: it peaks at {level:.1f} dBFS, below {_SILENCE} dBFS;"
-            " is the microphone on?"
-        )
-    return found
-
-
-def with_last(pieces: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
-    """Yield every piece and whether it is the last."""
-    before: np.ndarray | None = None
-    for piece in pieces:
-        if before is not None:
-            yield before, False
-        before = piece
-    yield (np.zeros(0, np.float32) if before is None else before), True

@@ -1,11 +1,40 @@
 """The text of a stream in segments: finished segments need not be kept."""
 
 from collections.abc import Sequence
-
-from espnet_ext.bridge.decoder import Decoder
+from typing import NamedTuple, Protocol
 
 SEGMENT_TOKENS = 100  # at most, in a segment; the last one also holds the open tokens
 _WORD_STARTS = ("\u2581", "<space>")  # of sentencepiece, of characters
+
+
+class Partial(NamedTuple):
+    """A text of the stream so far.
+
+    Attributes:
+        second: of audio that was heard.
+        text: of the current segment.
+        finished: it will not change any more, and what follows begins another segment.
+    """
+
+    second: float
+    text: str
+    finished: bool
+
+    def line(self) -> str:
+        """The line that commands print."""
+        return f"{self.second:8.2f} s {'|' if self.finished else ''} {self.text}"
+
+
+class Tokens(Protocol):
+    """What tokens stand for."""
+
+    def names_of(self, tokens: Sequence[int]) -> list[str]:
+        """The name of each, as in the list of tokens."""
+        ...
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Their text."""
+        ...
 
 
 class Segments:
@@ -20,9 +49,9 @@ class Segments:
         before: a token before it, since tokenizers drop the blank that a text begins with.
     """
 
-    def __init__(self, decoder: Decoder):
+    def __init__(self, known: Tokens):
         self.tokens: list[int] = []
-        self._decoder = decoder
+        self._known = known
         self.before: list[int] = []
 
     def add(self, tokens: Sequence[int]) -> list[str]:
@@ -33,7 +62,7 @@ class Segments:
             size = self._size()
             done, self.tokens = self.tokens[:size], self.tokens[size:]
             finished.append(self._text(done))
-            seen = (t for t in reversed(done) if self._decoder.text_of([t]).strip())
+            seen = (t for t in reversed(done) if self._known.text_of([t]).strip())
             self.before = next(([token] for token in seen), self.before)
         return finished
 
@@ -43,10 +72,10 @@ class Segments:
 
     def _size(self) -> int:
         """Tokens of a segment that is full."""
-        names = self._decoder.inference.converter.ids2tokens(self.tokens[: SEGMENT_TOKENS + 1])
+        names = self._known.names_of(self.tokens[: SEGMENT_TOKENS + 1])
         starts = (i for i in range(SEGMENT_TOKENS, 0, -1) if names[i].startswith(_WORD_STARTS))
         return next(starts, SEGMENT_TOKENS)
 
     def _text(self, tokens: Sequence[int]) -> str:
-        before = self._decoder.text_of(self.before)
-        return self._decoder.text_of([*self.before, *tokens])[len(before) :]
+        before = self._known.text_of(self.before)
+        return self._known.text_of([*self.before, *tokens])[len(before) :]

@@ -25,6 +25,7 @@ from espnet_ext.methods.nested_precision import Packed, packed_weights, quantise
 from espnet_ext.methods.quantise import BITS, grouped_integers, integers, largest_integer
 
 _AFTERWARDS = re.compile(r"(merged|whole)\+(\d+)b")
+_PLACES = re.compile("position|relative_bias")
 _SMALL = 4096  # numbers of a matrix that is not worth rounding
 
 
@@ -63,12 +64,12 @@ def formed(trained: nn.Module, variant: str) -> Form:
 def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
     """The matrices of a plain model by name, each once: layers, convolutions, embeddings.
 
-    Embeddings of positions are none: they are small, and every frame depends on them.
+    Tables of positions are none: they are small, and every frame depends on them.
     """
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and parameter.numel() >= _SMALL and "position" not in name
+        if parameter.dim() > 1 and parameter.numel() >= _SMALL and not _PLACES.search(name)
     }
 
 

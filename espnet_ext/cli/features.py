@@ -6,7 +6,7 @@ dump/<features>/<set>/{feats.scp,utt2num_frames,*.ark}. A set whose utterances
 are all in data/all gets a list into the arks of that set. With
 ``recipe: {fetch: whisper_base}`` the pretrained model is put where encoder_conf: path says.
 
-``frontend: kaldi_fbank`` is Kaldi-definition log-mel (dump/fbank<bins>[_d<differences>]).
+``frontend: kaldi_fbank`` is log-mel (dump/fbank<bins>[_nemo][_d<differences>]).
 ``frontend: ssl`` with ``frontend_conf: {folder: DIR, layer: N}`` is what leaves block N of the
 wav2vec 2.0, HuBERT or WavLM model in DIR (transformers' format, safetensors), 50 frames a second
 (dump/ssl_<folder>_l<N>).

@@ -11,7 +11,8 @@ pauses. "-" is standard input, mono 16-bit PCM of the model's rate, raw or WAV. 
 text is printed, with several each line begins with the file and a tab. --json prints a line of
 JSON for a file: text, seconds, and segments with start, end, confidence and words.
 
---stream prints the text of a streaming model while it is heard, as "espnet-ext stream" does.
+--stream prints the text of a streaming model while it is heard, as "espnet-ext stream" does; so
+does an exported transducer.
 
 Example:
   espnet-ext transcribe exp/nested_whisper_tiny_m/deploy/4L-1536-4b speech.flac
@@ -73,10 +74,13 @@ def run(args: argparse.Namespace) -> None:
         if path != STDIN and not Path(path).is_file():
             raise UserError(f"no audio file {path}; '{STDIN}' is standard input")
     if (model / SETTINGS).is_file():
-        if args.stream:
-            raise UserError(f"{model}: an exported model does not stream; give a deployed folder")
         if args.method or args.max_bytes or args.max_rtf or args.device != "cpu":
             raise UserError(f"{model}: --method, --max-* and --device are of deployed models")
+        if args.stream:
+            from espnet_ext.export.onnx_stream import OnnxStreamer
+
+            _stream(OnnxStreamer(model, args.threads), args)
+            return
         recogniser = load_exported(model, args.threads)
     else:
         with muted():
@@ -84,9 +88,10 @@ def run(args: argparse.Namespace) -> None:
 
             from espnet_ext.bridge.bundle import open_bundle
             from espnet_ext.bridge.loading import load
+            from espnet_ext.bridge.streamers import streamer_of
         torch.set_num_threads(args.threads)
         if args.stream:
-            _stream(open_bundle(model, args.max_bytes), args)
+            _stream(streamer_of(open_bundle(model, args.max_bytes), args.method), args)
             return
         recogniser = load(model, args.device, args.max_bytes, args.method, args.max_rtf)
     for path in args.audio:
@@ -112,12 +117,10 @@ def _found(recogniser: Any, path: str) -> dict[str, Any]:
     return recogniser(np.concatenate(heard), rate).as_dict()
 
 
-def _stream(bundle: Any, args: argparse.Namespace) -> None:
+def _stream(streamer: Any, args: argparse.Namespace) -> None:
     """Print texts as they are heard; the finished segments of a file are its text."""
     from espnet_ext.bridge.latency import Timing
-    from espnet_ext.bridge.streamers import streamer_of
 
-    streamer = streamer_of(bundle, args.method)
     for path in args.audio:
         name = {"file": path} if len(args.audio) > 1 else {}
         for partial in streamer.run(_heard(path, streamer), Timing()):

@@ -1,7 +1,7 @@
 """Audio in pieces: from a file of any length, or from standard input."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -128,3 +128,13 @@ _CONTAINERS = {
     b"ID3": "MP3",
     b"\x1aE\xdf\xa3": "Matroska",
 }
+
+
+def with_last(pieces: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
+    """Yield every piece and whether it is the last."""
+    before: np.ndarray | None = None
+    for piece in pieces:
+        if before is not None:
+            yield before, False
+        before = piece
+    yield (np.zeros(0, np.float32) if before is None else before), True

@@ -1,10 +1,13 @@
-"""Log-mel features by Kaldi's definition.
+"""Log-mel features by the definitions that on-device runtimes have.
 
-On-device runtimes (sherpa-onnx, kaldi-native-fbank) have the same definition, so a model trained
-here runs there: 25 ms Povey windows every 10 ms, no dither, frames centred with reflection at the
-edges (``snip_edges=False``), mel filters from 20 Hz to 400 Hz below half the sampling rate, natural
-logarithm of the power, samples in [-1, 1]. Differences are Kaldi's regression over two frames
-before and two after; the first and last frame are repeated beyond the edges.
+A model trained on them runs in sherpa-onnx and kaldi-native-fbank. ``kaldi``: 25 ms Povey windows
+every 10 ms, no dither, frames centred with reflection at the edges (``snip_edges=False``), mel
+filters from 20 Hz to 400 Hz below half the sampling rate, natural logarithm of the power, samples
+in [-1, 1]. ``nemo``, which sherpa-onnx computes for models of NeMo, such as streaming transducers
+with an LSTM: Hann windows, means kept, librosa's mel filters from 0 Hz to half the sampling rate.
+
+Differences are Kaldi's regression over two frames before and two after; the first and last frame
+are repeated beyond the edges.
 """
 
 from collections.abc import Callable
@@ -13,20 +16,46 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchaudio.compliance import kaldi
-from torchaudio.functional import compute_deltas
+from torchaudio.functional import compute_deltas, melscale_fbanks
 
-from espnet_ext.data.features import FRAMES_PER_SECOND, Fbank
+from espnet_ext.data.features import FRAMES_PER_SECOND, KALDI, Fbank
+
+PREEMPHASIS = 0.97
 
 
-def kaldi_fbank(
-    wave: Tensor, fs: int = 16000, n_mels: int = 80, deltas: int = 0, snip_edges: bool = False
+def log_mel(
+    wave: Tensor,
+    fs: int = 16000,
+    n_mels: int = 80,
+    deltas: int = 0,
+    definition: str = KALDI,
+    snip_edges: bool = False,
 ) -> Tensor:
     """Return features of a wave (samples,) in [-1, 1] at ``fs`` Hz.
+
+    Args:
+        wave: samples.
+        fs: rate.
+        n_mels: mel filters.
+        deltas: orders of differences.
+        definition: one of ``features.DEFINITIONS``.
+        snip_edges: whole windows only, without reflection at the edges.
 
     Returns:
         (frames, n_mels * (1 + deltas)) float32: log-mel, then each order of differences.
     """
-    feats = kaldi.fbank(
+    compute = kaldi_fbank if definition == KALDI else _nemo_fbank
+    parts = [compute(wave, fs, n_mels, snip_edges=snip_edges)]
+    for _ in range(deltas):
+        parts.append(compute_deltas(parts[-1].T).T)
+    return torch.cat(parts, dim=1)
+
+
+def kaldi_fbank(
+    wave: Tensor, fs: int = 16000, n_mels: int = 80, snip_edges: bool = False
+) -> Tensor:
+    """The same by the definition ``kaldi``, without differences."""
+    return kaldi.fbank(
         wave.unsqueeze(0),
         sample_frequency=fs,
         num_mel_bins=n_mels,
@@ -34,30 +63,50 @@ def kaldi_fbank(
         snip_edges=snip_edges,
         high_freq=-400.0,
     )
-    parts = [feats]
-    for _ in range(deltas):
-        parts.append(compute_deltas(parts[-1].T).T)
-    return torch.cat(parts, dim=1)
+
+
+def nemo_filters(fs: int, n_mels: int, size: int) -> Tensor:
+    """Mel filters (size / 2 + 1, n_mels) of the definition ``nemo``."""
+    return melscale_fbanks(
+        size // 2 + 1, 0.0, fs / 2, n_mels, fs, norm="slaney", mel_scale="slaney"
+    )
+
+
+def _nemo_fbank(wave: Tensor, fs: int, n_mels: int, snip_edges: bool) -> Tensor:
+    length, shift = fs * 25 // 1000, fs // FRAMES_PER_SECOND
+    if len(wave) < length:
+        return wave.new_zeros(0, n_mels)
+    if not snip_edges:
+        edge, count = length // 2 - shift // 2, (len(wave) + shift // 2) // shift
+        whole = torch.cat([wave[:edge].flip(0), wave, wave[-length:].flip(0)])
+        wave = whole[: (count - 1) * shift + length]
+    frames = wave.unfold(0, length, shift)
+    frames = frames - PREEMPHASIS * torch.cat([frames[:, :1], frames[:, :-1]], 1)
+    size = 1 << (length - 1).bit_length()  # of the Fourier transform
+    spectrum = torch.fft.rfft(frames * torch.hann_window(length, device=wave.device), size)
+    power = spectrum.abs().square()
+    mel = power @ nemo_filters(fs, n_mels, size).to(wave.device)
+    return mel.clamp_min(torch.finfo(torch.float32).eps).log()
 
 
 def fbank_extractor(definition: Fbank) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function from a wave (samples,) in [-1, 1] to features (frames, width) float32."""
 
     def extract(wave: np.ndarray) -> np.ndarray:
-        bins, rate = definition.bins, definition.rate
-        return kaldi_fbank(torch.from_numpy(wave), rate, bins, definition.deltas).numpy()
+        options = (definition.rate, definition.bins, definition.deltas, definition.definition)
+        return log_mel(torch.from_numpy(wave), *options).numpy()
 
     return extract
 
 
 class OnlineFbank:
-    """``kaldi_fbank`` of a wave in pieces: the same frames, each as soon as it is complete.
+    """``log_mel`` of a wave in pieces: the same frames, each as soon as it is complete.
 
     A frame needs the samples up to 17.5 ms after the middle of its 10 ms.
     """
 
-    def __init__(self, fs: int = 16000, n_mels: int = 80):
-        self.fs, self.n_mels = fs, n_mels
+    def __init__(self, fs: int = 16000, n_mels: int = 80, definition: str = KALDI):
+        self.fs, self.n_mels, self.definition = fs, n_mels, definition
         self.window, self.shift = fs * 25 // 1000, fs // FRAMES_PER_SECOND
         self._edge = self.window // 2 - self.shift // 2  # samples before the first frame
         self._samples = self._frames = 0  # accepted, returned
@@ -90,4 +139,5 @@ class OnlineFbank:
         piece = self._buffer[: (count - 1) * self.shift + self.window]
         self._buffer = self._buffer[count * self.shift :]
         self._frames += count
-        return kaldi_fbank(piece, self.fs, self.n_mels, snip_edges=True)
+        options = (self.fs, self.n_mels, 0, self.definition)
+        return log_mel(piece, *options, snip_edges=True)

@@ -14,20 +14,24 @@ from espnet_ext.data.ssl_model import SSLModel, read_ssl
 from espnet_ext.errors import UserError
 
 FRAMES_PER_SECOND = 100  # of log-mel
+SUBSAMPLING = 4  # of log-mel, by encoders that stream
+KALDI, NEMO = DEFINITIONS = ("kaldi", "nemo")  # of log-mel (``data.fbank``)
 
 
 @dataclass(frozen=True)
 class Fbank:
-    """Kaldi-definition log-mel and ``deltas`` orders of differences (``data.fbank``)."""
+    """Log-mel of a ``definition`` and ``deltas`` orders of differences (``data.fbank``)."""
 
     bins: int
     rate: int
     deltas: int
+    definition: str = KALDI
 
     @property
     def name(self) -> str:
         """Name of the folder of the arks, such as fbank26_d2."""
-        return f"fbank{self.bins}_d{self.deltas}" if self.deltas else f"fbank{self.bins}"
+        kind = "" if self.definition == KALDI else f"_{self.definition}"
+        return f"fbank{self.bins}{kind}" + (f"_d{self.deltas}" if self.deltas else "")
 
     @property
     def width(self) -> int:
@@ -43,7 +47,8 @@ class Fbank:
     def settings(self) -> dict[str, Any]:
         """Values that decide the features, for stamps."""
         deltas = {"deltas": self.deltas} if self.deltas else {}
-        return {"bins": self.bins, "fs": self.rate, **deltas}
+        kind = {} if self.definition == KALDI else {"definition": self.definition}
+        return {"bins": self.bins, "fs": self.rate, **deltas, **kind}
 
     @property
     def files(self) -> list[Path]:
@@ -63,18 +68,33 @@ def ark_definition(config: Config) -> Definition:
     frontend = config.espnet.get("frontend")
     conf = config.espnet.get("frontend_conf") or {}
     if frontend == "kaldi_fbank":
-        values = {"n_mels": 80, "fs": 16000, "deltas": 0} | conf
+        values = {"n_mels": 80, "fs": 16000, "deltas": 0, "definition": KALDI} | conf
         for key, least in (("n_mels", 1), ("fs", 1), ("deltas", 0)):
             if type(values[key]) is not int or values[key] < least:
                 raise UserError(
                     f"{config.path}: frontend_conf: {key} must be a whole number, "
                     f"not {values[key]!r}"
                 )
-        return Fbank(values["n_mels"], values["fs"], values["deltas"])
+        try:
+            kind = known_definition(values["definition"])
+        except UserError as error:
+            raise UserError(f"{config.path}: frontend_conf: {error}") from None
+        return Fbank(values["n_mels"], values["fs"], values["deltas"], kind)
     if frontend == "ssl":
         return _ssl_definition(config, conf)
     known = " or ".join(ARK_FRONTENDS)
     raise UserError(f"{config.path}: recipe: features: ark needs frontend: {known}")
+
+
+def known_definition(name: Any) -> str:
+    """Return the name of a definition of log-mel.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in DEFINITIONS:
+        raise UserError(f"definition must be {' or '.join(DEFINITIONS)}, not {name!r}")
+    return name
 
 
 def _ssl_definition(config: Config, conf: Mapping[str, Any]) -> SSLModel:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from espnet_ext.data.features import SUBSAMPLING
 from espnet_ext.errors import UserError
 from espnet_ext.methods.tensors import frame_mask
 
-SUBSAMPLING = 4
 _FRAME_MS = 10 * SUBSAMPLING
 
 

@@ -1,21 +1,24 @@
-"""ESPnet frontends: Kaldi-definition log-mel, raw samples, and features that stage 2 writes."""
+"""ESPnet frontends: log-mel of on-device runtimes, raw samples, features that stage 2 writes."""
 
 import torch
 from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from torch import Tensor
 
-from espnet_ext.data.fbank import kaldi_fbank
+from espnet_ext.data.fbank import log_mel
+from espnet_ext.data.features import KALDI, known_definition
 from espnet_ext.errors import UserError
 
 
 class KaldiFbank(AbsFrontend):
     """Frontend ``kaldi_fbank``: raw audio to log-mel as Kaldi defines it (``data.fbank``).
 
-    With ``deltas: 2`` first and second differences follow (26 bins: 78 features a frame).
+    ``definition: nemo`` takes the other definition that sherpa-onnx has. With ``deltas: 2`` first
+    and second differences follow (26 bins: 78 features a frame).
     """
 
-    def __init__(self, fs: int = 16000, n_mels: int = 80, deltas: int = 0):
+    def __init__(self, fs: int = 16000, n_mels: int = 80, deltas: int = 0, definition: str = KALDI):
         super().__init__()
+        self.definition = known_definition(definition)
         self.fs = fs
         self.n_mels = n_mels
         self.deltas = deltas
@@ -33,7 +36,7 @@ class KaldiFbank(AbsFrontend):
         # In float32 whatever the training runs in: the logarithm of a bfloat16 power is noise.
         with torch.autocast(input.device.type, enabled=False):
             feats = [
-                kaldi_fbank(wave[:length], self.fs, self.n_mels, self.deltas)
+                log_mel(wave[:length], self.fs, self.n_mels, self.deltas, self.definition)
                 for wave, length in zip(input.float(), input_lengths.tolist(), strict=True)
             ]
         lengths = torch.tensor([len(f) for f in feats], device=input.device)

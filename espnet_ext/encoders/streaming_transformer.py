@@ -21,8 +21,8 @@ from espnet2.legacy.nets.pytorch_backend.transformer.positionwise_feed_forward i
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from espnet_ext.data.features import SUBSAMPLING
 from espnet_ext.encoders.chunks import (
-    SUBSAMPLING,
     ConvContext,
     ConvSubsampling,
     Geometry,
@@ -166,7 +166,7 @@ class StreamingTransformerEncoder(AbsEncoder):
         frames = int(ilens.max())
         state, lengths = self.init_state(len(ilens)), subsampled(ilens)
         x, _ = self.embed(xs_pad[:, :frames], ilens, state.context)
-        y, _ = self._encode(x, frame_mask(lengths, x.shape[1]), state, final=True)
+        y, _ = self.encode_ready(x, frame_mask(lengths, x.shape[1]), state, final=True)
         return self.after_norm(y), lengths, None
 
     def init_state(self, batch: int = 1) -> StreamState:
@@ -212,13 +212,23 @@ class StreamingTransformerEncoder(AbsEncoder):
             valid = torch.cat([valid, frame_mask(subsampled(lengths), embedded.shape[1])], dim=1)
             pending = torch.cat([pending, embedded], dim=1)
             state = replace(state, context=context)
-        y, state = self._encode(pending, valid, state, final)
+        y, state = self.encode_ready(pending, valid, state, final)
         return self.after_norm(y), valid[:, : y.shape[1]].sum(1), state
 
-    def _encode(
+    def encode_ready(
         self, x: Tensor, valid: Tensor, state: StreamState, final: bool
     ) -> tuple[Tensor, StreamState]:
-        """Encode the chunks of (B, t, d) with a complete look-ahead; the rest is pending."""
+        """Encode the chunks of embedded frames whose look-ahead is complete; the rest is pending.
+
+        Args:
+            x: (B, t, d), the frames since the last chunk.
+            valid: (B, t), False for frames after the end of a stream.
+            state: whose history is read.
+            final: no frame follows: every chunk is complete.
+
+        Returns:
+            (B, m, d), not normalised, and the next state.
+        """
         chunk, block = self.geometry.chunk, self.geometry.block
         frames = x.shape[1]
         count = -(-frames // chunk) if final else max(0, (frames - block) // chunk + 1)

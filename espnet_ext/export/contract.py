@@ -13,6 +13,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx
 from espnet_ext.export.frames_contract import FramesContract
 from espnet_ext.export.graph import Products
+from espnet_ext.export.transducer_contract import TransducerContract
 from espnet_ext.export.whisper_contract import WhisperContract
 from espnet_ext.files import PACKED
 from espnet_ext.formats.packed import State, read_member
@@ -59,6 +60,13 @@ def contract_of(bundle: Bundle, decoder: Decoder, bits: int | None) -> Contract:
     asr, rounded = decoder.model, None if bits == 32 else bits
     if isinstance(asr.decoder, WhisperDecoder):
         return WhisperContract(bundle, decoder, stored, rounded)
+    if is_transducer(bundle):
+        return TransducerContract(bundle, decoder, stored, rounded)
     if is_classifier(asr) or getattr(asr, "ctc", None) is not None:
         return FramesContract(bundle, decoder, stored, rounded)
-    raise UserError(f"{bundle.path}: transducers cannot be exported so far")
+    raise UserError(f"{bundle.path}: only Whisper, CTC, transducers and classifiers are exported")
+
+
+def is_transducer(bundle: Bundle) -> bool:
+    """True for a model with a predictor and a joiner."""
+    return bundle.arguments.get("decoder") == "transducer"

@@ -10,9 +10,10 @@ import numpy as np
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.loading import decoder_of
+from espnet_ext.config.recipe_errors import TRANSDUCER
 from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx
-from espnet_ext.export.contract import Contract, contract_of
+from espnet_ext.export.contract import Contract, contract_of, is_transducer
 from espnet_ext.export.graph import Products
 from espnet_ext.export.onnx_decoder import SETTINGS
 from espnet_ext.files import atomic_path, write_json
@@ -67,7 +68,8 @@ def export(
     """
     if folder.exists() and not (folder / SETTINGS).is_file():
         raise UserError(f"{folder} exists and is no exported model: choose another folder")
-    decoder = decoder_of(bundle)
+    # The graphs are searched greedily, whatever method the config names first.
+    decoder = decoder_of(bundle, TRANSDUCER[0] if is_transducer(bundle) else None)
     contract = contract_of(bundle, decoder, bits)
     with tempfile.TemporaryDirectory() as scratch:
         _write(contract, decoder.rate, Path(scratch), "float32")

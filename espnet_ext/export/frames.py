@@ -7,26 +7,20 @@
 (N, classes) of a classifier. Statistics of the normalisation are inside.
 """
 
-import contextlib
-import sys
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
-from espnet2.legacy.nets.pytorch_backend import nets_utils
-from onnx import helper
 from torch import Tensor, nn
 
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.footprint import is_classifier
-from espnet_ext.errors import UserError, one_line
+from espnet_ext.errors import UserError
 from espnet_ext.export.fbank import Fbank
-from espnet_ext.export.graph import OPSET, Products
+from espnet_ext.export.graph import Products
 from espnet_ext.export.rounded import use_integers
-from espnet_ext.methods.tensors import frame_mask
+from espnet_ext.export.tracing import trace, traceable_masks
 
 PREPROCESS, MODEL = "preprocess.onnx", "model.onnx"
 _FRAMES = 150  # of the input that is traced
@@ -67,83 +61,18 @@ def write(
     """
     asr = decoder.model
     if asr.frontend is not None or decoder.width is None:
-        raise UserError("only models of Kaldi-definition log-mel can be exported")
+        raise UserError("only models of log-mel can be exported")
     counted = use_integers(asr, state, products)
     source = decoder.source
-    features = Fbank(source.rate, decoder.width // (1 + source.deltas), source.deltas)
+    bins = decoder.width // (1 + source.deltas)
+    features = Fbank(source.rate, bins, source.deltas, source.definition)
     audio = torch.zeros(1, 2 * source.rate)
-    _trace(features, (audio,), folder / PREPROCESS, {"audio": {1: "n"}}, {"x": {1: "frames"}})
+    trace(features, (audio,), folder / PREPROCESS, {"audio": {1: "n"}}, {"x": {1: "frames"}})
     x, lengths = torch.zeros(2, _FRAMES, decoder.width), torch.tensor([_FRAMES, _FRAMES - 9])
     inputs = {"x": {0: "N", 1: "frames"}, "x_lens": {0: "N"}}
     outputs = {"log_probs": {0: "N"}, "log_probs_len": {0: "N"}}
     if not is_classifier(asr):
         outputs["log_probs"][1] = "out_frames"
-    with _traceable_masks():
-        _trace(Frames(asr).eval(), (x, lengths), folder / MODEL, inputs, outputs)
+    with traceable_masks():
+        trace(Frames(asr).eval(), (x, lengths), folder / MODEL, inputs, outputs)
     return dict(counted)
-
-
-def _trace(
-    module: nn.Module,
-    given: tuple[Tensor, ...],
-    path: Path,
-    inputs: dict[str, dict[int, str]],
-    outputs: dict[str, dict[int, str]],
-) -> None:
-    """Write the graph of a module; tensors have the names and free dimensions that are given."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tracing: outputs are compared afterwards
-            torch.onnx.export(
-                module,
-                given,
-                path,
-                input_names=list(inputs),
-                output_names=list(outputs),
-                dynamic_axes={**inputs, **outputs},
-                opset_version=20,
-                dynamo=False,
-                do_constant_folding=False,
-            )
-    except Exception as error:  # of many types
-        raise UserError(f"this encoder cannot be traced: {one_line(error)}") from None
-    model = onnx.load(path)
-    del model.opset_import[:]
-    for domain, version in (("", OPSET), ("com.microsoft", 1)):
-        model.opset_import.append(helper.make_opsetid(domain, version))
-    onnx.save(model, path)
-
-
-@contextlib.contextmanager
-def _traceable_masks() -> Iterator[None]:
-    """Inside the block ESPnet's masks of padding are computed from tensors.
-
-    Its own function makes lists of numbers, which tracing writes as constants.
-    """
-    original = nets_utils.make_pad_mask
-    users = [
-        module
-        for name, module in list(sys.modules.items())
-        if name.startswith(("espnet", "espnet2", "espnet_ext"))
-        and getattr(module, "make_pad_mask", None) is original
-    ]
-    for module in users:
-        module.make_pad_mask = _pad_mask  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        for module in users:
-            module.make_pad_mask = original  # type: ignore[attr-defined]
-
-
-def _pad_mask(
-    lengths: Tensor, xs: Tensor | None = None, length_dim: int = -1, maxlen: int | None = None
-) -> Tensor:
-    """True outside of the lengths; arguments are those of ESPnet's ``make_pad_mask``."""
-    if xs is None:
-        frames: Any = lengths.max() if maxlen is None else maxlen
-        return ~frame_mask(lengths, frames)
-    mask = ~frame_mask(lengths, xs.shape[length_dim])
-    shape = [1] * xs.dim()
-    shape[0], shape[length_dim] = -1, mask.shape[1]
-    return mask.reshape(shape).expand_as(xs)

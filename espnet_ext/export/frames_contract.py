@@ -19,7 +19,7 @@ from espnet_ext.export.rounded import round_weight
 from espnet_ext.formats.packed import State
 from espnet_ext.methods.sites import is_linear
 
-_NAMES = {"<blank>": "<blk>", "<space>": "\u2581"}
+NAMES = {"<blank>": "<blk>", "<space>": "\u2581"}
 
 
 class FramesContract:
@@ -45,7 +45,7 @@ class FramesContract:
     def symbols(self) -> dict[int, str]:
         """Pieces of SentencePiece, characters or classes."""
         tokens = self.decoder.model.token_list
-        return {place: _NAMES.get(token, token) for place, token in enumerate(tokens)}
+        return {place: NAMES.get(token, token) for place, token in enumerate(tokens)}
 
     def settings(self) -> dict[str, Any]:
         """``kind``, and the contract's name in sherpa-onnx."""

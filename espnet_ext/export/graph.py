@@ -235,11 +235,7 @@ class Graph:
         if bits > 4:
             return self.constant(values)
         name = self._name("constant")
-        low = values.reshape(-1).astype(np.uint8) & 15
-        low = np.append(low, 0) if len(low) % 2 else low
-        pairs = (low[0::2] | low[1::2] << 4).tobytes()
-        made = helper.make_tensor(name, TensorProto.INT4, values.shape, pairs, raw=True)
-        self._constants[name] = made
+        self._constants[name] = in_pairs(name, values)
         return name
 
     def _scales(self, scale: Tensor) -> str:
@@ -265,6 +261,14 @@ class Graph:
     def _name(self, kind: str) -> str:
         self._count += 1
         return f"{kind}_{self._count}"
+
+
+def in_pairs(name: str, values: np.ndarray) -> onnx.TensorProto:
+    """Integers of at most 4 bits as a tensor of a graph, two to a byte."""
+    low = values.reshape(-1).astype(np.uint8) & 15
+    low = np.append(low, np.uint8(0)) if len(low) % 2 else low
+    pairs = (low[0::2] | low[1::2] << 4).tobytes()
+    return helper.make_tensor(name, TensorProto.INT4, values.shape, pairs, raw=True)
 
 
 def packed_blocks(weight: Quantised, block: int) -> tuple[Tensor, Tensor, int]:

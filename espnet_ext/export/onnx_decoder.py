@@ -12,7 +12,7 @@ from espnet_ext.formats.digests import refuse_other
 from espnet_ext.recogniser import Found, Recogniser, mean_probability
 
 SETTINGS = "model.json"
-_KINDS = ("whisper", "ctc", "class")
+_KINDS = ("whisper", "ctc", "class", "transducer")
 _LONGEST = 30  # seconds of a segment; Whisper has no positions for more
 _AGAIN = "export it again"
 
@@ -48,6 +48,10 @@ class OnnxDecoder:
     def text_of(self, tokens: Sequence[int]) -> str:
         """Text of token ids."""
         return self.model.text(tokens)
+
+    def names_of(self, tokens: Sequence[int]) -> list[str]:
+        """Lines of tokens.txt."""
+        return [self.model.symbols[token] for token in tokens]
 
     def _one(self, wave: np.ndarray) -> Found:
         tokens, score, places = self.model.tokens(filled_up(wave, self.rate))

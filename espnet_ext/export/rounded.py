@@ -6,11 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from espnet_ext.export.graph import ZERO, Products, blocks_of, in_products, packed_blocks
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.methods.quantise import grouped_integers, integers
+from espnet_ext.methods.shared_linear import SharedLinear, with_residual
 from espnet_ext.methods.sites import is_linear
+
+# Layers whose weights can be integers in a graph.
+ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding, nn.LSTM, SharedLinear)
 
 
 class _Blocks(torch.autograd.Function):
@@ -87,12 +92,11 @@ class RoundedLinear(nn.Module):
         return y.transpose(1, 2) if self.pointwise else y
 
 
-class RoundedConvolution(nn.Module):
-    """A convolution whose weight is integers times scale."""
+class RoundedTensor(nn.Module):
+    """A tensor that is integers times scale; calling it gives the numbers."""
 
-    def __init__(self, layer: Any, weight: Quantised):
+    def __init__(self, weight: Quantised):
         super().__init__()
-        self.layer = layer
         shape = (-1, *[1] * (weight.ints.dim() - 1)) if weight.scale.dim() else ()
         if weight.scale.numel() > len(weight.ints):  # of groups: one for each number
             grouped = weight.scale.reshape(len(weight.ints), -1, 1)
@@ -103,10 +107,70 @@ class RoundedConvolution(nn.Module):
         self.register_buffer("ints", weight.ints)
         self.register_buffer("scale", scale)
 
+    def forward(self) -> Tensor:
+        """Compute the numbers, of the shape of the integers."""
+        return _Product.apply(self.ints, self.scale)
+
+
+class RoundedConvolution(nn.Module):
+    """A convolution whose weight is integers times scale."""
+
+    def __init__(self, layer: Any, weight: Quantised):
+        super().__init__()
+        self.layer, self.numbers = layer, RoundedTensor(weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve as the layer does."""
-        weight = _Product.apply(self.ints, self.scale)
-        return self.layer._conv_forward(x, weight, self.layer.bias)
+        return self.layer._conv_forward(x, self.numbers(), self.layer.bias)
+
+
+class RoundedEmbedding(nn.Module):
+    """An embedding whose table is integers times scale."""
+
+    def __init__(self, weight: Quantised):
+        super().__init__()
+        self.numbers = RoundedTensor(weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Look tokens up."""
+        return F.embedding(tokens, self.numbers())
+
+
+class RoundedLSTM(nn.Module):
+    """A layer of an LSTM, some of whose tensors are integers times scale."""
+
+    def __init__(self, layer: nn.LSTM, weights: Mapping[str, Quantised]):
+        super().__init__()
+        self.layer = layer
+        self.numbers = nn.ModuleDict({name: RoundedTensor(w) for name, w in weights.items()})
+
+    def forward(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple]:
+        """Run the layer on (batch, n, i)."""
+        names = [name for name, _ in self.layer.named_parameters()]
+        flat = [self.numbers[n]() if n in self.numbers else getattr(self.layer, n) for n in names]
+        options = self.layer.bias, 1, 0.0, False, False, self.layer.batch_first
+        y, hidden, cell = torch._VF.lstm(x, hx, flat, *options)  # type: ignore[attr-defined]
+        return y, (hidden, cell)
+
+
+class RoundedShared(nn.Module):
+    """A layer of a shared base of integers, and a residual; see ``methods.shared_linear``."""
+
+    def __init__(self, base: nn.Module, layer: SharedLinear, factors: Mapping[str, Quantised]):
+        super().__init__()
+        self.base, self.pointwise, self.diagonal = base, layer.base.dim() == 3, layer.diagonal
+        self.down, self.up = layer.down, layer.up
+        self.factors = nn.ModuleDict({name: RoundedTensor(w) for name, w in factors.items()})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., i) to (..., o), or (batch, i, frames) to (batch, o, frames)."""
+        numbers = {name: factor() for name, factor in self.factors.items()}
+        down, up = numbers.get("down", self.down), numbers.get("up", self.up)
+        flat = x.transpose(1, 2) if self.pointwise else x
+        y = self.base(x)
+        y = y.transpose(1, 2) if self.pointwise else y
+        y = with_residual(y, flat, down, up, self.diagonal)
+        return y.transpose(1, 2) if self.pointwise else y
 
 
 def round_weight(weight: nn.Parameter, bits: int) -> Quantised:
@@ -127,35 +191,77 @@ def round_weight(weight: nn.Parameter, bits: int) -> Quantised:
 def use_integers(model: nn.Module, state: Mapping[str, Any], products: Products) -> Counter[int]:
     """Replace the layers of a model whose weights are integers in a packed file, in place.
 
+    Layers that share a weight share its integers.
+
     Args:
-        model: plain, with the products of integers and scales as weights.
+        model: plain or of the form ``shared``, with the products of integers and scales as weights.
         state: of the packed file.
         products: see ``graph.Graph``.
 
     Returns:
-        How many weights are in how many bits; a convolution's take a byte each.
+        How many weights are in how many bits.
 
     Raises:
         KeyError: a rounded weight of another kind of layer.
     """
     counted: Counter[int] = Counter()
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    rounded: dict[int, Quantised] = {}  # by identity of the parameter
     for name, weight in state.items():
-        if not isinstance(weight, Quantised):
-            continue
-        owner, _, _ = name.rpartition(".")
-        parent, _, attribute = owner.rpartition(".")
-        layer: Any = model.get_submodule(owner)
-        holder: Any = model.get_submodule(parent)
-        made: nn.Module
-        if is_linear(layer):
-            made = RoundedLinear(layer, weight, products)
-        elif isinstance(layer, nn.Conv1d | nn.Conv2d):
-            made = RoundedConvolution(layer, weight)
-        else:
-            raise KeyError(name)
-        counted[weight.bits] += weight.ints.numel()
-        if attribute.isdecimal():
-            holder[int(attribute)] = made
-        else:
-            setattr(holder, attribute, made)
+        if isinstance(weight, Quantised):
+            counted[weight.bits] += 0 if id(parameters[name]) in rounded else weight.ints.numel()
+            rounded[id(parameters[name])] = weight
+    made: dict[tuple, nn.Module] = {}  # by identities of the layer's parameters
+    for holder in list(model.modules()):
+        for attribute, layer in list(holder._modules.items()):
+            own = {} if layer is None else layer._parameters
+            found = {n: rounded[id(p)] for n, p in own.items() if id(p) in rounded}
+            if layer is not None and found:
+                holder._modules[attribute] = _rounded(layer, found, products, made)
     return counted
+
+
+def _rounded(
+    layer: nn.Module,
+    weights: Mapping[str, Quantised],
+    products: Products,
+    made: dict[tuple, nn.Module],
+) -> nn.Module:
+    """The layer in the place of one; ``made``: those for others, which are used again."""
+    key = tuple(map(id, layer._parameters.values()))
+    if key in made:
+        return made[key]
+    weight = weights.get("weight")
+    if isinstance(layer, SharedLinear):
+        factors = {name: one for name, one in weights.items() if name != "weight"}
+        base: nn.Module = _plain(layer)
+        if weight is not None:
+            base = _rounded(base, {"weight": weight}, products, made)
+        new: nn.Module = RoundedShared(base, layer, factors)
+    elif isinstance(layer, nn.LSTM) and layer.num_layers == 1:
+        new = RoundedLSTM(layer, weights)
+    elif weight is None:
+        raise KeyError(next(iter(weights)))
+    elif is_linear(layer):
+        new = RoundedLinear(layer, weight, products)
+    elif isinstance(layer, nn.Conv1d | nn.Conv2d):
+        new = RoundedConvolution(layer, weight)
+    elif isinstance(layer, nn.Embedding):
+        new = RoundedEmbedding(weight)
+    else:
+        raise KeyError(type(layer).__name__)
+    made[key] = new
+    return new
+
+
+def _plain(layer: SharedLinear) -> nn.Module:
+    """The base of a layer as a layer."""
+    outputs, inputs = layer.base.shape[:2]
+    bias = layer.bias is not None
+    made: Any = (
+        nn.Conv1d(inputs, outputs, 1, bias=bias)
+        if layer.base.dim() == 3
+        else nn.Linear(inputs, outputs, bias=bias)
+    )
+    made.weight, made.bias = layer.base, layer.bias
+    return made

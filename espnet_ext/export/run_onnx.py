@@ -1,6 +1,7 @@
 """Transcribe audio files with the exported model in this script's folder.
 
-Needs numpy, onnxruntime and soundfile; nothing else of the project that made it.
+Needs numpy, onnxruntime and soundfile; nothing else of the project that made it. The text of a
+streaming model grows chunk by chunk.
 
 Example: python transcribe.py speech.wav
 """
@@ -19,6 +20,7 @@ GRAPHS = {
     "whisper": ("preprocess", "encode", "uncached_decode", "cached_decode"),
     "ctc": ("preprocess", "model"),
     "class": ("preprocess", "model"),
+    "transducer": ("preprocess", "encoder", "decoder", "joiner"),
 }
 
 
@@ -54,6 +56,10 @@ class Model:
         """
         if self.settings["kind"] == "whisper":
             return *self._attend(wave), []
+        if self.settings["kind"] == "transducer":
+            stream = Stream(self)
+            stream.accept(wave, last=True)
+            return stream.tokens, stream.score, [f / stream.count for f in stream.frames]
         scores = self.log_probs(wave)
         if self.settings["kind"] == "class":
             best = int(scores.argmax())
@@ -113,6 +119,91 @@ class Model:
                 del found[-repeated:]
                 break
         return found, score
+
+
+class Stream:
+    """Audio that a transducer hears piece by piece, in memory of constant size but for its tokens.
+
+    ``tokens`` are found at the frames ``frames`` of ``count`` frames of ``model.settings["shift"]``
+    features for each chunk; ``score`` is the sum of their log-probabilities.
+    """
+
+    def __init__(self, model):
+        self.model, settings = model, model.settings
+        rate, self.bins = settings["rate"], settings["bins"]
+        self.length, self.hop = rate * 25 // 1000, rate // 100
+        self.window, self.shift = settings["window"], settings["shift"]
+        self.samples = self.last_samples = np.zeros(0, np.float32)
+        self.features = np.zeros((0, self.bins), np.float32)
+        self.heard = self.computed = self.count = 0
+        self.caches, self.states = self._zeros("encoder", 2), self._zeros("decoder", 2)
+        self.blank = len(model.symbols) - 1
+        self.tokens: list[int] = []
+        self.frames: list[int] = []
+        self.score = 0.0
+        self.feed(self.blank)
+
+    def accept(self, wave, last=False):
+        """Hear samples (n,), float32; the tokens that they complete are appended to ``tokens``."""
+        for frame in self.encode(wave, last):
+            scores = self.scores(frame)
+            token = int(scores.argmax())
+            best = scores[token]
+            self.score += float(best - np.log(np.exp(scores - best).sum()) - best)
+            if token != self.blank:
+                self.tokens.append(token)
+                self.frames.append(self.count)
+                self.feed(token)
+            self.count += 1
+
+    def encode(self, wave, last=False):
+        """Frames (m, J) of the chunks that samples complete; at the end, of the rest."""
+        self.features = np.concatenate([self.features, self._computed(wave, last)])
+        found = [np.zeros((0, self.predicted.shape[1]), np.float32)]
+        while len(self.features) >= self.window or (last and len(self.features)):
+            ready = self.features[: self.window]
+            padded = np.pad(ready, ((0, self.window - len(ready)), (0, 0))).T[None]
+            size = np.array([len(ready)], np.int64)
+            frames, count, *self.caches = self.model.run("encoder", padded, size, *self.caches)
+            found.append(frames[0].T[: int(count[0])])
+            self.features = self.features[self.shift :]
+        return np.concatenate(found)
+
+    def feed(self, token):
+        """Give a token to the predictor."""
+        given = np.array([[token]], np.int32), np.array([1], np.int32)
+        self.predicted, _, *self.states = self.model.run("decoder", *given, *self.states)
+
+    def scores(self, frame):
+        """Scores (V,) of the next token at a frame (J,)."""
+        return self.model.run("joiner", frame[None, :, None], self.predicted)[0].reshape(-1)
+
+    def _computed(self, wave, last):
+        """Features of the windows that samples complete; at the end, with reflected edges."""
+        before, self.heard = self.heard, self.heard + len(wave)
+        self.samples = np.concatenate([self.samples, wave])
+        self.last_samples = np.concatenate([self.last_samples, wave])[-self.length :]
+        if self.heard < self.length:
+            return np.zeros((0, self.bins), np.float32)
+        if before < self.length:  # the first window reflects the start
+            edge = self.length // 2 - self.hop // 2
+            self.samples = np.concatenate([self.samples[:edge][::-1], self.samples])
+        count = (len(self.samples) - self.length) // self.hop + 1
+        if last:
+            self.samples = np.concatenate([self.samples, self.last_samples[::-1]])
+            count = (self.heard + self.hop // 2) // self.hop - self.computed
+        if count <= 0:
+            return np.zeros((0, self.bins), np.float32)
+        piece = self.samples[: (count - 1) * self.hop + self.length]
+        self.samples = self.samples[count * self.hop :]
+        self.computed += count
+        return self.model.run("preprocess", piece[None])[0][0]
+
+    def _zeros(self, graph, first):
+        """The state of a graph before it has run: zeros for all inputs from ``first`` on."""
+        kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+        inputs = self.model.graphs[graph].get_inputs()[first:]
+        return [np.zeros(one.shape, kinds[one.type]) for one in inputs]
 
 
 def loop(tokens, longest=10, times=4, least=12):

@@ -17,6 +17,18 @@ def effective_weight(
     return weight.view(base.shape)
 
 
+def with_residual(
+    y: Tensor, x: Tensor, down: Tensor | None, up: Tensor | None, diagonal: Tensor | None
+) -> Tensor:
+    """Add what a residual makes of x (..., i) to y (..., o), the output of its base."""
+    if down is not None and up is not None:
+        y = y + F.linear(F.linear(x, down), up)
+    if diagonal is not None:
+        width = len(diagonal)
+        y = y + F.pad(x[..., :width] * diagonal, (0, y.shape[-1] - width))
+    return y
+
+
 class SharedLinear(nn.Module):
     """Linear layer or pointwise convolution with a shared base and a residual.
 
@@ -56,9 +68,5 @@ class SharedLinear(nn.Module):
         if convolution:
             x = x.transpose(1, 2)
         y = F.linear(x, self.base.flatten(1), self.bias)
-        if self.up is not None:
-            y = y + F.linear(F.linear(x, self.down), self.up)
-        if self.diagonal is not None:
-            width = len(self.diagonal)
-            y = y + F.pad(x[..., :width] * self.diagonal, (0, y.shape[-1] - width))
+        y = with_residual(y, x, self.down, self.up, self.diagonal)
         return y.transpose(1, 2) if convolution else y

@@ -42,9 +42,15 @@ def write_features(experiment: Experiment, jobs: int, part: Part | None = None) 
         UserError: no data directory, audio that is missing, undecodable, or of another
             sampling rate, or a self-supervised model that is not there.
     """
+    with lock(experiment.exp / ".features.lock", shared=part is not None):
+        _write_all(experiment, jobs, part)
+
+
+def _write_all(experiment: Experiment, jobs: int, part: Part | None) -> None:
+    """Do the work of ``write_features``, while no other run joins or writes the whole."""
     data, recipe = experiment.data, experiment.recipe
     # Parts run at the same time.
-    with contextlib.nullcontext() if part is None else lock(experiment.exp / ".features.lock"):
+    with contextlib.nullcontext() if part is None else lock(experiment.exp / ".prepare.lock"):
         _prepare(experiment, jobs)
     definition = experiment.features
     if definition is None:

@@ -48,12 +48,14 @@ def read_weights(data: bytes | memoryview, name: str) -> Weights:
     for _ in range(reader.number("I")):
         key = reader.string()
         if key in variables:
-            raise UserError(f"{name}: damaged: holds {key} twice")
+            raise UserError(f"{name}: damaged: holds {key!r} twice")
         variables[key] = reader.array(key)
     for _ in range(reader.number("I")):
         alias, key = reader.string(), reader.string()
         if key not in variables:
-            raise UserError(f"{name}: damaged: {alias} is an alias of {key}, which is not in it")
+            raise UserError(
+                f"{name}: damaged: {alias!r} is an alias of {key!r}, which is not in it"
+            )
         variables[alias] = variables[key]
     reader.end()
     return Weights(specification, revision, variables)
@@ -87,14 +89,14 @@ class _Reader:
     def array(self, key: str) -> np.ndarray:
         rank = self.number("B")
         if rank > _MOST_DIMENSIONS:
-            raise UserError(f"{self.name}: damaged: {key} has {rank} dimensions")
+            raise UserError(f"{self.name}: damaged: {key!r} has {rank} dimensions")
         shape = [self.number("I") for _ in range(rank)]
         kind, size = self.number("B"), self.number("I")
         if kind not in _TYPES:
-            raise UserError(f"{self.name}: {key} has the unknown type {kind}")
+            raise UserError(f"{self.name}: {key!r} has the unknown type {kind}")
         wanted = math.prod(shape) * np.dtype(_TYPES[kind]).itemsize
         if size != wanted:
-            raise UserError(f"{self.name}: damaged: {key} has {size} bytes, its shape {wanted}")
+            raise UserError(f"{self.name}: damaged: {key!r} has {size} bytes, its shape {wanted}")
         array = np.frombuffer(self.read(size), _TYPES[kind]).reshape(shape)
         if kind == _BFLOAT16:
             array = (array.astype("<u4") << 16).view("<f4")

@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from espnet_ext.data.features import KALDI
 from espnet_ext.encoders.frontends import KaldiFbank
 from espnet_ext.encoders.pretrained.stack import RATE, Stack, copy_sharing_tensors
 from espnet_ext.errors import UserError, nearest
@@ -215,8 +216,10 @@ def _features(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     known = (arguments.get("espnet_ext") or {}).get("input") or {}
     deltas = known.get("deltas", 0)
     bins = arguments["input_size"] // (1 + deltas)
-    rate = known.get("rate", RATE)
-    return {"frontend": "kaldi_fbank", "fs": rate, "n_mels": bins, "deltas": deltas}
+    options = {"fs": known.get("rate", RATE), "n_mels": bins, "deltas": deltas}
+    if known.get("definition", KALDI) != KALDI:
+        options["definition"] = known["definition"]
+    return {"frontend": "kaldi_fbank", **options}
 
 
 def _frontend(folder: Path, features: dict[str, Any]) -> Any:

@@ -12,6 +12,8 @@ import pytest
 import soundfile
 import yaml
 
+from espnet_ext.bridge.speech_input import SpeechInput
+from espnet_ext.data.features import DEFINITIONS
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from tests.fixtures import streams
@@ -34,7 +36,7 @@ def streamer(request, experiment, monkeypatch):
 
     monkeypatch.chdir(experiment)
     model = experiment / "exp/tiny/deploy/shared"
-    return Streamer(model, request.param, METHODS[request.param], RATE)
+    return Streamer(model, request.param, METHODS[request.param], SpeechInput(RATE))
 
 
 def chunks(streamer, seconds: float, seed: int = 0) -> list[np.ndarray]:
@@ -55,15 +57,16 @@ def whole(streamer, samples: np.ndarray) -> str:
 
 @pytest.mark.parametrize("seconds", [0.025, 0.0312, 0.16, 1.0, 1.2345])
 @pytest.mark.parametrize("size", [37, 80, 400, 2560, 100000])
-def test_online_features_are_the_offline_ones(seconds, size):
+@pytest.mark.parametrize("definition", DEFINITIONS)
+def test_online_features_are_the_offline_ones(seconds, size, definition):
     import torch
 
-    from espnet_ext.data.fbank import OnlineFbank, kaldi_fbank
+    from espnet_ext.data.fbank import OnlineFbank, log_mel
 
     samples = torch.from_numpy(wave(seconds))
-    online = OnlineFbank(RATE, 40)
+    online = OnlineFbank(RATE, 40, definition)
     parts = [online.accept(piece) for piece in samples.split(size)] + [online.finish()]
-    expected = kaldi_fbank(samples, RATE, 40)
+    expected = log_mel(samples, RATE, 40, 0, definition)
     found = torch.cat(parts)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < 1e-4  # of values of order 10
@@ -83,7 +86,6 @@ def test_the_model_of_these_tests_tells_inputs_apart(streamer):
 def test_stream_gives_the_text_of_decoding_the_whole(experiment, variant, method, monkeypatch):
     from espnet_ext.bridge import inference
     from espnet_ext.bridge.latency import Timing
-    from espnet_ext.bridge.speech_input import SpeechInput
     from espnet_ext.bridge.streaming import Streamer
     from espnet_ext.data.audio_stream import pieces
 
@@ -95,7 +97,7 @@ def test_stream_gives_the_text_of_decoding_the_whole(experiment, variant, method
     scp.write_text(f"one {experiment}/speech.wav\ntwo {experiment}/short.wav\n")
     decoder = inference.Decoder(model, method, options, SpeechInput(RATE))
     rows = [result[:2] for result in inference.decode_set(decoder, scp, jobs=1)]
-    streamer = Streamer(model, method, options, RATE)
+    streamer = Streamer(model, method, options, SpeechInput(RATE))
     for (_, expected), name in zip(rows, ("speech", "short"), strict=True):
         timing = Timing()
         source = pieces(str(experiment / f"{name}.wav"), RATE, streamer.piece)
@@ -252,7 +254,8 @@ def test_bad_streams_are_one_line(experiment, tmp_path, monkeypatch):
         str(tmp_path / "text.wav"): "cannot decode",
         str(tmp_path / "none.wav"): "no audio file",
     }
-    streamer = Streamer(experiment / "exp/tiny/deploy/shared", "transducer_greedy", {}, RATE)
+    folder = experiment / "exp/tiny/deploy/shared"
+    streamer = Streamer(folder, "transducer_greedy", {}, SpeechInput(RATE))
     for source, said in cases.items():
         with pytest.raises(UserError, match=said) as caught:
             list(streamer.run(pieces(source, RATE, streamer.piece), Timing()))

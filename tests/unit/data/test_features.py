@@ -2,6 +2,7 @@
 
 import math
 
+import kaldi_native_fbank as knf
 import numpy as np
 import pytest
 import torch
@@ -77,6 +78,34 @@ def test_other_numbers_of_bins():
     got = fbank(torch.from_numpy(wave), n_mels=40).numpy()
     np.testing.assert_allclose(got, definition(wave, 40), rtol=0, atol=3e-4)
     assert KaldiFbank(n_mels=40).output_size() == got.shape[1] == 40
+
+
+@pytest.mark.parametrize("bins", [80, 26])
+@pytest.mark.parametrize("samples", [400, 1601, 8000])
+def test_the_other_definition_is_that_of_sherpa_onnx(samples, bins):
+    """Its own library computes them, with the options that it sets for models of NeMo."""
+    wave = noise(samples)
+    options = knf.FbankOptions()
+    frames, filters = options.frame_opts, options.mel_opts
+    frames.dither, frames.snip_edges, frames.remove_dc_offset = 0, False, False
+    frames.window_type, frames.samp_freq = "hann", FS
+    filters.num_bins, filters.low_freq, filters.high_freq = bins, 0, FS / 2
+    filters.is_librosa = True
+    online = knf.OnlineFbank(options)
+    online.accept_waveform(FS, wave.tolist())
+    online.input_finished()
+    wanted = np.array([online.get_frame(k) for k in range(online.num_frames_ready)])
+    frontend = KaldiFbank(n_mels=bins, definition="nemo")
+    got, lengths = frontend(torch.from_numpy(wave)[None], torch.tensor([samples]))
+    assert lengths.tolist() == [len(wanted)]
+    np.testing.assert_allclose(got[0].numpy(), wanted, rtol=0, atol=3e-4)
+    kaldis = fbank(torch.from_numpy(wave), n_mels=bins).numpy()
+    assert np.abs(kaldis - wanted).max() > 0.5
+
+
+def test_unknown_definitions_are_refused():
+    with pytest.raises(UserError, match="definition must be kaldi or nemo, not 'htk'"):
+        KaldiFbank(definition="htk")
 
 
 @pytest.mark.parametrize("samples", [400, 479, 480, 559, 560, 16000, 16079, 16080, 12345])

@@ -226,7 +226,7 @@ CASES = {
     ),
     "unknown type": (
         lambda e: changed(e, **{"encoder/x": (np.zeros(2, "<f4"), 9)}),
-        "encoder/x has the unknown type 9",
+        "'encoder/x' has the unknown type 9",
     ),
     "unknown variable": (
         lambda e: changed(e, **{"encoder/layer_0/gate/weight": stored(np.zeros((2, 2)))}),
@@ -240,7 +240,7 @@ CASES = {
     ),
     "wrong alias": (
         lambda e: model_bin(variables_of(e), aliases=[("a", "b")]),
-        "a is an alias of b, which is not in it",
+        "'a' is an alias of 'b', which is not in it",
     ),
     "no encoder": (lambda e: without(e, "encoder/"), "holds no whole Whisper encoder"),
     "no decoder": (lambda e: without(e, "decoder/"), "holds no whole Whisper decoder"),
@@ -270,7 +270,7 @@ def test_aliases_and_sizes():
     found = read_weights(data, "x")
     np.testing.assert_array_equal(found.variables["b"], [[0, 1, 2], [3, 4, 5]])
     place = data.index(struct.pack("<BI", 0, 24))
-    with pytest.raises(UserError, match="a has 23 bytes, its shape 24"):
+    with pytest.raises(UserError, match="'a' has 23 bytes, its shape 24"):
         read_weights(data[:place] + struct.pack("<BI", 0, 23) + data[place + 5 :], "x")
 
 

@@ -14,7 +14,8 @@ import espnet_ext
 from espnet_ext.bridge.bundle import Bundle, about
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.config.training import load_config
-from espnet_ext.data.fbank import kaldi_fbank
+from espnet_ext.data.fbank import kaldi_fbank, log_mel
+from espnet_ext.data.features import DEFINITIONS
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.export.fbank import Fbank
@@ -117,12 +118,17 @@ def test_a_float_model_is_rounded_on_request(folders, bits, tmp_path, monkeypatc
     assert saved > {8: 2.1, 4: 2.5}[bits]
 
 
+@pytest.mark.parametrize("definition", DEFINITIONS)
 @pytest.mark.parametrize(("bins", "deltas"), [(80, 0), (26, 2)])
-def test_the_graphs_features_are_kaldis(bins, deltas):
+def test_the_graphs_features_are_those_of_training(bins, deltas, definition):
     for wave in WAVES:
-        found = Fbank(RATE, bins, deltas)(torch.from_numpy(wave)[None])[0]
-        wanted = kaldi_fbank(torch.from_numpy(wave), RATE, bins, deltas)
+        options = RATE, bins, deltas, definition
+        found = Fbank(*options)(torch.from_numpy(wave)[None])[0]
+        wanted = log_mel(torch.from_numpy(wave), *options)
         torch.testing.assert_close(found, wanted, atol=5e-3, rtol=1e-3)
+        inside = log_mel(torch.from_numpy(wave), *options, snip_edges=True)
+        found = Fbank(*options, pieces=True)(torch.from_numpy(wave)[None])[0]
+        torch.testing.assert_close(found, inside, atol=5e-3, rtol=1e-3)
 
 
 def test_the_script_ends_loops_where_torchs_search_does():
@@ -147,7 +153,7 @@ def test_what_no_graph_can_hold_is_one_line_and_writes_nothing(folders, tmp_path
 
     assert "leave out --bits" in refused(bits=8)
     with monkeypatch.context() as patch:  # a fault in the graphs
-        patch.setattr("espnet_ext.export.fbank._PREEMPHASIS", 0.9)
+        patch.setattr("espnet_ext.export.fbank.PREEMPHASIS", 0.9)
         assert "differ from torch's" in refused()
     with monkeypatch.context() as patch:
         patch.setattr("espnet_ext.export.frames.Frames.forward", lambda *_: 1 / 0)

@@ -10,7 +10,7 @@ import yaml
 from torch.nn.utils import parametrize
 
 from espnet_ext.config.training import Config, Recipe, load_config
-from espnet_ext.data.fbank import kaldi_fbank
+from espnet_ext.data.fbank import kaldi_fbank, log_mel
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import deploy, footprint
@@ -213,7 +213,7 @@ def test_a_merged_conformer_with_espnets_head_classifies_in_stock_espnet(build, 
 
 def test_78_features_are_26_log_mel_and_two_orders_of_kaldis_differences():
     wave = 0.1 * torch.randn(16000)
-    feats = kaldi_fbank(wave, 16000, 26, 2)
+    feats = log_mel(wave, 16000, 26, 2)
     assert feats.shape == (100, 78)
     mel = kaldi_fbank(wave, 16000, 26)
     assert torch.equal(feats[:, :26], mel)

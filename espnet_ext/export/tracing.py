@@ -1,0 +1,134 @@
+"""Graphs that torch traces."""
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from espnet2.legacy.nets.pytorch_backend import nets_utils
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from espnet_ext.errors import UserError, one_line
+from espnet_ext.export.folding import fold_shapes
+from espnet_ext.export.graph import OPSET, in_pairs
+from espnet_ext.methods.tensors import frame_mask
+
+
+def trace(
+    module: nn.Module,
+    given: tuple[Tensor, ...],
+    path: Path,
+    inputs: dict[str, dict[int, str]],
+    outputs: dict[str, dict[int, str]],
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the graph of a module.
+
+    Args:
+        module: traced.
+        given: its arguments.
+        path: of the file.
+        inputs: names of the arguments, with their free dimensions.
+        outputs: the same of what it returns.
+        metadata: entries that a runtime reads.
+
+    Raises:
+        UserError: torch cannot trace it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tracing: outputs are compared afterwards
+            torch.onnx.export(
+                module,
+                given,
+                path,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_axes={**inputs, **outputs},
+                opset_version=20,
+                dynamo=False,
+                do_constant_folding=False,
+            )
+    except Exception as error:  # of many types
+        raise UserError(f"this encoder cannot be traced: {one_line(error)}") from None
+    model = onnx.load(path)
+    del model.opset_import[:]
+    for domain, version in (("", OPSET), ("com.microsoft", 1)):
+        model.opset_import.append(helper.make_opsetid(domain, version))
+    if not any(inputs.values()):
+        fold_shapes(model)
+    _pack_pairs(model.graph)
+    _shorten_names(model.graph)
+    helper.set_model_props(model, {key: str(value) for key, value in (metadata or {}).items()})
+    onnx.save(model, path)
+
+
+def _shorten_names(graph: onnx.GraphProto) -> None:
+    """Number nodes and tensors: names by place in the model are half of a small graph."""
+    kept = {one.name for one in (*graph.input, *graph.output)}
+    short: dict[str, str] = {"": ""}
+
+    def name(long: str) -> str:
+        return long if long in kept else short.setdefault(long, str(len(short)))
+
+    for stored in graph.initializer:
+        stored.name = name(stored.name)
+    for node in graph.node:
+        node.name = node.doc_string = ""
+        node.input[:] = [name(one) for one in node.input]
+        node.output[:] = [name(one) for one in node.output]
+    del graph.value_info[:]
+
+
+def _pack_pairs(graph: onnx.GraphProto) -> None:
+    """Store integers of at most 4 bits two to a byte, where they are only cast: torch has bytes."""
+    users: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node.op_type)
+    for stored in graph.initializer:
+        if stored.data_type != TensorProto.INT8 or set(users.get(stored.name, ())) != {"Cast"}:
+            continue
+        values = numpy_helper.to_array(stored)
+        if values.size and values.min() >= -8 and values.max() <= 7:
+            stored.CopyFrom(in_pairs(stored.name, values))
+
+
+@contextlib.contextmanager
+def traceable_masks() -> Iterator[None]:
+    """Inside the block ESPnet's masks of padding are computed from tensors.
+
+    Its own function makes lists of numbers, which tracing writes as constants.
+    """
+    original = nets_utils.make_pad_mask
+    users = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith(("espnet", "espnet2", "espnet_ext"))
+        and getattr(module, "make_pad_mask", None) is original
+    ]
+    for module in users:
+        module.make_pad_mask = _pad_mask  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for module in users:
+            module.make_pad_mask = original  # type: ignore[attr-defined]
+
+
+def _pad_mask(
+    lengths: Tensor, xs: Tensor | None = None, length_dim: int = -1, maxlen: int | None = None
+) -> Tensor:
+    """True outside of the lengths; arguments are those of ESPnet's ``make_pad_mask``."""
+    if xs is None:
+        frames: Any = lengths.max() if maxlen is None else maxlen
+        return ~frame_mask(lengths, frames)
+    mask = ~frame_mask(lengths, xs.shape[length_dim])
+    shape = [1] * xs.dim()
+    shape[0], shape[length_dim] = -1, mask.shape[1]
+    return mask.reshape(shape).expand_as(xs)

@@ -1,0 +1,100 @@
+"""Streaming transducers: see ``transducer``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from espnet_ext.bridge.bundle import Bundle
+from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.bridge.loading import decoder_of
+from espnet_ext.bridge.variants import matrices
+from espnet_ext.config.recipe_errors import TRANSDUCER
+from espnet_ext.data.features import NEMO, SUBSAMPLING
+from espnet_ext.errors import UserError
+from espnet_ext.export import run_onnx, transducer
+from espnet_ext.export.frames_contract import NAMES
+from espnet_ext.export.graph import Products
+from espnet_ext.export.rounded import ROUNDED, round_weight
+from espnet_ext.formats.packed import State
+
+_TOKENS = 8  # in a row, by which predictor and joiner are compared
+
+
+class TransducerContract:
+    """The contract of a model that decodes chunk by chunk."""
+
+    def __init__(self, bundle: Bundle, decoder: Decoder, stored: State, bits: int | None):
+        """See ``contract.contract_of``."""
+        self.bundle, self.decoder = bundle, decoder
+        self.stored = dict(stored)
+        for name, weight in matrices(decoder.model).items() if bits else ():
+            if isinstance(decoder.model.get_submodule(name.rpartition(".")[0]), ROUNDED):
+                self.stored[name] = round_weight(weight, int(bits or 0))
+
+    def write(self, folder: Path, products: Products) -> dict[int, int]:
+        """Write the four graphs."""
+        another = decoder_of(self.bundle, TRANSDUCER[0])  # its layers are replaced
+        another.model.load_state_dict(self.decoder.model.state_dict())
+        try:
+            return transducer.write(another, self.stored, folder, products)
+        except UserError as error:
+            raise UserError(f"{self.bundle.path}: {error}") from None
+
+    def symbols(self) -> dict[int, str]:
+        """Pieces of SentencePiece or characters; the blank is the last."""
+        blank, *tokens = self.decoder.model.token_list
+        return {place: NAMES.get(token, token) for place, token in enumerate([*tokens, blank])}
+
+    def settings(self) -> dict[str, Any]:
+        """``kind``, sizes in frames and samples, and the contract's name in sherpa-onnx."""
+        geometry, source = self.decoder.model.encoder.geometry, self.decoder.source
+        found = {
+            "kind": "transducer",
+            "bins": self.decoder.width,
+            "window": geometry.block * SUBSAMPLING,
+            "shift": geometry.chunk * SUBSAMPLING,
+            "features": source.definition,
+        }
+        # sherpa-onnx computes no others for such a model.
+        return found | ({"sherpa_onnx": "from_transducer"} if source.definition == NEMO else {})
+
+    @torch.no_grad()
+    def difference(self, model: run_onnx.Model, waves: Sequence[np.ndarray]) -> float:
+        """The largest difference of the encoder's outputs, and of scores after some tokens."""
+        asr, worst = self.decoder.model, 0.0
+        for wave in waves:
+            given = self.decoder.source.prepared(torch.from_numpy(wave), self.decoder.width)[None]
+            length = torch.tensor([given.shape[1]])
+            if asr.normalize is not None:
+                given, _ = asr.normalize(given, length)
+            encoded, *_ = asr.encoder(given, length)
+            wanted = asr.joint_network.lin_enc(encoded)[0].numpy()
+            found = run_onnx.Stream(model).encode(wave, last=True)
+            if found.shape != wanted.shape:
+                return float("inf")
+            worst = max(worst, _relative(found, wanted))
+            worst = max(worst, self._scores(model, wanted[-1:]))
+        return worst
+
+    def _scores(self, model: run_onnx.Model, frame: np.ndarray) -> float:
+        """The largest difference of scores of one frame (1, J) after each of some tokens."""
+        asr, worst = self.decoder.model, 0.0
+        stream, count = run_onnx.Stream(model), len(asr.token_list)
+        state = asr.decoder.init_state(1)
+        for place, token in enumerate([0, *np.random.default_rng(0).integers(1, count, _TOKENS)]):
+            label = torch.tensor([[int(token)]])
+            out, state = asr.decoder.rnn_forward(asr.decoder.embed(label), state)
+            predicted = asr.joint_network.lin_dec(out[0])
+            wanted = asr.joint_network(torch.from_numpy(frame), predicted, no_projection=True)
+            if place:  # a stream begins with the blank
+                stream.feed((int(token) - 1) % count)
+            found = np.roll(stream.scores(frame[0]), 1)
+            worst = max(worst, _relative(found, wanted[0].numpy()))
+        return worst
+
+
+def _relative(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
