@@ -1,9 +1,10 @@
 """Write a deployed model as ONNX graphs that sherpa-onnx and ONNX Runtime run.
 
-For Whisper, CTC recognisers and classifiers: plain, merged, pruned, or a member of a family. A
-packed model keeps its integers: 4 bits stay 4 bits. Of a model at 32 bits --bits 8 or 4 rounds the
-matrices. The folder holds graphs (sherpa-onnx's from_moonshine or from_zipformer_ctc), tokens.txt,
-model.json and transcribe.py, which needs numpy, onnxruntime and soundfile alone.
+For Whisper, CTC recognisers, streaming transducers and classifiers: plain, merged, shared, pruned,
+or a member of a family. A packed model keeps its integers: 4 bits stay 4 bits. Of a model at 32
+bits --bits 8 or 4 rounds the matrices. The folder holds graphs (of sherpa-onnx's from_moonshine,
+from_zipformer_ctc, or from_transducer for streams), tokens.txt, model.json and transcribe.py, which
+needs numpy, onnxruntime and soundfile alone.
 
 Nothing is written unless the graphs give torch's scores and texts on speech: that of --verify, or
 of a config the first utterances of its development set.
@@ -13,10 +14,12 @@ Needs the packages of the extra "export": pip install 'espnet-ext[export]'.
 Example:
   espnet-ext export conf/train_nested_whisper_tiny_m.yaml --out exp/onnx
   espnet-ext export exp/whisper_tiny_m/deploy/merged --bits 8 --verify a.wav b.wav --out exp/onnx8
+  espnet-ext export conf/residual/train_residual_stream_xs_k3.yaml --bits 8 --out exp/stream
 """
 
 import argparse
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"no package {missing[0]}: pip install 'espnet-ext[export]'")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of shapes that it need not know
     from espnet_ext.bridge.muted import muted
 
     model, paths = _model(args)

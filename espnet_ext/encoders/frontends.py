@@ -5,7 +5,7 @@ from espnet2.asr.frontend.abs_frontend import AbsFrontend
 from torch import Tensor
 
 from espnet_ext.data.fbank import log_mel
-from espnet_ext.data.features import KALDI, known_definition
+from espnet_ext.data.features import known_definition
 from espnet_ext.errors import UserError
 
 
@@ -16,7 +16,9 @@ class KaldiFbank(AbsFrontend):
     and second differences follow (26 bins: 78 features a frame).
     """
 
-    def __init__(self, fs: int = 16000, n_mels: int = 80, deltas: int = 0, definition: str = KALDI):
+    def __init__(
+        self, fs: int = 16000, n_mels: int = 80, deltas: int = 0, definition: str = "kaldi"
+    ):
         super().__init__()
         self.definition = known_definition(definition)
         self.fs = fs

@@ -72,7 +72,7 @@ def export(
     decoder = decoder_of(bundle, TRANSDUCER[0] if is_transducer(bundle) else None)
     contract = contract_of(bundle, decoder, bits)
     with tempfile.TemporaryDirectory() as scratch:
-        _write(contract, decoder.rate, Path(scratch), "float32")
+        write(contract, decoder.rate, Path(scratch), "float32")
         difference = contract.difference(run_onnx.Model(scratch), waves)
     if not difference <= _TOLERANCE:
         raise UserError(
@@ -81,7 +81,7 @@ def export(
         )
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
-        rounded = _write(contract, decoder.rate, temporary, products)
+        rounded = write(contract, decoder.rate, temporary, products)
         ours = run_onnx.Model(temporary)
         theirs = [" ".join(found.text.split()) for found in decoder.decode_waves(waves)]
         pairs = zip(waves, theirs, strict=True)
@@ -95,7 +95,7 @@ def export(
     return Exported(size, rounded, difference, equal, len(waves))
 
 
-def _write(contract: Contract, rate: int, folder: Path, products: Products) -> dict[int, int]:
+def write(contract: Contract, rate: int, folder: Path, products: Products) -> dict[int, int]:
     """Write graphs, tokens, script and settings into a folder; return the bits of weights."""
     rounded = contract.write(folder, products)
     lines = "".join(f"{text} {number}\n" for number, text in contract.symbols().items())

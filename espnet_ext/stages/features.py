@@ -42,6 +42,9 @@ def write_features(experiment: Experiment, jobs: int, part: Part | None = None) 
         UserError: no data directory, audio that is missing, undecodable, or of another
             sampling rate, or a self-supervised model that is not there.
     """
+    # A mistake is told before a file is written.
+    if experiment.features is not None and not data_sets(experiment.data):
+        raise UserError(f"no data directory with wav.scp under {experiment.data}/; run stage 1")
     with lock(experiment.exp / ".features.lock", shared=part is not None):
         _write_all(experiment, jobs, part)
 
@@ -58,8 +61,6 @@ def _write_all(experiment: Experiment, jobs: int, part: Part | None) -> None:
             print("features: computed by the frontend while training; nothing to do")
         return
     sets = [name for name in data_sets(data) if recipe.speeds or not holds_copies(name)]
-    if not sets:
-        raise UserError(f"no data directory with wav.scp under {data}/; run stage 1")
     wholes = {
         name: read_table(set_folder(data, name) / "wav.scp")
         for name in (WHOLE, with_copies(WHOLE))

@@ -4,12 +4,15 @@
  * It finds what transcribe.py finds.
  */
 
+import { Stream } from "./stream.js";
+
 const [START, END, PROMPT] = [1, 2, 3]; // ids of a decoder
 const BLANK = 0; // id of CTC
 const GRAPHS = {
   whisper: ["preprocess", "encode", "uncached_decode", "cached_decode"],
   ctc: ["preprocess", "model"],
   class: ["preprocess", "model"],
+  transducer: ["preprocess", "encoder", "decoder", "joiner"],
 };
 
 /** The graphs of a folder. */
@@ -38,6 +41,11 @@ export class Model {
    */
   async tokens(wave) {
     if (this.settings.kind === "whisper") return await this.#attend(wave);
+    if (this.settings.kind === "transducer") {
+      const stream = await Stream.open(this);
+      await stream.accept(wave, true);
+      return stream.tokens;
+    }
     const scores = await this.#logProbs(wave);
     const [frames, size] = this.settings.kind === "class" ? [1, scores.data.length] : scores.dims.slice(1);
     const tokens = [];
@@ -60,7 +68,16 @@ export class Model {
     return new TextDecoder().decode(new Uint8Array(bytes)).split(/\s+/).filter(Boolean).join(" ");
   }
 
-  async #run(name, ...inputs) {
+  /** The state of a graph before it has run: zeros for all inputs from `first` on. */
+  zeros(name, first) {
+    return this.graphs[name].inputMetadata.slice(first).map(({ type, shape }) => {
+      const size = shape.reduce((product, one) => product * one, 1);
+      return new this.ort.Tensor(type, type === "int64" ? new BigInt64Array(size) : new Float32Array(size), shape);
+    });
+  }
+
+  /** Run a graph on its inputs, in their order. */
+  async run(name, ...inputs) {
     const graph = this.graphs[name];
     const found = await graph.run(Object.fromEntries(graph.inputNames.map((key, place) => [key, inputs[place]])));
     return graph.outputNames.map((key) => found[key]);
@@ -71,13 +88,13 @@ export class Model {
   }
 
   async #features(wave) {
-    return (await this.#run("preprocess", new this.ort.Tensor("float32", wave, [1, wave.length])))[0];
+    return (await this.run("preprocess", new this.ort.Tensor("float32", wave, [1, wave.length])))[0];
   }
 
   async #logProbs(wave) {
     const x = await this.#features(wave);
     const length = new this.ort.Tensor("int64", BigInt64Array.of(BigInt(x.dims[1])), [1]);
-    return (await this.#run("model", x, length))[0];
+    return (await this.run("model", x, length))[0];
   }
 
   /** Greedy search. */
@@ -85,13 +102,13 @@ export class Model {
     const { rate, tokens_per_second, more_tokens, most_tokens } = this.settings;
     const most = Math.min(Math.trunc((tokens_per_second * wave.length) / rate) + more_tokens, most_tokens);
     const mel = await this.#features(wave);
-    const [encoded] = await this.#run("encode", mel, this.#ints([mel.dims[2]], [1]));
+    const [encoded] = await this.run("encode", mel, this.#ints([mel.dims[2]], [1]));
     const length = this.#ints([encoded.dims[1]], [1]);
-    let [, ...states] = await this.#run("uncached_decode", this.#ints([START], [1, 1]), encoded, length);
+    let [, ...states] = await this.run("uncached_decode", this.#ints([START], [1, 1]), encoded, length);
     const tokens = [];
     let token = PROMPT;
     while (tokens.length < most) {
-      const [logits, ...next] = await this.#run("cached_decode", this.#ints([token], [1, 1]), encoded, length, ...states);
+      const [logits, ...next] = await this.run("cached_decode", this.#ints([token], [1, 1]), encoded, length, ...states);
       states = next;
       const row = logits.data.subarray(-logits.dims.at(-1));
       token = largest(row);

@@ -1,6 +1,7 @@
 /** The page: a microphone or a file in, text out, with the model that the slider names. */
 
 import { Segmenter } from "./segments.js";
+import { MARGIN, Pieces } from "./stream.js";
 
 const EVERY = 1; // seconds between texts of a segment that has not ended
 const at = (id) => document.getElementById(id);
@@ -9,6 +10,7 @@ const models = await (await fetch("models.json")).json();
 let worker = null;
 let loads = 0; // models that were asked for; what belongs to an earlier one is dropped
 let rate = 16000; // of the model
+let streams = false; // the model hears pieces, not segments
 let busy = 0; // segments that the worker has not answered
 let queue = Promise.resolve(); // segments are resampled in their order
 let audio = null; // of the microphone, while it is open
@@ -50,7 +52,7 @@ function open() {
 
 function answer(data) {
   if (data.opened) {
-    rate = data.rate;
+    [rate, streams] = [data.rate, data.streams];
     at("listen").disabled = at("file").disabled = false;
     say(`Loaded in ${data.seconds.toFixed(1)} s.`);
     return;
@@ -61,20 +63,25 @@ function answer(data) {
     return;
   }
   at("partial").textContent = data.last ? "" : data.text;
+  if (streams || data.last) {
+    total.seconds += data.seconds;
+    total.length += data.length;
+  }
   if (!data.last) return;
   if (data.text) at("text").append(Object.assign(document.createElement("p"), { textContent: data.text }));
-  total.seconds += data.seconds;
-  total.length += data.length;
   say(`${total.length.toFixed(1)} s of speech in ${total.seconds.toFixed(1)} s.`);
 }
 
-/** Have samples of another rate or the model's own transcribed. */
-function send(wave, from, last) {
+/** Have samples of another rate or the model's own transcribed: a segment, or a piece with its margins. */
+function send(wave, from, last, piece = false) {
   const load = loads;
   busy++;
   queue = queue
     .then(() => resampled(wave, from))
-    .then((wave) => load === loads && worker.postMessage({ wave, last }))
+    .then((wave) => {
+      const margin = piece ? Math.round(MARGIN * rate) : 0;
+      if (load === loads) worker.postMessage({ wave: wave.slice(margin, wave.length - margin), last, piece });
+    })
     .catch((error) => say(error.message));
 }
 
@@ -103,7 +110,9 @@ async function listen() {
     const recorder = new AudioWorkletNode(context, "recorder");
     recorder.port.onmessage = ({ data }) => hear(data);
     context.createMediaStreamSource(stream).connect(recorder);
-    audio = { context, stream, segmenter: new Segmenter(context.sampleRate), since: 0 };
+    const cutter = streams ? { pieces: new Pieces(context.sampleRate) } : { segmenter: new Segmenter(context.sampleRate) };
+    audio = { context, stream, since: 0, ...cutter };
+    at("file").disabled = streams; // a worker hears one stream
     at("listen").textContent = "Stop";
   } catch (error) {
     stream?.getTracks().forEach((track) => track.stop());
@@ -115,7 +124,11 @@ async function listen() {
 
 function hear(samples) {
   if (!audio) return;
-  const { context, segmenter } = audio;
+  const { context, segmenter, pieces } = audio;
+  if (pieces) {
+    pieces.push(samples).forEach((piece) => send(piece, context.sampleRate, false, true));
+    return;
+  }
   const ended = segmenter.push(samples);
   ended.forEach((wave) => send(wave, context.sampleRate, true));
   audio.since = ended.length ? 0 : audio.since + samples.length;
@@ -126,12 +139,13 @@ function hear(samples) {
 
 /** Close the microphone; what was said so far is transcribed, or dropped. */
 function close(transcribes = true) {
-  const { context, stream, segmenter } = audio;
+  const { context, stream, segmenter, pieces } = audio;
   audio = null;
+  at("file").disabled = false;
   stream.getTracks().forEach((track) => track.stop());
   at("listen").textContent = "Microphone";
-  const last = segmenter.end();
-  if (last && transcribes) send(last, context.sampleRate, true);
+  const last = pieces ? pieces.end() : segmenter.end();
+  if (last && transcribes) send(last, context.sampleRate, true, Boolean(pieces));
   context.close();
 }
 
@@ -145,6 +159,12 @@ async function transcribe(file) {
     if (load !== loads) return;
     const channels = Array.from({ length: decoded.numberOfChannels }, (_, place) => decoded.getChannelData(place));
     const mono = channels[0].map((_, place) => channels.reduce((sum, one) => sum + one[place], 0) / channels.length);
+    if (streams) {
+      const pieces = new Pieces(rate);
+      pieces.push(mono).forEach((piece) => send(piece, rate, false, true));
+      send(pieces.end(), rate, true, true);
+      return;
+    }
     const segmenter = new Segmenter(rate);
     const found = [...segmenter.push(mono), segmenter.end()].filter(Boolean);
     found.forEach((wave) => send(wave, rate, true));

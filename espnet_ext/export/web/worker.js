@@ -1,27 +1,48 @@
-/** Runs models beside the page: { open: folder } loads one, { wave, last } transcribes. */
+/**
+ * Runs models beside the page: { open: folder } loads one, { wave, last } transcribes a segment, or
+ * with `piece` the next samples of a stream.
+ */
 
 import * as ort from "./ort.js";
 import { Model } from "./model.js";
+import { Stream } from "./stream.js";
+
+const QUIET = 1.2; // seconds without a token that end a paragraph of a stream
+const FRAME = 0.04; // seconds of a frame of a stream's encoder
 
 ort.env.wasm.numThreads = 1; // more need headers that a plain server does not send
 ort.env.wasm.wasmPaths = { wasm: new URL("./ort.wasm", import.meta.url).href };
 
 let model = null;
+let stream = null;
 let turn = Promise.resolve(); // a session runs once at a time
 
 onmessage = ({ data }) => {
-  turn = turn.then(() => (data.open ? open(data.open) : transcribe(data))).catch((error) => postMessage({ error: `${error.message ?? error}` }));
+  turn = turn.then(() => (data.open ? open(data.open) : data.piece ? hear(data) : transcribe(data))).catch((error) => postMessage({ error: `${error.message ?? error}` }));
 };
 
 async function open(folder) {
   const start = performance.now();
-  model = null;
+  model = stream = null;
   model = await Model.open(ort, async (name) => {
     const reply = await fetch(`${folder}/${name}`);
     if (!reply.ok) throw new Error(`${folder}/${name}: ${reply.status}`);
     return new Uint8Array(await reply.arrayBuffer());
   });
-  postMessage({ opened: folder, rate: model.settings.rate, seconds: (performance.now() - start) / 1000 });
+  const streams = model.settings.kind === "transducer";
+  postMessage({ opened: folder, rate: model.settings.rate, streams, seconds: (performance.now() - start) / 1000 });
+}
+
+async function hear({ wave, last }) {
+  const start = performance.now();
+  stream ??= await Stream.open(model);
+  await stream.accept(wave, last);
+  const seconds = (performance.now() - start) / 1000;
+  const text = model.text(stream.tokens);
+  const ends = last || (text && (stream.count - stream.frames.at(-1)) * FRAME > QUIET);
+  if (ends) stream.tokens = [];
+  if (last) stream = null;
+  postMessage({ text, last: Boolean(ends), seconds, length: wave.length / model.settings.rate });
 }
 
 async function transcribe({ wave, last }) {

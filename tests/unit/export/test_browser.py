@@ -15,10 +15,11 @@ import soundfile
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.export import site
 from espnet_ext.export.folder import export
-from tests.fixtures import families
+from tests.fixtures import families, streams
 
 pytestmark = pytest.mark.browser
 FORMS = ("1L-24-4b", "3L-64-8b")
+STREAM = "transducer"
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +34,20 @@ def wave(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, wave) -> Path:
-    """The demo of two members of a family."""
+    """The demo of two members of a family, and of a transducer that streams."""
     root = tmp_path_factory.mktemp("recipe")
     deployed, models = families.deployed(root, FORMS), []
     for form in FORMS:
         models.append(root / "onnx" / form)
         bundle, samples = Bundle.of_folder(deployed / form), soundfile.read(wave)[0]
         export(bundle, models[-1], [samples.astype(np.float32)], products="float32")
+    with pytest.MonkeyPatch.context() as patch:
+        (root / "stream").mkdir()
+        patch.chdir(root / "stream")
+        streams.make(root / "stream", forms=("merged",))
+    bundle = Bundle.of_folder(root / "stream/exp/tiny/deploy/merged")
+    models.append(root / "onnx" / STREAM)
+    export(bundle, models[-1], [samples.astype(np.float32)], products="float32")
     site.write_site(models, root / "site")
     return root / "site"
 
@@ -49,7 +57,7 @@ def python_text(folder: Path, form: str, wave: Path) -> str:
     return subprocess.run(script, capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", (*FORMS, STREAM))
 def test_node_finds_pythons_text(folder, form, wave):
     words = ["node", str(folder / "transcribe.js"), str(folder / "models" / form), str(wave)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
@@ -87,20 +95,25 @@ def test_the_page_transcribes_files_and_the_microphone_with_each_model(folder, w
             return browser.find_element(By.ID, name).text
 
         listed = json.loads((folder / "models.json").read_text())
-        assert [one["name"] for one in listed] == list(FORMS)  # by size
-        for place, form in reversed(list(enumerate(FORMS))):
+        names = [one["name"] for one in listed]
+        assert sorted(names) == sorted((*FORMS, STREAM))
+        assert [one["bytes"] for one in listed] == sorted(one["bytes"] for one in listed)
+        for place, form in reversed(list(enumerate(names))):
             slider = "const s = document.getElementById('size');"
-            if place < len(FORMS) - 1:
+            if place < len(names) - 1:
                 browser.execute_script(f"{slider} s.value = {place}; s.oninput(); s.onchange();")
             assert form in text("model")
             until(lambda: "Loaded" in text("status"))
-            browser.execute_script("document.getElementById('text').textContent = ''")
+            clear = "document.getElementById('text').textContent = ''"
+            browser.execute_script(clear)
             browser.find_element(By.ID, "file").send_keys(str(wave))
             assert until(lambda: text("text")) == python_text(folder, form, wave)
-        button = browser.find_element(By.ID, "listen")
-        button.click()
-        until(lambda: text("partial"))
-        button.click()
-        until(lambda: text("text") != python_text(folder, FORMS[0], wave))
+            if form in (STREAM, FORMS[0]):
+                browser.execute_script(clear)
+                button = browser.find_element(By.ID, "listen")
+                button.click()
+                until(lambda: text("partial"))
+                button.click()
+                until(lambda: text("text"))
         assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
         pages.shutdown()

@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.packed import read_member
 from tests.fixtures import streams
 
+ROOT = Path(__file__).resolve().parents[3]
 RATE = streams.RATE
 WAVES = [streams.wave(seconds, seed) for seed, seconds in enumerate((0.93, 1.7, 3.3))]
 LAYERS = 4
@@ -226,6 +229,21 @@ def test_what_the_contract_does_not_hold_is_one_line(espnet, message, tmp_path, 
         export(Bundle.of_folder(tmp_path / "exp/tiny/deploy/merged"), tmp_path / "onnx", WAVES)
     assert not (tmp_path / "onnx").exists()
     assert os.listdir(tmp_path / "exp/tiny/deploy") == ["merged"]
+
+
+def test_the_benchmark_times_every_system(deployed, tmp_path):
+    import soundfile
+
+    speech, target = tmp_path / "speech.wav", tmp_path / "chunks.json"
+    soundfile.write(speech, WAVES[2], RATE)
+    program = [sys.executable, str(ROOT / "benchmarks/chunk_latency.py"), str(speech)]
+    words = [str(deployed / "shared"), "--bits", "8", "--chunks", "20", "--json", str(target)]
+    done = subprocess.run([*program, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(target.read_text())["measured"]["results"]
+    assert row["times"].keys() == {"encoder", "token", "onnx", "sherpa", "torch"}
+    assert all(len(times) == 20 and min(times) >= 0 for times in row["times"].values())
+    assert sum(row["times"]["torch"]) > sum(row["times"]["token"]) > 0
 
 
 def test_on_other_features_sherpa_onnx_is_not_named(tmp_path, monkeypatch):
