@@ -8,9 +8,10 @@ import numpy as np
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.bridge.footprint import is_classifier
+from espnet_ext.bridge.registry import task_of
 from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx
+from espnet_ext.export.attention_contract import AttentionContract
 from espnet_ext.export.frames_contract import FramesContract
 from espnet_ext.export.graph import Products
 from espnet_ext.export.transducer_contract import TransducerContract
@@ -40,7 +41,9 @@ class Contract(Protocol):
         ...
 
 
-def contract_of(bundle: Bundle, decoder: Decoder, bits: int | None) -> Contract:
+def contract_of(
+    bundle: Bundle, decoder: Decoder, bits: int | None, search: str | None = None
+) -> Contract:
     """The contract that a deployed model is exported in.
 
     Args:
@@ -48,6 +51,7 @@ def contract_of(bundle: Bundle, decoder: Decoder, bits: int | None) -> Contract:
         decoder: the same as torch computes it; with ``bits`` it gets the rounded weights.
         bits: of the matrices of a model at 32 bits: 8 with a scale for each output, 4 with one for
             32 inputs. None: as they are. A packed model has its own.
+        search: see ``attends``.
 
     Raises:
         UserError: a model that no contract can hold.
@@ -62,9 +66,28 @@ def contract_of(bundle: Bundle, decoder: Decoder, bits: int | None) -> Contract:
         return WhisperContract(bundle, decoder, stored, rounded)
     if is_transducer(bundle):
         return TransducerContract(bundle, decoder, stored, rounded)
-    if is_classifier(asr) or getattr(asr, "ctc", None) is not None:
-        return FramesContract(bundle, decoder, stored, rounded)
-    raise UserError(f"{bundle.path}: only Whisper, CTC, transducers and classifiers are exported")
+    if attends(bundle, search):
+        return AttentionContract(bundle, decoder, stored, rounded)
+    return FramesContract(bundle, decoder, stored, rounded)
+
+
+def attends(bundle: Bundle, search: str | None = None) -> bool:
+    """True if the decoder of an ESPnet model is exported, and not its CTC.
+
+    ``search``: ``ctc`` or ``attention``, of a model that has both; None: CTC if it has that.
+
+    Raises:
+        UserError: a model without what ``search`` names.
+    """
+    arguments = bundle.arguments
+    others = (None, "transducer", "whisper")
+    other = task_of(arguments) == "cls" or arguments.get("decoder") in others
+    weight = (arguments.get("model_conf") or {}).get("ctc_weight", 0.5)
+    if search == "attention" and (other or weight == 1.0):
+        raise UserError(f"{bundle.path}: this model has no attention decoder: leave out --search")
+    if search == "ctc" and (other or weight == 0.0):
+        raise UserError(f"{bundle.path}: this model has no CTC: leave out --search")
+    return not other and (search == "attention" or weight == 0.0)
 
 
 def is_transducer(bundle: Bundle) -> bool:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from espnet_ext.bridge.bundle import Bundle
+from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.loading import decoder_of
 from espnet_ext.config.recipe_errors import TRANSDUCER
 from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx
-from espnet_ext.export.contract import Contract, contract_of, is_transducer
+from espnet_ext.export.contract import Contract, attends, contract_of, is_transducer
 from espnet_ext.export.graph import Products
 from espnet_ext.export.onnx_decoder import SETTINGS
 from espnet_ext.files import atomic_path, write_json
@@ -48,6 +49,7 @@ def export(
     waves: Sequence[np.ndarray],
     bits: int | None = None,
     products: Products = "uint8",
+    search: str | None = None,
 ) -> Exported:
     """Write a deployed model as ONNX graphs for sherpa-onnx and ONNX Runtime.
 
@@ -61,6 +63,7 @@ def export(
         bits: see ``contract.contract_of``.
         products: float32, or with 8 bits of activations and of a table of codes, which is faster
             and needs less memory; see ``graph.Graph``.
+        search: of a model of ESPnet that has both, ``ctc`` or ``attention``; None: CTC.
 
     Raises:
         UserError: a model that no contract can hold, a folder of something else, or outputs that
@@ -68,9 +71,8 @@ def export(
     """
     if folder.exists() and not (folder / SETTINGS).is_file():
         raise UserError(f"{folder} exists and is no exported model: choose another folder")
-    # The graphs are searched greedily, whatever method the config names first.
-    decoder = decoder_of(bundle, TRANSDUCER[0] if is_transducer(bundle) else None)
-    contract = contract_of(bundle, decoder, bits)
+    decoder = _greedy(bundle, search)
+    contract = contract_of(bundle, decoder, bits, search)
     with tempfile.TemporaryDirectory() as scratch:
         write(contract, decoder.rate, Path(scratch), "float32")
         difference = contract.difference(run_onnx.Model(scratch), waves)
@@ -93,6 +95,16 @@ def export(
             )
         size = sum(path.stat().st_size for path in temporary.iterdir())
     return Exported(size, rounded, difference, equal, len(waves))
+
+
+def _greedy(bundle: Bundle, search: str | None) -> Decoder:
+    """The model in torch with the search of the graphs, whatever method its config names first."""
+    if attends(bundle, search):
+        options = {"beam_size": 1, "ctc_weight": 0.0}
+        return Decoder(bundle, "ctc_att_beam", options, bundle.source)
+    if is_transducer(bundle):
+        return decoder_of(bundle, TRANSDUCER[0])
+    return decoder_of(bundle)
 
 
 def write(contract: Contract, rate: int, folder: Path, products: Products) -> dict[int, int]:

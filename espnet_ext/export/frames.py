@@ -20,7 +20,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.export.fbank import Fbank
 from espnet_ext.export.graph import Products
 from espnet_ext.export.rounded import use_integers
-from espnet_ext.export.tracing import trace, traceable_masks
+from espnet_ext.export.tracing import trace, traceable
 
 PREPROCESS, MODEL = "preprocess.onnx", "model.onnx"
 _FRAMES = 150  # of the input that is traced
@@ -73,6 +73,6 @@ def write(
     outputs = {"log_probs": {0: "N"}, "log_probs_len": {0: "N"}}
     if not is_classifier(asr):
         outputs["log_probs"][1] = "out_frames"
-    with traceable_masks():
+    with traceable(asr):
         trace(Frames(asr).eval(), (x, lengths), folder / MODEL, inputs, outputs)
     return dict(counted)

@@ -15,11 +15,23 @@ from espnet_ext.bridge.variants import matrices
 from espnet_ext.errors import UserError
 from espnet_ext.export import frames, run_onnx
 from espnet_ext.export.graph import Products
-from espnet_ext.export.rounded import round_weight
+from espnet_ext.export.rounded import is_rounded, round_weight
 from espnet_ext.formats.packed import State
-from espnet_ext.methods.sites import is_linear
 
 NAMES = {"<blank>": "<blk>", "<space>": "\u2581"}
+
+
+def rounded_state(model: Any, stored: State, bits: int | None) -> State:
+    """Round the matrices of a model in place, if ``bits`` are given.
+
+    Returns:
+        The state of its packed file, or the integers that were rounded to.
+    """
+    found = dict(stored)
+    for name, weight in matrices(model).items() if bits else ():
+        if is_rounded(model.get_submodule(name.rpartition(".")[0])):
+            found[name] = round_weight(weight, int(bits or 0))
+    return found
 
 
 class FramesContract:
@@ -28,10 +40,7 @@ class FramesContract:
     def __init__(self, bundle: Bundle, decoder: Decoder, stored: State, bits: int | None):
         """See ``contract.contract_of``."""
         self.bundle, self.decoder = bundle, decoder
-        self.stored = dict(stored)
-        for name, weight in matrices(decoder.model).items() if bits else ():
-            if is_linear(decoder.model.get_submodule(name.rpartition(".")[0])):
-                self.stored[name] = round_weight(weight, int(bits or 0))
+        self.stored = rounded_state(decoder.model, stored, bits)
 
     def write(self, folder: Path, products: Products) -> dict[int, int]:
         """Write the two graphs."""

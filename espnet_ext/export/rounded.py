@@ -14,9 +14,6 @@ from espnet_ext.methods.quantise import grouped_integers, integers
 from espnet_ext.methods.shared_linear import SharedLinear, with_residual
 from espnet_ext.methods.sites import is_linear
 
-# Layers whose weights can be integers in a graph.
-ROUNDED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding, nn.LSTM, SharedLinear)
-
 
 class _Blocks(torch.autograd.Function):
     """x W^T for a weight in blocks of inputs that share a scale: MatMulNBits in a graph."""
@@ -97,19 +94,15 @@ class RoundedTensor(nn.Module):
 
     def __init__(self, weight: Quantised):
         super().__init__()
-        shape = (-1, *[1] * (weight.ints.dim() - 1)) if weight.scale.dim() else ()
-        if weight.scale.numel() > len(weight.ints):  # of groups: one for each number
-            grouped = weight.scale.reshape(len(weight.ints), -1, 1)
-            size = weight.ints[0].numel() // grouped.shape[1]
-            scale = grouped.expand(-1, -1, size).reshape(weight.ints.shape).contiguous()
-        else:
-            scale = weight.scale.reshape(shape)
-        self.register_buffer("ints", weight.ints)
-        self.register_buffer("scale", scale)
+        self.shape, rows = weight.ints.shape, len(weight.ints)
+        groups = max(1, weight.scale.numel() // rows)
+        self.register_buffer("ints", weight.ints.reshape(rows, groups, -1))
+        whole = not weight.scale.dim()
+        self.register_buffer("scale", weight.scale.reshape(() if whole else (rows, groups, 1)))
 
     def forward(self) -> Tensor:
         """Compute the numbers, of the shape of the integers."""
-        return _Product.apply(self.ints, self.scale)
+        return _Product.apply(self.ints, self.scale).reshape(self.shape)
 
 
 class RoundedConvolution(nn.Module):
@@ -171,6 +164,13 @@ class RoundedShared(nn.Module):
         y = y.transpose(1, 2) if self.pointwise else y
         y = with_residual(y, flat, down, up, self.diagonal)
         return y.transpose(1, 2) if self.pointwise else y
+
+
+def is_rounded(layer: nn.Module) -> bool:
+    """True for a layer whose weight is rounded on request: not for depthwise convolutions."""
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return layer.groups == 1
+    return isinstance(layer, nn.Linear | nn.Embedding | nn.LSTM | SharedLinear)
 
 
 def round_weight(weight: nn.Parameter, bits: int) -> Quantised:

@@ -18,6 +18,7 @@ START, END, PROMPT, TEXT = 1, 2, 3, 4  # ids of a decoder; text begins at the la
 BLANK = 0  # id of CTC
 GRAPHS = {
     "whisper": ("preprocess", "encode", "uncached_decode", "cached_decode"),
+    "attention": ("preprocess", "encode", "uncached_decode", "cached_decode"),
     "ctc": ("preprocess", "model"),
     "class": ("preprocess", "model"),
     "transducer": ("preprocess", "encoder", "decoder", "joiner"),
@@ -54,7 +55,7 @@ class Model:
         Returns them, the sum of their log-probabilities, and the place of each from 0 to 1 (none
         of an attention decoder, which aligns nothing).
         """
-        if self.settings["kind"] == "whisper":
+        if self.settings["kind"] in ("whisper", "attention"):
             return *self._attend(wave), []
         if self.settings["kind"] == "transducer":
             stream = Stream(self)

@@ -1,15 +1,22 @@
 """Graphs that torch traces."""
 
 import contextlib
+import functools
+import math
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from espnet2.legacy.nets.pytorch_backend import nets_utils
+from espnet2.legacy.nets.pytorch_backend.transformer.embedding import (
+    PositionalEncoding,
+    RelPositionalEncoding,
+)
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -17,6 +24,8 @@ from espnet_ext.errors import UserError, one_line
 from espnet_ext.export.folding import fold_shapes
 from espnet_ext.export.graph import OPSET, in_pairs
 from espnet_ext.methods.tensors import frame_mask
+
+_LEAST_HALVED = 64  # numbers: fewer save less than the node takes that reads them
 
 
 def trace(
@@ -63,6 +72,7 @@ def trace(
     if not any(inputs.values()):
         fold_shapes(model)
     _pack_pairs(model.graph)
+    _halve(model.graph)
     _shorten_names(model.graph)
     helper.set_model_props(model, {key: str(value) for key, value in (metadata or {}).items()})
     onnx.save(model, path)
@@ -85,6 +95,24 @@ def _shorten_names(graph: onnx.GraphProto) -> None:
     del graph.value_info[:]
 
 
+def _halve(graph: onnx.GraphProto) -> None:
+    """Store numbers that float16 holds in it, such as the scales of groups."""
+    casts = []
+    for stored in graph.initializer:
+        if stored.data_type != TensorProto.FLOAT or np.prod(stored.dims) < _LEAST_HALVED:
+            continue
+        values = numpy_helper.to_array(stored)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if np.array_equal(half.astype(np.float32), values):
+            name = stored.name
+            stored.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+            casts.append(helper.make_node("Cast", [stored.name], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
 def _pack_pairs(graph: onnx.GraphProto) -> None:
     """Store integers of at most 4 bits two to a byte, where they are only cast: torch has bytes."""
     users: dict[str, list[str]] = {}
@@ -100,11 +128,43 @@ def _pack_pairs(graph: onnx.GraphProto) -> None:
 
 
 @contextlib.contextmanager
-def traceable_masks() -> Iterator[None]:
-    """Inside the block ESPnet's masks of padding are computed from tensors.
+def traceable(model: nn.Module) -> Iterator[None]:
+    """Inside the block ESPnet's masks of padding and its positions are computed in a graph.
 
-    Its own function makes lists of numbers, which tracing writes as constants.
+    Tracing would write the numbers of a mask, and a table of 5,000 positions, as constants.
     """
+    known = {PositionalEncoding: _positions, RelPositionalEncoding: _relative_positions}
+    places = [module for module in model.modules() if type(module) in known]
+    for module in places:
+        module.forward = functools.partial(known[type(module)], module)
+    try:
+        with _traceable_masks():
+            yield
+    finally:
+        for module in places:
+            del module.forward
+
+
+def _positions(module: Any, x: Tensor) -> Tensor:
+    """ESPnet's ``PositionalEncoding``."""
+    return x * module.xscale + sinusoids(torch.arange(x.shape[1]), module.d_model)
+
+
+def _relative_positions(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """ESPnet's ``RelPositionalEncoding``: of distances from T - 1 down to 1 - T."""
+    distances = torch.arange(2 * x.shape[1] - 1) - x.shape[1] + 1
+    return x * module.xscale, sinusoids(-distances, module.d_model).unsqueeze(0)
+
+
+def sinusoids(places: Tensor, width: int) -> Tensor:
+    """Sine and cosine in turns (n, width), as ESPnet encodes places (n,)."""
+    rates = (torch.arange(0, width, 2) * (-math.log(10_000.0) / width)).exp()
+    angles = places.unsqueeze(-1).float() * rates
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
+
+
+@contextlib.contextmanager
+def _traceable_masks() -> Iterator[None]:
     original = nets_utils.make_pad_mask
     users = [
         module

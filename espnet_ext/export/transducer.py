@@ -27,7 +27,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.export.fbank import Fbank
 from espnet_ext.export.graph import Products
 from espnet_ext.export.rounded import use_integers
-from espnet_ext.export.tracing import trace, traceable_masks
+from espnet_ext.export.tracing import trace, traceable
 from espnet_ext.methods.tensors import frame_mask
 
 PREPROCESS, ENCODER = "preprocess.onnx", "encoder.onnx"
@@ -162,7 +162,7 @@ def write(
     given = torch.zeros(1, bins, window), torch.tensor([window]), *caches
     outputs = ["outputs", "encoded_lengths", *(f"{name}_next" for name in _CACHES)]
     data = _metadata(decoder, step, predictor)
-    with traceable_masks():
+    with traceable(asr):
         names = ["audio_signal", "length", *_CACHES]
         trace(step, given, folder / ENCODER, _fixed(names), _fixed(outputs), data)
     target = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)

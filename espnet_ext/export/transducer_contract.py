@@ -10,14 +10,12 @@ import torch
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.loading import decoder_of
-from espnet_ext.bridge.variants import matrices
 from espnet_ext.config.recipe_errors import TRANSDUCER
 from espnet_ext.data.features import NEMO, SUBSAMPLING
 from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx, transducer
-from espnet_ext.export.frames_contract import NAMES
+from espnet_ext.export.frames_contract import NAMES, rounded_state
 from espnet_ext.export.graph import Products
-from espnet_ext.export.rounded import ROUNDED, round_weight
 from espnet_ext.formats.packed import State
 
 _TOKENS = 8  # in a row, by which predictor and joiner are compared
@@ -29,10 +27,7 @@ class TransducerContract:
     def __init__(self, bundle: Bundle, decoder: Decoder, stored: State, bits: int | None):
         """See ``contract.contract_of``."""
         self.bundle, self.decoder = bundle, decoder
-        self.stored = dict(stored)
-        for name, weight in matrices(decoder.model).items() if bits else ():
-            if isinstance(decoder.model.get_submodule(name.rpartition(".")[0]), ROUNDED):
-                self.stored[name] = round_weight(weight, int(bits or 0))
+        self.stored = rounded_state(decoder.model, stored, bits)
 
     def write(self, folder: Path, products: Products) -> dict[int, int]:
         """Write the four graphs."""

@@ -10,6 +10,7 @@ const [START, END, PROMPT] = [1, 2, 3]; // ids of a decoder
 const BLANK = 0; // id of CTC
 const GRAPHS = {
   whisper: ["preprocess", "encode", "uncached_decode", "cached_decode"],
+  attention: ["preprocess", "encode", "uncached_decode", "cached_decode"],
   ctc: ["preprocess", "model"],
   class: ["preprocess", "model"],
   transducer: ["preprocess", "encoder", "decoder", "joiner"],
@@ -40,7 +41,7 @@ export class Model {
    * @param {Float32Array} wave samples in [-1, 1].
    */
   async tokens(wave) {
-    if (this.settings.kind === "whisper") return await this.#attend(wave);
+    if (["whisper", "attention"].includes(this.settings.kind)) return await this.#attend(wave);
     if (this.settings.kind === "transducer") {
       const stream = await Stream.open(this);
       await stream.accept(wave, true);
