@@ -17,6 +17,7 @@ exp/residual_stream_paper_k3/deploy/shared --bits 8
 """
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 import time
@@ -79,13 +80,15 @@ def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
             "onnx": onnx(Path(scratch)),
             "torch": torch_stream(bundle),
         }
-        if contract.settings().get("sherpa_onnx"):
+        settings = contract.settings()
+        if settings.get("sherpa_onnx") and importlib.util.find_spec("sherpa_onnx"):
             systems["sherpa"] = sherpa(Path(scratch), decoder.rate)
-        times = in_turns(systems, wave, decoder.rate * 16 // 100, args.chunks)
+        times = in_turns(systems, wave, decoder.rate * settings["shift"] // 100, args.chunks)
     return {
         "model": str(model),
         "parameters": sum(p.numel() for p in decoder.model.parameters()),
         "bytes": size,
+        "chunk_ms": 10 * settings["shift"],
         "times": times,
     }
 
@@ -176,18 +179,19 @@ def table(measured: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for row in measured["results"]:
         cells = [row["model"], f"{row['parameters']:,}", f"{row['bytes'] / 1e6:.2f}"]
+        cells.append(str(row["chunk_ms"]))
         for name in SYSTEMS:
             times = [1000 * seconds for seconds in row["times"].get(name, ())]
-            cells.append(median_range(times, 2) if times else "other features")
+            cells.append(median_range(times, 2) if times else "not there, or other features")
         rows.append(cells)
     bits = measured["bits"]
     return {
         "title": "A chunk of streaming transducers",
-        "about": "Milliseconds of one thread for 160 ms of speech: median (range). The encoder is "
+        "about": "Milliseconds of one thread for a chunk of speech: median (range). The encoder is "
         "its graph alone; so is a token, which comes on top for each that is found. The others "
         "compute features, encoder and joiner. A chunk is encoded together with its look-ahead. "
         "Systems take turns, a chunk each.",
-        "header": ["model", "params", "MB"] + [f"{name}, ms" for name in SYSTEMS],
+        "header": ["model", "params", "MB", "chunk, ms"] + [f"{name}, ms" for name in SYSTEMS],
         "rows": rows,
         "notes": [
             f"{measured['chunks']} chunks, {measured['threads']} thread"

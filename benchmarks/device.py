@@ -34,6 +34,7 @@ import numpy as np
 from espnet_ext.data.audio import read_wave
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError, at_least, run_cli
+from espnet_ext.files import read_json
 from espnet_ext.results.benchmarks import finish
 
 RATE = 16000
@@ -229,7 +230,15 @@ def _streamed(streamer: Any) -> Decode:
 
 
 def sherpa_stream(library: Any, folder: Path) -> Decode:
-    """sherpa-onnx, in pieces of 160 ms; silence at the end completes the last chunk."""
+    """sherpa-onnx, in pieces of 160 ms; silence at the end completes the last chunk.
+
+    Raises:
+        UserError: a model of features that sherpa-onnx does not compute.
+    """
+    settings = read_json(folder / "model.json")
+    if "sherpa_onnx" not in settings:
+        raise UserError(f"{folder}: on features that sherpa-onnx does not compute")
+    rest = RATE // 100 * (settings["window"] + 2)
     model = library.OnlineRecognizer.from_transducer(
         **{name: str(folder / f"{name}.onnx") for name in ("encoder", "decoder", "joiner")},
         tokens=str(folder / "tokens.txt"),
@@ -238,7 +247,7 @@ def sherpa_stream(library: Any, folder: Path) -> Decode:
     piece = RATE * 16 // 100
 
     def decode(wave: np.ndarray) -> str:
-        stream, padded = model.create_stream(), np.append(wave, np.zeros(RATE // 2, np.float32))
+        stream, padded = model.create_stream(), np.append(wave, np.zeros(rest, np.float32))
         for part in np.split(padded, range(piece, len(padded), piece)):
             stream.accept_waveform(RATE, part)
             while model.is_ready(stream):

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from espnet_ext.data.features import FRAMES_PER_SECOND, SUBSAMPLING
+from espnet_ext.errors import UserError
 
 BIN_WIDTH = 0.01  # of a bin, relative to its lower edge
 _SHORTEST, _LONGEST = 1e-6, 1e5  # seconds between which bins are; what is outside is clipped
 _SILENCE = -80  # dBFS: dither of one bit of 16 peaks at -90, quiet speech far above
+_WINDOW = 0.025  # seconds of a frame's window
 _BINS = math.ceil(math.log(_LONGEST / _SHORTEST) / math.log1p(BIN_WIDTH))
 
 
@@ -118,3 +120,9 @@ def doubts(timing: Timing, chunk: float) -> list[str]:
             " is the microphone on?"
         )
     return found
+
+
+def refuse_short(timing: Timing) -> None:
+    """Raise UserError if a finished stream has no window of features."""
+    if timing.audio < _WINDOW:
+        raise UserError(f"the stream has {timing.audio:.3f} s, less than a window of 25 ms")

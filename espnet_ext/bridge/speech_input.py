@@ -10,7 +10,7 @@ from torch import Tensor
 from espnet_ext.data.arks import read_matrix
 from espnet_ext.data.audio import read_wave
 from espnet_ext.data.fbank import log_mel
-from espnet_ext.data.features import FRAMES_PER_SECOND, KALDI
+from espnet_ext.data.features import FRAMES_PER_SECOND, KALDI, known_definition
 from espnet_ext.experiment import Experiment
 
 SHORT = 0.2  # seconds; from here on every encoder has a frame
@@ -36,6 +36,10 @@ class SpeechInput:
     from_arks: bool = False
     frames_per_second: float = FRAMES_PER_SECOND
     definition: str = KALDI
+
+    def __post_init__(self) -> None:
+        """Refuse a definition that there is not."""
+        known_definition(self.definition)
 
     @classmethod
     def of(cls, experiment: Experiment) -> Self:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.bridge.latency import Timing, doubts
+from espnet_ext.bridge.latency import Timing, doubts, refuse_short
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.text_segments import Partial, Segments
 from espnet_ext.data.audio_stream import with_last
@@ -116,9 +116,8 @@ class Streamer:
     def _features(self, piece: np.ndarray, last: bool, stream: Stream) -> Tensor:
         """Features (frames, bins) of whole chunks, or of all that is left."""
         fbank = stream.fbank
-        heard = stream.timing.audio
-        if last and heard * self.rate < fbank.window:
-            raise UserError(f"the stream has {heard:.3f} s, less than a window of 25 ms")
+        if last:
+            refuse_short(stream.timing)
         new = [fbank.accept(torch.from_numpy(piece))] + ([fbank.finish()] if last else [])
         feats = torch.cat([stream.feats, *new])
         ready = len(feats) if last else len(feats) // self.chunk * self.chunk

@@ -67,14 +67,13 @@ def run(args: argparse.Namespace) -> None:
         import torch
 
         from espnet_ext.bridge.bundle import open_bundle
-        from espnet_ext.data.audio import read_stretch, resampled
+        from espnet_ext.data.audio import filled_up, read_stretch, resampled
         from espnet_ext.export.folder import export
     torch.set_num_threads(1)
     bundle = open_bundle(model)
-    waves = [
-        resampled(*read_stretch(path, path.name), bundle.source.rate)[: 30 * bundle.source.rate]
-        for path in paths
-    ]
+    rate = bundle.source.rate
+    whole = [resampled(*read_stretch(path, path.name), rate) for path in paths]
+    waves = [filled_up(wave[: 30 * rate], rate) for wave in whole]
     if args.exact and args.runtime:
         raise UserError("--exact is for every runtime: leave out --runtime")
     products: Any = "float32" if args.exact else _PRODUCTS[args.runtime or "sherpa"]

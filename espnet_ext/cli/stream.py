@@ -26,6 +26,7 @@ Example:
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from espnet_ext.bridge.muted import muted
 from espnet_ext.config.recipe_errors import ATTENTION_GREEDY, TRANSDUCER
@@ -48,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Stream once."""
+    if Path(args.config).is_dir():
+        raise UserError(f"{args.config} is a folder; espnet-ext transcribe --stream takes those")
     experiment = Experiment.load(args.config, args.tag, args.variant)
     if experiment.deltas:
         raise UserError(

@@ -11,8 +11,8 @@ pauses. "-" is standard input, mono 16-bit PCM of the model's rate, raw or WAV. 
 text is printed, with several each line begins with the file and a tab. --json prints a line of
 JSON for a file: text, seconds, and segments with start, end, confidence and words.
 
---stream prints the text of a streaming model while it is heard, as "espnet-ext stream" does; so
-does an exported transducer.
+--stream prints the text of a streaming model while it is heard, as "espnet-ext stream" does, also
+that of an exported transducer.
 
 Example:
   espnet-ext transcribe exp/nested_whisper_tiny_m/deploy/4L-1536-4b speech.flac

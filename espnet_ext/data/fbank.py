@@ -10,6 +10,7 @@ Differences are Kaldi's regression over two frames before and two after; the fir
 are repeated beyond the edges.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from torchaudio.compliance import kaldi
 from torchaudio.functional import compute_deltas, melscale_fbanks
 
-from espnet_ext.data.features import FRAMES_PER_SECOND, KALDI, Fbank
+from espnet_ext.data.features import FRAMES_PER_SECOND, KALDI, Fbank, known_definition
 
 PREEMPHASIS = 0.97
 
@@ -44,7 +45,7 @@ def log_mel(
     Returns:
         (frames, n_mels * (1 + deltas)) float32: log-mel, then each order of differences.
     """
-    compute = kaldi_fbank if definition == KALDI else _nemo_fbank
+    compute = kaldi_fbank if known_definition(definition) == KALDI else _nemo_fbank
     parts = [compute(wave, fs, n_mels, snip_edges=snip_edges)]
     for _ in range(deltas):
         parts.append(compute_deltas(parts[-1].T).T)
@@ -65,6 +66,7 @@ def kaldi_fbank(
     )
 
 
+@functools.cache
 def nemo_filters(fs: int, n_mels: int, size: int) -> Tensor:
     """Mel filters (size / 2 + 1, n_mels) of the definition ``nemo``."""
     return melscale_fbanks(

@@ -11,6 +11,7 @@ from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.loading import decoder_of
 from espnet_ext.export import attention, run_onnx
+from espnet_ext.export.compare import relative_difference
 from espnet_ext.export.frames_contract import NAMES, rounded_state
 from espnet_ext.export.graph import Products
 from espnet_ext.export.whisper_model import END, PROMPT, START, TEXT, UNKNOWN
@@ -27,7 +28,7 @@ class AttentionContract:
         """See ``contract.contract_of``."""
         self.bundle, self.decoder = bundle, decoder
         attention.refuse(decoder)
-        self.stored = rounded_state(decoder.model, stored, bits)
+        self.stored = rounded_state(decoder.model, stored, bits, ("ctc.",))
         self.ids = attention.token_ids(decoder.model)
 
     def write(self, folder: Path, products: Products) -> dict[int, int]:
@@ -75,7 +76,7 @@ class AttentionContract:
                 scores, _ = asr.decoder.forward_one_step(text, mask, encoded)
                 wanted = scores[0, chosen].log_softmax(-1).numpy()
                 found = torch.from_numpy(step(token)[places]).log_softmax(-1).numpy()
-                worst = max(worst, float(np.abs(found - wanted).max() / np.abs(wanted).max()))
+                worst = max(worst, relative_difference(found, wanted))
                 best = int(wanted.argmax())
                 token = places[best]
                 if token == END:

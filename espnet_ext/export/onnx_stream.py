@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet_ext.bridge.latency import Timing
+from espnet_ext.bridge.latency import Timing, doubts, refuse_short
 from espnet_ext.bridge.text_segments import Partial, Segments
 from espnet_ext.data.audio_stream import with_last
 from espnet_ext.errors import UserError
@@ -36,6 +36,8 @@ class OnnxStreamer:
         for piece, last in with_last(pieces):
             start = time.perf_counter()
             timing.hear(piece, self.rate)
+            if last:
+                refuse_short(timing)
             stream.accept(np.asarray(piece, np.float32), last)
             finished = segments.add(stream.tokens)
             text, frames = segments.text(), stream.frames
@@ -45,3 +47,7 @@ class OnnxStreamer:
             if text != ("" if finished else shown) or last:
                 yield Partial(timing.audio, text, last)
             shown = text
+
+    def doubts(self, timing: Timing) -> list[str]:
+        """Reasons to distrust the text of a finished stream, one line each; usually none."""
+        return doubts(timing, self.piece / self.rate)

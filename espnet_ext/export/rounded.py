@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from espnet_ext.errors import UserError
 from espnet_ext.export.graph import ZERO, Products, blocks_of, in_products, packed_blocks
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.methods.quantise import grouped_integers, integers
@@ -202,7 +203,7 @@ def use_integers(model: nn.Module, state: Mapping[str, Any], products: Products)
         How many weights are in how many bits.
 
     Raises:
-        KeyError: a rounded weight of another kind of layer.
+        UserError: a rounded weight of another kind of layer.
     """
     counted: Counter[int] = Counter()
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -238,18 +239,18 @@ def _rounded(
         if weight is not None:
             base = _rounded(base, {"weight": weight}, products, made)
         new: nn.Module = RoundedShared(base, layer, factors)
-    elif isinstance(layer, nn.LSTM) and layer.num_layers == 1:
+    elif isinstance(layer, nn.LSTM) and layer.num_layers == 1 and not layer.bidirectional:
         new = RoundedLSTM(layer, weights)
-    elif weight is None:
-        raise KeyError(next(iter(weights)))
-    elif is_linear(layer):
+    elif weight is not None and is_linear(layer):
         new = RoundedLinear(layer, weight, products)
-    elif isinstance(layer, nn.Conv1d | nn.Conv2d):
+    elif weight is not None and isinstance(layer, nn.Conv1d | nn.Conv2d):
         new = RoundedConvolution(layer, weight)
-    elif isinstance(layer, nn.Embedding):
+    elif weight is not None and isinstance(layer, nn.Embedding):
         new = RoundedEmbedding(weight)
     else:
-        raise KeyError(type(layer).__name__)
+        raise UserError(
+            f"a rounded {next(iter(weights))} of {type(layer).__name__} is not exported"
+        )
     made[key] = new
     return new
 

@@ -1,7 +1,7 @@
 """Transcribe audio files with the exported model in this script's folder.
 
-Needs numpy, onnxruntime and soundfile; nothing else of the project that made it. The text of a
-streaming model grows chunk by chunk.
+Needs numpy, onnxruntime and soundfile; nothing else of the project that made it. Of a streaming
+model, Stream hears audio in pieces.
 
 Example: python transcribe.py speech.wav
 """
@@ -125,8 +125,8 @@ class Model:
 class Stream:
     """Audio that a transducer hears piece by piece, in memory of constant size but for its tokens.
 
-    ``tokens`` are found at the frames ``frames`` of ``count`` frames of ``model.settings["shift"]``
-    features for each chunk; ``score`` is the sum of their log-probabilities.
+    Of ``count`` frames of the encoder so far, ``frames`` are those at which ``tokens`` were found;
+    ``score`` is the log-probability of all that was decided, blanks too.
     """
 
     def __init__(self, model):
@@ -149,8 +149,7 @@ class Stream:
         for frame in self.encode(wave, last):
             scores = self.scores(frame)
             token = int(scores.argmax())
-            best = scores[token]
-            self.score += float(best - np.log(np.exp(scores - best).sum()) - best)
+            self.score -= float(np.log(np.exp(scores - scores[token]).sum()))
             if token != self.blank:
                 self.tokens.append(token)
                 self.frames.append(self.count)
@@ -226,8 +225,10 @@ def main():
     model = Model(Path(__file__).parent)
     for path in sys.argv[1:]:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        if rate != model.settings["rate"] or len(samples) > 30 * rate:
-            sys.exit(f"{path}: needs {model.settings['rate']} Hz and at most 30 s")
+        if rate != model.settings["rate"]:
+            sys.exit(f"{path}: needs {model.settings['rate']} Hz")
+        if len(samples) > 30 * rate and model.settings["kind"] != "transducer":
+            sys.exit(f"{path}: needs at most 30 s: cut it at pauses")
         print(model.text(model.tokens(samples.mean(1))[0]))
 
 

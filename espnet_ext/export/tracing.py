@@ -64,7 +64,7 @@ def trace(
                 do_constant_folding=False,
             )
     except Exception as error:  # of many types
-        raise UserError(f"this encoder cannot be traced: {one_line(error)}") from None
+        raise UserError(f"{path.stem}: this model cannot be traced: {one_line(error)}") from None
     model = onnx.load(path)
     del model.opset_import[:]
     for domain, version in (("", OPSET), ("com.microsoft", 1)):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from espnet2.layers.global_mvn import GlobalMVN
 from torch import Tensor, nn
 
 from espnet_ext.bridge.decoder import Decoder
@@ -186,6 +187,8 @@ def refuse(decoder: Decoder) -> None:
         raise UserError("encoder_conf: history_ms 0: the contract needs a history")
     if asr.frontend is not None or decoder.width is None or decoder.source.deltas:
         raise UserError("only transducers of log-mel without deltas can be exported")
+    if not isinstance(asr.normalize, GlobalMVN | None):
+        raise UserError("a stream needs normalize: global_mvn, which needs no whole utterance")
     if asr.decoder.dtype != "lstm":
         raise UserError(f"decoder_conf: rnn_type {asr.decoder.dtype}: the contract needs lstm")
 

@@ -10,6 +10,7 @@ import torch
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.export import run_onnx, whisper, whisper_model
+from espnet_ext.export.compare import relative_difference
 from espnet_ext.export.graph import Products
 from espnet_ext.export.whisper_source import read_whisper, symbols
 from espnet_ext.formats.packed import State
@@ -67,7 +68,7 @@ class WhisperContract:
             for _ in range(_STEPS):
                 wanted, past = asr.decoder.step(tokens, encoded, None, past)
                 theirs, found = wanted[0, chosen].numpy(), step(token)[ids]
-                worst = max(worst, float(np.abs(found - theirs).max() / np.abs(theirs).max()))
+                worst = max(worst, relative_difference(found, theirs))
                 best = int(theirs.argmax())
                 token, tokens = ids[best], chosen[best].view(1, 1)
                 if token == run_onnx.END:

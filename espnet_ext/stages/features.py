@@ -1,10 +1,10 @@
 """Stage 2: features as Kaldi arks, where a config trains on them; or its pretrained model."""
 
-import contextlib
+import dataclasses
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,25 +42,18 @@ def write_features(experiment: Experiment, jobs: int, part: Part | None = None) 
         UserError: no data directory, audio that is missing, undecodable, or of another
             sampling rate, or a self-supervised model that is not there.
     """
-    # A mistake is told before a file is written.
-    if experiment.features is not None and not data_sets(experiment.data):
-        raise UserError(f"no data directory with wav.scp under {experiment.data}/; run stage 1")
-    with lock(experiment.exp / ".features.lock", shared=part is not None):
-        _write_all(experiment, jobs, part)
-
-
-def _write_all(experiment: Experiment, jobs: int, part: Part | None) -> None:
-    """Do the work of ``write_features``, while no other run joins or writes the whole."""
     data, recipe = experiment.data, experiment.recipe
-    # Parts run at the same time.
-    with contextlib.nullcontext() if part is None else lock(experiment.exp / ".prepare.lock"):
+    # A mistake is told before a file is written; a model that is fetched is not there yet.
+    if not recipe.sources and experiment.features is not None:
+        _require_sets(experiment)
+    with lock(experiment.exp / ".prepare.lock"):
         _prepare(experiment, jobs)
     definition = experiment.features
     if definition is None:
         if not recipe.sources:
             print("features: computed by the frontend while training; nothing to do")
         return
-    sets = [name for name in data_sets(data) if recipe.speeds or not holds_copies(name)]
+    sets = _require_sets(experiment)
     wholes = {
         name: read_table(set_folder(data, name) / "wav.scp")
         for name in (WHOLE, with_copies(WHOLE))
@@ -79,25 +72,50 @@ def _write_all(experiment: Experiment, jobs: int, part: Part | None) -> None:
         if listed:
             inputs.append(whole_arks / "feats.scp")
             lists += 1
-        stamp = Stamp(out / DONE, definition.settings, [*inputs, *definition.files])
-        if stamp.is_current():
-            if not listed:
-                print(f"features: {out} is up to date")
-            continue
-        arks = _Arks(folder, out, definition, jobs, stamp.inputs)
-        if part is not None:
-            arks.write_part(part)
-            continue
-        with atomic_path(out) as temporary:
-            if listed:
-                _write_list(rows, whole_arks, temporary)
-            else:
-                arks.write(temporary)
-        tables = [out / name for name in ("feats.scp", "utt2num_frames", CHECK_SUMS)]
-        stamp.write([path for path in tables if path.exists()], by_size=sorted(out.glob("*.ark")))
-        arks.remove_parts()
+        # Another run may write this set; parts of it run at the same time.
+        held = experiment.exp / f".features-{out.parent.name}-{name}.lock"
+        with lock(held, shared=part is not None):
+            arks = _Arks(folder, out, definition, jobs, inputs)
+            _write_set(arks, part, (rows, whole_arks) if listed else None)
     if lists:
         print(f"features: {lists} sets are lists into {experiment.ark_folder(WHOLE).parent}")
+
+
+def _require_sets(experiment: Experiment) -> list[str]:
+    """The sets that get arks of their own or lists.
+
+    Raises:
+        UserError: there is none.
+    """
+    data, speeds = experiment.data, experiment.recipe.speeds
+    sets = [name for name in data_sets(data) if speeds or not holds_copies(name)]
+    if not sets:
+        raise UserError(f"no data directory with wav.scp under {data}/; run stage 1")
+    return sets
+
+
+def _write_set(
+    arks: "_Arks", part: Part | None, listed: tuple[Mapping[str, str], Path] | None
+) -> None:
+    """Write the arks of a set, or a part of them; or a list of utterances into those of another."""
+    out = arks.out
+    stamp = Stamp(out / DONE, arks.definition.settings, [*arks.inputs, *arks.definition.files])
+    if stamp.is_current():
+        if listed is None:
+            print(f"features: {out} is up to date")
+        return
+    arks = dataclasses.replace(arks, inputs=stamp.inputs)
+    if part is not None:
+        arks.write_part(part)
+        return
+    with atomic_path(out) as temporary:
+        if listed is None:
+            arks.write(temporary)
+        else:
+            _write_list(*listed, temporary)
+    tables = [out / name for name in ("feats.scp", "utt2num_frames", CHECK_SUMS)]
+    stamp.write([path for path in tables if path.exists()], by_size=sorted(out.glob("*.ark")))
+    arks.remove_parts()
 
 
 def _prepare(experiment: Experiment, jobs: int) -> None:
@@ -151,7 +169,7 @@ class _Arks:
     out: Path
     definition: Definition
     jobs: int
-    inputs: Sequence[str]
+    inputs: Sequence[str | Path]
 
     @property
     def parts(self) -> Path:

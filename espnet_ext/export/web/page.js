@@ -152,6 +152,7 @@ function close(transcribes = true) {
 /** Transcribe a file. */
 async function transcribe(file) {
   const load = loads;
+  at("listen").disabled = streams; // a worker hears one stream
   say(`Reading ${file.name} …`);
   try {
     const context = new OfflineAudioContext(1, 1, rate); // it resamples
@@ -171,6 +172,8 @@ async function transcribe(file) {
     if (!found.length) say("No speech found.");
   } catch (error) {
     say(`${file.name}: ${error.message}`);
+  } finally {
+    if (load === loads) at("listen").disabled = false;
   }
 }
 

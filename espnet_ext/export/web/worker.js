@@ -18,7 +18,10 @@ let stream = null;
 let turn = Promise.resolve(); // a session runs once at a time
 
 onmessage = ({ data }) => {
-  turn = turn.then(() => (data.open ? open(data.open) : data.piece ? hear(data) : transcribe(data))).catch((error) => postMessage({ error: `${error.message ?? error}` }));
+  turn = turn.then(() => (data.open ? open(data.open) : data.piece ? hear(data) : transcribe(data))).catch((error) => {
+    stream = null; // what it heard is lost
+    postMessage({ error: `${error.message ?? error}` });
+  });
 };
 
 async function open(folder) {
@@ -40,7 +43,7 @@ async function hear({ wave, last }) {
   const seconds = (performance.now() - start) / 1000;
   const text = model.text(stream.tokens);
   const ends = last || (text && (stream.count - stream.frames.at(-1)) * FRAME > QUIET);
-  if (ends) stream.tokens = [];
+  if (ends) [stream.tokens, stream.frames] = [[], []];
   if (last) stream = null;
   postMessage({ text, last: Boolean(ends), seconds, length: wave.length / model.settings.rate });
 }

@@ -1,5 +1,6 @@
 """CTC models as graphs: torch's texts here, in sherpa-onnx and in batches; a file's integers."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -105,6 +106,23 @@ def test_utterances_of_a_batch_keep_their_lengths(folders, tmp_path):
         scores = decoder.model.ctc.log_softmax(encoded).numpy()
     assert counts.tolist() == wanted.tolist()
     np.testing.assert_allclose(found, scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("source", [{"definition": "nemo"}, {"deltas": 1}])
+def test_on_features_of_its_own_sherpa_onnx_is_not_named(folders, source):
+    from espnet_ext.bridge.loading import decoder_of
+    from espnet_ext.export.contract import contract_of
+
+    bundle = Bundle.of_folder(folders / "merged")
+    named = contract_of(bundle, decoder_of(bundle), None).settings()
+    assert named["sherpa_onnx"] == "from_zipformer_ctc"
+    other = dataclasses.replace(bundle, source=SpeechInput(RATE, **source))
+    assert "sherpa_onnx" not in contract_of(other, decoder_of(other), None).settings()
+
+
+def test_unknown_definitions_of_features_are_refused():
+    with pytest.raises(UserError, match="definition must be kaldi or nemo, not 'htk'"):
+        SpeechInput(RATE, definition="htk")
 
 
 @pytest.mark.parametrize("bits", [8, 4])

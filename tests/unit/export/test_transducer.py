@@ -11,15 +11,17 @@ import numpy as np
 import onnx
 import pytest
 import sherpa_onnx
-import torch
+from espnet2.layers.utterance_mvn import UtteranceMVN
 
 import espnet_ext
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.latency import Timing
+from espnet_ext.bridge.loading import decoder_of
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.streaming import Streamer
 from espnet_ext.cli import transcribe
 from espnet_ext.errors import UserError
+from espnet_ext.export import transducer
 from espnet_ext.export.folder import export
 from espnet_ext.export.onnx_stream import OnnxStreamer
 from espnet_ext.export.run_onnx import Model, Stream
@@ -132,7 +134,7 @@ def test_sherpa_onnx_streams_it_unchanged(exported, form, products):
 
 
 def test_layers_that_share_are_stored_once(deployed, exported):
-    counts, sizes = {}, {}
+    counts = {}
     for form in ("merged", "shared"):
         folder = exported(form, form, products="float32")
         weights = [
@@ -141,7 +143,6 @@ def test_layers_that_share_are_stored_once(deployed, exported):
             if one.data_type == onnx.TensorProto.FLOAT and len(one.dims) == 2
         ]
         counts[form] = sum(list(one.dims) in ([8, 8], [1, 64]) for one in weights)
-        sizes[form] = sum(int(np.prod(one.dims)) for one in weights)
     assert counts["merged"] >= 6 * LAYERS
     assert counts["shared"] <= counts["merged"] / 2 + 4
 
@@ -231,6 +232,34 @@ def test_what_the_contract_does_not_hold_is_one_line(espnet, message, tmp_path, 
     assert os.listdir(tmp_path / "exp/tiny/deploy") == ["merged"]
 
 
+def test_statistics_of_whole_utterances_do_not_stream(deployed):
+    decoder = decoder_of(Bundle.of_folder(deployed / "merged"), "transducer_greedy")
+    decoder.model.normalize = UtteranceMVN()
+    with pytest.raises(UserError, match="a stream needs normalize: global_mvn"):
+        transducer.refuse(decoder)
+
+
+def test_numbers_that_are_not_finite_are_no_agreement(deployed, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "espnet_ext.export.transducer.JoinerStep.forward",
+        lambda _, encoded, predicted: (
+            (encoded[..., :1, :] * predicted[..., :1, :] * float("nan"))
+            .unsqueeze(1)
+            .expand(1, 1, 1, len(streams.TOKENS))
+        ),
+    )
+    with pytest.raises(UserError, match="differ from torch's by inf"):
+        export(Bundle.of_folder(deployed / "merged"), tmp_path / "onnx", WAVES)
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_a_stream_that_is_too_short_is_one_line(exported):
+    streamer = OnnxStreamer(exported("merged"))
+    with pytest.raises(UserError, match="less than a window of 25 ms"):
+        list(streamer.run([WAVES[0][:160]], Timing()))
+    assert streamer.doubts(Timing())  # silence, and less than a chunk
+
+
 def test_the_benchmark_times_every_system(deployed, tmp_path):
     import soundfile
 
@@ -256,4 +285,3 @@ def test_on_other_features_sherpa_onnx_is_not_named(tmp_path, monkeypatch):
     wanted = espnet_ext.load(tmp_path / "exp/tiny/deploy/merged", method="transducer_greedy")
     ours = espnet_ext.load(tmp_path / "onnx")
     assert ours(WAVES[1], RATE).text.split() == wanted(WAVES[1], RATE).text.split()
-    assert torch.get_default_dtype() == torch.float32
