@@ -232,6 +232,21 @@ def test_what_the_contract_does_not_hold_is_one_line(espnet, message, tmp_path, 
     assert os.listdir(tmp_path / "exp/tiny/deploy") == ["merged"]
 
 
+@pytest.mark.parametrize("geometry", [{"lookahead_ms": 0}, {"history_ms": 40}, {"chunk_ms": 320}])
+def test_chunks_of_other_sizes(geometry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    streams.make(tmp_path, forms=("merged",), **geometry)
+    bundle = Bundle.of_folder(tmp_path / "exp/tiny/deploy/merged")
+    made = export(bundle, tmp_path / "onnx", WAVES, products="float32")
+    assert made.difference < 1e-4  # from torch's encoder, which hears the whole
+    model, wave = Model(tmp_path / "onnx"), WAVES[2]
+    whole, stream = Stream(model).encode(wave, last=True), Stream(model)
+    pieces = np.split(wave, range(1000, len(wave), 1000))
+    parts = [stream.encode(piece) for piece in pieces[:-1]] + [stream.encode(pieces[-1], True)]
+    assert sum(len(part) > 0 for part in parts) > 5
+    np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-4)
+
+
 def test_statistics_of_whole_utterances_do_not_stream(deployed):
     decoder = decoder_of(Bundle.of_folder(deployed / "merged"), "transducer_greedy")
     decoder.model.normalize = UtteranceMVN()
