@@ -10,6 +10,7 @@ import torch
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.loading import decoder_of
+from espnet_ext.errors import UserError
 from espnet_ext.export import attention, run_onnx
 from espnet_ext.export.compare import relative_difference
 from espnet_ext.export.frames_contract import NAMES, rounded_state
@@ -27,7 +28,10 @@ class AttentionContract:
     def __init__(self, bundle: Bundle, decoder: Decoder, stored: State, bits: int | None):
         """See ``contract.contract_of``."""
         self.bundle, self.decoder = bundle, decoder
-        attention.refuse(decoder)
+        try:
+            attention.refuse(decoder)
+        except UserError as error:
+            raise UserError(f"{bundle.path}: {error}") from None
         self.stored = rounded_state(decoder.model, stored, bits, ("ctc.",))
         self.ids = attention.token_ids(decoder.model)
 
