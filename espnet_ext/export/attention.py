@@ -21,11 +21,10 @@ from torch import Tensor, nn
 
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.errors import UserError
-from espnet_ext.export.fbank import Fbank
 from espnet_ext.export.graph import Products
 from espnet_ext.export.rounded import use_integers
-from espnet_ext.export.tracing import sinusoids, trace, traceable
-from espnet_ext.export.whisper import ENCODE, FIRST, NEXT, PREPROCESS
+from espnet_ext.export.tracing import sinusoids, trace, trace_features, traceable
+from espnet_ext.export.whisper import ENCODE, FIRST, NEXT
 from espnet_ext.export.whisper_model import END, PROMPT, TEXT
 
 _FRAMES = 150  # of the input that is traced
@@ -142,11 +141,8 @@ def write(
     first, following = First(asr, encode.rows, len(ids)).eval(), Next(asr, ids).eval()
     counted = use_integers(asr, state, products)
     following.embedding = asr.decoder.embed[0]
-    source, width = decoder.source, decoder.width or 0
-    bins = width // (1 + source.deltas)
-    features = Fbank(source.rate, bins, source.deltas, source.definition)
-    audio = torch.zeros(1, 2 * source.rate)
-    trace(features, (audio,), folder / PREPROCESS, {"audio": {1: "n"}}, {"x": {1: "frames"}})
+    width = decoder.width or 0
+    trace_features(decoder, folder)
     x, length = torch.randn(1, _FRAMES, width), torch.tensor([_FRAMES], dtype=torch.int32)
     with traceable(asr), torch.no_grad():
         inputs = {"x": {1: "frames"}, "features_len": {}}

@@ -1,7 +1,6 @@
 """ESPnet's attention decoders: see ``attention``."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +8,9 @@ import torch
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.bridge.loading import decoder_of
-from espnet_ext.errors import UserError
 from espnet_ext.export import attention, run_onnx
 from espnet_ext.export.compare import relative_difference
-from espnet_ext.export.frames_contract import NAMES, rounded_state
-from espnet_ext.export.graph import Products
+from espnet_ext.export.traced_contract import NAMES, TracedContract
 from espnet_ext.export.whisper_model import END, PROMPT, START, TEXT, UNKNOWN
 from espnet_ext.formats.packed import State
 
@@ -22,24 +18,15 @@ _STEPS = 12  # of the search that scores are compared in
 _LONGEST = 30  # seconds of a segment
 
 
-class AttentionContract:
+class AttentionContract(TracedContract):
     """The contract of an encoder of ESPnet with its Transformer decoder."""
 
     def __init__(self, bundle: Bundle, decoder: Decoder, stored: State, bits: int | None):
         """See ``contract.contract_of``."""
-        self.bundle, self.decoder = bundle, decoder
-        try:
-            attention.refuse(decoder)
-        except UserError as error:
-            raise UserError(f"{bundle.path}: {error}") from None
-        self.stored = rounded_state(decoder.model, stored, bits, ("ctc.",))
+        super().__init__(bundle, decoder, stored, bits)
         self.ids = attention.token_ids(decoder.model)
 
-    def write(self, folder: Path, products: Products) -> dict[int, int]:
-        """Write the four graphs."""
-        another = decoder_of(self.bundle)  # its layers are replaced
-        another.model.load_state_dict(self.decoder.model.state_dict())
-        return attention.write(another, self.stored, folder, products)
+    trace = staticmethod(attention.write)
 
     def symbols(self) -> dict[int, str]:
         """Pieces of SentencePiece or characters, after the ids of the runtime."""

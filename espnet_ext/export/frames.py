@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.footprint import is_classifier
 from espnet_ext.errors import UserError
-from espnet_ext.export.fbank import Fbank
 from espnet_ext.export.graph import Products
 from espnet_ext.export.rounded import use_integers
-from espnet_ext.export.tracing import trace, traceable
+from espnet_ext.export.tracing import trace, trace_features, traceable
 
-PREPROCESS, MODEL = "preprocess.onnx", "model.onnx"
+MODEL = "model.onnx"
 _FRAMES = 150  # of the input that is traced
 
 
@@ -63,11 +62,7 @@ def write(
     if asr.frontend is not None or decoder.width is None:
         raise UserError("only models of log-mel can be exported")
     counted = use_integers(asr, state, products)
-    source = decoder.source
-    bins = decoder.width // (1 + source.deltas)
-    features = Fbank(source.rate, bins, source.deltas, source.definition)
-    audio = torch.zeros(1, 2 * source.rate)
-    trace(features, (audio,), folder / PREPROCESS, {"audio": {1: "n"}}, {"x": {1: "frames"}})
+    trace_features(decoder, folder)
     x, lengths = torch.zeros(2, _FRAMES, decoder.width), torch.tensor([_FRAMES, _FRAMES - 9])
     inputs = {"x": {0: "N", 1: "frames"}, "x_lens": {0: "N"}}
     outputs = {"log_probs": {0: "N"}, "log_probs_len": {0: "N"}}

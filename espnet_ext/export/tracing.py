@@ -20,11 +20,14 @@ from espnet2.legacy.nets.pytorch_backend.transformer.embedding import (
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.errors import UserError, one_line
+from espnet_ext.export.fbank import Fbank
 from espnet_ext.export.folding import fold_shapes
 from espnet_ext.export.graph import OPSET, in_pairs
 from espnet_ext.methods.tensors import frame_mask
 
+PREPROCESS = "preprocess.onnx"
 _LEAST_HALVED = 64  # numbers: fewer save less than the node takes that reads them
 
 
@@ -76,6 +79,15 @@ def trace(
     _shorten_names(model.graph)
     helper.set_model_props(model, {key: str(value) for key, value in (metadata or {}).items()})
     onnx.save(model, path)
+
+
+def trace_features(decoder: Decoder, folder: Path, pieces: bool = False) -> None:
+    """Write the graph of a model's log-mel; ``pieces``: see ``Fbank``."""
+    source = decoder.source
+    bins = (decoder.width or 0) // (1 + source.deltas)
+    features = Fbank(source.rate, bins, source.deltas, source.definition, pieces)
+    audio = torch.zeros(1, 2 * source.rate)
+    trace(features, (audio,), folder / PREPROCESS, {"audio": {1: "n"}}, {"x": {1: "frames"}})
 
 
 def _shorten_names(graph: onnx.GraphProto) -> None:

@@ -25,14 +25,12 @@ from espnet_ext.data.features import FRAMES_PER_SECOND, SUBSAMPLING
 from espnet_ext.encoders.chunks import ConvContext, Geometry, subsampled
 from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder, StreamState
 from espnet_ext.errors import UserError
-from espnet_ext.export.fbank import Fbank
 from espnet_ext.export.graph import Products
 from espnet_ext.export.rounded import use_integers
-from espnet_ext.export.tracing import trace, traceable
+from espnet_ext.export.tracing import trace, trace_features, traceable
 from espnet_ext.methods.tensors import frame_mask
 
-PREPROCESS, ENCODER = "preprocess.onnx", "encoder.onnx"
-DECODER, JOINER = "decoder.onnx", "joiner.onnx"
+ENCODER, DECODER, JOINER = "encoder.onnx", "decoder.onnx", "joiner.onnx"
 _CACHES = ("cache_last_channel", "cache_last_time", "cache_last_channel_len")
 
 
@@ -154,10 +152,8 @@ def write(
     refuse(decoder)
     step, predictor, joiner = EncoderStep(asr).eval(), PredictorStep(asr).eval(), JoinerStep(asr)
     counted = use_integers(asr, state, products)
-    source, bins = decoder.source, decoder.width or 0
-    features = Fbank(source.rate, bins, 0, source.definition, pieces=True)
-    audio = torch.zeros(1, source.rate)
-    trace(features, (audio,), folder / PREPROCESS, {"audio": {1: "n"}}, {"x": {1: "frames"}})
+    bins = decoder.width or 0
+    trace_features(decoder, folder, pieces=True)
     caches, states = step.caches(), predictor.states()
     window = step.geometry.block * SUBSAMPLING
     given = torch.zeros(1, bins, window), torch.tensor([window]), *caches

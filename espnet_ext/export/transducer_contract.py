@@ -1,44 +1,26 @@
 """Streaming transducers: see ``transducer``."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from espnet_ext.bridge.bundle import Bundle
-from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.bridge.loading import decoder_of
 from espnet_ext.config.recipe_errors import TRANSDUCER
 from espnet_ext.data.features import NEMO, SUBSAMPLING
-from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx, transducer
 from espnet_ext.export.compare import relative_difference
-from espnet_ext.export.frames_contract import NAMES, rounded_state
-from espnet_ext.export.graph import Products
-from espnet_ext.formats.packed import State
+from espnet_ext.export.traced_contract import NAMES, TracedContract
 
 _RATE = 16000
 _TOKENS = 8  # in a row, by which predictor and joiner are compared
 
 
-class TransducerContract:
+class TransducerContract(TracedContract):
     """The contract of a model that decodes chunk by chunk."""
 
-    def __init__(self, bundle: Bundle, decoder: Decoder, stored: State, bits: int | None):
-        """See ``contract.contract_of``."""
-        self.bundle, self.decoder = bundle, decoder
-        self.stored = rounded_state(decoder.model, stored, bits, ("ctc.",))
-
-    def write(self, folder: Path, products: Products) -> dict[int, int]:
-        """Write the four graphs."""
-        another = decoder_of(self.bundle, TRANSDUCER[0])  # its layers are replaced
-        another.model.load_state_dict(self.decoder.model.state_dict())
-        try:
-            return transducer.write(another, self.stored, folder, products)
-        except UserError as error:
-            raise UserError(f"{self.bundle.path}: {error}") from None
+    method = TRANSDUCER[0]
+    trace = staticmethod(transducer.write)
 
     def symbols(self) -> dict[int, str]:
         """Pieces of SentencePiece or characters; the blank is the last."""

@@ -4,7 +4,7 @@
  * It finds what transcribe.py finds.
  */
 
-import { Stream } from "./stream.js";
+import { largest, Stream } from "./stream.js";
 
 const [START, END, PROMPT] = [1, 2, 3]; // ids of a decoder
 const BLANK = 0; // id of CTC
@@ -123,13 +123,6 @@ export class Model {
     }
     return tokens;
   }
-}
-
-/** The place of the largest number. */
-function largest(row) {
-  let best = 0;
-  for (let place = 1; place < row.length; place++) if (row[place] > row[best]) best = place;
-  return best;
 }
 
 /** How many ids at the end only repeat the phrase before them; 0 if it is no loop. */

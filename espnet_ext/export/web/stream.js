@@ -44,7 +44,7 @@ export class Stream {
     for (let t = 0; t < Number(count.data[0]); t++) {
       const frame = Float32Array.from({ length: width }, (_, place) => encoded.data[place * places + t]);
       const [scores] = await this.model.run("joiner", new ort.Tensor("float32", frame, [1, width, 1]), this.predicted);
-      const token = scores.data.reduce((best, score, place, all) => (score > all[best] ? place : best), 0);
+      const token = largest(scores.data);
       if (token !== this.blank) {
         this.tokens.push(token);
         this.frames.push(this.count);
@@ -109,6 +109,13 @@ export class Pieces {
   end() {
     return joined(this.rest, new Float32Array(this.margin));
   }
+}
+
+/** The place of the largest number. */
+export function largest(row) {
+  let best = 0;
+  for (let place = 1; place < row.length; place++) if (row[place] > row[best]) best = place;
+  return best;
 }
 
 const SECONDS = 0.16; // of a piece
