@@ -3,11 +3,15 @@
 torch traces every use of a shape. In a small model these nodes are more bytes than the weights.
 """
 
+from collections import deque
+
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+
+from espnet_ext.export.graph import nodes_in
 
 _MOST = 4096  # numbers of a constant: weights are left as they are stored
 _KINDS = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
@@ -18,11 +22,17 @@ def fold_shapes(model: onnx.ModelProto) -> None:
     graph = model.graph
     known = {one.name: numpy_helper.to_array(one) for one in graph.initializer if _is_small(one)}
     known |= _shapes(model)
-    kept = []
-    for node in graph.node:
+    kept: list[onnx.NodeProto] = []
+    left = deque(graph.node)
+    while left:
+        node = left.popleft()
         if node.output[0] in known:
             continue
-        if node.op_type == "Constant" or all(name in known for name in node.input if name):
+        if node.op_type == "If":
+            if node.input[0] in known:
+                left.extendleft(reversed(_branch(node, bool(known[node.input[0]]))))
+                continue
+        elif node.op_type == "Constant" or all(name in known for name in node.input if name):
             found = _evaluated(node, known, model)
             if all(isinstance(value, np.ndarray) and value.size <= _MOST for value in found):
                 known |= dict(zip(node.output, found, strict=True))
@@ -31,6 +41,15 @@ def fold_shapes(model: onnx.ModelProto) -> None:
     del graph.node[:]
     graph.node.extend(kept)
     _store(graph, known)
+
+
+def _branch(node: onnx.NodeProto, condition: bool) -> list[onnx.NodeProto]:
+    """The nodes that take the place of an ``If`` whose condition is known."""
+    name = "then_branch" if condition else "else_branch"
+    (branch,) = (one.g for one in node.attribute if one.name == name)
+    outputs = zip(branch.output, node.output, strict=True)
+    ends = [onnx.helper.make_node("Identity", [made.name], [out]) for made, out in outputs]
+    return [*branch.node, *ends]
 
 
 def _is_small(stored: onnx.TensorProto) -> bool:
@@ -74,7 +93,7 @@ def _store(graph: onnx.GraphProto, known: dict[str, np.ndarray]) -> None:
     stored = {one.name for one in graph.initializer}
     first: dict[tuple, str] = {}
     outputs = {one.name for one in graph.output}
-    for node in graph.node:
+    for node in nodes_in(graph):
         for place, name in enumerate(node.input):
             if name in known and name not in stored:
                 value = known[name]
@@ -85,7 +104,7 @@ def _store(graph: onnx.GraphProto, known: dict[str, np.ndarray]) -> None:
                 node.input[place] = first[key]
     for name in outputs & known.keys() - stored:
         graph.initializer.append(numpy_helper.from_array(known[name], name))
-    read = {name for node in graph.node for name in node.input} | outputs
+    read = {name for node in nodes_in(graph) for name in node.input} | outputs
     left = [one for one in graph.initializer if one.name in read]
     del graph.initializer[:]
     graph.initializer.extend(left)

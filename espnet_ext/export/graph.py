@@ -6,7 +6,7 @@ when it is made: the file stays small.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,6 +261,21 @@ class Graph:
     def _name(self, kind: str) -> str:
         self._count += 1
         return f"{kind}_{self._count}"
+
+
+def graphs_in(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and the branches of its nodes, theirs included; they read the names around them."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.output:
+                    yield from graphs_in(inner)
+
+
+def nodes_in(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes of a graph and of its branches."""
+    return [node for inner in graphs_in(graph) for node in inner.node]
 
 
 def in_pairs(name: str, values: np.ndarray) -> onnx.TensorProto:

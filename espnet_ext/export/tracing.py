@@ -24,7 +24,7 @@ from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.errors import UserError, one_line
 from espnet_ext.export.fbank import Fbank
 from espnet_ext.export.folding import fold_shapes
-from espnet_ext.export.graph import OPSET, in_pairs
+from espnet_ext.export.graph import OPSET, graphs_in, in_pairs, nodes_in
 from espnet_ext.methods.tensors import frame_mask
 
 PREPROCESS = "preprocess.onnx"
@@ -98,13 +98,14 @@ def _shorten_names(graph: onnx.GraphProto) -> None:
     def name(long: str) -> str:
         return long if long in kept else short.setdefault(long, str(len(short)))
 
-    for stored in graph.initializer:
-        stored.name = name(stored.name)
-    for node in graph.node:
-        node.name = node.doc_string = ""
-        node.input[:] = [name(one) for one in node.input]
-        node.output[:] = [name(one) for one in node.output]
-    del graph.value_info[:]
+    for inner in graphs_in(graph):
+        for stored in (*inner.initializer, *inner.input, *inner.output):
+            stored.name = name(stored.name)
+        for node in inner.node:
+            node.name = node.doc_string = ""
+            node.input[:] = [name(one) for one in node.input]
+            node.output[:] = [name(one) for one in node.output]
+        del inner.value_info[:]
 
 
 def _halve(graph: onnx.GraphProto) -> None:
@@ -128,7 +129,7 @@ def _halve(graph: onnx.GraphProto) -> None:
 def _pack_pairs(graph: onnx.GraphProto) -> None:
     """Store integers of at most 4 bits two to a byte, where they are only cast: torch has bytes."""
     users: dict[str, list[str]] = {}
-    for node in graph.node:
+    for node in nodes_in(graph):
         for name in node.input:
             users.setdefault(name, []).append(node.op_type)
     for stored in graph.initializer:

@@ -1,47 +1,57 @@
 """The memory of child processes."""
 
-import multiprocessing
+import subprocess
+import sys
 import time
 
 import pytest
 
 from espnet_ext.bridge.memory import peak_of_children
 
-MB = 1 << 20
+# A process of its own: what a forked test process copies of the tests' memory is its children's.
+PROGRAM = """
+import multiprocessing, time
+
+from espnet_ext.bridge.memory import peak_of_children
+
+processes = multiprocessing.get_context("fork")
+over = processes.Event()
 
 
-def hold(megabytes: int, ready, over) -> None:
-    held = bytearray(b"x" * (megabytes * MB))
+def start(megabytes):
+    ready = processes.Event()
+    child = processes.Process(target=hold, args=(megabytes, ready))
+    child.start()
+    ready.wait()
+    return child
+
+
+def hold(megabytes, ready):
+    held = b"x" * (megabytes << 20)
     ready.set()
     over.wait()
-    del held
+    return held
+
+
+earlier = start(150)  # another's: not counted
+with peak_of_children(True) as peak:
+    assert peak() == 0
+    children = [start(40), start(25)]
+    end = time.monotonic() + 60
+    while peak() < 65 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert 65 <= peak() < 65 + 30, peak()  # and not what they share with this process
+    over.set()
+    for child in [earlier, *children]:
+        child.join()
+    before = peak()
+assert peak() == before >= 65
+"""
 
 
 def test_the_memory_of_children_is_counted_while_they_live_and_kept():
-    processes = multiprocessing.get_context("fork")
-    events = [processes.Event() for _ in range(4)]
-    earlier = processes.Process(target=hold, args=(150, events[3], events[2]))
-    earlier.start()  # another's: not counted
-    events[3].wait()
-    with peak_of_children(True) as peak:
-        assert peak() == 0
-        children = [
-            processes.Process(target=hold, args=(megabytes, ready, events[2]))
-            for megabytes, ready in zip((40, 25), events[:2], strict=True)
-        ]
-        for child in children:
-            child.start()
-        for ready in events[:2]:
-            ready.wait()
-        end = time.monotonic() + 20
-        while peak() < 65 and time.monotonic() < end:
-            time.sleep(0.1)
-        assert 65 <= peak() < 65 + 60  # and not what they share with this process
-        events[2].set()
-        for child in [earlier, *children]:
-            child.join()
-        before = peak()
-    assert peak() == before >= 65
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("watch", [False, True])
