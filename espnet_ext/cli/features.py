@@ -2,9 +2,10 @@
 
 With ``recipe: {features: raw}`` the frontend computes features while training and there is
 nothing to do here. With ``features: ark`` every data directory under data/ gets
-dump/<features>/<set>/{feats.scp,utt2num_frames,*.ark}. A set whose utterances
-are all in data/all gets a list into the arks of that set. With
-``recipe: {fetch: whisper_base}`` the pretrained model is put where encoder_conf: path says.
+dump/<features>/<set>/{feats.scp,utt2num_frames,*.ark}; with --sets those of the config, data/all
+and the named ones. A set whose utterances are all in data/all gets a list into the arks of that
+set. With ``recipe: {fetch: whisper_base}`` the pretrained model is put where encoder_conf: path
+says.
 
 ``frontend: kaldi_fbank`` is log-mel (dump/fbank<bins>[_nemo][_d<differences>]).
 ``frontend: ssl`` with ``frontend_conf: {folder: DIR, layer: N}`` is what leaves block N of the
@@ -16,6 +17,7 @@ and writes those that are missing.
 
 Example:
   espnet-ext features conf/train_hrf_conformer_xs.yaml --nj 2
+  espnet-ext features conf/train_hrf_conformer_xs.yaml --sets "test unseen"
   espnet-ext features conf/train_hrf_conformer_xs.yaml --part 3/20
 """
 
@@ -30,10 +32,16 @@ from espnet_ext.stages.features import write_features
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("config", help="training config")
+    parser.add_argument(
+        "--sets",
+        metavar="SETS",
+        help="sets, blanks between, that get arks beside the config's own; default: all sets",
+    )
     parser.add_argument("--nj", type=at_least(1), default=2, help="processes")
     parser.add_argument("--part", type=part, help="K/N: only the Kth of N parts of the arks")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the features."""
-    write_features(Experiment.load(args.config), args.nj, args.part)
+    named = None if args.sets is None else args.sets.split()
+    write_features(Experiment.load(args.config), args.nj, args.part, named)

@@ -9,6 +9,8 @@ other change needs another config.
 A training may be spread over the GPUs of a node, over processes of a CPU, and over nodes, each of
 which runs the same command; batch_size and batch_bins are those of all processes together.
 
+Statistics of large sets may be collected in parts: job K of N runs --part K/N on a shared disk.
+
 Example:
   espnet-ext train conf/train_hrf_conformer_xs.yaml --ngpu 0 -- --max_epoch 20
   espnet-ext train conf/train_hrf_conformer_xs.yaml --ngpu 4
@@ -19,9 +21,10 @@ import argparse
 import os
 
 from espnet_ext.config.processes import find_processes
+from espnet_ext.data.parts import part
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.experiment import Experiment
-from espnet_ext.stages.train import TrainOptions, train
+from espnet_ext.stages.train import TrainOptions, collect_part, train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,10 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="CPU threads of a process without a GPU; default: OMP_NUM_THREADS, else up to 4, "
         "but no more than there are cores for all processes",
     )
+    parser.add_argument(
+        "--part",
+        type=part,
+        metavar="K/N",
+        help="only the statistics of the Kth of N parts of the data; a call without it joins them",
+    )
     parser.set_defaults(espnet=[])  # what follows --
     parser.usage = (
         "%(prog)s [-h] [--tag TAG] [--ngpu N] [--processes N] [--num_nodes N] [--master HOST]\n"
-        "                        [--threads N] config [-- OPTIONS]"
+        "                        [--threads N] [--part K/N] config [-- OPTIONS]"
     )
 
 
@@ -68,4 +77,10 @@ def run(args: argparse.Namespace) -> None:
     processes = find_processes(args.ngpu or args.processes, args.num_nodes, args.master)
     threads = args.threads or _threads(processes.per_node)
     options = TrainOptions(args.ngpu, threads, processes, tuple(args.espnet))
-    train(Experiment.load(args.config, args.tag), options)
+    experiment = Experiment.load(args.config, args.tag)
+    if args.part is not None:
+        if not processes.alone:
+            raise UserError("--part is the work of one process: leave --processes, --num_nodes out")
+        collect_part(experiment, options, args.part)
+    else:
+        train(experiment, options)

@@ -9,6 +9,7 @@ SET_BY_TRAIN = {
     "bpemodel": "the tokens of stage 3",
     **dict.fromkeys(_SEVERAL, "the options --ngpu, --processes and --num_nodes"),
     "keep_nbest_models": "recipe: average",
+    "multiple_iterator": "recipe: splits",
     "ngpu": "the option --ngpu",
     "output_dir": "the experiment's tag",
     "resume": "always true",

@@ -27,6 +27,7 @@ UNTRAINED = "untrained"  # deployed form: the pretrained model as it is
 _OPTIONAL = (
     *("labels", "fetch", "mimic", "forms", "untrained", "teacher", "teacher_weight"),
     "checkpoint_minutes",
+    "splits",
 )
 # Such keys of the settings of a training.
 _OPTIONAL_SETTINGS = {"task": "asr", "target": None, "classes": 2}
@@ -70,6 +71,8 @@ class Recipe:
     speeds: Annotated[list[Speed], Field(description="a list of speeds, as in [0.9, 1.1]")] = field(
         default_factory=list
     )
+    # lists that the training set is read in, one after the other; each is in memory alone
+    splits: Annotated[int, _at_least(1)] = 1
     dev_set: Name = "dev"  # data set that checkpoints are chosen by
     features: Literal["raw", "ark"] = "raw"  # raw: by the frontend; ark: written by stage 2
     vocabulary: Annotated[int, _tokens(5)] = 200  # SentencePiece pieces; unused with char

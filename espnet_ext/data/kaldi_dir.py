@@ -247,11 +247,26 @@ def validate_data_dir(path: str | Path, root: str | Path = ".", jobs: int = 1) -
 
 
 def digest_audio(
-    path: str | Path, utterances: Iterable[Utterance], root: str | Path = ".", jobs: int = 1
+    path: str | Path,
+    utterances: Iterable[Utterance],
+    root: str | Path = ".",
+    jobs: int = 1,
+    known: Mapping[str, tuple[str, float]] | None = None,
 ) -> list[str]:
-    """Decode and check the audio of a data directory; return the SHA-256 of each utterance."""
-    tasks = [(item, str(path), str(root)) for item in utterances]
-    return list(map_processes(_digest, tasks, jobs, chunk=64))
+    """Decode and check the audio of a data directory; return the SHA-256 of each utterance.
+
+    ``known``: digest and seconds of audio that was checked before.
+    """
+    known, rows = known or {}, list(utterances)
+    kept = [
+        known[u.audio][0]
+        if u.audio in known and abs(known[u.audio][1] - u.seconds) <= _TOLERANCE
+        else None
+        for u in rows
+    ]
+    new = [(u, str(path), str(root)) for u, digest in zip(rows, kept, strict=True) if not digest]
+    found = iter(map_processes(_digest, new, jobs, chunk=64))
+    return [digest or next(found) for digest in kept]
 
 
 def audio_inputs(path: str | Path) -> list[Path]:
@@ -309,6 +324,7 @@ def write_sets(
     sets: Mapping[str, Iterable[Utterance]],
     jobs: int = 1,
     overlapping: Container[str] = (),
+    checked: Mapping[str, tuple[str, float]] | None = None,
 ) -> list[Path]:
     """Write, check and describe the data directories of a corpus under ``out``.
 
@@ -317,6 +333,7 @@ def write_sets(
         sets: utterances by the name of their set; ``all`` is the whole corpus.
         jobs: processes that decode the audio for the check.
         overlapping: names of sets that may hold texts of ``train``.
+        checked: digest and seconds of audio files that need no check.
 
     Returns:
         The files written.
@@ -327,10 +344,13 @@ def write_sets(
     """
     out = Path(out)
     files = []
+    known = dict(checked or {})  # an utterance may be in several sets
     for name, utterances in sets.items():
         files += [*write_data_dir(out / name, utterances), out / name / AUDIO_DIGEST]
         written = read_data_dir(out / name)
-        rows = zip(written, digest_audio(out / name, written, jobs=jobs), strict=True)
+        digests = digest_audio(out / name, written, jobs=jobs, known=known)
+        rows = list(zip(written, digests, strict=True))
+        known |= {u.audio: (digest, u.seconds) for u, digest in rows}
         write_text(out / name / AUDIO_DIGEST, "".join(f"{u.id} {d}\n" for u, d in rows))
         minutes = sum(item.seconds for item in written) / 60
         speakers = len({item.speaker for item in written})

@@ -25,8 +25,13 @@ from espnet_ext.files import DONE, Stamp, atomic_path, lock, read_json, write_js
 _SHARD = 250  # utterances in one ark
 
 
-def write_features(experiment: Experiment, jobs: int, part: Part | None = None) -> None:
-    """Write the arks of every data directory of the recipe that lacks them.
+def write_features(
+    experiment: Experiment,
+    jobs: int,
+    part: Part | None = None,
+    named: Sequence[str] | None = None,
+) -> None:
+    """Write the arks of the data directories that lack them.
 
     What was begun in parts is completed and joined.
 
@@ -37,6 +42,7 @@ def write_features(experiment: Experiment, jobs: int, part: Part | None = None) 
         experiment: whose features.
         jobs: processes.
         part: write this part of the arks only; a call without one joins them.
+        named: sets that get arks beside those of the config and data/all; None: all sets.
 
     Raises:
         UserError: no data directory, audio that is missing, undecodable, or of another
@@ -54,6 +60,10 @@ def write_features(experiment: Experiment, jobs: int, part: Part | None = None) 
             print("features: computed by the frontend while training; nothing to do")
         return
     sets = _require_sets(experiment)
+    for name in named or ():
+        if name not in sets:
+            print(f"features: no {data / name}/wav.scp: left out; stage 1 makes it")
+    own = {*sets} if named is None else {*experiment.sets, *named}
     wholes = {
         name: read_table(set_folder(data, name) / "wav.scp")
         for name in (WHOLE, with_copies(WHOLE))
@@ -66,7 +76,8 @@ def write_features(experiment: Experiment, jobs: int, part: Part | None = None) 
         owner = WHOLE if not holds_copies(name) else with_copies(WHOLE)
         whole_arks = experiment.ark_folder(owner)
         listed = name != owner and bool(rows) and rows.items() <= wholes.get(owner, {}).items()
-        if listed and part is not None:
+        unwanted = not listed and name not in own and name not in wholes
+        if unwanted or (listed and part is not None):
             continue
         inputs = [folder / "wav.scp", *audio_inputs(folder)]
         if listed:
@@ -82,7 +93,7 @@ def write_features(experiment: Experiment, jobs: int, part: Part | None = None) 
 
 
 def _require_sets(experiment: Experiment) -> list[str]:
-    """The sets that get arks of their own or lists.
+    """The sets that may get arks of their own or lists.
 
     Raises:
         UserError: there is none.

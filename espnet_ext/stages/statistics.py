@@ -2,10 +2,16 @@
 
 import hashlib
 import json
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.data.parts import Part, begun
+from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import DONE, Stamp, lock
+from espnet_ext.files import DONE, Stamp, atomic_path, lock, write_text
 
 ROLES = ("train", "valid")  # ESPnet's names of the training set and the development set
 # ESPnet's options that decide the features and the lengths of the texts.
@@ -21,34 +27,161 @@ def target_of(experiment: Experiment) -> str:
     return "label" if experiment.recipe.task == "cls" else "text"
 
 
-def collect_statistics(
-    experiment: Experiment, command: list[str], data: dict[str, list[str]]
-) -> Path:
-    """Run ESPnet's collect_stats once for these features and tokens; return its folder.
+class Statistics:
+    """Statistics of the training and development set, shared by configs of one recipe.
 
     Args:
         experiment: whose statistics.
-        command: ESPnet's options of the training, without those of its batches.
         data: ESPnet's data options by role.
-    """
-    from espnet_ext.bridge.trainer import run_task
 
-    settings = {
-        "data": data,
-        "read": {key: experiment.espnet[key] for key in _STATISTICS if key in experiment.espnet},
-        "tokens": str(experiment.token_folder),
-    }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    folder = experiment.exp / f"stats_{digest}"
-    # Two configs of one recipe may train at once and share this folder.
-    with lock(folder / ".lock"):
-        stamp = Stamp(folder / DONE, settings, experiment.corpus_files())
+    Attributes:
+        folder: exp/stats_<digest> of the features and tokens.
+    """
+
+    def __init__(self, experiment: Experiment, data: dict[str, list[str]]):
+        self.experiment = experiment
+        self._settings: dict[str, Any] = {
+            "data": data,
+            "read": {
+                key: experiment.espnet[key] for key in _STATISTICS if key in experiment.espnet
+            },
+            "tokens": str(experiment.token_folder),
+        }
+        digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode())
+        self.folder = experiment.exp / f"stats_{digest.hexdigest()[:8]}"
+        self._parts = self.folder / "parts"
+        self._inputs = experiment.corpus_files()
+        self._target = target_of(experiment)
+        self._tables = [
+            f"{role}/{kind}_shape" for role in ROLES for kind in ("speech", self._target)
+        ]
+
+    def shapes(self, role: str) -> list[Path]:
+        """The lengths of a set's utterances, and of what is learnt."""
+        return [self.folder / role / f"{kind}_shape" for kind in ("speech", self._target)]
+
+    def collect(self, command: Sequence[str]) -> None:
+        """Run ESPnet's collect_stats once; what was begun in parts is completed and joined.
+
+        Args:
+            command: ESPnet's options of the training, without those of its batches.
+
+        Raises:
+            UserError: an error of ESPnet.
+        """
+        # Two configs of one recipe may train at once and share this folder.
+        with lock(self.folder / ".lock"):
+            stamp = Stamp(self.folder / DONE, self._settings, self._inputs)
+            if stamp.is_current():
+                return
+            print(f"train: collecting statistics into {self.folder}")
+            parts = begun(self._parts, lambda part: self._stamp(part).is_current())
+            for part in parts:
+                self._collect_part(command, part)
+            if parts:
+                self._join(parts)
+            else:
+                self._run(command, self.folder)
+            self._order()
+            stamp.write(self._made(self.folder))
+            shutil.rmtree(self._parts, ignore_errors=True)
+
+    def collect_part(self, command: Sequence[str], part: Part) -> None:
+        """Run it for every so many-th utterance; ``collect`` joins the parts.
+
+        Raises:
+            UserError: a set has fewer utterances than there are parts, or an error of ESPnet.
+        """
+        with lock(self.folder / ".lock", shared=True):
+            if Stamp(self.folder / DONE, self._settings, self._inputs).is_current():
+                print(f"train: {self.folder} is up to date")
+            else:
+                self._collect_part(command, part)
+
+    def _made(self, folder: Path) -> list[Path]:
+        sums = [f"{role}/feats_stats.npz" for role in ROLES]
+        return [folder / name for name in (*self._tables, *sums)]
+
+    def _stamp(self, part: Part) -> Stamp:
+        return Stamp(
+            self._parts / str(part) / DONE, {**self._settings, "part": str(part)}, self._inputs
+        )
+
+    def _collect_part(self, command: Sequence[str], part: Part) -> None:
+        stamp = self._stamp(part)
+        folder = stamp.path.parent
+        if stamp.is_current():
+            print(f"train: {folder} is up to date")
+            return
+        keys = []
+        for role, name in zip(ROLES, self.experiment.sets, strict=True):
+            names = list(read_table(self.experiment.audio_list(name)))
+            if len(names) < part.total:
+                raise UserError(f"--part: {name} has {len(names)} utterances; make fewer parts")
+            path = folder / f"{role}.keys"
+            write_text(path, "".join(f"{name}\n" for name in part.of(names)))
+            keys += [f"--{role}_shape_file", str(path)]
+        self._run([*command, *keys], folder)
+        stamp.write(self._made(folder))
+        print(f"train: {folder}: the statistics of this part")
+
+    def _run(self, command: Sequence[str], folder: Path) -> None:
+        from espnet_ext.bridge.trainer import run_task
+
+        # Statistics do not depend on batches of the training's size, nor on its model.
+        own = ["--collect_stats", "true", "--output_dir", str(folder), "--normalize", "none"]
+        own += ["--batch_type", "unsorted", "--batch_size", "32", "--ngpu", "0"]
+        run_task([*command, *own], self.experiment.train_log, self.experiment.recipe.task)
+
+    def _join(self, parts: Iterable[Part]) -> None:
+        from espnet2.bin.aggregate_stats_dirs import aggregate_stats_dirs
+
+        folders = [self._parts / str(part) for part in parts]
+        aggregate_stats_dirs(folders, self.folder, "ERROR", skip_sum_stats=False)
+
+    def _order(self) -> None:
+        """Lengths in the order of the utterances: reading processes and parts change it."""
+        for role, name in zip(ROLES, self.experiment.sets, strict=True):
+            names = read_table(self.experiment.audio_list(name))
+            for path in self.shapes(role):
+                table = read_table(path)
+                if list(table) != list(names):
+                    write_text(path, "".join(f"{name} {table[name]}\n" for name in names))
+
+
+def split_lists(statistics: Statistics, triples: Sequence[str], splits: int) -> list[str]:
+    """ESPnet's options of a training set that is read in several lists, one after the other.
+
+    Only one list is in memory at a time.
+
+    Args:
+        statistics: of the training set; the lists are in its folder.
+        triples: ESPnet's data options of the training set: file, name, type.
+        splits: how many lists.
+
+    Raises:
+        UserError: the set has fewer utterances.
+    """
+    from espnet2.bin.split_scps import split_scps
+
+    experiment = statistics.experiment
+    folder = statistics.folder / f"splits_{splits}"
+    data = [triple.split(",") for triple in triples]
+    shapes = statistics.shapes("train")
+    names = [name for _, name, _ in data] + [path.name for path in shapes]
+    sources = [path for path, *_ in data] + [str(path) for path in shapes]
+    count = len(read_table(experiment.audio_list(experiment.sets[0])))
+    if count < splits:
+        raise UserError(f"recipe: splits: {splits}, but the training set has {count} utterances")
+    with lock(statistics.folder / ".lock"):
+        stamp = Stamp(folder / DONE, [splits, names], sources)
         if not stamp.is_current():
-            print(f"train: collecting statistics into {folder}")
-            # Statistics do not depend on batches of the training's size, nor on its model.
-            own = ["--collect_stats", "true", "--output_dir", str(folder), "--normalize", "none"]
-            own += ["--batch_type", "unsorted", "--batch_size", "32", "--ngpu", "0"]
-            run_task([*command, *own], experiment.train_log, experiment.recipe.task)
-            names = ("feats_stats.npz", "speech_shape", f"{target_of(experiment)}_shape")
-            stamp.write(folder / role / name for role in ROLES for name in names)
-    return folder
+            with atomic_path(folder) as scratch:
+                split_scps(sources, splits, names, str(scratch), "ERROR")
+            stamp.write(path for path in sorted(folder.glob("*/*")) if path.is_file())
+    options = ["--multiple_iterator", "true"]
+    for _, name, kind in data:
+        options += ["--train_data_path_and_name_and_type", f"{folder / name},{name},{kind}"]
+    for path in shapes:
+        options += ["--train_shape_file", str(folder / path.name)]
+    return options

@@ -1,6 +1,5 @@
 """Stage 4: statistics and training by ESPnet's trainer; a killed run continues."""
 
-import json
 import os
 import shlex
 import sys
@@ -15,6 +14,7 @@ from espnet_ext.config.pretrained import teacher_folder
 from espnet_ext.config.processes import Processes, backend_of
 from espnet_ext.config.training import training_settings
 from espnet_ext.data.inputs import check_inputs
+from espnet_ext.data.parts import Part
 from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
@@ -23,15 +23,15 @@ from espnet_ext.files import (
     Stamp,
     content_key,
     in_use,
-    quick_key,
+    lock,
     refuse_changed_output,
     write_json,
     write_text,
 )
-from espnet_ext.stages.statistics import ROLES, collect_statistics, target_of
+from espnet_ext.stages.one_run import refuse_other_run
+from espnet_ext.stages.statistics import ROLES, Statistics, split_lists, target_of
 
 _STAGES = {"wav.scp": 1, "feats.scp": 2, "tokens.txt": 3}  # that write these files
-_ESPNET_EPOCHS = 40  # ESPnet's default of max_epoch
 _WORKERS = 4  # that read data for a GPU, at most
 
 
@@ -113,11 +113,33 @@ def _train(experiment: Experiment, options: TrainOptions, nodes: Any = None) -> 
         refuse_other_run(experiment, {str(file): content_key(file) for file in files})
         cpu_dtype = _use_threads(experiment, options)
         log_to(experiment.train_log)
-        command = _common_options(experiment, options, data)
-        command += _training_options(experiment, collect_statistics(experiment, command, data))
+        command = _common_options(experiment, options)
+        statistics = Statistics(experiment, data)
+        statistics.collect([*command, *_sets(data)])
+        command += _training_options(experiment, statistics, data)
         record = _run(experiment, options, command, cpu_dtype, nodes)
         stamp.write([experiment.averaged_model, experiment.espnet_config, record])
     print(f"train: averaged model is {experiment.averaged_model}")
+
+
+def collect_part(experiment: Experiment, options: TrainOptions, part: Part) -> None:
+    """Collect the statistics of a part of the training and of the development set.
+
+    ``train`` joins the parts, which several machines may collect at the same time.
+
+    Raises:
+        UserError: an earlier stage has not run, a wrong config, data or option, more parts than
+            utterances, or an error of ESPnet.
+    """
+    data = _data_options(experiment)
+    experiment = _checked(experiment, options)
+    from espnet_ext.stages.training_process import log_to  # ESPnet is imported by now
+
+    with lock(experiment.folder / ".parts.lock"):
+        command = _common_options(experiment, options)
+    _use_threads(experiment, options)
+    log_to(experiment.folder / f"statistics.{part}.log")
+    Statistics(experiment, data).collect_part([*command, *_sets(data)], part)
 
 
 def _data_options(experiment: Experiment) -> dict[str, list[str]]:
@@ -195,47 +217,17 @@ def _use_threads(experiment: Experiment, options: TrainOptions) -> Any:
     return dtype
 
 
-def refuse_other_run(experiment: Experiment, data: dict[str, str]) -> None:
-    """Refuse to continue a run of another config or other data; record these otherwise.
-
-    More epochs are no other run: they are added.
-
-    Args:
-        experiment: what is to be trained.
-        data: digests of the files that decide the training.
-
-    Raises:
-        UserError: the folder holds a run of other settings.
-    """
-    path = experiment.folder / "resolved.json"
-    settings = {"config": training_settings(experiment.config.as_dict()), "data": data}
-    if any(experiment.folder.glob("checkpoint*.pth")) and path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        advice = f"give the config another name or remove {experiment.folder}"
-        before = training_settings(stored["config"])
-        now = json.loads(json.dumps(settings["config"]))
-        other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        if other == ["max_epoch"] and _epochs(before) < _epochs(now):
-            other = []
-        if other:
-            names = ", ".join(other)
-            raise UserError(
-                f"{experiment.folder} holds a run of other settings ({names}); {advice}"
-            )
-        for name, content in data.items():
-            before = stored.get("data", {}).get(name, content)
-            if before not in (content, quick_key(Path(name))):
-                raise UserError(f"{experiment.folder} was trained before {name} changed; {advice}")
-    write_json(path, settings)
+def _sets(data: dict[str, list[str]]) -> list[str]:
+    """ESPnet's options of the sets."""
+    return [
+        word
+        for role, triples in data.items()
+        for triple in triples
+        for word in (f"--{role}_data_path_and_name_and_type", triple)
+    ]
 
 
-def _epochs(config: dict[str, Any]) -> int:
-    return config.get("max_epoch", _ESPNET_EPOCHS)
-
-
-def _common_options(
-    experiment: Experiment, options: TrainOptions, data: dict[str, list[str]]
-) -> list[str]:
+def _common_options(experiment: Experiment, options: TrainOptions) -> list[str]:
     """Options of statistics and training; also writes exp/<tag>/espnet.yaml."""
     espnet = dict(experiment.espnet)
     if experiment.features is not None:
@@ -261,20 +253,24 @@ def _common_options(
     command += ["--token_list", str(experiment.token_list)]
     if experiment.tokenizer is not None:
         command += ["--bpemodel", str(experiment.tokenizer)]
-    for role, triples in data.items():
-        for triple in triples:
-            command += [f"--{role}_data_path_and_name_and_type", triple]
     return command
 
 
-def _training_options(experiment: Experiment, statistics: Path) -> list[str]:
+def _training_options(
+    experiment: Experiment, statistics: Statistics, data: dict[str, list[str]]
+) -> list[str]:
     """Options of the training proper."""
     options = ["--output_dir", str(experiment.folder), "--resume", "true"]
-    for role in ROLES:
-        for kind in ("speech_shape", f"{target_of(experiment)}_shape"):
-            options += [f"--{role}_shape_file", str(statistics / role / kind)]
+    splits = experiment.recipe.splits
+    whole = {role: data[role] for role in ROLES if splits == 1 or role != "train"}
+    if splits > 1:
+        options += split_lists(statistics, data["train"], splits)
+    options += _sets(whole)
+    for role in whole:
+        for path in statistics.shapes(role):
+            options += [f"--{role}_shape_file", str(path)]
     if experiment.espnet.get("normalize") == "global_mvn":
-        options += ["--normalize_conf", f"stats_file={statistics}/train/feats_stats.npz"]
+        options += ["--normalize_conf", f"stats_file={statistics.folder}/train/feats_stats.npz"]
     options += ["--keep_nbest_models", str(experiment.recipe.average)]
     return options
 

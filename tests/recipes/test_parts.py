@@ -1,14 +1,19 @@
-"""Features and hypotheses that several machines make, each a part, are those of one."""
+"""Features, statistics and hypotheses that several machines make, each a part, are those of one."""
 
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import yaml
 
+from espnet_ext.data.kaldi_dir import read_table
 from tests.fixtures import finished, forked, miniature
 from tests.recipes.test_kill import written
 
 FEATURES, DECODE = finished.VERBS["features"], finished.VERBS["decode"]
+TRAIN = finished.VERBS["train"]
 
 
 def small_arks() -> None:
@@ -53,6 +58,78 @@ def test_features_in_parts(whole, tmp_path):
     found = {k: v for k, v in written(folder).items() if k.startswith("dump/")}
     assert found == expected
     assert len(list(folder.glob("dump/*/train/*.ark"))) == 4
+
+
+@pytest.fixture
+def not_trained(whole, tmp_path):
+    """The recipe after stage 3."""
+    folder = Path(shutil.copytree(whole[1], tmp_path / "recipe", symlinks=True))
+    for path in (folder / "exp/tiny", *folder.glob("exp/stats_*")):
+        shutil.rmtree(path)
+    return folder
+
+
+def test_statistics_in_parts(whole, not_trained):
+    (_, after), folder = whole, not_trained
+    for part in ("3/3", "1/3"):
+        assert "the statistics of this part" in run(folder, TRAIN, "--part", part)
+    assert not list(folder.glob("exp/stats_*/train"))
+    assert not list(folder.glob("exp/tiny/*.pth"))
+    assert "3_of_3 is up to date" in run(folder, TRAIN, "--part", "3/3")
+    said = run(folder, TRAIN)  # the second part is missing: it is collected
+    assert "1_of_3 is up to date" in said and "2_of_3: the statistics" in said
+    (made,), (expected,) = (path.glob("exp/stats_*") for path in (folder, after))
+    for role in ("train", "valid"):
+        for kind in ("speech", "text"):
+            name = f"{role}/{kind}_shape"
+            assert (made / name).read_text() == (expected / name).read_text(), name
+        sums = [np.load(path / role / "feats_stats.npz") for path in (made, expected)]
+        for key in ("count", "sum", "sum_square"):
+            np.testing.assert_allclose(*(found[key] for found in sums), rtol=1e-5)
+    assert not (made / "parts").exists()
+    assert list(folder.glob("exp/tiny/*.pth"))
+    assert "up to date" in run(folder, TRAIN, "--part", "1/3")
+
+
+def test_more_parts_than_utterances(not_trained):
+    ended = forked.Command(
+        not_trained, (*TRAIN, "--part", "1/99"), not_trained / "logs", small_arks
+    ).wait()
+    assert ended.code == 1
+    assert "utterances; make fewer parts" in ended.stderr
+    assert not list(not_trained.glob("exp/stats_*/train"))
+
+
+def test_a_training_set_in_splits(not_trained):
+    folder = not_trained
+    config = folder / "conf/train_split.yaml"
+    config.write_text(yaml.safe_dump({"include": "train_tiny.yaml", "recipe": {"splits": 3}}))
+    words = ("train", "conf/train_split.yaml", "--threads", "1")
+    run(folder, (*words, "--tag", "whole"), "--", "--max_epoch", "2")
+    run(folder, (*words, "--tag", "resumed"), "--", "--max_epoch", "1")
+    run(folder, (*words, "--tag", "resumed"), "--", "--max_epoch", "2")
+    (lists,) = folder.glob("exp/stats_*/splits_3")
+    shares = [set(read_table(lists / "speech" / f"split.{n}")) for n in range(3)]
+    everything = read_table(folder / "data/train/wav.scp")
+    assert sorted(name for share in shares for name in share) == sorted(everything)
+    assert all(shares)
+    log = (folder / "exp/whole/train.log").read_text()
+    assert log.count("Building 2th iter-factory") == 2
+    first, second = (
+        torch.load(folder / f"exp/{tag}/2epoch.pth", weights_only=True)
+        for tag in ("whole", "resumed")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_fewer_utterances_than_splits(not_trained):
+    config = not_trained / "conf/train_split.yaml"
+    config.write_text(yaml.safe_dump({"include": "train_tiny.yaml", "recipe": {"splits": 99}}))
+    ended = forked.Command(
+        not_trained, ("train", str(config)), not_trained / "logs", small_arks
+    ).wait()
+    assert ended.code == 1
+    assert "recipe: splits: 99, but the training set has 40" in ended.stderr
 
 
 @pytest.fixture

@@ -106,14 +106,9 @@ def convert_sets(
     A clip of several sets has one file, and may have another label in each.
 
     Raises:
-        UserError: what ``convert`` raises, or two clips of different audio have one id.
+        UserError: what ``distinct`` and ``convert`` raise.
     """
-    clips: dict[str, Clip] = {}
-    for clip in (clip for found in sets.values() for clip in found):
-        first = clips.setdefault(clip.id, clip)
-        if (first.source, first.start, first.span) != (clip.source, clip.start, clip.span):
-            raise UserError(f"{clip.id} is two clips, of {first.source} and of {clip.source}")
-    made = {u.id: u for u in convert(list(clips.values()), folder, jobs)}
+    made = {u.id: u for u in convert(distinct(sets.values()), folder, jobs)}
     return {
         name: [
             Utterance(c.id, c.speaker, c.text, u.audio, u.seconds, c.label, c.translations)
@@ -122,6 +117,20 @@ def convert_sets(
         ]
         for name, found in sets.items()
     }
+
+
+def distinct(sets: Iterable[Iterable[Clip]]) -> list[Clip]:
+    """The clips of several sets, each once.
+
+    Raises:
+        UserError: two clips of different audio have one id.
+    """
+    clips: dict[str, Clip] = {}
+    for clip in (clip for found in sets for clip in found):
+        first = clips.setdefault(clip.id, clip)
+        if (first.source, first.start, first.span) != (clip.source, clip.start, clip.span):
+            raise UserError(f"{clip.id} is two clips, of {first.source} and of {clip.source}")
+    return list(clips.values())
 
 
 def remove_others(folder: Path, kept: Container[Path]) -> None:

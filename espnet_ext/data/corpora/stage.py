@@ -22,13 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from espnet_ext.data import kaldi_dir
-from espnet_ext.data.corpora import clips
+from espnet_ext.data.corpora import checked_audio, clips
 from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.corpora.folds import Folds, write_folds
 from espnet_ext.data.fetch import debian
 from espnet_ext.data.kaldi_dir import Utterance
+from espnet_ext.data.parts import Part, part
 from espnet_ext.errors import UserError, at_least, run_cli
-from espnet_ext.files import Stamp
+from espnet_ext.files import Stamp, lock
+
+_PART = "convert and check the Kth of N parts of the audio; a call without it does the rest"
+
+
+class PartDone(Exception):  # noqa: N818 (no error)
+    """The part of a call is done; what is left needs all parts."""
 
 
 class DataStage:
@@ -40,6 +47,7 @@ class DataStage:
         audio: folder of the converted audio.
         downloads: folder of fetched packages, and of what is unpacked from them.
         jobs: number of processes.
+        part: of the audio, which this call converts and checks; None: all, and the rest.
         counted: False in tests, whose miniature corpora have other counts.
     """
 
@@ -50,6 +58,7 @@ class DataStage:
         self.out, self.downloads = Path(args.out), Path(getattr(args, "downloads", "downloads"))
         self.audio = self.out / "audio"
         self.jobs: int = args.nj
+        self.part: Part | None = args.part
         self._corpus = corpus
         given = args.sha256.split() if packages and args.sha256 else [p.sha256 for p in packages]
         self._packages = {
@@ -84,7 +93,10 @@ class DataStage:
             given = Path(self.args.packages) / wanted.file_name
             if not given.is_file():
                 raise UserError(f"--packages {self.args.packages}: no {given.name} in it")
-        return debian.fetch(wanted, self.downloads, given)
+        if self.part is None:
+            return debian.fetch(wanted, self.downloads, given)
+        with lock(self.downloads / ".lock"):  # one part fetches it for all
+            return debian.fetch(wanted, self.downloads, given)
 
     def is_current(self, inputs: Iterable[Path] = (), settings: Iterable[Any] = ()) -> bool:
         """Say, and print, whether all was made before from the same inputs by the same code.
@@ -114,11 +126,24 @@ class DataStage:
                 )
 
     def convert(self, found: Sequence[Clip], keep_others: bool = False) -> list[Utterance]:
-        """Convert clips (``clips.convert``) into ``audio``."""
+        """Convert clips (``clips.convert``) into ``audio``.
+
+        Raises:
+            PartDone: it was the part of this call.
+        """
+        if self.part is not None:
+            own = clips.convert(self.part.of(found), self.audio, self.jobs, keep_others=True)
+            self._end_part(own, len(found))
         return clips.convert(found, self.audio, self.jobs, keep_others)
 
     def convert_sets(self, sets: Mapping[str, Iterable[Clip]]) -> dict[str, list[Utterance]]:
-        """Convert the clips of sets (``clips.convert_sets``) into ``audio``."""
+        """Convert the clips of sets (``clips.convert_sets``) into ``audio``.
+
+        Raises:
+            PartDone: it was the part of this call.
+        """
+        if self.part is not None:
+            self.convert(clips.distinct(sets.values()))
         return clips.convert_sets(sets, self.audio, self.jobs)
 
     def write(
@@ -140,8 +165,13 @@ class DataStage:
 
         Raises:
             UserError: what ``kaldi_dir.write_sets`` and ``write_folds`` raise.
+            PartDone: the audio of this call's part was checked, and nothing else done.
         """
-        files = kaldi_dir.write_sets(self.out, sets, self.jobs, overlapping)
+        if self.part is not None:
+            rows = {u.audio: u for utterances in sets.values() for u in utterances}
+            self._end_part(self.part.of(list(rows.values())), len(rows))
+        checked = checked_audio.checked_audio(self.out)
+        files = kaldi_dir.write_sets(self.out, sets, self.jobs, overlapping, checked)
         digests: dict[str, str] = {}
         for name in sets:
             digests |= kaldi_dir.read_table(self.out / name / kaldi_dir.AUDIO_DIGEST)
@@ -149,6 +179,14 @@ class DataStage:
             files += write_folds(self.out, split, found, disjoint, digests)
         audio = {Path(u.audio) for utterances in sets.values() for u in utterances}
         self._stamp.write(sorted([*files, *extra_files]), by_size=sorted(audio))  # FLAC has sums
+        checked_audio.forget(self.out)
+
+    def _end_part(self, utterances: Sequence[Utterance], total: int) -> None:
+        """Check the audio of a part; raise PartDone."""
+        assert self.part is not None
+        checked_audio.check_part(self.out, self.part, utterances, self.jobs)
+        k, n = self.part.number, self.part.total
+        raise PartDone(f"{self.out}: part {k} of {n}: {len(utterances)} of {total} are ready")
 
 
 def print_left_out(count: Mapping[str, int]) -> None:
@@ -185,6 +223,7 @@ def main(
     )
     parser.add_argument("--out", default="data", help="folder of the data directories")
     parser.add_argument("--nj", type=at_least(1), default=2, help="processes (default 2)")
+    parser.add_argument("--part", type=part, metavar="K/N", help=_PART)
     if packages:
         parser.add_argument("--downloads", default="downloads", help="folder of what is fetched")
         if len(packages) == 1:
@@ -200,4 +239,12 @@ def main(
     if add_options is not None:
         add_options(parser)
     args = parser.parse_args()
-    sys.exit(run_cli("local/data.py", lambda: prepare(DataStage(args, corpus, packages))))
+    stage = DataStage(args, corpus, packages)
+    sys.exit(run_cli("local/data.py", lambda: _prepare(prepare, stage)))
+
+
+def _prepare(prepare: Callable[[DataStage], None], stage: DataStage) -> None:
+    try:
+        prepare(stage)
+    except PartDone as done:
+        print(done)

@@ -14,7 +14,8 @@ from espnet_ext.config.training import Config, Recipe
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import read_json
-from espnet_ext.stages.train import TrainOptions, refuse_other_run
+from espnet_ext.stages.one_run import refuse_other_run
+from espnet_ext.stages.train import TrainOptions
 
 DATA = {"data/train/text": "1", "data/token_list/char/tokens.txt": "2"}
 

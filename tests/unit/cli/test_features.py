@@ -30,8 +30,18 @@ def recipe(tmp_path, monkeypatch):
     return prepare
 
 
-def stage() -> None:
-    features.run(argparse.Namespace(config="train_x.yaml", data="data", nj=1, part=None))
+def stage(sets: str | None = None) -> None:
+    features.run(argparse.Namespace(config="train_x.yaml", sets=sets, nj=1, part=None))
+
+
+def test_only_the_sets_that_are_named(recipe, tmp_path, capsys):
+    recipe(0.5)
+    folder = tmp_path / "dump/fbank80"
+    stage("eval")
+    assert "no data/eval/wav.scp: left out" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["dev", "train"]
+    stage("test")
+    assert sorted(path.name for path in folder.iterdir()) == ["dev", "test", "train"]
 
 
 def test_other_audio_under_the_same_names_gives_other_arks(recipe, tmp_path, capsys):

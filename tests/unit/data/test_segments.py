@@ -40,7 +40,7 @@ def folder(tmp_path, monkeypatch):
 def stage(kind="default", **recipe):
     extra = "recipe: {features: ark}\n" if kind == "kaldi_fbank" else ""
     Path("train_x.yaml").write_text(f"frontend: {kind}\n{extra}")
-    features.run(argparse.Namespace(config="train_x.yaml", data="data", nj=1, part=None))
+    features.run(argparse.Namespace(config="train_x.yaml", sets=None, nj=1, part=None))
 
 
 def test_segments_are_cut_at_their_samples_and_once(folder, capsys):

@@ -42,7 +42,7 @@ def recipe(tmp_path, monkeypatch):
 
 
 def stage(config="train_x.yaml"):
-    features.run(argparse.Namespace(config=config, nj=1, part=None))
+    features.run(argparse.Namespace(config=config, sets=None, nj=1, part=None))
 
 
 def test_copies_last_as_long_and_sound_as_high_as_their_speed_says(recipe):

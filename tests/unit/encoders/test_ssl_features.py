@@ -107,7 +107,7 @@ def recipe(tmp_path, monkeypatch):
 
 
 def stage() -> None:
-    features.run(argparse.Namespace(config="train_x.yaml", nj=1, part=None))
+    features.run(argparse.Namespace(config="train_x.yaml", sets=None, nj=1, part=None))
 
 
 def test_the_verb_writes_arks_and_another_model_makes_them_stale(recipe, capsys):
