@@ -41,12 +41,14 @@ class Settings:
         minutes: between two checkpoints within an epoch; 0: none but at SIGTERM and SIGUSR1.
         on_epoch: called after each epoch, in every process.
         on_step_checkpoint: called after each checkpoint within an epoch.
+        sync_batchnorm: several GPUs have the batch statistics of all of them.
     """
 
     cpu_dtype: torch.dtype | None = None
     minutes: float = 0.0
     on_epoch: OnEpoch | None = None
     on_step_checkpoint: Callable[[], None] | None = None
+    sync_batchnorm: bool = True
 
 
 _PLAIN = Settings()
@@ -70,7 +72,8 @@ def _trainer(settings: Settings) -> type[ESPnetTrainer]:
             asked, rank = options["trainer_options"], options["distributed_option"].dist_rank
             folder = Path(asked.output_dir)
             cls.checkpoints = StepCheckpoints(folder, settings.minutes, settings.on_step_checkpoint)
-            if options["distributed_option"].distributed and asked.ngpu > 0:
+            several = options["distributed_option"].distributed and asked.ngpu > 0
+            if several and settings.sync_batchnorm:
                 model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
             with caching(model, _FROZEN_OUTPUTS), cls.checkpoints:
                 super().run(model=model, **options)

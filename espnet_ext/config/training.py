@@ -28,6 +28,7 @@ _OPTIONAL = (
     *("labels", "fetch", "mimic", "forms", "untrained", "teacher", "teacher_weight"),
     "checkpoint_minutes",
     "splits",
+    "sync_batchnorm",
 )
 # Such keys of the settings of a training.
 _OPTIONAL_SETTINGS = {"task": "asr", "target": None, "classes": 2}
@@ -98,6 +99,8 @@ class Recipe:
     baseline: Annotated[str | None, Field(description="the tag of a run")] = None
     vote: bool = False  # task cls: one decision a speaker, by majority over the utterances
     cpu_dtype: Literal["float32", "bfloat16"] = "float32"  # of forward passes on a CPU
+    # several GPUs have the batch statistics of all of them; false: each has its own
+    sync_batchnorm: bool = True
     # between checkpoints within an epoch; 0: after epochs only
     checkpoint_minutes: Annotated[
         float, Field(ge=0, description="a number of at least 0, of minutes")

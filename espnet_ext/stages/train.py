@@ -306,6 +306,7 @@ def _run(
         minutes=experiment.recipe.checkpoint_minutes,
         workers=espnet.num_workers,
         gpu=options.ngpu > 0,
+        sync_batchnorm=experiment.recipe.sync_batchnorm,
         calls=calls,
     )
     train_in_processes(job, options.processes, nodes)

@@ -31,6 +31,7 @@ class Job:
         minutes: between checkpoints within an epoch.
         workers: processes that read data for each of these.
         gpu: a GPU for each process.
+        sync_batchnorm: see ``trainer.Settings``.
         calls: where the first process records epochs.
     """
 
@@ -42,6 +43,7 @@ class Job:
     minutes: float
     workers: int
     gpu: bool
+    sync_batchnorm: bool = True
     calls: Calls | None = None
 
     def to_node(self) -> dict[str, Any]:
@@ -66,7 +68,7 @@ class Job:
             def epoch_is_over(epoch: int) -> None:
                 self._record(epoch, workers_mb())
 
-            settings = Settings(dtype, self.minutes, epoch_is_over, saved)
+            settings = Settings(dtype, self.minutes, epoch_is_over, saved, self.sync_batchnorm)
             run_task(self.command, self.log, self.task, settings)
 
     def _record(self, epoch: int, workers_mb: float) -> None:

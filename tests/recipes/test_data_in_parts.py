@@ -1,11 +1,15 @@
 """Stage 1 in parts, each perhaps on another machine, makes what one call makes."""
 
-import json
 import os
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 
+from espnet_ext.data.corpora import checked_audio
 from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.data.parts import Part
 from tests.fixtures import translation
 from tests.fixtures.acted_voices import hedgewars
 from tests.fixtures.data_stage import refused, run
@@ -55,20 +59,30 @@ def test_parts_are_joined_to_what_one_call_makes(tmp_path, recipe):
     assert "up to date" in done(recipe, apart, *words, "--part", "2/3")
 
 
-def test_what_a_part_has_checked_is_not_decoded_again_unless_it_changed(tmp_path):
+def test_what_a_part_has_checked_is_not_decoded_again_unless_it_changed(tmp_path, monkeypatch):
     words = librispeech(tmp_path)
     done("librispeech_100/asr1", tmp_path, *words, "--part", "1/1")
-    (kept,) = tmp_path.glob("data/.checked/1_of_1.json")
-    found = json.loads(kept.read_text())
+    monkeypatch.chdir(tmp_path)
+    found = checked_audio.checked_audio(Path("data"))
     first, second, *_ = sorted(path for path in found if "train-clean" in path)
-    right = {path: found[path][0] for path in (first, second)}
-    for path in (first, second):
-        found[path][0] = "0" * 64
-    kept.write_text(json.dumps(found))
+    changed = {path: ("0" * 64, found[path][1]) for path in (first, second)}
+    checked_audio.keep(Path("data"), Part(1, 1), {**found, **changed})
     os.utime(second)
     done("librispeech_100/asr1", tmp_path, *words)
     digests = list(read_table(tmp_path / "data/train/audio.sha256").values())
-    assert digests[:2] == ["0" * 64, right[second]]
+    assert digests[:2] == ["0" * 64, found[second][0]]
+
+
+def test_what_a_part_has_written_and_was_damaged_does_not_count(tmp_path):
+    words = librispeech(tmp_path)
+    done("librispeech_100/asr1", tmp_path, *words)
+    expected = made(tmp_path)
+    shutil.rmtree(tmp_path / "data")
+    done("librispeech_100/asr1", tmp_path, *words, "--part", "1/1")
+    note = tmp_path / "data/.checked/1_of_1.json"
+    note.write_text(re.sub(r"[0-9a-f]{64}", "0" * 64, note.read_text()))
+    done("librispeech_100/asr1", tmp_path, *words)
+    assert made(tmp_path) == expected
 
 
 def test_a_part_with_a_fault_says_so_and_is_not_kept(tmp_path):

@@ -1,12 +1,13 @@
 """Audio that parts of stage 1 have checked, on several machines, for the call that joins them."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from espnet_ext.data import kaldi_dir
 from espnet_ext.data.kaldi_dir import Utterance
 from espnet_ext.data.parts import Part
-from espnet_ext.files import read_json, write_json
+from espnet_ext.files import Stamp, read_json, write_json
 
 
 def check_part(out: Path, part: Part, utterances: Sequence[Utterance], jobs: int) -> None:
@@ -16,16 +17,25 @@ def check_part(out: Path, part: Part, utterances: Sequence[Utterance], jobs: int
         UserError: what ``kaldi_dir.digest_audio`` raises.
     """
     digests = kaldi_dir.digest_audio(out, utterances, jobs=jobs, known=checked_audio(out))
-    rows = zip(utterances, digests, strict=True)
-    found = {u.audio: [digest, u.seconds, *_state(u.audio)] for u, digest in rows}
-    write_json(_folder(out) / f"{part}.json", found)
+    keep(out, part, {u.audio: (d, u.seconds) for u, d in zip(utterances, digests, strict=True)})
 
 
-def checked_audio(out: Path) -> Mapping[str, tuple[str, float]]:
-    """SHA-256 of the samples, and seconds, of files that were checked and have not changed."""
+def keep(out: Path, part: Part, found: Mapping[str, tuple[str, float]]) -> None:
+    """Write down the digest and the seconds of audio files."""
+    path = _folder(out) / f"{part}.json"
+    write_json(path, {audio: [*of, *_state(audio)] for audio, of in found.items()})
+    _stamp(path).write([path])
+
+
+def checked_audio(out: Path) -> dict[str, tuple[str, float]]:
+    """SHA-256 of the samples, and seconds, of files that were checked and have not changed.
+
+    What a part has written and was damaged since does not count: its audio is checked again.
+    """
     return {
         audio: (digest, seconds)
         for path in sorted(_folder(out).glob("*_of_*.json"))
+        if _stamp(path).is_current()
         for audio, (digest, seconds, *state) in read_json(path).items()
         if state == _state(audio)
     }
@@ -33,14 +43,15 @@ def checked_audio(out: Path) -> Mapping[str, tuple[str, float]]:
 
 def forget(out: Path) -> None:
     """Remove what the parts have found: the data directories have it."""
-    for path in _folder(out).glob("*_of_*.json"):
-        path.unlink()
-    if _folder(out).is_dir():
-        _folder(out).rmdir()
+    shutil.rmtree(_folder(out), ignore_errors=True)
 
 
 def _folder(out: Path) -> Path:
     return out / ".checked"
+
+
+def _stamp(path: Path) -> Stamp:
+    return Stamp(path.with_suffix(".done"), path.name, [])
 
 
 def _state(audio: str) -> list[int]:

@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from espnet2.train.trainer import Trainer as ESPnetTrainer
 
+from espnet_ext.bridge import trainer
 from espnet_ext.cli.train import add_arguments
 from espnet_ext.config.no_effect import no_effect_warnings
 from espnet_ext.config.processes import Processes
@@ -170,6 +173,32 @@ def test_the_average_is_found_where_exp_is_a_link_to_another_disk(tmp_path, monk
     Path("exp/tiny/valid.loss.ave_5best.pth").touch()
     Path("exp/tiny/valid.loss.ave.pth").symlink_to("valid.loss.ave_5best.pth")
     assert Experiment.of(config).averaged_model == Path("exp/tiny/valid.loss.ave_5best.pth")
+
+
+@pytest.mark.parametrize(("ngpu", "wanted", "shared"), [(1, True, 1), (1, False, 0), (0, True, 0)])
+def test_several_gpus_share_batch_statistics_unless_told_not_to(
+    ngpu, wanted, shared, tmp_path, monkeypatch
+):
+    seen = []
+    asked = argparse.Namespace(output_dir=str(tmp_path), ngpu=ngpu, max_epoch=1)
+    several = argparse.Namespace(distributed=True, dist_rank=0)
+
+    class Task:
+        """Trains a normalisation as ESPnet's task trains a model."""
+
+        trainer = None
+
+        @classmethod
+        def main(cls, cmd):
+            model = torch.nn.Sequential(torch.nn.BatchNorm1d(3))
+            cls.trainer.run(model, trainer_options=asked, distributed_option=several)
+
+    monkeypatch.setitem(trainer.TASKS, "asr", Task)
+    monkeypatch.setattr(ESPnetTrainer, "run", lambda model, **_: seen.append(model))
+    settings = trainer.Settings(sync_batchnorm=wanted)
+    trainer.run_task([], tmp_path / "log", "asr", settings)
+    kinds = [type(module) for module in seen[0].modules()]
+    assert kinds.count(torch.nn.SyncBatchNorm) == shared
 
 
 def test_every_process_gets_short_and_long_utterances():
