@@ -1,10 +1,10 @@
 """Write a deployed model as ONNX graphs that sherpa-onnx and ONNX Runtime run.
 
 For Whisper, CTC and attention recognisers, streaming transducers and classifiers: plain, merged,
-shared, pruned, or a member of a family. A packed model keeps its integers: 4 bits stay 4 bits. Of a
-model at 32 bits --bits 8 or 4 rounds the matrices. The folder holds graphs (of sherpa-onnx's
-from_moonshine, from_zipformer_ctc, or from_transducer for streams), tokens.txt, model.json and
-transcribe.py, which needs numpy, onnxruntime and soundfile alone.
+shared, pruned, mimicked, or a member of a family. A packed model keeps its integers: 4 bits stay 4
+bits. Of a model at 32 bits --bits 8 or 4 rounds the matrices. The folder holds graphs (of
+sherpa-onnx's from_moonshine, from_zipformer_ctc, or from_transducer for streams), tokens.txt,
+model.json and transcribe.py, which needs numpy, onnxruntime and soundfile alone.
 
 Nothing is written unless the graphs give torch's scores and texts on speech: that of --verify, or
 of a config the first utterances of its development set.
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["ctc", "attention"],
         help="of a model that has both, what is exported (default: ctc, which is faster)",
     )
+    parser.add_argument("--language", help="of a Whisper that detects languages: the one to write")
     parser.add_argument("--exact", action="store_true", help="multiply in float32: slower")
     parser.add_argument("--verify", nargs="+", metavar="FILE", help="speech to compare texts on")
 
@@ -77,7 +78,9 @@ def run(args: argparse.Namespace) -> None:
     if args.exact and args.runtime:
         raise UserError("--exact is for every runtime: leave out --runtime")
     products: Any = "float32" if args.exact else _PRODUCTS[args.runtime or "sherpa"]
-    made: Any = export(bundle, Path(args.out), waves, args.bits, products, args.search)
+    made: Any = export(
+        bundle, Path(args.out), waves, args.bits, products, args.search, args.language
+    )
     kinds = ", ".join(f"{count:,} of {bits} bits" for bits, count in sorted(made.rounded.items()))
     print(
         f"export: {args.out}: {made.bytes:,} bytes; weights: {kinds or 'all of 32 bits'}; scores "

@@ -17,6 +17,7 @@ from espnet_ext.export import run_onnx
 from espnet_ext.export.contract import Contract, attends, contract_of, is_transducer
 from espnet_ext.export.graph import Products
 from espnet_ext.export.onnx_decoder import SETTINGS
+from espnet_ext.export.whisper_source import choose_language
 from espnet_ext.files import atomic_path, write_json
 from espnet_ext.formats.digests import digests
 
@@ -50,6 +51,7 @@ def export(
     bits: int | None = None,
     products: Products = "uint8",
     search: str | None = None,
+    language: str | None = None,
 ) -> Exported:
     """Write a deployed model as ONNX graphs for sherpa-onnx and ONNX Runtime.
 
@@ -64,6 +66,7 @@ def export(
         products: float32, or with 8 bits of activations and of a table of codes, which is faster
             and needs less memory; see ``graph.Graph``.
         search: of a model of ESPnet that has both, ``ctc`` or ``attention``; None: CTC.
+        language: of a Whisper that detects languages: the one that the graphs transcribe.
 
     Raises:
         UserError: a model that no contract can hold, a folder of something else, or outputs that
@@ -72,6 +75,8 @@ def export(
     if folder.exists() and not (folder / SETTINGS).is_file():
         raise UserError(f"{folder} exists and is no exported model: choose another folder")
     decoder = _greedy(bundle, search)
+    if language is not None:
+        choose_language(bundle.path, decoder, language)
     contract = contract_of(bundle, decoder, bits, search)
     with tempfile.TemporaryDirectory() as scratch:
         write(contract, decoder.rate, Path(scratch), "float32")

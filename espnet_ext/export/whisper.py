@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from espnet_ext.export.graph import FLOAT, INT32, Graph, Products, joined
+from espnet_ext.export.graph import FLOAT, INT32, Graph, Products
+from espnet_ext.export.whisper_encoder import write_encode
+from espnet_ext.export.whisper_layers import feed_forward, linear, norm, queries_keys_values
 from espnet_ext.export.whisper_model import END, PROMPT, TEXT, Whisper
 from espnet_ext.export.whisper_table import embed_and_score, token_rows
-from espnet_ext.formats.bits import Quantised
 
 PREPROCESS, ENCODE, FIRST, NEXT = (
     f"{name}.onnx" for name in ("preprocess", "encode", "uncached_decode", "cached_decode")
@@ -44,7 +43,7 @@ def write(model: Whisper, folder: Path, products: Products) -> dict[int, int]:
         How many weights are stored in how many bits.
     """
     _write_preprocess(model, folder / PREPROCESS)
-    encode = _write_encode(model, folder / ENCODE, products)
+    encode = write_encode(model, folder / ENCODE, products)
     _write_first(model, folder / FIRST)
     following = _write_next(model, folder / NEXT, products)
     return dict(encode.rounded + following.rounded)
@@ -94,33 +93,6 @@ def _fourier_basis(g: Graph) -> str:
     return g.op("Reshape", g.op("Mul", both, window), g.ints(_FFT + 2, 1, _FFT))
 
 
-def _write_encode(model: Whisper, path: Path, products: Products) -> Graph:
-    g, at = Graph(products, many=True), model.encoder
-    x = g.op("Transpose", "mel", perm=[0, 2, 1])
-    x = _gelu(g, _convolution(g, model, x, f"{at}conv1", 1))
-    x = _gelu(g, _convolution(g, model, x, f"{at}conv2", 2))
-    frames = g.op("Shape", x, start=1, end=2)
-    positions = g.matrix(model.weight(f"{at}embed_positions.weight"))
-    x = g.op("Add", x, g.slice(positions, g.ints(0), frames, 0))
-    for layer in range(model.layers[0]):
-        own = f"{at}layers.{layer}."
-        y = _norm(g, model, x, f"{own}self_attn_layer_norm")
-        query, key, value = g.split(_queries_keys_values(g, model, y, f"{own}self_attn."), 3, -1)
-        y = g.microsoft("MultiHeadAttention", query, key, value, num_heads=model.heads)
-        x = g.op("Add", x, _linear(g, model, y, f"{own}self_attn.out_proj"))
-        x = _feed_forward(g, model, x, own)
-    x = _norm(g, model, x, f"{at}layer_norm")
-    names = [f"{model.decoder}layers.{k}.encoder_attn." for k in range(model.layers[1])]
-    weights = [model.weight(f"{n}{kind}_proj.weight") for kind in "kv" for n in names]
-    value = torch.cat([model.tensor(f"{n}v_proj.bias") for n in names])
-    bias = torch.cat([torch.zeros_like(value), value])
-    g.op("Identity", g.linear(x, joined(weights), bias), out="encoder_out")
-    bins = model.mel.shape[1]
-    inputs = {"mel": (FLOAT, [1, bins, "time"]), "features_len": (INT32, [1])}
-    g.save(path, inputs, {"encoder_out": (FLOAT, [1, "frames", _kv_width(model)])})
-    return g
-
-
 def _write_first(model: Whisper, path: Path) -> None:
     """The states before the first token, and scores that choose the prompt."""
     g = Graph()
@@ -153,8 +125,8 @@ def _write_next(model: Whisper, path: Path, products: Products) -> Graph:
     new: dict[str, list[str]] = {"new_self_key": [], "new_self_value": []}
     for layer in range(layers):
         own = f"{at}layers.{layer}."
-        y = _norm(g, model, x, f"{own}self_attn_layer_norm")
-        parts = g.split(_queries_keys_values(g, model, y, f"{own}self_attn."), 3, -1)
+        y = norm(g, model, x, f"{own}self_attn_layer_norm")
+        parts = g.split(queries_keys_values(g, model, y, f"{own}self_attn."), 3, -1)
         before = past["self_key"][layer], past["self_value"][layer]
         y, *grown = g.ops(
             *("MultiHeadAttention", *parts, "", "", "", *before),
@@ -165,9 +137,9 @@ def _write_next(model: Whisper, path: Path, products: Products) -> Graph:
         )
         for name, one in zip(new, grown, strict=True):
             new[name].append(one)
-        x = g.op("Add", x, _linear(g, model, y, f"{own}self_attn.out_proj"))
-        y = _norm(g, model, x, f"{own}encoder_attn_layer_norm")
-        query = _linear(g, model, y, f"{own}encoder_attn.q_proj")
+        x = g.op("Add", x, linear(g, model, y, f"{own}self_attn.out_proj"))
+        y = norm(g, model, x, f"{own}encoder_attn_layer_norm")
+        query = linear(g, model, y, f"{own}encoder_attn.q_proj")
         query = g.op("Mul", query, g.constant(size**-0.5, np.float32))
         query = g.op(
             "Transpose", g.op("Reshape", query, g.ints(1, -1, heads, size)), perm=[0, 2, 1, 3]
@@ -177,13 +149,13 @@ def _write_next(model: Whisper, path: Path, products: Products) -> Graph:
             "Transpose", g.op("MatMul", weights, past["cross_value"][layer]), perm=[0, 2, 1, 3]
         )
         y = g.op("Reshape", y, g.ints(1, -1, model.width))
-        x = g.op("Add", x, _linear(g, model, y, f"{own}encoder_attn.out_proj"))
-        x = _feed_forward(g, model, x, own)
+        x = g.op("Add", x, linear(g, model, y, f"{own}encoder_attn.out_proj"))
+        x = feed_forward(g, model, x, own)
     for name, parts in new.items():
         g.op("Concat", *parts, axis=0, out=name)
     for name in ("cross_key", "cross_value"):
         g.op("Identity", name, out=f"new_{name}")
-    last = _norm(g, model, g.slice(x, g.ints(-1), None, 1), f"{at}layer_norm")
+    last = norm(g, model, g.slice(x, g.ints(-1), None, 1), f"{at}layer_norm")
     text, stop = score(last)
     never = [g.constant(np.full((1, 1, n), _NEVER), np.float32) for n in (END, 1)]
     g.op("Concat", never[0], stop, never[1], text, axis=2, out="logits")
@@ -193,62 +165,11 @@ def _write_next(model: Whisper, path: Path, products: Products) -> Graph:
     return g
 
 
-def _convolution(g: Graph, model: Whisper, x: str, name: str, stride: int) -> str:
-    """A convolution over three frames (1, T, i), as a product with three frames side by side."""
-    padded = g.op("Pad", x, g.ints(0, 1, 0, 0, 1, 0))
-    frames = g.op("Shape", x, start=1, end=2)
-    parts = [
-        g.op(
-            "Unsqueeze",
-            g.slice(padded, g.ints(k), g.op("Add", frames, g.ints(k)), 1, stride),
-            g.ints(3),
-        )
-        for k in range(3)
-    ]
-    weight = model.weight(f"{name}.weight")
-    numbers = weight.ints if isinstance(weight, Quantised) else weight
-    assert isinstance(numbers, Tensor)
-    inputs = numbers.shape[1]
-    joined_frames = g.op("Concat", *parts, axis=3)
-    flat = g.op("Reshape", joined_frames, g.ints(1, -1, 3 * inputs))
-    kept = weight.flatten(1) if isinstance(weight, Tensor) else weight
-    return g.linear(flat, kept, model.tensor(f"{name}.bias"))
-
-
-def _queries_keys_values(g: Graph, model: Whisper, x: str, at: str) -> str:
-    """Queries, keys and values (1, n, 3 D) by one product."""
-    weight = joined([model.weight(f"{at}{kind}_proj.weight") for kind in "qkv"])
-    query, value = (model.tensor(f"{at}{kind}_proj.bias") for kind in "qv")
-    return g.linear(x, weight, torch.cat([query, torch.zeros_like(query), value]))
-
-
-def _feed_forward(g: Graph, model: Whisper, x: str, at: str) -> str:
-    y = _norm(g, model, x, f"{at}final_layer_norm")
-    y = _gelu(g, _linear(g, model, y, f"{at}fc1"))
-    return g.op("Add", x, _linear(g, model, y, f"{at}fc2"))
-
-
-def _linear(g: Graph, model: Whisper, x: str, name: str) -> str:
-    return g.linear(x, model.weight(f"{name}.weight"), model.tensor(f"{name}.bias"))
-
-
-def _norm(g: Graph, model: Whisper, x: str, name: str) -> str:
-    return g.norm(x, model.tensor(f"{name}.weight"), model.tensor(f"{name}.bias"))
-
-
-def _gelu(g: Graph, x: str) -> str:
-    return g.microsoft("Gelu", x)
-
-
-def _kv_width(model: Whisper) -> int:
-    return 2 * model.layers[1] * model.width
-
-
 def _decoder_inputs(model: Whisper, token: str) -> Shapes:
     """Inputs of both graphs of the decoder: a token, and all that the encoder gives."""
     return {
         token: (INT32, [1, 1]),
-        "encoder_out": (FLOAT, [1, "frames", _kv_width(model)]),
+        "encoder_out": (FLOAT, [1, "frames", model.kv_width]),
         "seq_len": (INT32, [1]),
     }
 

@@ -6,9 +6,25 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from espnet_ext.encoders.chunks import Geometry
 from espnet_ext.export.graph import Weight
 
 UNKNOWN, START, END, PROMPT, TEXT = range(5)  # ids of the runtime; text begins at the last
+
+
+@dataclass(frozen=True)
+class Mimics:
+    """Mimics in the place of the last layers of the encoder and the norm after them.
+
+    Attributes:
+        at: prefix of the names of their weights, before their number.
+        count: one or two.
+        heads: of a Transformer mimic; None: they are linear.
+    """
+
+    at: str
+    count: int
+    heads: int | None
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,8 @@ class Whisper:
         end: id of the token that ends a text.
         least: samples that shorter speech is padded to with silence.
         rows: ids of the tokens of texts, in the order of the runtime's ids.
+        mimics: after the layers of the encoder; with no layer there are no positions either.
+        chunks: within which the encoder's layers attend; None: to everything.
     """
 
     state: Mapping[str, Weight]
@@ -37,11 +55,18 @@ class Whisper:
     end: int
     least: int
     rows: tuple[int, ...]
+    mimics: Mimics | None = None
+    chunks: Geometry | None = None
 
     @property
     def width(self) -> int:
         """Features of a frame."""
-        return len(self.tensor(f"{self.encoder}layer_norm.weight"))
+        return len(self.tensor(f"{self.decoder}layer_norm.weight"))
+
+    @property
+    def kv_width(self) -> int:
+        """Keys and values of a frame for all layers of the decoder."""
+        return 2 * self.layers[1] * self.width
 
     def weight(self, name: str) -> Weight:
         """A weight as its file holds it."""

@@ -14,12 +14,12 @@ from espnet_ext.encoders.pretrained.whisper import WhisperStack
 from espnet_ext.errors import UserError
 from espnet_ext.export.graph import Weight
 from espnet_ext.export.rounded import round_weight
-from espnet_ext.export.whisper_model import Whisper
+from espnet_ext.export.whisper_model import Mimics, Whisper
 from espnet_ext.formats.packed import State
 from espnet_ext.methods.codes import Coded
 from espnet_ext.models.whisper_decoder import DETECT, WhisperDecoder
 
-_ENCODER, _DECODER = "encoder.stack.model.", "decoder.decoder."
+_ENCODER, _DECODER = "encoder.stack.", "decoder.decoder."
 _SPECIAL = re.compile(r"<\|.*\|>")
 _LEAST = 1600  # samples of the shortest speech that is encoded
 
@@ -28,17 +28,20 @@ def read_whisper(path: Path, decoder: Decoder, stored: State, bits: int | None) 
     """Read all that the graphs of a deployed Whisper need; for the arguments see ``contract_of``.
 
     Raises:
-        UserError: a model whose language is detected, or that attends within chunks, or weights
-            that the graphs have no place for.
+        UserError: a model whose language is detected, or weights that the graphs have no place for.
     """
     asr: Any = decoder.model
     stack = getattr(asr.encoder, "base", None)
     if not isinstance(asr.decoder, WhisperDecoder) or not isinstance(stack, WhisperStack):
         raise UserError(f"{path}: so far only a whole Whisper can be exported")
     if asr.decoder.language == DETECT:
-        raise UserError(f"{path}: decoder_conf: language: {DETECT}: export needs one language")
-    if stack.chunks is not None and stack.chunks.active(False):
-        raise UserError(f"{path}: attention within chunks cannot be exported so far")
+        raise UserError(f"{path}: it detects the language: export one, as in --language en")
+    mimics, encoder = None, f"{_ENCODER}model."
+    if (mimic := asr.encoder.mimic) is not None:
+        heads = mimic.options.heads if mimic.options.kind == "transformer" else None
+        mimics = Mimics(f"{_ENCODER}mimic.parts.", len(mimic.targets), heads)
+        encoder = f"{_ENCODER}stack.model."
+    chunks = stack.chunks
     state: dict[str, Weight] = {**asr.state_dict(), **stored}
     for name, weight in matrices(asr).items() if bits else ():
         # Rows of the table are chosen one by one: its scales are those of rows.
@@ -47,7 +50,7 @@ def read_whisper(path: Path, decoder: Decoder, stored: State, bits: int | None) 
     layers = len(stack.model.layers), len(asr.decoder.decoder.layers)
     found = Whisper(
         state=state,
-        encoder=_ENCODER,
+        encoder=encoder,
         decoder=_DECODER,
         heads=config.encoder_attention_heads,
         layers=layers,
@@ -56,9 +59,24 @@ def read_whisper(path: Path, decoder: Decoder, stored: State, bits: int | None) 
         end=int(asr.decoder.end),
         least=max(_LEAST, asr.encoder.pad_to),
         rows=_text_rows(asr.token_list, state[f"{_DECODER}embed_tokens.weight"]),
+        mimics=mimics,
+        chunks=chunks.geometry if chunks is not None and chunks.active(False) else None,
     )
     _refuse_others(found, path)
     return found
+
+
+def choose_language(path: Path, decoder: Decoder, language: str) -> None:
+    """Let a model that detects languages transcribe one.
+
+    Raises:
+        UserError: it detects none, or does not know that one.
+    """
+    whisper = decoder.model.decoder
+    if not isinstance(whisper, WhisperDecoder) or whisper.language != DETECT:
+        raise UserError(f"{path}: this model detects no language: leave out --language")
+    whisper.language = language
+    whisper.use_tokens(decoder.model.token_list)
 
 
 def _text_rows(tokens: Sequence[str], table: Weight) -> tuple[int, ...]:
@@ -82,12 +100,13 @@ def _refuse_others(model: Whisper, path: Path) -> None:
     other = r"conv[12]|embed_positions|embed_tokens|layer_norm"
     known = re.compile(
         rf"({re.escape(model.encoder)}|{re.escape(model.decoder)})({layer}|{other})\.(weight|bias)"
+        rf"|{re.escape(_ENCODER)}mimic\.parts\.\d\.(linear|norm)\w*\.(weight|bias)"
     )
     left = sorted(name for name in model.state if not known.fullmatch(name))
     if left:
         raise UserError(
             f"{path}: {left[0]} and {len(left) - 1} more have no place in Whisper's graphs: "
-            "export the form merged, without mimics"
+            "export the form merged"
         )
 
 

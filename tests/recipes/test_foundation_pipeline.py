@@ -58,6 +58,15 @@ CONFIGS = {
         },
         "recipe": {"mimic": {"epochs": 2}},
     },
+    "replaced": {
+        "max_epoch": 0,
+        "encoder_conf": {"mimic": {"kind": "linear", "width": 24, "first": 0, "split": 1}},
+    },
+    "heard": {
+        "max_epoch": 0,
+        "encoder_conf": {"path": "downloads/many"},
+        "decoder_conf": {"path": "downloads/many", "language": "detect"},
+    },
     "streaming": {
         "encoder_conf": {"chunks": {"chunk_ms": 160, "history_ms": 320}},
         "recipe": {"decode": {"attention_greedy": {}, "attention_stream": {}}},
@@ -378,6 +387,27 @@ def test_a_translating_model_is_exported_with_its_prompt(recipe):
     assert transcribed(folder, "onnx/many") == transcribed(folder, "exp/many/deploy/merged")
 
 
+@pytest.mark.parametrize("tag", ["mimicked", "replaced", "streaming"])
+def test_mimics_and_attention_within_chunks_are_exported(recipe, tag):
+    folder, _ = recipe
+    trained(folder, "tuned")
+    config, out = trained(folder, tag), folder / f"onnx/{tag}"
+    printed = succeed(folder, "export", config, "--out", str(out))
+    assert "3 of 3 texts are torch's" in printed
+    found = transcribed(folder, str(out))
+    assert found == transcribed(folder, f"exp/{tag}/deploy/merged")
+    assert sum(map(str.startswith, found, sherpa(out))) >= 3
+    again = succeed(folder, "export", config, "--out", str(out), "--bits", "8", "--exact")
+    assert "of 8 bits" in again
+
+
+def test_a_model_that_detects_languages_is_exported_for_one(recipe):
+    folder, _ = recipe
+    config = trained(folder, "heard")
+    printed = succeed(folder, "export", config, "--out", "onnx/heard", "--language", "fr")
+    assert "3 of 3 texts are torch's" in printed
+
+
 def test_what_cannot_be_exported_or_was_changed_is_one_line(recipe):
     folder, _ = recipe
     config = trained(folder, "family")
@@ -394,9 +424,11 @@ def test_what_cannot_be_exported_or_was_changed_is_one_line(recipe):
     assert "--verify" in refused("export", model, "--out", "onnx/x")
     assert "leave out --bits" in refused("export", model, "--out", "onnx/x", "--bits", "8", *verify)
     assert "choose another folder" in refused("export", model, "--out", "data", *verify)
-    trained(folder, "tuned")
-    mimicked = trained(folder, "mimicked")
-    assert "have no place" in refused("export", mimicked, "--out", "onnx/x")
+    tuned = trained(folder, "tuned")
+    assert "detects no language" in refused("export", tuned, "--out", "onnx/x", "--language", "en")
+    heard = trained(folder, "heard")
+    assert "as in --language en" in refused("export", heard, "--out", "onnx/x")
+    assert "lacks the language" in refused("export", heard, "--out", "onnx/x", "--language", "xx")
     assert not (folder / "onnx/x").exists()
     succeed(folder, "export", config, "--out", "onnx/good")
     whole = (folder / "onnx/good/encode.onnx").read_bytes()

@@ -1,0 +1,105 @@
+"""Whisper's encoder as a graph, with mimics or attention within chunks where a model has them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from espnet_ext.encoders.chunks import Geometry
+from espnet_ext.export.graph import FLOAT, INT32, Graph, Products, joined
+from espnet_ext.export.whisper_layers import feed_forward, gelu, linear, norm, queries_keys_values
+from espnet_ext.export.whisper_model import Mimics, Whisper
+from espnet_ext.formats.bits import Quantised
+
+_NEVER = -1e9  # score of a frame that is not attended to
+
+
+def write_encode(model: Whisper, path: Path, products: Products) -> Graph:
+    """Write the graph from log-mel to keys and values of the decoder; return it."""
+    g, at = Graph(products, many=True), model.encoder
+    x = g.op("Transpose", "mel", perm=[0, 2, 1])
+    x = gelu(g, _convolution(g, model, x, f"{at}conv1", 1))
+    x = gelu(g, _convolution(g, model, x, f"{at}conv2", 2))
+    x = _layers(g, model, x)
+    names = [f"{model.decoder}layers.{k}.encoder_attn." for k in range(model.layers[1])]
+    weights = [model.weight(f"{n}{kind}_proj.weight") for kind in "kv" for n in names]
+    value = torch.cat([model.tensor(f"{n}v_proj.bias") for n in names])
+    bias = torch.cat([torch.zeros_like(value), value])
+    g.op("Identity", g.linear(x, joined(weights), bias), out="encoder_out")
+    bins = model.mel.shape[1]
+    inputs = {"mel": (FLOAT, [1, bins, "time"]), "features_len": (INT32, [1])}
+    g.save(path, inputs, {"encoder_out": (FLOAT, [1, "frames", model.kv_width])})
+    return g
+
+
+def _layers(g: Graph, model: Whisper, x: str) -> str:
+    """The output of the encoder's layers, or of the mimics in their place."""
+    at = model.encoder
+    if model.mimics is not None and not model.layers[0]:
+        return _mimicked(g, model, model.mimics, x)
+    frames = g.op("Shape", x, start=1, end=2)
+    positions = g.matrix(model.weight(f"{at}embed_positions.weight"))
+    x = g.op("Add", x, g.slice(positions, g.ints(0), frames, 0))
+    scores = [] if model.chunks is None else ["", "", _chunk_scores(g, frames, model.chunks)]
+    for layer in range(model.layers[0]):
+        own = f"{at}layers.{layer}."
+        y = norm(g, model, x, f"{own}self_attn_layer_norm")
+        parts = g.split(queries_keys_values(g, model, y, f"{own}self_attn."), 3, -1)
+        y = g.microsoft("MultiHeadAttention", *parts, *scores, num_heads=model.heads)
+        x = g.op("Add", x, linear(g, model, y, f"{own}self_attn.out_proj"))
+        x = feed_forward(g, model, x, own)
+    if model.mimics is not None:
+        return _mimicked(g, model, model.mimics, x)
+    return norm(g, model, x, f"{at}layer_norm")
+
+
+def _chunk_scores(g: Graph, frames: str, chunks: Geometry) -> str:
+    """What attention within chunks adds to scores (1, 1, queries, keys); see ``chunk_mask``."""
+    count = g.op("Squeeze", frames)
+    place = g.op("Range", g.constant(0, np.int64), count, g.constant(1, np.int64))
+    size, history = (g.constant(n, np.int64) for n in (chunks.chunk, chunks.history))
+    start = g.op("Unsqueeze", g.op("Mul", g.op("Div", place, size), size), g.ints(1))
+    late = g.op("GreaterOrEqual", place, g.op("Sub", start, history))
+    early = g.op("Less", place, g.op("Add", start, size))
+    scores = (g.constant(n, np.float32) for n in (0, _NEVER))
+    return g.op("Unsqueeze", g.op("Where", g.op("And", late, early), *scores), g.ints(0, 1))
+
+
+def _mimicked(g: Graph, model: Whisper, mimics: Mimics, x: str) -> str:
+    """The output of mimics in a row (``methods.mimic``)."""
+    for part in range(mimics.count):
+        at = f"{mimics.at}{part}."
+        if mimics.heads is None:
+            inner = norm(g, model, linear(g, model, x, f"{at}linear1"), f"{at}norm")
+            x = linear(g, model, g.op("Relu", inner), f"{at}linear2")
+            continue
+        parts = [linear(g, model, x, f"{at}linear_{kind}") for kind in "qkv"]
+        y = g.microsoft("MultiHeadAttention", *parts, num_heads=mimics.heads)
+        x = g.op("Add", x, linear(g, model, y, f"{at}linear_out"))
+        x = norm(g, model, x, f"{at}norm1")
+        y = linear(g, model, g.op("Relu", linear(g, model, x, f"{at}linear1")), f"{at}linear2")
+        x = norm(g, model, g.op("Add", x, y), f"{at}norm2")
+    return x
+
+
+def _convolution(g: Graph, model: Whisper, x: str, name: str, stride: int) -> str:
+    """A convolution over three frames (1, T, i), as a product with three frames side by side."""
+    padded = g.op("Pad", x, g.ints(0, 1, 0, 0, 1, 0))
+    frames = g.op("Shape", x, start=1, end=2)
+    parts = [
+        g.op(
+            "Unsqueeze",
+            g.slice(padded, g.ints(k), g.op("Add", frames, g.ints(k)), 1, stride),
+            g.ints(3),
+        )
+        for k in range(3)
+    ]
+    weight = model.weight(f"{name}.weight")
+    numbers = weight.ints if isinstance(weight, Quantised) else weight
+    assert isinstance(numbers, Tensor)
+    inputs = numbers.shape[1]
+    joined_frames = g.op("Concat", *parts, axis=3)
+    flat = g.op("Reshape", joined_frames, g.ints(1, -1, 3 * inputs))
+    kept = weight.flatten(1) if isinstance(weight, Tensor) else weight
+    return g.linear(flat, kept, model.tensor(f"{name}.bias"))
