@@ -36,7 +36,8 @@ def main() -> None:
     )
     parser.add_argument("--size", choices=["xs", "m"], default="xs", help="(default: xs)")
     parser.add_argument("--compile", nargs="+", choices=WHAT, default=WHAT, help="(default: all)")
-    parser.add_argument("--frames", type=at_least(1), default=8000, help="in a batch")
+    least = at_least(max(FRAMES))
+    parser.add_argument("--frames", type=least, default=8000, help="in a batch (default: 8000)")
     parser.add_argument("--threads", type=at_least(1), default=1, help="(default: 1)")
     parser.add_argument("--repeats", type=at_least(1), default=5, help="rounds (default: 5)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -62,15 +63,19 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, conf: dict[str, Any], what: str) -> dict[str, Any]:
     """Time rounds over all lengths in turns; or say why it does not compile."""
+    import torch._dynamo
+
+    torch._dynamo.reset()  # what another variant has compiled
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # else it goes on in eager mode
     eager, compiled = (Steps(args, conf) for _ in range(2))
     compile_(compiled.model.encoder, what)
     start = time.perf_counter()
     try:
         compiled()
+        first = time.perf_counter() - start
+        times = [(eager(), compiled()) for _ in range(args.repeats + 1)][1:]  # the first warms up
     except Exception as error:  # of many types, from inside the compiler
         return {"compiled": what, "error": one_line(error)[:200]}
-    first = time.perf_counter() - start
-    times = [(eager(), compiled()) for _ in range(args.repeats + 1)][1:]  # the first warms up
     return {
         "compiled": what,
         "first_round_s": first,
@@ -139,8 +144,9 @@ def table(measured: Mapping[str, Any]) -> dict[str, Any]:
     """The table of what was measured."""
     rows = []
     for row in measured["results"]:
-        cells = ["", "", f"fails: {row['error']}"]
-        if "error" not in row:
+        if "error" in row:
+            cells = ["", "", f"fails: {row['error']}"]
+        else:
             cells = [
                 f"{row['first_round_s']:.0f}",
                 median_range(row["eager_s"], 2),

@@ -237,7 +237,7 @@ class Experiment:
             raise UserError(f"no set {nearest(name, known)} (stage 1 makes the sets)")
         path = self.audio_list(name)
         if not path.is_file():
-            raise UserError(f"no {path}; run stage 2")
+            raise UserError(f"no {path}; run stage 2 (espnet-ext features CONFIG --sets {name})")
         return path
 
     @cached_property

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["ctc", "attention"],
         help="of a model that has both, what is exported (default: ctc, which is faster)",
     )
-    parser.add_argument("--language", help="of a Whisper that detects languages: the one to write")
+    parser.add_argument("--language", help="of a Whisper that detects languages: what it hears")
     parser.add_argument("--exact", action="store_true", help="multiply in float32: slower")
     parser.add_argument("--verify", nargs="+", metavar="FILE", help="speech to compare texts on")
 

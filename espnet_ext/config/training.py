@@ -72,8 +72,8 @@ class Recipe:
     speeds: Annotated[list[Speed], Field(description="a list of speeds, as in [0.9, 1.1]")] = field(
         default_factory=list
     )
-    # lists that the training set is read in, one after the other; each is in memory alone
-    splits: Annotated[int, _at_least(1)] = 1
+    # lists that the training set is read in, one after the other, to hold fewer in memory
+    splits: Annotated[int, Field(ge=1, le=100, description="a whole number from 1 to 100")] = 1
     dev_set: Name = "dev"  # data set that checkpoints are chosen by
     features: Literal["raw", "ark"] = "raw"  # raw: by the frontend; ark: written by stage 2
     vocabulary: Annotated[int, _tokens(5)] = 200  # SentencePiece pieces; unused with char

@@ -30,7 +30,14 @@ def fold_shapes(model: onnx.ModelProto) -> None:
             continue
         if node.op_type == "If":
             if node.input[0] in known:
-                left.extendleft(reversed(_branch(node, bool(known[node.input[0]]))))
+                branch = _branch(node, bool(known[node.input[0]]))
+                graph.initializer.extend(branch.initializer)
+                known |= {
+                    one.name: numpy_helper.to_array(one)
+                    for one in branch.initializer
+                    if _is_small(one)
+                }
+                left.extendleft(reversed(branch.node))
                 continue
         elif node.op_type == "Constant" or all(name in known for name in node.input if name):
             found = _evaluated(node, known, model)
@@ -43,13 +50,15 @@ def fold_shapes(model: onnx.ModelProto) -> None:
     _store(graph, known)
 
 
-def _branch(node: onnx.NodeProto, condition: bool) -> list[onnx.NodeProto]:
-    """The nodes that take the place of an ``If`` whose condition is known."""
+def _branch(node: onnx.NodeProto, condition: bool) -> onnx.GraphProto:
+    """The nodes and constants that take the place of an ``If`` whose condition is known."""
     name = "then_branch" if condition else "else_branch"
     (branch,) = (one.g for one in node.attribute if one.name == name)
     outputs = zip(branch.output, node.output, strict=True)
-    ends = [onnx.helper.make_node("Identity", [made.name], [out]) for made, out in outputs]
-    return [*branch.node, *ends]
+    branch.node.extend(
+        onnx.helper.make_node("Identity", [made.name], [out]) for made, out in list(outputs)
+    )
+    return branch
 
 
 def _is_small(stored: onnx.TensorProto) -> bool:

@@ -47,6 +47,7 @@ class WhisperContract:
         return {
             "kind": "whisper",
             "sherpa_onnx": "from_moonshine",
+            "prompt": [self.decoder.model.token_list[token] for token in self.model.prompt],
             "tokens_per_second": self.decoder.tokens_per_second,
             "more_tokens": MORE_TOKENS,
             "most_tokens": room,

@@ -77,17 +77,26 @@ class Statistics:
             print(f"train: collecting statistics into {self.folder}")
             parts = begun(self._parts, lambda part: self._stamp(part).is_current())
             for part in parts:
-                self._collect_part(command, part)
+                self._collect_part(command, part, self.experiment.train_log)
             if parts:
                 self._join(parts)
             else:
-                self._run(command, self.folder)
+                self._run(command, self.folder, self.experiment.train_log)
             self._order()
             stamp.write(self._made(self.folder))
             shutil.rmtree(self._parts, ignore_errors=True)
 
-    def collect_part(self, command: Sequence[str], part: Part) -> None:
+    def part_folder(self, part: Part) -> Path:
+        """Where a part's statistics lie until they are joined."""
+        return self._parts / str(part)
+
+    def collect_part(self, command: Sequence[str], part: Part, log: Path) -> None:
         """Run it for every so many-th utterance; ``collect`` joins the parts.
+
+        Args:
+            command: as of ``collect``.
+            part: which utterances.
+            log: of ESPnet.
 
         Raises:
             UserError: a set has fewer utterances than there are parts, or an error of ESPnet.
@@ -96,18 +105,17 @@ class Statistics:
             if Stamp(self.folder / DONE, self._settings, self._inputs).is_current():
                 print(f"train: {self.folder} is up to date")
             else:
-                self._collect_part(command, part)
+                self._collect_part(command, part, log)
 
     def _made(self, folder: Path) -> list[Path]:
         sums = [f"{role}/feats_stats.npz" for role in ROLES]
         return [folder / name for name in (*self._tables, *sums)]
 
     def _stamp(self, part: Part) -> Stamp:
-        return Stamp(
-            self._parts / str(part) / DONE, {**self._settings, "part": str(part)}, self._inputs
-        )
+        settings = {**self._settings, "part": str(part)}
+        return Stamp(self.part_folder(part) / DONE, settings, self._inputs)
 
-    def _collect_part(self, command: Sequence[str], part: Part) -> None:
+    def _collect_part(self, command: Sequence[str], part: Part, log: Path) -> None:
         stamp = self._stamp(part)
         folder = stamp.path.parent
         if stamp.is_current():
@@ -115,38 +123,40 @@ class Statistics:
             return
         keys = []
         for role, name in zip(ROLES, self.experiment.sets, strict=True):
-            names = list(read_table(self.experiment.audio_list(name)))
-            if len(names) < part.total:
-                raise UserError(f"--part: {name} has {len(names)} utterances; make fewer parts")
+            utterances = list(read_table(self.experiment.audio_list(name)))
+            if len(utterances) < part.total:
+                raise UserError(
+                    f"--part: {name} has {len(utterances)} utterances; make fewer parts"
+                )
             path = folder / f"{role}.keys"
-            write_text(path, "".join(f"{name}\n" for name in part.of(names)))
+            write_text(path, "".join(f"{one}\n" for one in part.of(utterances)))
             keys += [f"--{role}_shape_file", str(path)]
-        self._run([*command, *keys], folder)
+        self._run([*command, *keys], folder, log)
         stamp.write(self._made(folder))
         print(f"train: {folder}: the statistics of this part")
 
-    def _run(self, command: Sequence[str], folder: Path) -> None:
+    def _run(self, command: Sequence[str], folder: Path, log: Path) -> None:
         from espnet_ext.bridge.trainer import run_task
 
         # Statistics do not depend on batches of the training's size, nor on its model.
         own = ["--collect_stats", "true", "--output_dir", str(folder), "--normalize", "none"]
         own += ["--batch_type", "unsorted", "--batch_size", "32", "--ngpu", "0"]
-        run_task([*command, *own], self.experiment.train_log, self.experiment.recipe.task)
+        run_task([*command, *own], log, self.experiment.recipe.task)
 
     def _join(self, parts: Iterable[Part]) -> None:
         from espnet2.bin.aggregate_stats_dirs import aggregate_stats_dirs
 
-        folders = [self._parts / str(part) for part in parts]
+        folders = [self.part_folder(part) for part in parts]
         aggregate_stats_dirs(folders, self.folder, "ERROR", skip_sum_stats=False)
 
     def _order(self) -> None:
         """Lengths in the order of the utterances: reading processes and parts change it."""
         for role, name in zip(ROLES, self.experiment.sets, strict=True):
-            names = read_table(self.experiment.audio_list(name))
+            utterances = list(read_table(self.experiment.audio_list(name)))
             for path in self.shapes(role):
                 table = read_table(path)
-                if list(table) != list(names):
-                    write_text(path, "".join(f"{name} {table[name]}\n" for name in names))
+                if list(table) != utterances:
+                    write_text(path, "".join(f"{one} {table[one]}\n" for one in utterances))
 
 
 def split_lists(statistics: Statistics, triples: Sequence[str], splits: int) -> list[str]:
@@ -160,7 +170,7 @@ def split_lists(statistics: Statistics, triples: Sequence[str], splits: int) -> 
         splits: how many lists.
 
     Raises:
-        UserError: the set has fewer utterances.
+        UserError: the set has fewer utterances, or its lists are of other utterances.
     """
     from espnet2.bin.split_scps import split_scps
 
@@ -176,8 +186,14 @@ def split_lists(statistics: Statistics, triples: Sequence[str], splits: int) -> 
     with lock(statistics.folder / ".lock"):
         stamp = Stamp(folder / DONE, [splits, names], sources)
         if not stamp.is_current():
-            with atomic_path(folder) as scratch:
-                split_scps(sources, splits, names, str(scratch), "ERROR")
+            try:
+                with atomic_path(folder) as scratch:
+                    split_scps(sources, splits, names, str(scratch), "ERROR")
+            except RuntimeError as error:  # statistics of older versions may be in another order
+                raise UserError(
+                    f"{', '.join(sources)}: {error}; run stages 1 to 3 again, or remove "
+                    f"{statistics.folder}"
+                ) from None
             stamp.write(path for path in sorted(folder.glob("*/*")) if path.is_file())
     options = ["--multiple_iterator", "true"]
     for _, name, kind in data:

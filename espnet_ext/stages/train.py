@@ -23,7 +23,6 @@ from espnet_ext.files import (
     Stamp,
     content_key,
     in_use,
-    lock,
     refuse_changed_output,
     write_json,
     write_text,
@@ -135,11 +134,14 @@ def collect_part(experiment: Experiment, options: TrainOptions, part: Part) -> N
     experiment = _checked(experiment, options)
     from espnet_ext.stages.training_process import log_to  # ESPnet is imported by now
 
-    with lock(experiment.folder / ".parts.lock"):
-        command = _common_options(experiment, options)
+    statistics = Statistics(experiment, data)
+    folder = statistics.part_folder(part)
+    log = experiment.folder / "log" / f"statistics.{part}.log"
+    log_to(log)
     _use_threads(experiment, options)
-    log_to(experiment.folder / f"statistics.{part}.log")
-    Statistics(experiment, data).collect_part([*command, *_sets(data)], part)
+    # Statistics need neither the mimic's weights nor a teacher.
+    command = _task_options(experiment, _espnet_options(experiment), folder / "espnet.yaml")
+    statistics.collect_part([*command, *_sets(data)], part, log)
 
 
 def _data_options(experiment: Experiment) -> dict[str, list[str]]:
@@ -229,10 +231,7 @@ def _sets(data: dict[str, list[str]]) -> list[str]:
 
 def _common_options(experiment: Experiment, options: TrainOptions) -> list[str]:
     """Options of statistics and training; also writes exp/<tag>/espnet.yaml."""
-    espnet = dict(experiment.espnet)
-    if experiment.features is not None:
-        espnet["input_size"] = experiment.features.width
-        espnet.pop("frontend"), espnet.pop("frontend_conf", None)
+    espnet = _espnet_options(experiment)
     if experiment.recipe.mimic is not None:
         from espnet_ext.analysis.mimic_training import train_mimic
 
@@ -245,12 +244,26 @@ def _common_options(experiment: Experiment, options: TrainOptions) -> list[str]:
             "teacher": str(teacher_folder(experiment.root, teacher)),
             "teacher_weight": experiment.recipe.teacher_weight,
         }
-    path = experiment.folder / "espnet.yaml"
-    write_text(path, yaml.safe_dump(espnet, sort_keys=False))
-    command = ["--config", str(path), "--ngpu", str(min(options.ngpu, 1))]
+    command = _task_options(experiment, espnet, experiment.folder / "espnet.yaml")
+    command += ["--ngpu", str(min(options.ngpu, 1))]
     if options.ngpu and not espnet.get("num_workers"):
         command += ["--num_workers", str(options.workers)]
-    command += ["--token_list", str(experiment.token_list)]
+    return command
+
+
+def _espnet_options(experiment: Experiment) -> dict[str, Any]:
+    """The config's options of ESPnet, for features that stage 2 wrote without their frontend."""
+    espnet = dict(experiment.espnet)
+    if experiment.features is not None:
+        espnet["input_size"] = experiment.features.width
+        espnet.pop("frontend"), espnet.pop("frontend_conf", None)
+    return espnet
+
+
+def _task_options(experiment: Experiment, espnet: dict[str, Any], path: Path) -> list[str]:
+    """ESPnet's command: a config that is written to ``path``, and tokens."""
+    write_text(path, yaml.safe_dump(espnet, sort_keys=False))
+    command = ["--config", str(path), "--token_list", str(experiment.token_list)]
     if experiment.tokenizer is not None:
         command += ["--bpemodel", str(experiment.tokenizer)]
     return command

@@ -15,7 +15,7 @@ from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.results.grids import Grid
 from espnet_ext.results.schema import Result
 from espnet_ext.validation import parse
-from tests.fixtures import miniature
+from tests.fixtures import forked, miniature
 from tests.fixtures.acted_voices import hedgewars
 from tests.fixtures.ssl_models import WIDTH, make_ssl
 
@@ -91,9 +91,17 @@ class Recipe:
         words = ["--config", "conf/train_tiny_s.yaml", "--package", self.package, "--nj", "1"]
         return self.call(self.path / "run.sh", *words, *options)
 
-    def grid(self, *options: str) -> subprocess.CompletedProcess:
-        program = Path(self.environment["ESPNET_EXT_VENV"]) / "bin/espnet-ext"
-        return self.call(program, "grid", "conf/grid_tiny.yaml", *options)
+    def verb(self, *words: str | Path) -> forked.Outcome:
+        """Run espnet-ext on that core."""
+        core = {max(os.sched_getaffinity(0))}
+        listed = tuple(str(word) for word in words)
+        command = forked.Command(
+            self.path, listed, self.path / "logs", lambda: os.sched_setaffinity(0, core)
+        )
+        return command.wait(900)
+
+    def grid(self, *options: str) -> forked.Outcome:
+        return self.verb("grid", "conf/grid_tiny.yaml", *options)
 
     def times(self) -> dict[Path, int]:
         return {
@@ -107,6 +115,7 @@ class Recipe:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """The recipe after all eight stages."""
+    forked.load()
     made = Recipe(tmp_path_factory.mktemp("classes"))
     made.first = made.run()
     assert made.first.returncode == 0, made.first.stdout[-3000:] + made.first.stderr
@@ -151,15 +160,14 @@ def test_sets_share_the_arks_of_the_whole(recipe):
 
 
 def test_a_result_is_not_made_of_files_of_different_runs(recipe):
-    program = Path(recipe.environment["ESPNET_EXT_VENV"]) / "bin/espnet-ext"
     label = recipe.path / "data/test/label"
     whole = label.read_bytes()
     label.write_bytes(whole.replace(b" joy", b" pain", 1))
     try:
-        mixed = recipe.call(program, "report", "conf/train_tiny_s.yaml")
+        mixed = recipe.verb("report", "conf/train_tiny_s.yaml")
     finally:
         label.write_bytes(whole)
-    assert mixed.returncode == 1, mixed.stdout
+    assert mixed.code == 1, mixed.stdout
     assert "was made before data/test/label changed; run stage 7" in mixed.stderr
     log = json.loads((recipe.path / "exp/tiny_s/result.json").read_text())["decoding"][0]
     assert log["rtf"] == min(log["rtf_rounds"]) > 0
@@ -178,16 +186,16 @@ def test_a_grid_runs_in_parts_goes_on_and_is_summarised(recipe):
     dry = recipe.grid("--dry_run")
     assert "12 trainings, 0 of 12 done" in dry.stdout, dry.stderr
     first = recipe.grid("--part", "1/3", "--nj", "2")
-    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.code == 0, first.stdout + first.stderr
     assert "this part is done" in first.stdout
     early = recipe.grid("--summary")
-    assert early.returncode == 1
+    assert early.code == 1
     assert "8 of 12 trainings are not done" in early.stderr
     folder = recipe.path / "exp/grid_tiny"
     done = {p: p.stat().st_mtime_ns for p in folder.rglob("cell.json")}
     assert len(done) == 4
     rest = recipe.grid("--nj", "2")
-    assert rest.returncode == 0, rest.stdout + rest.stderr
+    assert rest.code == 0, rest.stdout + rest.stderr
     assert "4 of 12 done" in rest.stdout
     assert all(p.stat().st_mtime_ns == time for p, time in done.items())
     assert not list(folder.rglob("*.pth"))
@@ -218,16 +226,24 @@ def test_features_of_a_self_supervised_model_go_through_all_stages(recipe):
     path = recipe.path / "conf/train_ssl_s.yaml"
     path.write_text(yaml.safe_dump(content))
     words = ["--package", recipe.package, "--nj", "1", "--config", path]
-    program = Path(recipe.environment["ESPNET_EXT_VENV"]) / "bin/espnet-ext"
-    missing = recipe.call(program, "features", path)
-    assert missing.returncode == 1
+    missing = recipe.verb("features", path)
+    assert missing.code == 1
     assert missing.stderr.splitlines()[-1].endswith(
         "frontend_conf: no folder models/small; give the folder of a downloaded model"
     )
     assert "Traceback" not in missing.stderr
     make_ssl(recipe.path / "models/small")
-    done = recipe.call(recipe.path / "run.sh", *words)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    for verb, *more in (
+        ("features", "--nj", "1"),
+        ("tokens",),
+        ("train", "--threads", "1"),
+        ("deploy",),
+        ("decode", "--sets", "test", "--nj", "1"),
+        ("score", "--sets", "test"),
+        ("report",),
+    ):
+        done = recipe.verb(verb, path, *more)
+        assert done.code == 0, done.stdout[-3000:] + done.stderr
     result = json.loads((recipe.path / "exp/ssl_s/result.json").read_text())
     parse(Result, result, "result.json")
     assert result["config"]["frontend"] == "ssl"
@@ -248,7 +264,7 @@ def test_features_of_a_self_supervised_model_go_through_all_stages(recipe):
 
 
 def test_a_failed_training_is_told_and_the_others_are_kept(recipe):
-    assert recipe.grid("--nj", "2").returncode == 0  # done already, unless this test runs alone
+    assert recipe.grid("--nj", "2").code == 0  # done already, unless this test runs alone
     table = recipe.path / "data/voice-pirate/train/label"
     whole = table.read_bytes()
     table.write_bytes(whole.replace(b" joy", b" jov", 1))
@@ -256,7 +272,7 @@ def test_a_failed_training_is_told_and_the_others_are_kept(recipe):
         broken = recipe.grid("--nj", "1")
     finally:
         table.write_bytes(whole)
-    assert broken.returncode == 1
+    assert broken.code == 1
     told = broken.stderr.splitlines()
     assert "4 of 4 trainings failed" in told[-1], broken.stderr[-2000:]
     assert "Traceback" not in broken.stderr
@@ -265,21 +281,20 @@ def test_a_failed_training_is_told_and_the_others_are_kept(recipe):
 
 
 def test_a_classifier_leaves_the_recipe_and_becomes_graphs(recipe, tmp_path):
-    program = Path(recipe.environment["ESPNET_EXT_VENV"]) / "bin/espnet-ext"
     named = read_table(recipe.path / "exp/tiny_s/decode/merged/classify/test/text")
     audio = read_table(recipe.path / "data/test/wav.scp")
     files = [recipe.path / audio[utterance] for utterance in named]
     moved = shutil.copytree(recipe.path / "exp/tiny_s/deploy/merged", tmp_path / "moved")
-    done = recipe.call(program, "transcribe", moved, "--json", *files)
-    assert done.returncode == 0, done.stderr
+    done = recipe.verb("transcribe", moved, "--json", *files)
+    assert done.code == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one["text"] for one in found] == list(named.values())
     assert all(1 / 7 < one["segments"][0]["confidence"] <= 1 for one in found)
     words = ["conf/train_tiny_s.yaml", "--out", tmp_path / "onnx", "--verify", *files]
-    done = recipe.call(program, "export", *words)
-    assert done.returncode == 0, done.stderr
+    done = recipe.verb("export", *words)
+    assert done.code == 0, done.stderr
     assert f"{len(files)} of {len(files)} texts are torch's" in done.stdout
-    done = recipe.call(program, "transcribe", tmp_path / "onnx", "--json", *files)
+    done = recipe.verb("transcribe", tmp_path / "onnx", "--json", *files)
     again = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one["text"] for one in again] == list(named.values())
     for one, other in zip(again, found, strict=True):

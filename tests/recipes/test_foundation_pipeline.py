@@ -14,6 +14,7 @@ import yaml
 from espnet_ext.data.audio import read_wave, write_flac
 from espnet_ext.data.kaldi_dir import Utterance, read_table, write_data_dir
 from espnet_ext.data.pauses import cut_at_pauses
+from espnet_ext.export import run_onnx
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.packed import dequantised, read_member
 from tests.fixtures import forked, foundation, ranks
@@ -396,7 +397,9 @@ def test_mimics_and_attention_within_chunks_are_exported(recipe, tag):
     assert "3 of 3 texts are torch's" in printed
     found = transcribed(folder, str(out))
     assert found == transcribed(folder, f"exp/{tag}/deploy/merged")
-    assert sum(map(str.startswith, found, sherpa(out))) >= 3
+    theirs = sherpa(out)
+    assert sum(map(str.startswith, found, theirs)) >= 3
+    assert all(theirs)
     again = succeed(folder, "export", config, "--out", str(out), "--bits", "8", "--exact")
     assert "of 8 bits" in again
 
@@ -406,6 +409,16 @@ def test_a_model_that_detects_languages_is_exported_for_one(recipe):
     config = trained(folder, "heard")
     printed = succeed(folder, "export", config, "--out", "onnx/heard", "--language", "fr")
     assert "3 of 3 texts are torch's" in printed
+    settings = json.loads((folder / "onnx/heard/model.json").read_text())
+    words = ["startoftranscript", "fr", "transcribe", "notimestamps"]
+    assert settings["prompt"] == [f"<|{word}|>" for word in words]
+    scores = {}
+    for language in ("en", "fr"):  # the graphs have that prompt: other scores
+        succeed(folder, "export", config, "--out", "onnx/heard", "--language", language)
+        wave = read_wave(folder / "data/audio/test1.flac", "x", 16000)
+        graphs = run_onnx.Model(folder / "onnx/heard")
+        scores[language] = graphs.scores(graphs.encode(wave))(run_onnx.PROMPT)
+    assert not np.allclose(scores["en"], scores["fr"], atol=1e-3)
 
 
 def test_what_cannot_be_exported_or_was_changed_is_one_line(recipe):

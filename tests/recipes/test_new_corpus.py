@@ -9,7 +9,7 @@ import pytest
 
 from espnet_ext.data.corpora.folds import read_folds
 from espnet_ext.data.kaldi_dir import validate_data_dir
-from tests.fixtures import miniature
+from tests.fixtures import forked, miniature
 from tests.fixtures.tree import ROOT, copy_parts
 
 PAGE = (ROOT / "docs/new_corpus.md").read_text(encoding="utf-8")
@@ -82,11 +82,13 @@ def test_the_tests_of_the_page_pass(tree):
 
 
 def test_its_configs_pass_check(tree):
-    program = tree / "environment/bin/espnet-ext"
+    forked.load()
     for folder, count in (("asr1", 2), ("spk1", 1)):
-        configs = sorted((tree / "egs/harbour" / folder / "conf").glob("*.yaml"))
-        said = call(tree, f"egs/harbour/{folder}", str(program), "check", *map(str, configs))
-        assert said.count(": ok, ") == count
+        recipe = tree / "egs/harbour" / folder
+        configs = tuple(str(path) for path in sorted((recipe / "conf").glob("*.yaml")))
+        done = forked.Command(recipe, ("check", *configs), tree / "logs").wait()
+        assert done.code == 0, done.stderr
+        assert done.stdout.count(": ok, ") == count
 
 
 def test_its_script_runs_stage_1(tree):

@@ -7,4 +7,10 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 [ $# -gt 0 ] || { sed -n '2,5s/^# //p' "$0" && exit 2; }
-exec "$@" --part "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN + 1))/$SLURM_ARRAY_TASK_COUNT"
+part=$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN + 1))/$SLURM_ARRAY_TASK_COUNT
+words=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do # options of ESPnet follow a lone --
+  words+=("$1")
+  shift
+done
+exec "${words[@]}" --part "$part" "$@"

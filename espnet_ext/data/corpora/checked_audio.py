@@ -9,6 +9,8 @@ from espnet_ext.data.kaldi_dir import Utterance
 from espnet_ext.data.parts import Part
 from espnet_ext.files import Stamp, read_json, write_json
 
+_AT_ONCE = 2000  # files that are checked between two notes
+
 
 def check_part(out: Path, part: Part, utterances: Sequence[Utterance], jobs: int) -> None:
     """Check the audio of a part's utterances, unless that was done, and keep what was found.
@@ -16,8 +18,13 @@ def check_part(out: Path, part: Part, utterances: Sequence[Utterance], jobs: int
     Raises:
         UserError: what ``kaldi_dir.digest_audio`` raises.
     """
-    digests = kaldi_dir.digest_audio(out, utterances, jobs=jobs, known=checked_audio(out))
-    keep(out, part, {u.audio: (d, u.seconds) for u, d in zip(utterances, digests, strict=True)})
+    known = checked_audio(out)
+    found = {u.audio: known[u.audio] for u in utterances if u.audio in known}
+    for start in range(0, len(utterances), _AT_ONCE):
+        some = utterances[start : start + _AT_ONCE]
+        digests = kaldi_dir.digest_audio("audio", some, jobs=jobs, known=known)
+        found |= {u.audio: (d, u.seconds) for u, d in zip(some, digests, strict=True)}
+        keep(out, part, found)
 
 
 def keep(out: Path, part: Part, found: Mapping[str, tuple[str, float]]) -> None:

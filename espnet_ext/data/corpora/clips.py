@@ -65,12 +65,17 @@ class Clip:
 
 
 def convert(
-    clips: Sequence[Clip], folder: Path, jobs: int, keep_others: bool = False
+    clips: Sequence[Clip],
+    folder: Path,
+    jobs: int,
+    keep_others: bool = False,
+    checked: Mapping[str, tuple[str, float]] | None = None,
 ) -> list[Utterance]:
     """Write clips as FLAC into ``folder``; return utterances in their order.
 
     A file is kept if it is whole and was made of the same audio by the same code: a file .source
-    says so. Files of other clips, made before, are removed unless ``keep_others``.
+    says so. Files of other clips, made before, are removed unless ``keep_others``. Files in
+    ``checked`` (digest and seconds) are known to be whole.
 
     Raises:
         UserError: clips whose sources are missing, cut short, silent, or cannot be decoded: their
@@ -83,23 +88,30 @@ def convert(
     paths = [folder / f"{clip.id}.flac" for clip in clips]
     bar = {"total": len(clips), "desc": "audio", "unit": "clip", "mininterval": 1.0}
     with scratch_folder(folder) as scratch:
-        tasks = [(clip, path, scratch, code) for clip, path in zip(clips, paths, strict=True)]
+        seconds = {path: known[1] for path, known in (checked or {}).items()}
+        tasks = [
+            (clip, path, scratch, code, seconds.get(str(path)))
+            for clip, path in zip(clips, paths, strict=True)
+        ]
         made = list(tqdm(map_processes(_converted, tasks, jobs), **bar))
     faults = [found for found in made if isinstance(found, str)]
     if faults:
         number = "" if len(faults) == 1 else f"{len(faults)} clips cannot be used; the first: "
         raise UserError(number + faults[0])
-    seconds = [found for found in made if not isinstance(found, str)]
+    lengths = [found for found in made if not isinstance(found, str)]
     if not keep_others:
         remove_others(folder, set(paths))
     return [
         Utterance(c.id, c.speaker, c.text, str(path), length, c.label, c.translations)
-        for c, path, length in zip(clips, paths, seconds, strict=True)
+        for c, path, length in zip(clips, paths, lengths, strict=True)
     ]
 
 
 def convert_sets(
-    sets: Mapping[str, Iterable[Clip]], folder: Path, jobs: int
+    sets: Mapping[str, Iterable[Clip]],
+    folder: Path,
+    jobs: int,
+    checked: Mapping[str, tuple[str, float]] | None = None,
 ) -> dict[str, list[Utterance]]:
     """Convert the clips of several sets, which may share clips; return the utterances of each.
 
@@ -108,7 +120,7 @@ def convert_sets(
     Raises:
         UserError: what ``distinct`` and ``convert`` raise.
     """
-    made = {u.id: u for u in convert(distinct(sets.values()), folder, jobs)}
+    made = {u.id: u for u in convert(distinct(sets.values()), folder, jobs, False, checked)}
     return {
         name: [
             Utterance(c.id, c.speaker, c.text, u.audio, u.seconds, c.label, c.translations)
@@ -142,7 +154,10 @@ def remove_others(folder: Path, kept: Container[Path]) -> None:
             note.unlink()
 
 
-def _converted(task: tuple[Clip, Path, Path, str]) -> float | str:
+type _Task = tuple[Clip, Path, Path, str, float | None]  # the last: seconds, if known
+
+
+def _converted(task: _Task) -> float | str:
     """Convert a clip; return its seconds, or why it cannot be used."""
     try:
         return _convert(task)
@@ -150,14 +165,14 @@ def _converted(task: tuple[Clip, Path, Path, str]) -> float | str:
         return str(error)
 
 
-def _convert(task: tuple[Clip, Path, Path, str]) -> float:
+def _convert(task: _Task) -> float:
     from espnet_ext.data import audio
 
-    clip, path, scratch, code = task
+    clip, path, scratch, code, known = task
     note = path.with_suffix(".source")
     made_of = _origin(clip, code)
     if note.is_file() and note.read_text() == made_of:
-        seconds = audio.flac_seconds(path)
+        seconds = audio.flac_seconds(path) if known is None else known
         if seconds is not None:
             return seconds
     if clip.span is not None:

@@ -17,6 +17,7 @@ docs/new_corpus.md is the guide.
 import argparse
 import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class DataStage:
         self.audio = self.out / "audio"
         self.jobs: int = args.nj
         self.part: Part | None = args.part
-        self._corpus = corpus
+        self._corpus, self._held = corpus, ExitStack()
         given = args.sha256.split() if packages and args.sha256 else [p.sha256 for p in packages]
         self._packages = {
             p: replace(p, sha256=digest) for p, digest in zip(packages, given, strict=True)
@@ -93,9 +94,9 @@ class DataStage:
             given = Path(self.args.packages) / wanted.file_name
             if not given.is_file():
                 raise UserError(f"--packages {self.args.packages}: no {given.name} in it")
-        if self.part is None:
-            return debian.fetch(wanted, self.downloads, given)
-        with lock(self.downloads / ".lock"):  # one part fetches it for all
+        # One part fetches it for all.
+        alone = lock(self.downloads / ".lock") if self.part is not None else nullcontext()
+        with alone:
             return debian.fetch(wanted, self.downloads, given)
 
     def is_current(self, inputs: Iterable[Path] = (), settings: Iterable[Any] = ()) -> bool:
@@ -114,6 +115,8 @@ class DataStage:
         if self._stamp.is_current():
             print(f"{self.out}: up to date")
             return True
+        # Until this program ends: what joins the parts does not run beside one of them.
+        self._held.enter_context(lock(self.out / ".lock", shared=self.part is not None))
         return False
 
     def expect(self, expected: Mapping[str, int], found: Mapping[str, int]) -> None:
@@ -131,10 +134,11 @@ class DataStage:
         Raises:
             PartDone: it was the part of this call.
         """
+        checked = checked_audio.checked_audio(self.out)
         if self.part is not None:
-            own = clips.convert(self.part.of(found), self.audio, self.jobs, keep_others=True)
+            own = clips.convert(self.part.of(found), self.audio, self.jobs, True, checked)
             self._end_part(own, len(found))
-        return clips.convert(found, self.audio, self.jobs, keep_others)
+        return clips.convert(found, self.audio, self.jobs, keep_others, checked)
 
     def convert_sets(self, sets: Mapping[str, Iterable[Clip]]) -> dict[str, list[Utterance]]:
         """Convert the clips of sets (``clips.convert_sets``) into ``audio``.
@@ -143,8 +147,9 @@ class DataStage:
             PartDone: it was the part of this call.
         """
         if self.part is not None:
-            self.convert(clips.distinct(sets.values()))
-        return clips.convert_sets(sets, self.audio, self.jobs)
+            return {"": self.convert(clips.distinct(sets.values()))}  # does not come back
+        checked = checked_audio.checked_audio(self.out)
+        return clips.convert_sets(sets, self.audio, self.jobs, checked)
 
     def write(
         self,

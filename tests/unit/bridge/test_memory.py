@@ -20,7 +20,7 @@ over = processes.Event()
 
 def start(megabytes):
     ready = processes.Event()
-    child = processes.Process(target=hold, args=(megabytes, ready))
+    child = processes.Process(target=hold, args=(megabytes, ready), daemon=True)
     child.start()
     ready.wait()
     return child
@@ -50,7 +50,8 @@ assert peak() == before >= 65
 
 
 def test_the_memory_of_children_is_counted_while_they_live_and_kept():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    words = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
 
 

@@ -65,6 +65,41 @@ def test_a_branch_whose_condition_is_of_shapes_is_chosen(width):
     np.testing.assert_array_equal(run(model, x), before)
 
 
+def test_a_branch_that_stays_reads_what_was_computed_outside():
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Cast", ["shape"], ["factor"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Cast", ["sum"], ["condition"], to=TensorProto.BOOL),
+        helper.make_node(
+            "If", ["condition"], ["y"], then_branch=_branch("Mul"), else_branch=_branch("Add")
+        ),
+    ]
+    named = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "branches", named[:1], named[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    fold_shapes(model)
+    assert [one.name for one in model.graph.initializer] == ["factor"]
+    x = np.array([1, 2], np.float32)
+    np.testing.assert_array_equal(run(model, x), 2 * x)
+    np.testing.assert_array_equal(run(model, 0 * x), 0 * x + 2)
+
+
+def test_constants_of_a_chosen_branch_are_kept():
+    chosen = _branch("Mul")
+    chosen.initializer.append(helper.make_tensor("factor", TensorProto.FLOAT, [2], [3, 4]))
+    nodes = [
+        helper.make_node("Constant", [], ["yes"], value=helper.make_tensor("", 9, [], [True])),
+        helper.make_node("If", ["yes"], ["y"], then_branch=chosen, else_branch=chosen),
+    ]
+    named = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "branches", named[:1], named[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    fold_shapes(model)
+    assert "If" not in {node.op_type for node in model.graph.node}
+    np.testing.assert_array_equal(run(model, np.array([1, 2], np.float32)), [3, 8])
+
+
 def _integers(values: list[int]) -> onnx.TensorProto:
     return helper.make_tensor("values", TensorProto.INT64, [len(values)], values)
 
