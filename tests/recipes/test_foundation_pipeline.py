@@ -406,6 +406,7 @@ def test_mimics_and_attention_within_chunks_are_exported(recipe, tag):
 
 def test_a_model_that_detects_languages_is_exported_for_one(recipe):
     folder, _ = recipe
+    succeed(folder, "tokens", "conf/train_heard.yaml")
     config = trained(folder, "heard")
     printed = succeed(folder, "export", config, "--out", "onnx/heard", "--language", "fr")
     assert "3 of 3 texts are torch's" in printed
@@ -439,6 +440,7 @@ def test_what_cannot_be_exported_or_was_changed_is_one_line(recipe):
     assert "choose another folder" in refused("export", model, "--out", "data", *verify)
     tuned = trained(folder, "tuned")
     assert "detects no language" in refused("export", tuned, "--out", "onnx/x", "--language", "en")
+    succeed(folder, "tokens", "conf/train_heard.yaml")
     heard = trained(folder, "heard")
     assert "as in --language en" in refused("export", heard, "--out", "onnx/x")
     assert "lacks the language" in refused("export", heard, "--out", "onnx/x", "--language", "xx")
