@@ -60,7 +60,7 @@ class DataStage:
         self.audio = self.out / "audio"
         self.jobs: int = args.nj
         self.part: Part | None = args.part
-        self._corpus, self._held = corpus, ExitStack()
+        self._corpus, self._held, self._holds = corpus, ExitStack(), False
         given = args.sha256.split() if packages and args.sha256 else [p.sha256 for p in packages]
         self._packages = {
             p: replace(p, sha256=digest) for p, digest in zip(packages, given, strict=True)
@@ -115,8 +115,6 @@ class DataStage:
         if self._stamp.is_current():
             print(f"{self.out}: up to date")
             return True
-        # Until this program ends: what joins the parts does not run beside one of them.
-        self._held.enter_context(lock(self.out / ".lock", shared=self.part is not None))
         return False
 
     def expect(self, expected: Mapping[str, int], found: Mapping[str, int]) -> None:
@@ -134,7 +132,7 @@ class DataStage:
         Raises:
             PartDone: it was the part of this call.
         """
-        checked = checked_audio.checked_audio(self.out)
+        checked = self._begin()
         if self.part is not None:
             own = clips.convert(self.part.of(found), self.audio, self.jobs, True, checked)
             self._end_part(own, len(found))
@@ -148,8 +146,7 @@ class DataStage:
         """
         if self.part is not None:
             return {"": self.convert(clips.distinct(sets.values()))}  # does not come back
-        checked = checked_audio.checked_audio(self.out)
-        return clips.convert_sets(sets, self.audio, self.jobs, checked)
+        return clips.convert_sets(sets, self.audio, self.jobs, self._begin())
 
     def write(
         self,
@@ -172,10 +169,10 @@ class DataStage:
             UserError: what ``kaldi_dir.write_sets`` and ``write_folds`` raise.
             PartDone: the audio of this call's part was checked, and nothing else done.
         """
+        checked = self._begin()
         if self.part is not None:
             rows = {u.audio: u for utterances in sets.values() for u in utterances}
             self._end_part(self.part.of(list(rows.values())), len(rows))
-        checked = checked_audio.checked_audio(self.out)
         files = kaldi_dir.write_sets(self.out, sets, self.jobs, overlapping, checked)
         digests: dict[str, str] = {}
         for name in sets:
@@ -185,6 +182,16 @@ class DataStage:
         audio = {Path(u.audio) for utterances in sets.values() for u in utterances}
         self._stamp.write(sorted([*files, *extra_files]), by_size=sorted(audio))  # FLAC has sums
         checked_audio.forget(self.out)
+
+    def _begin(self) -> Mapping[str, tuple[str, float]]:
+        """Before anything is written: what parts have checked.
+
+        Until this program ends, what joins the parts does not run beside one of them.
+        """
+        if not self._holds:
+            self._held.enter_context(lock(self.out / ".lock", shared=self.part is not None))
+            self._holds = True
+        return checked_audio.checked_audio(self.out)
 
     def _end_part(self, utterances: Sequence[Utterance], total: int) -> None:
         """Check the audio of a part; raise PartDone."""
