@@ -274,7 +274,10 @@ standard_stages() {
   local number form=(${variant:+--variant "$variant"}) spread=()
   for ((number = ${1:-2}; number <= ${2:-8}; number++)); do
     case $number in
-      2) stage 2 "Features" espnet-ext features "$config" ${test_sets:+--sets "$test_sets"} --nj "$nj" ;;
+      2)
+        stage 2 "Features" \
+          espnet-ext features "$config" ${test_sets:+--sets "$test_sets"} --nj "$nj"
+        ;;
       3) stage 3 "Tokens" espnet-ext tokens "$config" ;;
       4)
         [ "$processes" -eq 1 ] || spread+=(--processes "$processes")

@@ -78,9 +78,8 @@ def run(args: argparse.Namespace) -> None:
     if args.exact and args.runtime:
         raise UserError("--exact is for every runtime: leave out --runtime")
     products: Any = "float32" if args.exact else _PRODUCTS[args.runtime or "sherpa"]
-    made: Any = export(
-        bundle, Path(args.out), waves, args.bits, products, args.search, args.language
-    )
+    chosen = {"bits": args.bits, "search": args.search, "language": args.language}
+    made: Any = export(bundle, Path(args.out), waves, products=products, **chosen)
     kinds = ", ".join(f"{count:,} of {bits} bits" for bits, count in sorted(made.rounded.items()))
     print(
         f"export: {args.out}: {made.bytes:,} bytes; weights: {kinds or 'all of 32 bits'}; scores "

@@ -9,19 +9,21 @@ in ``wav.scp`` start from the recipe's folder, where ESPnet runs. Nothing here i
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_ext.data.processes import map_processes
 from espnet_ext.errors import LONGEST_NAME, UserError, is_file_name
-from espnet_ext.files import atomic_path, read_utf8, write_text
+from espnet_ext.files import atomic_path, read_utf8
 
 WHOLE = "all"  # the set of a whole corpus, of which others are parts
 AUDIO_DIGEST = "audio.sha256"  # of every utterance's samples, however they are encoded
 FILES = ("wav.scp", "text", "utt2spk", "spk2utt", "utt2dur")
 RATE = 16000  # Hz, of all audio that stage 1 makes
 _TOLERANCE = 0.01  # seconds between utt2dur and the audio
+
+type Checked = Mapping[str, tuple[str, float]]  # audio file: SHA-256 of its samples, seconds
 
 
 @dataclass(frozen=True, order=True)
@@ -251,22 +253,20 @@ def digest_audio(
     utterances: Iterable[Utterance],
     root: str | Path = ".",
     jobs: int = 1,
-    known: Mapping[str, tuple[str, float]] | None = None,
+    checked: Checked | None = None,
 ) -> list[str]:
     """Decode and check the audio of a data directory; return the SHA-256 of each utterance.
 
-    ``known``: digest and seconds of audio that was checked before.
+    ``checked``: audio that need not be decoded. A length of another utterance's is checked anew.
     """
-    known, rows = known or {}, list(utterances)
-    kept = [
-        known[u.audio][0]
-        if u.audio in known and abs(known[u.audio][1] - u.seconds) <= _TOLERANCE
-        else None
-        for u in rows
+    known, rows = checked or {}, list(utterances)
+    new = [
+        u for u in rows if u.audio not in known or abs(known[u.audio][1] - u.seconds) > _TOLERANCE
     ]
-    new = [(u, str(path), str(root)) for u, digest in zip(rows, kept, strict=True) if not digest]
-    found = iter(map_processes(_digest, new, jobs, chunk=64))
-    return [digest or next(found) for digest in kept]
+    tasks = [(u, str(path), str(root)) for u in new]
+    made = map_processes(_digest, tasks, jobs, chunk=64)
+    found = {u.audio: digest for u, digest in zip(new, made, strict=True)}
+    return [found[u.audio] if u.audio in found else known[u.audio][0] for u in rows]
 
 
 def audio_inputs(path: str | Path) -> list[Path]:
@@ -317,45 +317,3 @@ def _texts(item: Utterance) -> Iterable[tuple[str, str]]:
     """Texts of an utterance by the name of their file."""
     named = [("text", item.text), *((f"text.{name}", text) for name, text in item.translations)]
     return [(name, text) for name, text in named if text]
-
-
-def write_sets(
-    out: str | Path,
-    sets: Mapping[str, Iterable[Utterance]],
-    jobs: int = 1,
-    overlapping: Container[str] = (),
-    checked: Mapping[str, tuple[str, float]] | None = None,
-) -> list[Path]:
-    """Write, check and describe the data directories of a corpus under ``out``.
-
-    Args:
-        out: their folder; relative paths of audio start from the current folder.
-        sets: utterances by the name of their set; ``all`` is the whole corpus.
-        jobs: processes that decode the audio for the check.
-        overlapping: names of sets that may hold texts of ``train``.
-        checked: digest and seconds of audio files that need no check.
-
-    Returns:
-        The files written.
-
-    Raises:
-        UserError: what ``write_data_dir`` and ``digest_audio`` raise, or a transcript or
-            translation of ``train`` is in another set.
-    """
-    out = Path(out)
-    files = []
-    known = dict(checked or {})  # an utterance may be in several sets
-    for name, utterances in sets.items():
-        files += [*write_data_dir(out / name, utterances), out / name / AUDIO_DIGEST]
-        written = read_data_dir(out / name)
-        digests = digest_audio(out / name, written, jobs=jobs, known=known)
-        rows = list(zip(written, digests, strict=True))
-        known |= {u.audio: (digest, u.seconds) for u, digest in rows}
-        write_text(out / name / AUDIO_DIGEST, "".join(f"{u.id} {d}\n" for u, d in rows))
-        minutes = sum(item.seconds for item in written) / 60
-        speakers = len({item.speaker for item in written})
-        print(f"{out / name}: {len(written)} utterances, {minutes:.1f} min, {speakers} speakers")
-    if "train" in sets:
-        others = [n for n in sets if n not in ("train", WHOLE) and n not in overlapping]
-        check_no_text_overlap(out / "train", [out / name for name in others])
-    return files

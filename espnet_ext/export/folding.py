@@ -20,8 +20,7 @@ _KINDS = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)
 def fold_shapes(model: onnx.ModelProto) -> None:
     """Replace what depends on shapes and small constants alone by its value, in place."""
     graph = model.graph
-    known = {one.name: numpy_helper.to_array(one) for one in graph.initializer if _is_small(one)}
-    known |= _shapes(model)
+    known = _small(graph) | _shapes(model)
     kept: list[onnx.NodeProto] = []
     left = deque(graph.node)
     while left:
@@ -32,11 +31,7 @@ def fold_shapes(model: onnx.ModelProto) -> None:
             if node.input[0] in known:
                 branch = _branch(node, bool(known[node.input[0]]))
                 graph.initializer.extend(branch.initializer)
-                known |= {
-                    one.name: numpy_helper.to_array(one)
-                    for one in branch.initializer
-                    if _is_small(one)
-                }
+                known |= _small(branch)
                 left.extendleft(reversed(branch.node))
                 continue
         elif node.op_type == "Constant" or all(name in known for name in node.input if name):
@@ -54,17 +49,19 @@ def _branch(node: onnx.NodeProto, condition: bool) -> onnx.GraphProto:
     """The nodes and constants that take the place of an ``If`` whose condition is known."""
     name = "then_branch" if condition else "else_branch"
     (branch,) = (one.g for one in node.attribute if one.name == name)
-    outputs = zip(branch.output, node.output, strict=True)
-    branch.node.extend(
-        onnx.helper.make_node("Identity", [made.name], [out]) for made, out in list(outputs)
-    )
+    for made, out in zip(branch.output, node.output, strict=True):
+        branch.node.append(onnx.helper.make_node("Identity", [made.name], [out]))
     return branch
 
 
-def _is_small(stored: onnx.TensorProto) -> bool:
-    """True for integers of which shapes may be computed."""
+def _small(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
+    """Stored integers of which shapes may be computed."""
     integers = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
-    return stored.data_type in integers and np.prod(stored.dims) <= _MOST
+    return {
+        one.name: numpy_helper.to_array(one)
+        for one in graph.initializer
+        if one.data_type in integers and np.prod(one.dims) <= _MOST
+    }
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, np.ndarray]:

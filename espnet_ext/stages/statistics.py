@@ -32,14 +32,15 @@ class Statistics:
 
     Args:
         experiment: whose statistics.
-        data: ESPnet's data options by role.
+        data: ESPnet's data options by role: file, name, type.
+        log: of ESPnet.
 
     Attributes:
         folder: exp/stats_<digest> of the features and tokens.
     """
 
-    def __init__(self, experiment: Experiment, data: dict[str, list[str]]):
-        self.experiment = experiment
+    def __init__(self, experiment: Experiment, data: dict[str, list[str]], log: Path):
+        self.experiment, self.data, self.log = experiment, data, log
         self._settings: dict[str, Any] = {
             "data": data,
             "read": {
@@ -64,7 +65,7 @@ class Statistics:
         """Run ESPnet's collect_stats once; what was begun in parts is completed and joined.
 
         Args:
-            command: ESPnet's options of the training, without those of its batches.
+            command: ESPnet's options of the training, without those of its sets and batches.
 
         Raises:
             UserError: an error of ESPnet.
@@ -77,11 +78,11 @@ class Statistics:
             print(f"train: collecting statistics into {self.folder}")
             parts = begun(self._parts, lambda part: self._stamp(part).is_current())
             for part in parts:
-                self._collect_part(command, part, self.experiment.train_log)
+                self._collect_part(command, part)
             if parts:
                 self._join(parts)
             else:
-                self._run(command, self.folder, self.experiment.train_log)
+                self._run(command, self.folder)
             self._order()
             stamp.write(self._made(self.folder))
             shutil.rmtree(self._parts, ignore_errors=True)
@@ -90,13 +91,8 @@ class Statistics:
         """Where a part's statistics lie until they are joined."""
         return self._parts / str(part)
 
-    def collect_part(self, command: Sequence[str], part: Part, log: Path) -> None:
+    def collect_part(self, command: Sequence[str], part: Part) -> None:
         """Run it for every so many-th utterance; ``collect`` joins the parts.
-
-        Args:
-            command: as of ``collect``.
-            part: which utterances.
-            log: of ESPnet.
 
         Raises:
             UserError: a set has fewer utterances than there are parts, or an error of ESPnet.
@@ -105,7 +101,7 @@ class Statistics:
             if Stamp(self.folder / DONE, self._settings, self._inputs).is_current():
                 print(f"train: {self.folder} is up to date")
             else:
-                self._collect_part(command, part, log)
+                self._collect_part(command, part)
 
     def _made(self, folder: Path) -> list[Path]:
         sums = [f"{role}/feats_stats.npz" for role in ROLES]
@@ -115,7 +111,7 @@ class Statistics:
         settings = {**self._settings, "part": str(part)}
         return Stamp(self.part_folder(part) / DONE, settings, self._inputs)
 
-    def _collect_part(self, command: Sequence[str], part: Part, log: Path) -> None:
+    def _collect_part(self, command: Sequence[str], part: Part) -> None:
         stamp = self._stamp(part)
         folder = stamp.path.parent
         if stamp.is_current():
@@ -131,17 +127,18 @@ class Statistics:
             path = folder / f"{role}.keys"
             write_text(path, "".join(f"{one}\n" for one in part.of(utterances)))
             keys += [f"--{role}_shape_file", str(path)]
-        self._run([*command, *keys], folder, log)
+        self._run([*command, *keys], folder)
         stamp.write(self._made(folder))
         print(f"train: {folder}: the statistics of this part")
 
-    def _run(self, command: Sequence[str], folder: Path, log: Path) -> None:
+    def _run(self, command: Sequence[str], folder: Path) -> None:
         from espnet_ext.bridge.trainer import run_task
 
+        sets = [word for role in ROLES for word in set_options(role, self.data[role])]
         # Statistics do not depend on batches of the training's size, nor on its model.
         own = ["--collect_stats", "true", "--output_dir", str(folder), "--normalize", "none"]
         own += ["--batch_type", "unsorted", "--batch_size", "32", "--ngpu", "0"]
-        run_task([*command, *own], log, self.experiment.recipe.task)
+        run_task([*command, *sets, *own], self.log, self.experiment.recipe.task)
 
     def _join(self, parts: Iterable[Part]) -> None:
         from espnet2.bin.aggregate_stats_dirs import aggregate_stats_dirs
@@ -159,45 +156,53 @@ class Statistics:
                     write_text(path, "".join(f"{one} {table[one]}\n" for one in utterances))
 
 
-def split_lists(statistics: Statistics, triples: Sequence[str], splits: int) -> list[str]:
+def set_options(role: str, triples: Iterable[str], shapes: Iterable[Path] = ()) -> list[str]:
+    """ESPnet's options of a set: its files, and the lengths of its utterances."""
+    options = []
+    for triple in triples:
+        options += [f"--{role}_data_path_and_name_and_type", triple]
+    for path in shapes:
+        options += [f"--{role}_shape_file", str(path)]
+    return options
+
+
+def split_options(statistics: Statistics, splits: int) -> list[str]:
     """ESPnet's options of a training set that is read in several lists, one after the other.
 
-    Only one list is in memory at a time.
-
     Args:
-        statistics: of the training set; the lists are in its folder.
-        triples: ESPnet's data options of the training set: file, name, type.
+        statistics: of the set; the lists are in their folder.
         splits: how many lists.
 
     Raises:
-        UserError: the set has fewer utterances, or its lists are of other utterances.
+        UserError: the set has fewer utterances, or its files are of other utterances.
     """
+    folder = statistics.folder / f"splits_{splits}"
+    data = [triple.split(",") for triple in statistics.data["train"]]
+    sources = {name: path for path, name, _ in data}
+    sources |= {path.name: str(path) for path in statistics.shapes("train")}
+    with lock(statistics.folder / ".lock"):
+        stamp = Stamp(folder / DONE, [splits, list(sources)], sources.values())
+        if not stamp.is_current():
+            _split(statistics, sources, splits, folder)
+            stamp.write(path for path in sorted(folder.glob("*/*")) if path.is_file())
+    triples = [f"{folder / name},{name},{kind}" for _, name, kind in data]
+    shapes = [folder / path.name for path in statistics.shapes("train")]
+    return ["--multiple_iterator", "true", *set_options("train", triples, shapes)]
+
+
+def _split(statistics: Statistics, sources: dict[str, str], splits: int, folder: Path) -> None:
+    """Write every file, by its name, as a folder of lists."""
     from espnet2.bin.split_scps import split_scps
 
     experiment = statistics.experiment
-    folder = statistics.folder / f"splits_{splits}"
-    data = [triple.split(",") for triple in triples]
-    shapes = statistics.shapes("train")
-    names = [name for _, name, _ in data] + [path.name for path in shapes]
-    sources = [path for path, *_ in data] + [str(path) for path in shapes]
     count = len(read_table(experiment.audio_list(experiment.sets[0])))
     if count < splits:
         raise UserError(f"recipe: splits: {splits}, but the training set has {count} utterances")
-    with lock(statistics.folder / ".lock"):
-        stamp = Stamp(folder / DONE, [splits, names], sources)
-        if not stamp.is_current():
-            try:
-                with atomic_path(folder) as scratch:
-                    split_scps(sources, splits, names, str(scratch), "ERROR")
-            except RuntimeError as error:  # statistics of older versions may be in another order
-                raise UserError(
-                    f"{', '.join(sources)}: {error}; run stages 1 to 3 again, or remove "
-                    f"{statistics.folder}"
-                ) from None
-            stamp.write(path for path in sorted(folder.glob("*/*")) if path.is_file())
-    options = ["--multiple_iterator", "true"]
-    for _, name, kind in data:
-        options += ["--train_data_path_and_name_and_type", f"{folder / name},{name},{kind}"]
-    for path in shapes:
-        options += ["--train_shape_file", str(folder / path.name)]
-    return options
+    try:
+        with atomic_path(folder) as scratch:
+            split_scps(list(sources.values()), splits, list(sources), str(scratch), "ERROR")
+    except RuntimeError as error:  # statistics of older versions may be in another order
+        raise UserError(
+            f"{', '.join(sources.values())}: {error}; run stages 1 to 3 again, or remove "
+            f"{statistics.folder}"
+        ) from None

@@ -28,7 +28,7 @@ from espnet_ext.files import (
     write_text,
 )
 from espnet_ext.stages.one_run import refuse_other_run
-from espnet_ext.stages.statistics import ROLES, Statistics, split_lists, target_of
+from espnet_ext.stages.statistics import ROLES, Statistics, set_options, split_options, target_of
 
 _STAGES = {"wav.scp": 1, "feats.scp": 2, "tokens.txt": 3}  # that write these files
 _WORKERS = 4  # that read data for a GPU, at most
@@ -113,9 +113,9 @@ def _train(experiment: Experiment, options: TrainOptions, nodes: Any = None) -> 
         cpu_dtype = _use_threads(experiment, options)
         log_to(experiment.train_log)
         command = _common_options(experiment, options)
-        statistics = Statistics(experiment, data)
-        statistics.collect([*command, *_sets(data)])
-        command += _training_options(experiment, statistics, data)
+        statistics = Statistics(experiment, data, experiment.train_log)
+        statistics.collect(command)
+        command += _training_options(experiment, statistics)
         record = _run(experiment, options, command, cpu_dtype, nodes)
         stamp.write([experiment.averaged_model, experiment.espnet_config, record])
     print(f"train: averaged model is {experiment.averaged_model}")
@@ -134,14 +134,13 @@ def collect_part(experiment: Experiment, options: TrainOptions, part: Part) -> N
     experiment = _checked(experiment, options)
     from espnet_ext.stages.training_process import log_to  # ESPnet is imported by now
 
-    statistics = Statistics(experiment, data)
-    folder = statistics.part_folder(part)
     log = experiment.folder / "log" / f"statistics.{part}.log"
     log_to(log)
     _use_threads(experiment, options)
+    statistics = Statistics(experiment, data, log)
+    path = statistics.part_folder(part) / "espnet.yaml"
     # Statistics need neither the mimic's weights nor a teacher.
-    command = _task_options(experiment, _espnet_options(experiment), folder / "espnet.yaml")
-    statistics.collect_part([*command, *_sets(data)], part, log)
+    statistics.collect_part(_task_options(experiment, _espnet_options(experiment), path), part)
 
 
 def _data_options(experiment: Experiment) -> dict[str, list[str]]:
@@ -219,16 +218,6 @@ def _use_threads(experiment: Experiment, options: TrainOptions) -> Any:
     return dtype
 
 
-def _sets(data: dict[str, list[str]]) -> list[str]:
-    """ESPnet's options of the sets."""
-    return [
-        word
-        for role, triples in data.items()
-        for triple in triples
-        for word in (f"--{role}_data_path_and_name_and_type", triple)
-    ]
-
-
 def _common_options(experiment: Experiment, options: TrainOptions) -> list[str]:
     """Options of statistics and training; also writes exp/<tag>/espnet.yaml."""
     espnet = _espnet_options(experiment)
@@ -269,19 +258,15 @@ def _task_options(experiment: Experiment, espnet: dict[str, Any], path: Path) ->
     return command
 
 
-def _training_options(
-    experiment: Experiment, statistics: Statistics, data: dict[str, list[str]]
-) -> list[str]:
+def _training_options(experiment: Experiment, statistics: Statistics) -> list[str]:
     """Options of the training proper."""
     options = ["--output_dir", str(experiment.folder), "--resume", "true"]
     splits = experiment.recipe.splits
-    whole = {role: data[role] for role in ROLES if splits == 1 or role != "train"}
-    if splits > 1:
-        options += split_lists(statistics, data["train"], splits)
-    options += _sets(whole)
-    for role in whole:
-        for path in statistics.shapes(role):
-            options += [f"--{role}_shape_file", str(path)]
+    for role in ROLES:
+        if role == "train" and splits > 1:
+            options += split_options(statistics, splits)
+        else:
+            options += set_options(role, statistics.data[role], statistics.shapes(role))
     if experiment.espnet.get("normalize") == "global_mvn":
         options += ["--normalize_conf", f"stats_file={statistics.folder}/train/feats_stats.npz"]
     options += ["--keep_nbest_models", str(experiment.recipe.average)]

@@ -9,7 +9,6 @@ import pytest
 
 from espnet_ext.data.corpora import checked_audio
 from espnet_ext.data.kaldi_dir import read_table
-from espnet_ext.data.parts import Part
 from tests.fixtures import translation
 from tests.fixtures.acted_voices import hedgewars
 from tests.fixtures.data_stage import refused, run
@@ -66,7 +65,7 @@ def test_what_a_part_has_checked_is_not_decoded_again_unless_it_changed(tmp_path
     found = checked_audio.checked_audio(Path("data"))
     first, second, *_ = sorted(path for path in found if "train-clean" in path)
     changed = {path: ("0" * 64, found[path][1]) for path in (first, second)}
-    checked_audio.keep(Path("data"), Part(1, 1), {**found, **changed})
+    checked_audio.note(Path("data"), "1_of_1.0", {**found, **changed})
     os.utime(second)
     done("librispeech_100/asr1", tmp_path, *words)
     digests = list(read_table(tmp_path / "data/train/audio.sha256").values())
@@ -79,7 +78,7 @@ def test_what_a_part_has_written_and_was_damaged_does_not_count(tmp_path):
     expected = made(tmp_path)
     shutil.rmtree(tmp_path / "data")
     done("librispeech_100/asr1", tmp_path, *words, "--part", "1/1")
-    note = tmp_path / "data/.checked/1_of_1.json"
+    note = tmp_path / "data/.checked/1_of_1.0.json"
     note.write_text(re.sub(r"[0-9a-f]{64}", "0" * 64, note.read_text()))
     done("librispeech_100/asr1", tmp_path, *words)
     assert made(tmp_path) == expected

@@ -408,15 +408,13 @@ def test_a_model_that_detects_languages_is_exported_for_one(recipe):
     folder, _ = recipe
     succeed(folder, "tokens", "conf/train_heard.yaml")
     config = trained(folder, "heard")
-    printed = succeed(folder, "export", config, "--out", "onnx/heard", "--language", "fr")
-    assert "3 of 3 texts are torch's" in printed
-    settings = json.loads((folder / "onnx/heard/model.json").read_text())
-    words = ["startoftranscript", "fr", "transcribe", "notimestamps"]
-    assert settings["prompt"] == [f"<|{word}|>" for word in words]
-    scores = {}
+    wave, scores = read_wave(folder / "data/audio/test1.flac", "x", 16000), {}
     for language in ("en", "fr"):  # the graphs have that prompt: other scores
-        succeed(folder, "export", config, "--out", "onnx/heard", "--language", language)
-        wave = read_wave(folder / "data/audio/test1.flac", "x", 16000)
+        words = ("export", config, "--out", "onnx/heard", "--language", language)
+        assert "3 of 3 texts are torch's" in succeed(folder, *words)
+        settings = json.loads((folder / "onnx/heard/model.json").read_text())
+        tokens = ["startoftranscript", language, "transcribe", "notimestamps"]
+        assert settings["prompt"] == [f"<|{token}|>" for token in tokens]
         graphs = run_onnx.Model(folder / "onnx/heard")
         scores[language] = graphs.scores(graphs.encode(wave))(run_onnx.PROMPT)
     assert not np.allclose(scores["en"], scores["fr"], atol=1e-3)

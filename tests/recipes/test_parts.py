@@ -22,8 +22,12 @@ def small_arks() -> None:
     features._SHARD = 10
 
 
+def end(folder, words, *more):
+    return forked.Command(folder, (*words, *more), folder / "logs", small_arks).wait()
+
+
 def run(folder, words, *more):
-    ended = forked.Command(folder, (*words, *more), folder / "logs", small_arks).wait()
+    ended = end(folder, words, *more)
     assert ended.code == 0, ended.stdout + ended.stderr
     return ended.stdout
 
@@ -92,9 +96,7 @@ def test_statistics_in_parts(whole, not_trained):
 
 
 def test_more_parts_than_utterances(not_trained):
-    ended = forked.Command(
-        not_trained, (*TRAIN, "--part", "1/99"), not_trained / "logs", small_arks
-    ).wait()
+    ended = end(not_trained, TRAIN, "--part", "1/99")
     assert ended.code == 1
     assert "utterances; make fewer parts" in ended.stderr
     assert not list(not_trained.glob("exp/stats_*/train"))
@@ -125,9 +127,7 @@ def test_a_training_set_in_splits(not_trained):
 def test_fewer_utterances_than_splits(not_trained):
     config = not_trained / "conf/train_split.yaml"
     config.write_text(yaml.safe_dump({"include": "train_tiny.yaml", "recipe": {"splits": 99}}))
-    ended = forked.Command(
-        not_trained, ("train", str(config)), not_trained / "logs", small_arks
-    ).wait()
+    ended = end(not_trained, ("train", str(config)))
     assert ended.code == 1
     assert "recipe: splits: 99, but the training set has 40" in ended.stderr
 

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from espnet_ext.data import kaldi_dir
-from espnet_ext.data.kaldi_dir import Utterance
+from espnet_ext.data.kaldi_dir import Checked, Utterance
 from espnet_ext.data.processes import map_processes
 from espnet_ext.errors import UserError
 from espnet_ext.files import quick_key, scratch_folder, sha256_file
@@ -69,28 +69,27 @@ def convert(
     folder: Path,
     jobs: int,
     keep_others: bool = False,
-    checked: Mapping[str, tuple[str, float]] | None = None,
+    checked: Checked | None = None,
 ) -> list[Utterance]:
     """Write clips as FLAC into ``folder``; return utterances in their order.
 
     A file is kept if it is whole and was made of the same audio by the same code: a file .source
     says so. Files of other clips, made before, are removed unless ``keep_others``. Files in
-    ``checked`` (digest and seconds) are known to be whole.
+    ``checked`` are known to be whole.
 
     Raises:
         UserError: clips whose sources are missing, cut short, silent, or cannot be decoded: their
             number, and the first.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    code = sha256_file(AUDIO_CODE)
+    code, known = sha256_file(AUDIO_CODE), checked or {}
     for clip in clips:
         kaldi_dir.check_id(clip.id, str(folder))
     paths = [folder / f"{clip.id}.flac" for clip in clips]
     bar = {"total": len(clips), "desc": "audio", "unit": "clip", "mininterval": 1.0}
     with scratch_folder(folder) as scratch:
-        seconds = {path: known[1] for path, known in (checked or {}).items()}
         tasks = [
-            (clip, path, scratch, code, seconds.get(str(path)))
+            (clip, path, scratch, code, known[str(path)][1] if str(path) in known else None)
             for clip, path in zip(clips, paths, strict=True)
         ]
         made = list(tqdm(map_processes(_converted, tasks, jobs), **bar))
@@ -98,12 +97,12 @@ def convert(
     if faults:
         number = "" if len(faults) == 1 else f"{len(faults)} clips cannot be used; the first: "
         raise UserError(number + faults[0])
-    lengths = [found for found in made if not isinstance(found, str)]
+    seconds = [found for found in made if not isinstance(found, str)]
     if not keep_others:
         remove_others(folder, set(paths))
     return [
         Utterance(c.id, c.speaker, c.text, str(path), length, c.label, c.translations)
-        for c, path, length in zip(clips, paths, lengths, strict=True)
+        for c, path, length in zip(clips, paths, seconds, strict=True)
     ]
 
 
@@ -111,7 +110,7 @@ def convert_sets(
     sets: Mapping[str, Iterable[Clip]],
     folder: Path,
     jobs: int,
-    checked: Mapping[str, tuple[str, float]] | None = None,
+    checked: Checked | None = None,
 ) -> dict[str, list[Utterance]]:
     """Convert the clips of several sets, which may share clips; return the utterances of each.
 
@@ -120,7 +119,7 @@ def convert_sets(
     Raises:
         UserError: what ``distinct`` and ``convert`` raise.
     """
-    made = {u.id: u for u in convert(distinct(sets.values()), folder, jobs, False, checked)}
+    made = {u.id: u for u in convert(distinct(sets.values()), folder, jobs, checked=checked)}
     return {
         name: [
             Utterance(c.id, c.speaker, c.text, u.audio, u.seconds, c.label, c.translations)

@@ -19,15 +19,17 @@ import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from espnet_ext.data import kaldi_dir
 from espnet_ext.data.corpora import checked_audio, clips
 from espnet_ext.data.corpora.clips import Clip
 from espnet_ext.data.corpora.folds import Folds, write_folds
+from espnet_ext.data.corpora.sets import write_sets
 from espnet_ext.data.fetch import debian
-from espnet_ext.data.kaldi_dir import Utterance
+from espnet_ext.data.kaldi_dir import Checked, Utterance
 from espnet_ext.data.parts import Part, part
 from espnet_ext.errors import UserError, at_least, run_cli
 from espnet_ext.files import Stamp, lock
@@ -60,7 +62,7 @@ class DataStage:
         self.audio = self.out / "audio"
         self.jobs: int = args.nj
         self.part: Part | None = args.part
-        self._corpus, self._held, self._holds = corpus, ExitStack(), False
+        self._corpus, self._held = corpus, ExitStack()
         given = args.sha256.split() if packages and args.sha256 else [p.sha256 for p in packages]
         self._packages = {
             p: replace(p, sha256=digest) for p, digest in zip(packages, given, strict=True)
@@ -132,11 +134,9 @@ class DataStage:
         Raises:
             PartDone: it was the part of this call.
         """
-        checked = self._begin()
         if self.part is not None:
-            own = clips.convert(self.part.of(found), self.audio, self.jobs, True, checked)
-            self._end_part(own, len(found))
-        return clips.convert(found, self.audio, self.jobs, keep_others, checked)
+            self._convert_part(self.part, found)
+        return clips.convert(found, self.audio, self.jobs, keep_others, self._checked)
 
     def convert_sets(self, sets: Mapping[str, Iterable[Clip]]) -> dict[str, list[Utterance]]:
         """Convert the clips of sets (``clips.convert_sets``) into ``audio``.
@@ -145,8 +145,8 @@ class DataStage:
             PartDone: it was the part of this call.
         """
         if self.part is not None:
-            return {"": self.convert(clips.distinct(sets.values()))}  # does not come back
-        return clips.convert_sets(sets, self.audio, self.jobs, self._begin())
+            self._convert_part(self.part, clips.distinct(sets.values()))
+        return clips.convert_sets(sets, self.audio, self.jobs, self._checked)
 
     def write(
         self,
@@ -166,14 +166,13 @@ class DataStage:
             extra_files: files that the recipe wrote itself.
 
         Raises:
-            UserError: what ``kaldi_dir.write_sets`` and ``write_folds`` raise.
+            UserError: what ``write_sets`` and ``write_folds`` raise.
             PartDone: the audio of this call's part was checked, and nothing else done.
         """
-        checked = self._begin()
         if self.part is not None:
             rows = {u.audio: u for utterances in sets.values() for u in utterances}
-            self._end_part(self.part.of(list(rows.values())), len(rows))
-        files = kaldi_dir.write_sets(self.out, sets, self.jobs, overlapping, checked)
+            self._end_part(self.part, self.part.of(list(rows.values())), len(rows))
+        files = write_sets(self.out, sets, self.jobs, overlapping, self._checked)
         digests: dict[str, str] = {}
         for name in sets:
             digests |= kaldi_dir.read_table(self.out / name / kaldi_dir.AUDIO_DIGEST)
@@ -183,22 +182,24 @@ class DataStage:
         self._stamp.write(sorted([*files, *extra_files]), by_size=sorted(audio))  # FLAC has sums
         checked_audio.forget(self.out)
 
-    def _begin(self) -> Mapping[str, tuple[str, float]]:
-        """Before anything is written: what parts have checked.
+    @cached_property
+    def _checked(self) -> Checked:
+        """What parts have checked, read before anything is written.
 
-        Until this program ends, what joins the parts does not run beside one of them.
+        From then on, until this program ends, no part runs beside what joins the parts.
         """
-        if not self._holds:
-            self._held.enter_context(lock(self.out / ".lock", shared=self.part is not None))
-            self._holds = True
+        self._held.enter_context(lock(self.out / ".lock", shared=self.part is not None))
         return checked_audio.checked_audio(self.out)
 
-    def _end_part(self, utterances: Sequence[Utterance], total: int) -> None:
-        """Check the audio of a part; raise PartDone."""
-        assert self.part is not None
-        checked_audio.check_part(self.out, self.part, utterances, self.jobs)
-        k, n = self.part.number, self.part.total
-        raise PartDone(f"{self.out}: part {k} of {n}: {len(utterances)} of {total} are ready")
+    def _convert_part(self, part: Part, found: Sequence[Clip]) -> NoReturn:
+        own = clips.convert(part.of(found), self.audio, self.jobs, True, self._checked)
+        self._end_part(part, own, len(found))
+
+    def _end_part(self, part: Part, utterances: Sequence[Utterance], total: int) -> NoReturn:
+        """Check the audio of a part."""
+        checked_audio.check_part(self.out, part, utterances, self.jobs, self._checked)
+        count = f"{len(utterances)} of {total}"
+        raise PartDone(f"{self.out}: part {part.number} of {part.total}: {count} are ready")
 
 
 def print_left_out(count: Mapping[str, int]) -> None:

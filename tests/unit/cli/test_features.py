@@ -8,7 +8,8 @@ import soundfile
 
 from espnet_ext.bridge import decoder, inference
 from espnet_ext.cli import decode, features
-from espnet_ext.data.kaldi_dir import Utterance, write_sets
+from espnet_ext.data.corpora.sets import write_sets
+from espnet_ext.data.kaldi_dir import Utterance
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import content_key
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espnet_ext.data import audio, kaldi_dir
+from espnet_ext.data.corpora.sets import write_sets
 from espnet_ext.data.kaldi_dir import Utterance, validate_data_dir, write_data_dir
 from espnet_ext.errors import UserError
 
@@ -175,12 +176,12 @@ def test_the_sets_of_a_corpus_are_written_checked_and_told(tmp_path, capsys):
     for name in ("train", "test"):
         path = tone(tmp_path / f"{name}.flac")
         sets[name] = [Utterance(f"a-{name}", "a", f"text of {name}", str(path), 0.5)]
-    kaldi_dir.write_sets(tmp_path, sets)
+    write_sets(tmp_path, sets)
     assert kaldi_dir.read_data_dir(tmp_path / "test") == sets["test"]
     assert f"{tmp_path / 'train'}: 1 utterances, 0.0 min, 1 speakers" in capsys.readouterr().out
     sets["test"] = [replace(sets["test"][0], text="text of train")]
     with pytest.raises(UserError, match=r"test/text: a-test has the transcript of a-train"):
-        kaldi_dir.write_sets(tmp_path, sets)
+        write_sets(tmp_path, sets)
 
 
 def test_audio_is_checked_by_several_processes_too(tmp_path):
@@ -239,7 +240,7 @@ def test_other_audio_under_the_same_names_has_another_digest(tmp_path, monkeypat
     sets = {"train": items[:1], "test": items[1:]}
 
     def written():
-        kaldi_dir.write_sets("data", sets)
+        write_sets("data", sets)
         inputs = kaldi_dir.audio_inputs("data/train")
         assert [path.name for path in inputs] == ["utt2dur", "audio.sha256"]
         return [path.read_text() for path in inputs], (tmp_path / "data/train/wav.scp").read_text()
@@ -305,5 +306,5 @@ def test_a_translation_of_train_is_refused_in_another_set_unless_it_may_overlap(
     train, test = items[:2], [replace(items[2], translations=items[0].translations)]
     os.chdir(corpus)
     with pytest.raises(UserError, match=r"test/text.en: b-2 has the translation of a-1"):
-        kaldi_dir.write_sets(corpus, {"train": train, "test": test})
-    kaldi_dir.write_sets(corpus, {"train": train, "test": test}, overlapping=("test",))
+        write_sets(corpus, {"train": train, "test": test})
+    write_sets(corpus, {"train": train, "test": test}, overlapping=("test",))

@@ -9,7 +9,8 @@ import pytest
 import soundfile
 
 from espnet_ext.cli import features
-from espnet_ext.data.kaldi_dir import Utterance, read_data_dir, write_sets
+from espnet_ext.data.corpora.sets import write_sets
+from espnet_ext.data.kaldi_dir import Utterance, read_data_dir
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 

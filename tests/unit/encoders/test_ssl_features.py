@@ -11,7 +11,8 @@ import soundfile
 import torch
 
 from espnet_ext.cli import features
-from espnet_ext.data.kaldi_dir import Utterance, write_sets
+from espnet_ext.data.corpora.sets import write_sets
+from espnet_ext.data.kaldi_dir import Utterance
 from espnet_ext.data.ssl_model import FAMILIES, read_ssl
 from espnet_ext.encoders.pretrained.features import layer_extractor
 from espnet_ext.encoders.pretrained.load import load_stack
