@@ -36,7 +36,8 @@ def load(
     """
     # By name: importing this package must need neither torch nor ESPnet.
     if (Path(path) / "model.json").is_file():
-        return importlib.import_module("espnet_ext.export.onnx_decoder").load_exported(Path(path))
+        exported = importlib.import_module("espnet_ext.export.onnx_decoder")
+        return exported.load_exported(Path(path), max_bytes=max_bytes)
     muted = importlib.import_module("espnet_ext.bridge.muted").muted
     with muted():  # torch and ESPnet take seconds to import
         loading = importlib.import_module("espnet_ext.bridge.loading")

@@ -13,10 +13,10 @@ from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.config.training import UNTRAINED
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import read_json, weights_file
+from espnet_ext.files import PACKED, read_json, weights_file
 from espnet_ext.formats.digests import RECORD, read_located
 from espnet_ext.formats.family import FamilyFile, ranked
-from espnet_ext.formats.packed import dequantised
+from espnet_ext.formats.packed import State, dequantised, read_member
 from espnet_ext.formats.portable import located
 from espnet_ext.results.pages.card import SCORES
 
@@ -71,6 +71,13 @@ class Bundle:
             arguments = located(entry.config, path.parent)
             state = dequantised(read.state(entry))
             yield cls(path, arguments, state, *_about(arguments), entry.member.name)
+
+    def stored(self) -> State:
+        """Its tensors as a packed file holds them, with integers; of another file none."""
+        if self.member:
+            read = FamilyFile(self.path)
+            return read.state(next(e for e in read.entries if e.member.name == self.member))
+        return read_member(self.path) if self.path.name == PACKED else {}
 
     def method(self, name: str | None = None) -> tuple[str, dict[str, Any]]:
         """Name and options of a decoding method, by default the first.

@@ -6,6 +6,11 @@ bits. Of a model at 32 bits --bits 8 or 4 rounds the matrices. The folder holds 
 sherpa-onnx's from_moonshine, from_zipformer_ctc, or from_transducer for streams), tokens.txt,
 model.json and transcribe.py, which needs numpy, onnxruntime and soundfile alone.
 
+--family writes one folder for several members of a family: the weights of all, each once, and small
+graphs for each. MODEL is then a family file, the folder of deployed forms (exp/<tag>/deploy), or a
+config; names after --family choose members. Weights of fewer bits are computed from those of more
+when a session is made.
+
 Nothing is written unless the graphs give torch's scores and texts on speech: that of --verify, or
 of a config the first utterances of its development set.
 
@@ -14,6 +19,8 @@ Needs the packages of the extra "export": pip install 'espnet-ext[export]'.
 Example:
   espnet-ext export conf/train_nested_whisper_tiny_m.yaml --out exp/onnx
   espnet-ext export exp/whisper_tiny_m/deploy/merged --bits 8 --verify a.wav b.wav --out exp/onnx8
+  espnet-ext export exp/nested_conformer_xs/deploy/family --family 6L-384-8b 6L-384-4b \\
+      --verify a.wav b.wav --out exp/family
   espnet-ext export conf/residual/train_residual_stream_xs_k3.yaml --bits 8 --out exp/stream
 """
 
@@ -50,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["ctc", "attention"],
         help="of a model that has both, what is exported (default: ctc, which is faster)",
     )
+    parser.add_argument("--family", nargs="*", metavar="NAME", help="members (default: all)")
     parser.add_argument("--language", help="of a Whisper that detects languages: what it hears")
     parser.add_argument("--exact", action="store_true", help="multiply in float32: slower")
     parser.add_argument("--verify", nargs="+", metavar="FILE", help="speech to compare texts on")
@@ -67,11 +75,15 @@ def run(args: argparse.Namespace) -> None:
     with muted():
         import torch
 
-        from espnet_ext.bridge.bundle import open_bundle
+        from espnet_ext.bridge.bundle import bundles, open_bundle
         from espnet_ext.data.audio import filled_up, read_stretch, resampled
+        from espnet_ext.export.family import chosen_members, export_family
         from espnet_ext.export.folder import export
     torch.set_num_threads(1)
-    bundle = open_bundle(model)
+    members = {}
+    if args.family is not None:
+        members = chosen_members(bundles(model), args.family, model)
+    bundle = next(iter(members.values())) if members else open_bundle(model)
     rate = bundle.source.rate
     whole = [resampled(*read_stretch(path, path.name), rate) for path in paths]
     waves = [filled_up(wave[: 30 * rate], rate) for wave in whole]
@@ -79,7 +91,16 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--exact is for every runtime: leave out --runtime")
     products: Any = "float32" if args.exact else _PRODUCTS[args.runtime or "sherpa"]
     chosen = {"bits": args.bits, "search": args.search, "language": args.language}
-    made: Any = export(bundle, Path(args.out), waves, products=products, **chosen)
+    out = Path(args.out)
+    if members:
+        family: Any = export_family(members, out, waves, products=products, **chosen)
+        apart = sum(made.bytes for made in family.members.values())
+        print(
+            f"export: {args.out}: {family.bytes:,} bytes for {', '.join(members)}; in folders of "
+            f"their own {apart:,}; every member finds the same there, to the last bit"
+        )
+        return
+    made: Any = export(bundle, out, waves, products=products, **chosen)
     kinds = ", ".join(f"{count:,} of {bits} bits" for bits, count in sorted(made.rounded.items()))
     print(
         f"export: {args.out}: {made.bytes:,} bytes; weights: {kinds or 'all of 32 bits'}; scores "
@@ -99,6 +120,10 @@ def _model(args: argparse.Namespace) -> tuple[Path, list[Path]]:
     from espnet_ext.data.kaldi_dir import read_table
 
     experiment = Experiment.load(args.model, None, args.variant)
+    if args.family is not None and args.variant:
+        raise UserError("--family takes names of forms: leave out --variant")
     scp = experiment.require_audio_list(experiment.recipe.dev_set)
     listed = [Path(path) for path in list(read_table(scp).values())[:_UTTERANCES]]
+    if args.family is not None:
+        return experiment.require_deployed().parent, paths or listed
     return experiment.require_deployed(), paths or listed

@@ -2,9 +2,9 @@
 
 MODEL is a folder that stage 5 wrote (exp/<tag>/deploy/<form>), a file of weights in it, a family
 file, the folder of several forms (of which --max-bytes and --max-rtf take the best that fits), a
-folder that "espnet-ext export" wrote, or a training config in its recipe's folder. No other file
-of the recipe is needed: the folder can be moved. A translator prints translations, a classifier
-classes.
+folder that "espnet-ext export" wrote (of a family, --variant or --max-bytes chooses the member),
+or a training config in its recipe's folder. No other file of the recipe is needed: the folder can
+be moved. A translator prints translations, a classifier classes.
 
 Audio of any rate, number of channels and format that libsndfile reads; long recordings are cut at
 pauses. "-" is standard input, mono 16-bit PCM of the model's rate, raw or WAV. With one file its
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("model", help="deployed or exported folder, file of weights, or config")
     parser.add_argument("audio", nargs="+", help=f"audio files, or {STDIN} for standard input")
-    parser.add_argument("--variant", help="of a config: the deployed form")
+    parser.add_argument("--variant", help="of a config or an exported family: the form")
     parser.add_argument("--method", help="of decoding; default: the config's first")
     parser.add_argument("--max-bytes", type=size, help="the largest form that fits, as 16M")
     parser.add_argument("--max-rtf", type=float, help="real-time factor here, measured once")
@@ -68,20 +68,22 @@ def run(args: argparse.Namespace) -> None:
     model = Path(args.model)
     if model.suffix in (".yaml", ".yml"):
         model = Experiment.load(args.model, None, args.variant).require_deployed()
-    elif args.variant:
+    elif args.variant and not (model / SETTINGS).is_file():
         raise UserError("--variant is of a config; give the folder of the form itself")
     for path in args.audio:
         if path != STDIN and not Path(path).is_file():
             raise UserError(f"no audio file {path}; '{STDIN}' is standard input")
     if (model / SETTINGS).is_file():
-        if args.method or args.max_bytes or args.max_rtf or args.device != "cpu":
-            raise UserError(f"{model}: --method, --max-* and --device are of deployed models")
+        if args.method or args.max_rtf or args.device != "cpu":
+            raise UserError(f"{model}: --method, --max-rtf and --device are of deployed models")
+        if args.variant and args.max_bytes:
+            raise UserError("choose the member by --variant or by --max-bytes, not by both")
         if args.stream:
             from espnet_ext.export.onnx_stream import OnnxStreamer
 
-            _stream(OnnxStreamer(model, args.threads), args)
+            _stream(OnnxStreamer(model, args.threads, args.variant), args)
             return
-        recogniser = load_exported(model, args.threads)
+        recogniser = load_exported(model, args.threads, args.variant, args.max_bytes)
     else:
         with muted():
             import torch

@@ -16,8 +16,6 @@ from espnet_ext.export.frames_contract import FramesContract
 from espnet_ext.export.graph import Products
 from espnet_ext.export.transducer_contract import TransducerContract
 from espnet_ext.export.whisper_contract import WhisperContract
-from espnet_ext.files import PACKED
-from espnet_ext.formats.packed import State, read_member
 from espnet_ext.models.whisper_decoder import WhisperDecoder
 
 
@@ -56,11 +54,9 @@ def contract_of(
     Raises:
         UserError: a model that no contract can hold.
     """
-    stored: State = {}
-    if bundle.path.name == PACKED:
-        if bits is not None:
-            raise UserError(f"{bundle.path} is packed and keeps its bits: leave out --bits")
-        stored = read_member(bundle.path)
+    stored = bundle.stored()
+    if stored and bits is not None:
+        raise UserError(f"{bundle.path} is packed and keeps its bits: leave out --bits")
     asr, rounded = decoder.model, None if bits == 32 else bits
     if isinstance(asr.decoder, WhisperDecoder):
         return WhisperContract(bundle, decoder, stored, rounded)

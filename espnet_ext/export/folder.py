@@ -72,8 +72,7 @@ def export(
         UserError: a model that no contract can hold, a folder of something else, or outputs that
             differ.
     """
-    if folder.exists() and not (folder / SETTINGS).is_file():
-        raise UserError(f"{folder} exists and is no exported model: choose another folder")
+    refuse_other_folder(folder)
     decoder = _greedy(bundle, search)
     if language is not None:
         choose_language(bundle.path, decoder, language)
@@ -100,6 +99,12 @@ def export(
             )
         size = sum(path.stat().st_size for path in temporary.iterdir())
     return Exported(size, rounded, difference, equal, len(waves))
+
+
+def refuse_other_folder(folder: Path) -> None:
+    """Raise UserError for a folder that exists and holds something else than an exported model."""
+    if folder.exists() and not (folder / SETTINGS).is_file():
+        raise UserError(f"{folder} exists and is no exported model: choose another folder")
 
 
 def _greedy(bundle: Bundle, search: str | None) -> Decoder:

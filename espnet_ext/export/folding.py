@@ -35,7 +35,7 @@ def fold_shapes(model: onnx.ModelProto) -> None:
                 left.extendleft(reversed(branch.node))
                 continue
         elif node.op_type == "Constant" or all(name in known for name in node.input if name):
-            found = _evaluated(node, known, model)
+            found = evaluated(node, known, model)
             if all(isinstance(value, np.ndarray) and value.size <= _MOST for value in found):
                 known |= dict(zip(node.output, found, strict=True))
                 continue
@@ -79,10 +79,10 @@ def _shapes(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(names, given), strict=True)) if names else {}
 
 
-def _evaluated(
+def evaluated(
     node: onnx.NodeProto, known: dict[str, np.ndarray], model: onnx.ModelProto
 ) -> list[np.ndarray]:
-    """The outputs of a node whose inputs are known."""
+    """The outputs of a node whose inputs are known; ``model`` has the versions of operators."""
     alone = onnx.helper.make_graph(
         [node],
         "node",

@@ -27,6 +27,7 @@ _MICROSOFT = "com.microsoft"  # operators of ONNX Runtime's own
 _BLOCKS = (256, 128, 64, 32, 16)  # inputs that may share a scale in MatMulNBits
 _END = np.iinfo(np.int64).max  # of a slice
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
+INT4, INT8, UINT8 = TensorProto.INT4, TensorProto.INT8, TensorProto.UINT8
 
 type Weight = Tensor | Stored
 # Numbers in the products of rounded weights. With the two of 8 bits activations are rounded too.
@@ -37,7 +38,7 @@ ZERO = 128  # of uint8
 
 
 class Graph:
-    """A graph under construction. Tensors are named by text.
+    """A graph under construction. Tensors are named by text, which begins with ``prefix``.
 
     Attributes:
         rounded: how many weights are stored in each number of bits.
@@ -46,8 +47,8 @@ class Graph:
             session makes 8-bit numbers of them.
     """
 
-    def __init__(self, products: Products = "uint8", many: bool = False):
-        self.products, self.many = products, many
+    def __init__(self, products: Products = "uint8", many: bool = False, prefix: str = ""):
+        self.products, self.many, self._prefix = products, many, prefix
         self.rounded: Counter[int] = Counter()
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
@@ -158,6 +159,10 @@ class Graph:
         parameters = (self.constant(p.float().numpy()) for p in (weight, bias))
         return self.op("LayerNormalization", x, *parameters, axis=-1, epsilon=1e-5)
 
+    def parts(self) -> tuple[list[Any], list[Any]]:
+        """Nodes and constants, for a graph that they are added to."""
+        return self._nodes, list(self._constants.values())
+
     def save(
         self,
         path: Path,
@@ -208,7 +213,7 @@ class Graph:
     def _widened(self, x: str, weight: Quantised) -> str:
         """Multiply with 8-bit numbers that a session makes of a weight of fewer bits.
 
-        A number is the integer times the ratio of its group's scale to that of its row, rounded.
+        A number is the integer times the scale of its group, by that of its row, rounded.
         """
         rows = len(weight.ints)
         flat = weight.ints.reshape(rows, -1)
@@ -217,14 +222,14 @@ class Graph:
         scale = self.constant(widest.numpy())
         shape = (rows, -1, 1) if weight.scale.dim() else ()
         groups = self._scales(weight.scale.reshape(shape))
-        ratio = self.op("Div", groups, self.op("Reshape", scale, self.ints(rows, 1, 1)))
         count = weight.scale.numel() // rows if weight.scale.dim() else 1
         ints = self.op("Cast", self._stored_ints(flat, weight.bits), to=FLOAT)
-        ints = self.op("Mul", self.op("Reshape", ints, self.ints(rows, count, -1)), ratio)
+        ints = self.op("Mul", self.op("Reshape", ints, self.ints(rows, count, -1)), groups)
+        ints = self.op("Div", ints, self.op("Reshape", scale, self.ints(rows, 1, 1)))
         ints = self.op("Round", ints)
         if self.products == "uint8":
             ints = self.op("Add", ints, self.constant(ZERO, np.float32))
-        kind = TensorProto.INT8 if self.products == "int8" else TensorProto.UINT8
+        kind = INT8 if self.products == "int8" else UINT8
         ints = self.op("Reshape", self.op("Cast", ints, to=kind), self.ints(rows, -1))
         ints = self.op("Transpose", ints, perm=[1, 0])
         return self.bytewise(x, ints, scale, rows)
@@ -260,7 +265,7 @@ class Graph:
 
     def _name(self, kind: str) -> str:
         self._count += 1
-        return f"{kind}_{self._count}"
+        return f"{self._prefix}{kind}_{self._count}"
 
 
 def graphs_in(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -283,7 +288,7 @@ def in_pairs(name: str, values: np.ndarray) -> onnx.TensorProto:
     low = values.reshape(-1).astype(np.uint8) & 15
     low = np.append(low, np.uint8(0)) if len(low) % 2 else low
     pairs = (low[0::2] | low[1::2] << 4).tobytes()
-    return helper.make_tensor(name, TensorProto.INT4, values.shape, pairs, raw=True)
+    return helper.make_tensor(name, INT4, values.shape, pairs, raw=True)
 
 
 def packed_blocks(weight: Quantised, block: int) -> tuple[Tensor, Tensor, int]:

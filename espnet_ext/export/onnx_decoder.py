@@ -1,12 +1,13 @@
 """An exported folder as a decoder of segments; it needs neither torch nor ESPnet."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from espnet_ext.data.audio import filled_up
-from espnet_ext.errors import UserError, one_line
+from espnet_ext.errors import UserError, nearest, one_line
 from espnet_ext.files import read_json
 from espnet_ext.formats.digests import refuse_other
 from espnet_ext.recogniser import Found, Recogniser, mean_probability
@@ -18,23 +19,25 @@ _AGAIN = "export it again"
 
 
 class OnnxDecoder:
-    """The graphs of a folder that ``espnet-ext export`` wrote.
+    """The graphs of a folder that ``espnet-ext export`` wrote; of a family, those of a member.
 
     Raises:
-        UserError: no such folder, one of another kind, a file that was changed, or graphs that
-            this version of ONNX Runtime does not run.
+        UserError: no such folder or member, a folder of another kind, a file that was changed, or
+            graphs that this version of ONNX Runtime does not run.
     """
 
     batch_size = 1
 
-    def __init__(self, folder: Path, threads: int = 1):
+    def __init__(self, folder: Path, threads: int = 1, member: str | None = None):
         try:
             from espnet_ext.export.run_onnx import Model
         except ImportError as error:
             raise UserError(f"no package {error.name}: pip install 'espnet-ext[export]'") from None
-        require_unchanged(folder)
+        members = require_unchanged(folder).get("members", {})
+        if member is not None and member not in members:
+            raise UserError(f"{folder}: no member {nearest(member, members)}")
         try:
-            self.model = Model(folder, threads)
+            self.model = Model(folder, threads, member)
         except Exception as error:  # of ONNX Runtime's own types
             raise UserError(f"{folder}: ONNX Runtime cannot run it: {one_line(error)}") from None
         self.rate = int(self.model.settings["rate"])
@@ -59,8 +62,8 @@ class OnnxDecoder:
         return Found(self.model.text(tokens), confidence, tokens, places)
 
 
-def require_unchanged(folder: Path) -> None:
-    """Compare the files of an exported folder with the digests in it.
+def require_unchanged(folder: Path) -> Mapping[str, Any]:
+    """Compare the files of an exported folder with the digests in it; return its settings.
 
     Raises:
         UserError: no such folder, one of another kind, or a file that was changed.
@@ -78,8 +81,36 @@ def require_unchanged(folder: Path) -> None:
         if not file.is_file():
             raise UserError(f"no {file}; {_AGAIN}")
         refuse_other(file, wanted, SETTINGS, _AGAIN)
+    return settings
 
 
-def load_exported(folder: Path, threads: int = 1) -> Recogniser:
-    """Load an exported folder; it raises what ``OnnxDecoder`` does."""
-    return Recogniser(OnnxDecoder(folder, threads))
+def load_exported(
+    folder: Path, threads: int = 1, member: str | None = None, max_bytes: int | None = None
+) -> Recogniser:
+    """Load an exported folder.
+
+    Args:
+        folder: that ``espnet-ext export`` wrote.
+        threads: of the sessions.
+        member: of a family; None: the best.
+        max_bytes: of a family: the best member whose own folder would have that many at most.
+
+    Raises:
+        UserError: as ``OnnxDecoder``; or no member is so small, or the folder is of no family.
+    """
+    if max_bytes is not None:
+        member = _fitting(folder, max_bytes)
+    return Recogniser(OnnxDecoder(folder, threads, member))
+
+
+def _fitting(folder: Path, max_bytes: int) -> str:
+    """The best member that fits; they are listed from the best on."""
+    members = require_unchanged(folder).get("members", {})
+    if not members:
+        raise UserError(f"{folder} has one model: leave out the limit of bytes")
+    sizes = {name: one["bytes"] for name, one in members.items()}
+    found = next((name for name, size in sizes.items() if size <= max_bytes), None)
+    if found is None:
+        least = min(sizes.values())
+        raise UserError(f"{folder}: no member of {max_bytes:,} bytes; the smallest has {least:,}")
+    return found

@@ -16,12 +16,14 @@ from espnet_ext.export.onnx_decoder import OnnxDecoder
 class OnnxStreamer:
     """The graphs of a folder that ``espnet-ext export`` wrote; as ``bridge.streaming.Streamer``.
 
+    ``member``: of a family; None: the best.
+
     Raises:
         UserError: what ``OnnxDecoder`` raises, or a model that does not stream.
     """
 
-    def __init__(self, folder: Path, threads: int = 1):
-        self.decoder = OnnxDecoder(folder, threads)
+    def __init__(self, folder: Path, threads: int = 1, member: str | None = None):
+        self.decoder = OnnxDecoder(folder, threads, member)
         settings = self.decoder.model.settings
         if settings["kind"] != "transducer":
             raise UserError(f"{folder}: this exported model does not stream: leave out --stream")

@@ -4,6 +4,7 @@ Needs numpy, onnxruntime and soundfile; nothing else of the project that made it
 model, Stream hears audio in pieces.
 
 Example: python transcribe.py speech.wav
+         python transcribe.py --member NAME speech.wav    (of a family, instead of the first)
 """
 
 import json
@@ -26,12 +27,19 @@ GRAPHS = {
 
 
 class Model:
-    """The graphs of a folder, on ``threads`` threads."""
+    """The graphs of a folder, on ``threads`` threads; of a family a member, by default the first.
 
-    def __init__(self, folder, threads=1):
+    KeyError: the family has no such member.
+    """
+
+    def __init__(self, folder, threads=1, member=None):
         folder = Path(folder)
         self.settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        lines = (folder / "tokens.txt").read_text(encoding="utf-8").splitlines()
+        if members := self.settings.get("members"):
+            self.settings |= members[member or next(iter(members))]
+        files = self.settings.get("files", {})
+        tokens = folder / files.get("tokens.txt", "tokens.txt")
+        lines = tokens.read_text(encoding="utf-8").splitlines()
         self.symbols = {int(i): text for text, i in (line.rsplit(" ", 1) for line in lines)}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -40,8 +48,9 @@ class Model:
         # would be cut to 16 bits. No effect on others.
         options.add_session_config_entry("session.x64quantprecision", "1")
         self.graphs = {
-            name: onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options)
+            name: onnxruntime.InferenceSession(str(folder / files.get(file, file)), options)
             for name in GRAPHS[self.settings["kind"]]
+            for file in [f"{name}.onnx"]
         }
 
     def run(self, name, *inputs):
@@ -220,10 +229,16 @@ def main():
     """Print the text of every file that is named."""
     import soundfile
 
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+    given = sys.argv[1:]
+    member = given[1] if given[:1] == ["--member"] and len(given) > 1 else None
+    paths = given[2:] if member else given
+    if not paths or paths[0].startswith("-"):
         sys.exit(__doc__)
-    model = Model(Path(__file__).parent)
-    for path in sys.argv[1:]:
+    try:
+        model = Model(Path(__file__).parent, member=member)
+    except KeyError as error:
+        sys.exit(f"no member {error}: model.json lists them")
+    for path in paths:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
         if rate != model.settings["rate"]:
             sys.exit(f"{path}: needs {model.settings['rate']} Hz")

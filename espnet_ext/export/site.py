@@ -24,15 +24,16 @@ def write_site(models: Sequence[Path], site: Path, package: Path | None = None) 
         package: of ONNX Runtime; None: npm fetches it to the folder beside the site.
 
     Raises:
-        UserError: no exported model, two of one name, a folder of something else, or what
-            ``npm.fetch`` raises.
+        UserError: no exported model, a family in one folder, two of one name, a folder of something
+            else, or what ``npm.fetch`` raises.
     """
     _refuse_other_folder(site, models)
     names = [model.resolve().name for model in models]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"two models are named {min(twice)}: rename the folder of one")
     for model in models:
-        require_unchanged(model)
+        if "members" in require_unchanged(model):
+            raise UserError(f"{model} is a family in one folder: export its members one by one")
     package = npm.fetch(site.absolute().parent, package)
     with atomic_path(site) as temporary:
         _copy(_WEB, temporary)

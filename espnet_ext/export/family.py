@@ -1,0 +1,135 @@
+"""One exported folder for the members of a family.
+
+weights.bin        the weights of all members, each once (see ``weight_file``)
+NAME.GRAPH.onnx    the graphs of a member; equal ones are written once, as GRAPH.onnx
+NAME.tokens.txt    likewise
+model.json         ``members``: of each its files, and the bytes of its own folder
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from espnet_ext.bridge.bundle import Bundle
+from espnet_ext.errors import UserError, nearest
+from espnet_ext.export import run_onnx
+from espnet_ext.export.folder import SCRIPT, TOKENS, Exported, export, refuse_other_folder
+from espnet_ext.export.onnx_decoder import SETTINGS
+from espnet_ext.export.weight_file import WeightFile
+from espnet_ext.files import atomic_path, write_json
+from espnet_ext.formats.digests import digests
+
+WEIGHTS = "weights.bin"
+
+
+@dataclass(frozen=True)
+class ExportedFamily:
+    """Bytes of an exported family, and its members as if each had a folder of its own."""
+
+    bytes: int
+    members: Mapping[str, Exported]
+
+
+def export_family(
+    bundles: Mapping[str, Bundle], folder: Path, waves: Sequence[np.ndarray], **options: Any
+) -> ExportedFamily:
+    """Write members of a family into one folder.
+
+    It appears only if each member is verified as ``folder.export`` does, and finds on ``waves``
+    the tokens, with the scores to the last bit, that it finds from a folder of its own.
+
+    Args:
+        bundles: members by name, the best first.
+        folder: see ``folder.export``.
+        waves: see ``folder.export``.
+        options: the others of ``folder.export``.
+
+    Raises:
+        UserError: as ``folder.export``; or fewer than two members.
+    """
+    if len(bundles) < 2:
+        raise UserError("a family has several members; leave out --family")
+    refuse_other_folder(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        alone = {name: Path(scratch) / name for name in bundles}
+        made = {name: export(b, alone[name], waves, **options) for name, b in bundles.items()}
+        with atomic_path(folder) as temporary:
+            temporary.mkdir(parents=True)
+            _join(alone, temporary)
+            for name, single in alone.items():
+                _compare(run_onnx.Model(single), run_onnx.Model(temporary, member=name), waves)
+            size = sum(path.stat().st_size for path in temporary.iterdir())
+    return ExportedFamily(size, made)
+
+
+def chosen_members(found: Iterable[Bundle], names: Sequence[str], path: Path) -> dict[str, Bundle]:
+    """Deployed models by the names of their forms.
+
+    Args:
+        found: the best first.
+        names: that are wanted; empty: all.
+        path: of the family, for the error.
+
+    Raises:
+        UserError: there is no such form.
+    """
+    members = {bundle.member or bundle.path.parent.name: bundle for bundle in found}
+    for name in names:
+        if name not in members:
+            raise UserError(f"{path}: no member {nearest(name, members)}")
+    return {name: one for name, one in members.items() if name in (names or members)}
+
+
+def _join(folders: Mapping[str, Path], target: Path) -> None:
+    """Write one folder for several exported ones."""
+    settings = {name: json.loads((f / SETTINGS).read_text()) for name, f in folders.items()}
+    sizes = {name: sum(p.stat().st_size for p in f.iterdir()) for name, f in folders.items()}
+    weights = WeightFile(target / WEIGHTS)
+    places: dict[str, dict[str, str]] = {name: {} for name in folders}
+    # Weights of fewer bits are computed from those of more.
+    for name in sorted(folders, key=lambda name: -sizes[name]):
+        graphs = run_onnx.GRAPHS[settings[name]["kind"]]
+        for file in (TOKENS, *(f"{graph}.onnx" for graph in graphs)):
+            places[name][file] = _place(file, name, folders)
+            copy = target / places[name][file]
+            if not copy.exists():
+                shutil.copyfile(folders[name] / file, copy)
+                if file != TOKENS:
+                    weights.take(copy)
+    weights.close()
+    first = next(iter(folders))
+    shutil.copyfile(folders[first] / SCRIPT, target / SCRIPT)
+    listed = {key for one in settings.values() for key in one} - {"sha256"}
+    common = {
+        key: settings[first].get(key)
+        for key in sorted(listed)
+        if all(one.get(key) == settings[first].get(key) for one in settings.values())
+    }
+    members = {
+        name: {
+            "bytes": sizes[name],
+            "files": places[name],
+            **{key: one[key] for key in listed - common.keys() if key in one},
+        }
+        for name, one in settings.items()
+    }
+    write_json(target / SETTINGS, {**common, "members": members, "sha256": digests(target)})
+
+
+def _place(file: str, name: str, folders: Mapping[str, Path]) -> str:
+    """The name of a member's file in the folder of all: its own if all have the same."""
+    contents = {(folder / file).read_bytes() for folder in folders.values()}
+    return file if len(contents) == 1 else f"{name}.{file}"
+
+
+def _compare(alone: run_onnx.Model, found: run_onnx.Model, waves: Sequence[np.ndarray]) -> None:
+    """Raise RuntimeError if a member changed by sharing its weights."""
+    for wave in waves:
+        if alone.tokens(wave) != found.tokens(wave):
+            raise RuntimeError("a member of the family changed by sharing its weights")
