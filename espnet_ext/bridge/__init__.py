@@ -1,0 +1,1 @@
+import espnet_ext.unchecked  # noqa: F401  (before ESPnet)

@@ -70,6 +70,7 @@ def recipe(tmp_path_factory):
     miniature.write_config(made.path, "tiny")
     made.first = made.run("tiny")
     assert made.first.returncode == 0, made.first.stdout[-3000:] + made.first.stderr
+    made.environment = miniature.environment(made.path.parent / "environment", quick=True)
     return made
 
 
