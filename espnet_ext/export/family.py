@@ -1,11 +1,17 @@
 """One exported folder for the members of a family.
 
-weights.bin        the weights of all members, each once (see ``weight_file``)
-NAME.GRAPH.onnx    the graphs of a member; equal ones are written once, as GRAPH.onnx
-NAME.tokens.txt    likewise
-model.json         ``members``: of each its files, and the bytes of its own folder
+    weights.bin          the weights of all members, each once (see ``weight_file``)
+    NAME.GRAPH.onnx      the graphs of a member; equal ones are written once, as GRAPH.onnx
+    NAME.tokens.txt      likewise
+    NAME.weights.json    how a member's other weights follow from those in weights.bin
+    model.json           ``members``: of each its files, the bytes of its own folder, and the
+                         SHA-256 of its other weights
+
+transcribe.py and ``espnet-ext`` compute these when they load a member. For other runtimes
+``transcribe.py --assemble NAME`` writes them once, as NAME.weights.bin.
 """
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -24,8 +30,6 @@ from espnet_ext.export.onnx_decoder import SETTINGS
 from espnet_ext.export.weight_file import WeightFile
 from espnet_ext.files import atomic_path, write_json
 from espnet_ext.formats.digests import digests
-
-WEIGHTS = "weights.bin"
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def _join(folders: Mapping[str, Path], target: Path) -> None:
     """Write one folder for several exported ones."""
     settings = {name: json.loads((f / SETTINGS).read_text()) for name, f in folders.items()}
     sizes = {name: sum(p.stat().st_size for p in f.iterdir()) for name, f in folders.items()}
-    weights = WeightFile(target / WEIGHTS)
+    weights = WeightFile(target / run_onnx.WEIGHTS)
+    recipes: dict[str, list[dict[str, Any]]] = {name: [] for name in folders}
     places: dict[str, dict[str, str]] = {name: {} for name in folders}
     # Weights of fewer bits are computed from those of more.
     for name in sorted(folders, key=lambda name: -sizes[name]):
@@ -101,21 +106,26 @@ def _join(folders: Mapping[str, Path], target: Path) -> None:
             if not copy.exists():
                 shutil.copyfile(folders[name] / file, copy)
                 if file != TOKENS:
-                    weights.take(copy)
+                    weights.take(copy, f"{name}{run_onnx.COMPUTED}", recipes[name])
     weights.close()
+    computed: dict[str, str] = {}
+    for name, listed in recipes.items():
+        write_json(target / f"{name}{run_onnx.RECIPES}", listed)
+        computed[name] = hashlib.sha256(run_onnx.assembled(target, name)).hexdigest()
     first = next(iter(folders))
     shutil.copyfile(folders[first] / SCRIPT, target / SCRIPT)
-    listed = {key for one in settings.values() for key in one} - {"sha256"}
+    known = {key for one in settings.values() for key in one} - {"sha256"}
     common = {
         key: settings[first].get(key)
-        for key in sorted(listed)
+        for key in sorted(known)
         if all(one.get(key) == settings[first].get(key) for one in settings.values())
     }
     members = {
         name: {
             "bytes": sizes[name],
             "files": places[name],
-            **{key: one[key] for key in listed - common.keys() if key in one},
+            "computed": computed[name],
+            **{key: one[key] for key in known - common.keys() if key in one},
         }
         for name, one in settings.items()
     }

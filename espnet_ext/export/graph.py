@@ -38,7 +38,7 @@ ZERO = 128  # of uint8
 
 
 class Graph:
-    """A graph under construction. Tensors are named by text, which begins with ``prefix``.
+    """A graph under construction. Tensors are named by text.
 
     Attributes:
         rounded: how many weights are stored in each number of bits.
@@ -47,8 +47,8 @@ class Graph:
             session makes 8-bit numbers of them.
     """
 
-    def __init__(self, products: Products = "uint8", many: bool = False, prefix: str = ""):
-        self.products, self.many, self._prefix = products, many, prefix
+    def __init__(self, products: Products = "uint8", many: bool = False):
+        self.products, self.many = products, many
         self.rounded: Counter[int] = Counter()
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
@@ -159,10 +159,6 @@ class Graph:
         parameters = (self.constant(p.float().numpy()) for p in (weight, bias))
         return self.op("LayerNormalization", x, *parameters, axis=-1, epsilon=1e-5)
 
-    def parts(self) -> tuple[list[Any], list[Any]]:
-        """Nodes and constants, for a graph that they are added to."""
-        return self._nodes, list(self._constants.values())
-
     def save(
         self,
         path: Path,
@@ -265,7 +261,7 @@ class Graph:
 
     def _name(self, kind: str) -> str:
         self._count += 1
-        return f"{self._prefix}{kind}_{self._count}"
+        return f"{kind}_{self._count}"
 
 
 def graphs_in(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -1,14 +1,14 @@
-"""Weights as the graphs of a family store them, and coarse ones computed from finer ones.
+"""Weights as the graphs of a family store them, and coarse ones that follow from finer ones.
 
 A weight of a family is float32 in the graph of one member, and integers of 8 or of 4 bits in those
-of others. Operators on constants, which a session runs once, when it is made, compute the coarser:
+of others. The coarser are computed when a member is loaded (``run_onnx.weight_from``):
 
-    ints = clip(round(ints' s' / s))    from finer integers ints' of scale s'
-    ints = clip(round(W / s))           from numbers W
+    ints = clip(round(ints' (s' / s)))    from finer integers ints' of scale s'
+    ints = clip(round(W / s))             from numbers W
 
-in float32, here as there. Finer integers were rounded themselves. So where ints' s' / s is nearly
-half-way between two integers, the coarse one may be the other: the file has a bit for each of
-these places, about a twentieth of all.
+in float32. Finer integers were rounded themselves. So where ints' s' / s is nearly half-way between
+two integers, the coarse one may be the other: a bit tells for each of these places, about a
+twentieth of all.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ import onnx
 from onnx import numpy_helper
 
 from espnet_ext.export.folding import evaluated
-from espnet_ext.export.graph import FLOAT, INT4, INT8, INT32, UINT8, ZERO, Graph
+from espnet_ext.export.graph import FLOAT, INT4, INT8, UINT8, ZERO
+from espnet_ext.export.run_onnx import NEAR
 
-_NEAR = 0.501  # fine steps to half-way, at most, where a coarse integer may be the other one
 _LIMITS = (1, 3, 7, 31, 127)  # largest integers of 2, 3, 4, 6 and 8 bits
 _STORED = (UINT8, INT8, INT4)
 
@@ -32,7 +32,6 @@ class Weight:
     Attributes:
         rows: integers or numbers (o, i).
         scale: of integers, (o or 1, groups); None: of numbers.
-        scale_name: of the scale in the graph.
         kind: type of the stored tensor.
         shape: of the stored tensor.
         zero: the stored value of the integer 0.
@@ -42,7 +41,6 @@ class Weight:
 
     rows: np.ndarray
     scale: np.ndarray | None
-    scale_name: str
     kind: int
     shape: tuple[int, ...]
     zero: int = 0
@@ -51,7 +49,7 @@ class Weight:
 
     def turned(self) -> "Weight":
         """Numbers that are stored as (i, o), if these are stored as (o, i)."""
-        return Weight(self.rows.T, None, "", self.kind, self.shape, across=True)
+        return Weight(self.rows.T, None, self.kind, self.shape, across=True)
 
 
 class Reader:
@@ -75,7 +73,7 @@ class Reader:
         if values.ndim < 2:
             return None
         if tensor.data_type == FLOAT:
-            return Weight(values.reshape(len(values), -1), None, "", FLOAT, values.shape)
+            return Weight(values.reshape(len(values), -1), None, FLOAT, values.shape)
         users = self._users.get(tensor.name, [])
         if tensor.data_type not in _STORED or len({user.op_type for user in users}) != 1:
             return None
@@ -85,7 +83,7 @@ class Reader:
         if user.op_type == "DynamicQuantizeMatMul":
             zero = ZERO if tensor.data_type == UINT8 else 0
             rows, scale = values.astype(np.int16).T - zero, self._value(user.input[2])
-            found = Weight(rows, None, user.input[2], tensor.data_type, values.shape, zero)
+            found = Weight(rows, None, tensor.data_type, values.shape, zero)
             return _with_scale(found, scale, across=True)
         return self._times_scale(user, tensor.data_type, values)
 
@@ -94,9 +92,8 @@ class Reader:
         in_pairs, zero = conf["bits"] == 4, 2 ** (conf["bits"] - 1)
         rows = np.stack([values & 15, values >> 4], -1) if in_pairs else values
         rows = rows.reshape(conf["N"], conf["K"]).astype(np.int16) - zero
-        name = user.input[2]
-        found = Weight(rows, None, name, UINT8, values.shape, zero, in_pairs)
-        return _with_scale(found, self._value(name))
+        found = Weight(rows, None, UINT8, values.shape, zero, in_pairs)
+        return _with_scale(found, self._value(user.input[2]))
 
     def _times_scale(self, user: onnx.NodeProto, kind: int, values: np.ndarray) -> Weight | None:
         """Integers that are cast, and multiplied with a scale."""
@@ -112,7 +109,7 @@ class Reader:
         scale = self._value(name)
         across = scale is not None and scale.ndim == 1 and values.ndim == 2
         rows = values.T if across else values.reshape(len(values), -1)
-        found = Weight(rows.astype(np.int16), None, name, kind, values.shape)
+        found = Weight(rows.astype(np.int16), None, kind, values.shape)
         return _with_scale(found, scale, across)
 
     def _value(self, name: str) -> np.ndarray | None:
@@ -139,12 +136,14 @@ def _with_scale(weight: Weight, scale: np.ndarray | None, across: bool = False) 
     if scale.size > 1 and inputs % (scale.size // outputs):
         return None
     shaped = scale.astype(np.float32).reshape(outputs if scale.size > 1 else 1, -1)
+    if (shaped == shaped[:, :1]).all():
+        shaped = shaped[:, :1]
     return Weight(**{**vars(weight), "scale": shaped, "across": across})
 
 
 @dataclass(frozen=True)
 class Computed:
-    """A coarse weight as it follows from a finer one.
+    """How a coarse weight follows from a finer one.
 
     Attributes:
         limit: the largest integer.
@@ -152,76 +151,8 @@ class Computed:
             other one.
     """
 
-    fine: Weight
-    coarse: Weight
     limit: int
     moved: bytes = b""
-
-    def add_to(self, g: Graph, fine: str, moved: str) -> str:
-        """Add the operators to a graph; return the name of the stored form.
-
-        Args:
-            g: that gets them.
-            fine: name of the finer weight as it is stored.
-            moved: name of the bits; not read where there are none.
-        """
-        source, wanted = self.fine, self.coarse
-        x = g.op("Cast", fine, to=FLOAT)
-        x = g.op("Sub", x, g.constant(source.zero, np.float32)) if source.zero else x
-        outputs, inputs = wanted.rows.shape
-        if source.across:
-            x = g.op("Transpose", g.op("Reshape", x, g.ints(*source.shape)), perm=[1, 0])
-        else:
-            x = g.op("Reshape", x, g.ints(*source.rows.shape))
-        if source.rows.shape != wanted.rows.shape:
-            x = g.op("Slice", x, g.ints(0, 0), g.ints(outputs, inputs))
-        assert wanted.scale is not None
-        rows, groups = wanted.scale.shape
-        scale = g.op("Reshape", wanted.scale_name, g.ints(rows, groups, 1))
-        if source.scale is None:
-            x = g.op("Div", g.op("Reshape", x, g.ints(outputs, groups, -1)), scale)
-            y = g.op("Round", x)
-        else:
-            finer = source.scale[:outputs, :, None]
-            most = max(groups, finer.shape[1])
-            ratio = g.op("Div", g.constant(finer), scale)
-            x = g.op("Mul", g.op("Reshape", x, g.ints(outputs, most, -1)), ratio)
-            y = g.op("Round", x)
-            y = self._moved(g, x, y, ratio, moved) if self.moved else y
-        y = g.op("Clip", y, *(g.constant(n, np.float32) for n in (-self.limit, self.limit)))
-        return self._stored(g, y)
-
-    def _moved(self, g: Graph, x: str, y: str, ratio: str, moved: str) -> str:
-        """The integers with those near half-way replaced by the other ones where bits say so."""
-        flat, half = g.ints(-1), g.constant(0.5, np.float32)
-        away = g.op("Sub", x, y)
-        middle = g.op("Abs", g.op("Sub", g.op("Abs", away), half))
-        near = g.op("Less", middle, g.op("Mul", ratio, g.constant(_NEAR, np.float32)))
-        near = g.op("Reshape", near, flat)
-        powers = g.constant(2.0 ** np.arange(8), np.float32)
-        bits = g.op("Div", g.op("Reshape", g.op("Cast", moved, to=FLOAT), g.ints(-1, 1)), powers)
-        bits = g.op("Mod", g.op("Floor", bits), g.constant(2, np.float32), fmod=1)
-        # The number of a place among those near half-way; at the others any bit, times 0. A session
-        # does not compute NonZero, whose size it does not know, when it is made.
-        number = g.op("CumSum", g.op("Cast", near, to=INT32), g.constant(0, np.int64))
-        number = g.op("Sub", number, g.constant(1, np.int32))
-        bit = g.op("Gather", g.op("Reshape", bits, flat), number)
-        bit = g.op("Mul", bit, g.op("Cast", near, to=FLOAT))
-        step = g.op("Mul", g.op("Sign", g.op("Reshape", away, flat)), bit)
-        return g.op("Add", g.op("Reshape", y, flat), step)
-
-    def _stored(self, g: Graph, y: str) -> str:
-        """Integers in the form in which the graph reads them."""
-        wanted = self.coarse
-        y = g.op("Add", y, g.constant(wanted.zero, np.float32)) if wanted.zero else y
-        if wanted.in_pairs:
-            y = g.op("Reshape", y, g.ints(*wanted.shape, 2))
-            y = g.op("Mul", y, g.constant([1, 16], np.float32))
-            y = g.op("ReduceSum", y, g.ints(-1), keepdims=0)
-        if wanted.across:
-            y = g.op("Transpose", g.op("Reshape", y, g.ints(*wanted.rows.shape)), perm=[1, 0])
-        kind = UINT8 if wanted.kind == UINT8 else INT8
-        return g.op("Reshape", g.op("Cast", y, to=kind), g.ints(*wanted.shape))
 
 
 def computed(fine: Weight, coarse: Weight) -> Computed | None:
@@ -237,7 +168,7 @@ def computed(fine: Weight, coarse: Weight) -> Computed | None:
     if fine.scale is None:
         x = x.reshape(outputs, groups, -1) / scale
         same = np.array_equal(_clipped(np.round(x), limit, coarse), coarse.rows)
-        return Computed(fine, coarse, limit) if same else None
+        return Computed(limit) if same else None
     finer = fine.scale[:outputs, :, None]
     counts = {groups, finer.shape[1]} - {1}
     # The groups of a part of the inputs are other ones.
@@ -246,13 +177,13 @@ def computed(fine: Weight, coarse: Weight) -> Computed | None:
     ratio = finer / scale
     x = x.reshape(outputs, max(groups, finer.shape[1]), -1) * ratio
     y = np.round(x)
-    near = np.abs(np.abs(x - y) - np.float32(0.5)) < ratio * np.float32(_NEAR)
+    near = np.abs(np.abs(x - y) - np.float32(0.5)) < ratio * np.float32(NEAR)
     moved = near & (_clipped(y, limit, coarse) != coarse.rows).reshape(x.shape)
     y[moved] += np.sign(x[moved] - y[moved])
     if not np.array_equal(_clipped(y, limit, coarse), coarse.rows):
         return None
     bits = np.packbits(moved[near], bitorder="little")
-    return Computed(fine, coarse, limit, bits.tobytes())
+    return Computed(limit, bits.tobytes())
 
 
 def _clipped(y: np.ndarray, limit: int, coarse: Weight) -> np.ndarray:

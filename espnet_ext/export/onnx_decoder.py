@@ -81,6 +81,10 @@ def require_unchanged(folder: Path) -> Mapping[str, Any]:
         if not file.is_file():
             raise UserError(f"no {file}; {_AGAIN}")
         refuse_other(file, wanted, SETTINGS, _AGAIN)
+    for name, one in settings.get("members", {}).items():
+        assembled = folder / f"{name}.weights.bin"
+        if assembled.is_file():
+            refuse_other(assembled, one["computed"], SETTINGS, _AGAIN)
     return settings
 
 

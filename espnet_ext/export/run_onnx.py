@@ -5,8 +5,10 @@ model, Stream hears audio in pieces.
 
 Example: python transcribe.py speech.wav
          python transcribe.py --member NAME speech.wav    (of a family, instead of the first)
+         python transcribe.py --assemble NAME             (for runtimes that read files alone)
 """
 
+import hashlib
 import json
 import re
 import sys
@@ -17,6 +19,9 @@ import onnxruntime
 
 START, END, PROMPT, TEXT = 1, 2, 3, 4  # ids of a decoder; text begins at the last
 BLANK = 0  # id of CTC
+WEIGHTS, COMPUTED, RECIPES = "weights.bin", ".weights.bin", ".weights.json"  # of a family
+ALIGNED = 64  # bytes, of weights in a file
+NEAR = 0.501  # fine steps to half-way, at most, where a coarse integer may be the other one
 GRAPHS = {
     "whisper": ("preprocess", "encode", "uncached_decode", "cached_decode"),
     "attention": ("preprocess", "encode", "uncached_decode", "cached_decode"),
@@ -35,8 +40,13 @@ class Model:
     def __init__(self, folder, threads=1, member=None):
         folder = Path(folder)
         self.settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        computed = weights = None
         if members := self.settings.get("members"):
-            self.settings |= members[member or next(iter(members))]
+            member = member or next(iter(members))
+            self.settings |= members[member]
+            if not (folder / f"{member}{COMPUTED}").exists():
+                computed = assembled(folder, member)
+                weights = np.memmap(folder / WEIGHTS, np.uint8, "r")
         files = self.settings.get("files", {})
         tokens = folder / files.get("tokens.txt", "tokens.txt")
         lines = tokens.read_text(encoding="utf-8").splitlines()
@@ -47,6 +57,10 @@ class Model:
         # Sums of two 8-bit products are exact on an x86 processor without VNNI, too: there they
         # would be cut to 16 bits. No effect on others.
         options.add_session_config_entry("session.x64quantprecision", "1")
+        if computed:
+            names, given = [WEIGHTS, f"{member}{COMPUTED}"], [weights, computed]
+            lengths = [len(one) for one in given]
+            options.add_external_initializers_from_files_in_memory(names, given, lengths)
         self.graphs = {
             name: onnxruntime.InferenceSession(str(folder / files.get(file, file)), options)
             for name in GRAPHS[self.settings["kind"]]
@@ -215,6 +229,76 @@ class Stream:
         return [np.zeros(one.shape, kinds[one.type]) for one in inputs]
 
 
+def assembled(folder, member):
+    """The weights of a member that follow from those of others, as its graphs read them."""
+    recipes = json.loads((folder / f"{member}{RECIPES}").read_text(encoding="utf-8"))
+    if not recipes:
+        return b""
+    weights = np.memmap(folder / WEIGHTS, np.uint8, "r")
+    content = bytearray(recipes[-1]["at"] + recipes[-1]["bytes"])
+    for one in recipes:
+        content[one["at"] : one["at"] + one["bytes"]] = weight_from(one, weights)
+    return bytes(content)
+
+
+def weight_from(recipe, weights):
+    """The bytes of a weight that follows from another one in the bytes of a family's weights.
+
+    It is a part of that; or integers, of groups of inputs with a scale: numbers by their scale,
+    rounded. Where the numbers are integers times a scale themselves, some of those nearly half-way
+    between two integers become the other one.
+    """
+    values = _stored(recipe["from"], weights)
+    if "scale" not in recipe:
+        part = values[tuple(slice(size) for size in recipe["part"])]
+        return _pairs(part) if recipe["from"][1] == "int4" else part.tobytes()
+    outputs, inputs = recipe["part"]
+    rows = _rows(recipe, values)[:outputs, :inputs]
+    scale = _stored(recipe["scale"], weights).astype(np.float32)[:, :, None]
+    if "from_scale" not in recipe:
+        y = np.round(rows.reshape(outputs, scale.shape[1], -1) / scale)
+    else:
+        finer = _stored(recipe["from_scale"], weights).astype(np.float32)[:outputs, :, None]
+        ratio = finer / scale
+        x = rows.reshape(outputs, ratio.shape[1], -1) * ratio
+        y = np.round(x)
+        near = np.abs(np.abs(x - y) - np.float32(0.5)) < ratio * np.float32(NEAR)
+        if "moved" in recipe:
+            bits = np.unpackbits(_stored(recipe["moved"], weights), bitorder="little")
+            near[near] = bits[: near.sum()].astype(bool)
+            y[near] += np.sign(x[near] - y[near])
+    ints = np.clip(y, -recipe["limit"], recipe["limit"]).astype(np.int16) + recipe["zero"]
+    ints = ints.reshape(outputs, inputs)
+    ints = ints.T if recipe["turn"] else ints
+    return _pairs(ints) if recipe["pairs"] else ints.astype(np.uint8).tobytes()
+
+
+def _rows(recipe, values):
+    """The numbers or integers (o, i) of the weight that another one follows from."""
+    numbers = values.astype(np.float32) - np.float32(recipe.get("from_zero", 0))
+    if recipe["across"]:
+        return numbers.T
+    return numbers.reshape(len(numbers), -1)
+
+
+def _stored(place, weights):
+    """An array in the bytes of a family's weights."""
+    offset, kind, shape = place
+    count = int(np.prod(shape))
+    if kind != "int4":
+        return np.frombuffer(weights, kind, count, offset).reshape(shape)
+    data = np.frombuffer(weights, np.uint8, (count + 1) // 2, offset)
+    ints = np.stack([data & 15, data >> 4], 1).reshape(-1)[:count]
+    return ((ints ^ 8).astype(np.int8) - 8).reshape(shape)
+
+
+def _pairs(ints):
+    """Integers two to a byte."""
+    low = (ints.reshape(-1) & 15).astype(np.uint8)
+    low = np.append(low, np.uint8(0)) if len(low) % 2 else low
+    return (low[0::2] | low[1::2] << 4).tobytes()
+
+
 def loop(tokens, longest=10, times=4, least=12):
     """How many ids at the end only repeat the phrase before them; 0 if it is no loop."""
     for size in range(1, longest + 1):
@@ -225,17 +309,34 @@ def loop(tokens, longest=10, times=4, least=12):
     return 0
 
 
+def assemble(folder, member):
+    """Write the file of a member's computed weights: any runtime reads its graphs then."""
+    settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    wanted = settings.get("members", {})[member]["computed"]
+    content = assembled(folder, member)
+    if hashlib.sha256(content).hexdigest() != wanted:
+        sys.exit(f"{member}: its weights are not those that were exported; export the family again")
+    path = folder / f"{member}{COMPUTED}"
+    new = path.with_suffix(".new")
+    new.write_bytes(content)
+    new.rename(path)
+    print(f"{path.name}: {len(content):,} bytes")
+
+
 def main():
     """Print the text of every file that is named."""
     import soundfile
 
-    given = sys.argv[1:]
-    member = given[1] if given[:1] == ["--member"] and len(given) > 1 else None
+    given, folder = sys.argv[1:], Path(__file__).parent
+    member = given[1] if given[:1] in (["--member"], ["--assemble"]) and len(given) > 1 else None
     paths = given[2:] if member else given
-    if not paths or paths[0].startswith("-"):
-        sys.exit(__doc__)
     try:
-        model = Model(Path(__file__).parent, member=member)
+        if member and given[0] == "--assemble":
+            assemble(folder, member)
+            sys.exit()
+        if not paths or paths[0].startswith("-"):
+            sys.exit(__doc__)
+        model = Model(folder, member=member)
     except KeyError as error:
         sys.exit(f"no member {error}: model.json lists them")
     for path in paths:
