@@ -82,7 +82,7 @@ def require_unchanged(folder: Path) -> Mapping[str, Any]:
             raise UserError(f"no {file}; {_AGAIN}")
         refuse_other(file, wanted, SETTINGS, _AGAIN)
     for name, one in settings.get("members", {}).items():
-        assembled = folder / f"{name}.weights.bin"
+        assembled = folder / Path(f"{name}.weights.bin").name
         if assembled.is_file():
             refuse_other(assembled, one["computed"], SETTINGS, _AGAIN)
     return settings

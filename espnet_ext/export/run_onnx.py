@@ -41,7 +41,7 @@ class Model:
         folder = Path(folder)
         self.settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         computed = weights = None
-        if members := self.settings.get("members"):
+        if members := self.settings.get("members"):  # the best first
             member = member or next(iter(members))
             self.settings |= members[member]
             if not (folder / f"{member}{COMPUTED}").exists():
@@ -253,7 +253,9 @@ def weight_from(recipe, weights):
         part = values[tuple(slice(size) for size in recipe["part"])]
         return _pairs(part) if recipe["from"][1] == "int4" else part.tobytes()
     outputs, inputs = recipe["part"]
-    rows = _rows(recipe, values)[:outputs, :inputs]
+    rows = values.astype(np.float32) - np.float32(recipe.get("from_zero", 0))
+    rows = rows.T if recipe["across"] else rows.reshape(len(rows), -1)
+    rows = rows[:outputs, :inputs]
     scale = _stored(recipe["scale"], weights).astype(np.float32)[:, :, None]
     if "from_scale" not in recipe:
         y = np.round(rows.reshape(outputs, scale.shape[1], -1) / scale)
@@ -271,14 +273,6 @@ def weight_from(recipe, weights):
     ints = ints.reshape(outputs, inputs)
     ints = ints.T if recipe["turn"] else ints
     return _pairs(ints) if recipe["pairs"] else ints.astype(np.uint8).tobytes()
-
-
-def _rows(recipe, values):
-    """The numbers or integers (o, i) of the weight that another one follows from."""
-    numbers = values.astype(np.float32) - np.float32(recipe.get("from_zero", 0))
-    if recipe["across"]:
-        return numbers.T
-    return numbers.reshape(len(numbers), -1)
 
 
 def _stored(place, weights):
@@ -316,7 +310,7 @@ def assemble(folder, member):
     content = assembled(folder, member)
     if hashlib.sha256(content).hexdigest() != wanted:
         sys.exit(f"{member}: its weights are not those that were exported; export the family again")
-    path = folder / f"{member}{COMPUTED}"
+    path = folder / Path(f"{member}{COMPUTED}").name
     new = path.with_suffix(".new")
     new.write_bytes(content)
     new.rename(path)
