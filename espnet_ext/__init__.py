@@ -24,7 +24,8 @@ def load(
         path: a folder that ``espnet-ext deploy`` wrote, a file of weights in it, a family file, a
             folder with several of these, or a folder that ``espnet-ext export`` wrote.
         device: where it is computed, as torch names it.
-        max_bytes: of the file of weights: the best form or member that fits is taken.
+        max_bytes: of the file of weights, of an exported family of a folder for the member alone:
+            the best form or member that fits is taken.
         method: of decoding; None: the first that the config of the training names.
         max_rtf: seconds of processing for a second of audio, measured here once and remembered.
 
@@ -37,7 +38,8 @@ def load(
     # By name: importing this package must need neither torch nor ESPnet.
     if (Path(path) / "model.json").is_file():
         exported = importlib.import_module("espnet_ext.export.onnx_decoder")
-        return exported.load_exported(Path(path), max_bytes=max_bytes)
+        member = None if max_bytes is None else exported.fitting(Path(path), max_bytes)
+        return exported.load_exported(Path(path), member=member)
     muted = importlib.import_module("espnet_ext.bridge.muted").muted
     with muted():  # torch and ESPnet take seconds to import
         loading = importlib.import_module("espnet_ext.bridge.loading")

@@ -14,6 +14,7 @@ from espnet_ext.config.training import UNTRAINED
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import PACKED, read_json, weights_file
+from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.digests import RECORD, read_located
 from espnet_ext.formats.family import FamilyFile, ranked
 from espnet_ext.formats.packed import State, dequantised, read_member
@@ -73,10 +74,11 @@ class Bundle:
             yield cls(path, arguments, state, *_about(arguments), entry.member.name)
 
     def stored(self) -> State:
-        """Its tensors as a packed file holds them, with integers; of another file none."""
+        """Its tensors as files hold them, if there are integers among them; else none."""
         if self.member:
             read = FamilyFile(self.path)
-            return read.state(next(e for e in read.entries if e.member.name == self.member))
+            found = read.state(next(e for e in read.entries if e.member.name == self.member))
+            return found if any(isinstance(v, Quantised) for v in found.values()) else {}
         return read_member(self.path) if self.path.name == PACKED else {}
 
     def method(self, name: str | None = None) -> tuple[str, dict[str, Any]]:

@@ -12,7 +12,6 @@ transcribe.py and ``espnet-ext`` compute these when they load a member. For othe
 """
 
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +27,7 @@ from espnet_ext.export import run_onnx
 from espnet_ext.export.folder import SCRIPT, TOKENS, Exported, export, refuse_other_folder
 from espnet_ext.export.onnx_decoder import SETTINGS
 from espnet_ext.export.weight_file import WeightFile
-from espnet_ext.files import atomic_path, write_json
+from espnet_ext.files import atomic_path, read_json, write_json
 from espnet_ext.formats.digests import digests
 
 
@@ -92,13 +91,13 @@ def chosen_members(found: Iterable[Bundle], names: Sequence[str], path: Path) ->
 
 def _join(folders: Mapping[str, Path], target: Path) -> None:
     """Write one folder for several exported ones."""
-    settings = {name: json.loads((f / SETTINGS).read_text()) for name, f in folders.items()}
+    settings = {name: read_json(f / SETTINGS) for name, f in folders.items()}
     sizes = {name: sum(p.stat().st_size for p in f.iterdir()) for name, f in folders.items()}
     weights = WeightFile(target / run_onnx.WEIGHTS)
     recipes: dict[str, list[dict[str, Any]]] = {name: [] for name in folders}
     places: dict[str, dict[str, str]] = {name: {} for name in folders}
-    # Weights of fewer bits are computed from those of more.
-    for name in sorted(folders, key=lambda name: -sizes[name]):
+    # Weights of fewer bits are computed from those of more, narrow ones from wide ones.
+    for name in sorted(folders, key=lambda name: (-_bits(settings[name]), -sizes[name])):
         graphs = run_onnx.GRAPHS[settings[name]["kind"]]
         for file in (TOKENS, *(f"{graph}.onnx" for graph in graphs)):
             places[name][file] = _place(file, name, folders)
@@ -125,11 +124,16 @@ def _join(folders: Mapping[str, Path], target: Path) -> None:
             "bytes": sizes[name],
             "files": places[name],
             "computed": computed[name],
-            **{key: one[key] for key in known - common.keys() if key in one},
+            **{key: one[key] for key in sorted(known - common.keys()) if key in one},
         }
         for name, one in settings.items()
     }
     write_json(target / SETTINGS, {**common, "members": members, "sha256": digests(target)})
+
+
+def _bits(settings: Mapping[str, Any]) -> int:
+    """The most bits of a member's rounded weights; 32 if none is rounded."""
+    return max(map(int, settings["weights_in_bits"]), default=32)
 
 
 def _place(file: str, name: str, folders: Mapping[str, Path]) -> str:

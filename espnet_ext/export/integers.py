@@ -164,7 +164,9 @@ def computed(fine: Weight, coarse: Weight) -> Computed | None:
     outputs, inputs = coarse.rows.shape
     x = fine.rows[:outputs, :inputs].astype(np.float32)
     scale, groups = coarse.scale[:, :, None], coarse.scale.shape[1]
-    limit = next(n for n in _LIMITS if n >= np.abs(coarse.rows).max())
+    limit = next((n for n in _LIMITS if n >= np.abs(coarse.rows).max()), None)
+    if limit is None:
+        return None
     if fine.scale is None:
         x = x.reshape(outputs, groups, -1) / scale
         same = np.array_equal(_clipped(np.round(x), limit, coarse), coarse.rows)

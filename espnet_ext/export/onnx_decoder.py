@@ -34,6 +34,8 @@ class OnnxDecoder:
         except ImportError as error:
             raise UserError(f"no package {error.name}: pip install 'espnet-ext[export]'") from None
         members = require_unchanged(folder).get("members", {})
+        if member is not None and not members:
+            raise UserError(f"{folder} has one model: leave out the name {member}")
         if member is not None and member not in members:
             raise UserError(f"{folder}: no member {nearest(member, members)}")
         try:
@@ -72,7 +74,8 @@ def require_unchanged(folder: Path) -> Mapping[str, Any]:
     try:
         settings = read_json(path)
         kind, digests = settings["kind"], dict(settings["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+        members = _members(settings)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: not the settings of an exported model; {_AGAIN}") from None
     if kind not in _KINDS:
         raise UserError(f"{path}: unknown kind of model {kind!r}; {_AGAIN} with this version")
@@ -81,38 +84,43 @@ def require_unchanged(folder: Path) -> Mapping[str, Any]:
         if not file.is_file():
             raise UserError(f"no {file}; {_AGAIN}")
         refuse_other(file, wanted, SETTINGS, _AGAIN)
-    for name, one in settings.get("members", {}).items():
-        assembled = folder / Path(f"{name}.weights.bin").name
+    for name, computed in members.items():
+        assembled = folder / f"{name}.weights.bin"
         if assembled.is_file():
-            refuse_other(assembled, one["computed"], SETTINGS, _AGAIN)
+            refuse_other(assembled, computed, SETTINGS, _AGAIN)
     return settings
 
 
-def load_exported(
-    folder: Path, threads: int = 1, member: str | None = None, max_bytes: int | None = None
-) -> Recogniser:
-    """Load an exported folder.
-
-    Args:
-        folder: that ``espnet-ext export`` wrote.
-        threads: of the sessions.
-        member: of a family; None: the best.
-        max_bytes: of a family: the best member whose own folder would have that many at most.
+def _members(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Members of a family, with the digest of their computed weights.
 
     Raises:
-        UserError: as ``OnnxDecoder``; or no member is so small, or the folder is of no family.
+        ValueError, KeyError, TypeError: what a family's settings never have: other entries, names
+            that lead out of the folder, files without a digest.
     """
-    if max_bytes is not None:
-        member = _fitting(folder, max_bytes)
+    members = dict(settings.get("members", {}))
+    for name, one in members.items():
+        if Path(name).name != name or not set(one["files"].values()) <= set(settings["sha256"]):
+            raise ValueError("not a family's")
+        int(one["bytes"])
+    return {name: str(one["computed"]) for name, one in members.items()}
+
+
+def load_exported(folder: Path, threads: int = 1, member: str | None = None) -> Recogniser:
+    """Load an exported folder; of a family a member, None: the best. Raises as ``OnnxDecoder``."""
     return Recogniser(OnnxDecoder(folder, threads, member))
 
 
-def _fitting(folder: Path, max_bytes: int) -> str:
-    """The best member that fits; they are listed from the best on."""
+def fitting(folder: Path, max_bytes: int) -> str:
+    """The best member of a family whose own folder would have that many bytes at most.
+
+    Raises:
+        UserError: as ``require_unchanged``; the folder is of no family, or no member is so small.
+    """
     members = require_unchanged(folder).get("members", {})
     if not members:
         raise UserError(f"{folder} has one model: leave out the limit of bytes")
-    sizes = {name: one["bytes"] for name, one in members.items()}
+    sizes = {name: one["bytes"] for name, one in members.items()}  # from the best on
     found = next((name for name, size in sizes.items() if size <= max_bytes), None)
     if found is None:
         least = min(sizes.values())

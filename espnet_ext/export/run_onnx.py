@@ -44,9 +44,11 @@ class Model:
         if members := self.settings.get("members"):  # the best first
             member = member or next(iter(members))
             self.settings |= members[member]
-            if not (folder / f"{member}{COMPUTED}").exists():
-                computed = assembled(folder, member)
-                weights = np.memmap(folder / WEIGHTS, np.uint8, "r")
+        elif member:
+            raise KeyError(member)
+        if members and not (folder / f"{member}{COMPUTED}").exists():
+            computed = assembled(folder, member)
+            weights = np.memmap(folder / WEIGHTS, np.uint8, "r")
         files = self.settings.get("files", {})
         tokens = folder / files.get("tokens.txt", "tokens.txt")
         lines = tokens.read_text(encoding="utf-8").splitlines()
@@ -313,7 +315,7 @@ def assemble(folder, member):
     path = folder / Path(f"{member}{COMPUTED}").name
     new = path.with_suffix(".new")
     new.write_bytes(content)
-    new.rename(path)
+    new.replace(path)
     print(f"{path.name}: {len(content):,} bytes")
 
 
@@ -332,7 +334,9 @@ def main():
             sys.exit(__doc__)
         model = Model(folder, member=member)
     except KeyError as error:
-        sys.exit(f"no member {error}: model.json lists them")
+        sys.exit(f"no member {error}: model.json lists those of a family")
+    except (OSError, ValueError) as error:
+        sys.exit(f"{folder}: damaged, or no room: {error}")
     for path in paths:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
         if rate != model.settings["rate"]:

@@ -1,8 +1,8 @@
 """The weights of several graphs in one file, each once.
 
-A stored tensor that another one is, or begins with, is read from there. One that is a part of
-another, or its integers at fewer bits, is none of the file's: ``run_onnx.weight_from`` computes it
-when a member is loaded.
+Tensors that are equal, or the first rows of another one, are read from the same place. One that is
+another part of another one, or its integers at fewer bits, is not stored: ``run_onnx.weight_from``
+computes it when a member is loaded.
 """
 
 import hashlib
@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
-from espnet_ext.export.graph import FLOAT, INT4, INT8, UINT8
+from espnet_ext.export.graph import INT4
 from espnet_ext.export.integers import Computed, Reader, Weight, computed
 from espnet_ext.export.run_onnx import ALIGNED, weight_from
 
 _LEAST = 1024  # bytes of a tensor that leaves its graph
-_NAMES: dict[int, str] = {FLOAT: "float32", INT4: "int4", INT8: "int8", UINT8: "uint8"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,8 @@ class _Source:
 
     def place(self) -> list[Any]:
         """Where it is, its type and its shape."""
-        return [self.offset, _NAMES[self.kind], list(self.values.shape)]
+        known = "int4" if self.kind == INT4 else helper.tensor_dtype_to_np_dtype(self.kind).name
+        return [self.offset, known, list(self.values.shape)]
 
 
 class WeightFile:
@@ -89,10 +89,13 @@ class WeightFile:
             return same, None
         kind = tensor.data_type
         for source in self._sources:
-            if _begins_with(source, kind, values):
-                if source.values.shape[1:] == values.shape[1:] and kind != INT4:
-                    return source.offset, None
-                return 0, {"from": source.place(), "part": list(values.shape)}
+            if not _begins_with(source, kind, values):
+                continue
+            recipe = {"from": source.place(), "part": list(values.shape)}
+            if weight_from(recipe, self._content) != raw:  # -0.0 is 0.0, but for its bytes
+                continue
+            whole = source.values.shape[1:] == values.shape[1:] and kind != INT4
+            return (source.offset, None) if whole else (0, recipe)
         weight = reader.weight(tensor, values)
         if weight is not None and weight.scale is not None:
             for source in self._sources:

@@ -34,7 +34,7 @@ def call(tree, folder, *words):
     done = subprocess.run(
         words,
         cwd=tree / folder,
-        env=miniature.environment(tree / "environment", quick=True)
+        env=miniature.environment(tree / "environment")
         | dict.fromkeys(("PYTHONPATH", "ESPNET_EXT_PYTHONPATH"), str(tree)),
         capture_output=True,
         text=True,

@@ -38,7 +38,7 @@ WAVES = [families.wave(seconds, seed) for seed, seconds in enumerate((1.1, 2.0))
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory) -> Path:
-    """Deployed forms of a family, a family file among them."""
+    """Deployed forms of a family."""
     return families.deployed(tmp_path_factory.mktemp("recipe"), FORMS)
 
 
@@ -127,7 +127,10 @@ def test_sherpa_onnx_and_the_script_run_a_member(deployed, folder, tmp_path):
     assert ours and theirs == [token.replace("\u2581", "").strip() for token in ours]
     for option in ("--member", "--assemble"):
         wrong = script(option, "x", speech)
-        assert wrong.returncode and wrong.stderr == "no member 'x': model.json lists them\n"
+        assert (
+            wrong.returncode
+            and wrong.stderr == "no member 'x': model.json lists those of a family\n"
+        )
     with (out / f"{form}{COMPUTED}").open("r+b") as file:
         file.write(b"\x01\x02")
     with pytest.raises(UserError, match=f"{form}{COMPUTED}"):
@@ -174,6 +177,13 @@ def test_mistakes_are_one_line_and_leave_nothing(
 def test_a_folder_without_what_is_asked_or_changed_is_refused(folder, tmp_path):
     with pytest.raises(UserError, match="no member '3L-64-2b'"):
         load_exported(folder, member="3L-64-2b")
+    for wrong in ({"../x": {}}, [], {"a": {"files": {"model.onnx": "/x"}, "bytes": 1}}):
+        settings = json.loads((folder / "model.json").read_text()) | {"members": wrong}
+        other = shutil.copytree(folder, tmp_path / "wrong", dirs_exist_ok=True)
+        (other / "model.json").write_text(json.dumps(settings))
+        if wrong:
+            with pytest.raises(UserError, match="not the settings of an exported model"):
+                espnet_ext.load(other)
     with pytest.raises(UserError, match="no member of 10 bytes; the smallest has"):
         espnet_ext.load(folder, max_bytes=10)
     changed = shutil.copytree(folder, tmp_path / "changed")
@@ -264,21 +274,23 @@ def _saved(path, values, kind, times=None) -> None:
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
 
 
-@pytest.mark.parametrize("form", ["rows", "columns", "int4", "same"])
+@pytest.mark.parametrize("form", ["rows", "columns", "int4", "float16", "same"])
 def test_parts_of_a_stored_matrix_are_not_stored_again(form, tmp_path):
     generator = np.random.default_rng(0)
     whole = generator.integers(-7, 8, (70, 64)).astype(np.int8)
     part = {"rows": whole[:60], "columns": whole[:66, :48], "int4": whole[:60, :51]}
-    part = np.ascontiguousarray(part.get(form, whole))
+    part = np.ascontiguousarray(part.get(form, whole[:66, :48] if form == "float16" else whole))
     kind = INT4 if form == "int4" else INT8
+    if form == "float16":
+        whole, part, kind = whole.astype(np.float16), part.astype(np.float16), None
     weights, recipes = WeightFile(tmp_path / WEIGHTS), []
     for name, values in (("a", whole), ("b", part)):
         _saved(tmp_path / f"{name}.onnx", values, kind)
         weights.take(tmp_path / f"{name}.onnx", "b.weights.bin", recipes)
     weights.close()
-    stored = len(whole.tobytes()) // (2 if form == "int4" else 1)
+    stored = whole.nbytes // (2 if form == "int4" else 1)
     assert (tmp_path / WEIGHTS).stat().st_size == stored
-    assert len(recipes) == (form in ("columns", "int4"))
+    assert len(recipes) == (form in ("columns", "int4", "float16"))
     (tmp_path / "b.weights.json").write_text(json.dumps(recipes))
     (tmp_path / "b.weights.bin").write_bytes(assembled(tmp_path, "b"))
     for name, values in (("a", whole), ("b", part)):
