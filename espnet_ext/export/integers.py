@@ -58,7 +58,8 @@ class Reader:
     def __init__(self, model: onnx.ModelProto):
         self._model = model
         graph = model.graph
-        self._stored = {one.name: one for one in graph.initializer}
+        # Values, as the tensors lose theirs one by one.
+        self._stored = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
         self._makers = {name: node for node in graph.node for name in node.output}
         self._users: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
@@ -115,7 +116,7 @@ class Reader:
     def _value(self, name: str) -> np.ndarray | None:
         """What a tensor is whatever the inputs of the graph are; None if it depends on them."""
         if name in self._stored:
-            return numpy_helper.to_array(self._stored[name])
+            return self._stored[name]
         node = self._makers.get(name)
         if node is None:
             return None
