@@ -4,6 +4,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from espnet_ext import unchecked  # noqa: F401  (before ESPnet)
+
 __version__ = "0.1.0"
 
 
@@ -38,8 +40,7 @@ def load(
     # By name: importing this package must need neither torch nor ESPnet.
     if (Path(path) / "model.json").is_file():
         exported = importlib.import_module("espnet_ext.export.onnx_decoder")
-        member = None if max_bytes is None else exported.fitting(Path(path), max_bytes)
-        return exported.load_exported(Path(path), member=member)
+        return exported.load_exported(Path(path), max_bytes=max_bytes)
     muted = importlib.import_module("espnet_ext.bridge.muted").muted
     with muted():  # torch and ESPnet take seconds to import
         loading = importlib.import_module("espnet_ext.bridge.loading")

@@ -2,23 +2,40 @@
 
 typeguard compiles each function that has such a check once more when it is imported: a quarter of
 the seconds that ESPnet takes. Values of a config are compared with the types of ESPnet's arguments
-before (``bridge.config_check``). It must be imported before ESPnet: ``bridge``, ``models`` and
-``encoders`` do, and others come to ESPnet through them. Other packages keep their checks.
+before (``bridge.config_check``). Other packages keep their checks.
 """
 
+import sys
 from typing import Any
 
-import typeguard
 
-_typechecked = typeguard.typechecked
+class _BeforeESPnet:
+    """Among the finders of modules: does its work when ESPnet is imported, and finds nothing.
+
+    Commands that need no ESPnet do not wait for typeguard.
+    """
+
+    done = False
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name in ("espnet", "espnet2") and not self.done:
+            self.done = True
+            _leave_out()
 
 
-def _unchecked(target: Any = None, **options: Any) -> Any:
-    """As ``typeguard.typechecked``, but functions and classes of ESPnet stay as they are."""
-    if target is None:
-        return lambda function: _unchecked(function, **options)
-    module = getattr(target, "__module__", None) or ""
-    return target if module.startswith("espnet") else _typechecked(target, **options)
+def _leave_out() -> None:
+    """Let typeguard leave functions and classes of ESPnet as they are."""
+    import typeguard
+
+    original = typeguard.typechecked
+
+    def typechecked(target: Any = None, **options: Any) -> Any:
+        if target is None:
+            return lambda function: typechecked(function, **options)
+        module = getattr(target, "__module__", None) or ""
+        return target if module.startswith("espnet") else original(target, **options)
+
+    typeguard.typechecked = typechecked
 
 
-typeguard.typechecked = _unchecked
+sys.meta_path.insert(0, _BeforeESPnet())  # type: ignore[arg-type]

@@ -1,1 +1,0 @@
-import espnet_ext.unchecked  # noqa: F401  (before ESPnet)

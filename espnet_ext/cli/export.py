@@ -9,7 +9,7 @@ model.json and transcribe.py, which needs numpy, onnxruntime and soundfile alone
 --family writes one folder for several members of a family: the weights of all, each once, and small
 graphs for each. MODEL is then a family file, the folder of deployed forms (exp/<tag>/deploy), or a
 config; names after --family choose members. Weights of fewer bits are computed from those of more
-when a session is made.
+when a member is loaded.
 
 Nothing is written unless the graphs give torch's scores and texts on speech: that of --verify, or
 of a config the first utterances of its development set.

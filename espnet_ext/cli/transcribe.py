@@ -34,7 +34,7 @@ from espnet_ext.data.audio import read_stretch, resampled, seconds_of
 from espnet_ext.data.audio_stream import STDIN, pieces
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.experiment import Experiment
-from espnet_ext.export.onnx_decoder import SETTINGS, fitting, load_exported
+from espnet_ext.export.onnx_decoder import SETTINGS, load_exported
 
 _SHOWN = 60  # seconds of audio whose progress is shown
 
@@ -76,15 +76,13 @@ def run(args: argparse.Namespace) -> None:
     if (model / SETTINGS).is_file():
         if args.method or args.max_rtf or args.device != "cpu":
             raise UserError(f"{model}: --method, --max-rtf and --device are of deployed models")
-        if args.variant and args.max_bytes:
-            raise UserError("choose the member by --variant or by --max-bytes, not by both")
-        member = fitting(model, args.max_bytes) if args.max_bytes else args.variant
+        chosen = args.threads, args.variant, args.max_bytes
         if args.stream:
             from espnet_ext.export.onnx_stream import OnnxStreamer
 
-            _stream(OnnxStreamer(model, args.threads, member), args)
+            _stream(OnnxStreamer(model, *chosen), args)
             return
-        recogniser = load_exported(model, args.threads, member)
+        recogniser = load_exported(model, *chosen)
     else:
         with muted():
             import torch

@@ -82,11 +82,16 @@ def chosen_members(found: Iterable[Bundle], names: Sequence[str], path: Path) ->
     Raises:
         UserError: there is no such form.
     """
-    members = {bundle.member or bundle.path.parent.name: bundle for bundle in found}
+    members: dict[str, Bundle] = {}
+    known = []
+    for bundle in found:
+        known.append(bundle.member or bundle.path.parent.name)
+        if not names or known[-1] in names:
+            members[known[-1]] = bundle
     for name in names:
         if name not in members:
-            raise UserError(f"{path}: no member {nearest(name, members)}")
-    return {name: one for name, one in members.items() if name in (names or members)}
+            raise UserError(f"{path}: no member {nearest(name, known)}")
+    return members
 
 
 def _join(folders: Mapping[str, Path], target: Path) -> None:
@@ -100,12 +105,13 @@ def _join(folders: Mapping[str, Path], target: Path) -> None:
     for name in sorted(folders, key=lambda name: (-_bits(settings[name]), -sizes[name])):
         graphs = run_onnx.GRAPHS[settings[name]["kind"]]
         for file in (TOKENS, *(f"{graph}.onnx" for graph in graphs)):
-            places[name][file] = _place(file, name, folders)
-            copy = target / places[name][file]
+            alike = len({one["sha256"][file] for one in settings.values()}) == 1
+            copy = target / (file if alike else f"{name}.{file}")
+            places[name][file] = copy.name
             if not copy.exists():
                 shutil.copyfile(folders[name] / file, copy)
-                if file != TOKENS:
-                    weights.take(copy, f"{name}{run_onnx.COMPUTED}", recipes[name])
+            if file != TOKENS and not alike:
+                weights.take(copy, f"{name}{run_onnx.COMPUTED}", recipes[name])
     weights.close()
     computed: dict[str, str] = {}
     for name, listed in recipes.items():
@@ -134,12 +140,6 @@ def _join(folders: Mapping[str, Path], target: Path) -> None:
 def _bits(settings: Mapping[str, Any]) -> int:
     """The most bits of a member's rounded weights; 32 if none is rounded."""
     return max(map(int, settings["weights_in_bits"]), default=32)
-
-
-def _place(file: str, name: str, folders: Mapping[str, Path]) -> str:
-    """The name of a member's file in the folder of all: its own if all have the same."""
-    contents = {(folder / file).read_bytes() for folder in folders.values()}
-    return file if len(contents) == 1 else f"{name}.{file}"
 
 
 def _compare(alone: run_onnx.Model, found: run_onnx.Model, waves: Sequence[np.ndarray]) -> None:

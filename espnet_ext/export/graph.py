@@ -16,6 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from espnet_ext.export.run_onnx import pairs
 from espnet_ext.formats.bits import Quantised, Stored
 from espnet_ext.methods.codes import CODES, Coded
 from espnet_ext.methods.positions import Sinusoids
@@ -281,10 +282,7 @@ def nodes_in(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 def in_pairs(name: str, values: np.ndarray) -> onnx.TensorProto:
     """Integers of at most 4 bits as a tensor of a graph, two to a byte."""
-    low = values.reshape(-1).astype(np.uint8) & 15
-    low = np.append(low, np.uint8(0)) if len(low) % 2 else low
-    pairs = (low[0::2] | low[1::2] << 4).tobytes()
-    return helper.make_tensor(name, INT4, values.shape, pairs, raw=True)
+    return helper.make_tensor(name, INT4, values.shape, pairs(values), raw=True)
 
 
 def packed_blocks(weight: Quantised, block: int) -> tuple[Tensor, Tensor, int]:

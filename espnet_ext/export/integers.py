@@ -11,7 +11,7 @@ two integers, the coarse one may be the other: a bit tells for each of these pla
 twentieth of all.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -19,7 +19,7 @@ from onnx import numpy_helper
 
 from espnet_ext.export.folding import evaluated
 from espnet_ext.export.graph import FLOAT, INT4, INT8, UINT8, ZERO
-from espnet_ext.export.run_onnx import NEAR
+from espnet_ext.export.run_onnx import rounded
 
 _LIMITS = (1, 3, 7, 31, 127)  # largest integers of 2, 3, 4, 6 and 8 bits
 _STORED = (UINT8, INT8, INT4)
@@ -33,7 +33,6 @@ class Weight:
         rows: integers or numbers (o, i).
         scale: of integers, (o or 1, groups); None: of numbers.
         kind: type of the stored tensor.
-        shape: of the stored tensor.
         zero: the stored value of the integer 0.
         in_pairs: bytes hold two integers.
         across: stored as (i, o).
@@ -42,14 +41,13 @@ class Weight:
     rows: np.ndarray
     scale: np.ndarray | None
     kind: int
-    shape: tuple[int, ...]
     zero: int = 0
     in_pairs: bool = False
     across: bool = False
 
     def turned(self) -> "Weight":
         """Numbers that are stored as (i, o), if these are stored as (o, i)."""
-        return Weight(self.rows.T, None, self.kind, self.shape, across=True)
+        return replace(self, rows=self.rows.T, across=True)
 
 
 class Reader:
@@ -74,7 +72,7 @@ class Reader:
         if values.ndim < 2:
             return None
         if tensor.data_type == FLOAT:
-            return Weight(values.reshape(len(values), -1), None, FLOAT, values.shape)
+            return Weight(values.reshape(len(values), -1), None, FLOAT)
         users = self._users.get(tensor.name, [])
         if tensor.data_type not in _STORED or len({user.op_type for user in users}) != 1:
             return None
@@ -84,7 +82,7 @@ class Reader:
         if user.op_type == "DynamicQuantizeMatMul":
             zero = ZERO if tensor.data_type == UINT8 else 0
             rows, scale = values.astype(np.int16).T - zero, self._value(user.input[2])
-            found = Weight(rows, None, tensor.data_type, values.shape, zero)
+            found = Weight(rows, None, tensor.data_type, zero)
             return _with_scale(found, scale, across=True)
         return self._times_scale(user, tensor.data_type, values)
 
@@ -93,7 +91,7 @@ class Reader:
         in_pairs, zero = conf["bits"] == 4, 2 ** (conf["bits"] - 1)
         rows = np.stack([values & 15, values >> 4], -1) if in_pairs else values
         rows = rows.reshape(conf["N"], conf["K"]).astype(np.int16) - zero
-        found = Weight(rows, None, UINT8, values.shape, zero, in_pairs)
+        found = Weight(rows, None, UINT8, zero, in_pairs)
         return _with_scale(found, self._value(user.input[2]))
 
     def _times_scale(self, user: onnx.NodeProto, kind: int, values: np.ndarray) -> Weight | None:
@@ -110,7 +108,7 @@ class Reader:
         scale = self._value(name)
         across = scale is not None and scale.ndim == 1 and values.ndim == 2
         rows = values.T if across else values.reshape(len(values), -1)
-        found = Weight(rows.astype(np.int16), None, kind, values.shape)
+        found = Weight(rows.astype(np.int16), None, kind)
         return _with_scale(found, scale, across)
 
     def _value(self, name: str) -> np.ndarray | None:
@@ -139,7 +137,7 @@ def _with_scale(weight: Weight, scale: np.ndarray | None, across: bool = False) 
     shaped = scale.astype(np.float32).reshape(outputs if scale.size > 1 else 1, -1)
     if (shaped == shaped[:, :1]).all():
         shaped = shaped[:, :1]
-    return Weight(**{**vars(weight), "scale": shaped, "across": across})
+    return replace(weight, scale=shaped, across=across)
 
 
 @dataclass(frozen=True)
@@ -160,33 +158,24 @@ def computed(fine: Weight, coarse: Weight) -> Computed | None:
     """How a weight of integers follows from a finer one; None if it does not."""
     if coarse.scale is None or fine.in_pairs:
         return None
+    finer = None if fine.scale is None else fine.scale[: len(coarse.rows)]
     if any(a < b for a, b in zip(fine.rows.shape, coarse.rows.shape, strict=True)):
         return None
     outputs, inputs = coarse.rows.shape
-    x = fine.rows[:outputs, :inputs].astype(np.float32)
-    scale, groups = coarse.scale[:, :, None], coarse.scale.shape[1]
     limit = next((n for n in _LIMITS if n >= np.abs(coarse.rows).max()), None)
-    if limit is None:
-        return None
-    if fine.scale is None:
-        x = x.reshape(outputs, groups, -1) / scale
-        same = np.array_equal(_clipped(np.round(x), limit, coarse), coarse.rows)
-        return Computed(limit) if same else None
-    finer = fine.scale[:outputs, :, None]
-    counts = {groups, finer.shape[1]} - {1}
+    groups = 1 if finer is None else finer.shape[1]
     # The groups of a part of the inputs are other ones.
-    if len(counts) > 1 or (finer.shape[1] > 1 and inputs < fine.rows.shape[1]):
+    misfit = groups > 1 and (
+        inputs < fine.rows.shape[1] or coarse.scale.shape[1] not in (1, groups)
+    )
+    if limit is None or misfit:
         return None
-    ratio = finer / scale
-    x = x.reshape(outputs, max(groups, finer.shape[1]), -1) * ratio
-    y = np.round(x)
-    near = np.abs(np.abs(x - y) - np.float32(0.5)) < ratio * np.float32(NEAR)
+    x, y, near = rounded(fine.rows[:outputs, :inputs], coarse.scale, finer)
     moved = near & (_clipped(y, limit, coarse) != coarse.rows).reshape(x.shape)
     y[moved] += np.sign(x[moved] - y[moved])
     if not np.array_equal(_clipped(y, limit, coarse), coarse.rows):
         return None
-    bits = np.packbits(moved[near], bitorder="little")
-    return Computed(limit, bits.tobytes())
+    return Computed(limit, np.packbits(moved[near], bitorder="little").tobytes())
 
 
 def _clipped(y: np.ndarray, limit: int, coarse: Weight) -> np.ndarray:

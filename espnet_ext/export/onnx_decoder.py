@@ -21,6 +21,12 @@ _AGAIN = "export it again"
 class OnnxDecoder:
     """The graphs of a folder that ``espnet-ext export`` wrote; of a family, those of a member.
 
+    Args:
+        folder: that was written.
+        threads: of the sessions.
+        member: of a family; None: the best.
+        max_bytes: of a family: the best member whose own folder would have so many at most.
+
     Raises:
         UserError: no such folder or member, a folder of another kind, a file that was changed, or
             graphs that this version of ONNX Runtime does not run.
@@ -28,16 +34,20 @@ class OnnxDecoder:
 
     batch_size = 1
 
-    def __init__(self, folder: Path, threads: int = 1, member: str | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        threads: int = 1,
+        member: str | None = None,
+        max_bytes: int | None = None,
+    ):
         try:
             from espnet_ext.export.run_onnx import Model
         except ImportError as error:
             raise UserError(f"no package {error.name}: pip install 'espnet-ext[export]'") from None
         members = require_unchanged(folder).get("members", {})
-        if member is not None and not members:
-            raise UserError(f"{folder} has one model: leave out the name {member}")
-        if member is not None and member not in members:
-            raise UserError(f"{folder}: no member {nearest(member, members)}")
+        if member is not None or max_bytes is not None:
+            member = _chosen(folder, members, member, max_bytes)
         try:
             self.model = Model(folder, threads, member)
         except Exception as error:  # of ONNX Runtime's own types
@@ -106,23 +116,26 @@ def _members(settings: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(one["computed"]) for name, one in members.items()}
 
 
-def load_exported(folder: Path, threads: int = 1, member: str | None = None) -> Recogniser:
-    """Load an exported folder; of a family a member, None: the best. Raises as ``OnnxDecoder``."""
-    return Recogniser(OnnxDecoder(folder, threads, member))
-
-
-def fitting(folder: Path, max_bytes: int) -> str:
-    """The best member of a family whose own folder would have that many bytes at most.
-
-    Raises:
-        UserError: as ``require_unchanged``; the folder is of no family, or no member is so small.
-    """
-    members = require_unchanged(folder).get("members", {})
+def _chosen(
+    folder: Path, members: Mapping[str, Any], member: str | None, max_bytes: int | None
+) -> str:
+    """The member of a family that is named, or the best that fits; the best are listed first."""
     if not members:
-        raise UserError(f"{folder} has one model: leave out the limit of bytes")
-    sizes = {name: one["bytes"] for name, one in members.items()}  # from the best on
-    found = next((name for name, size in sizes.items() if size <= max_bytes), None)
+        raise UserError(f"{folder} has one model: leave out the name or the limit of bytes")
+    if member is not None and max_bytes is not None:
+        raise UserError("choose the member by --variant or by --max-bytes, not by both")
+    if member is not None:
+        if member not in members:
+            raise UserError(f"{folder}: no member {nearest(member, members)}")
+        return member
+    sizes = {name: one["bytes"] for name, one in members.items()}
+    found = next((name for name, size in sizes.items() if size <= (max_bytes or 0)), None)
     if found is None:
         least = min(sizes.values())
         raise UserError(f"{folder}: no member of {max_bytes:,} bytes; the smallest has {least:,}")
     return found
+
+
+def load_exported(folder: Path, *chosen: Any, **options: Any) -> Recogniser:
+    """Load an exported folder; arguments and errors are those of ``OnnxDecoder``."""
+    return Recogniser(OnnxDecoder(folder, *chosen, **options))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +17,14 @@ from espnet_ext.export.onnx_decoder import OnnxDecoder
 class OnnxStreamer:
     """The graphs of a folder that ``espnet-ext export`` wrote; as ``bridge.streaming.Streamer``.
 
-    ``member``: of a family; None: the best.
+    Arguments are those of ``OnnxDecoder``.
 
     Raises:
         UserError: what ``OnnxDecoder`` raises, or a model that does not stream.
     """
 
-    def __init__(self, folder: Path, threads: int = 1, member: str | None = None):
-        self.decoder = OnnxDecoder(folder, threads, member)
+    def __init__(self, folder: Path, *chosen: Any, **options: Any):
+        self.decoder = OnnxDecoder(folder, *chosen, **options)
         settings = self.decoder.model.settings
         if settings["kind"] != "transducer":
             raise UserError(f"{folder}: this exported model does not stream: leave out --stream")

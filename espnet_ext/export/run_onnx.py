@@ -20,7 +20,6 @@ import onnxruntime
 START, END, PROMPT, TEXT = 1, 2, 3, 4  # ids of a decoder; text begins at the last
 BLANK = 0  # id of CTC
 WEIGHTS, COMPUTED, RECIPES = "weights.bin", ".weights.bin", ".weights.json"  # of a family
-ALIGNED = 64  # bytes, of weights in a file
 NEAR = 0.501  # fine steps to half-way, at most, where a coarse integer may be the other one
 GRAPHS = {
     "whisper": ("preprocess", "encode", "uncached_decode", "cached_decode"),
@@ -32,15 +31,12 @@ GRAPHS = {
 
 
 class Model:
-    """The graphs of a folder, on ``threads`` threads; of a family a member, by default the first.
-
-    KeyError: the family has no such member.
-    """
+    """The graphs of a folder on ``threads`` threads; of a family a member (KeyError: no such)."""
 
     def __init__(self, folder, threads=1, member=None):
         folder = Path(folder)
         self.settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        computed = weights = None
+        computed = b""
         if members := self.settings.get("members"):  # the best first
             member = member or next(iter(members))
             self.settings |= members[member]
@@ -48,7 +44,6 @@ class Model:
             raise KeyError(member)
         if members and not (folder / f"{member}{COMPUTED}").exists():
             computed = assembled(folder, member)
-            weights = np.memmap(folder / WEIGHTS, np.uint8, "r")
         files = self.settings.get("files", {})
         tokens = folder / files.get("tokens.txt", "tokens.txt")
         lines = tokens.read_text(encoding="utf-8").splitlines()
@@ -60,9 +55,9 @@ class Model:
         # would be cut to 16 bits. No effect on others.
         options.add_session_config_entry("session.x64quantprecision", "1")
         if computed:
-            names, given = [WEIGHTS, f"{member}{COMPUTED}"], [weights, computed]
-            lengths = [len(one) for one in given]
-            options.add_external_initializers_from_files_in_memory(names, given, lengths)
+            names = [WEIGHTS, f"{member}{COMPUTED}"]
+            given = [np.memmap(folder / WEIGHTS, np.uint8, "r"), computed]
+            options.add_external_initializers_from_files_in_memory(names, given, [*map(len, given)])
         self.graphs = {
             name: onnxruntime.InferenceSession(str(folder / files.get(file, file)), options)
             for name in GRAPHS[self.settings["kind"]]
@@ -246,35 +241,41 @@ def assembled(folder, member):
 def weight_from(recipe, weights):
     """The bytes of a weight that follows from another one in the bytes of a family's weights.
 
-    It is a part of that; or integers, of groups of inputs with a scale: numbers by their scale,
-    rounded. Where the numbers are integers times a scale themselves, some of those nearly half-way
-    between two integers become the other one.
+    It is a part of that, or its numbers by scales of groups of inputs, rounded (see ``rounded``).
+    Of those that may have been rounded before, bits tell which become the other integer.
     """
     values = _stored(recipe["from"], weights)
     if "scale" not in recipe:
         part = values[tuple(slice(size) for size in recipe["part"])]
-        return _pairs(part) if recipe["from"][1] == "int4" else part.tobytes()
+        return pairs(part) if recipe["from"][1] == "int4" else part.tobytes()
     outputs, inputs = recipe["part"]
     rows = values.astype(np.float32) - np.float32(recipe.get("from_zero", 0))
-    rows = rows.T if recipe["across"] else rows.reshape(len(rows), -1)
-    rows = rows[:outputs, :inputs]
-    scale = _stored(recipe["scale"], weights).astype(np.float32)[:, :, None]
-    if "from_scale" not in recipe:
-        y = np.round(rows.reshape(outputs, scale.shape[1], -1) / scale)
-    else:
-        finer = _stored(recipe["from_scale"], weights).astype(np.float32)[:outputs, :, None]
-        ratio = finer / scale
-        x = rows.reshape(outputs, ratio.shape[1], -1) * ratio
-        y = np.round(x)
-        near = np.abs(np.abs(x - y) - np.float32(0.5)) < ratio * np.float32(NEAR)
-        if "moved" in recipe:
-            bits = np.unpackbits(_stored(recipe["moved"], weights), bitorder="little")
-            near[near] = bits[: near.sum()].astype(bool)
-            y[near] += np.sign(x[near] - y[near])
+    rows = (rows.T if recipe["across"] else rows.reshape(len(rows), -1))[:outputs, :inputs]
+    finer = _stored(recipe["from_scale"], weights)[:outputs] if "from_scale" in recipe else None
+    x, y, near = rounded(rows, _stored(recipe["scale"], weights), finer)
+    if "moved" in recipe:
+        bits = np.unpackbits(_stored(recipe["moved"], weights), bitorder="little")
+        moved = near.copy()
+        moved[near] = bits[: near.sum()]
+        y[moved] += np.sign(x[moved] - y[moved])
     ints = np.clip(y, -recipe["limit"], recipe["limit"]).astype(np.int16) + recipe["zero"]
-    ints = ints.reshape(outputs, inputs)
-    ints = ints.T if recipe["turn"] else ints
-    return _pairs(ints) if recipe["pairs"] else ints.astype(np.uint8).tobytes()
+    ints = ints.reshape(outputs, inputs).T if recipe["turn"] else ints
+    return pairs(ints) if recipe["pairs"] else ints.astype(np.uint8).tobytes()
+
+
+def rounded(rows, scale, finer=None):
+    """Numbers (o, i), or integers of the scale ``finer``, by a scale (o, groups), in float32.
+
+    Returns them (o, groups, inputs of a group), rounded, and where finer integers leave a doubt.
+    """
+    scale, rows = scale[:, :, None].astype(np.float32), rows.astype(np.float32)
+    if finer is None:
+        x = rows.reshape(len(rows), scale.shape[1], -1) / scale
+        return x, np.round(x), np.zeros(x.shape, bool)
+    ratio = finer[:, :, None].astype(np.float32) / scale
+    x = rows.reshape(len(rows), ratio.shape[1], -1) * ratio
+    y = np.round(x)
+    return x, y, np.abs(np.abs(x - y) - np.float32(0.5)) < ratio * np.float32(NEAR)
 
 
 def _stored(place, weights):
@@ -288,8 +289,8 @@ def _stored(place, weights):
     return ((ints ^ 8).astype(np.int8) - 8).reshape(shape)
 
 
-def _pairs(ints):
-    """Integers two to a byte."""
+def pairs(ints):
+    """Integers of 4 bits, two to a byte, the first in the lower half."""
     low = (ints.reshape(-1) & 15).astype(np.uint8)
     low = np.append(low, np.uint8(0)) if len(low) % 2 else low
     return (low[0::2] | low[1::2] << 4).tobytes()
@@ -328,8 +329,7 @@ def main():
     paths = given[2:] if member else given
     try:
         if member and given[0] == "--assemble":
-            assemble(folder, member)
-            sys.exit()
+            sys.exit(assemble(folder, member))
         if not paths or paths[0].startswith("-"):
             sys.exit(__doc__)
         model = Model(folder, member=member)

@@ -17,8 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from espnet_ext.export.graph import INT4
 from espnet_ext.export.integers import Computed, Reader, Weight, computed
-from espnet_ext.export.run_onnx import ALIGNED, weight_from
+from espnet_ext.export.run_onnx import weight_from
 
+_ALIGNED = 64  # bytes, of weights in a file
 _LEAST = 1024  # bytes of a tensor that leaves its graph
 
 
@@ -64,14 +65,14 @@ class WeightFile:
             if len(raw) < _LEAST:
                 continue
             values = values.astype(np.int8) if tensor.data_type == INT4 else values
-            offset, recipe = self._find(tensor, values, raw, reader)
-            if recipe is None:
-                _refer(tensor, self.path.name, offset, len(raw))
+            recipe = self._find(tensor, values, raw, reader)
+            if isinstance(recipe, int):
+                _refer(tensor, self.path.name, recipe, len(raw))
                 continue
             if weight_from(recipe, self._content) != raw:
                 raise RuntimeError(f"{path.name}: {tensor.name} changed in the family's file")
             end = recipes[-1]["at"] + recipes[-1]["bytes"] if recipes else 0
-            recipe |= {"at": end + -end % ALIGNED, "bytes": len(raw)}
+            recipe |= {"at": end + -end % _ALIGNED, "bytes": len(raw)}
             recipes.append(recipe)
             _refer(tensor, computed_file, recipe["at"], len(raw))
         onnx.save(model, path)
@@ -82,11 +83,11 @@ class WeightFile:
 
     def _find(
         self, tensor: onnx.TensorProto, values: np.ndarray, raw: bytes, reader: Reader
-    ) -> tuple[int, dict[str, Any] | None]:
+    ) -> int | dict[str, Any]:
         """Where the bytes of a tensor are in the file, or how it is computed."""
         same = self._known.get(hashlib.sha256(raw).hexdigest())
         if same is not None:
-            return same, None
+            return same
         kind = tensor.data_type
         for source in self._sources:
             if not _begins_with(source, kind, values):
@@ -95,16 +96,16 @@ class WeightFile:
             if weight_from(recipe, self._content) != raw:  # -0.0 is 0.0, but for its bytes
                 continue
             whole = source.values.shape[1:] == values.shape[1:] and kind != INT4
-            return (source.offset, None) if whole else (0, recipe)
+            return source.offset if whole else recipe
         weight = reader.weight(tensor, values)
         if weight is not None and weight.scale is not None:
             for source in self._sources:
                 for fine in _readings(source):
                     if (found := computed(fine, weight)) is not None:
-                        return 0, self._recipe(source, fine, weight, found)
+                        return self._recipe(source, fine, weight, found)
         offset = self._append(raw)
         self._sources.append(_Source(offset, kind, values, weight))
-        return offset, None
+        return offset
 
     def _recipe(
         self, source: _Source, fine: Weight, coarse: Weight, found: Computed
@@ -136,7 +137,7 @@ class WeightFile:
         """Where bytes begin in the file that are added to it, or were."""
         digest = hashlib.sha256(raw).hexdigest()
         if digest not in self._known:
-            self._content.extend(bytes(-len(self._content) % ALIGNED))
+            self._content.extend(bytes(-len(self._content) % _ALIGNED))
             self._known[digest] = len(self._content)
             self._content.extend(raw)
         return self._known[digest]
