@@ -43,6 +43,8 @@ EXTRAS = {
     ],
     "device": [  # what benchmarks/device.py compares with
         "faster-whisper>=1.2",
+        "openvino",
+        "pywhispercpp",  # whisper.cpp
         "sherpa-onnx>=2",
     ],
     "dev": [

@@ -11,7 +11,12 @@ A system is KIND:PATH.
   torch:DIR           a deployed folder, by torch
   onnx-stream:DIR     an exported transducer, chunk by chunk; sherpa:DIR does that too
   torch-stream:DIR    a deployed folder of a model that streams, chunk by chunk, by torch
-  faster-whisper:DIR  a Whisper in transformers' format, converted to int8 (CTranslate2)
+Of a Whisper in transformers' format, as it was published, converted here (whisper_peers.py):
+  faster-whisper:DIR  to int8 (CTranslate2)
+  whisper.cpp:DIR     to 8 bits in blocks of 32 (q8_0)
+  sherpa-whisper:DIR  to int8, as sherpa-onnx's script exports it, by sherpa-onnx
+  onnxruntime:DIR     to graphs in float32, by ONNX Runtime
+  openvino:DIR        the same graphs, by OpenVINO
 A kind whose package is missing is said so: pip install 'espnet-ext[device]'.
 
 Example, in egs/fotaq/asr1:
@@ -25,20 +30,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from device_systems import LOADERS, RATE
 
 from espnet_ext.data.audio import read_wave
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError, at_least, run_cli
-from espnet_ext.files import read_json
 from espnet_ext.results.benchmarks import finish
 
-RATE = 16000
 CHILD = "--system"
+# Kinds of published models that whisper_peers converts.
+PUBLISHED = ("whisper.cpp", "sherpa-whisper", "onnxruntime", "openvino")
 
 
 def main() -> None:
@@ -105,8 +111,17 @@ def _measure(
 
 
 def prepared(system: str, scratch: Path) -> str:
-    """The system with the path of what its process loads: of faster-whisper converted files."""
+    """The system with the path of what its process loads: of a published model converted files."""
     kind, _, path = system.partition(":")
+    if kind in PUBLISHED:
+        import whisper_peers  # with torch, which other systems need not hold
+
+        scratch.mkdir()
+        if kind == "whisper.cpp":
+            whisper_peers.write_ggml(path, scratch / "ggml.bin")
+        else:
+            whisper_peers.write_graphs(path, scratch, int8=kind == "sherpa-whisper")
+        return f"{kind}:{scratch}"
     if kind != "faster-whisper":
         return system
     code = (
@@ -173,151 +188,6 @@ def peak_mb() -> float:
     """The largest memory of this process so far; another counter may be inherited."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-type Decode = Callable[[np.ndarray], str]
-
-
-def onnx() -> Callable[[str], Decode]:
-    """Import ONNX Runtime; return a function that loads a folder."""
-    from espnet_ext.export.onnx_decoder import load_exported
-
-    return lambda path: _texts(load_exported(Path(path)))
-
-
-def torch() -> Callable[[str], Decode]:
-    """The same for torch."""
-    import torch as library
-
-    from espnet_ext.bridge.loading import load
-
-    library.set_num_threads(1)
-    return lambda path: _texts(load(path))
-
-
-def _texts(model: Any) -> Decode:
-    return lambda wave: model(wave, RATE).text
-
-
-def onnx_stream() -> Callable[[str], Decode]:
-    """ONNX Runtime, chunk by chunk."""
-    from espnet_ext.export.onnx_stream import OnnxStreamer
-
-    return lambda path: _streamed(OnnxStreamer(Path(path)))
-
-
-def torch_stream() -> Callable[[str], Decode]:
-    """torch, chunk by chunk."""
-    import torch as library
-
-    from espnet_ext.bridge.bundle import open_bundle
-    from espnet_ext.bridge.streamers import streamer_of
-
-    library.set_num_threads(1)
-    return lambda path: _streamed(streamer_of(open_bundle(path), "transducer_greedy"))
-
-
-def _streamed(streamer: Any) -> Decode:
-    from espnet_ext.bridge.latency import Timing
-
-    def decode(wave: np.ndarray) -> str:
-        places = range(streamer.piece, len(wave), streamer.piece)
-        found = streamer.run(np.split(wave, places), Timing())
-        text = "".join(partial.text for partial in found if partial.finished)
-        return " ".join(text.split())
-
-    return decode
-
-
-def sherpa_stream(library: Any, folder: Path) -> Decode:
-    """sherpa-onnx, in pieces of 160 ms; silence at the end completes the last chunk.
-
-    Raises:
-        UserError: a model of features that sherpa-onnx does not compute.
-    """
-    settings = read_json(folder / "model.json")
-    if "sherpa_onnx" not in settings:
-        raise UserError(f"{folder}: on features that sherpa-onnx does not compute")
-    rest = RATE // 100 * (settings["window"] + 2)
-    model = library.OnlineRecognizer.from_transducer(
-        **{name: str(folder / f"{name}.onnx") for name in ("encoder", "decoder", "joiner")},
-        tokens=str(folder / "tokens.txt"),
-        num_threads=1,
-    )
-    piece = RATE * 16 // 100
-
-    def decode(wave: np.ndarray) -> str:
-        stream, padded = model.create_stream(), np.append(wave, np.zeros(rest, np.float32))
-        for part in np.split(padded, range(piece, len(padded), piece)):
-            stream.accept_waveform(RATE, part)
-            while model.is_ready(stream):
-                model.decode_stream(stream)
-        return model.get_result(stream).strip()
-
-    return decode
-
-
-def sherpa() -> Callable[[str], Decode]:
-    """The same for sherpa-onnx."""
-    import sherpa_onnx
-
-    def load(path: str) -> Decode:
-        folder = Path(path)
-        tokens = str(folder / "tokens.txt")
-        if (folder / "joiner.onnx").is_file():
-            return sherpa_stream(sherpa_onnx, folder)
-        if (folder / "model.onnx").is_file():
-            model = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(
-                model=str(folder / "model.onnx"), tokens=tokens
-            )
-        else:
-            model = sherpa_onnx.OfflineRecognizer.from_moonshine(
-                preprocessor=str(folder / "preprocess.onnx"),
-                encoder=str(folder / "encode.onnx"),
-                uncached_decoder=str(folder / "uncached_decode.onnx"),
-                cached_decoder=str(folder / "cached_decode.onnx"),
-                tokens=tokens,
-                num_threads=1,
-            )
-
-        def decode(wave: np.ndarray) -> str:
-            stream = model.create_stream()
-            stream.accept_waveform(RATE, wave)
-            model.decode_stream(stream)
-            return stream.result.text.strip()
-
-        return decode
-
-    return load
-
-
-def faster_whisper() -> Callable[[str], Decode]:
-    """The same for CTranslate2, by faster-whisper."""
-    from faster_whisper import WhisperModel
-
-    def load(path: str) -> Decode:
-        model = WhisperModel(path, device="cpu", compute_type="int8", cpu_threads=1)
-        options = {"language": "en", "beam_size": 1, "without_timestamps": True}
-        options |= {"condition_on_previous_text": False, "temperature": 0.0}
-
-        def decode(wave: np.ndarray) -> str:
-            text = "".join(part.text for part in model.transcribe(wave, **options)[0])
-            kept = (c for c in text.lower() if c.isalnum() or c in "' ")
-            return " ".join("".join(kept).split())
-
-        return decode
-
-    return load
-
-
-LOADERS: Mapping[str, Callable[[], Callable[[str], Decode]]] = {
-    "onnx": onnx,
-    "sherpa": sherpa,
-    "torch": torch,
-    "onnx-stream": onnx_stream,
-    "torch-stream": torch_stream,
-    "faster-whisper": faster_whisper,
-}
 
 
 def table(measured: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class Graph:
 
     def bytewise(self, x: str, ints: str, scales: str, outputs: int) -> str:
         """Multiply x (..., i) with bytes (i, outputs) that have scales (outputs,)."""
-        zero = () if self.products == "int8" else (self.constant([ZERO] * outputs, np.uint8),)
+        zero = filter(None, [self._zeros(outputs)])
         return self.microsoft("DynamicQuantizeMatMul", x, ints, scales, *zero)
 
     def matrix(self, weight: Weight) -> str:
@@ -139,21 +139,14 @@ class Graph:
         return self.op("Reshape", self.op("Mul", parts, scale), self.ints(rows, -1))
 
     def rows(self, table: Coded, chosen: str | None) -> str:
-        """Rows (..., parts, size) of a table of codes, in bytes if its books are.
-
-        ``chosen``: their places; None: all.
-        """
+        """Rows (..., parts, size) of a table of codes; ``chosen``: their places; None: all."""
         parts, _, size = table.books.shape
         codes = self.constant(table.codes.numpy())
         if chosen is not None:
             codes = self.op("Gather", codes, chosen, axis=0)
         first = self.constant(np.arange(parts) * CODES, np.int32)
         places = self.op("Add", self.op("Cast", codes, to=INT32), first)
-        if table.books.dtype in (torch.int8, torch.uint8):
-            books = self.constant(table.books.reshape(-1, size).numpy())
-        else:
-            books = self._scales(table.books.reshape(-1, size))
-        return self.op("Gather", books, places, axis=0)
+        return self.op("Gather", self._scales(table.books.reshape(-1, size)), places, axis=0)
 
     def norm(self, x: str, weight: Tensor, bias: Tensor) -> str:
         """Layer normalisation of the last axis."""
@@ -220,19 +213,21 @@ class Graph:
         shape = (rows, -1, 1) if weight.scale.dim() else ()
         groups = self._scales(weight.scale.reshape(shape))
         count = weight.scale.numel() // rows if weight.scale.dim() else 1
-        ints = self.op("Cast", self._stored_ints(flat, weight.bits), to=FLOAT)
-        ints = self.op("Mul", self.op("Reshape", ints, self.ints(rows, count, -1)), groups)
-        ints = self.op("Div", ints, self.op("Reshape", scale, self.ints(rows, 1, 1)))
-        ints = self.op("Round", ints)
-        if self.products == "uint8":
-            ints = self.op("Add", ints, self.constant(ZERO, np.float32))
-        kind = INT8 if self.products == "int8" else UINT8
-        ints = self.op("Reshape", self.op("Cast", ints, to=kind), self.ints(rows, -1))
-        ints = self.op("Transpose", ints, perm=[1, 0])
-        return self.bytewise(x, ints, scale, rows)
+        # A session keeps all that it computes until it is made: few operators, little memory.
+        stored = self._stored_ints(flat.reshape(rows, count, -1), weight.bits)
+        numbers = self.op("Mul", self.op("Cast", stored, to=FLOAT), groups)
+        zero = self._zeros(rows) or self.constant([0] * rows, np.int8)
+        ints = self.op("QuantizeLinear", numbers, scale, zero, axis=0)
+        ints = self.op("Reshape", ints, self.ints(rows, -1))
+        return self.bytewise(x, self.op("Transpose", ints, perm=[1, 0]), scale, rows)
+
+    def _zeros(self, outputs: int) -> str | None:
+        """What stands for 0 in bytes of so many outputs; None of signed ones."""
+        signed = self.products == "int8"
+        return None if signed else self.constant([ZERO] * outputs, np.uint8)
 
     def _stored_ints(self, flat: Tensor, bits: int) -> str:
-        """Integers (o, i) of at most 4 bits two to a byte, others in bytes."""
+        """Integers (o, ...) of at most 4 bits two to a byte, others in bytes."""
         values = flat.numpy()
         if bits > 4:
             return self.constant(values)

@@ -114,7 +114,7 @@ def symbols(tokens: Mapping[int, str] | Sequence[str], rows: Sequence[int]) -> l
     """The line of each token in tokens.txt: its text with a mark for a blank, or its bytes."""
     found = []
     for row in rows:
-        data = bytes(_BYTES[c] for c in tokens[row])
+        data = token_bytes(tokens[row])
         try:
             text = data.decode("utf-8").replace(" ", "\u2581")
         except UnicodeDecodeError:
@@ -123,6 +123,11 @@ def symbols(tokens: Mapping[int, str] | Sequence[str], rows: Sequence[int]) -> l
             text = "".join(f"<0x{byte:02X}>" for byte in data)
         found.append(text)
     return found
+
+
+def token_bytes(token: str) -> bytes:
+    """The bytes of a byte-level token (GPT-2)."""
+    return bytes(_BYTES[c] for c in token)
 
 
 def _byte_names() -> dict[str, int]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from espnet_ext.errors import UserError
-from espnet_ext.export.graph import INT64, Graph, in_products
+from espnet_ext.export.graph import INT32, INT64, Graph, in_products
 from espnet_ext.export.whisper_model import TEXT, Whisper
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.methods.codes import Coded
@@ -109,13 +109,20 @@ def _table_scores(g: Graph, table: Coded) -> Any:
     parts, _, size = table.books.shape
     scale = table.books.abs().amax((1, 2)).clamp_min(1e-9) / 127  # of each part
     whole = (table.books / scale.view(-1, 1, 1)).round().to(torch.int8)
-    codes = Coded(table.codes, in_products(whole, g.products))
-    ints = g.op("Transpose", g.rows(codes, None), perm=[1, 2, 0])
-    ints = g.op("Reshape", ints, g.ints(parts * size, len(table.codes)))
-    widths = g.constant(scale.repeat_interleave(size).numpy())
+    books = in_products(whole, g.products).numpy()
+    codes = g.op("Transpose", g.constant(table.codes.numpy()), perm=[1, 0])
+    places = g.op("Cast", codes, to=INT32)
+    # All first numbers of the parts, then all second ones: a session computes least so.
+    numbers = [
+        g.op("GatherElements", g.constant(books[..., k]), places, axis=1) for k in range(size)
+    ]
+    ints = g.op("Concat", *numbers, axis=0)
+    widths = g.constant(scale.view(1, 1, -1, 1).numpy())
     one = g.op("Expand", g.constant([1], np.float32), g.ints(len(table.codes)))
 
     def scores(last: str) -> str:
-        return g.bytewise(g.op("Mul", last, widths), ints, one, len(table.codes))
+        x = g.op("Mul", g.op("Reshape", last, g.ints(1, -1, parts, size)), widths)
+        x = g.op("Reshape", g.op("Transpose", x, perm=[0, 1, 3, 2]), g.ints(1, -1, parts * size))
+        return g.bytewise(x, ints, one, len(table.codes))
 
     return scores
