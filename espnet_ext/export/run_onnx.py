@@ -127,7 +127,8 @@ class Model:
         seconds = len(wave) / self.settings["rate"]
         most = int(self.settings["tokens_per_second"] * seconds) + self.settings["more_tokens"]
         most = min(most, self.settings["most_tokens"])
-        step, token, score = self.scores(self.encode(wave)), PROMPT, 0.0
+        step, score = self.scores(self.encode(wave)), 0.0
+        token = int(step(PROMPT).argmax()) if "languages" in self.settings else PROMPT
         found: list[int] = []
         while len(found) < most:
             logits = step(token)
@@ -229,10 +230,8 @@ class Stream:
 def assembled(folder, member):
     """The weights of a member that follow from those of others, as its graphs read them."""
     recipes = json.loads((folder / f"{member}{RECIPES}").read_text(encoding="utf-8"))
-    if not recipes:
-        return b""
     weights = np.memmap(folder / WEIGHTS, np.uint8, "r")
-    content = bytearray(recipes[-1]["at"] + recipes[-1]["bytes"])
+    content = bytearray(max((one["at"] + one["bytes"] for one in recipes), default=0))
     for one in recipes:
         content[one["at"] : one["at"] + one["bytes"]] = weight_from(one, weights)
     return bytes(content)

@@ -6,8 +6,9 @@
     cached_decode    a token and the states -> scores of the next token, new states
 
 Ids of the runtime: 0 unknown, 1 its start, 2 its end, 3 the model's prompt, text from 4 on. The
-first call of ``cached_decode`` gets the token 3 and puts the whole prompt in its place. Frames are
-those of the speech: it is not padded to 30 s.
+first call of ``cached_decode`` gets the token 3 and puts the whole prompt in its place. Of a model
+that detects languages it scores them alone, whose ids are the last ones; the call with a language
+puts the rest of the prompt behind it. Frames are those of the speech: it is not padded to 30 s.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import numpy as np
 from espnet_ext.export.graph import FLOAT, INT32, Graph, Products
 from espnet_ext.export.whisper_encoder import write_encode
 from espnet_ext.export.whisper_layers import feed_forward, linear, norm, queries_keys_values
-from espnet_ext.export.whisper_model import END, PROMPT, TEXT, Whisper
+from espnet_ext.export.whisper_model import END, PROMPT, Whisper
 from espnet_ext.export.whisper_table import embed_and_score, token_rows
 
 PREPROCESS, ENCODE, FIRST, NEXT = (
@@ -104,11 +105,11 @@ def _write_first(model: Whisper, path: Path) -> None:
     empty = np.zeros((layers, heads, 0, size), np.float32)
     for name in ("self_key", "self_value"):
         g.op("Identity", g.constant(empty), out=name)
-    scores = np.zeros((1, 1, len(model.rows) + TEXT), np.float32)
+    scores = np.zeros((1, 1, model.ids), np.float32)
     scores[0, 0, PROMPT] = 1
     g.op("Identity", g.constant(scores), out="logits")
     inputs = _decoder_inputs(model, "tokens")
-    outputs = {"logits": (FLOAT, [1, 1, len(model.rows) + TEXT]), **_states(model, "")}
+    outputs = {"logits": (FLOAT, [1, 1, model.ids]), **_states(model, "")}
     g.save(path, inputs, outputs)
 
 
@@ -156,11 +157,16 @@ def _write_next(model: Whisper, path: Path, products: Products) -> Graph:
     for name in ("cross_key", "cross_value"):
         g.op("Identity", name, out=f"new_{name}")
     last = norm(g, model, g.slice(x, g.ints(-1), None, 1), f"{at}layer_norm")
-    text, stop = score(last)
+    text, stop, languages = score(last)
     never = [g.constant(np.full((1, 1, n), _NEVER), np.float32) for n in (END, 1)]
-    g.op("Concat", never[0], stop, never[1], text, axis=2, out="logits")
+    parts = [never[0], stop, never[1], text]
+    if model.languages:
+        first = g.op("Equal", known, g.ints(0))
+        parts[1], parts[3] = (g.op("Where", first, never[1], part) for part in (stop, text))
+        parts.append(g.op("Where", first, languages, never[1]))
+    g.op("Concat", *parts, axis=2, out="logits")
     inputs = {**_decoder_inputs(model, "token"), **_states(model, "")}
-    outputs = {"logits": (FLOAT, [1, 1, len(model.rows) + TEXT]), **_states(model, "new_")}
+    outputs = {"logits": (FLOAT, [1, 1, model.ids]), **_states(model, "new_")}
     g.save(path, inputs, outputs)
     return g
 

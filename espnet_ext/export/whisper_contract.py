@@ -16,6 +16,7 @@ from espnet_ext.export.whisper_source import read_whisper, symbols
 from espnet_ext.formats.packed import State
 from espnet_ext.models.whisper_decoder import MORE_TOKENS
 
+_BLANK = "\u2581"  # of a language, which is no text
 _STEPS = 12  # of the search that scores are compared in
 
 
@@ -39,15 +40,24 @@ class WhisperContract:
             whisper_model.START: "<s>",
             whisper_model.END: "</s>",
         }
+        texts += [_BLANK] * len(self.model.languages)
         return named | {whisper_model.TEXT + place: text for place, text in enumerate(texts)}
 
     def settings(self) -> dict[str, Any]:
         """Limits of the search."""
         room = self.decoder.model.decoder.decoder.max_target_positions - len(self.model.prompt)
+        names = self.decoder.model.token_list
+        prompt = [names[token] for token in self.model.prompt]
+        detected = {}
+        if self.model.languages:
+            prompt[1] = "<|language|>"
+            codes = [names[token].strip("<|>") for token in self.model.languages]
+            detected = {"languages": codes, "first_language": self.model.first_language}
         return {
             "kind": "whisper",
             "sherpa_onnx": "from_moonshine",
-            "prompt": [self.decoder.model.token_list[token] for token in self.model.prompt],
+            "prompt": prompt,
+            **detected,
             "tokens_per_second": self.decoder.tokens_per_second,
             "more_tokens": MORE_TOKENS,
             "most_tokens": room,
@@ -66,6 +76,11 @@ class WhisperContract:
             inside = torch.ones(1, int(frames), dtype=torch.bool)
             step, token, past = model.scores(model.encode(wave)), run_onnx.PROMPT, None
             tokens = asr.decoder.prompts(encoded, inside)
+            if languages := list(self.model.languages):
+                wanted, _ = asr.decoder.step(tokens[:, :1], encoded, None, None)
+                found = step(token)[self.model.first_language :]
+                worst = max(worst, relative_difference(found, wanted[0, languages].numpy()))
+                token = self.model.first_language + languages.index(int(tokens[0, 1]))
             for _ in range(_STEPS):
                 wanted, past = asr.decoder.step(tokens, encoded, None, past)
                 theirs, found = wanted[0, chosen].numpy(), step(token)[ids]

@@ -38,6 +38,8 @@ class Whisper:
         layers: of the encoder and the decoder.
         mel: filters (frequencies, bins).
         prompt: ids of the tokens that every text begins with.
+        languages: ids of the tokens of languages, of which the graphs choose the second of the
+            prompt; none: the prompt has it.
         end: id of the token that ends a text.
         least: samples that shorter speech is padded to with silence.
         rows: ids of the tokens of texts, in the order of the runtime's ids.
@@ -55,6 +57,7 @@ class Whisper:
     end: int
     least: int
     rows: tuple[int, ...]
+    languages: tuple[int, ...] = ()
     mimics: Mimics | None = None
     chunks: Geometry | None = None
 
@@ -67,6 +70,16 @@ class Whisper:
     def kv_width(self) -> int:
         """Keys and values of a frame for all layers of the decoder."""
         return 2 * self.layers[1] * self.width
+
+    @property
+    def first_language(self) -> int:
+        """The runtime's id of the first language; those of texts are lower."""
+        return TEXT + len(self.rows)
+
+    @property
+    def ids(self) -> int:
+        """How many ids the runtime has."""
+        return self.first_language + len(self.languages)
 
     def weight(self, name: str) -> Weight:
         """A weight as its file holds it."""

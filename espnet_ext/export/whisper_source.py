@@ -28,14 +28,12 @@ def read_whisper(path: Path, decoder: Decoder, stored: State, bits: int | None) 
     """Read all that the graphs of a deployed Whisper need; for the arguments see ``contract_of``.
 
     Raises:
-        UserError: a model whose language is detected, or weights that the graphs have no place for.
+        UserError: weights that the graphs have no place for.
     """
     asr: Any = decoder.model
     stack = getattr(asr.encoder, "base", None)
     if not isinstance(asr.decoder, WhisperDecoder) or not isinstance(stack, WhisperStack):
         raise UserError(f"{path}: so far only a whole Whisper can be exported")
-    if asr.decoder.language == DETECT:
-        raise UserError(f"{path}: it detects the language: export one, as in --language en")
     mimics, encoder = None, f"{_ENCODER}model."
     if (mimic := asr.encoder.mimic) is not None:
         heads = mimic.options.heads if mimic.options.kind == "transformer" else None
@@ -56,6 +54,7 @@ def read_whisper(path: Path, decoder: Decoder, stored: State, bits: int | None) 
         layers=layers,
         mel=np.asarray(stack.extractor.mel_filters, np.float32),
         prompt=tuple(asr.decoder.prompt),
+        languages=tuple(asr.decoder.languages) if asr.decoder.language == DETECT else (),
         end=int(asr.decoder.end),
         least=max(_LEAST, asr.encoder.pad_to),
         rows=_text_rows(asr.token_list, state[f"{_DECODER}embed_tokens.weight"]),

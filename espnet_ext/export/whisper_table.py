@@ -13,23 +13,38 @@ from espnet_ext.methods.codes import Coded
 
 
 def token_rows(g: Graph, model: Whisper, known: str) -> str:
-    """Rows of the table (1, n) for a token of the runtime: all of the prompt at the first call."""
+    """Rows of the table (1, n) for a token of the runtime: all of the prompt at the first call.
+
+    If the model detects languages the first call has the start alone, and the rest of the prompt
+    follows the language.
+    """
     row = g.op("Sub", g.op("Cast", "token", to=INT64), g.ints(TEXT))
     prompts = [len(model.rows) + 1 + place for place in range(len(model.prompt))]
     text = g.op("Less", "token", g.constant(TEXT, np.int32))
-    row = g.op("Where", text, g.ints(prompts[-1]), row)
     first = g.op("Equal", known, g.ints(0))
-    count = g.op("Mul", g.op("Cast", first, to=INT64), g.ints(len(prompts) - 1))
-    before = g.slice(g.constant([prompts[:-1]], np.int64), g.ints(0), count, 1)
-    return g.op("Concat", before, row, axis=1)
+    if model.languages:
+        heard = g.op("GreaterOrEqual", row, g.ints(len(model.rows)))
+        languages = g.op("Add", row, g.ints(1 + len(prompts)))  # they are behind the prompt
+        row = g.op("Where", heard, languages, row)
+        row = g.op("Where", text, g.ints(prompts[0]), row)
+        return g.op("Concat", row, _rows_if(g, heard, prompts[2:]), axis=1)
+    row = g.op("Where", text, g.ints(prompts[-1]), row)
+    return g.op("Concat", _rows_if(g, first, prompts[:-1]), row, axis=1)
+
+
+def _rows_if(g: Graph, condition: str, rows: list[int]) -> str:
+    """Rows (1, n) where a condition of one element holds, none elsewhere."""
+    holds = g.op("Reshape", g.op("Cast", condition, to=INT64), g.ints(1))
+    count = g.op("Mul", holds, g.ints(len(rows)))
+    return g.slice(g.constant([rows], np.int64), g.ints(0), count, 1)
 
 
 def embed_and_score(g: Graph, model: Whisper, tokens: str) -> tuple[str, Any]:
-    """Embeddings (1, n, D) of rows, and a function that scores text and end of (1, 1, D).
+    """Embeddings (1, n, D) of rows, and a function of (1, 1, D) that scores text, end, languages.
 
-    Rows: the tokens of texts, the end, the prompt.
+    Rows: the tokens of texts, the end, the prompt, the languages.
     """
-    ids = torch.tensor([*model.rows, model.end, *model.prompt])
+    ids = torch.tensor([*model.rows, model.end, *model.prompt, *model.languages])
     weight = model.weight(f"{model.decoder}embed_tokens.weight")
     if isinstance(weight, Coded):
         found, scores = _coded_table(g, _chosen_rows(weight, ids), tokens, model.width)
@@ -43,11 +58,13 @@ def embed_and_score(g: Graph, model: Whisper, tokens: str) -> tuple[str, Any]:
         found = g.op("Gather", numbers, tokens, axis=0)
         scores = _float_scores(g, numbers)
     count = len(model.rows)
+    end_of_prompt = count + 1 + len(model.prompt)
 
-    def score(last: str) -> tuple[str, str]:
+    def score(last: str) -> tuple[str, str, str]:
         found = scores(last)
         text = g.slice(found, g.ints(0), g.ints(count), 2)
-        return text, g.slice(found, g.ints(count), g.ints(count + 1), 2)
+        stop = g.slice(found, g.ints(count), g.ints(count + 1), 2)
+        return text, stop, g.slice(found, g.ints(end_of_prompt), None, 2)
 
     return found, score
 

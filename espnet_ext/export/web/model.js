@@ -106,13 +106,16 @@ export class Model {
     const [encoded] = await this.run("encode", mel, this.#ints([mel.dims[2]], [1]));
     const length = this.#ints([encoded.dims[1]], [1]);
     let [, ...states] = await this.run("uncached_decode", this.#ints([START], [1, 1]), encoded, length);
-    const tokens = [];
-    let token = PROMPT;
-    while (tokens.length < most) {
+    const following = async (token) => {
       const [logits, ...next] = await this.run("cached_decode", this.#ints([token], [1, 1]), encoded, length, ...states);
       states = next;
-      const row = logits.data.subarray(-logits.dims.at(-1));
-      token = largest(row);
+      return largest(logits.data.subarray(-logits.dims.at(-1)));
+    };
+    const tokens = [];
+    let token = PROMPT;
+    if (this.settings.languages) token = await following(token);
+    while (tokens.length < most) {
+      token = await following(token);
       if (token === END) break;
       tokens.push(token);
       const repeated = loop(tokens);
