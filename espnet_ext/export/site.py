@@ -19,31 +19,46 @@ def write_site(models: Sequence[Path], site: Path, package: Path | None = None) 
     """Write the folder, whole or not at all.
 
     Args:
-        models: exported folders; the page's slider has them by their bytes.
+        models: exported folders; the page's slider has them, and of a family each member, by
+            their bytes.
         site: must not hold anything else.
         package: of ONNX Runtime; None: npm fetches it to the folder beside the site.
 
     Raises:
-        UserError: no exported model, a family in one folder, two of one name, a folder of something
-            else, or what ``npm.fetch`` raises.
+        UserError: no exported model, two of one name, a folder of something else, or what
+            ``npm.fetch`` raises.
     """
     _refuse_other_folder(site, models)
     names = [model.resolve().name for model in models]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"two models are named {min(twice)}: rename the folder of one")
-    for model in models:
-        if "members" in require_unchanged(model):
-            raise UserError(f"{model} is a family in one folder: export its members one by one")
+    settings = [require_unchanged(model) for model in models]
     package = npm.fetch(site.absolute().parent, package)
     with atomic_path(site) as temporary:
         _copy(_WEB, temporary)
         npm.unpack(package, temporary)
         listed = []
-        for name, model in zip(names, models, strict=True):
-            _copy(model, temporary / "models" / name)
-            size = sum(path.stat().st_size for path in model.glob("*.onnx"))
-            listed.append({"name": name, "folder": f"models/{name}", "bytes": size})
+        for name, model, known in zip(names, models, settings, strict=True):
+            copy = temporary / "models" / name
+            _copy(model, copy)
+            one = {"name": name, "folder": f"models/{name}"}
+            for member, its in known.get("members", {}).items():
+                _assemble(copy, member)
+                named = {"name": f"{name}, {member}", "member": member, "bytes": its["bytes"]}
+                listed.append(one | named)
+            if "members" not in known:
+                size = sum(path.stat().st_size for path in model.glob("*.onnx"))
+                listed.append(one | {"bytes": size})
         write_json(temporary / _LIST, sorted(listed, key=lambda one: one["bytes"]))
+
+
+def _assemble(folder: Path, member: str) -> None:
+    """Write the computed weights of a member, which a browser reads as a file."""
+    from espnet_ext.export.run_onnx import COMPUTED, assembled
+
+    path = folder / f"{member}{COMPUTED}"
+    if not path.exists():
+        path.write_bytes(assembled(folder, member))
 
 
 def _refuse_other_folder(site: Path, models: Sequence[Path]) -> None:

@@ -21,17 +21,27 @@ export class Model {
   /**
    * @param ort the module of onnxruntime-web.
    * @param {(name: string) => Promise<Uint8Array>} read reads a file of the folder.
+   * @param {string} [member] of a family, which the demo's folder has with its computed weights.
    */
-  static async open(ort, read) {
+  static async open(ort, read, member) {
     const model = new Model();
     const text = async (name) => new TextDecoder().decode(await read(name));
     model.ort = ort;
     model.settings = JSON.parse(await text("model.json"));
-    const lines = (await text("tokens.txt")).trimEnd().split("\n");
+    const options = {};
+    if (model.settings.members) {
+      member ??= Object.keys(model.settings.members)[0]; // the best
+      if (!model.settings.members[member]) throw new Error(`no member ${member}`);
+      Object.assign(model.settings, model.settings.members[member]);
+      const weights = ["weights.bin", `${member}.weights.bin`];
+      options.externalData = await Promise.all(weights.map(async (path) => ({ path, data: await read(path) })));
+    }
+    const file = (name) => model.settings.files?.[name] ?? name;
+    const lines = (await text(file("tokens.txt"))).trimEnd().split("\n");
     model.symbols = new Map(lines.map((line) => line.match(/^(.*) (\d+)$/).slice(1)).map(([s, id]) => [+id, s]));
     model.graphs = {};
     for (const name of GRAPHS[model.settings.kind])
-      model.graphs[name] = await ort.InferenceSession.create(await read(`${name}.onnx`));
+      model.graphs[name] = await ort.InferenceSession.create(await read(file(`${name}.onnx`)), options);
     return model;
   }
 

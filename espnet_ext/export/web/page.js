@@ -47,7 +47,8 @@ function open() {
   at("listen").disabled = at("file").disabled = true;
   at("partial").textContent = "";
   say("Loading …");
-  worker.postMessage({ open: models[at("size").value].folder });
+  const { folder, member } = models[at("size").value];
+  worker.postMessage({ open: folder, member });
 }
 
 function answer(data) {

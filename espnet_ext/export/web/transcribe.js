@@ -2,6 +2,7 @@
  * Transcribe WAVE files of at most 30 s with an exported model in Node.js: an example of model.js.
  *
  *     node transcribe.js models/NAME speech.wav
+ *     node transcribe.js models/NAME --member MEMBER speech.wav     (of a family, instead of the best)
  */
 
 import { readFile } from "node:fs/promises";
@@ -39,11 +40,12 @@ function samples(data, rate) {
 }
 
 const [folder, ...files] = process.argv.slice(2);
+const [, member] = files[0] === "--member" ? files.splice(0, 2) : [];
 if (!files.length) {
-  console.error("usage: node transcribe.js MODEL_FOLDER FILE.wav...");
+  console.error("usage: node transcribe.js MODEL_FOLDER [--member MEMBER] FILE.wav...");
   process.exit(2);
 }
-const model = await Model.open(ort, (name) => readFile(`${folder}/${name}`)).catch((error) => {
+const model = await Model.open(ort, (name) => readFile(`${folder}/${name}`), member).catch((error) => {
   console.error(`${folder}: no exported model: ${error.message}`);
   process.exit(1);
 });

@@ -1,6 +1,6 @@
 /**
- * Runs models beside the page: { open: folder } loads one, { wave, last } transcribes a segment, or
- * with `piece` the next samples of a stream.
+ * Runs models beside the page: { open: folder, member } loads one, { wave, last } transcribes a
+ * segment, or with `piece` the next samples of a stream.
  */
 
 import * as ort from "./ort.js";
@@ -18,20 +18,20 @@ let stream = null;
 let turn = Promise.resolve(); // a session runs once at a time
 
 onmessage = ({ data }) => {
-  turn = turn.then(() => (data.open ? open(data.open) : data.piece ? hear(data) : transcribe(data))).catch((error) => {
+  turn = turn.then(() => (data.open ? open(data) : data.piece ? hear(data) : transcribe(data))).catch((error) => {
     stream = null; // what it heard is lost
     postMessage({ error: `${error.message ?? error}` });
   });
 };
 
-async function open(folder) {
+async function open({ open: folder, member }) {
   const start = performance.now();
   model = stream = null;
   model = await Model.open(ort, async (name) => {
     const reply = await fetch(`${folder}/${name}`);
     if (!reply.ok) throw new Error(`${folder}/${name}: ${reply.status}`);
     return new Uint8Array(await reply.arrayBuffer());
-  });
+  }, member);
   const streams = model.settings.kind === "transducer";
   postMessage({ opened: folder, rate: model.settings.rate, streams, seconds: (performance.now() - start) / 1000 });
 }

@@ -14,12 +14,13 @@ import soundfile
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.export import site
+from espnet_ext.export.family import export_family
 from espnet_ext.export.folder import export
 from tests.fixtures import families, streams
 
 pytestmark = pytest.mark.browser
 FORMS = ("1L-24-4b", "3L-64-8b")
-STREAM = "transducer"
+STREAM, FAMILY = "transducer", "family"
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,10 @@ def folder(tmp_path_factory, wave) -> Path:
     bundle = Bundle.of_folder(root / "stream/exp/tiny/deploy/merged")
     models.append(root / "onnx" / STREAM)
     export(bundle, models[-1], [samples.astype(np.float32)], products="float32")
+    bundles = {form: Bundle.of_folder(deployed / form) for form in FORMS}
+    models.append(root / "onnx" / FAMILY)
+    heard = [soundfile.read(wave)[0].astype(np.float32)]
+    export_family(bundles, models[-1], heard, products="float32")
     site.write_site(models, root / "site")
     return root / "site"
 
@@ -62,6 +67,17 @@ def test_node_finds_pythons_text(folder, form, wave):
     words = ["node", str(folder / "transcribe.js"), str(folder / "models" / form), str(wave)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == python_text(folder, form, wave) != ""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_node_finds_the_text_of_a_familys_member(folder, form, wave):
+    family = folder / "models" / FAMILY
+    words = ["node", str(folder / "transcribe.js"), str(family), "--member", form, str(wave)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == python_text(folder, form, wave) != ""
+    words[4] = "9L-64-8b"
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "no member 9L-64-8b" in done.stderr
 
 
 def until(found: Callable[[], object], seconds: float = 60) -> object:
@@ -96,7 +112,8 @@ def test_the_page_transcribes_files_and_the_microphone_with_each_model(folder, w
 
         listed = json.loads((folder / "models.json").read_text())
         names = [one["name"] for one in listed]
-        assert sorted(names) == sorted((*FORMS, STREAM))
+        members = [f"{FAMILY}, {form}" for form in FORMS]
+        assert sorted(names) == sorted((*FORMS, STREAM, *members))
         assert [one["bytes"] for one in listed] == sorted(one["bytes"] for one in listed)
         for place, form in reversed(list(enumerate(names))):
             slider = "const s = document.getElementById('size');"
@@ -107,7 +124,8 @@ def test_the_page_transcribes_files_and_the_microphone_with_each_model(folder, w
             clear = "document.getElementById('text').textContent = ''"
             browser.execute_script(clear)
             browser.find_element(By.ID, "file").send_keys(str(wave))
-            assert until(lambda: text("text")) == python_text(folder, form, wave)
+            alone = form.removeprefix(f"{FAMILY}, ")
+            assert until(lambda: text("text")) == python_text(folder, alone, wave)
             if form in (STREAM, FORMS[0]):
                 browser.execute_script(clear)
                 button = browser.find_element(By.ID, "listen")

@@ -61,6 +61,34 @@ def test_the_folder_holds_page_runtime_and_models_by_size(tmp_path, package):
     assert {path.name for path in WEB.iterdir()} < {path.name for path in out.iterdir()}
 
 
+def test_members_of_a_family_are_listed_and_their_weights_computed(tmp_path, package):
+    family = exported(tmp_path / "family", 5)
+    (family / "weights.bin").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    recipe = {"from": [0, "float32", [4]], "part": [2], "at": 0, "bytes": 8}
+    members = {}
+    for name, recipes, size in (("large", [], 40), ("small", [recipe], 30)):
+        (family / f"{name}.weights.json").write_text(json.dumps(recipes))
+        members[name] = {"bytes": size, "files": {}, "computed": ""}
+    settings = {"kind": "ctc", "rate": 16000, "members": members}
+    (family / "model.json").unlink()
+    settings["sha256"] = digests(family)
+    (family / "model.json").write_text(json.dumps(settings))
+    out = tmp_path / "site"
+    site.write_site([family], out, package)
+    found = [
+        (one["name"], one["member"], one["folder"], one["bytes"])
+        for one in json.loads((out / "models.json").read_text())
+    ]
+    place = "models/family"
+    assert found == [
+        ("family, small", "small", place, 30),
+        ("family, large", "large", place, 40),
+    ]
+    computed = np.fromfile(out / place / "small.weights.bin", np.float32)
+    assert computed.tolist() == [0, 1]
+    assert (out / place / "large.weights.bin").read_bytes() == b""
+
+
 def test_it_is_served_on_this_machine_alone(tmp_path, package):
     site.write_site([exported(tmp_path / "one", 5)], tmp_path / "site", package)
     with site.server(tmp_path / "site", 0) as pages:
