@@ -13,7 +13,12 @@ from typing import Any, Self
 
 import humanfriendly
 
-from espnet_ext.config.pretrained import PRETRAINED, pretrained_files, require_token_source
+from espnet_ext.config.pretrained import (
+    PRETRAINED,
+    pretrained_files,
+    require_token_source,
+    start_files,
+)
 from espnet_ext.config.recipe_errors import TOKENS, recipe_problems
 from espnet_ext.config.training import Config, Recipe, load_config
 from espnet_ext.data.features import FRAMES_PER_SECOND, KALDI, Definition, ark_definition
@@ -334,29 +339,11 @@ class Experiment:
         files += [] if self.features is None else self.features.files
         return [*files, self.token_list]
 
-    def start_models(self) -> list[Path]:
-        """Whole models that the training starts from, of ``init_param``.
-
-        Raises:
-            UserError: one is missing.
-        """
-        found = []
-        listed = self.espnet.get("init_param") or []
-        if isinstance(listed, str):
-            raise UserError(f"init_param: give a list of files, as in [{listed}]")
-        for entry in listed:
-            path = self.root / (name := str(entry).partition(":")[0])
-            if not path.is_file():
-                raise UserError(f"init_param: no {path}; train that config first")
-            if name == str(entry):  # else only a part of it is loaded, as ESPnet does
-                found.append(path)
-        return found
-
     def training_files(self) -> list[Path]:
         """Files whose content decides the training, besides the config.
 
         Raises:
             UserError: a model that it starts from, or is made of, is missing.
         """
-        start = self.start_models()
+        start = start_files(self.config, self.root)
         return [*self.corpus_files(), *start, *pretrained_files(self.config, self.root)]

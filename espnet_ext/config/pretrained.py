@@ -45,6 +45,29 @@ def fetched_folder(espnet: Mapping[str, Any]) -> str | None:
     return _path(espnet, "encoder")
 
 
+def start_files(config: Config, root: Path) -> list[Path]:
+    """Whole models that a training starts from, of ``init_param``.
+
+    Args:
+        config: of the training.
+        root: the recipe's folder, where paths start.
+
+    Raises:
+        UserError: one is missing, or no list.
+    """
+    found = []
+    listed = config.espnet.get("init_param") or []
+    if isinstance(listed, str):
+        raise UserError(f"init_param: give a list of files, as in [{listed}]")
+    for entry in listed:
+        path = root / (name := str(entry).partition(":")[0])
+        if not path.is_file():
+            raise UserError(f"init_param: no {path}; train that config first")
+        if name == str(entry):  # else only a part of it is loaded, as ESPnet does
+            found.append(path)
+    return found
+
+
 def pretrained_files(config: Config, root: Path) -> list[Path]:
     """Files of the pretrained models that encoder, decoder and teacher are, if they are some.
 

@@ -179,9 +179,11 @@ def load_config(path: str | Path, tag: str | None = None) -> Config:
 
     Raises:
         UserError: what ``resolve_includes`` raises, an unknown key or a wrong value in
-            ``recipe:``, or a single value where a section belongs.
+            ``recipe:``, a single value where a section belongs, or a grid.
     """
     config, wrong = read_config(path, tag)
+    if "systems" in config.espnet:
+        raise UserError(f"{config.path} is a grid: run espnet-ext grid {config.path}")
     for problem in wrong:
         raise UserError(f"{config.path}: {problem}")
     return config

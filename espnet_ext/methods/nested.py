@@ -14,7 +14,7 @@ layers up to it, so they equal what every sub-network would have gathered if tra
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,6 +45,7 @@ from espnet_ext.methods.residual import refuse_alone
 from espnet_ext.methods.sites import (
     Layer,
     feed_forward_role,
+    is_matrix_layer,
     tie,
     tied_groups,
 )
@@ -248,11 +249,6 @@ def find_stack(module: nn.Module) -> tuple[str, nn.Module]:
         kind = type(module).__name__
         raise UserError(f"nested: {kind} has {len(found)} stacks of layers, not one")
     return found[0]
-
-
-def is_matrix_layer(layer: nn.Module) -> TypeGuard[nn.Linear | nn.Conv1d | nn.Conv2d]:
-    """True for the layers whose weights a precision concerns."""
-    return isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
 
 
 def _refuse_other_sequences(encoder: nn.Module, stack: nn.Module) -> None:

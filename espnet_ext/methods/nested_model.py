@@ -12,7 +12,6 @@ from espnet_ext.methods.nested import (
     NestedStack,
     find_stack,
     inner_width,
-    is_matrix_layer,
     matrix_layers,
     nest_layers,
     nested_stack,
@@ -25,7 +24,7 @@ from espnet_ext.methods.nested_table import NestedTable, TableTokens
 from espnet_ext.methods.positions import NestedPositions, are_sinusoids
 from espnet_ext.methods.protocols import Memo
 from espnet_ext.methods.residual import refuse_alone
-from espnet_ext.methods.sites import Layer, tied_groups
+from espnet_ext.methods.sites import Layer, is_matrix_layer, tied_groups
 
 _SMALL = 4096  # numbers of a matrix that is not worth rounding
 ALL_ALIKE = TableTokens()

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from espnet_ext.errors import UserError
 from espnet_ext.methods.chains import part_of, value_before
 from espnet_ext.methods.codes import Coded
-from espnet_ext.methods.nested import find_stack, is_matrix_layer, nested_stack
+from espnet_ext.methods.nested import find_stack, nested_stack
 from espnet_ext.methods.nested_layers import NestedWeight
 from espnet_ext.methods.nested_model import containers
 from espnet_ext.methods.nested_options import find_member
 from espnet_ext.methods.nested_table import NestedTable
 from espnet_ext.methods.positions import NestedPositions, Sinusoids
+from espnet_ext.methods.sites import is_matrix_layer
 
 # In names of the factors of residuals: deployed, they are tensors of the layer.
 _IN_RESIDUAL = re.compile(r"\.parametrizations\.weight\.\d+(?=\.(up|down)$)")

@@ -8,7 +8,7 @@ ESPnet (``feed_forward.w_1``, ``self_attn.linear_q``), Fairseq/Transformers (``q
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -71,6 +71,11 @@ def feed_forward_role(name: str) -> str | None:
         return None
     into = ("w_1", "fc1", "linear1", "intermediate_dense")
     return "up" if name.rpartition(".")[2] in into else "down"
+
+
+def is_matrix_layer(layer: nn.Module) -> TypeGuard[nn.Linear | nn.Conv1d | nn.Conv2d]:
+    """True for the layers whose weights a precision concerns."""
+    return isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from espnet_ext.config.pretrained import teacher_folder
+from espnet_ext.config.pretrained import start_files, teacher_folder
 from espnet_ext.config.processes import Processes, backend_of
 from espnet_ext.config.training import training_settings
 from espnet_ext.data.inputs import check_inputs
@@ -187,7 +187,7 @@ def _checked(experiment: Experiment, options: TrainOptions) -> Experiment:
         config = with_options(experiment.config, options.espnet)
         experiment = replace(experiment, config=config)
         model = checked_model(experiment)
-        said = refuse_other_start(model, experiment.start_models())
+        said = refuse_other_start(model, start_files(experiment.config, experiment.root))
     if options.ngpu > torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
         raise UserError(f"--ngpu {options.ngpu}: torch sees {seen} GPU here; --ngpu 0 is the CPU")

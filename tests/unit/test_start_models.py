@@ -2,15 +2,15 @@
 
 import pytest
 
+from espnet_ext.config.pretrained import start_files
 from espnet_ext.config.training import Config, Recipe
 from espnet_ext.errors import UserError
-from espnet_ext.experiment import Experiment
 
 
 def start_models(folder, given):
     (folder / "conf").mkdir(exist_ok=True)
     config = Config(folder / "conf/train_x.yaml", "x", Recipe(), {"init_param": given})
-    return Experiment.of(config, root=folder).start_models()
+    return start_files(config, folder)
 
 
 def test_whole_models_are_listed_and_parts_are_not(tmp_path):

@@ -1,111 +1,21 @@
 """Evidence of a claim: committed results that it names, and what they say about two systems."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Discriminator, Tag
 
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.results.claims.base import Compared, Evidence, gain_text
 from espnet_ext.results.claims.failures import failures_of_rows, failures_of_run
-from espnet_ext.results.comparison import SIGNIFICANT, Comparison, p_value
+from espnet_ext.results.comparison import SIGNIFICANT
 from espnet_ext.results.grids import Grid, GridSystem, compare_units, in_order
 from espnet_ext.results.metrics import find_metric
-from espnet_ext.results.schema import NOT_MEASURED, Score, as_json
+from espnet_ext.results.schema import Score, as_json
 from espnet_ext.results.store import Results
 from espnet_ext.score.significance.folds import mean_interval, sign_flip_p
-from espnet_ext.validation import Items, Strict, Text
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Two scores and their comparison; ``unit`` is the metric and what it is over."""
-
-    of: float
-    than: float
-    comparison: Comparison
-    unit: str
-
-    def text(self) -> str:
-        """One line for a table."""
-        scores = f"{self.of:.3f} against {self.than:.3f} {self.unit}"
-        test = _test(self.comparison.gain_interval, self.comparison.p)
-        return f"{scores}: {self.of - self.than:+.3f} {test}"
-
-
-def _test(interval: tuple[float, float] | None, p: float | None, places: int = 3) -> str:
-    if interval is None or p is None:
-        return "(too few to test)"
-    low, high = interval
-    return f"(gain {low:+.{places}f} to {high:+.{places}f}, p {p_value(p)})"
-
-
-class Evidence(Strict):
-    """A result by its kind and name, as its first field states, and systems in it."""
-
-    @property
-    def kind(self) -> str:
-        """grid, run, time, similarity or pruning."""
-        return next(iter(type(self).model_fields))
-
-    @property
-    def result(self) -> str:
-        """Name of the result."""
-        return str(getattr(self, self.kind))
-
-    def records(self, results: Results) -> Mapping[str, Any]:
-        """The results of its kind, by name."""
-        return getattr(results, {"grid": "grids", "run": "runs"}.get(self.kind, self.kind))
-
-    def record(self, results: Results) -> Any:
-        """The result that is named."""
-        return self.records(results)[self.result]
-
-    def is_published(self, results: Results) -> bool:
-        """False if the result has not been published."""
-        return self.result in self.records(results)
-
-    def title(self) -> str:
-        """Name the systems that are compared, for a table."""
-        named = {key: value for key, value in self if value is not None}
-        words = [named.get(key) for key in ("system", "measure", "order", "set", "method")]
-        words += [", ".join(named.get("systems", ()))]
-        if "among" in named:
-            words.append(f"among {', '.join(named['among'])}")
-        if "than" in named:
-            words.append(f"against {named['than']}")
-        start = self.result if self.kind == "run" else f"{self.kind} {self.result}:"
-        return " ".join([start, *filter(None, words)])
-
-    def failures(self, results: Results) -> list[str]:
-        """What there is to say about trainings whose systems decide nothing, one line each."""
-        return []
-
-    def numbers(self, results: Results, system: str | None = None) -> Mapping[str, Any] | None:
-        """The record of a system, or of the one that is named first; None: not published."""
-        raise NotImplementedError  # of similarity and pruning
-
-    def field(self, results: Results, name: str, system: str | None = None) -> Any:
-        """A number (dotted) of a system; "not measured" where its record says so.
-
-        Raises:
-            UserError: there is no such number.
-        """
-        value: Any = self.numbers(results, system)
-        for key in () if value is None else name.split("."):
-            if value == NOT_MEASURED:
-                break
-            if not isinstance(value, Mapping) or key not in value:
-                known = list(value) if isinstance(value, Mapping) else []
-                raise UserError(f"{system or self.title()} has no field {nearest(key, known)}")
-            value = value[key]
-        if value is None or value == NOT_MEASURED:
-            return NOT_MEASURED
-        if not isinstance(value, int | float):
-            raise UserError(f"{name} of {system or self.title()} is no number")
-        return value
-
+from espnet_ext.validation import Items, Text
 
 # --- grids
 
@@ -230,7 +140,7 @@ class GridCurve(Evidence):
         text = ", ".join(f"{name} {value:.3f}" for name, value in means)
         text += f"; {'slope a step' if degree == 1 else 'bend'} {coefficient:+.4f} "
         significant = p is not None and p < SIGNIFICANT
-        return text + _test(mean_interval(parts), p, 4), int(np.sign(coefficient)) * significant
+        return text + gain_text(mean_interval(parts), p, 4), int(np.sign(coefficient)) * significant
 
 
 # --- runs, times, stacks

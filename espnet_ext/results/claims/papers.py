@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_ext.errors import UserError
-from espnet_ext.results.claims.evidence import Evidence
+from espnet_ext.results.claims.base import Evidence
 from espnet_ext.results.claims.rules import FAILED, BaseClaim, Claim, Finding
 from espnet_ext.results.schema import NOT_MEASURED
 from espnet_ext.results.store import Results

@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.results.claims.base import Compared
 from espnet_ext.results.claims.evidence import (
     AnyPair,
-    Compared,
     GridBest,
     GridCurve,
     GridPair,

@@ -69,6 +69,12 @@ def test_vary_stands_for_every_combination(tmp_path):
     assert cells[0].set_name("test") == "voice-a/test"
 
 
+def test_a_grid_is_no_training_config(tmp_path):
+    path = write(tmp_path, GRID)
+    with pytest.raises(UserError, match=f"is a grid: run espnet-ext grid {path}"):
+        load_config(path)
+
+
 def test_fixed_sets_of_another_name(tmp_path):
     content = {key: value for key, value in GRID.items() if key != "split"}
     (cell, *_) = read_grid(write(tmp_path, {**content, "sets": "keyword_"})).cells([""])
