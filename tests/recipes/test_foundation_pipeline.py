@@ -388,6 +388,27 @@ def test_a_translating_model_is_exported_with_its_prompt(recipe):
     assert transcribed(folder, "onnx/many") == transcribed(folder, "exp/many/deploy/merged")
 
 
+def test_a_family_in_one_folder_gives_the_texts_of_its_members(recipe):
+    folder, _ = recipe
+    config, out = trained(folder, "family"), folder / "onnx/together"
+    printed = succeed(folder, "export", config, "--family", LARGE, SMALL, "--out", str(out))
+    assert "to the last bit" in printed
+    alone = {form: folder / f"onnx/alone_{form}" for form in (LARGE, SMALL)}
+    for form, path in alone.items():
+        succeed(folder, "export", config, "--variant", form, "--out", str(path))
+        texts = transcribed(folder, str(path))
+        assert transcribed(folder, str(out), "--variant", form) == texts != [""] * 4
+    sizes = {name: bytes_of(path) for name, path in (("together", out), *alone.items())}
+    assert sizes["together"] < sizes[LARGE] + sizes[SMALL]
+    limit = str(sizes[SMALL])  # of the member in a folder of its own
+    found = transcribed(folder, str(out), "--max-bytes", limit)
+    assert found == transcribed(folder, str(alone[SMALL]))
+
+
+def bytes_of(folder):
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 @pytest.mark.parametrize("tag", ["mimicked", "replaced", "streaming"])
 def test_mimics_and_attention_within_chunks_are_exported(recipe, tag):
     folder, _ = recipe
