@@ -209,8 +209,8 @@ def table(measured: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": "Exported models beside others",
         "about": "Systems take turns, an utterance each; one thread. Memory is the peak over that "
-        "of the process with its libraries. faster-whisper pads to 30 s; its texts are in lower "
-        "case without punctuation here.",
+        "of the process with its libraries. Published models hear silence up to 30 s, as they need "
+        "it, but for sherpa-onnx's; their texts are in lower case without punctuation here.",
         "header": ["by", "model", "CPU time / audio", "to the first", "MB", "memory, MB"]
         + ["load, s", "WER"],
         "rows": rows,

@@ -30,6 +30,7 @@ def load(
             the best form or member that fits is taken.
         method: of decoding; None: the first that the config of the training names.
         max_rtf: seconds of processing for a second of audio, measured here once and remembered.
+            An exported folder takes neither this nor device and method.
 
     Returns:
         A ``recogniser.Recogniser``.
@@ -40,6 +41,7 @@ def load(
     # By name: importing this package must need neither torch nor ESPnet.
     if (Path(path) / "model.json").is_file():
         exported = importlib.import_module("espnet_ext.export.onnx_decoder")
+        exported.refuse_options(Path(path), device, method, max_rtf)
         return exported.load_exported(Path(path), max_bytes=max_bytes)
     muted = importlib.import_module("espnet_ext.bridge.muted").muted
     with muted():  # torch and ESPnet take seconds to import

@@ -34,7 +34,7 @@ from espnet_ext.data.audio import read_stretch, resampled, seconds_of
 from espnet_ext.data.audio_stream import STDIN, pieces
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.experiment import Experiment
-from espnet_ext.export.onnx_decoder import SETTINGS, load_exported
+from espnet_ext.export.onnx_decoder import SETTINGS, load_exported, refuse_options
 
 _SHOWN = 60  # seconds of audio whose progress is shown
 
@@ -74,8 +74,7 @@ def run(args: argparse.Namespace) -> None:
         if path != STDIN and not Path(path).is_file():
             raise UserError(f"no audio file {path}; '{STDIN}' is standard input")
     if (model / SETTINGS).is_file():
-        if args.method or args.max_rtf or args.device != "cpu":
-            raise UserError(f"{model}: --method, --max-rtf and --device are of deployed models")
+        refuse_options(model, args.device, args.method, args.max_rtf)
         chosen = args.threads, args.variant, args.max_bytes
         if args.stream:
             from espnet_ext.export.onnx_stream import OnnxStreamer

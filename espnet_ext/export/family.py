@@ -23,7 +23,7 @@ import numpy as np
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.export import run_onnx
+from espnet_ext.export import family_weights, run_onnx
 from espnet_ext.export.folder import SCRIPT, TOKENS, Exported, export, refuse_other_folder
 from espnet_ext.export.onnx_decoder import SETTINGS
 from espnet_ext.export.weight_file import WeightFile
@@ -98,7 +98,7 @@ def _join(folders: Mapping[str, Path], target: Path) -> None:
     """Write one folder for several exported ones."""
     settings = {name: read_json(f / SETTINGS) for name, f in folders.items()}
     sizes = {name: sum(p.stat().st_size for p in f.iterdir()) for name, f in folders.items()}
-    weights = WeightFile(target / run_onnx.WEIGHTS)
+    weights = WeightFile(target / family_weights.WEIGHTS)
     recipes: dict[str, list[dict[str, Any]]] = {name: [] for name in folders}
     places: dict[str, dict[str, str]] = {name: {} for name in folders}
     # Weights of fewer bits are computed from those of more, narrow ones from wide ones.
@@ -111,14 +111,16 @@ def _join(folders: Mapping[str, Path], target: Path) -> None:
             if not copy.exists():
                 shutil.copyfile(folders[name] / file, copy)
             if file != TOKENS and not alike:
-                weights.take(copy, f"{name}{run_onnx.COMPUTED}", recipes[name])
+                weights.take(copy, f"{name}{family_weights.COMPUTED}", recipes[name])
     weights.close()
     computed: dict[str, str] = {}
     for name, listed in recipes.items():
-        write_json(target / f"{name}{run_onnx.RECIPES}", listed)
-        computed[name] = hashlib.sha256(run_onnx.assembled(target, name)).hexdigest()
+        write_json(target / f"{name}{family_weights.RECIPES}", listed)
+        computed[name] = hashlib.sha256(family_weights.assembled(target, name)).hexdigest()
     first = next(iter(folders))
     shutil.copyfile(folders[first] / SCRIPT, target / SCRIPT)
+    computes = Path(str(family_weights.__file__))
+    shutil.copyfile(computes, target / computes.name)
     known = {key for one in settings.values() for key in one} - {"sha256"}
     common = {
         key: settings[first].get(key)

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +15,17 @@ from espnet_ext.config.recipe_errors import TRANSDUCER
 from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx
 from espnet_ext.export.contract import Contract, attends, contract_of, is_transducer
+from espnet_ext.export.family_weights import COMPUTED
 from espnet_ext.export.graph import Products
 from espnet_ext.export.onnx_decoder import SETTINGS
 from espnet_ext.export.whisper_source import choose_language
-from espnet_ext.files import atomic_path, write_json
+from espnet_ext.files import atomic_path, read_json, write_json
+from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.digests import digests
 
 TOKENS, SCRIPT = "tokens.txt", "transcribe.py"
 _TOLERANCE = 1e-3  # of scores, relative to their largest, by the same integers in float32
+_LARGER, _OVERHEAD = 1.25, 1 << 20  # of graphs' bytes, to those of a packed file
 _EQUAL = 0.9  # of texts at least, where activations are rounded too
 
 
@@ -69,8 +72,8 @@ def export(
         language: of a Whisper that detects languages: the one that the graphs transcribe.
 
     Raises:
-        UserError: a model that no contract can hold, a folder of something else, or outputs that
-            differ.
+        UserError: a model that no contract can hold, a folder of something else, outputs that
+            differ, or integers that became floats.
     """
     refuse_other_folder(folder)
     decoder = _greedy(bundle, search)
@@ -97,14 +100,42 @@ def export(
                 f"{bundle.path}: {len(waves) - equal} of {len(waves)} texts differ from torch's: "
                 "nothing was written; try --exact"
             )
+        _refuse_floats(bundle, rounded, temporary)
         size = sum(path.stat().st_size for path in temporary.iterdir())
     return Exported(size, rounded, difference, equal, len(waves))
 
 
+def _refuse_floats(bundle: Bundle, rounded: Mapping[int, int], folder: Path) -> None:
+    """Raise UserError if integers of a packed model became floats in its graphs.
+
+    Fewer may be there, where rows of a table are left out; tables of codes count as none.
+    """
+    integers = [one for one in bundle.stored().values() if isinstance(one, Quantised)]
+    matrices = sum(one.ints.numel() for one in integers if one.ints.dim() > 1)
+    graphs = sum(path.stat().st_size for path in folder.glob("*.onnx"))
+    most = _LARGER * bundle.path.stat().st_size + _OVERHEAD
+    if integers and not bundle.member and (sum(rounded.values()) < matrices or graphs > most):
+        raise UserError(
+            f"{bundle.path}: {sum(rounded.values()):,} of {matrices:,} integers are in the graphs "
+            f"of {graphs:,} bytes: nothing was written; please report this"
+        )
+
+
 def refuse_other_folder(folder: Path) -> None:
     """Raise UserError for a folder that exists and holds something else than an exported model."""
-    if folder.exists() and not (folder / SETTINGS).is_file():
-        raise UserError(f"{folder} exists and is no exported model: choose another folder")
+    if not folder.exists():
+        return
+    try:
+        settings = read_json(folder / SETTINGS)
+        known = {SETTINGS, *settings["sha256"]}
+        known |= {f"{member}{COMPUTED}" for member in settings.get("members", ())}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{folder} exists and is no exported model: choose another folder"
+        ) from None
+    if others := {path.name for path in folder.iterdir()} - known:
+        other = min(others)
+        raise UserError(f"{folder} holds {other}, which no export has: choose another folder")
 
 
 def _greedy(bundle: Bundle, search: str | None) -> Decoder:

@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from espnet_ext.export.run_onnx import pairs
+from espnet_ext.export.family_weights import pairs
 from espnet_ext.formats.bits import Quantised, Stored
 from espnet_ext.methods.codes import CODES, Coded
 from espnet_ext.methods.positions import Sinusoids
@@ -102,14 +102,14 @@ class Graph:
 
     def linear(self, x: str, weight: Weight, bias: Tensor | None = None) -> str:
         """Return x W^T + b for x (..., i) and a weight (o, ...) of i inputs."""
-        grouped = isinstance(weight, Quantised) and has_groups(weight.scale.shape)
         bytewise = self.products != "float32"
         if isinstance(weight, Quantised) and self.many and bytewise and weight.bits < 8:
             y = self._widened(x, weight)
         elif isinstance(weight, Quantised) and (block := blocks_of(weight)):
             y = self._blockwise(x, weight, block)
-        elif isinstance(weight, Quantised) and weight.bits == 8 and not grouped and bytewise:
-            y = self._per_channel(x, weight)
+        elif isinstance(weight, Quantised) and self.in_columns(weight):
+            self.rounded[8] += weight.ints.numel()
+            y = self.bytewise(x, *self._columns(weight), len(weight.ints))
         else:
             y = self.op("MatMul", x, self.op("Transpose", self.matrix(weight), perm=[1, 0]))
         return y if bias is None else self.op("Add", y, self.constant(bias.float().numpy()))
@@ -191,14 +191,28 @@ class Graph:
             accuracy_level=0 if self.products == "float32" else 4,
         )
 
-    def _per_channel(self, x: str, weight: Quantised) -> str:
-        """Multiply with 8 bits that have a scale for each output."""
+    def in_columns(self, weight: Quantised) -> bool:
+        """True if a weight is multiplied with as 8 bits that have a scale for each output."""
+        grouped = has_groups(weight.scale.shape)
+        return weight.bits == 8 and not grouped and self.products != "float32"
+
+    def embedded(self, table: Quantised, rows: str) -> str:
+        """Rows (1, n, i) of a table that is multiplied with too; bytes in columns serve both."""
+        if not self.in_columns(table):
+            return self.op("Gather", self.matrix(table), rows, axis=0)
+        ints, scales = self._columns(table)
+        x = self.op("Cast", self.op("Gather", ints, rows, axis=1), to=FLOAT)  # (i, 1, n)
+        if self.products == "uint8":
+            x = self.op("Sub", x, self.constant(ZERO, np.float32))
+        scale = self.op("Unsqueeze", self.op("Gather", scales, rows, axis=0), self.ints(-1))
+        return self.op("Mul", self.op("Transpose", x, perm=[1, 2, 0]), scale)
+
+    def _columns(self, weight: Quantised) -> tuple[str, str]:
+        """Bytes (i, o) and scales (o,) of 8 bits that have a scale for each output."""
         rows = len(weight.ints)
-        flat = weight.ints.reshape(rows, -1)
-        self.rounded[8] += flat.numel()
-        ints = in_products(flat.T.contiguous(), self.products)
+        ints = in_products(weight.ints.reshape(rows, -1).T.contiguous(), self.products)
         scales = self.constant(weight.scale.flatten().expand(rows).float().numpy())
-        return self.bytewise(x, self.constant(ints.numpy()), scales, rows)
+        return self.constant(ints.numpy()), scales
 
     def _widened(self, x: str, weight: Quantised) -> str:
         """Multiply with 8-bit numbers that a session makes of a weight of fewer bits.

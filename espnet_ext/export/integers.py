@@ -1,7 +1,7 @@
 """Weights as the graphs of a family store them, and coarse ones that follow from finer ones.
 
 A weight of a family is float32 in the graph of one member, and integers of 8 or of 4 bits in those
-of others. The coarser are computed when a member is loaded (``run_onnx.weight_from``):
+of others. The coarser are computed when a member is loaded (``family_weights.weight_from``):
 
     ints = clip(round(ints' (s' / s)))    from finer integers ints' of scale s'
     ints = clip(round(W / s))             from numbers W
@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from espnet_ext.export.family_weights import rounded
 from espnet_ext.export.folding import evaluated
 from espnet_ext.export.graph import FLOAT, INT4, INT8, UINT8, ZERO
-from espnet_ext.export.run_onnx import rounded
 
 _LIMITS = (1, 3, 7, 31, 127)  # largest integers of 2, 3, 4, 6 and 8 bits
 _STORED = (UINT8, INT8, INT4)

@@ -118,10 +118,18 @@ def _members(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def _chosen(
     folder: Path, members: Mapping[str, Any], member: str | None, max_bytes: int | None
-) -> str:
-    """The member of a family that is named, or the best that fits; the best are listed first."""
+) -> str | None:
+    """The member of a family that is named, or the best that fits; the best are listed first.
+
+    None: the folder has one model, which fits.
+    """
+    if not members and member is not None:
+        raise UserError(f"{folder} has one model: leave out the name")
     if not members:
-        raise UserError(f"{folder} has one model: leave out the name or the limit of bytes")
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        if size > (max_bytes or 0):
+            raise UserError(f"{folder} has {size:,} bytes, more than {max_bytes:,}")
+        return None
     if member is not None and max_bytes is not None:
         raise UserError("choose the member by --variant or by --max-bytes, not by both")
     if member is not None:
@@ -134,6 +142,14 @@ def _chosen(
         least = min(sizes.values())
         raise UserError(f"{folder}: no member of {max_bytes:,} bytes; the smallest has {least:,}")
     return found
+
+
+def refuse_options(
+    folder: Path, device: str, method: str | None, max_rtf: float | None = None
+) -> None:
+    """Raise UserError for what only deployed models can be given."""
+    if method or max_rtf is not None or device != "cpu":
+        raise UserError(f"{folder}: method, max_rtf and device are of deployed models")
 
 
 def load_exported(folder: Path, *chosen: Any, **options: Any) -> Recogniser:

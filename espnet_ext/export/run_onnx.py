@@ -9,6 +9,7 @@ Example: python transcribe.py speech.wav
 """
 
 import hashlib
+import importlib
 import json
 import re
 import sys
@@ -19,8 +20,6 @@ import onnxruntime
 
 START, END, PROMPT, TEXT = 1, 2, 3, 4  # ids of a decoder; text begins at the last
 BLANK = 0  # id of CTC
-WEIGHTS, COMPUTED, RECIPES = "weights.bin", ".weights.bin", ".weights.json"  # of a family
-NEAR = 0.501  # fine steps to half-way, at most, where a coarse integer may be the other one
 GRAPHS = {
     "whisper": ("preprocess", "encode", "uncached_decode", "cached_decode"),
     "attention": ("preprocess", "encode", "uncached_decode", "cached_decode"),
@@ -28,6 +27,12 @@ GRAPHS = {
     "class": ("preprocess", "model"),
     "transducer": ("preprocess", "encoder", "decoder", "joiner"),
 }
+
+
+def family():
+    """The module that computes weights of a family: of the package, or beside this script."""
+    name = "family_weights"
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
 class Model:
@@ -42,8 +47,8 @@ class Model:
             self.settings |= members[member]
         elif member:
             raise KeyError(member)
-        if members and not (folder / f"{member}{COMPUTED}").exists():
-            computed = assembled(folder, member)
+        if members and not (folder / f"{member}{family().COMPUTED}").exists():
+            computed = family().assembled(folder, member)
         files = self.settings.get("files", {})
         tokens = folder / files.get("tokens.txt", "tokens.txt")
         lines = tokens.read_text(encoding="utf-8").splitlines()
@@ -55,8 +60,8 @@ class Model:
         # would be cut to 16 bits. No effect on others.
         options.add_session_config_entry("session.x64quantprecision", "1")
         if computed:
-            names = [WEIGHTS, f"{member}{COMPUTED}"]
-            given = [np.memmap(folder / WEIGHTS, np.uint8, "r"), computed]
+            names = [family().WEIGHTS, f"{member}{family().COMPUTED}"]
+            given = [np.memmap(folder / names[0], np.uint8, "r"), computed]
             options.add_external_initializers_from_files_in_memory(names, given, [*map(len, given)])
         self.graphs = {
             name: onnxruntime.InferenceSession(str(folder / files.get(file, file)), options)
@@ -227,74 +232,6 @@ class Stream:
         return [np.zeros(one.shape, kinds[one.type]) for one in inputs]
 
 
-def assembled(folder, member):
-    """The weights of a member that follow from those of others, as its graphs read them."""
-    recipes = json.loads((folder / f"{member}{RECIPES}").read_text(encoding="utf-8"))
-    weights = np.memmap(folder / WEIGHTS, np.uint8, "r")
-    content = bytearray(max((one["at"] + one["bytes"] for one in recipes), default=0))
-    for one in recipes:
-        content[one["at"] : one["at"] + one["bytes"]] = weight_from(one, weights)
-    return bytes(content)
-
-
-def weight_from(recipe, weights):
-    """The bytes of a weight that follows from another one in the bytes of a family's weights.
-
-    It is a part of that, or its numbers by scales of groups of inputs, rounded (see ``rounded``).
-    Of those that may have been rounded before, bits tell which become the other integer.
-    """
-    values = _stored(recipe["from"], weights)
-    if "scale" not in recipe:
-        part = values[tuple(slice(size) for size in recipe["part"])]
-        return pairs(part) if recipe["from"][1] == "int4" else part.tobytes()
-    outputs, inputs = recipe["part"]
-    rows = values.astype(np.float32) - np.float32(recipe.get("from_zero", 0))
-    rows = (rows.T if recipe["across"] else rows.reshape(len(rows), -1))[:outputs, :inputs]
-    finer = _stored(recipe["from_scale"], weights)[:outputs] if "from_scale" in recipe else None
-    x, y, near = rounded(rows, _stored(recipe["scale"], weights), finer)
-    if "moved" in recipe:
-        bits = np.unpackbits(_stored(recipe["moved"], weights), bitorder="little")
-        moved = near.copy()
-        moved[near] = bits[: near.sum()]
-        y[moved] += np.sign(x[moved] - y[moved])
-    ints = np.clip(y, -recipe["limit"], recipe["limit"]).astype(np.int16) + recipe["zero"]
-    ints = ints.reshape(outputs, inputs).T if recipe["turn"] else ints
-    return pairs(ints) if recipe["pairs"] else ints.astype(np.uint8).tobytes()
-
-
-def rounded(rows, scale, finer=None):
-    """Numbers (o, i), or integers of the scale ``finer``, by a scale (o, groups), in float32.
-
-    Returns them (o, groups, inputs of a group), rounded, and where finer integers leave a doubt.
-    """
-    scale, rows = scale[:, :, None].astype(np.float32), rows.astype(np.float32)
-    if finer is None:
-        x = rows.reshape(len(rows), scale.shape[1], -1) / scale
-        return x, np.round(x), np.zeros(x.shape, bool)
-    ratio = finer[:, :, None].astype(np.float32) / scale
-    x = rows.reshape(len(rows), ratio.shape[1], -1) * ratio
-    y = np.round(x)
-    return x, y, np.abs(np.abs(x - y) - np.float32(0.5)) < ratio * np.float32(NEAR)
-
-
-def _stored(place, weights):
-    """An array in the bytes of a family's weights."""
-    offset, kind, shape = place
-    count = int(np.prod(shape))
-    if kind != "int4":
-        return np.frombuffer(weights, kind, count, offset).reshape(shape)
-    data = np.frombuffer(weights, np.uint8, (count + 1) // 2, offset)
-    ints = np.stack([data & 15, data >> 4], 1).reshape(-1)[:count]
-    return ((ints ^ 8).astype(np.int8) - 8).reshape(shape)
-
-
-def pairs(ints):
-    """Integers of 4 bits, two to a byte, the first in the lower half."""
-    low = (ints.reshape(-1) & 15).astype(np.uint8)
-    low = np.append(low, np.uint8(0)) if len(low) % 2 else low
-    return (low[0::2] | low[1::2] << 4).tobytes()
-
-
 def loop(tokens, longest=10, times=4, least=12):
     """How many ids at the end only repeat the phrase before them; 0 if it is no loop."""
     for size in range(1, longest + 1):
@@ -305,18 +242,24 @@ def loop(tokens, longest=10, times=4, least=12):
     return 0
 
 
-def assemble(folder, member):
-    """Write the file of a member's computed weights: any runtime reads its graphs then."""
-    settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    wanted = settings.get("members", {})[member]["computed"]
-    content = assembled(folder, member)
-    if hashlib.sha256(content).hexdigest() != wanted:
-        sys.exit(f"{member}: its weights are not those that were exported; export the family again")
-    path = folder / Path(f"{member}{COMPUTED}").name
-    new = path.with_suffix(".new")
-    new.write_bytes(content)
-    new.replace(path)
-    print(f"{path.name}: {len(content):,} bytes")
+def refuse(path, samples, rate, model):
+    """End the script if it cannot transcribe samples (n,)."""
+    wanted, longest = model.settings["rate"], 30 * rate
+    if rate != wanted:
+        sys.exit(f"{path}: needs {wanted} Hz, not {rate}")
+    if not len(samples) or not np.isfinite(samples).all():
+        sys.exit(f"{path}: has no samples, or some that are no numbers")
+    if len(samples) > longest and model.settings["kind"] != "transducer":
+        sys.exit(f"{path}: needs at most 30 s: cut it at pauses")
+
+
+def changed(folder, settings):
+    """The first file of a folder whose SHA-256 is not that in its settings; None: there is none."""
+    for name, wanted in settings["sha256"].items():
+        path = folder / Path(name).name
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+            return path
+    return None
 
 
 def main():
@@ -326,23 +269,28 @@ def main():
     given, folder = sys.argv[1:], Path(__file__).parent
     member = given[1] if given[:1] in (["--member"], ["--assemble"]) and len(given) > 1 else None
     paths = given[2:] if member else given
+    assembles = member and given[0] == "--assemble"
+    if not assembles and (not paths or paths[0].startswith("-")):
+        sys.exit(__doc__)
     try:
-        if member and given[0] == "--assemble":
-            sys.exit(assemble(folder, member))
-        if not paths or paths[0].startswith("-"):
-            sys.exit(__doc__)
+        settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        if path := changed(folder, settings):
+            sys.exit(f"{path} was changed or is missing: export the model again")
+        if assembles:
+            sys.exit(family().assemble(folder, member))
         model = Model(folder, member=member)
     except KeyError as error:
         sys.exit(f"no member {error}: model.json lists those of a family")
-    except (OSError, ValueError) as error:
-        sys.exit(f"{folder}: damaged, or no room: {error}")
+    except Exception as error:  # of ONNX Runtime's own types, too
+        sys.exit(f"{folder}: damaged, of another version, or no room: {error}")
     for path in paths:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        if rate != model.settings["rate"]:
-            sys.exit(f"{path}: needs {model.settings['rate']} Hz")
-        if len(samples) > 30 * rate and model.settings["kind"] != "transducer":
-            sys.exit(f"{path}: needs at most 30 s: cut it at pauses")
-        print(model.text(model.tokens(samples.mean(1))[0]))
+        try:
+            samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        except (OSError, RuntimeError) as error:  # of libsndfile's
+            sys.exit(f"{path}: {error}")
+        wave = samples.mean(1)
+        refuse(path, wave, rate, model)
+        print(model.text(model.tokens(wave)[0]))
 
 
 if __name__ == "__main__":

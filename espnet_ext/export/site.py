@@ -8,6 +8,7 @@ from pathlib import Path
 
 from espnet_ext.data.fetch import npm
 from espnet_ext.errors import UserError
+from espnet_ext.export.family_weights import COMPUTED, assembled
 from espnet_ext.export.onnx_decoder import require_unchanged
 from espnet_ext.files import atomic_path, write_json
 
@@ -54,8 +55,6 @@ def write_site(models: Sequence[Path], site: Path, package: Path | None = None) 
 
 def _assemble(folder: Path, member: str) -> None:
     """Write the computed weights of a member, which a browser reads as a file."""
-    from espnet_ext.export.run_onnx import COMPUTED, assembled
-
     path = folder / f"{member}{COMPUTED}"
     if not path.exists():
         path.write_bytes(assembled(folder, member))

@@ -1,8 +1,8 @@
 """The weights of several graphs in one file, each once.
 
 Tensors that are equal, or the first rows of another one, are read from the same place. One that is
-another part of another one, or its integers at fewer bits, is not stored: ``run_onnx.weight_from``
-computes it when a member is loaded.
+another part of another one, or its integers at fewer bits, is not stored:
+``family_weights.weight_from`` computes it when a member is loaded.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from espnet_ext.export.family_weights import weight_from
 from espnet_ext.export.graph import INT4
 from espnet_ext.export.integers import Computed, Reader, Weight, computed
-from espnet_ext.export.run_onnx import weight_from
 
 _ALIGNED = 64  # bytes, of weights in a file
 _LEAST = 1024  # bytes of a tensor that leaves its graph
@@ -110,7 +110,7 @@ class WeightFile:
     def _recipe(
         self, source: _Source, fine: Weight, coarse: Weight, found: Computed
     ) -> dict[str, Any]:
-        """What ``run_onnx.weight_from`` reads."""
+        """What ``family_weights.weight_from`` reads."""
         recipe: dict[str, Any] = {
             "from": source.place(),
             "across": fine.across,

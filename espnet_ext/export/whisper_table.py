@@ -51,12 +51,13 @@ def embed_and_score(g: Graph, model: Whisper, tokens: str) -> tuple[str, Any]:
     elif isinstance(weight, Quantised):
         scale = weight.scale[ids] if weight.scale.dim() else weight.scale
         chosen = Quantised(weight.ints[ids], scale, weight.bits)
-        found = g.op("Gather", g.matrix(chosen), tokens, axis=0)
+        found = g.embedded(chosen, tokens)
         scores = lambda last: g.linear(last, chosen)  # noqa: E731
     else:
-        numbers = g.matrix(model.tensor(f"{model.decoder}embed_tokens.weight")[ids])
-        found = g.op("Gather", numbers, tokens, axis=0)
-        scores = _float_scores(g, numbers)
+        numbers = model.tensor(f"{model.decoder}embed_tokens.weight")[ids]
+        across = g.constant(numbers.T.numpy())  # as products read it: a session has it once
+        found = g.op("Transpose", g.op("Gather", across, tokens, axis=1), perm=[1, 2, 0])
+        scores = lambda last: g.op("MatMul", last, across)  # noqa: E731
     count = len(model.rows)
     end_of_prompt = count + 1 + len(model.prompt)
 
@@ -108,12 +109,6 @@ def _coded_table(g: Graph, parts: list[Coded], tokens: str, width: int) -> tuple
     return found, lambda x: g.op("Concat", *(score(x) for score in scores), axis=-1)
 
 
-def _float_scores(g: Graph, table: str) -> Any:
-    """A function that multiplies with a table (rows, D)."""
-    across = g.op("Transpose", table, perm=[1, 0])
-    return lambda last: g.op("MatMul", last, across)
-
-
 def _table_scores(g: Graph, table: Coded) -> Any:
     """A function that multiplies with a table (rows, D) of codes.
 
@@ -122,7 +117,8 @@ def _table_scores(g: Graph, table: Coded) -> Any:
     a scale, by which what is multiplied is multiplied first.
     """
     if g.products == "float32":
-        return _float_scores(g, g.matrix(table))
+        across = g.op("Transpose", g.matrix(table), perm=[1, 0])
+        return lambda last: g.op("MatMul", last, across)
     parts, _, size = table.books.shape
     scale = table.books.abs().amax((1, 2)).clamp_min(1e-9) / 127  # of each part
     whole = (table.books / scale.view(-1, 1, 1)).round().to(torch.int8)

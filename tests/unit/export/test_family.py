@@ -21,12 +21,12 @@ from espnet_ext.cli.main import main
 from espnet_ext.errors import UserError
 from espnet_ext.export import integers
 from espnet_ext.export.family import chosen_members, export_family
+from espnet_ext.export.family_weights import COMPUTED, WEIGHTS, assembled
 from espnet_ext.export.folder import export
 from espnet_ext.export.graph import FLOAT, INT4, INT8, UINT8, in_pairs
 from espnet_ext.export.integers import Weight, computed
 from espnet_ext.export.onnx_decoder import load_exported
-from espnet_ext.export.run_onnx import COMPUTED, WEIGHTS, Model, Stream, assembled
-from espnet_ext.export.site import write_site
+from espnet_ext.export.run_onnx import Model, Stream
 from espnet_ext.export.weight_file import WeightFile
 from espnet_ext.methods import quantise
 from tests.fixtures import families, streams
@@ -193,8 +193,6 @@ def test_a_folder_without_what_is_asked_or_changed_is_refused(folder, tmp_path):
         file.write(b"\x01\x02")
     with pytest.raises(UserError, match=re.escape(WEIGHTS)):
         espnet_ext.load(changed)
-    with pytest.raises(UserError, match="is a family in one folder"):
-        write_site([folder], tmp_path / "site")
 
 
 def test_a_member_that_would_change_is_refused(deployed, tmp_path, monkeypatch):
