@@ -6,7 +6,8 @@ next. Time is processor time over seconds of audio; memory is the peak (VmHWM) o
 process with its libraries imported; load is processor time until the model can decode.
 
 A system is KIND:PATH.
-  onnx:DIR            an exported folder, by its transcribe.py (ONNX Runtime)
+  onnx:DIR            an exported folder, by its transcribe.py (ONNX Runtime); of a family in one
+                      folder its best member, or as onnx:DIR#MEMBER
   sherpa:DIR          the same folder, by sherpa-onnx
   torch:DIR           a deployed folder, by torch
   onnx-stream:DIR     an exported transducer, chunk by chunk; sherpa:DIR does that too
@@ -54,6 +55,7 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path, help="data directory with wav.scp and text")
     parser.add_argument("systems", nargs="+", help="KIND:PATH; the first is compared with others")
+    parser.add_argument("--name", help="of the comparison, for its title")
     parser.add_argument("--utterances", type=at_least(5), default=100, help="(default: 100)")
     parser.add_argument("--json", metavar="FILE", help="write all times there too")
     args = parser.parse_args()
@@ -66,7 +68,9 @@ def main() -> None:
     texts = read_table(args.data / "text")
     rows = [(name, audio[name], texts[name]) for name in chosen]
     measured = {"utterances": len(rows), "threads": 1, "systems": measure(args.systems, rows)}
-    finish(table(measured), measured, args.json)
+    found = table(measured)
+    found["title"] += f": {args.name}" if args.name else ""
+    finish(found, measured, args.json)
 
 
 def measure(systems: Sequence[str], rows: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
@@ -154,7 +158,7 @@ def answer(child: subprocess.Popen) -> dict[str, Any]:
 
 def size_of(system: str) -> int:
     """Bytes of a model's files; tokens are left out, which each format has in its own way."""
-    path = Path(system.partition(":")[2])
+    path = Path(system.partition(":")[2].partition("#")[0])
     kinds = (".onnx", ".safetensors", ".pth", ".bin")
     files = path.iterdir() if path.is_dir() else ()
     return sum(p.stat().st_size for p in files if p.suffix in kinds)

@@ -31,7 +31,11 @@ def onnx() -> Callable[[str], Decode]:
     """Import ONNX Runtime; return a function that loads a folder."""
     from espnet_ext.export.onnx_decoder import load_exported
 
-    return lambda path: _texts(load_exported(Path(path)))
+    def load(path: str) -> Decode:
+        folder, _, member = path.partition("#")
+        return _texts(load_exported(Path(folder), member=member or None))
+
+    return load
 
 
 def torch() -> Callable[[str], Decode]:
