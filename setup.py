@@ -48,6 +48,7 @@ EXTRAS = {
         "sherpa-onnx>=2",
     ],
     "dev": [
+        "huggingface-hub",  # reads the card of a model
         "hypothesis",
         "import-linter",
         "kaldi-native-fbank",

@@ -55,7 +55,6 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path, help="data directory with wav.scp and text")
     parser.add_argument("systems", nargs="+", help="KIND:PATH; the first is compared with others")
-    parser.add_argument("--name", help="of the comparison, for its title")
     parser.add_argument("--utterances", type=at_least(5), default=100, help="(default: 100)")
     parser.add_argument("--json", metavar="FILE", help="write all times there too")
     args = parser.parse_args()
@@ -68,9 +67,7 @@ def main() -> None:
     texts = read_table(args.data / "text")
     rows = [(name, audio[name], texts[name]) for name in chosen]
     measured = {"utterances": len(rows), "threads": 1, "systems": measure(args.systems, rows)}
-    found = table(measured)
-    found["title"] += f": {args.name}" if args.name else ""
-    finish(found, measured, args.json)
+    finish(table(measured), measured, args.json)
 
 
 def measure(systems: Sequence[str], rows: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:

@@ -26,6 +26,16 @@ def script_of(tag: str) -> str:
     return str(language.maximize().script)
 
 
+def code_of(tag: str) -> str:
+    """Return the code of a language without script and region: zh of zh-CN."""
+    import langcodes
+
+    try:
+        return langcodes.Language.get(tag).language or tag
+    except ValueError:
+        return tag
+
+
 def text_in(folder: Path, tag: str) -> Path:
     """Return ``text.<tag>`` of a data directory, or the only text there in that language."""
     path = folder / f"text.{tag}"

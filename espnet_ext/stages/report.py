@@ -8,7 +8,14 @@ from pathlib import Path
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import Stamp, in_use, read_json, read_utf8, write_json, write_text
-from espnet_ext.results.pages.card import CARD, SCORES, model_card, score_list
+from espnet_ext.results.pages.card import (
+    CARD,
+    LICENCE,
+    SCORES,
+    licence_file,
+    model_card,
+    score_list,
+)
 from espnet_ext.results.pages.families import size_series
 from espnet_ext.results.pages.scores import class_tables, run_table, size_line
 from espnet_ext.results.pages.text import Table
@@ -75,11 +82,17 @@ def _report(experiment: Experiment, results: Path | None) -> Report:
 
 
 def _write_card(experiment: Experiment, result: Result) -> list[str]:
-    """Write the card and the scores into the deployed folder, if they are new; say so."""
+    """Write card, licence and scores into the deployed folder, if they are new; say so."""
     written = []
-    scores = json.dumps(score_list(result), indent=2) + "\n"
-    card = model_card(result, _licence(experiment.root / "README.md"))
-    for name, text in ((CARD, card), (SCORES, scores)):
+    readme = experiment.root / "README.md"
+    languages = _paragraph(readme, "Language of the speech.", "Languages of the speech.")
+    licence = _paragraph(readme, "Licence.", "Licence of the data.")
+    files = {
+        CARD: model_card(result, languages, licence),
+        LICENCE: licence_file(result, licence),
+        SCORES: json.dumps(score_list(result), indent=2) + "\n",
+    }
+    for name, text in files.items():
         path = experiment.deployed / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
@@ -87,12 +100,12 @@ def _write_card(experiment: Experiment, result: Result) -> list[str]:
     return written
 
 
-def _licence(readme: Path) -> str | None:
-    """The paragraph of a recipe's README on the licence of its data; None if it has none."""
+def _paragraph(readme: Path, *titles: str) -> str | None:
+    """The paragraph of a recipe's README under one of the titles; None if it has none."""
     if not readme.is_file():
         return None
     for paragraph in read_utf8(readme).split("\n\n"):
-        if paragraph.startswith(("**Licence.**", "**Licence of the data.**")):
+        if paragraph.startswith(tuple(f"**{title}**" for title in titles)):
             return " ".join(paragraph.replace("**", "").split())
     return None
 

@@ -59,6 +59,10 @@ CONFIGS = {
         },
         "recipe": {"mimic": {"epochs": 2}},
     },
+    "kept": {
+        "init_param": ["exp/tuned/valid.acc.ave_1best.pth:decoder:decoder"],
+        "encoder_conf": {"path": "exp/tuned/deploy/merged/stack", "keep": [1]},
+    },
     "replaced": {
         "max_epoch": 0,
         "encoder_conf": {"mimic": {"kind": "linear", "width": 24, "first": 0, "split": 1}},
@@ -409,11 +413,15 @@ def bytes_of(folder):
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("tag", ["mimicked", "replaced", "streaming"])
-def test_mimics_and_attention_within_chunks_are_exported(recipe, tag):
+@pytest.mark.parametrize("tag", ["kept", "mimicked", "replaced", "streaming"])
+def test_fewer_layers_mimics_and_attention_within_chunks_are_exported(recipe, tag):
     folder, _ = recipe
     trained(folder, "tuned")
     config, out = trained(folder, tag), folder / f"onnx/{tag}"
+    if tag == "kept":  # one layer of two is left
+        state = torch.load(folder / f"exp/{tag}/deploy/merged/model.pth", weights_only=True)
+        encoder = [name for name in state if name.startswith("encoder.stack.model.layers.")]
+        assert {name.split(".")[4] for name in encoder} == {"0"}
     printed = succeed(folder, "export", config, "--out", str(out))
     assert "3 of 3 texts are torch's" in printed
     found = transcribed(folder, str(out))

@@ -115,6 +115,7 @@ def test_a_recipe_is_short_executable_and_has_a_readme(recipe):
     assert os.access(recipe, os.X_OK)
     readme = (recipe.parent / "README.md").read_text()
     assert "licence" in readme.lower()
+    assert re.search(r"^\*\*Languages? of the speech\.\*\* ", readme, re.MULTILINE)
     assert name_of(recipe) in readme
 
 

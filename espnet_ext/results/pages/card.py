@@ -1,9 +1,11 @@
 """The card of a deployed model: what it is, what it cost, what it scored, how it was made."""
 
+import re
 from typing import Any
 
 import yaml
 
+from espnet_ext.languages import code_of
 from espnet_ext.results.metrics import METRICS
 from espnet_ext.results.pages.scores import comparison_lines, model_name, scores_table
 from espnet_ext.results.pages.text import (
@@ -15,24 +17,30 @@ from espnet_ext.results.pages.text import (
     parameters,
     real_time_factor,
 )
-from espnet_ext.results.schema import Result
+from espnet_ext.results.schema import Result, TranslationScore
 
-CARD, SCORES = "README.md", "scores.json"  # files in the deployed folder
+CARD, SCORES, LICENCE = "README.md", "scores.json", "LICENSE.md"  # files in the deployed folder
 # Of a score's task: that of Hugging Face's hub.
 _TASKS = {
     "asr": "automatic-speech-recognition",
     "st": "automatic-speech-recognition",
     "cls": "audio-classification",
 }
+_CODE = re.compile(r"`([a-z]{2,3}(?:-[A-Za-z]+)*)`")  # of a language, in a recipe's README
 
 
-def model_card(result: Result, licence: str | None) -> str:
+def model_card(result: Result, languages: str | None, licence: str | None) -> str:
     """Return the card as Markdown, with the metadata of Hugging Face's hub.
 
     Args:
         result: the run.
-        licence: what the recipe says of the licence of its data; None: nothing.
+        languages: what the recipe says of the languages of its speech; None: nothing.
+        licence: what it says of the licence of its data; None: nothing.
     """
+    target = _target(result)
+    said = [f"Corpus: {result.dataset}.", languages or "Languages of the speech: not stated."]
+    said += [] if target is None else [f"Translated into `{target}`."]
+    said += [licence or "Licence: not stated."]
     facts = {
         "parameters": parameters(result),
         "file of weights": f"{megabytes(result.bytes)} MB",
@@ -42,11 +50,23 @@ def model_card(result: Result, licence: str | None) -> str:
         f"{duration(result.training.seconds)}, commit {result.commit}",
         "encoder, form": f"{result.encoder}, {result.variant}",
     }
-    lines = ["---", yaml.safe_dump(_metadata(result), sort_keys=False).rstrip(), "---", ""]
+    spoken = _CODE.findall(languages or "")
+    metadata = _metadata(result, [*spoken, *([] if target is None else [target])])
+    lines = ["---", yaml.safe_dump(metadata, sort_keys=False).rstrip(), "---", ""]
     lines += [f"# {model_name(result)}", "", *bullets(facts), "", "## Scores", ""]
     lines += [markdown(*scores_table([result])), "", *comparison_lines([result]), ""]
-    lines += ["## Data", "", f"Corpus: {result.dataset}. {licence or 'Licence: not stated.'}", ""]
+    lines += ["## Data", "", " ".join(said), ""]
     lines += ["## Use", "", "```bash", "espnet-ext transcribe . speech.wav", "```", ""]
+    return "\n".join(lines)
+
+
+def licence_file(result: Result, licence: str | None) -> str:
+    """Return the file that the card's ``license_link`` names, as Markdown."""
+    readme = f"egs/{result.dataset}/{result.task}/README.md"
+    lines = ["# Licence", "", "The recipe states no licence of these weights. Those of the data"]
+    lines += ["and of a pretrained model that the training started from may bind their use."]
+    lines += [f"Of the data, `{readme}` (section Data, commit {result.commit}) says:", ""]
+    lines += [licence or "Licence: not stated.", ""]
     return "\n".join(lines)
 
 
@@ -68,7 +88,12 @@ def score_list(result: Result) -> list[dict[str, Any]]:
     return found
 
 
-def _metadata(result: Result) -> dict[str, Any]:
+def _target(result: Result) -> str | None:
+    """The language of the translations; None of another task."""
+    return next((s.target for s in result.scores if isinstance(s, TranslationScore)), None)
+
+
+def _metadata(result: Result, languages: list[str]) -> dict[str, Any]:
     task = _TASKS[result.scores[0].task]
     results = [
         {
@@ -85,7 +110,13 @@ def _metadata(result: Result) -> dict[str, Any]:
         }
         for score in result.scores
     ]
+    codes = list(dict.fromkeys(map(code_of, languages)))
     return {
+        **({"language": codes} if codes else {}),
+        # The hub knows a licence by its id, or else by a name and a file.
+        "license": "other",
+        "license_name": f"{result.dataset}-data".replace("_", "-"),
+        "license_link": LICENCE,
         "library_name": "espnet",
         "pipeline_tag": task,
         "tags": ["espnet", "espnet-ext", "speech"],

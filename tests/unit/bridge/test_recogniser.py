@@ -1,6 +1,8 @@
 """Deployed models that were moved away from their recipe, and what they find in recordings."""
 
+import argparse
 import contextlib
+import io
 import json
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ from espnet_ext.bridge.bundle import about
 from espnet_ext.bridge.deployed_folder import Speech, deploy_experiment
 from espnet_ext.bridge.family_models import write_family_models
 from espnet_ext.bridge.speech_input import SpeechInput
+from espnet_ext.cli import transcribe
 from espnet_ext.config.training import load_config
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
@@ -117,18 +120,17 @@ def test_stock_espnet_decodes_samples_where_the_frontend_is_its_own(tmp_path):
     assert ours(wave, RATE).text
 
 
-def test_espnets_archive_of_the_folder_is_unpacked_anywhere(moved, tmp_path):
+def test_stock_espnet_opens_an_archive_of_the_folder_by_its_path(moved, tmp_path, monkeypatch):
     from espnet2.bin.asr_inference import Speech2Text
-    from espnet2.main_funcs.pack_funcs import unpack
 
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # espnet_model_zoo unpacks archives there
     archive = shutil.make_archive(str(tmp_path / "model"), "zip", moved / "merged")
-    files = unpack(archive, tmp_path / "unpacked")
-    assert files.keys() == {"asr_train_config", "asr_model_file"}
-    stock = Speech2Text(**files, ctc_weight=1.0, beam_size=1)
+    stock = Speech2Text.from_pretrained(archive, ctc_weight=1.0, beam_size=1)
     state = torch.load(moved / "merged/model.pth", weights_only=True)
     for name, tensor in stock.asr_model.state_dict().items():
         assert torch.equal(tensor, state[name]), name
     assert stock.asr_model.token_list == families.TOKENS
+    assert list((tmp_path / "home").rglob("meta.yaml"))
 
 
 def test_words_have_rising_times_and_the_tokens_of_an_independent_search(model):
@@ -173,6 +175,21 @@ def test_rate_and_channels_do_not_matter(model, tmp_path):
     again = model(soxr.resample(up, 48000, RATE, quality="HQ"), RATE)
     found = model.file(path)
     assert found.text == again.text and found.seconds == pytest.approx(2.0)
+
+
+def test_the_verb_transcribes_standard_input_as_the_file(moved, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "speech.wav"
+    soundfile.write(path, families.wave(2.5, 3), RATE, "PCM_16")
+    parser = argparse.ArgumentParser()
+    transcribe.add_arguments(parser)
+    found = []
+    for source in (str(path), "-"):
+        stdin = io.BytesIO(path.read_bytes() if source == "-" else b"")
+        monkeypatch.setattr("sys.stdin", argparse.Namespace(buffer=stdin))
+        transcribe.run(parser.parse_args([str(moved / "merged"), source, "--json"]))
+        found.append(json.loads(capsys.readouterr().out))
+    assert [one.pop("file") for one in found] == [str(path), "-"]
+    assert found[0] == found[1] and found[0]["text"]
 
 
 def test_a_long_recording_is_cut_at_pauses_and_silence_has_no_text(model):
