@@ -37,7 +37,8 @@ class FramesContract(TracedContract):
             return {"kind": "class"}
         source, name = self.decoder.source, {"sherpa_onnx": "from_zipformer_ctc"}
         # sherpa-onnx computes no others for such a model.
-        return {"kind": "ctc"} | ({} if source.deltas or source.definition != KALDI else name)
+        others = source.deltas or source.definition != KALDI or self.decoder.width is None
+        return {"kind": "ctc"} | ({} if others else name)
 
     @torch.no_grad()
     def difference(self, model: run_onnx.Model, waves: Sequence[np.ndarray]) -> float:
@@ -45,7 +46,7 @@ class FramesContract(TracedContract):
         worst = 0.0
         ours = frames.Frames(self.decoder.model).eval()
         for wave in waves:
-            given = self.decoder.source.prepared(torch.from_numpy(wave), self.decoder.width)
+            given = frames.features_of(self.decoder, torch.from_numpy(wave))
             wanted, _ = ours(given[None], torch.tensor([len(given)]))
             difference = relative_difference(model.log_probs(wave), wanted[0].numpy())
             worst = max(worst, difference)

@@ -20,6 +20,7 @@ import numpy as np
 from espnet_ext.export.graph import FLOAT, INT32, Graph, Products
 from espnet_ext.export.whisper_encoder import write_encode
 from espnet_ext.export.whisper_layers import feed_forward, linear, norm, queries_keys_values
+from espnet_ext.export.whisper_mel import write_log_mel
 from espnet_ext.export.whisper_model import END, PROMPT, Whisper
 from espnet_ext.export.whisper_table import embed_and_score, token_rows
 
@@ -27,7 +28,6 @@ PREPROCESS, ENCODE, FIRST, NEXT = (
     f"{name}.onnx" for name in ("preprocess", "encode", "uncached_decode", "cached_decode")
 )
 _NEVER = -1e9  # score of an id that the model has no token for
-_FFT, _HOP = 400, 160  # samples of a window of log-mel, and between windows
 
 type Shapes = dict[str, tuple[int, Sequence[Any]]]  # type and shape of tensors, by name
 
@@ -43,55 +43,11 @@ def write(model: Whisper, folder: Path, products: Products) -> dict[int, int]:
     Returns:
         How many weights are stored in how many bits.
     """
-    _write_preprocess(model, folder / PREPROCESS)
+    write_log_mel(folder / PREPROCESS, model.mel, model.least)
     encode = write_encode(model, folder / ENCODE, products)
     _write_first(model, folder / FIRST)
     following = _write_next(model, folder / NEXT, products)
     return dict(encode.rounded + following.rounded)
-
-
-def _write_preprocess(model: Whisper, path: Path) -> None:
-    """Log-mel as transformers' WhisperFeatureExtractor computes it, of speech as it is."""
-    g = Graph()
-    samples = g.op("Shape", "audio", start=1, end=2)
-    missing = g.op("Max", g.op("Sub", g.ints(model.least), samples), g.ints(0))
-    x = g.op("Pad", "audio", g.op("Concat", g.ints(0, 0, 0), missing, axis=0))
-    x = g.op("Pad", x, g.ints(0, _FFT // 2, 0, _FFT // 2), mode="reflect")
-    basis = _fourier_basis(g)
-    x = g.op("Conv", g.op("Unsqueeze", x, g.ints(1)), basis, kernel_shape=[_FFT], strides=[_HOP])
-    x = g.slice(x, g.ints(0), g.ints(-1), 2)  # the extractor leaves out the last window
-    real, imaginary = g.split(g.op("Mul", x, x), 2, 1)
-    power = g.op("Add", real, imaginary)
-    mel = g.op("MatMul", g.constant(model.mel.T, np.float32), power)
-    floor = g.constant(1e-10, np.float32)
-    logarithm = g.op("Log", g.op("Max", mel, floor))
-    logarithm = g.op("Mul", logarithm, g.constant(1 / np.log(10), np.float32))
-    loudest = g.op("ReduceMax", logarithm, keepdims=0)
-    least = g.op("Sub", loudest, g.constant(8, np.float32))
-    shifted = g.op("Add", g.op("Max", logarithm, least), g.constant(4, np.float32))
-    g.op("Mul", shifted, g.constant(0.25, np.float32), out="mel")
-    bins = model.mel.shape[1]
-    g.save(path, {"audio": (FLOAT, [1, "samples"])}, {"mel": (FLOAT, [1, bins, "time"])})
-
-
-def _fourier_basis(g: Graph) -> str:
-    """Windowed cosines and sines (2 x frequencies, 1, samples), computed from nothing."""
-
-    def numbers(count: int) -> str:
-        return g.op("Range", *(g.constant(v, np.int64) for v in (0, count, 1)))
-
-    turn = g.constant(2 * np.pi / _FFT, np.float32)
-    frequency, time = numbers(_FFT // 2 + 1), numbers(_FFT)
-    half = g.constant(0.5, np.float32)
-    wave = g.op("Cos", g.op("Mul", g.op("Cast", time, to=FLOAT), turn))
-    window = g.op("Sub", half, g.op("Mul", half, wave))
-    product = g.op(
-        "Mul", g.op("Unsqueeze", frequency, g.ints(1)), g.op("Unsqueeze", time, g.ints(0))
-    )
-    turns = g.op("Mod", product, g.constant(_FFT, np.int64))  # exact where float32 is not
-    angle = g.op("Mul", g.op("Cast", turns, to=FLOAT), turn)
-    both = g.op("Concat", g.op("Cos", angle), g.op("Sin", angle), axis=0)
-    return g.op("Reshape", g.op("Mul", both, window), g.ints(_FFT + 2, 1, _FFT))
 
 
 def _write_first(model: Whisper, path: Path) -> None:

@@ -21,7 +21,7 @@ from espnet_ext.models.whisper_decoder import DETECT, WhisperDecoder
 
 _ENCODER, _DECODER = "encoder.stack.", "decoder.decoder."
 _SPECIAL = re.compile(r"<\|.*\|>")
-_LEAST = 1600  # samples of the shortest speech that is encoded
+LEAST = 1600  # samples of the shortest speech that is encoded
 
 
 def read_whisper(path: Path, decoder: Decoder, stored: State, bits: int | None) -> Whisper:
@@ -56,7 +56,7 @@ def read_whisper(path: Path, decoder: Decoder, stored: State, bits: int | None) 
         prompt=tuple(asr.decoder.prompt),
         languages=tuple(asr.decoder.languages) if asr.decoder.language == DETECT else (),
         end=int(asr.decoder.end),
-        least=max(_LEAST, asr.encoder.pad_to),
+        least=max(LEAST, asr.encoder.pad_to),
         rows=_text_rows(asr.token_list, state[f"{_DECODER}embed_tokens.weight"]),
         mimics=mimics,
         chunks=chunks.geometry if chunks is not None and chunks.active(False) else None,

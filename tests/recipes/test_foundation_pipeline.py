@@ -433,6 +433,33 @@ def test_fewer_layers_mimics_and_attention_within_chunks_are_exported(recipe, ta
     assert "of 8 bits" in again
 
 
+@pytest.mark.parametrize("mimic", [None, {"kind": "linear", "width": 24, "first": 1}])
+def test_an_encoder_under_ctc_is_exported(recipe, mimic):
+    folder, _ = recipe
+    tag = "ctc_mimic" if mimic else "ctc"
+    conf = {
+        "include": "../../../conf/base/stack_ctc.yaml",
+        "encoder_conf": {"path": MODEL, "frozen": mimic is not None, "mimic": mimic},
+        "token_type": "char",
+        "batch_type": "sorted",
+        "batch_size": 4,
+        "max_epoch": 0,
+        "optim_conf": {"lr": 0.003},
+        "scheduler_conf": {"warmup_steps": 2},
+        "recipe": {"average": 1},
+    }
+    path = folder / f"conf/train_{tag}.yaml"
+    path.write_text(yaml.safe_dump(conf))
+    succeed(folder, "tokens", str(path))
+    config = trained(folder, tag)
+    for options in ((), ("--bits", "8", "--exact")):
+        said = succeed(folder, "export", config, "--out", f"onnx/{tag}", *options)
+        assert "3 of 3 texts are torch's" in said or options
+    succeed(folder, "export", config, "--out", f"onnx/{tag}")
+    found = transcribed(folder, f"onnx/{tag}")
+    assert found == transcribed(folder, f"exp/{tag}/deploy/merged") != [""] * 4
+
+
 def test_a_model_that_detects_languages_is_exported_for_one(recipe):
     folder, _ = recipe
     succeed(folder, "tokens", "conf/train_heard.yaml")

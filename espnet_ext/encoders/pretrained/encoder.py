@@ -238,6 +238,14 @@ class StackEncoder(AbsEncoder):
             x = self.mimic(x, lengths)[-1]
         return x, lengths, None
 
+    def encode_mel(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode a Whisper's log-mel (batch, time, bins), as ``forward`` encodes samples."""
+        assert isinstance(self.base, WhisperStack)
+        self._set_modes()
+        x, lengths = self.base.convolved(mel, lengths)
+        x = self._layers(x, lengths)
+        return (x if self.mimic is None else self.mimic(x, lengths)[-1]), lengths
+
     def _layers(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Run what follows the front end, up to the output or the first mimic."""
         if isinstance(self.stack, MimickedStack):

@@ -117,6 +117,10 @@ class WhisperStack(TransformersStack):
         mel = pad_sequence(mels, batch_first=True)
         if self.augment is not None and self.training:
             mel, _ = self.augment(mel, sizes)
+        return self.convolved(mel, sizes)
+
+    def convolved(self, mel: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """The output of the convolutions for log-mel (batch, time, bins), and its lengths."""
         # A convolution pads with zeros; the second must find zeros after a shorter utterance.
         inner = F.gelu(self.model.conv1(mel.transpose(1, 2)))
         inner = inner.masked_fill(~frame_mask(sizes, mel.shape[1]).unsqueeze(1), 0.0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import espnet_ext
 from espnet_ext.data.kaldi_dir import read_table
 from tests.fixtures import probe, speech_models
 
@@ -56,6 +57,17 @@ def test_stage_five_writes_the_stack_in_its_own_format(recipe):
     deployed = json.loads((recipe / "exp/probe/deploy/merged/deploy.json").read_text())
     assert deployed["verified"]["max_difference"] <= 1e-5
     assert 0 < deployed["parameters"]["encoder_blocks"] < deployed["parameters"]["encoder"]
+
+
+def test_graphs_of_the_probe_name_torchs_classes(recipe):
+    said = probe.run(recipe, "export", probe.CONFIG, "--out", "onnx").stdout
+    assert "8 of 8 texts are torch's" in said
+    found = espnet_ext.load(recipe / "onnx")
+    named = read_table(recipe / "exp/probe/decode/merged/classify/test/text")
+    audio = read_table(recipe / "data/test/wav.scp")
+    assert len(named) == 12 and len(set(named.values())) > 1
+    for key, label in named.items():
+        assert found.file(recipe / audio[key]).text == label
 
 
 def test_the_deployed_probe_needs_no_other_folder(recipe, monkeypatch):
