@@ -255,7 +255,11 @@ def refuse(path, samples, rate, model):
 
 def changed(folder, settings):
     """The first file of a folder whose SHA-256 is not that in its settings; None: there is none."""
-    for name, wanted in settings["sha256"].items():
+    digests = dict(settings["sha256"])
+    for member, one in settings.get("members", {}).items():
+        name = f"{member}.weights.bin"
+        digests |= {name: one["computed"]} if (folder / name).exists() else {}
+    for name, wanted in digests.items():
         path = folder / Path(name).name
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
             return path
