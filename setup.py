@@ -43,6 +43,7 @@ EXTRAS = {
     ],
     "device": [  # what benchmarks/device.py compares with
         "faster-whisper>=1.2",
+        "onnx>=1.18",
         "openvino",
         "pywhispercpp",  # whisper.cpp
         "sherpa-onnx>=2",

@@ -6,7 +6,7 @@ next. Time is processor time over seconds of audio; memory is the peak (VmHWM) o
 process with its libraries imported; load is processor time until the model can decode.
 
 A system is KIND:PATH.
-  onnx:DIR            an exported folder, by its transcribe.py (ONNX Runtime); of a family in one
+  onnx:DIR            an exported folder, as espnet-ext runs it (ONNX Runtime); of a family in one
                       folder its best member, or as onnx:DIR#MEMBER
   sherpa:DIR          the same folder, by sherpa-onnx
   torch:DIR           a deployed folder, by torch
@@ -115,8 +115,13 @@ def prepared(system: str, scratch: Path) -> str:
     """The system with the path of what its process loads: of a published model converted files."""
     kind, _, path = system.partition(":")
     if kind in PUBLISHED:
-        import whisper_peers  # with torch, which other systems need not hold
-
+        try:
+            LOADERS[kind]()
+            import whisper_peers  # with torch, which other systems need not hold
+        except ImportError:
+            return system  # its process says so
+        if not Path(path, "model.safetensors").is_file():
+            raise UserError(f"{system}: no model.safetensors; give a Whisper as published")
         scratch.mkdir()
         if kind == "whisper.cpp":
             whisper_peers.write_ggml(path, scratch / "ggml.bin")

@@ -10,6 +10,7 @@ from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.footprint import is_classifier
 from espnet_ext.data.features import KALDI
+from espnet_ext.encoders.pretrained.stack import RATE
 from espnet_ext.export import frames, run_onnx
 from espnet_ext.export.compare import relative_difference
 from espnet_ext.export.traced_contract import NAMES, TracedContract
@@ -33,12 +34,14 @@ class FramesContract(TracedContract):
 
     def settings(self) -> dict[str, Any]:
         """``kind``, and the contract's name in sherpa-onnx."""
+        whisper = frames.whisper_of(self.decoder.model)
+        limit = {} if whisper is None else {"most_seconds": whisper.most_samples // RATE}
         if is_classifier(self.decoder.model):
-            return {"kind": "class"}
+            return {"kind": "class"} | limit
         source, name = self.decoder.source, {"sherpa_onnx": "from_zipformer_ctc"}
         # sherpa-onnx computes no others for such a model.
         others = source.deltas or source.definition != KALDI or self.decoder.width is None
-        return {"kind": "ctc"} | ({} if others else name)
+        return {"kind": "ctc"} | ({} if others else name) | limit
 
     @torch.no_grad()
     def difference(self, model: run_onnx.Model, waves: Sequence[np.ndarray]) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 
 from espnet_ext.data.audio import filled_up
 from espnet_ext.errors import UserError, nearest, one_line
+from espnet_ext.export.family_weights import COMPUTED
 from espnet_ext.files import read_json
 from espnet_ext.formats.digests import refuse_other
 from espnet_ext.recogniser import Found, Recogniser, mean_probability
@@ -57,7 +58,14 @@ class OnnxDecoder:
         self.longest = None if self.classifies else _LONGEST * self.rate
 
     def decode_waves(self, waves: Sequence[np.ndarray]) -> list[Found]:
-        """Search each segment (samples,)."""
+        """Search each segment (samples,).
+
+        Raises:
+            UserError: a classifier of short clips gets a longer one.
+        """
+        most = self.model.settings.get("most_seconds")
+        if self.classifies and most and any(len(wave) > most * self.rate for wave in waves):
+            raise UserError(f"this classifier hears at most {most} s: cut the recording")
         return [self._one(wave) for wave in waves]
 
     def text_of(self, tokens: Sequence[int]) -> str:
@@ -95,7 +103,7 @@ def require_unchanged(folder: Path) -> Mapping[str, Any]:
             raise UserError(f"no {file}; {_AGAIN}")
         refuse_other(file, wanted, SETTINGS, _AGAIN)
     for name, computed in members.items():
-        assembled = folder / f"{name}.weights.bin"
+        assembled = folder / f"{name}{COMPUTED}"
         if assembled.is_file():
             refuse_other(assembled, computed, SETTINGS, _AGAIN)
     return settings

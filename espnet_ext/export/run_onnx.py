@@ -1,7 +1,7 @@
 """Transcribe audio files with the exported model in this script's folder.
 
-Needs numpy, onnxruntime and soundfile; nothing else of the project that made it. Of a streaming
-model, Stream hears audio in pieces.
+Needs numpy, onnxruntime and soundfile, and of a family family_weights.py; nothing else of the
+project that made it. Of a streaming model, Stream hears audio in pieces.
 
 Example: python transcribe.py speech.wav
          python transcribe.py --member NAME speech.wav    (of a family, instead of the first)
@@ -31,6 +31,7 @@ GRAPHS = {
 
 def family():
     """The module that computes weights of a family: of the package, or beside this script."""
+    sys.dont_write_bytecode = True  # nothing else belongs into the folder
     name = "family_weights"
     return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
@@ -244,13 +245,15 @@ def loop(tokens, longest=10, times=4, least=12):
 
 def refuse(path, samples, rate, model):
     """End the script if it cannot transcribe samples (n,)."""
-    wanted, longest = model.settings["rate"], 30 * rate
+    wanted, settings = model.settings["rate"], model.settings
+    any_length = settings["kind"] in ("transducer", "class")
+    longest = settings.get("most_seconds", 10**9 if any_length else 30) * rate
     if rate != wanted:
         sys.exit(f"{path}: needs {wanted} Hz, not {rate}")
     if not len(samples) or not np.isfinite(samples).all():
         sys.exit(f"{path}: has no samples, or some that are no numbers")
-    if len(samples) > longest and model.settings["kind"] != "transducer":
-        sys.exit(f"{path}: needs at most 30 s: cut it at pauses")
+    if len(samples) > longest:
+        sys.exit(f"{path}: needs at most {longest // rate} s: cut it at pauses")
 
 
 def changed(folder, settings):
@@ -261,8 +264,11 @@ def changed(folder, settings):
         digests |= {name: one["computed"]} if (folder / name).exists() else {}
     for name, wanted in digests.items():
         path = folder / Path(name).name
-        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+        if not path.exists():
             return path
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
+                return path
     return None
 
 
@@ -280,21 +286,22 @@ def main():
         settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         if path := changed(folder, settings):
             sys.exit(f"{path} was changed or is missing: export the model again")
+        if member and member not in settings.get("members", {}):
+            sys.exit(f"no member {member!r}: model.json lists those of a family")
         if assembles:
             sys.exit(family().assemble(folder, member))
         model = Model(folder, member=member)
-    except KeyError as error:
-        sys.exit(f"no member {error}: model.json lists those of a family")
     except Exception as error:  # of ONNX Runtime's own types, too
         sys.exit(f"{folder}: damaged, of another version, or no room: {error}")
     for path in paths:
         try:
             samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:  # of libsndfile's
-            sys.exit(f"{path}: {error}")
-        wave = samples.mean(1)
-        refuse(path, wave, rate, model)
-        print(model.text(model.tokens(wave)[0]))
+            wave = samples.mean(1)
+            refuse(path, wave, rate, model)
+            wave = np.pad(wave, (0, max(0, rate // 10 - len(wave))))  # a window, at least
+            print(model.text(model.tokens(wave)[0]))
+        except Exception as error:  # of libsndfile's and ONNX Runtime's own types, too
+            sys.exit(f"{path}: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def write_site(models: Sequence[Path], site: Path, package: Path | None = None) 
                 named = {"name": f"{name}, {member}", "member": member, "bytes": its["bytes"]}
                 listed.append(one | named)
             if "members" not in known:
-                size = sum(path.stat().st_size for path in model.glob("*.onnx"))
+                size = sum(path.stat().st_size for path in model.iterdir() if path.is_file())
                 listed.append(one | {"bytes": size})
         write_json(temporary / _LIST, sorted(listed, key=lambda one: one["bytes"]))
 

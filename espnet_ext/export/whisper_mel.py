@@ -36,11 +36,9 @@ def write_log_mel(path: Path, filters: np.ndarray, least: int, frames_first: boo
     quiet = g.op("Sub", loudest, g.constant(8, np.float32))
     shifted = g.op("Add", g.op("Max", logarithm, quiet), g.constant(4, np.float32))
     bins, out = filters.shape[1], "x" if frames_first else "mel"
-    quarter = g.constant(0.25, np.float32)
-    if frames_first:
-        g.op("Transpose", g.op("Mul", shifted, quarter), perm=[0, 2, 1], out=out)
-    else:
-        g.op("Mul", shifted, quarter, out=out)
+    scaled = g.op("Mul", shifted, g.constant(0.25, np.float32))
+    order = [0, 2, 1] if frames_first else [0, 1, 2]
+    g.op("Transpose", scaled, perm=order, out=out)
     shape = [1, "time", bins] if frames_first else [1, bins, "time"]
     g.save(path, {"audio": (FLOAT, [1, "samples"])}, {out: (FLOAT, shape)})
 

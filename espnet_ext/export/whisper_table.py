@@ -21,7 +21,6 @@ def token_rows(g: Graph, model: Whisper, known: str) -> str:
     row = g.op("Sub", g.op("Cast", "token", to=INT64), g.ints(TEXT))
     prompts = [len(model.rows) + 1 + place for place in range(len(model.prompt))]
     text = g.op("Less", "token", g.constant(TEXT, np.int32))
-    first = g.op("Equal", known, g.ints(0))
     if model.languages:
         heard = g.op("GreaterOrEqual", row, g.ints(len(model.rows)))
         languages = g.op("Add", row, g.ints(1 + len(prompts)))  # they are behind the prompt
@@ -29,6 +28,7 @@ def token_rows(g: Graph, model: Whisper, known: str) -> str:
         row = g.op("Where", text, g.ints(prompts[0]), row)
         return g.op("Concat", row, _rows_if(g, heard, prompts[2:]), axis=1)
     row = g.op("Where", text, g.ints(prompts[-1]), row)
+    first = g.op("Equal", known, g.ints(0))
     return g.op("Concat", _rows_if(g, first, prompts[:-1]), row, axis=1)
 
 

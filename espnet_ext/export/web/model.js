@@ -31,11 +31,11 @@ export class Model {
     const options = {};
     if (model.settings.members) {
       member ??= Object.keys(model.settings.members)[0]; // the best
-      if (!model.settings.members[member]) throw new Error(`no member ${member}`);
+      if (!Object.hasOwn(model.settings.members, member)) throw new Error(`no member ${member}`);
       Object.assign(model.settings, model.settings.members[member]);
       const weights = ["weights.bin", `${member}.weights.bin`];
       options.externalData = await Promise.all(weights.map(async (path) => ({ path, data: await read(path) })));
-    }
+    } else if (member) throw new Error(`no member ${member}: the folder has one model`);
     const file = (name) => model.settings.files?.[name] ?? name;
     const lines = (await text(file("tokens.txt"))).trimEnd().split("\n");
     model.symbols = new Map(lines.map((line) => line.match(/^(.*) (\d+)$/).slice(1)).map(([s, id]) => [+id, s]));

@@ -65,8 +65,9 @@ def licence_file(result: Result, licence: str | None) -> str:
     readme = f"egs/{result.dataset}/{result.task}/README.md"
     lines = ["# Licence", "", "The recipe states no licence of these weights. Those of the data"]
     lines += ["and of a pretrained model that the training started from may bind their use."]
-    lines += [f"Of the data, `{readme}` (section Data, commit {result.commit}) says:", ""]
-    lines += [licence or "Licence: not stated.", ""]
+    says = "says:" if licence else "tells more."
+    lines += [f"Of the data, `{readme}` (section Data, commit {result.commit}) {says}", ""]
+    lines += [licence, ""] if licence else []
     return "\n".join(lines)
 
 
@@ -115,7 +116,7 @@ def _metadata(result: Result, languages: list[str]) -> dict[str, Any]:
         **({"language": codes} if codes else {}),
         # The hub knows a licence by its id, or else by a name and a file.
         "license": "other",
-        "license_name": f"{result.dataset}-data".replace("_", "-"),
+        "license_name": "not-stated",
         "license_link": LICENCE,
         "library_name": "espnet",
         "pipeline_tag": task,

@@ -38,7 +38,7 @@ def test_the_hub_reads_language_licence_task_and_scores(recipe):
     assert data.language == ["cs", "nl"]
     assert (data.license, data.license_name, data.license_link) == (
         "other",
-        "toy-data",
+        "not-stated",
         "LICENSE.md",
     )
     assert data.pipeline_tag == "automatic-speech-recognition"
