@@ -44,8 +44,9 @@ from espnet_ext.errors import UserError, at_least, run_cli
 from espnet_ext.results.benchmarks import finish
 
 CHILD = "--system"
-# Kinds of published models that whisper_peers converts.
-PUBLISHED = ("whisper.cpp", "sherpa-whisper", "onnxruntime", "openvino")
+# Kinds of published models that whisper_peers converts, and to which files: two read the same.
+PUBLISHED = {"whisper.cpp": "ggml", "sherpa-whisper": "int8"}
+PUBLISHED |= dict.fromkeys(("onnxruntime", "openvino"), "float")
 
 
 def main() -> None:
@@ -73,7 +74,8 @@ def main() -> None:
 def measure(systems: Sequence[str], rows: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
     """Run all systems over utterances (name, audio, text), in turns."""
     with tempfile.TemporaryDirectory() as scratch:
-        ready = [prepared(system, Path(scratch, str(k))) for k, system in enumerate(systems)]
+        made: dict[tuple[str, str], Path] = {}
+        ready = [prepared(system, Path(scratch, str(k)), made) for k, system in enumerate(systems)]
         return _measure(systems, ready, rows)
 
 
@@ -111,8 +113,11 @@ def _measure(
     return found
 
 
-def prepared(system: str, scratch: Path) -> str:
-    """The system with the path of what its process loads: of a published model converted files."""
+def prepared(system: str, scratch: Path, made: dict[tuple[str, str], Path]) -> str:
+    """The system with the path of what its process loads: of a published model converted files.
+
+    ``made``: folders of converted models by their form and the model.
+    """
     kind, _, path = system.partition(":")
     if kind in PUBLISHED:
         try:
@@ -122,12 +127,15 @@ def prepared(system: str, scratch: Path) -> str:
             return system  # its process says so
         if not Path(path, "model.safetensors").is_file():
             raise UserError(f"{system}: no model.safetensors; give a Whisper as published")
-        scratch.mkdir()
-        if kind == "whisper.cpp":
-            whisper_peers.write_ggml(path, scratch / "ggml.bin")
-        else:
-            whisper_peers.write_graphs(path, scratch, int8=kind == "sherpa-whisper")
-        return f"{kind}:{scratch}"
+        form = PUBLISHED[kind]
+        folder = made.setdefault((form, path), scratch)
+        if not folder.exists():
+            folder.mkdir()
+            if form == "ggml":
+                whisper_peers.write_ggml(path, folder / "ggml.bin")
+            else:
+                whisper_peers.write_graphs(path, folder, int8=form == "int8")
+        return f"{kind}:{folder}"
     if kind != "faster-whisper":
         return system
     code = (

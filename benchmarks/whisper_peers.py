@@ -47,7 +47,7 @@ _OPENAI = (  # names of transformers, and of Whisper's authors
 
 
 class Published:
-    """What is in a folder: model, features, tokens.
+    """The model of a folder, its features and tokens.
 
     Raises:
         UserError: a model of several languages, which would need a language.
@@ -220,7 +220,7 @@ class Decoder(nn.Module):
 
 
 def _attended(at: Any, x: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None) -> Tensor:
-    """What an attention gives for x (1, n, D), keys and values (1, m, D)."""
+    """The output of an attention for x (1, n, D), keys and values (1, m, D)."""
     size = at.embed_dim // at.num_heads
     query, key, value = (
         y.reshape(1, -1, at.num_heads, size).transpose(1, 2) for y in (at.q_proj(x), key, value)

@@ -64,6 +64,11 @@ def in_use(folder: Path) -> Iterator[None]:
         os.close(lock_file)
 
 
+def bytes_in(folder: Path) -> int:
+    """Bytes of the files of a folder, without those of folders in it."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
 def weights_file(folder: str | os.PathLike) -> Path:
     """The weights of a deployed model: model.safetensors of a packed form, else model.pth.
 

@@ -27,7 +27,7 @@ from espnet_ext.export import family_weights, run_onnx
 from espnet_ext.export.folder import SCRIPT, TOKENS, Exported, export, refuse_other_folder
 from espnet_ext.export.onnx_decoder import SETTINGS
 from espnet_ext.export.weight_file import WeightFile
-from espnet_ext.files import atomic_path, read_json, write_json
+from espnet_ext.files import atomic_path, bytes_in, read_json, write_json
 from espnet_ext.formats.digests import digests
 
 
@@ -67,7 +67,7 @@ def export_family(
             _join(alone, temporary)
             for name, single in alone.items():
                 _compare(run_onnx.Model(single), run_onnx.Model(temporary, member=name), waves)
-            size = sum(path.stat().st_size for path in temporary.iterdir())
+            size = bytes_in(temporary)
     return ExportedFamily(size, made)
 
 
@@ -97,7 +97,7 @@ def chosen_members(found: Iterable[Bundle], names: Sequence[str], path: Path) ->
 def _join(folders: Mapping[str, Path], target: Path) -> None:
     """Write one folder for several exported ones."""
     settings = {name: read_json(f / SETTINGS) for name, f in folders.items()}
-    sizes = {name: sum(p.stat().st_size for p in f.iterdir()) for name, f in folders.items()}
+    sizes = {name: bytes_in(f) for name, f in folders.items()}
     weights = WeightFile(target / family_weights.WEIGHTS)
     recipes: dict[str, list[dict[str, Any]]] = {name: [] for name in folders}
     places: dict[str, dict[str, str]] = {name: {} for name in folders}

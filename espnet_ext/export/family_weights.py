@@ -82,7 +82,10 @@ def pairs(ints):
 
 
 def assemble(folder, member):
-    """Write the file of a member's computed weights: any runtime reads its graphs then."""
+    """Write the file of a member's computed weights: any runtime reads its graphs then.
+
+    Returns its path. Raises ValueError if the weights are not those that were exported.
+    """
     settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     wanted = settings.get("members", {})[member]["computed"]
     content = assembled(folder, member)
@@ -92,4 +95,4 @@ def assemble(folder, member):
     new = path.with_suffix(".new")
     new.write_bytes(content)
     new.replace(path)
-    print(f"{path.name}: {len(content):,} bytes")
+    return path

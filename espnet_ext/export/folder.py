@@ -19,7 +19,7 @@ from espnet_ext.export.family_weights import COMPUTED
 from espnet_ext.export.graph import Products
 from espnet_ext.export.onnx_decoder import SETTINGS
 from espnet_ext.export.whisper_source import choose_language
-from espnet_ext.files import atomic_path, read_json, write_json
+from espnet_ext.files import atomic_path, bytes_in, read_json, write_json
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.digests import digests
 
@@ -101,7 +101,7 @@ def export(
                 "nothing was written; try --exact"
             )
         _refuse_floats(bundle, rounded, temporary)
-        size = sum(path.stat().st_size for path in temporary.iterdir())
+        size = bytes_in(temporary)
     return Exported(size, rounded, difference, equal, len(waves))
 
 

@@ -107,7 +107,7 @@ class Graph:
             y = self._widened(x, weight)
         elif isinstance(weight, Quantised) and (block := blocks_of(weight)):
             y = self._blockwise(x, weight, block)
-        elif isinstance(weight, Quantised) and self.in_columns(weight):
+        elif isinstance(weight, Quantised) and self._in_columns(weight):
             self.rounded[8] += weight.ints.numel()
             y = self.bytewise(x, *self._columns(weight), len(weight.ints))
         else:
@@ -116,7 +116,7 @@ class Graph:
 
     def bytewise(self, x: str, ints: str, scales: str, outputs: int) -> str:
         """Multiply x (..., i) with bytes (i, outputs) that have scales (outputs,)."""
-        zero = filter(None, [self._zeros(outputs)])
+        zero = [] if self.products == "int8" else [self._zeros(outputs)]
         return self.microsoft("DynamicQuantizeMatMul", x, ints, scales, *zero)
 
     def matrix(self, weight: Weight) -> str:
@@ -191,14 +191,14 @@ class Graph:
             accuracy_level=0 if self.products == "float32" else 4,
         )
 
-    def in_columns(self, weight: Quantised) -> bool:
+    def _in_columns(self, weight: Quantised) -> bool:
         """True if a weight is multiplied with as 8 bits that have a scale for each output."""
         grouped = has_groups(weight.scale.shape)
         return weight.bits == 8 and not grouped and self.products != "float32"
 
     def embedded(self, table: Quantised, rows: str) -> str:
         """Rows (1, n, i) of a table that is multiplied with too; bytes in columns serve both."""
-        if not self.in_columns(table):
+        if not self._in_columns(table):
             return self.op("Gather", self.matrix(table), rows, axis=0)
         ints, scales = self._columns(table)
         x = self.op("Cast", self.op("Gather", ints, rows, axis=1), to=FLOAT)  # (i, 1, n)
@@ -230,15 +230,14 @@ class Graph:
         # A session keeps all that it computes until it is made: few operators, little memory.
         stored = self._stored_ints(flat.reshape(rows, count, -1), weight.bits)
         numbers = self.op("Mul", self.op("Cast", stored, to=FLOAT), groups)
-        zero = self._zeros(rows) or self.constant([0] * rows, np.int8)
-        ints = self.op("QuantizeLinear", numbers, scale, zero, axis=0)
+        ints = self.op("QuantizeLinear", numbers, scale, self._zeros(rows), axis=0)
         ints = self.op("Reshape", ints, self.ints(rows, -1))
         return self.bytewise(x, self.op("Transpose", ints, perm=[1, 0]), scale, rows)
 
-    def _zeros(self, outputs: int) -> str | None:
-        """What stands for 0 in bytes of so many outputs; None of signed ones."""
+    def _zeros(self, outputs: int) -> str:
+        """The byte of 0 for each of so many outputs."""
         signed = self.products == "int8"
-        return None if signed else self.constant([ZERO] * outputs, np.uint8)
+        return self.constant([0 if signed else ZERO] * outputs, np.int8 if signed else np.uint8)
 
     def _stored_ints(self, flat: Tensor, bits: int) -> str:
         """Integers (o, ...) of at most 4 bits two to a byte, others in bytes."""

@@ -9,7 +9,7 @@ import numpy as np
 from espnet_ext.data.audio import filled_up
 from espnet_ext.errors import UserError, nearest, one_line
 from espnet_ext.export.family_weights import COMPUTED
-from espnet_ext.files import read_json
+from espnet_ext.files import bytes_in, read_json
 from espnet_ext.formats.digests import refuse_other
 from espnet_ext.recogniser import Found, Recogniser, mean_probability
 
@@ -134,7 +134,7 @@ def _chosen(
     if not members and member is not None:
         raise UserError(f"{folder} has one model: leave out the name")
     if not members:
-        size = sum(path.stat().st_size for path in folder.iterdir())
+        size = bytes_in(folder)
         if size > (max_bytes or 0):
             raise UserError(f"{folder} has {size:,} bytes, more than {max_bytes:,}")
         return None

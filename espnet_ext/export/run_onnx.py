@@ -260,8 +260,9 @@ def changed(folder, settings):
     """The first file of a folder whose SHA-256 is not that in its settings; None: there is none."""
     digests = dict(settings["sha256"])
     for member, one in settings.get("members", {}).items():
-        name = f"{member}.weights.bin"
-        digests |= {name: one["computed"]} if (folder / name).exists() else {}
+        name = f"{member}{family().COMPUTED}"
+        if (folder / name).exists():
+            digests[name] = one["computed"]
     for name, wanted in digests.items():
         path = folder / Path(name).name
         if not path.exists():
@@ -289,7 +290,9 @@ def main():
         if member and member not in settings.get("members", {}):
             sys.exit(f"no member {member!r}: model.json lists those of a family")
         if assembles:
-            sys.exit(family().assemble(folder, member))
+            path = family().assemble(folder, member)
+            print(f"{path.name}: {path.stat().st_size:,} bytes")
+            return
         model = Model(folder, member=member)
     except Exception as error:  # of ONNX Runtime's own types, too
         sys.exit(f"{folder}: damaged, of another version, or no room: {error}")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from espnet_ext.data.fetch import npm
 from espnet_ext.errors import UserError
-from espnet_ext.export.family_weights import COMPUTED, assembled
+from espnet_ext.export.family_weights import assemble
 from espnet_ext.export.onnx_decoder import require_unchanged
-from espnet_ext.files import atomic_path, write_json
+from espnet_ext.files import atomic_path, bytes_in, write_json
 
 _WEB = Path(__file__).with_name("web")
 _LIST = "models.json"
@@ -44,20 +44,12 @@ def write_site(models: Sequence[Path], site: Path, package: Path | None = None) 
             _copy(model, copy)
             one = {"name": name, "folder": f"models/{name}"}
             for member, its in known.get("members", {}).items():
-                _assemble(copy, member)
+                assemble(copy, member)  # a browser reads computed weights as a file
                 named = {"name": f"{name}, {member}", "member": member, "bytes": its["bytes"]}
                 listed.append(one | named)
             if "members" not in known:
-                size = sum(path.stat().st_size for path in model.iterdir() if path.is_file())
-                listed.append(one | {"bytes": size})
+                listed.append(one | {"bytes": bytes_in(model)})
         write_json(temporary / _LIST, sorted(listed, key=lambda one: one["bytes"]))
-
-
-def _assemble(folder: Path, member: str) -> None:
-    """Write the computed weights of a member, which a browser reads as a file."""
-    path = folder / f"{member}{COMPUTED}"
-    if not path.exists():
-        path.write_bytes(assembled(folder, member))
 
 
 def _refuse_other_folder(site: Path, models: Sequence[Path]) -> None:

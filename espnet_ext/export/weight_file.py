@@ -110,7 +110,7 @@ class WeightFile:
     def _recipe(
         self, source: _Source, fine: Weight, coarse: Weight, found: Computed
     ) -> dict[str, Any]:
-        """What ``family_weights.weight_from`` reads."""
+        """The recipe that ``family_weights.weight_from`` reads."""
         recipe: dict[str, Any] = {
             "from": source.place(),
             "across": fine.across,

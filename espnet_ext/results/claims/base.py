@@ -1,4 +1,4 @@
-"""What all kinds of evidence have: a result by its name, and what it says about two systems."""
+"""Evidence of any kind: a result by its name, and what it says about two systems."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class Evidence(Strict):
         return " ".join([start, *filter(None, words)])
 
     def failures(self, results: Results) -> list[str]:
-        """What there is to say about trainings whose systems decide nothing, one line each."""
+        """Lines on trainings whose systems decide nothing."""
         return []
 
     def numbers(self, results: Results, system: str | None = None) -> Mapping[str, Any] | None:

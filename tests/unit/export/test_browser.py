@@ -52,12 +52,11 @@ def folder(tmp_path_factory, wave) -> Path:
     models.append(root / "onnx" / ATTENTION)
     with pytest.MonkeyPatch.context() as patch:  # texts of random models repeat themselves
         patch.setattr("espnet_ext.export.folder._EQUAL", 0.0)
-        spoken = [soundfile.read(wave)[0].astype(np.float32)]
+        heard = [samples.astype(np.float32)]
         bundle = Bundle.of_folder(deployed / FORMS[1])
-        export(bundle, models[-1], spoken, products="float32", search="attention")
+        export(bundle, models[-1], heard, products="float32", search="attention")
     bundles = {form: Bundle.of_folder(deployed / form) for form in FORMS}
     models.append(root / "onnx" / FAMILY)
-    heard = [soundfile.read(wave)[0].astype(np.float32)]
     export_family(bundles, models[-1], heard, products="float32")
     site.write_site(models, root / "site")
     return root / "site"
