@@ -19,7 +19,8 @@ from espnet_ext.results.pages.text import (
 )
 from espnet_ext.results.schema import Result, TranslationScore
 
-CARD, SCORES, LICENCE = "README.md", "scores.json", "LICENSE.md"  # files in the deployed folder
+# Files in the deployed folder that stage 8 writes.
+CARD_FILES = CARD, SCORES, LICENCE = "README.md", "scores.json", "LICENSE.md"
 # Of a score's task: that of Hugging Face's hub.
 _TASKS = {
     "asr": "automatic-speech-recognition",

@@ -19,7 +19,7 @@ from espnet_ext.config.training import training_settings
 from espnet_ext.errors import UserError, nearest, run_cli
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import Stamp, atomic_path, read_json
-from espnet_ext.results.pages.card import CARD, SCORES
+from espnet_ext.results.pages.card import CARD_FILES
 
 
 def copy_tokens(experiment: Experiment, trained: Path) -> None:
@@ -58,7 +58,7 @@ def copy_model(experiment: Experiment, trained: Path) -> None:
         files = [experiment.averaged_model, experiment.averaged_link, experiment.espnet_config]
         files += [experiment.train_record, *experiment.folder.glob("train.log")]
         # Stage 8 writes a card of its own here.
-        deployed = [p for p in experiment.deployed.rglob("*") if p.name not in (CARD, SCORES)]
+        deployed = [p for p in experiment.deployed.rglob("*") if p.name not in CARD_FILES]
         files += [*(path for path in deployed if path.is_file()), experiment.deploy_stamp]
     _copy(trained, files, experiment.folder)
 
