@@ -11,6 +11,7 @@ from torch import Tensor
 from espnet_ext.bridge.checkpoint import read_weights
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.config.training import UNTRAINED
+from espnet_ext.data.ssl_model import SSLModel, read_ssl
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import PACKED, read_json, weights_file
@@ -23,6 +24,7 @@ from espnet_ext.results.pages.card import SCORES
 
 KEY = "espnet_ext"  # in a deployed config: what ESPnet's keys do not say
 CONFIG = "config.yaml"
+FEATURES = "features"  # folder of the pretrained model whose layers are the input
 _HINT = "give a folder that espnet-ext deploy wrote, a file of weights in it, or a family file"
 
 
@@ -81,6 +83,19 @@ class Bundle:
             return found if any(isinstance(v, Quantised) for v in found.values()) else {}
         return read_member(self.path) if self.path.name == PACKED else {}
 
+    def features(self) -> SSLModel:
+        """The pretrained model whose layers are the input.
+
+        Raises:
+            UserError: it is not in the folder.
+        """
+        folder = self.path.parent / FEATURES
+        if not folder.is_dir():
+            raise UserError(
+                f"no {folder}, the model of the features: run stage 5 again (espnet-ext deploy)"
+            )
+        return read_ssl(folder, self.source.layers)
+
     def method(self, name: str | None = None) -> tuple[str, dict[str, Any]]:
         """Name and options of a decoding method, by default the first.
 
@@ -96,8 +111,9 @@ class Bundle:
 def about(experiment: Experiment, source: SpeechInput) -> dict[str, Any]:
     """The entry of a deployed config under ``KEY``."""
     features = experiment.espnet.get("frontend") if source.from_arks else None
+    given = dataclasses.asdict(source) | {"layers": list(source.layers)}
     decode = {name: options or {} for name, options in experiment.recipe.decode.items()}
-    return {"input": dataclasses.asdict(source), "features": features, "decode": decode}
+    return {"input": given, "features": features, "decode": decode}
 
 
 def open_bundle(path: str | Path, max_bytes: int | None = None) -> Bundle:
@@ -166,6 +182,7 @@ def _about(arguments: Mapping[str, Any]) -> tuple[SpeechInput, dict[str, dict[st
     """The input and the decoding methods that a deployed config names."""
     known = arguments.get(KEY) or {}
     given = dict(known.get("input") or {"rate": 16000})
-    if known.get("features") == "kaldi_fbank":  # which are computed here from samples
-        given["from_arks"] = False
+    given["layers"] = tuple(given.get("layers") or ())
+    # Of arks only in the stages of a recipe, or of an older form without the features' model.
+    given["from_arks"] = known.get("features") == "ssl" and not given["layers"]
     return SpeechInput(**given), dict(known.get("decode") or {})

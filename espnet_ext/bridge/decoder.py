@@ -21,6 +21,7 @@ from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.config.recipe_errors import ATTENTION_GREEDY, ATTENTION_STREAM, TRANSDUCER
 from espnet_ext.data.audio import filled_up
 from espnet_ext.data.pauses import cut_at_pauses
+from espnet_ext.encoders.pretrained.features import LayerFeatures
 from espnet_ext.errors import UserError
 from espnet_ext.formats.building import building
 from espnet_ext.models.attention_search import attention_greedy
@@ -66,6 +67,8 @@ class Decoder:
         bundle = model if isinstance(model, Bundle) else Bundle.of_folder(model)
         self.inference = load_inference(bundle, method, options, device)
         self.model: Any = self.inference.asr_model
+        if source.layers and not source.from_arks:
+            self.model.frontend = LayerFeatures(bundle.features()).to(device)
         arguments = self.inference.asr_train_args
         self.width = arguments.input_size if self.model.frontend is None else None
         self.search = transducer_search(self.model, method, options)

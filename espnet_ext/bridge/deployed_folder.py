@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from espnet_ext.bridge.bundle import KEY, about
+from espnet_ext.bridge.bundle import FEATURES, KEY, about
 from espnet_ext.bridge.checkpoint import (
     build,
     deployed_bytes,
@@ -24,9 +24,11 @@ from espnet_ext.bridge.registry import stock_encoder, task_of
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.variants import computing, formed, split_variant
 from espnet_ext.config.training import UNTRAINED
+from espnet_ext.data.ssl_model import SSLModel
 from espnet_ext.encoders.family_outputs import plain_conf, plain_decoder_conf
 from espnet_ext.encoders.frontends import KaldiFbank
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
+from espnet_ext.encoders.pretrained.features import save_model
 from espnet_ext.encoders.pretrained.mimicked import MimickedStack
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import PACKED, atomic_path, weights_file, write_json
@@ -118,6 +120,8 @@ def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) 
             write_member(packed, temporary / PACKED)
         if packed is None:
             _save_stack(arguments, deployed, temporary)
+        if isinstance(experiment.features, SSLModel):
+            save_model(experiment.features, temporary / FEATURES)
         arguments = portable_arguments(arguments, deployed) | {
             KEY: about(experiment, speech.source)
         }

@@ -21,12 +21,12 @@ def decoder_of(bundle: Bundle, method: str | None = None, device: str = "cpu") -
         device: torch's name of where it is computed.
 
     Raises:
-        UserError: no such method or device, or a model of features that are not log-mel.
+        UserError: no such method or device, or no model of the features.
     """
     if bundle.source.from_arks:
         raise UserError(
-            f"{bundle.path}: this model reads features of another model from arks; decode it by "
-            "stages 2 and 6 of its recipe"
+            f"{bundle.path}: the model of its features is missing: run stage 5 again "
+            "(espnet-ext deploy)"
         )
     name, options = bundle.method(method)
     check_device(device)

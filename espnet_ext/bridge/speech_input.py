@@ -11,6 +11,7 @@ from espnet_ext.data.arks import read_matrix
 from espnet_ext.data.audio import read_wave
 from espnet_ext.data.fbank import log_mel
 from espnet_ext.data.features import FRAMES_PER_SECOND, KALDI, known_definition
+from espnet_ext.data.ssl_model import SSLModel
 from espnet_ext.experiment import Experiment
 
 SHORT = 0.2  # seconds; from here on every encoder has a frame
@@ -29,6 +30,7 @@ class SpeechInput:
         from_arks: utterances are read as features.
         frames_per_second: of these features.
         definition: of log-mel, see ``features.DEFINITIONS``.
+        layers: of a pretrained model, whose outputs are the features; empty: of none.
     """
 
     rate: int
@@ -36,6 +38,7 @@ class SpeechInput:
     from_arks: bool = False
     frames_per_second: float = FRAMES_PER_SECOND
     definition: str = KALDI
+    layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a definition that there is not."""
@@ -44,10 +47,14 @@ class SpeechInput:
     @classmethod
     def of(cls, experiment: Experiment) -> Self:
         """The input of an experiment's models."""
-        from_arks = experiment.features is not None
-        frames = experiment.frames_per_second
+        features = experiment.features
         return cls(
-            experiment.rate, experiment.deltas, from_arks, frames, experiment.log_mel_definition
+            experiment.rate,
+            experiment.deltas,
+            features is not None,
+            experiment.frames_per_second,
+            experiment.log_mel_definition,
+            features.layers if isinstance(features, SSLModel) else (),
         )
 
     def prepared(self, wave: Tensor, width: int | None) -> Tensor:

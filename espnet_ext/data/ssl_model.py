@@ -17,7 +17,8 @@ from typing import Any
 from espnet_ext.errors import UserError
 from espnet_ext.files import read_json
 
-FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
+_WHISPER = ("whisper", "whisper_encoder")  # whole, or the encoder that a stack is saved as
+FAMILIES = ("wav2vec2", "hubert", "wavlm", *_WHISPER)
 _HOP = [160, 2]  # samples of a frame of Whisper's log-mel, and frames of one after its convolutions
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
@@ -83,7 +84,7 @@ def read_ssl(
 
 def _described(folder: Path, layers: Sequence[int], config: Mapping[str, Any]) -> SSLModel:
     """The sizes of a model with this config.json."""
-    whisper = config.get("model_type") == "whisper"
+    whisper = config.get("model_type") in _WHISPER
     keys = ("encoder_layers", "d_model") if whisper else ("num_hidden_layers", "hidden_size")
     try:
         count, width = (int(config[key]) for key in keys)

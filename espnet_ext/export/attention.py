@@ -141,8 +141,7 @@ def write(
     first, following = First(asr, encode.rows, len(ids)).eval(), Next(asr, ids).eval()
     counted = use_integers(asr, state, products)
     following.embedding = asr.decoder.embed[0]
-    width = decoder.width or 0
-    trace_features(decoder, folder)
+    width = trace_features(decoder, folder)
     x, length = torch.randn(1, _FRAMES, width), torch.tensor([_FRAMES], dtype=torch.int32)
     with traceable(asr), torch.no_grad():
         inputs = {"x": {1: "frames"}, "features_len": {}}
@@ -178,5 +177,3 @@ def refuse(decoder: Decoder) -> None:
         raise UserError("decoder_conf: only input_layer: embed with plain positions is exported")
     if any(not isinstance(a.src_attn.q_norm, nn.Identity) for a in asr.decoder.decoders):
         raise UserError("decoder_conf: qk_norm is not exported")
-    if asr.frontend is not None or decoder.width is None:
-        raise UserError("only models of log-mel can be exported")

@@ -1,13 +1,15 @@
-"""Log-mel (``data.fbank``) as a torch module that can be traced to a graph."""
+"""Log-mel as torch modules that can be traced: of ``data.fbank``, and of ESPnet's frontend."""
 
 import math
 
 import torch
+from espnet2.asr.frontend.default import DefaultFrontend
 from torch import Tensor, nn
 from torchaudio.compliance import kaldi
 
 from espnet_ext.data.fbank import PREEMPHASIS, nemo_filters
 from espnet_ext.data.features import KALDI
+from espnet_ext.errors import UserError
 
 _DELTA = 2  # frames on each side that a difference looks at
 
@@ -50,27 +52,73 @@ class Fbank(nn.Module):
             count = (wave.shape[0] - self.length) // self.shift + 1
         else:
             count = (wave.shape[0] + self.shift // 2) // self.shift
-        first = torch.arange(count, device=wave.device) * self.shift
-        # Of a number that depends on the input tracing makes no constant, which would be stored.
-        none = 0 * wave.shape[0]
-        place = torch.arange(self.length + none, device=wave.device)
-        index = first.unsqueeze(1) + place - edge
-        index = torch.where(index < 0, -index - 1, index)
-        index = torch.where(index >= wave.shape[0], 2 * wave.shape[0] - 1 - index, index)
-        frames = wave[index]
+        frames = _frames(wave, count, self.length, self.shift, edge, repeated=1)
         if self.removes_mean:
             frames = frames - frames.mean(1, keepdim=True)
         before = torch.cat([frames[:, :1], frames[:, :-1]], 1)
         frames = (frames - PREEMPHASIS * before) * self.window
-        frequency = torch.arange(self.size // 2 + 1 + none, device=wave.device)
-        turns = (frequency.unsqueeze(0) * place.unsqueeze(1)) % self.size
-        angle = turns.float() * (2 * math.pi / self.size)
-        power = (frames @ angle.cos()).square() + (frames @ angle.sin()).square()
+        power = _power(frames, self.size)
         found = (power @ self.mel).clamp_min(torch.finfo(torch.float32).eps).log()
         parts = [found]
         for _ in range(self.deltas):
             parts.append(_differences(parts[-1]))
         return torch.cat(parts, 1).unsqueeze(0)
+
+
+class EspnetLogMel(nn.Module):
+    """Samples (1, n) to log-mel (1, frames, bins) as ESPnet's ``frontend: default``."""
+
+    window: Tensor
+
+    def __init__(self, frontend: DefaultFrontend):
+        """Read the options of a frontend.
+
+        Raises:
+            UserError: it does more than a Fourier transform and log-mel.
+        """
+        super().__init__()
+        stft, enhance = frontend.stft, frontend.frontend
+        plain = stft is not None and stft.center and stft.onesided and not stft.normalized
+        if not plain or (enhance is not None and (enhance.use_wpe or enhance.use_beamformer)):
+            raise UserError("frontend_conf: only center, no enhancement, is exported")
+        self.size, self.shift, self.logmel = stft.n_fft, stft.hop_length, frontend.logmel
+        kind = "ones" if stft.window is None else f"{stft.window}_window"
+        window = getattr(torch, kind)(stft.win_length)
+        before = (self.size - stft.win_length) // 2
+        after = self.size - stft.win_length - before
+        self.register_buffer("window", nn.functional.pad(window, (before, after)))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Compute the features; the edges are reflected."""
+        wave = audio[0]
+        count = wave.shape[0] // self.shift + 1
+        frames = _frames(wave, count, self.size, self.shift, self.size // 2, repeated=0)
+        found, _ = self.logmel(_power(frames * self.window, self.size).unsqueeze(0))
+        return found
+
+
+def _frames(wave: Tensor, count: int, length: int, shift: int, edge: int, repeated: int) -> Tensor:
+    """Windows (count, length) of samples (n,), the first ``edge`` samples before the start.
+
+    Edges are reflected; the sample at an edge is ``repeated`` once or not at all.
+    """
+    first = torch.arange(count, device=wave.device) * shift
+    # Of a number that depends on the input tracing makes no constant, which would be stored.
+    place = torch.arange(length + 0 * wave.shape[0], device=wave.device)
+    index = first.unsqueeze(1) + place - edge
+    index = torch.where(index < 0, -index - repeated, index)
+    last = 2 * wave.shape[0] - 2 + repeated
+    return wave[torch.where(index >= wave.shape[0], last - index, index)]
+
+
+def _power(frames: Tensor, size: int) -> Tensor:
+    """Power spectrum (count, size // 2 + 1) of windows (count, length)."""
+    none = 0 * frames.shape[0]  # as in _frames
+    place = torch.arange(frames.shape[1] + none, device=frames.device)
+    frequency = torch.arange(size // 2 + 1 + none, device=frames.device)
+    turns = (frequency.unsqueeze(0) * place.unsqueeze(1)) % size
+    angle = turns.float() * (2 * math.pi / size)
+    return (frames @ angle.cos()).square() + (frames @ angle.sin()).square()
 
 
 def _differences(x: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
     preprocess   audio (1, n) -> x (1, frames, features)
     model        x (N, frames, features), x_lens (N,) -> log_probs, log_probs_len (N,)
 
+On wav2vec 2.0, HuBERT and WavLM ``x`` is one utterance (1, n, 1), samples as the model takes them.
+
 ``log_probs`` are (N, frames, V) of CTC, which is sherpa-onnx's contract ``from_zipformer_ctc``, and
 (N, classes) of a classifier. Statistics of the normalisation are inside. Features are the model's
-log-mel: of a Whisper's encoder (``encoder: stack``) transformers' definition of it.
+log-mel: of a Whisper's encoder (``encoder: stack``, ``frontend: ssl``) transformers' definition.
 """
 
 from collections.abc import Mapping
@@ -19,8 +21,11 @@ from torch.nn import functional as F
 
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.footprint import is_classifier
+from espnet_ext.encoders.pretrained.encoder import StackEncoder
+from espnet_ext.encoders.pretrained.features import LayerFeatures
+from espnet_ext.encoders.pretrained.stack import RATE
+from espnet_ext.encoders.pretrained.wav2vec2 import Wav2Vec2Stack
 from espnet_ext.encoders.pretrained.whisper import WhisperStack
-from espnet_ext.errors import UserError
 from espnet_ext.export.graph import Products
 from espnet_ext.export.rounded import use_integers
 from espnet_ext.export.tracing import PREPROCESS, trace, trace_features, traceable
@@ -40,8 +45,10 @@ class Frames(nn.Module):
 
     def forward(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities, and their number of frames."""
-        if whisper_of(self.asr) is not None:
-            return self._scored(*self.asr.encoder.encode_mel(x, x_lens))
+        if isinstance(self.asr.encoder, StackEncoder):
+            return self._scored(*self.asr.encoder.encode_features(x, x_lens))
+        if isinstance(self.asr.frontend, LayerFeatures):
+            x, x_lens = self.asr.frontend.of_features(x, x_lens)
         if self.asr.normalize is not None:
             x, _ = self.asr.normalize(x.clone(), x_lens)
         encoded, lengths, _ = self.asr.encoder(x, x_lens)
@@ -53,23 +60,32 @@ class Frames(nn.Module):
         return self.asr.ctc.log_softmax(encoded), lengths
 
 
-def whisper_of(asr: Any) -> WhisperStack | None:
-    """The Whisper that a model's encoder is, if it is one."""
-    base = getattr(asr.encoder, "base", None)
-    return base if isinstance(base, WhisperStack) else None
+def pretrained_of(asr: Any) -> WhisperStack | Wav2Vec2Stack | None:
+    """The model of transformers that a model's encoder is, or whose layers are its features."""
+    if isinstance(asr.frontend, LayerFeatures):
+        found: Any = asr.frontend.stack
+    else:
+        found = asr.encoder.base if isinstance(asr.encoder, StackEncoder) else None
+    return found if isinstance(found, WhisperStack | Wav2Vec2Stack) else None
 
 
-def features_of(decoder: Decoder, wave: Tensor) -> Tensor:
-    """The features (frames, features) of samples (n,) as training computes them."""
-    whisper = whisper_of(decoder.model)
-    if whisper is None:
-        return decoder.source.prepared(wave, decoder.width)
-    return whisper.log_mel(F.pad(wave, (0, max(0, _least(decoder) - len(wave)))))
+@torch.no_grad()
+def scores(decoder: Decoder, wave: Tensor) -> Tensor:
+    """The log-probabilities of samples (n,) by ESPnet's ``encode``: (frames, V) or (classes,)."""
+    asr = decoder.model
+    if pretrained_of(asr) is not None:
+        wave = F.pad(wave, (0, max(0, _least(decoder) - len(wave))))
+    given = decoder.source.prepared(wave, decoder.width)
+    encoded, lengths = asr.encode(given[None].clone(), torch.tensor([len(given)]))
+    encoded = encoded[0] if isinstance(encoded, tuple) else encoded
+    if is_classifier(asr):
+        return asr.decoder(encoded, lengths).log_softmax(-1)[0]
+    return asr.ctc.log_softmax(encoded)[0]
 
 
 def _least(decoder: Decoder) -> int:
-    """Samples of the shortest speech that a Whisper encodes."""
-    return max(LEAST, decoder.model.encoder.pad_to)
+    """Samples of the shortest speech that a pretrained model encodes."""
+    return max(LEAST, getattr(decoder.model.encoder, "pad_to", 0))
 
 
 def write(
@@ -88,22 +104,44 @@ def write(
             that cannot be traced.
     """
     asr = decoder.model
-    whisper = whisper_of(asr)
-    if whisper is None and (asr.frontend is not None or decoder.width is None):
-        raise UserError("only models of log-mel, or on a Whisper's encoder, can be exported")
+    stack, width = pretrained_of(asr), 0
     counted = use_integers(asr, state, products)
-    width = decoder.width
-    if whisper is None:
-        trace_features(decoder, folder)
-    else:
-        mel = np.asarray(whisper.extractor.mel_filters, np.float32)
+    if isinstance(stack, WhisperStack):
+        mel = np.asarray(stack.extractor.mel_filters, np.float32)
         write_log_mel(folder / PREPROCESS, mel, _least(decoder), frames_first=True)
         width = mel.shape[1]
-    x, lengths = torch.zeros(2, _FRAMES, width or 0), torch.tensor([_FRAMES, _FRAMES - 9])
-    inputs = {"x": {0: "N", 1: "frames"}, "x_lens": {0: "N"}}
-    outputs = {"log_probs": {0: "N"}, "log_probs_len": {0: "N"}}
+    elif stack is None:
+        width = trace_features(decoder, folder)
+    else:
+        audio, names = torch.randn(1, RATE), ({"audio": {1: "n"}}, {"x": {1: "n"}})
+        trace(_Normalised(stack, _least(decoder)), (audio,), folder / PREPROCESS, *names)
+    single = isinstance(stack, Wav2Vec2Stack)
+    # Models on samples have no masks in their graph.
+    given = (torch.randn(1, RATE, 1), torch.tensor([RATE])) if single else _batch(width)
+    batch: dict[int, str] = {} if single else {0: "N"}
+    inputs = {"x": {**batch, 1: "frames"}, "x_lens": batch}
+    outputs = {"log_probs": dict(batch), "log_probs_len": batch}
     if not is_classifier(asr):
         outputs["log_probs"][1] = "out_frames"
     with traceable(asr):
-        trace(Frames(asr).eval(), (x, lengths), folder / MODEL, inputs, outputs)
+        trace(Frames(asr).eval(), given, folder / MODEL, inputs, outputs)
     return dict(counted)
+
+
+def _batch(width: int) -> tuple[Tensor, Tensor]:
+    """Features of two utterances that are traced, and their lengths."""
+    return torch.zeros(2, _FRAMES, width), torch.tensor([_FRAMES, _FRAMES - 9])
+
+
+class _Normalised(nn.Module):
+    """Samples as a wav2vec 2.0 takes them."""
+
+    def __init__(self, stack: Wav2Vec2Stack, least: int):
+        super().__init__()
+        self.stack, self.least = stack, least
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Map (1, n) to (1, n, 1); shorter speech is filled up with silence."""
+        missing = (self.least - torch.tensor(audio.shape[1])).clamp(min=0)
+        filled = torch.cat([audio, audio.new_zeros(1, missing)], 1)
+        return self.stack.normalised(filled).unsqueeze(-1)

@@ -34,8 +34,9 @@ class FramesContract(TracedContract):
 
     def settings(self) -> dict[str, Any]:
         """``kind``, and the contract's name in sherpa-onnx."""
-        whisper = frames.whisper_of(self.decoder.model)
-        limit = {} if whisper is None else {"most_seconds": whisper.most_samples // RATE}
+        pretrained = frames.pretrained_of(self.decoder.model)
+        most = getattr(pretrained, "most_samples", None)
+        limit = {} if most is None else {"most_seconds": most // RATE}
         if is_classifier(self.decoder.model):
             return {"kind": "class"} | limit
         source, name = self.decoder.source, {"sherpa_onnx": "from_zipformer_ctc"}
@@ -43,14 +44,11 @@ class FramesContract(TracedContract):
         others = source.deltas or source.definition != KALDI or self.decoder.width is None
         return {"kind": "ctc"} | ({} if others else name) | limit
 
-    @torch.no_grad()
     def difference(self, model: run_onnx.Model, waves: Sequence[np.ndarray]) -> float:
         """The largest difference of log-probabilities."""
-        worst = 0.0
-        ours = frames.Frames(self.decoder.model).eval()
-        for wave in waves:
-            given = frames.features_of(self.decoder, torch.from_numpy(wave))
-            wanted, _ = ours(given[None], torch.tensor([len(given)]))
-            difference = relative_difference(model.log_probs(wave), wanted[0].numpy())
-            worst = max(worst, difference)
-        return worst
+        return max(
+            relative_difference(
+                model.log_probs(wave), frames.scores(self.decoder, torch.from_numpy(wave)).numpy()
+            )
+            for wave in waves
+        )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.legacy.nets.pytorch_backend import nets_utils
 from espnet2.legacy.nets.pytorch_backend.transformer.embedding import (
     PositionalEncoding,
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.errors import UserError, one_line
-from espnet_ext.export.fbank import Fbank
+from espnet_ext.export.fbank import EspnetLogMel, Fbank
 from espnet_ext.export.folding import fold_shapes
 from espnet_ext.export.graph import OPSET, graphs_in, in_pairs, nodes_in
 from espnet_ext.methods.tensors import frame_mask
@@ -81,13 +82,27 @@ def trace(
     onnx.save(model, path)
 
 
-def trace_features(decoder: Decoder, folder: Path, pieces: bool = False) -> None:
-    """Write the graph of a model's log-mel; ``pieces``: see ``Fbank``."""
-    source = decoder.source
-    bins = (decoder.width or 0) // (1 + source.deltas)
-    features = Fbank(source.rate, bins, source.deltas, source.definition, pieces)
+def trace_features(decoder: Decoder, folder: Path, pieces: bool = False) -> int:
+    """Write the graph of a model's log-mel; return its width.
+
+    ``pieces``: see ``Fbank``.
+
+    Raises:
+        UserError: the model takes no log-mel, or of another frontend than ESPnet's default.
+    """
+    source, frontend, width = decoder.source, decoder.model.frontend, decoder.width
+    if isinstance(frontend, DefaultFrontend) and not pieces:
+        width = frontend.output_size()
+        features: nn.Module = EspnetLogMel(frontend)
+    elif frontend is None and width is not None:
+        bins = width // (1 + source.deltas)
+        features = Fbank(source.rate, bins, source.deltas, source.definition, pieces)
+    else:
+        name = decoder.inference.asr_train_args.frontend
+        raise UserError(f"frontend: {name}: the features of this model are not exported")
     audio = torch.zeros(1, 2 * source.rate)
     trace(features, (audio,), folder / PREPROCESS, {"audio": {1: "n"}}, {"x": {1: "frames"}})
+    return width
 
 
 def _shorten_names(graph: onnx.GraphProto) -> None:

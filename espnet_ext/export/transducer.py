@@ -152,8 +152,7 @@ def write(
     refuse(decoder)
     step, predictor, joiner = EncoderStep(asr).eval(), PredictorStep(asr).eval(), JoinerStep(asr)
     counted = use_integers(asr, state, products)
-    bins = decoder.width or 0
-    trace_features(decoder, folder, pieces=True)
+    bins = trace_features(decoder, folder, pieces=True)
     caches, states = step.caches(), predictor.states()
     window = step.geometry.block * SUBSAMPLING
     given = torch.zeros(1, bins, window), torch.tensor([window]), *caches

@@ -7,6 +7,7 @@ from espnet_ext.config.pretrained import pretrained_files
 from espnet_ext.config.training import UNTRAINED
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.segments import set_folder
+from espnet_ext.data.ssl_model import SSLModel
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import FAMILY, Experiment
 from espnet_ext.files import Stamp, in_use, read_json, refuse_changed_output, write_json
@@ -16,7 +17,9 @@ _UTTERANCES = 8  # that a deployed model is verified on
 
 def deploy_stamp(experiment: Experiment, checkpoint: Path) -> Stamp:
     """The stamp of a deployed form that is made from ``checkpoint``."""
-    settings = {"variant": experiment.variant, "digests": 2}  # 2: can be moved
+    settings: dict[str, Any] = {"variant": experiment.variant, "digests": 2}  # 2: can be moved
+    if experiment.espnet.get("frontend") == "ssl":
+        settings["features"] = 1  # the model of the features is in the folder
     return Stamp(experiment.deploy_stamp, settings, [checkpoint, experiment.espnet_config])
 
 
@@ -89,13 +92,16 @@ def _write_family(experiment: Experiment, checkpoint: Path) -> list[Path]:
     from espnet_ext.bridge.muted import muted
 
     with muted():
-        from espnet_ext.bridge.bundle import about
+        from espnet_ext.bridge.bundle import FEATURES, about
         from espnet_ext.bridge.family_models import write_family_models
+        from espnet_ext.encoders.pretrained.features import save_model
 
     path, listed = (experiment.deployed / f"family.{kind}" for kind in ("safetensors", "json"))
     speech = _speech(experiment)
     said = about(experiment, speech.source)
     made = write_family_models(experiment.espnet_config, checkpoint, speech, path, said)
+    if isinstance(experiment.features, SSLModel):
+        save_model(experiment.features, experiment.deployed / FEATURES)
     size = path.stat().st_size
     write_json(listed, {"bytes": size, "members": made})
     apart = sum(member["bytes"] for member in made)

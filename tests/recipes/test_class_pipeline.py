@@ -216,7 +216,7 @@ def test_a_grid_runs_in_parts_goes_on_and_is_summarised(recipe):
     assert "12 of 12 done" in again.stdout
 
 
-def test_features_of_a_self_supervised_model_go_through_all_stages(recipe):
+def test_features_of_a_self_supervised_model_go_through_all_stages(recipe, tmp_path):
     content = {
         "include": ["train_tiny_s.yaml", "../../../conf/base/ssl.yaml"],
         "frontend_conf": {"folder": "models/small", "layer": 2},
@@ -261,6 +261,10 @@ def test_features_of_a_self_supervised_model_go_through_all_stages(recipe):
     again = recipe.call(recipe.path / "run.sh", *words)
     stages = re.split(r"^== stage \d: [A-Z].*$", again.stdout, flags=re.MULTILINE)[1:]
     assert all("up to date" in stage for stage in stages), again.stdout
+    card = (recipe.path / "exp/ssl_s/deploy/merged/README.md").read_text()
+    assert "layer 2 of `small`, frozen, in `features/`" in card
+    shutil.rmtree(recipe.path / "models")  # the deployed folder has what it needs of it
+    leaves_the_recipe(recipe, "ssl_s", tmp_path)
 
 
 def test_a_failed_training_is_told_and_the_others_are_kept(recipe):
@@ -281,17 +285,22 @@ def test_a_failed_training_is_told_and_the_others_are_kept(recipe):
 
 
 def test_a_classifier_leaves_the_recipe_and_becomes_graphs(recipe, tmp_path):
-    named = read_table(recipe.path / "exp/tiny_s/decode/merged/classify/test/text")
+    leaves_the_recipe(recipe, "tiny_s", tmp_path)
+
+
+def leaves_the_recipe(recipe, tag: str, tmp_path: Path) -> None:
+    """A folder elsewhere and graphs name the classes that stage 6 named."""
+    named = read_table(recipe.path / f"exp/{tag}/decode/merged/classify/test/text")
     audio = read_table(recipe.path / "data/test/wav.scp")
     files = [recipe.path / audio[utterance] for utterance in named]
-    moved = shutil.copytree(recipe.path / "exp/tiny_s/deploy/merged", tmp_path / "moved")
+    moved = shutil.copytree(recipe.path / f"exp/{tag}/deploy/merged", tmp_path / "moved")
     done = recipe.verb("transcribe", moved, "--json", *files)
     assert done.code == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one["text"] for one in found] == list(named.values())
     assert all(1 / 7 < one["segments"][0]["confidence"] <= 1 for one in found)
-    words = ["conf/train_tiny_s.yaml", "--out", tmp_path / "onnx", "--verify", *files]
-    done = recipe.verb("export", *words)
+    words = ["--out", tmp_path / "onnx", "--verify", *files]
+    done = recipe.verb("export", tmp_path / "moved", *words)
     assert done.code == 0, done.stderr
     assert f"{len(files)} of {len(files)} texts are torch's" in done.stdout
     done = recipe.verb("transcribe", tmp_path / "onnx", "--json", *files)

@@ -16,6 +16,7 @@ from espnet_ext.encoders.pretrained.chunk_mask import read_chunks
 from espnet_ext.encoders.pretrained.load import build_stack, load_stack
 from espnet_ext.encoders.pretrained.mimicked import MimicConf, MimickedStack
 from espnet_ext.encoders.pretrained.stack import RATE, Stack
+from espnet_ext.encoders.pretrained.wav2vec2 import Wav2Vec2Stack
 from espnet_ext.encoders.pretrained.whisper import WhisperStack
 from espnet_ext.errors import UserError, one_line
 from espnet_ext.methods.mimic import MimicNetwork
@@ -238,11 +239,17 @@ class StackEncoder(AbsEncoder):
             x = self.mimic(x, lengths)[-1]
         return x, lengths, None
 
-    def encode_mel(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode a Whisper's log-mel (batch, time, bins), as ``forward`` encodes samples."""
-        assert isinstance(self.base, WhisperStack)
+    def encode_features(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode what the convolutions of a model take, as ``forward`` encodes samples.
+
+        Args:
+            x: log-mel (batch, time, bins) of a Whisper, else the samples of one utterance (1, n, 1)
+                as the model normalises them.
+            lengths: of the utterances (batch,).
+        """
+        assert isinstance(self.base, WhisperStack | Wav2Vec2Stack)
         self._set_modes()
-        x, lengths = self.base.convolved(mel, lengths)
+        x, lengths = self.base.convolved(x, lengths)
         x = self._layers(x, lengths)
         return (x if self.mimic is None else self.mimic(x, lengths)[-1]), lengths
 

@@ -77,26 +77,38 @@ class Wav2Vec2Stack(TransformersStack):
         return {**super().architecture, _NORMALISE: self.normalise}
 
     def front(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        frames = lengths
-        config = self.model.config
-        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-            frames = torch.div(frames - kernel, stride, rounding_mode="floor") + 1
+        config, frames = self.model.config, self._counted(lengths)
         if int(frames.min()) < 1:
             raise UserError(
                 f"an utterance of {int(lengths.min())} samples is too short for {self.family}"
             )
         waves = [wave[:size] for wave, size in zip(speech, lengths.tolist(), strict=True)]
-        if self.normalise:
-            waves = [
-                (w - w.mean()) / torch.sqrt(w.var(correction=0) + 1e-7)
-                for w in (wave.float() for wave in waves)
-            ]
+        waves = [self.normalised(wave) for wave in waves]
         if config.feat_extract_norm == "group":
             # Its statistics are over time: padding must not enter them.
             found = [self._frames(wave.unsqueeze(0))[0] for wave in waves]
             return pad_sequence(found, batch_first=True), frames
         x = self._frames(pad_sequence(waves, batch_first=True))[:, : int(frames.max())]
         return mask_frames(x, frames), frames
+
+    def normalised(self, wave: Tensor) -> Tensor:
+        """A wave (..., samples) with mean 0 and variance 1, if the model wants that."""
+        if not self.normalise:
+            return wave
+        wave = wave.float()
+        variance = wave.var(-1, correction=0, keepdim=True)
+        return (wave - wave.mean(-1, keepdim=True)) / torch.sqrt(variance + 1e-7)
+
+    def convolved(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """``front`` of one normalised utterance (1, samples, 1) and its length (1,)."""
+        return self._frames(waves.squeeze(-1)), self._counted(lengths)
+
+    def _counted(self, frames: Tensor) -> Tensor:
+        """Frames of so many samples."""
+        config = self.model.config
+        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+            frames = torch.div(frames - kernel, stride, rounding_mode="floor") + 1
+        return frames
 
     def _frames(self, waves: Tensor) -> Tensor:
         """Convolutions and projection: (batch, samples) to (batch, time, width)."""

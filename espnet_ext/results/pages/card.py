@@ -1,6 +1,7 @@
 """The card of a deployed model: what it is, what it cost, what it scored, how it was made."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -51,6 +52,12 @@ def model_card(result: Result, languages: str | None, licence: str | None) -> st
         f"{duration(result.training.seconds)}, commit {result.commit}",
         "encoder, form": f"{result.encoder}, {result.variant}",
     }
+    if result.config.get("frontend") == "ssl":
+        conf = result.config["frontend_conf"]
+        facts["features"] = (
+            f"layer {conf['layer']} of `{Path(conf['folder']).name}`, frozen, in `features/`; in none "
+            "of these figures"
+        )
     spoken = _CODE.findall(languages or "")
     metadata = _metadata(result, [*spoken, *([] if target is None else [target])])
     lines = ["---", yaml.safe_dump(metadata, sort_keys=False).rstrip(), "---", ""]

@@ -13,6 +13,7 @@ import torch
 
 import espnet_ext
 from espnet_ext.bridge.bundle import Bundle, about
+from espnet_ext.bridge.deployed_folder import Speech, deploy_experiment
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.config.training import load_config
 from espnet_ext.data.fbank import kaldi_fbank, log_mel
@@ -181,3 +182,37 @@ def test_what_no_graph_can_hold_is_one_line_and_writes_nothing(folders, tmp_path
     path.write_text(json.dumps({**json.loads(path.read_text()), "kind": "later"}))
     with pytest.raises(UserError, match="unknown kind of model 'later'"):
         espnet_ext.load(tmp_path / "onnx")
+
+
+def deployed(root: Path, base: dict, form: str, depth: int = 3) -> Bundle:
+    """A form of a family of ``base``."""
+    exp = families.make(root, base, depths=[depth, 1], bits=[32, 4], kl_decoder=0.0)
+    speech = Speech([torch.from_numpy(families.wave(1.0))], SpeechInput(RATE))
+    experiment = Experiment.of(load_config(root / "conf/train_family.yaml"), form, root)
+    deploy_experiment(experiment, exp / "1epoch.pth", speech)
+    return Bundle.of_folder(experiment.deployed)
+
+
+@pytest.mark.parametrize("search", ["ctc", "attention"])
+@pytest.mark.parametrize("window", [{"win_length": 400}, {"win_length": None, "window": None}])
+def test_espnets_own_frontend_is_in_the_graphs(search, window, tmp_path, monkeypatch):
+    # Texts of random models repeat themselves, which ESPnet's search does not end.
+    equal = {"ctc": 3, "attention": 0}[search]
+    monkeypatch.setattr("espnet_ext.export.folder._EQUAL", equal / 3)
+    conf = {"fs": RATE, "n_fft": 512, "hop_length": 160, "n_mels": 20, **window}
+    base = {**families.ESPNET, "frontend": "default", "frontend_conf": conf}
+    bundle = deployed(tmp_path, base, "3L-64-4b")
+    made = export(bundle, tmp_path / "onnx", WAVES, products="float32", search=search)
+    assert made.equal >= equal and made.difference < 1e-3
+    assert made.rounded.keys() == {4}
+    settings = json.loads((tmp_path / "onnx/model.json").read_text())
+    # sherpa-onnx computes other features for a CTC model; for attention they are in the graphs.
+    assert settings.get("sherpa_onnx") == {"attention": "from_moonshine"}.get(search)
+
+
+def test_a_family_on_wav2vec_keeps_its_integers(tmp_path):
+    bundle = deployed(tmp_path, families.wav2vec2(tmp_path / "model"), "4L-48-4b", 4)
+    made = export(bundle, tmp_path / "onnx", WAVES, products="float32")
+    assert made.equal == 3 and made.difference < 1e-4
+    stored = bundle.stored().values()
+    assert made.rounded == {4: sum(w.ints.numel() for w in stored if isinstance(w, Quantised))}

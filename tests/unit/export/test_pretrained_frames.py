@@ -1,0 +1,83 @@
+"""Classifiers on pretrained models as graphs: as an encoder, and as features of another one."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from espnet_ext.bridge.build import build_model
+from espnet_ext.bridge.speech_input import SpeechInput
+from espnet_ext.config.training import load_config
+from espnet_ext.data.ssl_model import read_ssl
+from espnet_ext.encoders.pretrained.encoder import StackEncoder
+from espnet_ext.encoders.pretrained.features import LayerFeatures, save_model
+from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
+from espnet_ext.export import frames
+from tests.fixtures import probe, speech_models
+
+WAVES = [0.2 * np.random.default_rng(n).standard_normal(n).astype("f") for n in (1200, 9000, 31000)]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A classifier whose encoder is replaced by one of the same width."""
+    recipe = probe.make(tmp_path_factory.mktemp("pretrained"))
+    config = load_config(recipe / probe.CONFIG)
+    sizes = speech_models.TINY["whisper"] | {"d_model": speech_models.WIDTH}
+    config.espnet["encoder_conf"] = {"architecture": sizes}
+    built = build_model(Experiment.of(config, root=recipe)).eval()
+    speech_models.randomise(built)
+    return built
+
+
+def decoder_of(classifier, folder, on_features):
+    """What an export reads of a deployed classifier on the model in a folder."""
+    classifier.encoder = StackEncoder(1, path=str(folder)).eval()
+    classifier.frontend = None
+    if on_features:
+        classifier.frontend = LayerFeatures(read_ssl(folder, [1, 3]))
+        width = classifier.frontend.output_size()
+        classifier.encoder = _Linear(width, speech_models.WIDTH)
+    return SimpleNamespace(model=classifier, width=None, source=SpeechInput(16000))
+
+
+class _Linear(torch.nn.Module):
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.linear = torch.nn.Linear(inputs, outputs)
+
+    def forward(self, x, lengths):
+        return self.linear(x).tanh(), lengths, None
+
+
+@pytest.mark.parametrize("on_features", [False, True])
+@pytest.mark.parametrize(("family", "large"), speech_models.ALL)
+def test_graphs_score_as_espnets_model(classifier, family, large, on_features, tmp_path):
+    from onnxruntime import InferenceSession
+
+    speech_models.make(tmp_path / "model", family, large)
+    decoder = decoder_of(classifier, tmp_path / "model", on_features)
+    wanted = [frames.scores(decoder, torch.from_numpy(wave)).numpy() for wave in WAVES]
+    assert np.ptp(np.stack(wanted), 0).max() > 1e-3  # the utterances differ
+    frames.write(decoder, {}, tmp_path, "float32")
+    prepare, model = (
+        InferenceSession(tmp_path / f"{name}.onnx") for name in ("preprocess", "model")
+    )
+    for wave, scores in zip(WAVES, wanted, strict=True):
+        (x,) = prepare.run(None, {"audio": wave[None]})
+        found, _ = model.run(None, {"x": x, "x_lens": np.array([x.shape[1]])})
+        np.testing.assert_allclose(found[0], scores, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", ["whisper", "wavlm"])
+def test_a_saved_model_has_the_layers_that_are_needed_and_no_more(family, tmp_path):
+    speech_models.make(tmp_path / "model", family, False)
+    save_model(read_ssl(tmp_path / "model", [2, 0]), tmp_path / "saved")
+    wave, length = torch.from_numpy(WAVES[1])[None], torch.tensor([len(WAVES[1])])
+    whole, less = (LayerFeatures(read_ssl(tmp_path / name, [2, 0])) for name in ("model", "saved"))
+    assert (whole.stack.num_layers, less.stack.num_layers) == (speech_models.LAYERS, 2)
+    assert torch.equal(whole(wave, length)[0], less(wave, length)[0])
+    with pytest.raises(UserError, match="layer must be from 0 to 2"):
+        read_ssl(tmp_path / "saved", [3])
