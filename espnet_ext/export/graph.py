@@ -54,14 +54,19 @@ class Graph:
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
         self._known: dict[tuple, str] = {}
+        self._seen: set[str] = set()  # names of integers, which layers may share
         self._count = 0  # names that were given
 
     def op(
         self, kind: str, *inputs: str, out: str | None = None, domain: str = "", **attributes: Any
     ) -> str:
-        """Add an operator with one output; return its name."""
+        """Add an operator with one output; return its name. Without ``out`` equal ones are one."""
+        key = (kind, inputs, domain, repr(attributes))
+        if out is None and key in self._known:
+            return self._known[key]
         outs = [out or self._name(kind)]
-        return self.ops(kind, *inputs, outs=outs, domain=domain, **attributes)[0]
+        self._known[key] = self.ops(kind, *inputs, outs=outs, domain=domain, **attributes)[0]
+        return outs[0]
 
     def ops(
         self, kind: str, *inputs: str, outs: Sequence[str], domain: str = "", **attributes: Any
@@ -108,7 +113,6 @@ class Graph:
         elif isinstance(weight, Quantised) and (block := blocks_of(weight)):
             y = self._blockwise(x, weight, block)
         elif isinstance(weight, Quantised) and self._in_columns(weight):
-            self.rounded[8] += weight.ints.numel()
             y = self.bytewise(x, *self._columns(weight), len(weight.ints))
         else:
             y = self.op("MatMul", x, self.op("Transpose", self.matrix(weight), perm=[1, 0]))
@@ -128,11 +132,10 @@ class Graph:
         if isinstance(weight, Coded):
             width = weight.books.shape[0] * weight.books.shape[2]
             return self.op("Reshape", self.rows(weight, None), self.ints(-1, width))
-        self.rounded[weight.bits] += weight.ints.numel()
         rows = len(weight.ints)
         flat = weight.ints.reshape(rows, -1)
         count = weight.scale.numel() // rows if weight.scale.dim() else 1
-        parts = self.op("Cast", self._stored_ints(flat, weight.bits), to=FLOAT)
+        parts = self.op("Cast", self._stored_ints(flat, weight), to=FLOAT)
         parts = self.op("Reshape", parts, self.ints(rows, count, -1))
         shape = (-1, count, 1) if weight.scale.dim() else ()
         scale = self._scales(weight.scale.reshape(shape))
@@ -176,17 +179,16 @@ class Graph:
     def _blockwise(self, x: str, weight: Quantised, block: int) -> str:
         """Multiply with 4 or 8 bits, of which ``block`` inputs share a scale."""
         rows = len(weight.ints)
-        flat = weight.ints.reshape(rows, -1)
-        self.rounded[weight.bits] += flat.numel()
-        stored, _, bits = packed_blocks(weight, block)
-        inputs = flat.shape[1]
+        packed, _, bits = packed_blocks(weight, block)
+        inputs = weight.ints[0].numel()
+        stored = self._counted_once(self.constant(packed.numpy()), weight)
         groups = weight.scale.numel() // rows
         scale = self._scales(weight.scale.reshape(rows, -1, 1))
         scale = self.op("Expand", scale, self.ints(rows, groups, inputs // block // groups))
         scale = self.op("Reshape", scale, self.ints(-1))
         options = {"K": inputs, "N": rows, "bits": bits, "block_size": block}
         return self.microsoft(
-            *("MatMulNBits", x, self.constant(stored.numpy()), scale),
+            *("MatMulNBits", x, stored, scale),
             **options,
             accuracy_level=0 if self.products == "float32" else 4,
         )
@@ -212,7 +214,7 @@ class Graph:
         rows = len(weight.ints)
         ints = in_products(weight.ints.reshape(rows, -1).T.contiguous(), self.products)
         scales = self.constant(weight.scale.flatten().expand(rows).float().numpy())
-        return self.constant(ints.numpy()), scales
+        return self._counted_once(self.constant(ints.numpy()), weight), scales
 
     def _widened(self, x: str, weight: Quantised) -> str:
         """Multiply with 8-bit numbers that a session makes of a weight of fewer bits.
@@ -221,14 +223,13 @@ class Graph:
         """
         rows = len(weight.ints)
         flat = weight.ints.reshape(rows, -1)
-        self.rounded[weight.bits] += flat.numel()
         widest = weight.dequantised().reshape(rows, -1).abs().amax(1).clamp_min(1e-9) / 127
         scale = self.constant(widest.numpy())
         shape = (rows, -1, 1) if weight.scale.dim() else ()
         groups = self._scales(weight.scale.reshape(shape))
         count = weight.scale.numel() // rows if weight.scale.dim() else 1
         # A session keeps all that it computes until it is made: few operators, little memory.
-        stored = self._stored_ints(flat.reshape(rows, count, -1), weight.bits)
+        stored = self._stored_ints(flat.reshape(rows, count, -1), weight)
         numbers = self.op("Mul", self.op("Cast", stored, to=FLOAT), groups)
         ints = self.op("QuantizeLinear", numbers, scale, self._zeros(rows), axis=0)
         ints = self.op("Reshape", ints, self.ints(rows, -1))
@@ -239,13 +240,22 @@ class Graph:
         signed = self.products == "int8"
         return self.constant([0 if signed else ZERO] * outputs, np.int8 if signed else np.uint8)
 
-    def _stored_ints(self, flat: Tensor, bits: int) -> str:
-        """Integers (o, ...) of at most 4 bits two to a byte, others in bytes."""
+    def _stored_ints(self, flat: Tensor, weight: Quantised) -> str:
+        """The integers of a weight (o, ...), of at most 4 bits two to a byte, others in bytes."""
         values = flat.numpy()
-        if bits > 4:
-            return self.constant(values)
-        name = self._name("constant")
-        self._constants[name] = in_pairs(name, values)
+        if weight.bits > 4:
+            return self._counted_once(self.constant(values), weight)
+        key = (values.tobytes(), INT4, values.shape)
+        if key not in self._known:
+            name = self._known[key] = self._name("constant")
+            self._constants[name] = in_pairs(name, values)
+        return self._counted_once(self._known[key], weight)
+
+    def _counted_once(self, name: str, weight: Quantised) -> str:
+        """Count the integers of a weight, once; return their name."""
+        if name not in self._seen:
+            self._seen.add(name)
+            self.rounded[weight.bits] += weight.ints.numel()
         return name
 
     def _scales(self, scale: Tensor) -> str:

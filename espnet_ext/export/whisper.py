@@ -83,7 +83,7 @@ def _write_next(model: Whisper, path: Path, products: Products) -> Graph:
     for layer in range(layers):
         own = f"{at}layers.{layer}."
         y = norm(g, model, x, f"{own}self_attn_layer_norm")
-        parts = g.split(queries_keys_values(g, model, y, f"{own}self_attn."), 3, -1)
+        parts = queries_keys_values(g, model, y, f"{own}self_attn.")
         before = past["self_key"][layer], past["self_value"][layer]
         y, *grown = g.ops(
             *("MultiHeadAttention", *parts, "", "", "", *before),

@@ -8,7 +8,14 @@ from torch import Tensor
 
 from espnet_ext.encoders.chunks import Geometry
 from espnet_ext.export.graph import FLOAT, INT32, Graph, Products, joined
-from espnet_ext.export.whisper_layers import feed_forward, gelu, linear, norm, queries_keys_values
+from espnet_ext.export.whisper_layers import (
+    feed_forward,
+    gelu,
+    linear,
+    norm,
+    queries_keys_values,
+    with_residual,
+)
 from espnet_ext.export.whisper_model import Mimics, Whisper
 from espnet_ext.formats.bits import Quantised
 
@@ -22,15 +29,30 @@ def write_encode(model: Whisper, path: Path, products: Products) -> Graph:
     x = gelu(g, _convolution(g, model, x, f"{at}conv1", 1))
     x = gelu(g, _convolution(g, model, x, f"{at}conv2", 2))
     x = _layers(g, model, x)
-    names = [f"{model.decoder}layers.{k}.encoder_attn." for k in range(model.layers[1])]
-    weights = [model.weight(f"{n}{kind}_proj.weight") for kind in "kv" for n in names]
-    value = torch.cat([model.tensor(f"{n}v_proj.bias") for n in names])
-    bias = torch.cat([torch.zeros_like(value), value])
-    g.op("Identity", g.linear(x, joined(weights), bias), out="encoder_out")
+    g.op("Identity", _keys_values(g, model, x), out="encoder_out")
     bins = model.mel.shape[1]
     inputs = {"mel": (FLOAT, [1, bins, "time"]), "features_len": (INT32, [1])}
     g.save(path, inputs, {"encoder_out": (FLOAT, [1, "frames", model.kv_width])})
     return g
+
+
+def _keys_values(g: Graph, model: Whisper, x: str) -> str:
+    """Keys of all layers of the decoder, then their values, (1, frames, 2 L D)."""
+    layers = [f"{model.decoder}layers.{k}.encoder_attn." for k in range(model.layers[1])]
+    names = [f"{layer}{kind}_proj" for kind in "kv" for layer in layers]
+    weights = [model.weight(f"{name}.weight") for name in names]
+    value = torch.cat([model.tensor(f"{layer}v_proj.bias") for layer in layers])
+    bias = torch.cat([torch.zeros_like(value), value])
+    different = {id(weight): weight for weight in weights}  # layers may share a base
+    if len(different) == len(weights) and not model.has_residuals:
+        return g.linear(x, joined(weights), bias)
+    products = g.split(g.linear(x, joined(list(different.values()))), len(different), -1)
+    found = dict(zip(different, products, strict=True))
+    own = [
+        with_residual(g, model, found[id(weight)], x, name)
+        for weight, name in zip(weights, names, strict=True)
+    ]
+    return g.op("Add", g.op("Concat", *own, axis=-1), g.constant(bias.float().numpy()))
 
 
 def _layers(g: Graph, model: Whisper, x: str) -> str:
@@ -45,7 +67,7 @@ def _layers(g: Graph, model: Whisper, x: str) -> str:
     for layer in range(model.layers[0]):
         own = f"{at}layers.{layer}."
         y = norm(g, model, x, f"{own}self_attn_layer_norm")
-        parts = g.split(queries_keys_values(g, model, y, f"{own}self_attn."), 3, -1)
+        parts = queries_keys_values(g, model, y, f"{own}self_attn.")
         y = g.microsoft("MultiHeadAttention", *parts, *scores, num_heads=model.heads)
         x = g.op("Add", x, linear(g, model, y, f"{own}self_attn.out_proj"))
         x = feed_forward(g, model, x, own)

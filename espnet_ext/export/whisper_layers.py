@@ -6,11 +6,14 @@ from espnet_ext.export.graph import Graph, joined
 from espnet_ext.export.whisper_model import Whisper
 
 
-def queries_keys_values(g: Graph, model: Whisper, x: str, at: str) -> str:
-    """Queries, keys and values (1, n, 3 D) by one product."""
-    weight = joined([model.weight(f"{at}{kind}_proj.weight") for kind in "qkv"])
+def queries_keys_values(g: Graph, model: Whisper, x: str, at: str) -> list[str]:
+    """Queries, keys and values, each (1, n, D), by one product."""
+    names = [f"{at}{kind}_proj" for kind in "qkv"]
+    weight = joined([model.weight(f"{name}.weight") for name in names])
     query, value = (model.tensor(f"{at}{kind}_proj.bias") for kind in "qv")
-    return g.linear(x, weight, torch.cat([query, torch.zeros_like(query), value]))
+    whole = g.linear(x, weight, torch.cat([query, torch.zeros_like(query), value]))
+    parts = zip(g.split(whole, 3, -1), names, strict=True)
+    return [with_residual(g, model, part, x, name) for part, name in parts]
 
 
 def feed_forward(g: Graph, model: Whisper, x: str, at: str) -> str:
@@ -22,7 +25,26 @@ def feed_forward(g: Graph, model: Whisper, x: str, at: str) -> str:
 
 def linear(g: Graph, model: Whisper, x: str, name: str) -> str:
     """The product with a weight and its bias."""
-    return g.linear(x, model.weight(f"{name}.weight"), model.tensor(f"{name}.bias"))
+    y = g.linear(x, model.weight(f"{name}.weight"), model.tensor(f"{name}.bias"))
+    return with_residual(g, model, y, x, name)
+
+
+def with_residual(g: Graph, model: Whisper, y: str, x: str, name: str) -> str:
+    """Add what a layer's own residual makes of x to the output of its shared base, if it has one.
+
+    As ``methods.shared_linear.with_residual``.
+    """
+    if f"{name}.down" in model.state:
+        inner = g.linear(x, model.weight(f"{name}.down"))
+        y = g.op("Add", y, g.linear(inner, model.weight(f"{name}.up")))
+    if f"{name}.diagonal" in model.state:
+        diagonal = model.tensor(f"{name}.diagonal")
+        outputs = len(model.weight(f"{name}.weight"))
+        z = g.slice(x, g.ints(0), g.ints(len(diagonal)), -1)
+        z = g.op("Mul", z, g.constant(diagonal.numpy()))
+        missing = g.ints(0, 0, 0, 0, 0, outputs - len(diagonal))
+        y = g.op("Add", y, g.op("Pad", z, missing))
+    return y
 
 
 def norm(g: Graph, model: Whisper, x: str, name: str) -> str:

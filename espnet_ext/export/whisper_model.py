@@ -32,7 +32,7 @@ class Whisper:
     """A Whisper and what its graphs need.
 
     Attributes:
-        state: weights by name, as files hold them.
+        state: weights by name, as files hold them; layers that share one have the same object.
         encoder, decoder: prefixes of the names of their parts, with their dots.
         heads: of attention.
         layers: of the encoder and the decoder.
@@ -80,6 +80,11 @@ class Whisper:
     def ids(self) -> int:
         """How many ids the runtime has."""
         return self.first_language + len(self.languages)
+
+    @property
+    def has_residuals(self) -> bool:
+        """True if layers share a base and have residuals of their own."""
+        return any(name.endswith((".down", ".diagonal")) for name in self.state)
 
     def weight(self, name: str) -> Weight:
         """A weight as its file holds it."""

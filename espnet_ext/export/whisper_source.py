@@ -40,10 +40,11 @@ def read_whisper(path: Path, decoder: Decoder, stored: State, bits: int | None) 
         mimics = Mimics(f"{_ENCODER}mimic.parts.", len(mimic.targets), heads)
         encoder = f"{_ENCODER}stack.model."
     chunks = stack.chunks
-    state: dict[str, Weight] = {**asr.state_dict(), **stored}
+    rounded: dict[str, Weight] = dict(stored)
     for name, weight in matrices(asr).items() if bits else ():
         # Rows of the table are chosen one by one: its scales are those of rows.
-        state[name] = round_weight(weight, 8 if "embed_tokens" in name else int(bits or 0))
+        rounded[name] = round_weight(weight, 8 if "embed_tokens" in name else int(bits or 0))
+    state = _with_shared(asr, rounded)
     config = stack.model.config
     layers = len(stack.model.layers), len(asr.decoder.decoder.layers)
     found = Whisper(
@@ -63,6 +64,15 @@ def read_whisper(path: Path, decoder: Decoder, stored: State, bits: int | None) 
     )
     _refuse_others(found, path)
     return found
+
+
+def _with_shared(asr: Any, rounded: Mapping[str, Weight]) -> dict[str, Weight]:
+    """All weights of a model by name; names of one parameter have one object."""
+    state: dict[str, Weight] = {**asr.state_dict(), **rounded}
+    places = dict(asr.named_parameters(remove_duplicate=False))
+    kept = {id(place): state[name] for name, place in places.items()}
+    kept |= {id(places[name]): one for name, one in rounded.items() if name in places}
+    return state | {name: kept[id(place)] for name, place in places.items()}
 
 
 def choose_language(path: Path, decoder: Decoder, language: str) -> None:
@@ -98,7 +108,8 @@ def _refuse_others(model: Whisper, path: Path) -> None:
     layer = r"layers\.\d+\.((self_attn|encoder_attn)\.([qkv]|out)_proj|fc[12]|\w*layer_norm)"
     other = r"conv[12]|embed_positions|embed_tokens|layer_norm"
     known = re.compile(
-        rf"({re.escape(model.encoder)}|{re.escape(model.decoder)})({layer}|{other})\.(weight|bias)"
+        rf"({re.escape(model.encoder)}|{re.escape(model.decoder)})({layer}|{other})"
+        r"\.(weight|bias|down|up|diagonal)"
         rf"|{re.escape(_ENCODER)}mimic\.parts\.\d\.(linear|norm)\w*\.(weight|bias)"
     )
     left = sorted(name for name in model.state if not known.fullmatch(name))

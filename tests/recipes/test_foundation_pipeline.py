@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
@@ -596,6 +597,24 @@ def test_a_recogniser_whose_layers_share_weights_starts_from_the_pretrained_one(
     deployed = folder / "exp/shared/deploy"
     sizes = [(deployed / form / "model.pth").stat().st_size for form in ("shared", "untrained")]
     assert sizes[0] < sizes[1]
+    exported = {}
+    for form, bits in (("shared", 32), ("untrained", 32), ("shared", 4)):
+        where = folder / f"exp/onnx_{form}_{bits}"
+        words = ["--variant", form, "--bits", str(bits), "--exact", "--out", str(where)]
+        assert "3 of 3 texts are torch's" in succeed(folder, "export", config, *words)
+        graphs = [onnx.load(where / f"{name}.onnx").graph for name in ("encode", "cached_decode")]
+        stored = [one for graph in graphs for one in graph.initializer]
+        exported[form, bits] = sum(len(one.raw_data) for one in stored)
+    # Every base is there once: as many numbers are saved as in the files of the forms.
+    tensors = [
+        torch.load(deployed / form / "model.pth", weights_only=True)
+        for form in ("untrained", "shared")
+    ]
+    plain, shared = (sum(t.nbytes for t in one.values()) for one in tensors)
+    saved = exported["untrained", 32] - exported["shared", 32]
+    assert plain - shared > 30000
+    assert saved == pytest.approx(plain - shared, rel=0.01)
+    assert exported["shared", 4] < 0.9 * exported["shared", 32]
 
 
 def test_a_model_with_chunks_streams_in_two_passes(recipe):
