@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> None:
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"no package {missing[0]}: pip install 'espnet-ext[export]'")
+    if args.exact and args.runtime:
+        raise UserError("--exact is for every runtime: leave out --runtime")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of shapes that it need not know
     from espnet_ext.bridge.muted import muted
 
@@ -87,8 +89,6 @@ def run(args: argparse.Namespace) -> None:
     rate = bundle.source.rate
     whole = [resampled(*read_stretch(path, path.name), rate) for path in paths]
     waves = [filled_up(wave[: 30 * rate], rate) for wave in whole]
-    if args.exact and args.runtime:
-        raise UserError("--exact is for every runtime: leave out --runtime")
     products: Any = "float32" if args.exact else _PRODUCTS[args.runtime or "sherpa"]
     chosen = {"bits": args.bits, "search": args.search, "language": args.language}
     out = Path(args.out)
@@ -118,11 +118,14 @@ def _model(args: argparse.Namespace) -> tuple[Path, list[Path]]:
             raise UserError("give speech that the graphs are verified on: --verify FILE...")
         return Path(args.model), paths
     from espnet_ext.data.kaldi_dir import read_table
+    from espnet_ext.data.segments import set_folder
 
     experiment = Experiment.load(args.model, None, args.variant)
     if args.family is not None and args.variant:
         raise UserError("--family takes names of forms: leave out --variant")
-    scp = experiment.require_audio_list(experiment.recipe.dev_set)
+    scp = set_folder(experiment.data, experiment.recipe.dev_set) / "wav.scp"
+    if not scp.is_file():
+        raise UserError(f"no {scp}; run stage 1, or give --verify FILE...")
     listed = [Path(path) for path in list(read_table(scp).values())[:_UTTERANCES]]
     if args.family is not None:
         return experiment.require_deployed().parent, paths or listed

@@ -55,8 +55,8 @@ def model_card(result: Result, languages: str | None, licence: str | None) -> st
     if result.config.get("frontend") == "ssl":
         conf = result.config["frontend_conf"]
         facts["features"] = (
-            f"layer {conf['layer']} of `{Path(conf['folder']).name}`, frozen, in `features/`; in none "
-            "of these figures"
+            f"layer {conf['layer']} of `{Path(conf['folder']).name}`, frozen, in `features/`; "
+            "in none of these figures"
         )
     spoken = _CODE.findall(languages or "")
     metadata = _metadata(result, [*spoken, *([] if target is None else [target])])
