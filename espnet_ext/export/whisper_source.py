@@ -62,7 +62,7 @@ def read_whisper(path: Path, decoder: Decoder, stored: State, bits: int | None) 
         mimics=mimics,
         chunks=chunks.geometry if chunks is not None and chunks.active(False) else None,
     )
-    _refuse_others(found, path)
+    refuse_others(found, path)
     return found
 
 
@@ -103,7 +103,7 @@ def _text_rows(tokens: Sequence[str], table: Weight) -> tuple[int, ...]:
     return tuple(n for n in torch.cat(found).tolist() if not _SPECIAL.fullmatch(tokens[n]))
 
 
-def _refuse_others(model: Whisper, path: Path) -> None:
+def refuse_others(model: Whisper, path: Path) -> None:
     """Refuse a model with weights that Whisper's graphs have no place for."""
     layer = r"layers\.\d+\.((self_attn|encoder_attn)\.([qkv]|out)_proj|fc[12]|\w*layer_norm)"
     other = r"conv[12]|embed_positions|embed_tokens|layer_norm"

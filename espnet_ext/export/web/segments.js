@@ -1,5 +1,7 @@
 /** Cuts a stream of samples at pauses. */
 
+import { joined } from "./stream.js";
+
 const FRAME = 0.02; // seconds over which loudness is measured
 const PAUSE = 0.6; // seconds that end a segment
 const LEAD = 0.3; // seconds kept before speech
@@ -23,7 +25,7 @@ export class Segmenter {
    * @returns {Float32Array[]} segments that ended.
    */
   push(samples) {
-    const all = joined([this.rest, samples]);
+    const all = joined(this.rest, samples);
     const ended = [];
     let start = 0;
     for (; start + this.size <= all.length; start += this.size) {
@@ -36,7 +38,7 @@ export class Segmenter {
 
   /** The segment so far; null where there is no speech. */
   current() {
-    return this.spoken ? joined(this.frames) : null;
+    return this.spoken ? joined(...this.frames) : null;
   }
 
   /** The last segment, when no samples follow; null where there is none. */
@@ -67,18 +69,8 @@ export class Segmenter {
       return null;
     }
     if (this.quiet * FRAME < PAUSE && this.frames.length * FRAME < LONGEST) return null;
-    const found = joined(this.frames);
+    const found = joined(...this.frames);
     this.#begin([]);
     return found;
   }
-}
-
-function joined(parts) {
-  const whole = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let start = 0;
-  for (const part of parts) {
-    whole.set(part, start);
-    start += part.length;
-  }
-  return whole;
 }

@@ -121,9 +121,13 @@ export function largest(row) {
 const SECONDS = 0.16; // of a piece
 export const MARGIN = 0.02; // seconds on each side: whole samples at every usual rate
 
-function joined(one, other) {
-  const whole = new Float32Array(one.length + other.length);
-  whole.set(one);
-  whole.set(other, one.length);
+/** Arrays one after another, as one. */
+export function joined(...parts) {
+  const whole = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let start = 0;
+  for (const part of parts) {
+    whole.set(part, start);
+    start += part.length;
+  }
   return whole;
 }
