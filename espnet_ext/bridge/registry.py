@@ -27,6 +27,7 @@ from espnet_ext.encoders.frames import FramesEncoder
 from espnet_ext.encoders.frontends import KaldiFbank, RawSpeech, SSLFeatures
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
+from espnet_ext.encoders.streaming_conformer import StreamingConformerEncoder
 from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
 from espnet_ext.methods.registry import METHODS
 from espnet_ext.models.asr import ASRModel
@@ -49,6 +50,7 @@ CONV2D_BASES = ("conformer", "transformer", "branchformer", "e_branchformer")
 RECURRENT_BASES = ("rnn", "vgg_rnn")
 OWN_BASES = {
     "speechformer": SpeechFormerEncoder,
+    "streaming_conformer": StreamingConformerEncoder,
     "streaming_transformer": StreamingTransformerEncoder,
 }
 BASES = (*ESPNET_BASES, *RECURRENT_BASES, *OWN_BASES)

@@ -33,7 +33,7 @@ from typing import Any
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 
-_UTTERANCES = 8  # of a config's development set
+_UTTERANCES = 24  # of a config's development set
 _PACKAGES = ("onnx", "onnxruntime")
 _PRODUCTS = {"sherpa": "uint8", "onnxruntime": "int8"}  # see ``export.graph.Products``
 

@@ -11,6 +11,7 @@ keeps the keys and values of the last H frames. Both run the same layers on the 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
@@ -40,7 +41,8 @@ class StreamState:
     context: ConvContext  # of the convolutions
     pending: Tensor  # (B, p, d) embedded frames of an incomplete chunk, p < C + R
     pending_valid: Tensor  # (B, p), False for frames after the end of a stream
-    history: tuple[tuple[Tensor, Tensor], ...]  # per layer keys and values (B, H, d)
+    # Per layer keys and values (B, H, d), and what else it keeps (B, ..., d).
+    history: tuple[tuple[Tensor, ...], ...]
     history_valid: Tensor  # (B, H), False before the start and after the end of a stream
     final: bool = False  # the stream has ended
 
@@ -95,10 +97,11 @@ class ChunkLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, past: tuple[Tensor, Tensor], windows: Tensor, bias: Tensor, chunk: int
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        self, x: Tensor, past: tuple[Tensor, ...], windows: Tensor, bias: Tensor, chunk: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """See ``ChunkAttention.forward_chunks``."""
-        y, kept = self.self_attn.forward_chunks(self.norm1(x), past, windows, bias, chunk)
+        pair = past[0], past[1]
+        y, kept = self.self_attn.forward_chunks(self.norm1(x), pair, windows, bias, chunk)
         x = x + self.dropout(y)
         return x + self.dropout(self.feed_forward(self.norm2(x))), kept
 
@@ -144,7 +147,7 @@ class StreamingTransformerEncoder(AbsEncoder):
         self.embed = ConvSubsampling(input_size, conv_channels, output_size)
         self.dropout = nn.Dropout(dropout_rate)
         self.encoders = nn.ModuleList(
-            ChunkLayer(
+            self._layer(
                 output_size, attention_heads, linear_units, dropout_rate, attention_dropout_rate
             )
             for _ in range(num_blocks)
@@ -154,6 +157,10 @@ class StreamingTransformerEncoder(AbsEncoder):
             torch.zeros(attention_heads, self.geometry.history + 2 * self.geometry.block - 1)
         )
         self.after_norm = nn.LayerNorm(output_size, elementwise_affine=False)
+
+    def _layer(self, *sizes: Any) -> nn.Module:
+        """A layer of these sizes."""
+        return ChunkLayer(*sizes)
 
     def output_size(self) -> int:
         """Return the width d of the output."""
@@ -173,14 +180,18 @@ class StreamingTransformerEncoder(AbsEncoder):
         """Return the state before the first frame of ``batch`` streams."""
         like = self.relative_bias
         empty = like.new_zeros(batch, 0, self._output_size)
-        none = like.new_zeros(batch, self.geometry.history, self._output_size)
         return StreamState(
             context=self.embed.initial(batch),
             pending=empty,
             pending_valid=empty.new_zeros(batch, 0, dtype=torch.bool),
-            history=tuple((none, none) for _ in self.encoders),
-            history_valid=none.new_zeros(batch, self.geometry.history, dtype=torch.bool),
+            history=tuple(self._before(batch) for _ in self.encoders),
+            history_valid=like.new_zeros(batch, self.geometry.history, dtype=torch.bool),
         )
+
+    def _before(self, batch: int) -> tuple[Tensor, ...]:
+        """What a layer keeps before the first chunk."""
+        none = self.relative_bias.new_zeros(batch, self.geometry.history, self._output_size)
+        return none, none
 
     def forward_chunk(
         self, x: Tensor, state: StreamState, lengths: Tensor | None = None, final: bool = False

@@ -26,7 +26,7 @@ from espnet_ext.formats.digests import digests
 TOKENS, SCRIPT = "tokens.txt", "transcribe.py"
 _TOLERANCE = 1e-3  # of scores, relative to their largest, by the same integers in float32
 _LARGER, _OVERHEAD = 2, 1 << 20  # of graphs' bytes, to those of a packed file
-_EQUAL = 0.9  # of texts at least, where activations are rounded too
+_EQUAL = 0.75  # of texts at least, where activations are rounded too; of few, all but one
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def export(
         theirs = [" ".join(found.text.split()) for found in decoder.decode_waves(waves)]
         pairs = zip(waves, theirs, strict=True)
         equal = sum(ours.text(ours.tokens(wave)[0]) == text for wave, text in pairs)
-        if equal < _EQUAL * len(waves):
+        if len(waves) - equal > max((1 - _EQUAL) * len(waves), min(1, len(waves) - 1)):
             raise UserError(
                 f"{bundle.path}: {len(waves) - equal} of {len(waves)} texts differ from torch's: "
                 "nothing was written; try --exact"

@@ -8,10 +8,11 @@
     joiner       encoder_outputs (1, J, 1), decoder_outputs (1, J, 1) -> logits (1, 1, 1, V)
 
 A window is a chunk and its look-ahead. The caches are keys and values (1, 2 layers, history, d),
-the last frames of the convolutions in one row, and how many frames of the history are valid. The
+the last frames of all convolutions in one row, and how many frames of the history are valid. The
 blank is the last token: ids are those of the model less one.
 """
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,11 @@ class EncoderStep(nn.Module):
         super().__init__()
         self.asr, self.encoder = asr, asr.encoder
         self.geometry: Geometry = asr.encoder.geometry
-        first = asr.encoder.embed.initial(1)
-        self.sizes = [part.numel() for part in first]
-        self.shapes = [part.shape for part in first]
+        first = asr.encoder.init_state(1)
+        parts = [*first.context, *(one for layer in first.history for one in layer[2:])]
+        self.convolutions = [len(layer) - 2 for layer in first.history]
+        self.sizes = [part.numel() for part in parts]
+        self.shapes = [part.shape for part in parts]
 
     def caches(self) -> tuple[Tensor, Tensor, Tensor]:
         """Those before the first chunk."""
@@ -63,29 +66,31 @@ class EncoderStep(nn.Module):
             x, _ = self.asr.normalize(x.clone(), length)
         split = self.geometry.chunk * SUBSAMPLING
         chunk, ahead = length.clamp(max=split), (length - split).clamp(min=0)
-        context = ConvContext(
-            *(p.reshape(s) for p, s in zip(time.split(self.sizes, 3), self.shapes, strict=True))
-        )
+        rows = zip(time.split(self.sizes, 3), self.shapes, strict=True)
+        parts = [row.reshape(shape) for row, shape in rows]
+        count_front = len(ConvContext._fields)
+        context, rest = ConvContext(*parts[:count_front]), iter(parts[count_front:])
         embedded, context = self.encoder.embed(x[:, :split], chunk, context)
-        parts = [embedded]
+        frames = [embedded]
         if self.geometry.lookahead:
-            parts.append(self.encoder.embed(x[:, split:], ahead, context)[0])
+            frames.append(self.encoder.embed(x[:, split:], ahead, context)[0])
         places = torch.arange(self.geometry.history)
         state = StreamState(
             context=context,
             pending=x[:, :0],
             pending_valid=x[:, :0, 0],
             history=tuple(
-                (channel[:, 2 * layer], channel[:, 2 * layer + 1])
-                for layer in range(len(self.encoder.encoders))
+                (channel[:, 2 * layer], channel[:, 2 * layer + 1], *itertools.islice(rest, more))
+                for layer, more in enumerate(self.convolutions)
             ),
             history_valid=(places >= self.geometry.history - count).unsqueeze(0),
         )
         valid = frame_mask(subsampled(length), self.geometry.block)
-        y, state = self.encoder.encode_ready(torch.cat(parts, 1), valid, state, final=False)
+        y, state = self.encoder.encode_ready(torch.cat(frames, 1), valid, state, final=False)
         y = self.asr.joint_network.lin_enc(self.encoder.after_norm(y))
-        kept = torch.stack([part for pair in state.history for part in pair], dim=1)
-        kept_time = torch.cat([part.reshape(1, 1, 1, -1) for part in context], dim=3)
+        kept = torch.stack([part for layer in state.history for part in layer[:2]], dim=1)
+        parts = [*context, *(part for layer in state.history for part in layer[2:])]
+        kept_time = torch.cat([part.reshape(1, 1, 1, -1) for part in parts], dim=3)
         encoded = subsampled(chunk)
         filled = (count + encoded).clamp(max=self.geometry.history)
         return y.transpose(1, 2), encoded, kept, kept_time, filled
@@ -177,7 +182,7 @@ def refuse(decoder: Decoder) -> None:
     asr = decoder.model
     if not isinstance(asr.encoder, StreamingTransformerEncoder):
         name = decoder.inference.asr_train_args.encoder
-        raise UserError(f"encoder {name}: of transducers only streaming_transformer is exported")
+        raise UserError(f"encoder {name}: of transducers only streaming ones are exported")
     if not asr.encoder.geometry.history:
         raise UserError("encoder_conf: history_ms 0: the contract needs a history")
     if asr.frontend is not None or decoder.width is None or decoder.source.deltas:

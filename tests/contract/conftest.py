@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from espnet_ext.encoders.compressed import compressed_encoder
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
+from espnet_ext.encoders.streaming_conformer import StreamingConformerEncoder
 from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
 from espnet_ext.methods.registry import METHODS
 from tests.contract.trials import TRIALS
@@ -104,6 +105,13 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "attention_dropout_rate": 0.1,
         **_TINY,
     },
+    "streaming_conformer": {
+        "linear_units": 24,
+        "conv_channels": 4,
+        "cnn_module_kernel": 7,
+        "attention_dropout_rate": 0.1,
+        **_TINY,
+    },
     "contextual_block_transformer": {"linear_units": 24, **_BLOCK, **_TINY},
     "contextual_block_conformer": {
         "linear_units": 24,
@@ -125,6 +133,7 @@ SEES_PADDING = {"contextual_block_transformer", "contextual_block_conformer", "v
 SMALL = {"stack": Stack, "tied": Tied}
 OWN = {  # encoders of this package
     "speechformer": SpeechFormerEncoder,
+    "streaming_conformer": StreamingConformerEncoder,
     "streaming_transformer": StreamingTransformerEncoder,
 }
 LAYERS = {"tied": 3}  # of others 2
@@ -138,6 +147,7 @@ LACKS = {
     "e_branchformer": {"conv", "recurrent"},
     "speechformer": {"conv", "wide_conv", "recurrent"},
     "contextual_block_transformer": {"conv", "recurrent"},
+    "streaming_conformer": {"recurrent"},
     "streaming_transformer": {"conv", "recurrent"},
     "rnn": {"ffn", "qkv", "project", "conv", "wide_conv"},
     "vgg_rnn": {"ffn", "qkv", "project", "conv"},

@@ -61,7 +61,7 @@ def test_stage_five_writes_the_stack_in_its_own_format(recipe):
 
 def test_graphs_of_the_probe_name_torchs_classes(recipe):
     said = probe.run(recipe, "export", probe.CONFIG, "--out", "onnx").stdout
-    assert "8 of 8 texts are torch's" in said
+    assert "18 of 18 texts are torch's" in said
     found = espnet_ext.load(recipe / "onnx")
     named = read_table(recipe / "exp/probe/decode/merged/classify/test/text")
     audio = read_table(recipe / "data/test/wav.scp")

@@ -1,4 +1,4 @@
-"""The chunk-streaming encoder: both its forwards against a dense masked one and each other."""
+"""The chunk-streaming encoders: both forwards against a dense masked one and each other."""
 
 import pytest
 import torch
@@ -18,15 +18,31 @@ SHAPES = {
 }
 
 
-def encoder(seed: int = 1, **shape) -> nn.Module:
+KINDS = ("transformer", "conformer")
+KERNEL = 7  # frames that a convolution of the Conformer sees: more than a chunk of the shapes
+
+
+def encoder(kind: str = "transformer", seed: int = 1, **shape) -> nn.Module:
     """A tiny encoder with weights that no initialisation gives, in evaluation mode."""
+    from espnet_ext.encoders.streaming_conformer import StreamingConformerEncoder
     from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
 
     torch.manual_seed(seed)
-    model = StreamingTransformerEncoder(BINS, conv_channels=6, **SIZES, **shape).eval()
+    options = {"conv_channels": 6, **SIZES, **shape}
+    if kind == "conformer":
+        # The paper's history, which is another default here.
+        options = {"cnn_module_kernel": KERNEL, "history_ms": 288, **options}
+        model = StreamingConformerEncoder(BINS, **options).eval()
+    else:
+        model = StreamingTransformerEncoder(BINS, **options).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(0.1 * torch.randn(buffer.shape))
+            if name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape))
     return model
 
 
@@ -64,17 +80,57 @@ def dense(model: nn.Module, x: Tensor) -> Tensor:
             if visible[q, k]:
                 distance = position[k] - position[q] + history + chunk + ahead - 1
                 bias[:, q, k] = model.relative_bias[:, distance]
+    earlier = [
+        [earlier_frame(p - back, o, position, owner, chunk) for back in range(KERNEL)]
+        for p, o in zip(position, owner, strict=True)
+    ]
     for layer in model.encoders:
-        attention, z = layer.self_attn, layer.norm1(y)
-        heads = [
-            f(z).view(total, attention.h, attention.d_k).transpose(0, 1)
-            for f in (attention.linear_q, attention.linear_k, attention.linear_v)
-        ]
-        scores = heads[0] @ heads[1].transpose(1, 2) / attention.d_k**0.5 + bias
-        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
-        y = y + attention.linear_out((weights @ heads[2]).transpose(0, 1).flatten(1))
-        y = y + layer.feed_forward(layer.norm2(y))
+        if hasattr(layer, "norm1"):
+            y = y + attended(layer.self_attn, layer.norm1(y), visible, bias)
+            y = y + layer.feed_forward(layer.norm2(y))
+            continue
+        y = y + layer.feed_forward_macaron(layer.norm_ff_macaron(y)) / 2
+        y = y + attended(layer.self_attn, layer.norm_mha(y), visible, bias)
+        y = y + convolved(layer.conv_module, layer.norm_conv(y), earlier)
+        y = layer.norm_final(y + layer.feed_forward(layer.norm_ff(y)) / 2)
     return model.after_norm(y[:frames])
+
+
+def attended(attention: nn.Module, z: Tensor, visible: Tensor, bias: Tensor) -> Tensor:
+    """Attention of frames (total, d) to those that they see."""
+    heads = [
+        f(z).view(len(z), attention.h, attention.d_k).transpose(0, 1)
+        for f in (attention.linear_q, attention.linear_k, attention.linear_v)
+    ]
+    scores = heads[0] @ heads[1].transpose(1, 2) / attention.d_k**0.5 + bias
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    return attention.linear_out((weights @ heads[2]).transpose(0, 1).flatten(1))
+
+
+def earlier_frame(
+    place: int, owner: int, positions: list[int], owners: list[int], chunk: int
+) -> int | None:
+    """Which frame is at a place, as one of a chunk or a copy for it; None before the start."""
+    copied = owner >= 0 and place >= (owner + 1) * chunk
+    wanted = (place, owner if copied else -1)
+    known = list(zip(positions, owners, strict=True))
+    return known.index(wanted) if place >= 0 else None
+
+
+def convolved(module: nn.Module, z: Tensor, earlier: list[list[int | None]]) -> Tensor:
+    """Conformer's convolution of frames (total, d), each over those before it, one by one."""
+    first, second = (c.weight[:, :, 0] for c in (module.pointwise_conv1, module.pointwise_conv2))
+    value, gate = (z @ first.T + module.pointwise_conv1.bias).chunk(2, -1)
+    gated = value * gate.sigmoid()
+    weight = module.depthwise_conv.weight[:, 0]  # (d, kernel), the last is of the frame itself
+    rows = []
+    for places in earlier:
+        parts = [gated[p] * weight[:, -1 - back] for back, p in enumerate(places) if p is not None]
+        rows.append(sum(parts) + module.depthwise_conv.bias)
+    norm = module.norm
+    y = (torch.stack(rows) - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    y = y * norm.weight + norm.bias
+    return y * y.sigmoid() @ second.T + module.pointwise_conv2.bias
 
 
 def stream(model: nn.Module, x: Tensor, lengths: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -93,9 +149,10 @@ def stream(model: nn.Module, x: Tensor, lengths: Tensor, step: int) -> tuple[Ten
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("frames", [1, 5, 16, 33, 64, 101])
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_offline_is_the_masked_definition(shape, frames):
-    model = encoder(**shape)
+def test_offline_is_the_masked_definition(kind, shape, frames):
+    model = encoder(kind, **shape)
     x = torch.randn(1, frames, BINS)
     y, lengths, _ = model(x, torch.tensor([frames]))
     expected = dense(model, x[0])
@@ -106,9 +163,10 @@ def test_offline_is_the_masked_definition(shape, frames):
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("step", [4, 16, 40])
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_streaming_equals_offline_for_every_length_and_batch(shape, step):
-    model = encoder(**shape)
+def test_streaming_equals_offline_for_every_length_and_batch(kind, shape, step):
+    model = encoder(kind, **shape)
     for lengths in ([1], [3], [16], [17], [100], [99, 57, 4, 1], [64, 64], [50, 90, 81]):
         lengths = torch.tensor(lengths)
         x = torch.randn(len(lengths), int(lengths.max()), BINS)
@@ -122,10 +180,11 @@ def test_streaming_equals_offline_for_every_length_and_batch(shape, step):
             assert (y[row, :length] - expected[row, :length]).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_paper_latency_is_a_chunk_and_its_look_ahead():
+def test_paper_latency_is_a_chunk_and_its_look_ahead(kind):
     """A frame may see the end of its chunk plus 160 ms, whatever the depth, and no more."""
-    model = encoder()
+    model = encoder(kind)
     x = torch.randn(1, 160, BINS)
     before = model(x, torch.tensor([160]))[0]
     changed = x.clone()
@@ -153,9 +212,10 @@ def tensors(state) -> int:
     return sum(found.values())
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_state_does_not_grow():
-    model = encoder()
+def test_state_does_not_grow(kind):
+    model = encoder(kind)
     state, sizes = model.init_state(2), []
     for _ in range(200):
         _, _, state = model.forward_chunk(torch.randn(2, 16, BINS), state)
@@ -188,23 +248,24 @@ def test_state_is_not_changed_and_ends():
         ({"chunk_ms": 0}, "chunk_ms"),
         ({"history_ms": -40}, "history_ms"),
         ({"lookahead_ms": 1.5}, "lookahead_ms"),
+        ({"cnn_module_kernel": 8}, "cnn_module_kernel must be an odd number from 3 on, not 8"),
     ],
 )
 def test_sizes_that_make_no_sense_are_one_line(shape, message):
     with pytest.raises(UserError, match=message) as caught:
-        encoder(**shape)
+        encoder("conformer" if "cnn_module_kernel" in shape else "transformer", **shape)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_residual_streams_in_all_forms(tmp_path):
+def test_residual_streams_in_all_forms(kind, tmp_path):
     """The method on the streaming encoder: training form and both deployed forms stream alike."""
     from espnet_ext.encoders.compressed import compressed_encoder
-    from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder
     from espnet_ext.methods.deploy import deploy, variants
     from espnet_ext.methods.registry import METHODS
 
-    cls = compressed_encoder(StreamingTransformerEncoder, METHODS["residual"])
+    cls = compressed_encoder(type(encoder(kind)), METHODS["residual"])
     model = cls(BINS, conv_channels=6, **SIZES, residual={"share": 2, "rank": 4}).eval()
     for parameter in model.parameters():
         parameter.add_(0.2 * torch.randn(parameter.shape))

@@ -16,11 +16,11 @@ from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.export import site
 from espnet_ext.export.family import export_family
 from espnet_ext.export.folder import export
-from tests.fixtures import families, streams
+from tests.fixtures import families, probe, streams
 
 pytestmark = pytest.mark.browser
 FORMS = ("1L-24-4b", "3L-64-8b")
-STREAM, FAMILY, ATTENTION = "transducer", "family", "attention"
+STREAM, FAMILY, ATTENTION, CLASSES = "transducer", "family", "attention", "classes"
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,10 @@ def folder(tmp_path_factory, wave) -> Path:
         heard = [samples.astype(np.float32)]
         bundle = Bundle.of_folder(deployed / FORMS[1])
         export(bundle, models[-1], heard, products="float32", search="attention")
+    classifier = probe.make(root / "probe")
+    probe.train(classifier)
+    models.append(root / "onnx" / CLASSES)
+    probe.run(classifier, "export", probe.CONFIG, "--exact", "--out", str(models[-1]))
     bundles = {form: Bundle.of_folder(deployed / form) for form in FORMS}
     models.append(root / "onnx" / FAMILY)
     export_family(bundles, models[-1], heard, products="float32")
@@ -67,7 +71,7 @@ def python_text(folder: Path, form: str, wave: Path) -> str:
     return subprocess.run(script, capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.mark.parametrize("form", (*FORMS, STREAM, ATTENTION))
+@pytest.mark.parametrize("form", (*FORMS, STREAM, ATTENTION, CLASSES))
 def test_node_finds_pythons_text(folder, form, wave):
     words = ["node", str(folder / "transcribe.js"), str(folder / "models" / form), str(wave)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
@@ -118,7 +122,7 @@ def test_the_page_transcribes_files_and_the_microphone_with_each_model(folder, w
         listed = json.loads((folder / "models.json").read_text())
         names = [one["name"] for one in listed]
         members = [f"{FAMILY}, {form}" for form in FORMS]
-        assert sorted(names) == sorted((*FORMS, STREAM, ATTENTION, *members))
+        assert sorted(names) == sorted((*FORMS, STREAM, ATTENTION, CLASSES, *members))
         assert [one["bytes"] for one in listed] == sorted(one["bytes"] for one in listed)
         for place, form in reversed(list(enumerate(names))):
             slider = "const s = document.getElementById('size');"

@@ -40,12 +40,17 @@ LAYERS = 4
 def deployed(tmp_path_factory) -> Path:
     """Forms of a transducer on the features that sherpa-onnx computes for one."""
     root = tmp_path_factory.mktemp("recipe")
+    return make(root, "transformer", ("merged", "shared", "whole+8b", "whole+4b"))
+
+
+def make(root: Path, kind: str, forms: tuple[str, ...]) -> Path:
+    """Deploy forms of a streaming encoder of a kind."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr("espnet_ext.bridge.variants._SMALL", 30)
-        conf = {"frontend_conf": {"definition": "nemo"}}
+        conf = {"frontend_conf": {"definition": "nemo"}, "encoder": f"residual_streaming_{kind}"}
         patch.setattr(streams, "ESPNET", {**streams.ESPNET, **conf})
-        streams.make(root, forms=("merged", "shared", "whole+8b", "whole+4b"))
+        streams.make(root, forms=forms)
     return root / "exp/tiny/deploy"
 
 
@@ -69,9 +74,22 @@ def exported(deployed, tmp_path):
 
 @pytest.mark.parametrize("form", ["merged", "shared", "whole+8b", "whole+4b"])
 def test_a_stream_gives_torchs_texts_chunk_by_chunk(deployed, exported, form):
-    folder = exported(form, products="float32")
+    streams_alike(deployed / form, exported(form, products="float32"))
+
+
+@pytest.mark.parametrize("form", ["merged", "shared", "whole+4b"])
+def test_a_conformer_streams_as_in_torch_and_in_sherpa_onnx(form, tmp_path):
+    """The states of its convolutions are in the contract's second cache."""
+    made = make(tmp_path, "conformer", (form,)) / form
+    export(Bundle.of_folder(made), tmp_path / "onnx", WAVES, products="float32")
+    streams_alike(made, tmp_path / "onnx")
+    sherpa_streams(tmp_path / "onnx")
+
+
+def streams_alike(deployed: Path, folder: Path) -> None:
+    """An exported folder prints what torch prints, after the same pieces."""
     source = SpeechInput(RATE, definition="nemo")
-    torchs = Streamer(deployed / form, "transducer_greedy", {}, source)
+    torchs = Streamer(deployed, "transducer_greedy", {}, source)
     ours = OnnxStreamer(folder)
     assert ours.piece == torchs.piece == 2560
     for wave in WAVES:
@@ -100,8 +118,11 @@ def test_the_recogniser_gives_torchs_words_and_places(deployed, exported):
     ("form", "products"), [("shared", "float32"), ("whole+8b", "uint8"), ("whole+4b", "uint8")]
 )
 def test_sherpa_onnx_streams_it_unchanged(exported, form, products):
+    sherpa_streams(exported(form, products=products))
+
+
+def sherpa_streams(folder: Path) -> None:
     """Its greedy search takes several tokens of a frame; so does the search here."""
-    folder = exported(form, products=products)
     recogniser = sherpa_onnx.OnlineRecognizer.from_transducer(
         **{name: str(folder / f"{name}.onnx") for name in ("encoder", "decoder", "joiner")},
         tokens=str(folder / "tokens.txt"),
