@@ -47,6 +47,7 @@ ESPnet's documentation; `espnet-ext check CONFIG` checks all keys and names the 
 # Classes that a config chooses: key, name, file, class.
 CLASSES = (
     ("encoder", "streaming_transformer", "encoders/streaming_transformer.py"),
+    ("encoder", "streaming_conformer", "encoders/streaming_conformer.py"),
     ("encoder", "speechformer", "encoders/speechformer.py"),
     ("encoder", "stack", "encoders/pretrained/encoder.py"),
     ("frontend", "kaldi_fbank", "encoders/frontends.py"),
