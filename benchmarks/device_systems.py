@@ -123,6 +123,13 @@ def sherpa() -> Callable[[str], Decode]:
             model = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(
                 model=str(folder / "model.onnx"), tokens=tokens
             )
+        elif (folder / "decoder.onnx").is_file():
+            model = sherpa_onnx.OfflineRecognizer.from_whisper(
+                encoder=str(folder / "encoder.onnx"),
+                decoder=str(folder / "decoder.onnx"),
+                tokens=tokens,
+                num_threads=1,
+            )
         else:
             model = sherpa_onnx.OfflineRecognizer.from_moonshine(
                 preprocessor=str(folder / "preprocess.onnx"),

@@ -57,7 +57,9 @@ class Streamer:
         asr = self.decoder.model
         if not hasattr(asr.encoder, "forward_chunk"):
             name = self.decoder.inference.asr_train_args.encoder
-            raise UserError(f"encoder {name} cannot stream; train streaming_transformer or streaming_conformer")
+            raise UserError(
+                f"encoder {name} cannot stream; train streaming_transformer or streaming_conformer"
+            )
         if not isinstance(asr.normalize, GlobalMVN | None):
             raise UserError("a stream needs normalize: global_mvn, which needs no whole utterance")
         search = self.decoder.search

@@ -59,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--family", nargs="*", metavar="NAME", help="members (default: all)")
     parser.add_argument("--language", help="of a Whisper that detects languages: what it hears")
+    parser.add_argument(
+        "--layout",
+        choices=["from_moonshine", "from_whisper"],
+        help="of a Whisper: how sherpa-onnx opens it (default: from_moonshine, which is faster)",
+    )
     parser.add_argument("--exact", action="store_true", help="multiply in float32: slower")
     parser.add_argument("--verify", nargs="+", metavar="FILE", help="speech to compare texts on")
 
@@ -91,6 +96,7 @@ def run(args: argparse.Namespace) -> None:
     waves = [filled_up(wave[: 30 * rate], rate) for wave in whole]
     products: Any = "float32" if args.exact else _PRODUCTS[args.runtime or "sherpa"]
     chosen = {"bits": args.bits, "search": args.search, "language": args.language}
+    chosen["layout"] = args.layout
     out = Path(args.out)
     if members:
         family: Any = export_family(members, out, waves, products=products, **chosen)

@@ -5,8 +5,6 @@ frames of a look-ahead see the chunk and the look-ahead before them. So the late
 Transformer, chunk and look-ahead at any depth.
 """
 
-from typing import Any
-
 import torch
 from espnet2.legacy.nets.pytorch_backend.conformer.convolution import ConvolutionModule
 from espnet2.legacy.nets.pytorch_backend.conformer.swish import Swish
@@ -138,8 +136,9 @@ class StreamingConformerEncoder(StreamingTransformerEncoder):
             lookahead_ms,
         )
 
-    def _layer(self, *sizes: Any) -> nn.Module:
-        return ConformerChunkLayer(*sizes, self._kernel)
+    def _layer(self, size: int, heads: int, units: int, *rates: float) -> nn.Module:
+        dropout, attention = rates
+        return ConformerChunkLayer(size, heads, units, dropout, attention, self._kernel)
 
     def _before(self, batch: int) -> tuple[Tensor, ...]:
         frames = self._kernel - 1

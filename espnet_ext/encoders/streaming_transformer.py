@@ -11,7 +11,6 @@ keeps the keys and values of the last H frames. Both run the same layers on the 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
@@ -158,9 +157,9 @@ class StreamingTransformerEncoder(AbsEncoder):
         )
         self.after_norm = nn.LayerNorm(output_size, elementwise_affine=False)
 
-    def _layer(self, *sizes: Any) -> nn.Module:
-        """A layer of these sizes."""
-        return ChunkLayer(*sizes)
+    def _layer(self, size: int, heads: int, units: int, *rates: float) -> nn.Module:
+        """A layer of these sizes; ``rates``: of dropout, and of that on attention weights."""
+        return ChunkLayer(size, heads, units, *rates)
 
     def output_size(self) -> int:
         """Return the width d of the output."""

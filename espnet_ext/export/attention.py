@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.errors import UserError
-from espnet_ext.export.graph import Products
+from espnet_ext.export.products import Products
 from espnet_ext.export.rounded import use_integers
 from espnet_ext.export.tracing import sinusoids, trace, trace_features, traceable
 from espnet_ext.export.whisper import ENCODE, FIRST, NEXT

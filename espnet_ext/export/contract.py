@@ -13,10 +13,12 @@ from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx
 from espnet_ext.export.attention_contract import AttentionContract
 from espnet_ext.export.frames_contract import FramesContract
-from espnet_ext.export.graph import Products
+from espnet_ext.export.products import Products
 from espnet_ext.export.transducer_contract import TransducerContract
-from espnet_ext.export.whisper_contract import WhisperContract
+from espnet_ext.export.whisper_contract import OffsetContract, WhisperContract
 from espnet_ext.models.whisper_decoder import WhisperDecoder
+
+FROM_WHISPER = "from_whisper"
 
 
 class Contract(Protocol):
@@ -40,7 +42,11 @@ class Contract(Protocol):
 
 
 def contract_of(
-    bundle: Bundle, decoder: Decoder, bits: int | None, search: str | None = None
+    bundle: Bundle,
+    decoder: Decoder,
+    bits: int | None,
+    search: str | None = None,
+    layout: str | None = None,
 ) -> Contract:
     """The contract that a deployed model is exported in.
 
@@ -50,16 +56,20 @@ def contract_of(
         bits: of the matrices of a model at 32 bits: 8 with a scale for each output, 4 with one for
             32 inputs. None: as they are. A packed model has its own.
         search: see ``attends``.
+        layout: of a Whisper, ``from_moonshine`` (the default) or ``from_whisper``.
 
     Raises:
-        UserError: a model that no contract can hold.
+        UserError: a model that no contract can hold, or not in this layout.
     """
     stored = bundle.stored()
     if stored and bits is not None:
         raise UserError(f"{bundle.path} is packed and keeps its bits: leave out --bits")
     asr, rounded = decoder.model, None if bits == 32 else bits
     if isinstance(asr.decoder, WhisperDecoder):
-        return WhisperContract(bundle, decoder, stored, rounded)
+        kind = OffsetContract if layout == FROM_WHISPER else WhisperContract
+        return kind(bundle, decoder, stored, rounded)
+    if layout == FROM_WHISPER:
+        raise UserError(f"{bundle.path}: --layout {layout} is of a Whisper: leave it out")
     if is_transducer(bundle):
         return TransducerContract(bundle, decoder, stored, rounded)
     if attends(bundle, search):

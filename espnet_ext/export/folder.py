@@ -16,8 +16,8 @@ from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx
 from espnet_ext.export.contract import Contract, attends, contract_of, is_transducer
 from espnet_ext.export.family_weights import COMPUTED
-from espnet_ext.export.graph import Products
 from espnet_ext.export.onnx_decoder import SETTINGS
+from espnet_ext.export.products import Products
 from espnet_ext.export.whisper_source import choose_language
 from espnet_ext.files import atomic_path, bytes_in, read_json, write_json
 from espnet_ext.formats.bits import Quantised
@@ -55,6 +55,7 @@ def export(
     products: Products = "uint8",
     search: str | None = None,
     language: str | None = None,
+    layout: str | None = None,
 ) -> Exported:
     """Write a deployed model as ONNX graphs for sherpa-onnx and ONNX Runtime.
 
@@ -70,6 +71,7 @@ def export(
             and needs less memory; see ``graph.Graph``.
         search: of a model of ESPnet that has both, ``ctc`` or ``attention``; None: CTC.
         language: of a Whisper that detects languages: the one that the graphs transcribe.
+        layout: see ``contract.contract_of``.
 
     Raises:
         UserError: a model that no contract can hold, a folder of something else, outputs that
@@ -79,7 +81,7 @@ def export(
     decoder = _greedy(bundle, search)
     if language is not None:
         choose_language(bundle.path, decoder, language)
-    contract = contract_of(bundle, decoder, bits, search)
+    contract = contract_of(bundle, decoder, bits, search, layout)
     with tempfile.TemporaryDirectory() as scratch:
         write(contract, decoder.rate, Path(scratch), "float32")
         difference = contract.difference(run_onnx.Model(scratch), waves)

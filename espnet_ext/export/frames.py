@@ -26,7 +26,7 @@ from espnet_ext.encoders.pretrained.features import LayerFeatures
 from espnet_ext.encoders.pretrained.stack import RATE
 from espnet_ext.encoders.pretrained.wav2vec2 import Wav2Vec2Stack
 from espnet_ext.encoders.pretrained.whisper import WhisperStack
-from espnet_ext.export.graph import Products
+from espnet_ext.export.products import Products
 from espnet_ext.export.rounded import use_integers
 from espnet_ext.export.tracing import PREPROCESS, trace, trace_features, traceable
 from espnet_ext.export.whisper_mel import write_log_mel

@@ -19,7 +19,8 @@ from onnx import numpy_helper
 
 from espnet_ext.export.family_weights import rounded
 from espnet_ext.export.folding import evaluated
-from espnet_ext.export.graph import FLOAT, INT4, INT8, UINT8, ZERO
+from espnet_ext.export.graph import FLOAT
+from espnet_ext.export.products import INT4, INT8, UINT8, ZERO
 
 _LIMITS = (1, 3, 7, 31, 127)  # largest integers of 2, 3, 4, 6 and 8 bits
 _STORED = (UINT8, INT8, INT4)

@@ -14,7 +14,7 @@ from espnet_ext.formats.digests import refuse_other
 from espnet_ext.recogniser import Found, Recogniser, mean_probability
 
 SETTINGS = "model.json"
-_KINDS = ("whisper", "attention", "ctc", "class", "transducer")
+_KINDS = ("whisper", "whisper_offset", "attention", "ctc", "class", "transducer")
 _LONGEST = 30  # seconds of a segment; Whisper has no positions for more
 _AGAIN = "export it again"
 

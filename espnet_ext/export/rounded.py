@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet_ext.errors import UserError
-from espnet_ext.export.graph import ZERO, Products, blocks_of, in_products, packed_blocks
+from espnet_ext.export.products import ZERO, Products, blocks_of, in_products, packed_blocks
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.methods.quantise import grouped_integers, integers
 from espnet_ext.methods.shared_linear import SharedLinear, with_residual

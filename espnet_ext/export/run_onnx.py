@@ -8,6 +8,7 @@ Example: python transcribe.py speech.wav
          python transcribe.py --assemble NAME             (for runtimes that read files alone)
 """
 
+import base64
 import hashlib
 import importlib
 import json
@@ -23,6 +24,7 @@ BLANK = 0  # id of CTC
 GRAPHS = {
     "whisper": ("preprocess", "encode", "uncached_decode", "cached_decode"),
     "attention": ("preprocess", "encode", "uncached_decode", "cached_decode"),
+    "whisper_offset": ("preprocess", "encoder", "decoder"),
     "ctc": ("preprocess", "model"),
     "class": ("preprocess", "model"),
     "transducer": ("preprocess", "encoder", "decoder", "joiner"),
@@ -34,6 +36,14 @@ def family():
     sys.dont_write_bytecode = True  # nothing else belongs into the folder
     name = "family_weights"
     return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
+
+
+def has_vnni():
+    """True for an x86 processor that multiplies 8-bit numbers exactly, where Linux tells."""
+    try:
+        return "vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 class Model:
@@ -54,12 +64,18 @@ class Model:
         tokens = folder / files.get("tokens.txt", "tokens.txt")
         lines = tokens.read_text(encoding="utf-8").splitlines()
         self.symbols = {int(i): text for text, i in (line.rsplit(" ", 1) for line in lines)}
+        self.offset = self.settings["kind"] == "whisper_offset"
+        if self.offset:  # bytes, and ids without those of the other decoders
+            found = {i: base64.b64decode(text) for i, text in self.symbols.items()}
+            named = {i: "".join(f"<0x{byte:02X}>" for byte in data) for i, data in found.items()}
+            self.symbols = {TEXT + i: text for i, text in named.items()}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.enable_cpu_mem_arena = False  # it would keep what is freed when a session is made
-        # Sums of two 8-bit products are exact on an x86 processor without VNNI, too: there they
-        # would be cut to 16 bits. No effect on others.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if not has_vnni():
+            # Sums of two 8-bit products are exact on such an x86 processor, too: there they would
+            # be cut to 16 bits. With VNNI they are exact, and this takes three times as long.
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if computed:
             names = [family().WEIGHTS, f"{member}{family().COMPUTED}"]
             given = [np.memmap(folder / names[0], np.uint8, "r"), computed]
@@ -81,7 +97,7 @@ class Model:
         Returns them, the sum of their log-probabilities, and the place of each from 0 to 1 (none
         of an attention decoder, which aligns nothing).
         """
-        if self.settings["kind"] in ("whisper", "attention"):
+        if self.offset or self.settings["kind"] in ("whisper", "attention"):
             return *self._attend(wave), []
         if self.settings["kind"] == "transducer":
             stream = Stream(self)
@@ -113,11 +129,15 @@ class Model:
     def encode(self, wave):
         """The encoder's output for samples (n,)."""
         (mel,) = self.run("preprocess", wave[None])
+        if self.offset:
+            return self.run("encoder", mel)
         (encoded,) = self.run("encode", mel, np.array([mel.shape[2]], np.int32))
         return encoded
 
     def scores(self, encoded):
         """A function that takes a token and returns the scores (V,) of the next."""
+        if self.offset:
+            return self._scores_by_offset(encoded)
         length = np.array([encoded.shape[1]], np.int32)
         _, *states = self.run("uncached_decode", np.array([[START]], np.int32), encoded, length)
 
@@ -125,6 +145,22 @@ class Model:
             given = np.array([[token]], np.int32)
             logits, *states[:] = self.run("cached_decode", given, encoded, length, *states)
             return logits[0, -1]
+
+        return step
+
+    def _scores_by_offset(self, encoded):
+        """The same with graphs that are told how many tokens there were."""
+        texts, never = len(self.symbols), np.full(1, -1e9, np.float32)
+        prompt = [texts + 1 + place for place in range(len(self.settings["prompt"]))]
+        caches = [np.zeros((self.settings["layers"], 1, 1, 1), np.float32)] * 2
+        offset = np.zeros(1, np.int64)
+
+        def step(token):
+            given = np.array([prompt if token == PROMPT else [token - TEXT]], np.int64)
+            logits, *caches[:] = self.run("decoder", given, *caches, *encoded, offset)
+            offset[0] += given.size
+            row = logits[0, -1]
+            return np.concatenate([never, never, row[texts : texts + 1], never, row[:texts]])
 
         return step
 

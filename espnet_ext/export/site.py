@@ -26,14 +26,17 @@ def write_site(models: Sequence[Path], site: Path, package: Path | None = None) 
         package: of ONNX Runtime; None: npm fetches it to the folder beside the site.
 
     Raises:
-        UserError: no exported model, two of one name, a folder of something else, or what
-            ``npm.fetch`` raises.
+        UserError: no exported model, one of another layout, two of one name, a folder of something
+            else, or what ``npm.fetch`` raises.
     """
     _refuse_other_folder(site, models)
     names = [model.resolve().name for model in models]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"two models are named {min(twice)}: rename the folder of one")
     settings = [require_unchanged(model) for model in models]
+    for model, known in zip(models, settings, strict=True):
+        if known["kind"] == "whisper_offset":
+            raise UserError(f"{model}: the page has another layout: export it without --layout")
     package = npm.fetch(site.absolute().parent, package)
     with atomic_path(site) as temporary:
         _copy(_WEB, temporary)

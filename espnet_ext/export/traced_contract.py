@@ -9,7 +9,7 @@ from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.loading import decoder_of
 from espnet_ext.bridge.variants import matrices
 from espnet_ext.errors import UserError
-from espnet_ext.export.graph import Products
+from espnet_ext.export.products import Products
 from espnet_ext.export.rounded import is_rounded, round_weight
 from espnet_ext.formats.packed import State
 

@@ -25,7 +25,8 @@ from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.errors import UserError, one_line
 from espnet_ext.export.fbank import EspnetLogMel, Fbank
 from espnet_ext.export.folding import fold_shapes
-from espnet_ext.export.graph import OPSET, graphs_in, in_pairs, nodes_in
+from espnet_ext.export.graph import OPSET, graphs_in, nodes_in
+from espnet_ext.export.products import in_pairs
 from espnet_ext.methods.tensors import frame_mask
 
 PREPROCESS = "preprocess.onnx"

@@ -26,7 +26,7 @@ from espnet_ext.data.features import FRAMES_PER_SECOND, SUBSAMPLING
 from espnet_ext.encoders.chunks import ConvContext, Geometry, subsampled
 from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder, StreamState
 from espnet_ext.errors import UserError
-from espnet_ext.export.graph import Products
+from espnet_ext.export.products import Products
 from espnet_ext.export.rounded import use_integers
 from espnet_ext.export.tracing import trace, trace_features, traceable
 from espnet_ext.methods.tensors import frame_mask

@@ -16,8 +16,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from espnet_ext.export.family_weights import weight_from
-from espnet_ext.export.graph import INT4
 from espnet_ext.export.integers import Computed, Reader, Weight, computed
+from espnet_ext.export.products import INT4
 
 _ALIGNED = 64  # bytes, of weights in a file
 _LEAST = 1024  # bytes of a tensor that leaves its graph

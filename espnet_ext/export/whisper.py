@@ -11,13 +11,14 @@ that detects languages it scores them alone, whose ids are the last ones; the ca
 puts the rest of the prompt behind it. Frames are those of the speech: it is not padded to 30 s.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from espnet_ext.export.graph import FLOAT, INT32, Graph, Products
+from espnet_ext.export.graph import FLOAT, INT32, Graph
+from espnet_ext.export.products import Products
 from espnet_ext.export.whisper_encoder import write_encode
 from espnet_ext.export.whisper_layers import feed_forward, linear, norm, queries_keys_values
 from espnet_ext.export.whisper_mel import write_log_mel
@@ -27,7 +28,8 @@ from espnet_ext.export.whisper_table import embed_and_score, token_rows
 PREPROCESS, ENCODE, FIRST, NEXT = (
     f"{name}.onnx" for name in ("preprocess", "encode", "uncached_decode", "cached_decode")
 )
-_NEVER = -1e9  # score of an id that the model has no token for
+SELF, CROSS = ("self_key", "self_value"), ("cross_key", "cross_value")  # states of a layer
+NEVER = -1e9  # score of an id that the model has no token for
 
 type Shapes = dict[str, tuple[int, Sequence[Any]]]  # type and shape of tensors, by name
 
@@ -54,32 +56,53 @@ def _write_first(model: Whisper, path: Path) -> None:
     """The states before the first token, and scores that choose the prompt."""
     g = Graph()
     layers, heads, size = model.layers[1], model.heads, model.width // model.heads
-    both = g.op("Reshape", "encoder_out", g.ints(-1, 2, layers, heads, size))
-    key, value = (g.op("Squeeze", part, g.ints(1)) for part in g.split(both, 2, 1))
-    g.op("Transpose", key, perm=[1, 2, 3, 0], out="cross_key")
-    g.op("Transpose", value, perm=[1, 2, 0, 3], out="cross_value")
-    empty = np.zeros((layers, heads, 0, size), np.float32)
-    for name in ("self_key", "self_value"):
-        g.op("Identity", g.constant(empty), out=name)
+    for name, whole in zip(CROSS, split_cross(g, model, "encoder_out"), strict=True):
+        outs = [f"{name}_{layer}" for layer in range(layers)]
+        g.ops("Split", whole, outs=outs, axis=0, num_outputs=layers)
+    empty = g.constant(np.zeros((1, heads, 0, size), np.float32))
+    for name in SELF:
+        for layer in range(layers):
+            g.op("Identity", empty, out=f"{name}_{layer}")
     scores = np.zeros((1, 1, model.ids), np.float32)
     scores[0, 0, PROMPT] = 1
     g.op("Identity", g.constant(scores), out="logits")
     inputs = _decoder_inputs(model, "tokens")
-    outputs = {"logits": (FLOAT, [1, 1, model.ids]), **_states(model, "")}
+    outputs = {"logits": (FLOAT, [1, 1, model.ids]), **states(model, "")}
     g.save(path, inputs, outputs)
 
 
-def _write_next(model: Whisper, path: Path, products: Products) -> Graph:
-    g, at = Graph(products), model.decoder
+def split_cross(g: Graph, model: Whisper, whole: str) -> tuple[str, str]:
+    """Keys (L, heads, size, frames) and values (L, heads, frames, size) of (1, frames, 2 L D)."""
     layers, heads, size = model.layers[1], model.heads, model.width // model.heads
-    known = g.op("Shape", "self_key", start=2, end=3)
-    tokens = token_rows(g, model, known)
+    both = g.op("Reshape", whole, g.ints(-1, 2, layers, heads, size))
+    key, value = (g.op("Squeeze", part, g.ints(1)) for part in g.split(both, 2, 1))
+    key = g.op("Transpose", key, perm=[1, 2, 3, 0])
+    return key, g.op("Transpose", value, perm=[1, 2, 0, 3])
+
+
+def decode(
+    g: Graph, model: Whisper, tokens: str, known: str, past: Mapping[str, Sequence[str]]
+) -> tuple[tuple[str, str, str], dict[str, list[str]]]:
+    """Run the decoder.
+
+    Args:
+        g: the graph.
+        model: what it computes.
+        tokens: rows (1, n) of the table.
+        known: how many tokens were before them (1,).
+        past: the states of each layer, by their kind.
+
+    Returns:
+        Scores of text, end and languages after the last token (``embed_and_score``); of each layer
+        the grown states ``new_self_key_0`` and so on, by their kind.
+    """
+    layers, heads, size = model.layers[1], model.heads, model.width // model.heads
+    at = model.decoder
     x, score = embed_and_score(g, model, tokens)
     positions = g.matrix(model.weight(f"{at}embed_positions.weight"))
     end = g.op("Add", known, g.op("Shape", tokens, start=1, end=2))
     x = g.op("Add", x, g.slice(positions, known, end, 0))
-    past = {name: g.split(name, layers, 0) for name in _states(model, "")}
-    new: dict[str, list[str]] = {"new_self_key": [], "new_self_value": []}
+    new: dict[str, list[str]] = {name: [] for name in SELF}
     for layer in range(layers):
         own = f"{at}layers.{layer}."
         y = norm(g, model, x, f"{own}self_attn_layer_norm")
@@ -87,7 +110,7 @@ def _write_next(model: Whisper, path: Path, products: Products) -> Graph:
         before = past["self_key"][layer], past["self_value"][layer]
         y, *grown = g.ops(
             *("MultiHeadAttention", *parts, "", "", "", *before),
-            outs=[f"attended_{layer}", f"key_{layer}", f"value_{layer}"],
+            outs=[f"attended_{layer}", *(f"new_{name}_{layer}" for name in SELF)],
             domain="com.microsoft",
             num_heads=heads,
             unidirectional=1,
@@ -108,21 +131,29 @@ def _write_next(model: Whisper, path: Path, products: Products) -> Graph:
         y = g.op("Reshape", y, g.ints(1, -1, model.width))
         x = g.op("Add", x, linear(g, model, y, f"{own}encoder_attn.out_proj"))
         x = feed_forward(g, model, x, own)
-    for name, parts in new.items():
-        g.op("Concat", *parts, axis=0, out=name)
-    for name in ("cross_key", "cross_value"):
-        g.op("Identity", name, out=f"new_{name}")
     last = norm(g, model, g.slice(x, g.ints(-1), None, 1), f"{at}layer_norm")
-    text, stop, languages = score(last)
-    never = [g.constant(np.full((1, 1, n), _NEVER), np.float32) for n in (END, 1)]
+    return score(last), new
+
+
+def _write_next(model: Whisper, path: Path, products: Products) -> Graph:
+    g = Graph(products)
+    known = g.op("Shape", "self_key_0", start=2, end=3)
+    layers = range(model.layers[1])
+    past = {name: [f"{name}_{layer}" for layer in layers] for name in (*SELF, *CROSS)}
+    scores, _ = decode(g, model, token_rows(g, model, known), known, past)
+    for name in CROSS:
+        for one in past[name]:
+            g.op("Identity", one, out=f"new_{one}")
+    text, stop, languages = scores
+    never = [g.constant(np.full((1, 1, n), NEVER), np.float32) for n in (END, 1)]
     parts = [never[0], stop, never[1], text]
     if model.languages:
         first = g.op("Equal", known, g.ints(0))
         parts[1], parts[3] = (g.op("Where", first, never[1], part) for part in (stop, text))
         parts.append(g.op("Where", first, languages, never[1]))
     g.op("Concat", *parts, axis=2, out="logits")
-    inputs = {**_decoder_inputs(model, "token"), **_states(model, "")}
-    outputs = {"logits": (FLOAT, [1, 1, model.ids]), **_states(model, "new_")}
+    inputs = {**_decoder_inputs(model, "token"), **states(model, "")}
+    outputs = {"logits": (FLOAT, [1, 1, model.ids]), **states(model, "new_")}
     g.save(path, inputs, outputs)
     return g
 
@@ -136,14 +167,14 @@ def _decoder_inputs(model: Whisper, token: str) -> Shapes:
     }
 
 
-def _states(model: Whisper, prefix: str) -> Shapes:
-    """Names and shapes of the states of the decoder."""
-    layers, heads, size = model.layers[1], model.heads, model.width // model.heads
+def states(model: Whisper, prefix: str) -> Shapes:
+    """Names and shapes of the states of the decoder: of each layer its own, which none copies."""
+    heads, size = model.heads, model.width // model.heads
     grown, time = f"{prefix}past", "frames"
-    shapes = {
-        "self_key": [layers, heads, grown, size],
-        "self_value": [layers, heads, grown, size],
-        "cross_key": [layers, heads, size, time],
-        "cross_value": [layers, heads, time, size],
+    shapes = {name: [1, heads, grown, size] for name in SELF}
+    shapes |= dict(zip(CROSS, ([1, heads, size, time], [1, heads, time, size]), strict=True))
+    return {
+        f"{prefix}{name}_{layer}": (FLOAT, shape)
+        for name, shape in shapes.items()
+        for layer in range(model.layers[1])
     }
-    return {f"{prefix}{name}": (FLOAT, shape) for name, shape in shapes.items()}

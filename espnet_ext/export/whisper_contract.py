@@ -1,4 +1,4 @@
-"""Whisper: see ``whisper``."""
+"""Whisper: see ``whisper`` and ``whisper_offset``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +9,10 @@ import torch
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.export import run_onnx, whisper, whisper_model
+from espnet_ext.errors import UserError
+from espnet_ext.export import run_onnx, whisper, whisper_model, whisper_offset
 from espnet_ext.export.compare import relative_difference
-from espnet_ext.export.graph import Products
+from espnet_ext.export.products import Products
 from espnet_ext.export.whisper_source import read_whisper, symbols
 from espnet_ext.formats.packed import State
 from espnet_ext.models.whisper_decoder import MORE_TOKENS
@@ -90,3 +91,28 @@ class WhisperContract:
                 if token == run_onnx.END:
                     break
         return worst
+
+
+class OffsetContract(WhisperContract):
+    """The contract of a Whisper in the layout of ``from_whisper``."""
+
+    def __init__(self, bundle: Bundle, decoder: Decoder, stored: State, bits: int | None):
+        """See ``contract.contract_of``."""
+        super().__init__(bundle, decoder, stored, bits)
+        if self.model.languages:
+            raise UserError("--layout from_whisper detects no language: give --language")
+        self.texts = whisper_offset.texts_of(decoder.model.token_list, self.model.rows)
+
+    def write(self, folder: Path, products: Products) -> dict[int, int]:
+        """Write the three graphs."""
+        places = self.decoder.model.decoder.decoder.max_target_positions
+        return whisper_offset.write(self.model, folder, products, self.texts, places)
+
+    def symbols(self) -> dict[int, str]:
+        """Bytes of the texts, whose ids are the first."""
+        return dict(enumerate(whisper_offset.lines(self.texts)))
+
+    def settings(self) -> dict[str, Any]:
+        """Limits of the search."""
+        own = {"kind": "whisper_offset", "sherpa_onnx": "from_whisper"}
+        return super().settings() | own | {"layers": self.model.layers[1]}

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from espnet_ext.encoders.chunks import Geometry
-from espnet_ext.export.graph import FLOAT, INT32, Graph, Products, joined
+from espnet_ext.export.graph import FLOAT, INT32, Graph
+from espnet_ext.export.products import Products, joined
 from espnet_ext.export.whisper_layers import (
     feed_forward,
     gelu,
@@ -24,20 +25,24 @@ _NEVER = -1e9  # score of a frame that is not attended to
 
 def write_encode(model: Whisper, path: Path, products: Products) -> Graph:
     """Write the graph from log-mel to keys and values of the decoder; return it."""
-    g, at = Graph(products, many=True), model.encoder
-    x = g.op("Transpose", "mel", perm=[0, 2, 1])
-    x = gelu(g, _convolution(g, model, x, f"{at}conv1", 1))
-    x = gelu(g, _convolution(g, model, x, f"{at}conv2", 2))
-    x = _layers(g, model, x)
-    g.op("Identity", _keys_values(g, model, x), out="encoder_out")
+    g = Graph(products, many=True)
+    g.op("Identity", keys_values(g, model, "mel"), out="encoder_out")
     bins = model.mel.shape[1]
     inputs = {"mel": (FLOAT, [1, bins, "time"]), "features_len": (INT32, [1])}
     g.save(path, inputs, {"encoder_out": (FLOAT, [1, "frames", model.kv_width])})
     return g
 
 
-def _keys_values(g: Graph, model: Whisper, x: str) -> str:
-    """Keys of all layers of the decoder, then their values, (1, frames, 2 L D)."""
+def keys_values(g: Graph, model: Whisper, mel: str) -> str:
+    """Keys of all layers of the decoder, then their values, (1, frames, 2 L D), of log-mel."""
+    x, at = g.op("Transpose", mel, perm=[0, 2, 1]), model.encoder
+    x = gelu(g, _convolution(g, model, x, f"{at}conv1", 1))
+    x = gelu(g, _convolution(g, model, x, f"{at}conv2", 2))
+    return _crossed(g, model, _layers(g, model, x))
+
+
+def _crossed(g: Graph, model: Whisper, x: str) -> str:
+    """Keys and values of the encoder's output."""
     layers = [f"{model.decoder}layers.{k}.encoder_attn." for k in range(model.layers[1])]
     names = [f"{layer}{kind}_proj" for kind in "kv" for layer in layers]
     weights = [model.weight(f"{name}.weight") for name in names]

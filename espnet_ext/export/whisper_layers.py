@@ -2,7 +2,8 @@
 
 import torch
 
-from espnet_ext.export.graph import Graph, joined
+from espnet_ext.export.graph import Graph
+from espnet_ext.export.products import joined
 from espnet_ext.export.whisper_model import Whisper
 
 
@@ -39,7 +40,7 @@ def with_residual(g: Graph, model: Whisper, y: str, x: str, name: str) -> str:
         y = g.op("Add", y, g.linear(inner, model.weight(f"{name}.up")))
     if f"{name}.diagonal" in model.state:
         diagonal = model.tensor(f"{name}.diagonal")
-        outputs = len(model.weight(f"{name}.weight"))
+        outputs = len(model.tensor(f"{name}.weight"))
         z = g.slice(x, g.ints(0), g.ints(len(diagonal)), -1)
         z = g.op("Mul", z, g.constant(diagonal.numpy()))
         missing = g.ints(0, 0, 0, 0, 0, outputs - len(diagonal))

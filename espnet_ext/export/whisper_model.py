@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from espnet_ext.encoders.chunks import Geometry
-from espnet_ext.export.graph import Weight
+from espnet_ext.export.products import Weight
 
 UNKNOWN, START, END, PROMPT, TEXT = range(5)  # ids of the runtime; text begins at the last
 

@@ -12,7 +12,7 @@ from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.variants import matrices
 from espnet_ext.encoders.pretrained.whisper import WhisperStack
 from espnet_ext.errors import UserError
-from espnet_ext.export.graph import Weight
+from espnet_ext.export.products import Weight
 from espnet_ext.export.rounded import round_weight
 from espnet_ext.export.whisper_model import Mimics, Whisper
 from espnet_ext.formats.packed import State

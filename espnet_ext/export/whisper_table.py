@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from espnet_ext.errors import UserError
-from espnet_ext.export.graph import INT32, INT64, Graph, in_products
+from espnet_ext.export.graph import INT32, INT64, Graph
+from espnet_ext.export.products import in_products
 from espnet_ext.export.whisper_model import TEXT, Whisper
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.methods.codes import Coded

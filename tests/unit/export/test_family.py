@@ -23,9 +23,10 @@ from espnet_ext.export import integers
 from espnet_ext.export.family import chosen_members, export_family
 from espnet_ext.export.family_weights import COMPUTED, WEIGHTS, assembled
 from espnet_ext.export.folder import export
-from espnet_ext.export.graph import FLOAT, INT4, INT8, UINT8, in_pairs
+from espnet_ext.export.graph import FLOAT
 from espnet_ext.export.integers import Weight, computed
 from espnet_ext.export.onnx_decoder import load_exported
+from espnet_ext.export.products import INT4, INT8, UINT8, in_pairs
 from espnet_ext.export.run_onnx import Model, Stream
 from espnet_ext.export.weight_file import WeightFile
 from espnet_ext.methods import quantise
