@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from espnet_ext.cli.export import PRODUCTS
 from espnet_ext.data.audio import read_wave
 from espnet_ext.errors import UserError, at_least, run_cli
 from espnet_ext.results.benchmarks import finish, median_range
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("audio", type=Path, help="speech of the models' rate")
     parser.add_argument("models", type=Path, nargs="+", help="deployed folders")
     parser.add_argument("--bits", type=int, choices=[32, 8, 4], help="of models at 32 bits")
+    parser.add_argument("--runtime", choices=PRODUCTS, default="sherpa", help="as of export")
     parser.add_argument("--chunks", type=at_least(20), default=300, help="(default: 300)")
     parser.add_argument("--json", metavar="FILE", help="write all times there too")
     args = parser.parse_args()
@@ -72,7 +74,7 @@ def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
     contract = contract_of(bundle, decoder, args.bits)
     wave = read_wave(str(args.audio), args.audio.name, decoder.rate)
     with tempfile.TemporaryDirectory() as scratch:
-        write(contract, decoder.rate, Path(scratch), "uint8")
+        write(contract, decoder.rate, Path(scratch), PRODUCTS[args.runtime])
         size = sum(path.stat().st_size for path in Path(scratch).glob("*.onnx"))
         systems = {
             "encoder": encoder(Path(scratch)),

@@ -35,7 +35,7 @@ from espnet_ext.experiment import Experiment
 
 _UTTERANCES = 24  # of a config's development set
 _PACKAGES = ("onnx", "onnxruntime")
-_PRODUCTS = {"sherpa": "uint8", "onnxruntime": "int8"}  # see ``export.graph.Products``
+PRODUCTS = {"sherpa": "uint8", "onnxruntime": "int8"}  # see ``export.products.Products``
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", type=int, choices=[32, 8, 4], help="of a model at 32 bits")
     parser.add_argument(
         "--runtime",
-        choices=_PRODUCTS,
+        choices=PRODUCTS,
         help="sherpa: products of 8 bits that every runtime computes rightly (default); "
         "onnxruntime: faster on x86 with VNNI; on x86 without it a session needs the option "
         "session.x64quantprecision=1, which transcribe.py and espnet-ext set",
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     rate = bundle.source.rate
     whole = [resampled(*read_stretch(path, path.name), rate) for path in paths]
     waves = [filled_up(wave[: 30 * rate], rate) for wave in whole]
-    products: Any = "float32" if args.exact else _PRODUCTS[args.runtime or "sherpa"]
+    products: Any = "float32" if args.exact else PRODUCTS[args.runtime or "sherpa"]
     chosen = {"bits": args.bits, "search": args.search, "language": args.language}
     chosen["layout"] = args.layout
     out = Path(args.out)
