@@ -96,43 +96,45 @@ def decode(
         Scores of text, end and languages after the last token (``embed_and_score``); of each layer
         the grown states ``new_self_key_0`` and so on, by their kind.
     """
-    layers, heads, size = model.layers[1], model.heads, model.width // model.heads
     at = model.decoder
     x, score = embed_and_score(g, model, tokens)
     positions = g.matrix(model.weight(f"{at}embed_positions.weight"))
     end = g.op("Add", known, g.op("Shape", tokens, start=1, end=2))
     x = g.op("Add", x, g.slice(positions, known, end, 0))
     new: dict[str, list[str]] = {name: [] for name in SELF}
-    for layer in range(layers):
-        own = f"{at}layers.{layer}."
-        y = norm(g, model, x, f"{own}self_attn_layer_norm")
-        parts = queries_keys_values(g, model, y, f"{own}self_attn.")
-        before = past["self_key"][layer], past["self_value"][layer]
-        y, *grown = g.ops(
-            *("MultiHeadAttention", *parts, "", "", "", *before),
-            outs=[f"attended_{layer}", *(f"new_{name}_{layer}" for name in SELF)],
-            domain="com.microsoft",
-            num_heads=heads,
-            unidirectional=1,
-        )
-        for name, one in zip(new, grown, strict=True):
+    for layer in range(model.layers[1]):
+        x, grown = _layer(g, model, x, layer, {name: one[layer] for name, one in past.items()})
+        for name, one in zip(SELF, grown, strict=True):
             new[name].append(one)
-        x = g.op("Add", x, linear(g, model, y, f"{own}self_attn.out_proj"))
-        y = norm(g, model, x, f"{own}encoder_attn_layer_norm")
-        query = linear(g, model, y, f"{own}encoder_attn.q_proj")
-        query = g.op("Mul", query, g.constant(size**-0.5, np.float32))
-        query = g.op(
-            "Transpose", g.op("Reshape", query, g.ints(1, -1, heads, size)), perm=[0, 2, 1, 3]
-        )
-        weights = g.op("Softmax", g.op("MatMul", query, past["cross_key"][layer]), axis=-1)
-        y = g.op(
-            "Transpose", g.op("MatMul", weights, past["cross_value"][layer]), perm=[0, 2, 1, 3]
-        )
-        y = g.op("Reshape", y, g.ints(1, -1, model.width))
-        x = g.op("Add", x, linear(g, model, y, f"{own}encoder_attn.out_proj"))
-        x = feed_forward(g, model, x, own)
     last = norm(g, model, g.slice(x, g.ints(-1), None, 1), f"{at}layer_norm")
     return score(last), new
+
+
+def _layer(
+    g: Graph, model: Whisper, x: str, layer: int, past: Mapping[str, str]
+) -> tuple[str, list[str]]:
+    """The output of a layer for x (1, n, D), and its grown keys and values."""
+    heads, size = model.heads, model.width // model.heads
+    own = f"{model.decoder}layers.{layer}."
+    y = norm(g, model, x, f"{own}self_attn_layer_norm")
+    parts = queries_keys_values(g, model, y, f"{own}self_attn.")
+    y, *grown = g.ops(
+        *("MultiHeadAttention", *parts, "", "", "", *(past[name] for name in SELF)),
+        outs=[f"attended_{layer}", *(f"new_{name}_{layer}" for name in SELF)],
+        domain="com.microsoft",
+        num_heads=heads,
+        unidirectional=1,
+    )
+    x = g.op("Add", x, linear(g, model, y, f"{own}self_attn.out_proj"))
+    y = norm(g, model, x, f"{own}encoder_attn_layer_norm")
+    query = linear(g, model, y, f"{own}encoder_attn.q_proj")
+    query = g.op("Mul", query, g.constant(size**-0.5, np.float32))
+    split = g.op("Reshape", query, g.ints(1, -1, heads, size))
+    scores = g.op("MatMul", g.op("Transpose", split, perm=[0, 2, 1, 3]), past["cross_key"])
+    y = g.op("MatMul", g.op("Softmax", scores, axis=-1), past["cross_value"])
+    y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.ints(1, -1, model.width))
+    x = g.op("Add", x, linear(g, model, y, f"{own}encoder_attn.out_proj"))
+    return feed_forward(g, model, x, own), grown
 
 
 def _write_next(model: Whisper, path: Path, products: Products) -> Graph:
