@@ -4,6 +4,7 @@
     model        x (N, frames, features), x_lens (N,) -> log_probs, log_probs_len (N,)
 
 On wav2vec 2.0, HuBERT and WavLM ``x`` is one utterance (1, n, 1), samples as the model takes them.
+With recurrent layers N is 1 too.
 
 ``log_probs`` are (N, frames, V) of CTC, which is sherpa-onnx's contract ``from_zipformer_ctc``, and
 (N, classes) of a classifier. Statistics of the normalisation are inside. Features are the model's
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from espnet2.asr.encoder.rnn_encoder import RNNEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +30,7 @@ from espnet_ext.encoders.pretrained.wav2vec2 import Wav2Vec2Stack
 from espnet_ext.encoders.pretrained.whisper import WhisperStack
 from espnet_ext.export.products import Products
 from espnet_ext.export.rounded import use_integers
-from espnet_ext.export.tracing import PREPROCESS, trace, trace_features, traceable
+from espnet_ext.export.tracing import PREPROCESS, frame_count, trace, trace_features, traceable
 from espnet_ext.export.whisper_mel import write_log_mel
 from espnet_ext.export.whisper_source import LEAST
 
@@ -51,6 +53,11 @@ class Frames(nn.Module):
             x, x_lens = self.asr.frontend.of_features(x, x_lens)
         if self.asr.normalize is not None:
             x, _ = self.asr.normalize(x.clone(), x_lens)
+        if isinstance(self.asr.encoder, RNNEncoder):
+            # Not its forward: lengths after subsampling would be constants.
+            for part in self.asr.encoder.enc:
+                x, _, _ = part(x, x_lens)
+            return self._scored(x, frame_count(x))
         encoded, lengths, _ = self.asr.encoder(x, x_lens)
         return self._scored(encoded[0] if isinstance(encoded, tuple) else encoded, lengths)
 
@@ -115,10 +122,12 @@ def write(
     else:
         audio, names = torch.randn(1, RATE), ({"audio": {1: "n"}}, {"x": {1: "n"}})
         trace(_Normalised(stack, _least(decoder)), (audio,), folder / PREPROCESS, *names)
-    single = isinstance(stack, Wav2Vec2Stack)
-    # Models on samples have no masks in their graph.
-    given = (torch.randn(1, RATE, 1), torch.tensor([RATE])) if single else _batch(width)
-    batch: dict[int, str] = {} if single else {0: "N"}
+    given = _batch(width)
+    if isinstance(stack, Wav2Vec2Stack):
+        given = torch.randn(1, RATE, 1), torch.tensor([RATE])
+    elif isinstance(asr.encoder, RNNEncoder):
+        given = torch.zeros(1, _FRAMES, width), torch.tensor([_FRAMES])
+    batch: dict[int, str] = {} if len(given[0]) == 1 else {0: "N"}
     inputs = {"x": {**batch, 1: "frames"}, "x_lens": batch}
     outputs = {"log_probs": dict(batch), "log_probs_len": batch}
     if not is_classifier(asr):

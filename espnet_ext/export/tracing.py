@@ -14,6 +14,7 @@ import onnx
 import torch
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.legacy.nets.pytorch_backend import nets_utils
+from espnet2.legacy.nets.pytorch_backend.rnn import encoders
 from espnet2.legacy.nets.pytorch_backend.transformer.embedding import (
     PositionalEncoding,
     RelPositionalEncoding,
@@ -161,13 +162,14 @@ def traceable(model: nn.Module) -> Iterator[None]:
     """Inside the block ESPnet's masks of padding and its positions are computed in a graph.
 
     Tracing would write the numbers of a mask, and a table of 5,000 positions, as constants.
+    Recurrent layers take one whole utterance, since packed ones have lengths that are constants.
     """
     known = {PositionalEncoding: _positions, RelPositionalEncoding: _relative_positions}
     places = [module for module in model.modules() if type(module) in known]
     for module in places:
         module.forward = functools.partial(known[type(module)], module)
     try:
-        with _traceable_masks():
+        with _traceable_masks(), _unpacked():
             yield
     finally:
         for module in places:
@@ -190,6 +192,25 @@ def sinusoids(places: Tensor, width: int) -> Tensor:
     rates = (torch.arange(0, width, 2) * (-math.log(10_000.0) / width)).exp()
     angles = places.unsqueeze(-1).float() * rates
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
+
+
+def frame_count(x: Tensor) -> Tensor:
+    """Frames (batch,) of whole utterances (batch, T, d), as a graph counts them."""
+    return (x[:, :, 0] * 0 + 1).sum(1).long()
+
+
+@contextlib.contextmanager
+def _unpacked() -> Iterator[None]:
+    """Recurrent layers of ESPnet on utterances (1, T, d) as they are."""
+    names = "pack_padded_sequence", "pad_packed_sequence"
+    kept = [getattr(encoders, name) for name in names]
+    encoders.pack_padded_sequence = lambda x, lengths, **_: x
+    encoders.pad_packed_sequence = lambda y, **_: (y, frame_count(y))
+    try:
+        yield
+    finally:
+        for name, function in zip(names, kept, strict=True):
+            setattr(encoders, name, function)
 
 
 @contextlib.contextmanager

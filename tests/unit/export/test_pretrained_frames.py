@@ -16,6 +16,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.export import frames
 from tests.fixtures import probe, speech_models
+from tests.fixtures.miniature import ROOT
 
 WAVES = [0.2 * np.random.default_rng(n).standard_normal(n).astype("f") for n in (1200, 9000, 31000)]
 
@@ -81,3 +82,29 @@ def test_a_saved_model_has_the_layers_that_are_needed_and_no_more(family, tmp_pa
     assert torch.equal(whole(wave, length)[0], less(wave, length)[0])
     with pytest.raises(UserError, match="layer must be from 0 to 2"):
         read_ssl(tmp_path / "saved", [3])
+
+
+@pytest.mark.parametrize("name", ["conformer", "convtransformer", "speechformer", "rnn", "pooled"])
+def test_classifiers_of_the_recipes_score_as_graphs(name, tmp_path):
+    """Of speech longer and shorter than what is traced."""
+    from onnxruntime import InferenceSession
+
+    root = ROOT / "egs/hedgewars/ser1"
+    experiment = Experiment.of(load_config(root / f"conf/train_{name}_s.yaml"), root=root)
+    torch.manual_seed(1)
+    model = speech_models.randomise(build_model(experiment, 5))
+    model.frontend = None  # deployed: features in
+    source = SpeechInput(experiment.rate, experiment.deltas)
+    decoder = SimpleNamespace(model=model, width=experiment.feature_width, source=source)
+    frames.write(decoder, {}, tmp_path, "float32")
+    prepare, graph = (
+        InferenceSession(tmp_path / f"{name}.onnx") for name in ("preprocess", "model")
+    )
+    waves = [np.tile(WAVES[1], 6), WAVES[1]]  # 340 and 56 frames; 150 are traced
+    for wave in waves:
+        scores = frames.scores(decoder, torch.from_numpy(wave)).numpy()
+        (x,) = prepare.run(None, {"audio": wave[None]})
+        found, _ = graph.run(None, {"x": x, "x_lens": np.array([x.shape[1]])})
+        np.testing.assert_allclose(found[0], scores, atol=5e-4)
+    with torch.no_grad():
+        assert np.ptp([frames.scores(decoder, torch.from_numpy(w)).numpy() for w in waves], 0).max()
