@@ -76,7 +76,8 @@ class Decoder:
         self.batch_size = int(options.get("batch_size", _BATCH)) if self.in_batches else 1
         self.tokens_per_second = float(options.get("tokens_per_second", TOKENS_PER_SECOND))
         # Of samples, which a pretrained encoder may have positions for up to a length only.
-        self.most_samples = getattr(self.model.encoder, "most_samples", None)
+        features = getattr(self.model.frontend, "stack", self.model.encoder)
+        self.most_samples = getattr(features, "most_samples", None)
 
     def read(self, row: Row) -> tuple[np.ndarray, float]:
         """The model's input of one utterance, and its length in seconds."""

@@ -19,7 +19,7 @@ def streamer_of(bundle: Bundle, method: str | None = None) -> Streamer | Attenti
     Raises:
         UserError: the model cannot stream, or not by that method.
     """
-    if bundle.source.deltas or bundle.source.layers:
+    if bundle.source.deltas or bundle.source.layers or bundle.source.from_arks:
         raise UserError(
             f"{bundle.path}: features with deltas (frontend_conf: deltas), or of another model, "
             "cannot stream"

@@ -133,6 +133,8 @@ def _model(args: argparse.Namespace) -> tuple[Path, list[Path]]:
     if not scp.is_file():
         raise UserError(f"no {scp}; run stage 1, or give --verify FILE...")
     listed = [Path(path) for path in list(read_table(scp).values())[:_UTTERANCES]]
+    if not paths and not listed:
+        raise UserError(f"{scp}: no utterance in it; give --verify FILE...")
     if args.family is not None:
         return experiment.require_deployed().parent, paths or listed
     return experiment.require_deployed(), paths or listed

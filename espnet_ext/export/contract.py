@@ -68,7 +68,7 @@ def contract_of(
     if isinstance(asr.decoder, WhisperDecoder):
         kind = OffsetContract if layout == FROM_WHISPER else WhisperContract
         return kind(bundle, decoder, stored, rounded)
-    if layout == FROM_WHISPER:
+    if layout is not None:
         raise UserError(f"{bundle.path}: --layout {layout} is of a Whisper: leave it out")
     if is_transducer(bundle):
         return TransducerContract(bundle, decoder, stored, rounded)

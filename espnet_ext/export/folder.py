@@ -110,11 +110,14 @@ def export(
 def _refuse_floats(bundle: Bundle, rounded: Mapping[int, int], folder: Path) -> None:
     """Raise UserError if integers of a packed model became floats in its graphs.
 
-    Floats would be four to eight times as large. A table of rounded rows may be there twice.
+    Floats would be four to eight times as large. A table of rounded rows may be there twice. The
+    model of the features is frozen, and rounded in no packed file.
     """
     integers = any(isinstance(one, Quantised) for one in bundle.stored().values())
     graphs = sum(path.stat().st_size for path in folder.glob("*.onnx"))
     most = _LARGER * bundle.path.stat().st_size + _OVERHEAD
+    if bundle.source.layers:
+        most += sum(path.stat().st_size for path in bundle.features().files)
     if integers and not bundle.member and (not rounded or graphs > most):
         raise UserError(
             f"{bundle.path}: its integers became floats in graphs of {graphs:,} bytes: nothing was "

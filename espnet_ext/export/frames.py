@@ -91,8 +91,9 @@ def scores(decoder: Decoder, wave: Tensor) -> Tensor:
 
 
 def _least(decoder: Decoder) -> int:
-    """Samples of the shortest speech that a pretrained model encodes."""
-    return max(LEAST, getattr(decoder.model.encoder, "pad_to", 0))
+    """Samples that a pretrained model has of the shortest speech."""
+    shortest = LEAST if isinstance(pretrained_of(decoder.model), WhisperStack) else 0
+    return max(shortest, getattr(decoder.model.encoder, "pad_to", 0))
 
 
 def write(

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.encoders.pretrained.features import LayerFeatures
 from espnet_ext.errors import UserError, one_line
 from espnet_ext.export.fbank import EspnetLogMel, Fbank
 from espnet_ext.export.folding import fold_shapes
@@ -100,6 +101,8 @@ def trace_features(decoder: Decoder, folder: Path, pieces: bool = False) -> int:
         bins = width // (1 + source.deltas)
         features = Fbank(source.rate, bins, source.deltas, source.definition, pieces)
     else:
+        if isinstance(frontend, LayerFeatures):
+            raise UserError("frontend: ssl: only models with CTC or classes are exported")
         name = decoder.inference.asr_train_args.frontend
         raise UserError(f"frontend: {name}: the features of this model are not exported")
     audio = torch.zeros(1, 2 * source.rate)

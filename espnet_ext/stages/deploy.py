@@ -11,6 +11,7 @@ from espnet_ext.data.ssl_model import SSLModel
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import FAMILY, Experiment
 from espnet_ext.files import Stamp, in_use, read_json, refuse_changed_output, write_json
+from espnet_ext.formats.digests import KEY, RECORD, digests
 
 _UTTERANCES = 8  # that a deployed model is verified on
 
@@ -84,7 +85,7 @@ def _write_model(experiment: Experiment, checkpoint: Path) -> list[Path]:
         f"largest difference {made['verified']['max_difference']:.1e} "
         f"on {made['verified']['utterances']} utterances"
     )
-    return sorted(path for path in experiment.deployed.iterdir() if path.is_file())
+    return _files(experiment.deployed)
 
 
 def _write_family(experiment: Experiment, checkpoint: Path) -> list[Path]:
@@ -101,7 +102,9 @@ def _write_family(experiment: Experiment, checkpoint: Path) -> list[Path]:
     said = about(experiment, speech.source)
     made = write_family_models(experiment.espnet_config, checkpoint, speech, path, said)
     if isinstance(experiment.features, SSLModel):
-        save_model(experiment.features, experiment.deployed / FEATURES)
+        features = experiment.deployed / FEATURES
+        save_model(experiment.features, features)
+        write_json(features / RECORD, {KEY: digests(features)})
     size = path.stat().st_size
     write_json(listed, {"bytes": size, "members": made})
     apart = sum(member["bytes"] for member in made)
@@ -110,7 +113,12 @@ def _write_family(experiment: Experiment, checkpoint: Path) -> list[Path]:
         f"deploy: {path}: {len(made)} members, {size:,} bytes ({apart:,} in separate files), "
         f"largest difference {worst:.1e} on {len(speech.waves)} utterances"
     )
-    return [path, listed]
+    return [path, listed, *_files(experiment.deployed / FEATURES)]
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files of a deployed form, those of pretrained models in it too."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _speech(experiment: Experiment) -> Any:

@@ -263,6 +263,13 @@ def test_features_of_a_self_supervised_model_go_through_all_stages(recipe, tmp_p
     assert all("up to date" in stage for stage in stages), again.stdout
     card = (recipe.path / "exp/ssl_s/deploy/merged/README.md").read_text()
     assert "layer 2 of `small`, frozen, in `features/`" in card
+    # Its loss is noticed, and made good.
+    weights = recipe.path / "exp/ssl_s/deploy/merged/features/model.safetensors"
+    kept = weights.read_bytes()
+    weights.unlink()
+    done = recipe.verb("deploy", path)
+    assert done.code == 0 and "up to date" not in done.stdout, done.stderr
+    assert weights.read_bytes() == kept
     shutil.rmtree(recipe.path / "models")  # the deployed folder has what it needs of it
     leaves_the_recipe(recipe, "ssl_s", tmp_path)
 

@@ -1,5 +1,6 @@
 """Classifiers on pretrained models as graphs: as an encoder, and as features of another one."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from espnet_ext.bridge.build import build_model
+from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.config.training import load_config
 from espnet_ext.data.ssl_model import read_ssl
@@ -15,7 +17,9 @@ from espnet_ext.encoders.pretrained.features import LayerFeatures, save_model
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.export import frames
-from tests.fixtures import probe, speech_models
+from espnet_ext.export.folder import export
+from espnet_ext.formats.bits import Quantised
+from tests.fixtures import families, probe, speech_models
 from tests.fixtures.miniature import ROOT
 
 WAVES = [0.2 * np.random.default_rng(n).standard_normal(n).astype("f") for n in (1200, 9000, 31000)]
@@ -108,3 +112,21 @@ def test_classifiers_of_the_recipes_score_as_graphs(name, tmp_path):
         np.testing.assert_allclose(found[0], scores, atol=5e-4)
     with torch.no_grad():
         assert np.ptp([frames.scores(decoder, torch.from_numpy(w)).numpy() for w in waves], 0).max()
+
+
+def test_a_packed_model_on_large_features_is_exported(tmp_path):
+    """Its features are frozen, in float32, and much larger than its packed file."""
+    import transformers
+
+    bundle = Bundle.of_folder(families.deployed(tmp_path, ("3L-64-8b",)) / "3L-64-8b")
+    sizes = {"d_model": 20, "encoder_layers": 2, "encoder_attention_heads": 4, "decoder_layers": 1}
+    sizes |= {"decoder_attention_heads": 4, "encoder_ffn_dim": 20_000, "decoder_ffn_dim": 8}
+    config = transformers.WhisperConfig(vocab_size=20, pad_token_id=0, **sizes)
+    torch.manual_seed(0)
+    transformers.WhisperModel(config).save_pretrained(bundle.path.parent / "features")
+    (bundle.path.parent / "deploy.json").unlink()  # which has digests of another folder
+    wide = dataclasses.replace(bundle, source=dataclasses.replace(bundle.source, layers=(1,)))
+    made = export(wide, tmp_path / "onnx", [families.wave(1.1), families.wave(2.0)])
+    assert made.bytes > 3 << 20 > 2 * bundle.path.stat().st_size + (1 << 20)
+    stored = wide.stored().values()
+    assert made.rounded == {8: sum(w.ints.numel() for w in stored if isinstance(w, Quantised))}

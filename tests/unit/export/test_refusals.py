@@ -55,12 +55,17 @@ def refused(bundle: Bundle, folder: Path, **options) -> str:
         (["exp/x"], "--verify FILE"),
         (["conf/train_x.yaml", "--family", "--variant", "merged"], "leave out --variant"),
         (["conf/train_x.yaml"], "no data/dev/wav.scp; run stage 1"),
+        (["conf/train_y.yaml"], "data/empty/wav.scp: no utterance in it"),
     ],
 )
 def test_options_that_do_not_go_together(words, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/train_x.yaml").write_text("encoder: conformer\n")
+    empty = "encoder: conformer\nrecipe: {dev_set: empty}\n"
+    (tmp_path / "conf/train_y.yaml").write_text(empty)
+    (tmp_path / "data/empty").mkdir(parents=True)
+    (tmp_path / "data/empty/wav.scp").touch()
     monkeypatch.setattr(sys, "argv", ["espnet-ext", "export", *words, "--out", "onnx"])
     with pytest.raises(SystemExit) as caught:
         main()
@@ -107,7 +112,7 @@ def test_transducers_that_the_contract_does_not_hold(transducer, tmp_path):
             contract_of(transducer, decoder, None).trace(decoder, {}, tmp_path, "float32")
         return str(caught.value)
 
-    assert "of transducers only streaming_transformer" in said(encoder=torch.nn.Identity())
+    assert "of transducers only streaming ones" in said(encoder=torch.nn.Identity())
     assert "needs normalize: global_mvn" in said(normalize=torch.nn.Identity())
     assert "the contract needs lstm" in said(decoder__dtype="gru")
     decoder = decoder_of(transducer)
@@ -132,6 +137,11 @@ def test_features_that_no_graph_computes(conformer, tmp_path):
     frontend = DefaultFrontend(n_fft=512, center=False)
     with pytest.raises(UserError, match="only center, no enhancement"):
         fbank.EspnetLogMel(frontend)
+
+
+def test_a_layout_is_of_a_whisper(conformer, tmp_path):
+    for layout in ("from_whisper", "from_moonshine"):
+        assert f"--layout {layout} is of a Whisper" in refused(conformer, tmp_path, layout=layout)
 
 
 def test_a_layer_that_has_no_rounded_form():

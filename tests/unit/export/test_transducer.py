@@ -233,7 +233,7 @@ def test_the_verb_streams_an_exported_model_and_says_what_does_not(exported, tmp
         ({"decoder_conf": {"rnn_type": "gru"}}, "rnn_type gru: the contract needs lstm"),
         (
             {"encoder": "conformer", "encoder_conf": None},
-            "encoder conformer: of transducers only streaming_transformer is exported",
+            "encoder conformer: of transducers only streaming ones are exported",
         ),
     ],
 )
