@@ -23,7 +23,7 @@ from espnet_ext.files import atomic_path, bytes_in, read_json, write_json
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.digests import digests
 
-TOKENS, SCRIPT = "tokens.txt", "transcribe.py"
+TOKENS, SCRIPT, EXAMPLE = "tokens.txt", "transcribe.py", "example.py"
 _TOLERANCE = 1e-3  # of scores, relative to their largest, by the same integers in float32
 _LARGER, _OVERHEAD = 2, 1 << 20  # of graphs' bytes, to those of a packed file
 _EQUAL = 0.75  # of texts at least, where activations are rounded too; of few, all but one
@@ -158,8 +158,11 @@ def write(contract: Contract, rate: int, folder: Path, products: Products) -> di
     lines = "".join(f"{text} {number}\n" for number, text in contract.symbols().items())
     (folder / TOKENS).write_text(lines, encoding="utf-8")
     shutil.copyfile(str(run_onnx.__file__), folder / SCRIPT)
+    known = contract.settings()
+    if known["kind"] in ("ctc", "class"):
+        shutil.copyfile(Path(str(run_onnx.__file__)).with_name("run_frames.py"), folder / EXAMPLE)
     settings = {
-        **contract.settings(),
+        **known,
         "rate": rate,
         "weights_in_bits": {str(bits): count for bits, count in sorted(rounded.items())},
         "sha256": digests(folder),

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -315,6 +316,8 @@ def leaves_the_recipe(recipe, tag: str, tmp_path: Path) -> None:
     done = recipe.verb("transcribe", tmp_path / "onnx", "--json", *files)
     again = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one["text"] for one in again] == list(named.values())
+    spoken = recipe.call(sys.executable, tmp_path / "onnx/example.py", files[0])
+    assert spoken.stdout.strip() == again[0]["text"], spoken.stderr
     for one, other in zip(again, found, strict=True):
         confidence = other["segments"][0]["confidence"]
         assert one["segments"][0]["confidence"] == pytest.approx(confidence, abs=1e-3)

@@ -169,3 +169,12 @@ def test_integers_that_became_floats_are_refused(deployed, tmp_path, monkeypatch
     with pytest.raises(UserError, match="integers became floats"):
         export(bundle, tmp_path / "onnx", WAVES)
     assert not (tmp_path / "onnx").exists()
+
+
+def test_the_shortest_program_finds_the_text_of_the_script(exported, tmp_path):
+    soundfile.write(tmp_path / "speech.wav", WAVES[1], RATE)
+    words = [sys.executable, str(exported / "example.py"), str(tmp_path / "speech.wav")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == script(exported, tmp_path / "speech.wav").stdout != "\n"
+    code = [line for line in (exported / "example.py").read_text().splitlines() if line.strip()]
+    assert len(code) < 40
