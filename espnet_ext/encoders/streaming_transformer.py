@@ -188,7 +188,7 @@ class StreamingTransformerEncoder(AbsEncoder):
         )
 
     def _before(self, batch: int) -> tuple[Tensor, ...]:
-        """What a layer keeps before the first chunk."""
+        """The state of a layer before the first chunk."""
         none = self.relative_bias.new_zeros(batch, self.geometry.history, self._output_size)
         return none, none
 

@@ -8,6 +8,7 @@ import torch
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.bridge.deployed_folder import encode
 from espnet_ext.export import attention, run_onnx
 from espnet_ext.export.compare import relative_difference
 from espnet_ext.export.traced_contract import NAMES, TracedContract
@@ -59,8 +60,7 @@ class AttentionContract(TracedContract):
         places = [*range(TEXT, len(self.ids)), END]
         for wave in waves:
             given = self.decoder.source.prepared(torch.from_numpy(wave), self.decoder.width)
-            encoded, _ = asr.encode(given[None], torch.tensor([len(given)]))
-            encoded = encoded[0] if isinstance(encoded, tuple) else encoded
+            encoded = encode(asr, given)
             step, token, text = model.scores(model.encode(wave)), PROMPT, torch.tensor([[asr.sos]])
             for _ in range(_STEPS):
                 mask = torch.ones(1, text.shape[1], text.shape[1], dtype=torch.bool).tril()

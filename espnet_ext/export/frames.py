@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.bridge.deployed_folder import encode
 from espnet_ext.bridge.footprint import is_classifier
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.encoders.pretrained.features import LayerFeatures
@@ -82,12 +83,8 @@ def scores(decoder: Decoder, wave: Tensor) -> Tensor:
     asr = decoder.model
     if pretrained_of(asr) is not None:
         wave = F.pad(wave, (0, max(0, _least(decoder) - len(wave))))
-    given = decoder.source.prepared(wave, decoder.width)
-    encoded, lengths = asr.encode(given[None].clone(), torch.tensor([len(given)]))
-    encoded = encoded[0] if isinstance(encoded, tuple) else encoded
-    if is_classifier(asr):
-        return asr.decoder(encoded, lengths).log_softmax(-1)[0]
-    return asr.ctc.log_softmax(encoded)[0]
+    found = encode(asr, decoder.source.prepared(wave, decoder.width))
+    return (found.log_softmax(-1) if is_classifier(asr) else asr.ctc.log_softmax(found))[0]
 
 
 def _least(decoder: Decoder) -> int:
@@ -152,6 +149,6 @@ class _Normalised(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """Map (1, n) to (1, n, 1); shorter speech is filled up with silence."""
-        missing = (self.least - torch.tensor(audio.shape[1])).clamp(min=0)
+        missing = (self.least - frame_count(audio.unsqueeze(-1))[0]).clamp(min=0)
         filled = torch.cat([audio, audio.new_zeros(1, missing)], 1)
         return self.stack.normalised(filled).unsqueeze(-1)

@@ -1,10 +1,13 @@
 """Parts of layers that Whisper's graphs share; ``at`` and ``name`` are of weights."""
 
+from typing import Any
+
 import torch
 
 from espnet_ext.export.graph import Graph
 from espnet_ext.export.products import joined
 from espnet_ext.export.whisper_model import Whisper
+from espnet_ext.formats.bits import Quantised
 
 
 def queries_keys_values(g: Graph, model: Whisper, x: str, at: str) -> list[str]:
@@ -40,11 +43,13 @@ def with_residual(g: Graph, model: Whisper, y: str, x: str, name: str) -> str:
         y = g.op("Add", y, g.linear(inner, model.weight(f"{name}.up")))
     if f"{name}.diagonal" in model.state:
         diagonal = model.tensor(f"{name}.diagonal")
-        outputs = len(model.tensor(f"{name}.weight"))
-        z = g.slice(x, g.ints(0), g.ints(len(diagonal)), -1)
+        weight: Any = model.weight(f"{name}.weight")
+        outputs, inputs = (weight.ints if isinstance(weight, Quantised) else weight).shape[:2]
+        z = x if len(diagonal) == inputs else g.slice(x, g.ints(0), g.ints(len(diagonal)), -1)
         z = g.op("Mul", z, g.constant(diagonal.numpy()))
-        missing = g.ints(0, 0, 0, 0, 0, outputs - len(diagonal))
-        y = g.op("Add", y, g.op("Pad", z, missing))
+        if missing := outputs - len(diagonal):
+            z = g.op("Pad", z, g.ints(0, 0, 0, 0, 0, missing))
+        y = g.op("Add", y, z)
     return y
 
 

@@ -118,7 +118,7 @@ def _cross_shapes(model: Whisper) -> Shapes:
 
 
 def _described(model: Whisper, texts: Sequence[bytes], places: int) -> dict[str, Any]:
-    """What sherpa-onnx reads from the encoder."""
+    """Metadata of the encoder, which sherpa-onnx reads."""
     end = len(texts)
     prompt = [end + 1 + place for place in range(len(model.prompt))]
     none = prompt[-1] + 1  # an id that no token has

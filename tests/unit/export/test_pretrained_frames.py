@@ -60,10 +60,20 @@ class _Linear(torch.nn.Module):
 @pytest.mark.parametrize("on_features", [False, True])
 @pytest.mark.parametrize(("family", "large"), speech_models.ALL)
 def test_graphs_score_as_espnets_model(classifier, family, large, on_features, tmp_path):
+    graphs_score_alike(classifier, family, large, on_features, tmp_path)
+
+
+def test_short_speech_is_filled_up_in_the_graph_too(classifier, tmp_path):
+    """To 1.2 s, which is longer than some of the speech and shorter than other."""
+    graphs_score_alike(classifier, "wav2vec2", False, False, tmp_path, pad_to=1.2)
+
+
+def graphs_score_alike(classifier, family, large, on_features, tmp_path, pad_to=0.0) -> None:
     from onnxruntime import InferenceSession
 
     speech_models.make(tmp_path / "model", family, large)
     decoder = decoder_of(classifier, tmp_path / "model", on_features)
+    decoder.model.encoder.pad_to = round(16000 * pad_to)
     wanted = [frames.scores(decoder, torch.from_numpy(wave)).numpy() for wave in WAVES]
     assert np.ptp(np.stack(wanted), 0).max() > 1e-3  # the utterances differ
     frames.write(decoder, {}, tmp_path, "float32")
