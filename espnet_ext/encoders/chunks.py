@@ -87,9 +87,20 @@ class ConvSubsampling(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, lengths: Tensor, context: ConvContext
+        self, x: Tensor, lengths: Tensor, context: ConvContext, kept: int | None = None
     ) -> tuple[Tensor, ConvContext]:
-        """Embed (B, n, bins) of which ``lengths`` frames are real: (B, ceil(n / 4), d)."""
+        """Embed frames.
+
+        Args:
+            x: (B, n, bins).
+            lengths: (B,) frames that are real.
+            context: before the first of them.
+            kept: a multiple of four; the context that is returned comes after so many frames,
+                default n.
+
+        Returns:
+            (B, ceil(n / 4), d), and the context.
+        """
         missing = -x.shape[1] % SUBSAMPLING
         x = x * frame_mask(lengths, x.shape[1]).unsqueeze(2)
         x = nn.functional.pad(x, (0, 0, 0, missing)).unsqueeze(1)
@@ -99,4 +110,5 @@ class ConvSubsampling(nn.Module):
         hidden = hidden * inside[:, None, :, None]
         y = torch.relu(self.conv2(torch.cat([context.hidden.to(hidden.dtype), hidden], dim=2)))
         y = self.out(y.transpose(1, 2).flatten(2))
-        return y, ConvContext(x[:, :, -1:], hidden[:, :, -1:])
+        end = x.shape[2] if kept is None else kept
+        return y, ConvContext(x[:, :, end - 1 : end], hidden[:, :, end // 2 - 1 : end // 2])

@@ -14,7 +14,11 @@ from espnet2.legacy.nets.pytorch_backend.transformer.positionwise_feed_forward i
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from espnet_ext.encoders.streaming_transformer import ChunkAttention, StreamingTransformerEncoder
+from espnet_ext.encoders.streaming_transformer import (
+    ChunkAttention,
+    StreamingTransformerEncoder,
+    with_past,
+)
 from espnet_ext.errors import UserError
 
 _HALF = 0.5  # share of a feed-forward network that is added
@@ -42,13 +46,12 @@ class ChunkConvolution(ConvolutionModule):
         batch, blocks, width, size = x.shape
         flat = x.flatten(0, 1).transpose(1, 2)
         gated = F.glu(self.pointwise_conv1(flat), dim=1).transpose(1, 2).unflatten(0, (batch, -1))
-        main = torch.cat([past.to(gated.dtype), gated[:, :, :chunk].flatten(1, 2)], 1)
         starts = torch.arange(blocks, device=x.device).unsqueeze(1) * chunk
-        earlier = main[:, starts + torch.arange(self.before, device=x.device)]
-        seen = torch.cat([earlier, gated], 2).flatten(0, 1).transpose(1, 2)
-        y = self.activation(self.norm(self.depthwise_conv(seen)))
-        y = self.pointwise_conv2(y).transpose(1, 2).reshape(batch, blocks, width, size)
-        return y, main[:, main.shape[1] - self.before :]
+        windows = starts + torch.arange(self.before, device=x.device)
+        seen, kept = with_past(gated, past, windows, chunk)
+        y = self.depthwise_conv(seen.flatten(0, 1).transpose(1, 2))
+        y = self.pointwise_conv2(self.activation(self.norm(y)))
+        return y.transpose(1, 2).reshape(batch, blocks, width, size), kept
 
 
 class ConformerChunkLayer(nn.Module):

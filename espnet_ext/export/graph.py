@@ -108,20 +108,24 @@ class Graph:
     def linear(self, x: str, weight: Weight, bias: Tensor | None = None) -> str:
         """Return x W^T + b for x (..., i) and a weight (o, ...) of i inputs."""
         bytewise = self.products != "float32"
+        added = "" if bias is None else self.constant(bias.float().numpy())
         if isinstance(weight, Quantised) and self.many and bytewise and weight.bits < 8:
-            y = self._widened(x, weight)
-        elif isinstance(weight, Quantised) and (block := blocks_of(weight)):
+            return self._widened(x, weight, added)
+        if isinstance(weight, Quantised) and (block := blocks_of(weight)):
             y = self._blockwise(x, weight, block)
         elif isinstance(weight, Quantised) and self._in_columns(weight):
-            y = self.bytewise(x, *self._columns(weight), len(weight.ints))
+            return self.bytewise(x, *self._columns(weight), len(weight.ints), added)
         else:
             y = self.op("MatMul", x, self.op("Transpose", self.matrix(weight), perm=[1, 0]))
-        return y if bias is None else self.op("Add", y, self.constant(bias.float().numpy()))
+        return self.op("Add", y, added) if added else y
 
-    def bytewise(self, x: str, ints: str, scales: str, outputs: int) -> str:
-        """Multiply x (..., i) with bytes (i, outputs) that have scales (outputs,)."""
-        zero = [] if self.products == "int8" else [self._zeros(outputs)]
-        return self.microsoft("DynamicQuantizeMatMul", x, ints, scales, *zero)
+    def bytewise(self, x: str, ints: str, scales: str, outputs: int, bias: str = "") -> str:
+        """Multiply x (..., i) with bytes (i, outputs) of scales (outputs,); add a bias (outputs,).
+
+        The product adds it at once: an operator of its own would pass over the output again.
+        """
+        zero = "" if self.products == "int8" else self._zeros(outputs)
+        return self.microsoft("DynamicQuantizeMatMul", x, ints, scales, zero, bias)
 
     def matrix(self, weight: Weight) -> str:
         """The numbers of a weight, (o, i) float32; a session computes them when it is made."""
@@ -218,8 +222,8 @@ class Graph:
         scales = self.constant(weight.scale.flatten().expand(rows).float().numpy())
         return self._counted_once(self.constant(ints.numpy()), weight), scales
 
-    def _widened(self, x: str, weight: Quantised) -> str:
-        """Multiply with 8-bit numbers that a session makes of a weight of fewer bits.
+    def _widened(self, x: str, weight: Quantised, bias: str) -> str:
+        """Multiply with 8-bit numbers that a session makes of a weight of fewer bits; add a bias.
 
         A number is the integer times the scale of its group, by that of its row, rounded.
         """
@@ -235,7 +239,7 @@ class Graph:
         numbers = self.op("Mul", self.op("Cast", stored, to=FLOAT), groups)
         ints = self.op("QuantizeLinear", numbers, scale, self._zeros(rows), axis=0)
         ints = self.op("Reshape", ints, self.ints(rows, -1))
-        return self.bytewise(x, self.op("Transpose", ints, perm=[1, 0]), scale, rows)
+        return self.bytewise(x, self.op("Transpose", ints, perm=[1, 0]), scale, rows, bias)
 
     def _zeros(self, outputs: int) -> str:
         """The byte of 0 for each of so many outputs."""

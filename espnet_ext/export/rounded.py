@@ -30,15 +30,21 @@ class _Blocks(torch.autograd.Function):
 
 
 class _Channels(torch.autograd.Function):
-    """x W^T for a weight of 8 bits with a scale for each output: DynamicQuantizeMatMul."""
+    """x W^T + b for a weight of 8 bits with a scale for each output: DynamicQuantizeMatMul.
+
+    ``zero`` and ``bias`` may be None.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, *bytewise: Tensor):
-        return x @ weight.T
+    def forward(ctx: Any, x: Tensor, weight: Tensor, ints: Tensor, scale: Tensor, zero, bias):
+        return F.linear(x, weight, bias)
 
     @staticmethod
-    def symbolic(g: Any, x: Any, weight: Any, *bytewise: Any) -> Any:
-        return g.op("com.microsoft::DynamicQuantizeMatMul", x, *bytewise)
+    def symbolic(g: Any, x: Any, weight: Any, ints: Any, scale: Any, zero: Any, bias: Any) -> Any:
+        left_out = g.op("prim::Constant")
+        left_out.setType(torch.OptionalType.ofTensor())
+        more = [left_out if one is None else one for one in (zero, bias)]
+        return g.op("com.microsoft::DynamicQuantizeMatMul", x, ints, scale, *more)
 
 
 class _Product(torch.autograd.Function):
@@ -78,16 +84,18 @@ class RoundedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., i) to (..., o), or (batch, i, frames) to (batch, o, frames)."""
-        x = x.transpose(1, 2) if self.pointwise else x
+        y = self._product(x.transpose(1, 2) if self.pointwise else x)
+        return y.transpose(1, 2) if self.pointwise else y
+
+    def _product(self, x: Tensor) -> Tensor:
+        if self.size is None and self.products != "float32":
+            zero = self.zero if self.products == "uint8" else None
+            return _Channels.apply(x, self.numbers, self.ints, self.scale, zero, self.bias)
         if self.size is not None:
             y = _Blocks.apply(x, self.packed, self.scale, self.numbers, self.conf)
-        elif self.products == "float32":
-            y = x @ _Product.apply(self.ints, self.scale)
         else:
-            zero = (self.zero,) if self.products == "uint8" else ()
-            y = _Channels.apply(x, self.numbers, self.ints, self.scale, *zero)
-        y = y if self.bias is None else y + self.bias
-        return y.transpose(1, 2) if self.pointwise else y
+            y = x @ _Product.apply(self.ints, self.scale)
+        return y if self.bias is None else y + self.bias
 
 
 class RoundedTensor(nn.Module):

@@ -64,34 +64,31 @@ class EncoderStep(nn.Module):
         x = audio_signal.transpose(1, 2)
         if self.asr.normalize is not None:
             x, _ = self.asr.normalize(x.clone(), length)
-        split = self.geometry.chunk * SUBSAMPLING
-        chunk, ahead = length.clamp(max=split), (length - split).clamp(min=0)
+        chunk = self.geometry.chunk * SUBSAMPLING
         rows = zip(time.split(self.sizes, 3), self.shapes, strict=True)
         parts = [row.reshape(shape) for row, shape in rows]
         count_front = len(ConvContext._fields)
         context, rest = ConvContext(*parts[:count_front]), iter(parts[count_front:])
-        embedded, context = self.encoder.embed(x[:, :split], chunk, context)
-        frames = [embedded]
-        if self.geometry.lookahead:
-            frames.append(self.encoder.embed(x[:, split:], ahead, context)[0])
+        embedded, context = self.encoder.embed(x, length, context, chunk)
+        pairs = iter(channel.squeeze(0).split(1))
         places = torch.arange(self.geometry.history)
         state = StreamState(
             context=context,
             pending=x[:, :0],
             pending_valid=x[:, :0, 0],
             history=tuple(
-                (channel[:, 2 * layer], channel[:, 2 * layer + 1], *itertools.islice(rest, more))
-                for layer, more in enumerate(self.convolutions)
+                (next(pairs), next(pairs), *itertools.islice(rest, more))
+                for more in self.convolutions
             ),
             history_valid=(places >= self.geometry.history - count).unsqueeze(0),
         )
         valid = frame_mask(subsampled(length), self.geometry.block)
-        y, state = self.encoder.encode_ready(torch.cat(frames, 1), valid, state, final=False)
+        y, state = self.encoder.encode_ready(embedded, valid, state, final=False)
         y = self.asr.joint_network.lin_enc(self.encoder.after_norm(y))
-        kept = torch.stack([part for layer in state.history for part in layer[:2]], dim=1)
+        kept = torch.cat([part for layer in state.history for part in layer[:2]]).unsqueeze(0)
         parts = [*context, *(part for layer in state.history for part in layer[2:])]
         kept_time = torch.cat([part.reshape(1, 1, 1, -1) for part in parts], dim=3)
-        encoded = subsampled(chunk)
+        encoded = subsampled(length.clamp(max=chunk))
         filled = (count + encoded).clamp(max=self.geometry.history)
         return y.transpose(1, 2), encoded, kept, kept_time, filled
 
