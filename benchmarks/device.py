@@ -2,8 +2,9 @@
 """Compare exported models with what one would take instead: time, memory, bytes, WER.
 
 Each system is a process of one thread. They take turns: all decode the same utterance before the
-next. Time is processor time over seconds of audio; memory is the peak (VmHWM) over that of the
-process with its libraries imported; load is processor time until the model can decode.
+next. Time is processor time over seconds of audio; memory is the peak (VmHWM), and what is held
+after the last utterance (VmRSS), over the process with its libraries imported; load is processor
+time until the model can decode.
 
 A system is KIND:PATH.
   onnx:DIR            an exported folder, as espnet-ext runs it (ONNX Runtime); of a family in one
@@ -98,7 +99,7 @@ def _measure(
             said = answer(child)
             one["times"].append(said["time"])
             one["texts"].append(said["text"])
-            one["memory_mb"] = said["memory_mb"]
+            one |= {name: said[name] for name in ("memory_mb", "held_mb")}
     for child in children:
         child.communicate()
     import jiwer
@@ -184,7 +185,7 @@ def child(system: str) -> None:
     except ImportError as error:
         print(json.dumps({"missing": str(error.name)}), file=out, flush=True)
         return
-    before, begin = peak_mb(), time.process_time()
+    before, begin = memory("VmHWM"), time.process_time()
     decode = load(path)
     decode(np.zeros(RATE, np.float32) + 1e-4)
     print(json.dumps({"load": time.process_time() - begin}), file=out, flush=True)
@@ -194,14 +195,15 @@ def child(system: str) -> None:
         begin = time.process_time()
         text = decode(wave)
         seconds = time.process_time() - begin
-        said = {"time": seconds, "text": text, "memory_mb": peak_mb() - before}
+        said = {"time": seconds, "text": text, "memory_mb": memory("VmHWM") - before}
+        said["held_mb"] = memory("VmRSS") - before
         print(json.dumps(said), file=out, flush=True)
 
 
-def peak_mb() -> float:
-    """The largest memory of this process so far; another counter may be inherited."""
+def memory(kind: str) -> float:
+    """MB of this process: VmHWM, the peak (other counters may be inherited), or VmRSS."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return int(status.split(f"{kind}:")[1].split()[0]) / 1024
 
 
 def table(measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,21 +213,22 @@ def table(measured: Mapping[str, Any]) -> dict[str, Any]:
     for one in measured["systems"]:
         kind, _, path = one["system"].partition(":")
         if "missing" in one:
-            rows.append([kind, path, f"no package {one['missing']}", "", "", "", "", ""])
+            rows.append([kind, path, f"no package {one['missing']}", *[""] * 6])
             continue
         total = sum(one["times"])
         first = first or total
         rows.append(
             [kind, path, f"{total / one['audio']:.4f}", f"{total / first:.2f}"]
-            + [f"{one['bytes'] / 1e6:.2f}", f"{one['memory_mb']:.0f}"]
+            + [f"{one['bytes'] / 1e6:.2f}", f"{one['memory_mb']:.0f}", f"{one['held_mb']:.0f}"]
             + [f"{one['load']:.2f}", f"{one['wer']:.1f}"]
         )
     return {
         "title": "Exported models beside others",
-        "about": "Systems take turns, an utterance each; one thread. Memory is the peak over that "
-        "of the process with its libraries. Published models hear silence up to 30 s, as they need "
-        "it, but for sherpa-onnx's; their texts are in lower case without punctuation here.",
-        "header": ["by", "model", "CPU time / audio", "to the first", "MB", "memory, MB"]
+        "about": "Systems take turns, an utterance each; one thread. Memory, the peak and what is "
+        "held at the end, is that over the process with its libraries. Published models hear "
+        "silence up to 30 s, as they need it, but for sherpa-onnx's; their texts are in lower case "
+        "without punctuation here.",
+        "header": ["by", "model", "CPU time / audio", "to the first", "MB", "peak, MB", "held, MB"]
         + ["load, s", "WER"],
         "rows": rows,
         "notes": [

@@ -46,9 +46,7 @@ class StreamState:
     final: bool = False  # the stream has ended
 
 
-def with_past(
-    x: Tensor, before: Tensor, windows: Tensor, chunk: int
-) -> tuple[Tensor, Tensor]:
+def with_past(x: Tensor, before: Tensor, windows: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Put the frames before every block in front of it.
 
     Args:

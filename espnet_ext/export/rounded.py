@@ -141,18 +141,39 @@ class RoundedEmbedding(nn.Module):
 class RoundedLSTM(nn.Module):
     """A layer of an LSTM, some of whose tensors are integers times scale."""
 
-    def __init__(self, layer: nn.LSTM, weights: Mapping[str, Quantised]):
+    def __init__(self, layer: nn.LSTM, weights: Mapping[str, Quantised], products: Products):
         super().__init__()
         self.layer = layer
         self.numbers = nn.ModuleDict({name: RoundedTensor(w) for name, w in weights.items()})
+        self.one_step = layer.batch_first and not layer.proj_size
+        self.input, self.recurrent = (self._gates(end, weights, products) for end in ("ih", "hh"))
+
+    def _gates(self, end: str, weights: Mapping[str, Quantised], products: Products) -> nn.Module:
+        """What the gates get from the input (``ih``) or from the state (``hh``)."""
+        weight = getattr(self.layer, f"weight_{end}_l0")
+        made = nn.Linear(weight.shape[1], weight.shape[0])
+        made.weight = weight
+        made.bias = getattr(self.layer, f"bias_{end}_l0") if self.layer.bias else None
+        rounded = weights.get(f"weight_{end}_l0")
+        return made if rounded is None else RoundedLinear(made, rounded, products)
 
     def forward(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple]:
         """Run the layer on (batch, n, i)."""
+        if self.one_step and x.shape[1] == 1:
+            return self._step(x, *hx)
         names = [name for name, _ in self.layer.named_parameters()]
         flat = [self.numbers[n]() if n in self.numbers else getattr(self.layer, n) for n in names]
         options = self.layer.bias, 1, 0.0, False, False, self.layer.batch_first
         y, hidden, cell = torch._VF.lstm(x, hx, flat, *options)  # type: ignore[attr-defined]
         return y, (hidden, cell)
+
+    def _step(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, tuple]:
+        """One step, whose products have integers: the operator LSTM reads its weights as floats."""
+        gates = self.input(x) + self.recurrent(hidden.transpose(0, 1))
+        enter, keep, new, show = gates.chunk(4, -1)
+        cell = keep.sigmoid() * cell.transpose(0, 1) + enter.sigmoid() * new.tanh()
+        hidden = show.sigmoid() * cell.tanh()
+        return hidden, (hidden.transpose(0, 1), cell.transpose(0, 1))
 
 
 class RoundedShared(nn.Module):
@@ -248,7 +269,7 @@ def _rounded(
             base = _rounded(base, {"weight": weight}, products, made)
         new: nn.Module = RoundedShared(base, layer, factors)
     elif isinstance(layer, nn.LSTM) and layer.num_layers == 1 and not layer.bidirectional:
-        new = RoundedLSTM(layer, weights)
+        new = RoundedLSTM(layer, weights, products)
     elif weight is not None and is_linear(layer):
         new = RoundedLinear(layer, weight, products)
     elif weight is not None and isinstance(layer, nn.Conv1d | nn.Conv2d):

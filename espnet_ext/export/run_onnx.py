@@ -9,6 +9,7 @@ Example: python transcribe.py speech.wav
 """
 
 import base64
+import ctypes
 import hashlib
 import importlib
 import json
@@ -40,10 +41,14 @@ def family():
 
 def has_vnni():
     """True for an x86 processor that multiplies 8-bit numbers exactly, where Linux tells."""
-    try:
-        return "vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
+    told = Path("/proc/cpuinfo")
+    return told.exists() and "vnni" in told.read_text(encoding="utf-8")
+
+
+def return_memory():
+    """Give the system back what was freed, which glibc keeps: most of what loading takes."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Model:
@@ -61,8 +66,7 @@ class Model:
         if members and not (folder / f"{member}{family().COMPUTED}").exists():
             computed = family().assembled(folder, member)
         files = self.settings.get("files", {})
-        tokens = folder / files.get("tokens.txt", "tokens.txt")
-        lines = tokens.read_text(encoding="utf-8").splitlines()
+        lines = Path(folder, files.get("tokens.txt", "tokens.txt")).read_text("utf-8").splitlines()
         self.symbols = {int(i): text for text, i in (line.rsplit(" ", 1) for line in lines)}
         self.offset = self.settings["kind"] == "whisper_offset"
         if self.offset:  # bytes, and ids without those of the other decoders
@@ -80,11 +84,11 @@ class Model:
             names = [family().WEIGHTS, f"{member}{family().COMPUTED}"]
             given = [np.memmap(folder / names[0], np.uint8, "r"), computed]
             options.add_external_initializers_from_files_in_memory(names, given, [*map(len, given)])
-        self.graphs = {
-            name: onnxruntime.InferenceSession(str(folder / files.get(file, file)), options)
-            for name in GRAPHS[self.settings["kind"]]
-            for file in [f"{name}.onnx"]
-        }
+        self.graphs = {}
+        for name in GRAPHS[self.settings["kind"]]:
+            file = files.get(f"{name}.onnx", f"{name}.onnx")
+            self.graphs[name] = onnxruntime.InferenceSession(str(folder / file), options)
+            return_memory()
 
     def run(self, name, *inputs):
         """Run a graph on its inputs, in their order."""
@@ -131,8 +135,7 @@ class Model:
         (mel,) = self.run("preprocess", wave[None])
         if self.offset:
             return self.run("encoder", mel)
-        (encoded,) = self.run("encode", mel, np.array([mel.shape[2]], np.int32))
-        return encoded
+        return self.run("encode", mel, np.array([mel.shape[2]], np.int32))[0]
 
     def scores(self, encoded):
         """A function that takes a token and returns the scores (V,) of the next."""
