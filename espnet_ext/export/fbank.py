@@ -1,9 +1,11 @@
 """Log-mel as torch modules that can be traced: of ``data.fbank``, and of ESPnet's frontend."""
 
 import math
+from typing import Any
 
 import torch
 from espnet2.asr.frontend.default import DefaultFrontend
+from onnx import TensorProto
 from torch import Tensor, nn
 from torchaudio.compliance import kaldi
 
@@ -57,7 +59,7 @@ class Fbank(nn.Module):
             frames = frames - frames.mean(1, keepdim=True)
         before = torch.cat([frames[:, :1], frames[:, :-1]], 1)
         frames = (frames - PREEMPHASIS * before) * self.window
-        power = _power(frames, self.size)
+        power = _power(frames, self.length, self.size)
         found = (power @ self.mel).clamp_min(torch.finfo(torch.float32).eps).log()
         parts = [found]
         for _ in range(self.deltas):
@@ -93,7 +95,7 @@ class EspnetLogMel(nn.Module):
         wave = audio[0]
         count = wave.shape[0] // self.shift + 1
         frames = _frames(wave, count, self.size, self.shift, self.size // 2, repeated=0)
-        found, _ = self.logmel(_power(frames * self.window, self.size).unsqueeze(0))
+        found, _ = self.logmel(_power(frames * self.window, self.size, self.size).unsqueeze(0))
         return found
 
 
@@ -111,14 +113,34 @@ def _frames(wave: Tensor, count: int, length: int, shift: int, edge: int, repeat
     return wave[torch.where(index >= wave.shape[0], last - index, index)]
 
 
-def _power(frames: Tensor, size: int) -> Tensor:
+class _Waves(torch.autograd.Function):
+    """Cosines and sines (length, size // 2 + 1) of a Fourier transform of ``size`` samples.
+
+    A session computes them once, when it is made. Constants would be most bytes of a graph.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, length: int, size: int) -> tuple[Tensor, Tensor]:
+        turns = torch.arange(size // 2 + 1) * torch.arange(length).unsqueeze(1) % size
+        angle = turns.float() * (2 * math.pi / size)
+        return angle.cos(), angle.sin()
+
+    @staticmethod
+    def symbolic(g: Any, length: int, size: int) -> Any:
+        places = torch.arange(length).unsqueeze(1), torch.arange(size // 2 + 1)
+        place, frequency, whole, step = (
+            g.op("Constant", value_t=one)
+            for one in (*places, torch.tensor(size), torch.tensor(2 * math.pi / size))
+        )
+        turns = g.op("Mod", g.op("Mul", frequency, place), whole)
+        angle = g.op("Mul", g.op("Cast", turns, to_i=TensorProto.FLOAT), step)
+        return g.op("Cos", angle), g.op("Sin", angle)
+
+
+def _power(frames: Tensor, length: int, size: int) -> Tensor:
     """Power spectrum (count, size // 2 + 1) of windows (count, length)."""
-    none = 0 * frames.shape[0]  # as in _frames
-    place = torch.arange(frames.shape[1] + none, device=frames.device)
-    frequency = torch.arange(size // 2 + 1 + none, device=frames.device)
-    turns = (frequency.unsqueeze(0) * place.unsqueeze(1)) % size
-    angle = turns.float() * (2 * math.pi / size)
-    return (frames @ angle.cos()).square() + (frames @ angle.sin()).square()
+    cosines, sines = _Waves.apply(length, size)
+    return (frames @ cosines).square() + (frames @ sines).square()
 
 
 def _differences(x: Tensor) -> Tensor:
