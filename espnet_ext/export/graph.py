@@ -25,6 +25,8 @@ from espnet_ext.export.products import (
     in_pairs,
     in_products,
     packed_blocks,
+    row_scales,
+    zeros,
 )
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.methods.codes import CODES, Coded
@@ -229,8 +231,7 @@ class Graph:
         """
         rows = len(weight.ints)
         flat = weight.ints.reshape(rows, -1)
-        widest = weight.dequantised().reshape(rows, -1).abs().amax(1).clamp_min(1e-9) / 127
-        scale = self.constant(widest.numpy())
+        scale = self.constant(row_scales(weight).numpy())
         shape = (rows, -1, 1) if weight.scale.dim() else ()
         groups = self._scales(weight.scale.reshape(shape))
         count = weight.scale.numel() // rows if weight.scale.dim() else 1
@@ -242,9 +243,7 @@ class Graph:
         return self.bytewise(x, self.op("Transpose", ints, perm=[1, 0]), scale, rows, bias)
 
     def _zeros(self, outputs: int) -> str:
-        """The byte of 0 for each of so many outputs."""
-        signed = self.products == "int8"
-        return self.constant([0 if signed else ZERO] * outputs, np.int8 if signed else np.uint8)
+        return self.constant(zeros(outputs, self.products).numpy())
 
     def _stored_ints(self, flat: Tensor, weight: Quantised) -> str:
         """The integers of a weight (o, ...), of at most 4 bits two to a byte, others in bytes."""

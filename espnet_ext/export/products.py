@@ -48,6 +48,19 @@ def packed_blocks(weight: Quantised, block: int) -> tuple[Tensor, Tensor, int]:
     return moved.reshape(rows, count, -1).contiguous(), scale.contiguous(), bits
 
 
+def row_scales(weight: Quantised) -> Tensor:
+    """Scales (o,) with which 8-bit numbers hold the numbers of a weight of fewer bits."""
+    widest = weight.dequantised().reshape(len(weight.ints), -1).abs().amax(1)
+    return widest.clamp_min(1e-9) / 127
+
+
+def zeros(outputs: int, products: Products) -> Tensor:
+    """The byte of 0 for each of so many outputs."""
+    if products == "int8":
+        return torch.zeros(outputs, dtype=torch.int8)
+    return torch.full((outputs,), ZERO, dtype=torch.uint8)
+
+
 def in_products(ints: Tensor, products: Products) -> Tensor:
     """Integers, int8, as products of that kind read them."""
     return _unsigned(ints, ZERO) if products == "uint8" else ints

@@ -5,15 +5,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from onnx import TensorProto
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet_ext.errors import UserError
-from espnet_ext.export.products import ZERO, Products, blocks_of, in_products, packed_blocks
+from espnet_ext.export.products import (
+    Products,
+    blocks_of,
+    in_products,
+    packed_blocks,
+    row_scales,
+    zeros,
+)
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.methods.quantise import grouped_integers, integers
 from espnet_ext.methods.shared_linear import SharedLinear, with_residual
 from espnet_ext.methods.sites import is_linear
+
+_TOKENWISE = ("decoder", "joint_network")  # parts of ESPnet's models that get a row at a time
 
 
 class _Blocks(torch.autograd.Function):
@@ -32,19 +42,47 @@ class _Blocks(torch.autograd.Function):
 class _Channels(torch.autograd.Function):
     """x W^T + b for a weight of 8 bits with a scale for each output: DynamicQuantizeMatMul.
 
-    ``zero`` and ``bias`` may be None.
+    ``zero``: the byte of 0, of signed ones left out; ``bias`` may be None.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, ints: Tensor, scale: Tensor, zero, bias):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, ints: Tensor, scale: Tensor, zero, bias, signed: bool
+    ):
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def symbolic(g: Any, x: Any, weight: Any, ints: Any, scale: Any, zero: Any, bias: Any) -> Any:
+    def symbolic(
+        g: Any, x: Any, weight: Any, ints: Any, scale: Any, zero: Any, bias: Any, signed: bool
+    ) -> Any:
         left_out = g.op("prim::Constant")
         left_out.setType(torch.OptionalType.ofTensor())
-        more = [left_out if one is None else one for one in (zero, bias)]
+        more = [left_out if signed else zero, left_out if bias is None else bias]
         return g.op("com.microsoft::DynamicQuantizeMatMul", x, ints, scale, *more)
+
+
+class _Widened(torch.autograd.Function):
+    """x W^T + b for a weight below 8 bits: as 8-bit numbers that a session makes of it.
+
+    Of many rows 4 bits take longer. ``groups``: scales (o, groups, 1) of the integers; ``rows``:
+    those of the numbers (o,), see ``products.row_scales``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, ints: Tensor, groups, rows, zero, bias, signed: bool
+    ):
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def symbolic(
+        g: Any, x: Any, weight: Any, ints: Any, groups: Any, rows: Any, zero: Any, bias: Any, signed
+    ) -> Any:
+        numbers = g.op("Mul", g.op("Cast", ints, to_i=TensorProto.FLOAT), groups)
+        found = g.op("QuantizeLinear", numbers, rows, zero, axis_i=0)
+        flat = g.op("Reshape", found, g.op("Constant", value_t=torch.tensor([0, -1])))
+        columns = g.op("Transpose", flat, perm_i=[1, 0])
+        return _Channels.symbolic(g, x, weight, columns, rows, zero, bias, signed)
 
 
 class _Product(torch.autograd.Function):
@@ -56,13 +94,16 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def symbolic(g: Any, ints: Any, scale: Any) -> Any:
-        return g.op("Mul", g.op("Cast", ints, to_i=1), scale)
+        return g.op("Mul", g.op("Cast", ints, to_i=TensorProto.FLOAT), scale)
 
 
 class RoundedLinear(nn.Module):
-    """A linear layer, or a pointwise convolution, whose weight is integers."""
+    """A linear layer, or a pointwise convolution, whose weight is integers.
 
-    def __init__(self, layer: Any, weight: Quantised, products: Products):
+    ``many``: its products are of many rows.
+    """
+
+    def __init__(self, layer: Any, weight: Quantised, products: Products, many: bool):
         super().__init__()
         self.pointwise = isinstance(layer, nn.Conv1d)
         self.bias, self.products = layer.bias, products
@@ -71,7 +112,14 @@ class RoundedLinear(nn.Module):
         self.size = blocks_of(flat)
         self.conf: dict[str, int] = {}
         rows, inputs = flat.ints.shape
-        if self.size is not None:
+        self.widened = many and products != "float32" and self.size is not None and weight.bits < 8
+        self.register_buffer("zero", zeros(rows, products))
+        if self.widened:
+            count = max(1, weight.scale.numel() // rows)
+            self.register_buffer("ints", flat.ints.reshape(rows, count, -1))
+            self.register_buffer("scale", flat.scale.reshape(rows, count, 1))
+            self.register_buffer("rows", row_scales(flat))
+        elif self.size is not None:
             packed, scale, bits = packed_blocks(flat, self.size)
             self.conf = {"K": inputs, "N": rows, "bits": bits, "block_size": self.size}
             self.conf["accuracy_level"] = 0 if products == "float32" else 4
@@ -80,7 +128,6 @@ class RoundedLinear(nn.Module):
         else:
             self.register_buffer("ints", in_products(flat.ints.T.contiguous(), products))
             self.register_buffer("scale", weight.scale.flatten().expand(rows).contiguous())
-            self.register_buffer("zero", torch.full((rows,), ZERO, dtype=torch.uint8))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., i) to (..., o), or (batch, i, frames) to (batch, o, frames)."""
@@ -88,9 +135,11 @@ class RoundedLinear(nn.Module):
         return y.transpose(1, 2) if self.pointwise else y
 
     def _product(self, x: Tensor) -> Tensor:
+        more = self.zero, self.bias, self.products == "int8"
+        if self.widened:
+            return _Widened.apply(x, self.numbers, self.ints, self.scale, self.rows, *more)
         if self.size is None and self.products != "float32":
-            zero = self.zero if self.products == "uint8" else None
-            return _Channels.apply(x, self.numbers, self.ints, self.scale, zero, self.bias)
+            return _Channels.apply(x, self.numbers, self.ints, self.scale, *more)
         if self.size is not None:
             y = _Blocks.apply(x, self.packed, self.scale, self.numbers, self.conf)
         else:
@@ -155,7 +204,7 @@ class RoundedLSTM(nn.Module):
         made.weight = weight
         made.bias = getattr(self.layer, f"bias_{end}_l0") if self.layer.bias else None
         rounded = weights.get(f"weight_{end}_l0")
-        return made if rounded is None else RoundedLinear(made, rounded, products)
+        return made if rounded is None else RoundedLinear(made, rounded, products, many=False)
 
     def forward(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple]:
         """Run the layer on (batch, n, i)."""
@@ -242,12 +291,13 @@ def use_integers(model: nn.Module, state: Mapping[str, Any], products: Products)
             counted[weight.bits] += 0 if id(parameters[name]) in rounded else weight.ints.numel()
             rounded[id(parameters[name])] = weight
     made: dict[tuple, nn.Module] = {}  # by identities of the layer's parameters
-    for holder in list(model.modules()):
+    for place, holder in list(model.named_modules()):
+        many = not place.startswith(_TOKENWISE)
         for attribute, layer in list(holder._modules.items()):
             own = {} if layer is None else layer._parameters
             found = {n: rounded[id(p)] for n, p in own.items() if id(p) in rounded}
             if layer is not None and found:
-                holder._modules[attribute] = _rounded(layer, found, products, made)
+                holder._modules[attribute] = _rounded(layer, found, products, many, made)
     return counted
 
 
@@ -255,9 +305,13 @@ def _rounded(
     layer: nn.Module,
     weights: Mapping[str, Quantised],
     products: Products,
+    many: bool,
     made: dict[tuple, nn.Module],
 ) -> nn.Module:
-    """The layer in the place of one; ``made``: those for others, which are used again."""
+    """The layer in the place of one; ``made``: those for others, which are used again.
+
+    ``many``: its products are of many rows.
+    """
     key = tuple(map(id, layer._parameters.values()))
     if key in made:
         return made[key]
@@ -266,12 +320,12 @@ def _rounded(
         factors = {name: one for name, one in weights.items() if name != "weight"}
         base: nn.Module = _plain(layer)
         if weight is not None:
-            base = _rounded(base, {"weight": weight}, products, made)
+            base = _rounded(base, {"weight": weight}, products, many, made)
         new: nn.Module = RoundedShared(base, layer, factors)
     elif isinstance(layer, nn.LSTM) and layer.num_layers == 1 and not layer.bidirectional:
         new = RoundedLSTM(layer, weights, products)
     elif weight is not None and is_linear(layer):
-        new = RoundedLinear(layer, weight, products)
+        new = RoundedLinear(layer, weight, products, many)
     elif weight is not None and isinstance(layer, nn.Conv1d | nn.Conv2d):
         new = RoundedConvolution(layer, weight)
     elif weight is not None and isinstance(layer, nn.Embedding):

@@ -70,8 +70,8 @@ def test_graphs_find_torchs_texts_and_words(folders, form, products, tmp_path):
         count = sum(w.ints.numel() for w in stored if isinstance(w, Quantised))
         assert made.rounded == {bits: count}
         kinds = [node.op_type for node in onnx.load(tmp_path / "onnx/model.onnx").graph.node]
-        assert ("MatMulNBits" in kinds) == (form == "3L-64-4b" or bits == 4)
-        assert ("DynamicQuantizeMatMul" in kinds) == (not exact and form != "3L-64-4b")
+        assert ("MatMulNBits" in kinds) == (exact and bits == 4)
+        assert ("DynamicQuantizeMatMul" in kinds) == (not exact)
 
 
 @pytest.mark.parametrize(("form", "products"), [("3L-64-4b", "float32"), ("3L-64-8b", "uint8")])
