@@ -3,8 +3,9 @@
 
 Each deployed folder is exported, without a comparison of texts, and one thread decodes speech piece
 by piece, features and search included: by the exported folder's transcribe.py (ONNX Runtime), by
-sherpa-onnx, and by torch. "encoder" and "token" are graphs alone, in ONNX Runtime. Systems take
-turns, ten chunks each; times are processor time, medians over all chunks.
+sherpa-onnx, and by torch. "encoder" and "token" are graphs alone, in ONNX Runtime. The systems of
+all models take turns, ten chunks each, so most chunks find the caches warm; times are processor
+time, medians over all chunks.
 
 Blanks are made certain, so that all search alike: a chunk with tokens takes the time of "token"
 more for each. So a model can be timed before it is trained, too: max_epoch: 0 in its config.
@@ -21,7 +22,7 @@ import importlib.util
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from espnet_ext.results.benchmarks import finish, median_range
 SYSTEMS = ("encoder", "token", "onnx", "sherpa", "torch")
 _CERTAIN = 1e4  # added to the score of the blank
 _TURN = 10  # chunks: with one, each would find the caches full of another system's weights
+
+type Step = Callable[[np.ndarray], Any]
 
 
 def main() -> None:
@@ -55,13 +58,34 @@ def main() -> None:
         import torch
 
     torch.set_num_threads(1)
-    found = [measure(model, args) for model in args.models]
+    found = measure(args)
     measured = {"chunks": args.chunks, "bits": args.bits, "threads": 1, "results": found}
     finish(table(measured), measured, args.json)
 
 
-def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Time the chunks of one model; times in seconds."""
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time the chunks of all models; times in seconds."""
+    with tempfile.TemporaryDirectory() as scratch:
+        ready = [
+            prepared(model, args, Path(scratch, str(place)))
+            for place, model in enumerate(args.models)
+        ]
+        steps = {
+            (place, name): step
+            for place, (_, _, systems) in enumerate(ready)
+            for name, step in systems.items()
+        }
+        waves = [wave for _, wave, _ in ready]
+        times = in_turns(steps, waves, args.chunks)
+    for place, (found, _, systems) in enumerate(ready):
+        found["times"] = {name: times[place, name] for name in systems}
+    return [found for found, _, _ in ready]
+
+
+def prepared(
+    model: Path, args: argparse.Namespace, folder: Path
+) -> tuple[dict[str, Any], np.ndarray, dict[str, Step]]:
+    """Export a model into a folder; what is known of it, speech in pieces, and its systems."""
     from espnet_ext.bridge.bundle import Bundle
     from espnet_ext.bridge.loading import decoder_of
     from espnet_ext.export.contract import contract_of, is_transducer
@@ -74,47 +98,42 @@ def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
     make_blanks_certain(decoder.model)
     contract = contract_of(bundle, decoder, args.bits)
     wave = read_wave(str(args.audio), args.audio.name, decoder.rate)
-    with tempfile.TemporaryDirectory() as scratch:
-        write(contract, decoder.rate, Path(scratch), PRODUCTS[args.runtime])
-        size = sum(path.stat().st_size for path in Path(scratch).glob("*.onnx"))
-        systems = {
-            "encoder": encoder(Path(scratch)),
-            "token": token(Path(scratch)),
-            "onnx": onnx(Path(scratch)),
-            "torch": torch_stream(bundle),
-        }
-        settings = contract.settings()
-        if settings.get("sherpa_onnx") and importlib.util.find_spec("sherpa_onnx"):
-            systems["sherpa"] = sherpa(Path(scratch), decoder.rate)
-        times = in_turns(systems, wave, decoder.rate * settings["shift"] // 100, args.chunks)
-    return {
+    folder.mkdir()
+    write(contract, decoder.rate, folder, PRODUCTS[args.runtime])
+    systems = {
+        "encoder": encoder(folder),
+        "token": token(folder),
+        "onnx": onnx(folder),
+        "torch": torch_stream(bundle),
+    }
+    settings = contract.settings()
+    if settings.get("sherpa_onnx") and importlib.util.find_spec("sherpa_onnx"):
+        systems["sherpa"] = sherpa(folder, decoder.rate)
+    known = {
         "model": str(model),
         "parameters": sum(p.numel() for p in decoder.model.parameters()),
-        "bytes": size,
+        "bytes": sum(path.stat().st_size for path in folder.glob("*.onnx")),
         "chunk_ms": 10 * settings["shift"],
-        "times": times,
     }
-
-
-type Step = Callable[[np.ndarray], Any]
+    size = decoder.rate * settings["shift"] // 100
+    return known, np.resize(wave, (_TURN + args.chunks, size)), systems
 
 
 def in_turns(
-    systems: Mapping[str, Step], wave: np.ndarray, size: int, chunks: int
-) -> dict[str, list[float]]:
-    """Processor time of each system for each piece of ``size`` samples; speech is repeated."""
-    times: dict[str, list[float]] = {name: [] for name in systems}
-    order = list(systems)
-    pieces = np.resize(wave, (_TURN + chunks, size))
-    for turn in range(0, len(pieces), _TURN):
+    steps: Mapping[tuple[int, str], Step], pieces: Sequence[np.ndarray], chunks: int
+) -> dict[tuple[int, str], list[float]]:
+    """Processor time of each system (place of its model, name) for each piece of speech."""
+    times: dict[tuple[int, str], list[float]] = {key: [] for key in steps}
+    order = list(steps)
+    for turn in range(0, _TURN + chunks, _TURN):
         first = turn // _TURN % len(order)
-        for name in (*order[first:], *order[:first]):
-            for piece in pieces[turn : turn + _TURN]:
+        for key in (*order[first:], *order[:first]):
+            for piece in pieces[key[0]][turn : turn + _TURN]:
                 start = time.process_time()
-                systems[name](piece)
-                times[name].append(round(time.process_time() - start, 7))
+                steps[key](piece)
+                times[key].append(round(time.process_time() - start, 7))
     # The first turn warms up, and fills the look-ahead.
-    return {name: found[_TURN:] for name, found in times.items()}
+    return {key: found[_TURN:] for key, found in times.items()}
 
 
 def encoder(folder: Path) -> Step:
@@ -194,7 +213,7 @@ def table(measured: Mapping[str, Any]) -> dict[str, Any]:
         "about": "Milliseconds of one thread for a chunk of speech: median (range). The encoder is "
         "its graph alone; so is a token, which comes on top for each that is found. The others "
         "compute features, encoder and joiner. A chunk is encoded together with its look-ahead. "
-        f"Systems take turns, {_TURN} chunks each.",
+        f"Systems of all models take turns, {_TURN} chunks each.",
         "header": ["model", "params", "MB", "chunk, ms"] + [f"{name}, ms" for name in SYSTEMS],
         "rows": rows,
         "notes": [

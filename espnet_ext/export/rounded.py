@@ -19,11 +19,11 @@ from espnet_ext.export.products import (
     zeros,
 )
 from espnet_ext.formats.bits import Quantised
-from espnet_ext.methods.quantise import grouped_integers, integers
+from espnet_ext.methods.quantise import grouped_integers, has_groups, integers
 from espnet_ext.methods.shared_linear import SharedLinear, with_residual
 from espnet_ext.methods.sites import is_linear
 
-_TOKENWISE = ("decoder", "joint_network")  # parts of ESPnet's models that get a row at a time
+_TOKENWISE = ("decoder", "joint_network")  # parts most of whose products are of one row
 
 
 class _Blocks(torch.autograd.Function):
@@ -42,47 +42,40 @@ class _Blocks(torch.autograd.Function):
 class _Channels(torch.autograd.Function):
     """x W^T + b for a weight of 8 bits with a scale for each output: DynamicQuantizeMatMul.
 
-    ``zero``: the byte of 0, of signed ones left out; ``bias`` may be None.
+    ``zero``: the byte of 0, of signed ones left out; ``stored``: bytes (i, o) and scales (o,).
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, ints: Tensor, scale: Tensor, zero, bias, signed: bool
-    ):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *stored: Any):
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def symbolic(
-        g: Any, x: Any, weight: Any, ints: Any, scale: Any, zero: Any, bias: Any, signed: bool
-    ) -> Any:
+    def symbolic(g: Any, x: Any, weight: Any, bias: Any, signed: bool, zero: Any, *stored: Any):
         left_out = g.op("prim::Constant")
         left_out.setType(torch.OptionalType.ofTensor())
         more = [left_out if signed else zero, left_out if bias is None else bias]
-        return g.op("com.microsoft::DynamicQuantizeMatMul", x, ints, scale, *more)
+        return g.op("com.microsoft::DynamicQuantizeMatMul", x, *stored, *more)
 
 
 class _Widened(torch.autograd.Function):
     """x W^T + b for a weight below 8 bits: as 8-bit numbers that a session makes of it.
 
-    Of many rows 4 bits take longer. ``groups``: scales (o, groups, 1) of the integers; ``rows``:
-    those of the numbers (o,), see ``products.row_scales``.
+    Of many rows 4 bits take longer. ``stored``: integers (o, groups, n), their scales
+    (o, groups, 1), and those of the numbers (o,), see ``products.row_scales``.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, ints: Tensor, groups, rows, zero, bias, signed: bool
-    ):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *stored: Any):
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def symbolic(
-        g: Any, x: Any, weight: Any, ints: Any, groups: Any, rows: Any, zero: Any, bias: Any, signed
-    ) -> Any:
+    def symbolic(g: Any, x: Any, weight: Any, bias: Any, signed: bool, zero: Any, *stored: Any):
+        ints, groups, rows = stored
         numbers = g.op("Mul", g.op("Cast", ints, to_i=TensorProto.FLOAT), groups)
         found = g.op("QuantizeLinear", numbers, rows, zero, axis_i=0)
         flat = g.op("Reshape", found, g.op("Constant", value_t=torch.tensor([0, -1])))
         columns = g.op("Transpose", flat, perm_i=[1, 0])
-        return _Channels.symbolic(g, x, weight, columns, rows, zero, bias, signed)
+        return _Channels.symbolic(g, x, weight, bias, signed, zero, columns, rows)
 
 
 class _Product(torch.autograd.Function):
@@ -109,25 +102,26 @@ class RoundedLinear(nn.Module):
         self.bias, self.products = layer.bias, products
         flat = Quantised(weight.ints.flatten(1), weight.scale, weight.bits)
         self.register_buffer("numbers", weight.dequantised().flatten(1), persistent=False)
-        self.size = blocks_of(flat)
-        self.conf: dict[str, int] = {}
         rows, inputs = flat.ints.shape
-        self.widened = many and products != "float32" and self.size is not None and weight.bits < 8
+        bytewise, size = products != "float32", blocks_of(flat)
+        self.stored = RoundedTensor(flat)
         self.register_buffer("zero", zeros(rows, products))
-        if self.widened:
-            count = max(1, weight.scale.numel() // rows)
-            self.register_buffer("ints", flat.ints.reshape(rows, count, -1))
-            self.register_buffer("scale", flat.scale.reshape(rows, count, 1))
+        if many and bytewise and weight.bits < 8:
+            self.kind = "widened"
             self.register_buffer("rows", row_scales(flat))
-        elif self.size is not None:
-            packed, scale, bits = packed_blocks(flat, self.size)
-            self.conf = {"K": inputs, "N": rows, "bits": bits, "block_size": self.size}
-            self.conf["accuracy_level"] = 0 if products == "float32" else 4
+        elif size is not None:
+            self.kind = "blocks"
+            packed, scale, bits = packed_blocks(flat, size)
+            self.conf = {"K": inputs, "N": rows, "bits": bits, "block_size": size}
+            self.conf["accuracy_level"] = 4 if bytewise else 0
             self.register_buffer("packed", packed)
             self.register_buffer("scale", scale.flatten())
-        else:
+        elif bytewise and weight.bits > 4 and not has_groups(flat.scale.shape):
+            self.kind = "channels"
             self.register_buffer("ints", in_products(flat.ints.T.contiguous(), products))
             self.register_buffer("scale", weight.scale.flatten().expand(rows).contiguous())
+        else:
+            self.kind = "floats"
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., i) to (..., o), or (batch, i, frames) to (batch, o, frames)."""
@@ -135,15 +129,15 @@ class RoundedLinear(nn.Module):
         return y.transpose(1, 2) if self.pointwise else y
 
     def _product(self, x: Tensor) -> Tensor:
-        more = self.zero, self.bias, self.products == "int8"
-        if self.widened:
-            return _Widened.apply(x, self.numbers, self.ints, self.scale, self.rows, *more)
-        if self.size is None and self.products != "float32":
-            return _Channels.apply(x, self.numbers, self.ints, self.scale, *more)
-        if self.size is not None:
+        given = x, self.numbers, self.bias, self.products == "int8", self.zero
+        if self.kind == "widened":
+            return _Widened.apply(*given, self.stored.ints, self.stored.scale, self.rows)
+        if self.kind == "channels":
+            return _Channels.apply(*given, self.ints, self.scale)
+        if self.kind == "blocks":
             y = _Blocks.apply(x, self.packed, self.scale, self.numbers, self.conf)
         else:
-            y = x @ _Product.apply(self.ints, self.scale)
+            y = x @ self.stored().T
         return y if self.bias is None else y + self.bias
 
 

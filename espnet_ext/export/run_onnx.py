@@ -9,7 +9,7 @@ Example: python transcribe.py speech.wav
 """
 
 import base64
-import ctypes
+import contextlib
 import hashlib
 import importlib
 import json
@@ -35,20 +35,20 @@ GRAPHS = {
 def family():
     """The module that computes weights of a family: of the package, or beside this script."""
     sys.dont_write_bytecode = True  # nothing else belongs into the folder
-    name = "family_weights"
-    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
+    return importlib.import_module(f"{'.' if __package__ else ''}family_weights", __package__)
 
 
 def has_vnni():
     """True for an x86 processor that multiplies 8-bit numbers exactly, where Linux tells."""
-    told = Path("/proc/cpuinfo")
-    return told.exists() and "vnni" in told.read_text(encoding="utf-8")
+    with contextlib.suppress(OSError):
+        return "vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    return False
 
 
 def return_memory():
     """Give the system back what was freed, which glibc keeps: most of what loading takes."""
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(ImportError, OSError, AttributeError, TypeError):  # elsewhere
+        importlib.import_module("ctypes").CDLL(None).malloc_trim(0)
 
 
 class Model:

@@ -200,7 +200,7 @@ def test_a_folder_without_what_is_asked_or_changed_is_refused(folder, tmp_path):
 def test_a_member_that_would_change_is_refused(deployed, tmp_path, monkeypatch):
     members = {form: Bundle.of_folder(deployed / form) for form in FORMS[1:3]}
     monkeypatch.setattr(integers, "_clipped", lambda y, limit, coarse: coarse.rows)
-    with pytest.raises(RuntimeError, match=r"\d+ changed in the family"):
+    with pytest.raises(RuntimeError, match="13 changed in the family"):
         export_family(members, tmp_path / "family", WAVES)
     assert not (tmp_path / "family").exists()
 
