@@ -150,7 +150,7 @@ def test_graphs_have_the_integers_of_the_packed_file(deployed, form, tmp_path):
 
 
 def forms(ints: np.ndarray) -> list[np.ndarray]:
-    """How graphs hold integers (o, i): across, in pairs of a byte that stand for -8 to 7, as is."""
+    """How graphs hold integers (o, i): across, in a group, in pairs of a byte for -8 to 7, as is."""
     ints = ints.astype(np.int16)
     pairs = (ints + 8).astype(np.uint8)
     both = pairs[:, 0::2] | pairs[:, 1::2] << 4 if ints.shape[1] % 2 == 0 else pairs
@@ -159,7 +159,7 @@ def forms(ints: np.ndarray) -> list[np.ndarray]:
         for size in (8, 16, 32, 64, 128)
         if both.shape[1] % size == 0
     ]
-    return [ints, ints.T, (ints.T + 128).astype(np.uint8), *blocks]
+    return [ints, ints[:, None], ints.T, (ints.T + 128).astype(np.uint8), *blocks]
 
 
 def test_integers_that_became_floats_are_refused(deployed, tmp_path, monkeypatch):
