@@ -150,7 +150,7 @@ def test_graphs_have_the_integers_of_the_packed_file(deployed, form, tmp_path):
 
 
 def forms(ints: np.ndarray) -> list[np.ndarray]:
-    """How graphs hold integers (o, i): across, in a group, in pairs of a byte for -8 to 7, as is."""
+    """How graphs hold integers (o, i): across, as one group, in pairs of a byte, as they are."""
     ints = ints.astype(np.int16)
     pairs = (ints + 8).astype(np.uint8)
     both = pairs[:, 0::2] | pairs[:, 1::2] << 4 if ints.shape[1] % 2 == 0 else pairs
