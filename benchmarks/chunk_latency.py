@@ -70,15 +70,15 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             prepared(model, args, Path(scratch, str(place)))
             for place, model in enumerate(args.models)
         ]
-        steps = {
-            (place, name): step
-            for place, (_, _, systems) in enumerate(ready)
-            for name, step in systems.items()
-        }
-        waves = [wave for _, wave, _ in ready]
-        times = in_turns(steps, waves, args.chunks)
-    for place, (found, _, systems) in enumerate(ready):
-        found["times"] = {name: times[place, name] for name in systems}
+        for found, _, systems in ready:
+            found["times"] = {name: [] for name in systems}
+        take_turns(
+            [
+                (step, pieces, found["times"][name])
+                for found, pieces, systems in ready
+                for name, step in systems.items()
+            ]
+        )
     return [found for found, _, _ in ready]
 
 
@@ -119,21 +119,20 @@ def prepared(
     return known, np.resize(wave, (_TURN + args.chunks, size)), systems
 
 
-def in_turns(
-    steps: Mapping[tuple[int, str], Step], pieces: Sequence[np.ndarray], chunks: int
-) -> dict[tuple[int, str], list[float]]:
-    """Processor time of each system (place of its model, name) for each piece of speech."""
-    times: dict[tuple[int, str], list[float]] = {key: [] for key in steps}
-    order = list(steps)
-    for turn in range(0, _TURN + chunks, _TURN):
-        first = turn // _TURN % len(order)
-        for key in (*order[first:], *order[:first]):
-            for piece in pieces[key[0]][turn : turn + _TURN]:
+def take_turns(runs: Sequence[tuple[Step, np.ndarray, list[float]]]) -> None:
+    """Append the processor time of each step for each of its pieces of speech to its list.
+
+    The first turn warms up, and fills the look-ahead; it is not counted.
+    """
+    longest = max(len(pieces) for _, pieces, _ in runs)
+    for turn in range(0, longest, _TURN):
+        first = turn // _TURN % len(runs)
+        for step, pieces, times in (*runs[first:], *runs[:first]):
+            for piece in pieces[turn : turn + _TURN]:
                 start = time.process_time()
-                steps[key](piece)
-                times[key].append(round(time.process_time() - start, 7))
-    # The first turn warms up, and fills the look-ahead.
-    return {key: found[_TURN:] for key, found in times.items()}
+                step(piece)
+                if turn:
+                    times.append(round(time.process_time() - start, 7))
 
 
 def encoder(folder: Path) -> Step:

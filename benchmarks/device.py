@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 from device_systems import LOADERS, RATE
 
+from espnet_ext.bridge.memory import peak_rss_mb, rss_mb
 from espnet_ext.data.audio import read_wave
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError, at_least, run_cli
@@ -185,7 +186,7 @@ def child(system: str) -> None:
     except ImportError as error:
         print(json.dumps({"missing": str(error.name)}), file=out, flush=True)
         return
-    before, begin = memory("VmHWM"), time.process_time()
+    before, begin = peak_rss_mb(), time.process_time()
     decode = load(path)
     decode(np.zeros(RATE, np.float32) + 1e-4)
     print(json.dumps({"load": time.process_time() - begin}), file=out, flush=True)
@@ -195,15 +196,9 @@ def child(system: str) -> None:
         begin = time.process_time()
         text = decode(wave)
         seconds = time.process_time() - begin
-        said = {"time": seconds, "text": text, "memory_mb": memory("VmHWM") - before}
-        said["held_mb"] = memory("VmRSS") - before
+        said = {"time": seconds, "text": text}
+        said |= {"memory_mb": peak_rss_mb() - before, "held_mb": rss_mb() - before}
         print(json.dumps(said), file=out, flush=True)
-
-
-def memory(kind: str) -> float:
-    """MB of this process: VmHWM, the peak (other counters may be inherited), or VmRSS."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split(f"{kind}:")[1].split()[0]) / 1024
 
 
 def table(measured: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from espnet_ext.bridge.memory import peak_rss_mb
 from espnet_ext.errors import UserError, run_cli
 from espnet_ext.results.benchmarks import finish
 
@@ -116,7 +117,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
         form, file = args.one
         torch.set_num_threads(args.threads)
-        before = peak_mb()
+        before = peak_rss_mb()
         start = time.perf_counter()
         model = load(args.configs[0], form, Path(file))
         loaded = time.perf_counter() - start
@@ -138,15 +139,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "offline_10s_ms": 1000 * float(np.median(whole[1:])),
         "chunk_ms_p50": 1000 * float(np.percentile(chunks[5:], 50)),
         "chunk_ms_p95": 1000 * float(np.percentile(chunks[5:], 95)),
-        "peak_rss_mb": peak_mb(),
+        "peak_rss_mb": peak_rss_mb(),
         "rss_before_model_mb": before,
     }
-
-
-def peak_mb() -> float:
-    """The most memory that this process has held; ``ru_maxrss`` would be its parent's too."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def load(path: Path, form: str, file: Path) -> Any:

@@ -18,11 +18,23 @@ def peak_rss_mb() -> float:
     ``ru_maxrss`` would count the parent of a process that it started, so it serves only where
     there is no /proc.
     """
+    found = _status_mb("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if found is None else found
+
+
+def rss_mb() -> float:
+    """The resident set of this process now, in MB; where there is no /proc, the largest so far."""
+    found = _status_mb("VmRSS")
+    return peak_rss_mb() if found is None else found
+
+
+def _status_mb(name: str) -> float | None:
+    """What the system tells of this process's memory, in MB; None where it tells nothing."""
     if _STATUS.is_file():
         for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return None
 
 
 @contextlib.contextmanager

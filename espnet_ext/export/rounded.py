@@ -71,7 +71,7 @@ class _Widened(torch.autograd.Function):
     @staticmethod
     def symbolic(g: Any, x: Any, weight: Any, bias: Any, signed: bool, zero: Any, *stored: Any):
         ints, groups, rows = stored
-        numbers = g.op("Mul", g.op("Cast", ints, to_i=TensorProto.FLOAT), groups)
+        numbers = _Product.symbolic(g, ints, groups)
         found = g.op("QuantizeLinear", numbers, rows, zero, axis_i=0)
         flat = g.op("Reshape", found, g.op("Constant", value_t=torch.tensor([0, -1])))
         columns = g.op("Transpose", flat, perm_i=[1, 0])
@@ -104,10 +104,10 @@ class RoundedLinear(nn.Module):
         self.register_buffer("numbers", weight.dequantised().flatten(1), persistent=False)
         rows, inputs = flat.ints.shape
         bytewise, size = products != "float32", blocks_of(flat)
-        self.stored = RoundedTensor(flat)
         self.register_buffer("zero", zeros(rows, products))
         if many and bytewise and weight.bits < 8:
             self.kind = "widened"
+            self.stored = RoundedTensor(flat)
             self.register_buffer("rows", row_scales(flat))
         elif size is not None:
             self.kind = "blocks"
@@ -122,6 +122,7 @@ class RoundedLinear(nn.Module):
             self.register_buffer("scale", weight.scale.flatten().expand(rows).contiguous())
         else:
             self.kind = "floats"
+            self.stored = RoundedTensor(flat)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., i) to (..., o), or (batch, i, frames) to (batch, o, frames)."""
@@ -193,10 +194,8 @@ class RoundedLSTM(nn.Module):
 
     def _gates(self, end: str, weights: Mapping[str, Quantised], products: Products) -> nn.Module:
         """What the gates get from the input (``ih``) or from the state (``hh``)."""
-        weight = getattr(self.layer, f"weight_{end}_l0")
-        made = nn.Linear(weight.shape[1], weight.shape[0])
-        made.weight = weight
-        made.bias = getattr(self.layer, f"bias_{end}_l0") if self.layer.bias else None
+        bias = getattr(self.layer, f"bias_{end}_l0") if self.layer.bias else None
+        made = _layer_of(getattr(self.layer, f"weight_{end}_l0"), bias)
         rounded = weights.get(f"weight_{end}_l0")
         return made if rounded is None else RoundedLinear(made, rounded, products, many=False)
 
@@ -312,7 +311,7 @@ def _rounded(
     weight = weights.get("weight")
     if isinstance(layer, SharedLinear):
         factors = {name: one for name, one in weights.items() if name != "weight"}
-        base: nn.Module = _plain(layer)
+        base: nn.Module = _layer_of(layer.base, layer.bias)
         if weight is not None:
             base = _rounded(base, {"weight": weight}, products, many, made)
         new: nn.Module = RoundedShared(base, layer, factors)
@@ -332,14 +331,13 @@ def _rounded(
     return new
 
 
-def _plain(layer: SharedLinear) -> nn.Module:
-    """The base of a layer as a layer."""
-    outputs, inputs = layer.base.shape[:2]
-    bias = layer.bias is not None
+def _layer_of(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
+    """A linear layer, or a pointwise convolution, with these parameters."""
+    outputs, inputs = weight.shape[:2]
     made: Any = (
-        nn.Conv1d(inputs, outputs, 1, bias=bias)
-        if layer.base.dim() == 3
-        else nn.Linear(inputs, outputs, bias=bias)
+        nn.Conv1d(inputs, outputs, 1, bias=False)
+        if weight.dim() == 3
+        else nn.Linear(inputs, outputs, bias=False)
     )
-    made.weight, made.bias = layer.base, layer.bias
+    made.weight, made.bias = weight, bias
     return made
