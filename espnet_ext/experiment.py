@@ -292,7 +292,9 @@ class Experiment:
         if kind == "char":
             return self.data / "token_list" / f"char{language}"
         if kind == PRETRAINED:
-            return self.data / "token_list" / Path(require_token_source(self.config)).name
+            name = Path(require_token_source(self.config)).name
+            cut = "" if recipe.merges is None else f".{recipe.merges}"
+            return self.data / "token_list" / f"{name}{cut}"
         if kind != "bpe":
             raise UserError(f"{self.config.path}: token_type must be {TOKENS}, not {kind}")
         return self.data / "token_list" / f"{recipe.sentencepiece}{recipe.vocabulary}{language}"
@@ -321,11 +323,7 @@ class Experiment:
 
     @property
     def classes(self) -> list[str]:
-        """The classes that stage 3 listed.
-
-        Raises:
-            UserError: it has not run.
-        """
+        """The classes that stage 3 listed; UserError: it has not run."""
         if self.token_list.is_file():
             return self.token_list.read_text(encoding="utf-8").split()[:-1]
         raise UserError(f"no {self.token_list}; run stage 3")

@@ -63,6 +63,8 @@ def _token_problems(config: Config) -> Iterator[str]:
         yield f"token_type: {PRETRAINED} needs a pretrained model: give decoder_conf: path"
     elif config.espnet.get("decoder") == "whisper" and kind != PRETRAINED:
         yield f"decoder: whisper needs its own tokens: token_type: {PRETRAINED}"
+    if config.recipe.merges is not None and kind != PRETRAINED:
+        yield f"recipe: merges is for token_type: {PRETRAINED}; bpe has recipe: vocabulary"
 
 
 def _target_problems(recipe: Recipe) -> Iterator[str]:

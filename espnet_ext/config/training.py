@@ -25,7 +25,7 @@ READ_LATER = ("variant", "forms", "untrained", "decode", "baseline", "vote", "ch
 UNTRAINED = "untrained"  # deployed form: the pretrained model as it is
 # Keys of ``recipe:`` that records leave out at their default: records without them stay valid.
 _OPTIONAL = (
-    *("labels", "fetch", "mimic", "forms", "untrained", "teacher", "teacher_weight"),
+    *("labels", "fetch", "mimic", "forms", "untrained", "teacher", "teacher_weight", "merges"),
     "checkpoint_minutes",
     "splits",
     "sync_batchnorm",
@@ -77,6 +77,8 @@ class Recipe:
     dev_set: Name = "dev"  # data set that checkpoints are chosen by
     features: Literal["raw", "ark"] = "raw"  # raw: by the frontend; ark: written by stage 2
     vocabulary: Annotated[int, _tokens(5)] = 200  # SentencePiece pieces; unused with char
+    # of token_type hugging_face: merges of its BPE that texts are written with; null: all
+    merges: Annotated[int | None, _tokens(1)] = None
     classes: Annotated[int, _tokens(2)] = 2  # of task cls: how many
     labels: Name = "label"  # of task cls: which list of classes, where a recipe has several
     sentencepiece: Literal["unigram", "bpe"] = "unigram"  # unused with token_type char

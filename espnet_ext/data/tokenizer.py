@@ -3,6 +3,7 @@
 ``tokenizers`` reads the file; transformers' AutoTokenizer may run code that a folder brings.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -127,7 +128,7 @@ def listed(tokenizer: Path, config: Path) -> list[str]:
     Raises:
         UserError: the tokenizer is of another model.
     """
-    found, sizes = Tokenizer(tokenizer.parent).model.get_vocab(), _sizes(config)
+    found, sizes = Tokenizer(tokenizer.parent).model.get_vocab(), _read_object(config)
     rows = sizes.get("vocab_size")
     where = f"{tokenizer} and {config} are not of one model:"
     if not isinstance(rows, int) or max(found.values(), default=rows) >= rows:
@@ -140,11 +141,38 @@ def listed(tokenizer: Path, config: Path) -> list[str]:
     return [by_id.get(i, name) for i, name in enumerate(names)]
 
 
-def _sizes(config: Path) -> dict[str, Any]:
+def first_merges(tokenizer: Path, count: int) -> str:
+    """Return a byte-level BPE's tokenizer.json with its first ``count`` merges only.
+
+    Merges stand in the order in which they were learnt, the most frequent first. Every text can
+    still be written, rare words in more tokens. Tokens that no merge makes any more leave the
+    vocabulary; the others keep their ids.
+
+    Raises:
+        UserError: the file is damaged or of another kind, or has fewer merges.
+    """
+    content = _read_object(tokenizer)
+    model = content.get("model") or {}
+    merges, vocabulary = model.get("merges"), model.get("vocab")
+    if not isinstance(merges, list) or not isinstance(vocabulary, dict):
+        raise UserError(f"{tokenizer}: recipe: merges needs a byte-level BPE")
+    if count > len(merges):
+        raise UserError(f"{tokenizer}: recipe: merges: {count}, but it has {len(merges)}")
+    made = ["".join(m.split(" ") if isinstance(m, str) else m) for m in merges]
+    dropped = set(made[count:]) - set(made[:count])
+    model["merges"] = merges[:count]
+    model["vocab"] = {k: v for k, v in vocabulary.items() if k not in dropped}
+    # Else the library would number the special tokens from the size of the vocabulary on.
+    special = content.get("added_tokens") or []
+    model["vocab"] |= {token["content"]: token["id"] for token in special}
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = read_json(config)
+        content = read_json(path)
     except ValueError:
-        raise UserError(f"{config}: not valid JSON") from None
+        raise UserError(f"{path}: not valid JSON") from None
     if not isinstance(content, dict):
-        raise UserError(f"{config}: expected keys and values")
+        raise UserError(f"{path}: expected keys and values")
     return content

@@ -292,7 +292,10 @@ def _start_group(units: Sequence[Unit], state: dict[str, Tensor]) -> tuple[float
         if residual.diagonal is not None:
             parts["diagonal"] = rest.diagonal().clone()
             rest = torch.diagonal_scatter(rest, torch.zeros_like(parts["diagonal"]))
-        if residual.up is not None and residual.down is not None:
+        if residual.up is not None and residual.down is not None and not rest.any():
+            # Layers that start alike: two factors of zeros would have no gradient.
+            parts |= {"up": residual.up.detach(), "down": residual.down.detach()}
+        elif residual.up is not None and residual.down is not None:
             rank = len(residual.down)
             left_vectors, sizes, right_vectors = torch.linalg.svd(rest, full_matrices=False)
             root = sizes[:rank].sqrt()

@@ -1,7 +1,6 @@
 """Stage 3: the token list: characters, SentencePiece, a pretrained model's tokens, or classes."""
 
 import io
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -68,12 +67,17 @@ def _write_pretrained(experiment: Experiment) -> None:
         print(f"tokens: {out} is up to date")
         return
     found = pretrained.listed(tokenizer, config)
-    copied = out / pretrained.TOKENIZER
-    with atomic_path(copied) as temporary:
-        shutil.copyfile(tokenizer, temporary)
+    copied, merges = out / pretrained.TOKENIZER, experiment.recipe.merges
+    if merges is None:
+        write_text(copied, tokenizer.read_text(encoding="utf-8"))
+    else:
+        write_text(copied, pretrained.first_merges(tokenizer, merges))
+        found = pretrained.listed(copied, config)
     write_text(experiment.token_list, "".join(f"{token}\n" for token in found))
     stamp.write([experiment.token_list, copied])
     print(f"tokens: {len(found)} tokens in {out}")
+    if merges is not None:
+        _print_cut(experiment, tokenizer.parent, out)
     _print_shared(experiment, found, pretrained.Tokenizer(out))
 
 
@@ -120,6 +124,21 @@ def _print_shared(
     print(
         f"tokens: letters keep {sum(kept)} of {len(kept)} rows below 32 bits; "
         f"{lost:.2%} of the tokens of {experiment.recipe.train_set} share one row"
+    )
+
+
+def _print_cut(experiment: Experiment, whole: Path, cut: Path) -> None:
+    """Print what fewer merges cost the training text: its words that need more tokens."""
+    text = experiment.references(experiment.recipe.train_set)
+    if not text.is_file():
+        return
+    before, after = pretrained.Tokenizer(whole), pretrained.Tokenizer(cut)
+    words = Counter(word for line in read_table(text).values() for word in line.split())
+    sizes = [(n, len(before.tokens(word)), len(after.tokens(word))) for word, n in words.items()]
+    longer = sum(n for n, old, new in sizes if new > old) / max(words.total(), 1)
+    print(
+        f"tokens: with {experiment.recipe.merges} merges {longer:.1%} of the words of "
+        f"{experiment.recipe.train_set} are written in more tokens"
     )
 
 

@@ -46,6 +46,7 @@ class StackEncoder(AbsEncoder):
         frozen: bool | str = True,
         remove: Sequence[int] | None = None,
         keep: Sequence[int] | None = None,
+        repeat: int = 1,
         upto: int | None = None,
         architecture: dict | None = None,
         mimic: dict | None = None,
@@ -66,6 +67,8 @@ class StackEncoder(AbsEncoder):
                 parts run without dropout. A mimic is trained unless its section says ``frozen``.
             remove: layers to leave out.
             keep: layers to keep, the others are left out; not together with ``remove``.
+            repeat: put so many layers in the place of each remaining one, each with that part of
+                its step; for whisper. See ``Stack.repeat``.
             upto: read the output of the first ``upto`` remaining layers; None: of all.
             architecture: keys of transformers' config.json (model_type, ...): what to build
                 if there is no ``path``.
@@ -93,14 +96,14 @@ class StackEncoder(AbsEncoder):
         super().__init__()
         _refuse(input_size, frozen, cache_gb=cache_gb, pad_to=pad_to)
         whole = _load_or_build(path, architecture).select(remove, keep)
+        if repeat != 1 or isinstance(repeat, bool):
+            whole.repeat(repeat)
         if upto is not None and not 1 <= upto <= whole.num_layers:
             raise UserError(f"encoder: stack: upto: {upto} is not in 1..{whole.num_layers}")
         self.architecture = whole.architecture
-        self.cache_gb = cache_gb
+        self.cache_gb, self.upto, self.frozen = cache_gb, upto, frozen
         self.cache: FrozenCache | None = None
         self._digest: str | None = None
-        self.upto = upto
-        self.frozen = frozen
         self.stack: Stack | MimickedStack = whole
         self._compress(whole, {"hrf": hrf, "nested": nested, "residual": residual}, mimic)
         if mimic is not None:
@@ -211,8 +214,8 @@ class StackEncoder(AbsEncoder):
         if found.get("mimic") is not None:
             found["mimic"] = {**found["mimic"], "path": None}
         if self.architecture is not None:
-            found |= {"path": None, "remove": None, "keep": None}
-            found["architecture"] = self.architecture
+            found |= {"path": None, "remove": None, "keep": None, "repeat": 1}
+            found |= {"architecture": self.architecture}
         return found
 
     def output_size(self) -> int:

@@ -170,6 +170,17 @@ class Stack(nn.Module):
         removed = list(remove or ())
         return self.remove(removed) if removed else self
 
+    def repeat(self, times: int) -> None:
+        """Replace each layer h + f(h) by ``times`` layers h + f(h) / times, in place.
+
+        All of them start alike, so they can share weights; together they do about what the layer
+        did. So trained layers start a network as deep as ResidualTransformer's.
+
+        Raises:
+            UserError: ``times`` is no number of layers, or this is no whisper.
+        """
+        raise UserError(f"encoder: stack: repeat is for whisper, not for {self.family}")
+
     def save(self, folder: str | Path) -> None:
         """Write a folder for transformers or stock ESPnet, whole or not at all.
 

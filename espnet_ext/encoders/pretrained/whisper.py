@@ -1,5 +1,6 @@
 """Stacks of Whisper's encoder."""
 
+import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -146,6 +147,18 @@ class WhisperStack(TransformersStack):
 
     def finish(self, h: Tensor) -> Tensor:
         return self.model.layer_norm(h)
+
+    def repeat(self, times: int) -> None:
+        if not isinstance(times, int) or isinstance(times, bool) or times < 1:
+            raise UserError(f"encoder: stack: repeat must be a whole number from 1, not {times!r}")
+        layers: list[Any] = [copy.deepcopy(x) for x in self.layers for _ in range(times)]
+        with torch.no_grad():
+            for layer in layers:
+                for tensor in [*layer.self_attn.out_proj.parameters(), *layer.fc2.parameters()]:
+                    tensor.div_(times)
+        self.model.layers = nn.ModuleList(layers)
+        self.kept = tuple(range(len(layers)))
+        self.model.config.encoder_layers = len(layers)
 
     def drop_mimicked(self, entrance: bool) -> None:
         if entrance:

@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from espnet_ext.data.tokenizer import Tokenizer, listed, source_files
+from espnet_ext.data.tokenizer import (
+    Tokenizer,
+    first_merges,
+    listed,
+    source_files,
+    spelled_with,
+)
 from espnet_ext.errors import UserError
 from tests.fixtures import foundation
 
@@ -69,3 +75,39 @@ def test_a_folder_that_brings_code_is_only_read(folder):
     auto = {"AutoTokenizer": ["evil.Evil", None]}
     (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto}))
     assert Tokenizer(folder).text(Tokenizer(folder).tokens("queen")) == "queen"
+
+
+def test_fewer_merges_write_the_same_texts_in_more_tokens(folder):
+    whole = Tokenizer(folder)
+    path = folder / "cut" / "tokenizer.json"
+    path.parent.mkdir()
+    merges = json.loads((folder / "tokenizer.json").read_text())["model"]["merges"]
+    sizes = []
+    for count in range(len(merges), 0, -1):
+        path.write_text(first_merges(folder / "tokenizer.json", count))
+        cut = Tokenizer(path.parent)
+        names = listed(path, folder / "config.json")
+        assert len(names) == foundation.COUNT
+        for text in ("the river and the queen", "naïve? 日本", "!"):
+            tokens = cut.tokens(text)
+            assert cut.text(tokens) == text
+            assert whole.ids(tokens) == cut.ids(tokens)
+            assert set(tokens) <= set(names)
+        sizes.append(len(cut.tokens("the river and the queen")))
+        # The others keep their ids, and what nothing makes any more is gone.
+        left = cut.model.get_vocab()
+        assert left.items() <= whole.model.get_vocab().items()
+        assert len(left) == len(whole.model.get_vocab()) - len(merges) + count
+        assert sum(name.startswith("<|unused") for name in names) == len(merges) - count
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+    assert cut.ids(foundation.SPECIAL) == whole.ids(foundation.SPECIAL)
+    assert not any(spelled_with([name], "a")[0] for name in names if name.startswith("<|unused"))
+
+
+def test_merges_that_a_tokenizer_lacks_are_refused(folder):
+    path = folder / "tokenizer.json"
+    with pytest.raises(UserError, match=r"tokenizer\.json: recipe: merges: 9999, but it has \d+"):
+        first_merges(path, 9999)
+    path.write_text(json.dumps({"model": {"type": "WordLevel", "vocab": {}}}))
+    with pytest.raises(UserError, match=r"recipe: merges needs a byte-level BPE"):
+        first_merges(path, 5)
