@@ -29,6 +29,7 @@ VERBS = (
     "export",
     "demo",
     "transcribe",
+    "label",
     "stream",
     "score",
     "report",

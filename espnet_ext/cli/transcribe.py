@@ -30,10 +30,10 @@ import humanfriendly
 import numpy as np
 from tqdm import tqdm
 
+from espnet_ext.cli.options import model_folder
 from espnet_ext.data.audio import read_stretch, resampled, seconds_of
 from espnet_ext.data.audio_stream import STDIN, pieces
 from espnet_ext.errors import UserError, at_least
-from espnet_ext.experiment import Experiment
 from espnet_ext.export.onnx_decoder import SETTINGS, load_exported, refuse_options
 
 _SHOWN = 60  # seconds of audio whose progress is shown
@@ -65,11 +65,7 @@ def run(args: argparse.Namespace) -> None:
     """Transcribe every file."""
     from espnet_ext.bridge.muted import muted
 
-    model = Path(args.model)
-    if model.suffix in (".yaml", ".yml"):
-        model = Experiment.load(args.model, None, args.variant).require_deployed()
-    elif args.variant and not (model / SETTINGS).is_file():
-        raise UserError("--variant is of a config; give the folder of the form itself")
+    model = model_folder(args.model, args.variant)
     for path in args.audio:
         if path != STDIN and not Path(path).is_file():
             raise UserError(f"no audio file {path}; '{STDIN}' is standard input")

@@ -16,6 +16,7 @@ from espnet_ext.cli.main import VERBS, parse
 from espnet_ext.config.grid import read_grid
 from espnet_ext.config.recipe_errors import PACKAGED, recipe_problems
 from espnet_ext.config.training import load_config
+from espnet_ext.data.corpora import stage
 from espnet_ext.errors import UserError
 from espnet_ext.methods.nested_options import parse_name
 from tests.docs.commands import Command, commands
@@ -63,6 +64,8 @@ def check(command: Command, tree: Path) -> None:
         assert script.is_file(), command
         options = {word for word in rest[1:] if word.startswith("--")}
         text = script.read_text(encoding="utf-8")
+        if "corpora.stage import" in text:  # which adds options that all such scripts have
+            text += Path(stage.__file__).read_text(encoding="utf-8")
         assert all(f'"{option}"' in text for option in options), command
     elif program.endswith("run.sh") and tree / "egs" in (command.folder / program).parents:
         check_recipe(command, program, rest)

@@ -16,6 +16,7 @@ WITH_CONFIG = [verb for verb in VERBS if verb not in OTHERS]
 MORE = {
     "export": ["--out", "x"],
     "transcribe": ["x.wav"],
+    "label": ["x.wav", "--out", "y"],
     "stream": ["speech.flac"],
 }  # what a verb needs besides its config
 BROKEN = {

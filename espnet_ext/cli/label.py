@@ -1,0 +1,86 @@
+"""Write a data set with a model's transcripts of speech that has none, to train a smaller one.
+
+MODEL is what "espnet-ext transcribe" takes: a deployed or exported folder, a file of weights, or a
+training config in its recipe's folder. AUDIO are files, or folders of files, of any rate and
+format; long recordings are cut at pauses. Texts that the model is unsure of are left out: those
+whose tokens have a mean probability below --least.
+
+Writes the data directory OUT, with the utterances of --more before its own, and the audio into
+audio/ beside it. Train on it with recipe: {train_set: NAME}. What was recognised is kept in
+.<OUT>.jsonl: a call that was killed goes on, and another --least takes seconds.
+
+Example:
+  espnet-ext label exp/nested_whisper_tiny_m/deploy/4L-1536-32b recordings/ --out data/labelled
+  espnet-ext label MODEL data/steel_sky --more data/train --out data/train_more --least 0.7
+"""
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from espnet_ext.cli.options import model_folder
+from espnet_ext.errors import UserError, at_least
+from espnet_ext.export.onnx_decoder import SETTINGS, load_exported, refuse_options
+from espnet_ext.files import in_use, quick_key
+from espnet_ext.stages.label import Labelling, audio_files, label
+
+
+def probability(word: str) -> float:
+    """Type for argparse: a number from 0 to 1."""
+    try:
+        found = float(word)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= 1:
+        raise argparse.ArgumentTypeError(f"needs a number from 0 to 1, not {word!r}")
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("model", help="deployed or exported folder, file of weights, or config")
+    parser.add_argument("audio", nargs="+", help="audio files, or folders of them")
+    parser.add_argument("--out", required=True, help="data directory to write")
+    parser.add_argument("--more", metavar="DIR", help="data directory whose utterances it has too")
+    parser.add_argument(
+        "--least", type=probability, default=0.6, help="confidence of a text (default: 0.6)"
+    )
+    parser.add_argument("--variant", help="of a config: the form")
+    parser.add_argument("--method", help="of decoding; default: the config's first")
+    parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--nj", type=at_least(1), default=2, help="processes that convert audio")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the data set, unless another call writes it."""
+    out, model = Path(args.out), model_folder(args.model, args.variant)
+    if args.more is not None and not Path(args.more).is_dir():
+        raise UserError(f"--more {args.more}: no such data directory")
+    more = None if args.more is None else Path(args.more)
+    task = Labelling(audio_files(args.audio), out, more, args.least, args.nj)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with in_use(out.parent / f".{out.name}"):
+        label(task, _recogniser(args, model), _key(model))
+
+
+def _recogniser(args: argparse.Namespace, model: Path) -> Any:
+    """The model, ready to be called."""
+    if (model / SETTINGS).is_file():
+        refuse_options(model, args.device, args.method, None)
+        return load_exported(model, args.threads, args.variant)
+    from espnet_ext.bridge.muted import muted
+
+    with muted():
+        import torch
+
+        from espnet_ext.bridge.loading import load
+    torch.set_num_threads(args.threads)
+    return load(model, args.device, None, args.method)
+
+
+def _key(model: Path) -> str:
+    """Says which model it is."""
+    files = [model] if model.is_file() else sorted(p for p in model.iterdir() if p.is_file())
+    return hashlib.sha256(" ".join(map(quick_key, files)).encode()).hexdigest()
