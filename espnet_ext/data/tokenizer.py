@@ -97,6 +97,11 @@ def unused(number: int) -> str:
     return f"<|unused{number}|>"
 
 
+def is_unused(token: str) -> bool:
+    """Whether this is a name of ``unused``."""
+    return token.startswith("<|unused")
+
+
 def source_files(source: str) -> tuple[Path, Path]:
     """Return tokenizer.json and config.json of a model: a folder or ``hub:NAME``.
 

@@ -9,7 +9,7 @@ from espnet2.legacy.nets.scorer_interface import BatchScorerInterface
 from torch import Tensor
 from torch.nn import functional as F
 
-from espnet_ext.data.tokenizer import HUB
+from espnet_ext.data.tokenizer import HUB, is_unused
 from espnet_ext.encoders.pretrained.transformers_stack import quiet, random_model, read_model
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.methods.nested_options import Member
@@ -42,7 +42,10 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         prompt: ids of its tokens; set by ``use_tokens``. With ``language: detect`` its second one
             differs by utterance, see ``prompts``.
         end: id of eos.
+        absent: (V,), true for ids that no token has; None: all have one.
     """
+
+    absent: Tensor | None
 
     def __init__(
         self,
@@ -102,6 +105,7 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         self.prompt: tuple[int, ...] = ()
         self.languages: list[int] = []  # ids of their tokens
         self.end = -1
+        self.register_buffer("absent", None, persistent=False)
 
     def _read(self, path: str) -> Any:
         """Load the decoder from a whole model, and check that it knows the language."""
@@ -161,6 +165,8 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
             words += [known[first], f"<|{self.task}|>"]
         self.prompt = tuple(ids[word] for word in [*words, _NO_TIMES])
         self.end = ids[END]
+        absent = torch.tensor([is_unused(token) for token in tokens])
+        self.absent = absent if absent.any() else None
         return ids[START], self.end
 
     def forward(
@@ -271,7 +277,12 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         return decoder.layer_norm(h)
 
     def _scores(self, h: Tensor) -> Tensor:
-        return F.linear(h, self.decoder.embed_tokens.weight).float()  # for a softmax under autocast
+        """Scores (..., V); ids without a token have the least one, so that no search takes them."""
+        scores = F.linear(h, self.decoder.embed_tokens.weight)
+        scores = scores.float()  # for a softmax under autocast
+        if self.absent is None:
+            return scores
+        return torch.where(self.absent, scores.detach().amin(-1, keepdim=True), scores)
 
 
 def placeholder_tokens(espnet: Mapping[str, Any]) -> list[str]:

@@ -283,3 +283,23 @@ def test_what_does_not_fit_is_refused(case):
     decoder = WhisperDecoder(len(tokens), 32, path=str(folder))
     with pytest.raises(UserError, match=r"no <\|startoftranscript\|> in the token list"):
         decoder.use_tokens(["<blank>", "<unk>", "a"])
+
+
+def test_ids_without_a_token_are_never_found(case, decoder):
+    folder, _, tokens = case
+    wanted = decoder.step(*_start(decoder), None, None)[0]
+    best = int(wanted[0].argmax())
+    cut = built(folder, [t if k != best else f"<|unused{k}|>" for k, t in enumerate(tokens)])
+    found = cut.step(*_start(cut), None, None)[0]
+    others = torch.arange(len(tokens)) != best
+    assert torch.equal(found[:, others], wanted[:, others])
+    assert torch.equal(found[:, best], wanted.amin(-1))
+    assert cut.state_dict().keys() == decoder.state_dict().keys()
+    found.log_softmax(-1)[0, tokens.index("a")].backward()
+    row = cut.decoder.embed_tokens.weight.grad[best]
+    assert row.abs().max() == 0 and cut.decoder.embed_tokens.weight.grad.abs().max() > 0
+
+
+def _start(decoder):
+    x = encoded(20)[0]
+    return decoder.prompts(x, None), x
