@@ -126,6 +126,32 @@ def test_tokens_of_a_pretrained_model_are_its_own(folder, capsys):
     assert capsys.readouterr().out.endswith("data/token_list/model is up to date\n")
 
 
+def test_fewer_merges_have_a_list_of_their_own_and_tell_their_price(folder, capsys):
+    foundation.make(folder / "model")
+    whole(WHOLE)
+    capsys.readouterr()
+    make("hugging_face", WHOLE, decode={"attention_greedy": {}}, merges=4)
+    from espnet_ext.data.tokenizer import Tokenizer
+
+    before, after = (Tokenizer(f"data/token_list/{name}") for name in ("model", "model.4"))
+    lines = Path("data/train/text").read_text().splitlines()
+    words = [word for line in lines for word in line.split()[1:]]
+    longer = sum(len(after.tokens(word)) > len(before.tokens(word)) for word in words)
+    said = capsys.readouterr().out
+    assert 0 < longer < len(words)
+    assert f"with 4 merges {longer / len(words):.1%} of the words of train are written in" in said
+    assert {token for word in words for token in after.tokens(word)} <= set(listed("model.4"))
+    assert len(listed("model.4")) == len(listed("model"))
+    assert len(set(listed("model")) - set(listed("model.4"))) == len(
+        [name for name in listed("model.4") if name.startswith("<|unused")]
+    )
+
+
+def test_merges_are_of_a_pretrained_model(folder):
+    with pytest.raises(UserError, match=r"recipe: merges is for token_type: hugging_face"):
+        make("bpe", merges=4)
+
+
 def test_a_tokenizer_of_another_model_or_none_is_refused(folder):
     foundation.make(folder / "model")
     foundation.change(Path("model/config.json"), decoder_start_token_id=3)
