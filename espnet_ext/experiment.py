@@ -289,6 +289,8 @@ class Experiment:
             return self.data / "token_list" / recipe.labels
         kind = self.espnet.get("token_type", "bpe")
         language = f".{recipe.target}" if recipe.task == "st" else ""
+        if recipe.train_set != "train":  # tokens are those of its text
+            language += f".{recipe.train_set.replace('/', '-')}"
         if kind == "char":
             return self.data / "token_list" / f"char{language}"
         if kind == PRETRAINED:

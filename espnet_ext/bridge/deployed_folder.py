@@ -167,7 +167,7 @@ def untrained_arguments(arguments: dict[str, Any], over: Mapping[str, Any]) -> d
         arguments: the config of the training.
         over: keys of ``encoder_conf`` that differ.
     """
-    changed = {*METHODS, "mimic", "remove", "keep"}
+    changed = {*METHODS, "mimic", "remove", "keep", "repeat"}
     found = dict(arguments)
     for part in ("encoder_conf", "decoder_conf"):
         conf = arguments.get(part) or {}

@@ -6,8 +6,9 @@ format; long recordings are cut at pauses. Texts that the model is unsure of are
 whose tokens have a mean probability below --least.
 
 Writes the data directory OUT, with the utterances of --more before its own, and the audio into
-audio/ beside it. Train on it with recipe: {train_set: NAME}. What was recognised is kept in
-.<OUT>.jsonl: a call that was killed goes on, and another --least takes seconds.
+audio/OUT beside it; each recording counts as a speaker. Train on it with recipe: {train_set: NAME}.
+What was recognised is kept in .<OUT>.jsonl: a call that was killed goes on, and another --least
+takes seconds.
 
 Example:
   espnet-ext label exp/nested_whisper_tiny_m/deploy/4L-1536-32b recordings/ --out data/labelled
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from espnet_ext.cli.options import model_folder
+from espnet_ext.data.kaldi_dir import check_id
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.export.onnx_decoder import SETTINGS, load_exported, refuse_options
 from espnet_ext.files import in_use, quick_key
-from espnet_ext.stages.label import Labelling, audio_files, label
+from espnet_ext.stages.label import Labelling, audio_files, label, refuse_lost
 
 
 def probability(word: str) -> float:
@@ -56,13 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the data set, unless another call writes it."""
     out, model = Path(args.out), model_folder(args.model, args.variant)
+    check_id(out.name, "--out")
     if args.more is not None and not Path(args.more).is_dir():
         raise UserError(f"--more {args.more}: no such data directory")
     more = None if args.more is None else Path(args.more)
     task = Labelling(audio_files(args.audio), out, more, args.least, args.nj)
+    refuse_lost(task, args.audio)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with in_use(out.parent / f".{out.name}"):
-        label(task, _recogniser(args, model), _key(model))
+    with in_use(out.parent):
+        label(task, _recogniser(args, model), _key(args, model))
 
 
 def _recogniser(args: argparse.Namespace, model: Path) -> Any:
@@ -80,7 +84,9 @@ def _recogniser(args: argparse.Namespace, model: Path) -> Any:
     return load(model, args.device, None, args.method)
 
 
-def _key(model: Path) -> str:
-    """Says which model it is."""
-    files = [model] if model.is_file() else sorted(p for p in model.iterdir() if p.is_file())
-    return hashlib.sha256(" ".join(map(quick_key, files)).encode()).hexdigest()
+def _key(args: argparse.Namespace, model: Path) -> str:
+    """Says which model and search it is."""
+    folder = model if model.is_dir() else model.parent
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    words = [str(args.method), str(args.variant), model.name, *map(quick_key, files)]
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()

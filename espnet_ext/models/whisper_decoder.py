@@ -282,7 +282,9 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         scores = scores.float()  # for a softmax under autocast
         if self.absent is None:
             return scores
-        return torch.where(self.absent, scores.detach().amin(-1, keepdim=True), scores)
+        # With its gradient: label smoothing asks for all ids, and the sum of gradients stays 0.
+        least = scores.masked_fill(self.absent, torch.inf).amin(-1, keepdim=True)
+        return torch.where(self.absent, least, scores)
 
 
 def placeholder_tokens(espnet: Mapping[str, Any]) -> list[str]:

@@ -6,8 +6,9 @@ is left out.
 """
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from espnet_ext.data.audio import seconds_of
 from espnet_ext.data.corpora.clips import Clip, convert
 from espnet_ext.data.corpora.sets import write_sets
 from espnet_ext.data.corpora.splits import implausible
-from espnet_ext.data.kaldi_dir import Utterance, read_data_dir
+from espnet_ext.data.kaldi_dir import Utterance, check_id, read_data_dir
 from espnet_ext.errors import UserError
 from espnet_ext.files import quick_key, write_text
 
@@ -40,37 +41,78 @@ class Labelling:
     """What to label.
 
     Attributes:
-        files: recordings.
+        files: recordings, by the names that their utterances get.
         out: the data directory to write.
         more: a data directory whose utterances come first; None: none.
         least: confidence from which a text is kept.
         jobs: processes that convert audio.
     """
 
-    files: Sequence[Path]
+    files: Mapping[str, Path]
     out: Path
     more: Path | None
     least: float
     jobs: int
 
+    @property
+    def begun(self) -> Path:
+        """What was recognised so far."""
+        return self.out.with_name(f".{self.out.name}.jsonl")
 
-def audio_files(paths: Iterable[str]) -> list[Path]:
-    """Return files, and the audio files in folders, in the order of their names.
+    @property
+    def audio(self) -> Path:
+        """Folder of the utterances' audio."""
+        return self.out.parent / "audio" / self.out.name
+
+
+def audio_files(paths: Sequence[str]) -> dict[str, Path]:
+    """Return files, and the audio files in folders, by the names that their utterances get.
+
+    A name is that of the file, with the folders that it is in below the given one.
 
     Raises:
-        UserError: one does not exist, or there is none.
+        UserError: one does not exist, two have one name, a name is no id, or there is no file.
     """
-    found: list[Path] = []
+    found: dict[str, Path] = {}
     for path in map(Path, paths):
-        if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in _AUDIO)
-        elif path.is_file():
-            found.append(path)
-        else:
+        if not path.exists():
             raise UserError(f"no audio file or folder {path}")
+        inner = sorted(path.rglob("*")) if path.is_dir() else [path]
+        root = path if path.is_dir() else path.parent
+        for file in inner:
+            parts = file.relative_to(root).with_suffix("").parts
+            hidden = any(part.startswith(".") for part in parts)
+            if path.is_dir() and (hidden or not _is_audio(file)):
+                continue
+            name = "-".join("_".join(part.split()) for part in parts)
+            check_id(name, str(file))
+            if name in found:
+                raise UserError(f"{file} and {found[name]} would both be the utterance {name}")
+            found[name] = file
     if not found:
         raise UserError(f"no audio file ({' '.join(_AUDIO)}) in {' '.join(paths)}")
     return found
+
+
+def _is_audio(path: Path) -> bool:
+    return path.suffix.lower() in _AUDIO and path.is_file()
+
+
+def refuse_lost(task: Labelling, paths: Sequence[str]) -> None:
+    """Raise UserError where writing the set would replace something that ``label`` did not write.
+
+    ``paths``: what was given as audio.
+    """
+    out = task.out.resolve()
+    if task.out.exists() and not task.begun.is_file():
+        raise UserError(f"{task.out} exists, and label did not write it: choose another --out")
+    if task.more is not None and task.more.resolve() == out:
+        raise UserError(f"--more and --out are both {task.out}: choose another --out")
+    for path in map(Path, paths):
+        given = path.resolve()
+        for place in (out, task.audio.resolve()):
+            if path.is_dir() and (place.is_relative_to(given) or given.is_relative_to(place)):
+                raise UserError(f"--out {task.out} would write into {path}: choose another --out")
 
 
 def label(task: Labelling, recogniser: Any, model: str) -> None:
@@ -85,41 +127,53 @@ def label(task: Labelling, recogniser: Any, model: str) -> None:
         model: a key of the model: what another one began is not continued.
 
     Raises:
-        UserError: the model is a classifier, a recording that cannot be read, or no text is kept.
+        UserError: the model is a classifier, its search gives no confidence, a recording cannot be
+            read, ``more`` has the same utterances or classes or translations, or no text is kept.
     """
     if recogniser.decoder.longest is None:
         raise UserError("a classifier writes no texts: give a recogniser")
-    first = [] if task.more is None else read_data_dir(task.more)
-    begun = task.out.with_name(f".{task.out.name}.jsonl")
-    stretches = _recognised(task.files, recogniser, begun, model)
-    clips, count = _kept(stretches, task.least)
+    first = [] if task.more is None else _read_more(task.more, task.files)
+    clips, count = _kept(task.files, _recognised(task, recogniser, model), task.least)
+    left = ", ".join(f"{number} {why}" for why, number in sorted(count.items())) or "none"
     if not clips:
-        raise UserError(f"no text has a confidence of {task.least} or more: try --least 0")
-    made = convert(clips, task.out.parent / "audio" / task.out.name, task.jobs)
-    _print_count(made, count)
+        raise UserError(f"no text is kept; left out: {left}")
+    made = convert(clips, task.audio, task.jobs)
+    minutes = sum(u.seconds for u in made) / 60
+    print(f"label: {len(made)} texts of {minutes:.1f} min; left out: {left}")
     write_sets(task.out.parent, {task.out.name: [*first, *made]}, task.jobs)
 
 
-def _recognised(
-    files: Sequence[Path], recogniser: Any, begun: Path, model: str
-) -> dict[Path, list[Stretch]]:
+def _read_more(folder: Path, files: Collection[str]) -> list[Utterance]:
+    """The utterances of a set that texts are added to."""
+    found = read_data_dir(folder)
+    if found[0].label or found[0].translations:
+        raise UserError(f"--more {folder}: has classes or translations, which no text here has")
+    if same := sorted({u.id for u in found} & set(files)):
+        raise UserError(f"--more {folder}: has an utterance {same[0]} too: rename the recording")
+    return found
+
+
+def _recognised(task: Labelling, recogniser: Any, model: str) -> dict[str, list[Stretch]]:
     """Recognise recordings; a line of ``begun`` is one that is done."""
+    files, begun = list(task.files.values()), task.begun
     done = _read_begun(begun, model)
     begun.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"model": model}, *({"file": key, "segments": done[key]} for key in done)]
     write_text(begun, "".join(f"{json.dumps(row)}\n" for row in rows))
-    found: dict[Path, list[Stretch]] = {}
+    found: dict[str, list[Stretch]] = {}
     with begun.open("a", encoding="utf-8") as stream:
         lengths = [seconds_of(path, path.name) for path in files]
         with tqdm(total=round(sum(lengths)), unit="s", desc="label", mininterval=1.0) as bar:
-            for number, path in enumerate(files, 1):
+            for number, (name, path) in enumerate(task.files.items(), 1):
                 key = f"{path} {quick_key(path)}"
                 if key not in done:
                     heard = recogniser.file(path)
+                    if any(s.text and s.confidence is None for s in heard.segments):
+                        raise UserError("this search gives no confidence: choose another --method")
                     done[key] = [[s.start, s.end, s.text, s.confidence] for s in heard.segments]
                     stream.write(json.dumps({"file": key, "segments": done[key]}) + "\n")
                     stream.flush()
-                found[path] = [Stretch(*row) for row in done[key]]
+                found[name] = [Stretch(*row) for row in done[key]]
                 bar.update(round(sum(lengths[:number])) - bar.n)
     return found
 
@@ -137,11 +191,12 @@ def _read_begun(begun: Path, model: str) -> dict[str, list[Any]]:
     return {row["file"]: row["segments"] for row in rows[1:]}
 
 
-def _kept(stretches: dict[Path, list[Stretch]], least: float) -> tuple[list[Clip], Counter[str]]:
+def _kept(
+    files: Mapping[str, Path], stretches: Mapping[str, Sequence[Stretch]], least: float
+) -> tuple[list[Clip], Counter[str]]:
     """The clips whose texts are kept, and how many are not, by reason."""
     clips, count = [], Counter[str]()
-    for path, found in stretches.items():
-        name = "_".join(path.stem.split())
+    for name, found in stretches.items():
         for number, part in enumerate(found, 1):
             why = _refused(part, least)
             if why is not None:
@@ -151,7 +206,14 @@ def _kept(stretches: dict[Path, list[Stretch]], least: float) -> tuple[list[Clip
             key, end = (f"{name}-{number:04d}", part.end) if cut else (name, None)
             start = part.start if cut else 0.0
             clips.append(
-                Clip(id=key, speaker=name, source=path, text=part.text, start=start, end=end)
+                Clip(
+                    id=key,
+                    speaker=name,  # unknown: each recording counts as one
+                    source=files[name],
+                    text=part.text,
+                    start=start,
+                    end=end,
+                )
             )
     return clips, count
 
@@ -162,10 +224,5 @@ def _refused(part: Stretch, least: float) -> str | None:
         return "without text"
     if part.confidence is None or part.confidence < least:
         return f"of a confidence below {least}"
-    return implausible(part.text, part.end - part.start)
-
-
-def _print_count(made: Sequence[Utterance], count: Counter[str]) -> None:
-    minutes = sum(u.seconds for u in made) / 60
-    left = ", ".join(f"{number} {why}" for why, number in sorted(count.items())) or "none"
-    print(f"label: {len(made)} texts of {minutes:.1f} min; left out: {left}")
+    # What the model heard at once may be trained at once.
+    return implausible(part.text, part.end - part.start, most=math.inf)

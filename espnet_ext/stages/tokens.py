@@ -60,10 +60,9 @@ def _write_pretrained(experiment: Experiment) -> None:
     """
     out = experiment.token_folder
     tokenizer, config = pretrained.source_files(require_token_source(experiment.config))
-    if ctc_weight(experiment.espnet) > 0:
-        _refuse_blanks(experiment, pretrained.Tokenizer(tokenizer.parent))
     stamp = Stamp(out / DONE, {"kind": out.name}, [tokenizer, config])
     if stamp.is_current():
+        _refuse_blanks(experiment, pretrained.Tokenizer(out))
         print(f"tokens: {out} is up to date")
         return
     found = pretrained.listed(tokenizer, config)
@@ -73,6 +72,7 @@ def _write_pretrained(experiment: Experiment) -> None:
     else:
         write_text(copied, pretrained.first_merges(tokenizer, merges))
         found = pretrained.listed(copied, config)
+    _refuse_blanks(experiment, pretrained.Tokenizer(out))
     write_text(experiment.token_list, "".join(f"{token}\n" for token in found))
     stamp.write([experiment.token_list, copied])
     print(f"tokens: {len(found)} tokens in {out}")
@@ -143,7 +143,9 @@ def _print_cut(experiment: Experiment, whole: Path, cut: Path) -> None:
 
 
 def _refuse_blanks(experiment: Experiment, tokenizer: pretrained.Tokenizer) -> None:
-    """Raise UserError if a transcript has the token of id 0, which is CTC's blank in ESPnet."""
+    """Raise UserError if CTC is trained and a transcript has its blank, in ESPnet the id 0."""
+    if ctc_weight(experiment.espnet) <= 0:
+        return
     path = experiment.require_references(experiment.recipe.train_set)
     (blank,) = tokenizer.names([0])
     for utterance, text in read_table(path).items():

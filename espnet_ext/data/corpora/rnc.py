@@ -1,8 +1,9 @@
 """Data packed by Rob Northen Computing's ProPack, method 1, as games of the 1990s are.
 
-A header of 18 bytes: "RNC", the method, sizes of four bytes without and with packing, check sums,
-and at its end the number of blocks. A block has three Huffman codes (of runs of plain bytes, of
-distances, of lengths) and a number of rounds: a run of plain bytes, then a copy of earlier ones.
+A header of 18 bytes: "RNC", the method, sizes of four bytes without and with packing, check sums
+(not compared: packages have their own), and at its end the number of blocks. A block has three
+Huffman codes (of runs of plain bytes, of distances, of lengths) and a number of rounds: a run of
+plain bytes, then a copy of earlier ones.
 Codes are read from the lowest bit of 16-bit words; plain bytes stand between the words.
 """
 
@@ -68,7 +69,9 @@ class _Bits:
         self.bits, self.count = int.from_bytes(data[place : place + 2], "little"), 16
 
     def read(self, count: int) -> int:
-        """Read a number of up to 16 bits."""
+        """Read a number of up to 16 bits; IndexError: of more, which no packer writes."""
+        if count > 16:
+            raise IndexError
         found = self.bits & ((1 << count) - 1)
         self._skip(count)
         return found

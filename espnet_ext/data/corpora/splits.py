@@ -18,16 +18,16 @@ def split_of(corpus: str, key: str, test: float = 0.10, dev: float = 0.05) -> st
     return "dev" if bucket < test + dev else "train"
 
 
-def implausible(text: str, seconds: float) -> str | None:
+def implausible(text: str, seconds: float, most: float = 20) -> str | None:
     """Return why a clip cannot hold its text, or None.
 
-    Limits: 0.25 s to 20 s; at most 22 characters a second; at least 1.5 characters a second for
-    texts of more than 3 characters.
+    Limits: 0.25 s to ``most`` seconds; at most 22 characters a second; at least 1.5 characters a
+    second for texts of more than 3 characters.
     """
     if seconds < 0.25:
         return "shorter than 0.25 s"
-    if seconds > 20:
-        return "longer than 20 s"
+    if seconds > most:
+        return f"longer than {most:g} s"
     if len(text) > 22 * seconds:
         return "more than 22 characters a second"
     if len(text) > 3 and len(text) < 1.5 * seconds:

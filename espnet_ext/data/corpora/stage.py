@@ -221,6 +221,7 @@ def main(
     corpus: str = "",
     packages: Sequence[debian.Package] = (),
     add_options: Callable[[argparse.ArgumentParser], object] | None = None,
+    out: str = "data",
 ) -> None:
     """Run stage 1 from the command line, and end the program.
 
@@ -230,11 +231,12 @@ def main(
         corpus: what --corpus DIR must be, of a corpus that the user has.
         packages: Debian packages of a corpus that is fetched.
         add_options: adds options of the recipe to the parser.
+        out: default of --out.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", default="data", help="folder of the data directories")
+    parser.add_argument("--out", default=out, help=f"what to write (default: {out})")
     parser.add_argument("--nj", type=at_least(1), default=2, help="processes (default 2)")
     parser.add_argument("--part", type=part, metavar="K/N", help=_PART)
     if packages:
@@ -253,7 +255,7 @@ def main(
         add_options(parser)
     args = parser.parse_args()
     stage = DataStage(args, corpus, packages)
-    sys.exit(run_cli("local/data.py", lambda: _prepare(prepare, stage)))
+    sys.exit(run_cli(f"local/{Path(sys.argv[0]).name}", lambda: _prepare(prepare, stage)))
 
 
 def _prepare(prepare: Callable[[DataStage], None], stage: DataStage) -> None:

@@ -6,7 +6,8 @@ bits. A speech clip is a header and 8-bit samples at 11,025 Hz, packed (``rnc``)
 game is in a code that only the game's program has.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from espnet_ext.data.corpora.stage import DataStage
 from espnet_ext.data.fetch.debian import Package, unpack_member
 from espnet_ext.data.processes import map_processes
 from espnet_ext.errors import UserError
-from espnet_ext.files import atomic_path
+from espnet_ext.files import Stamp, atomic_path, read_json, write_json
 
 PACKAGE = Package(
     name="beneath-a-steel-sky",
@@ -62,27 +63,36 @@ def clips(stage: DataStage) -> list[Clip]:
 def unpacked(directory: Path, disk: Path, target: Path, jobs: int) -> list[Clip]:
     """Write the samples of all speech clips into ``target``; return the clips by their numbers.
 
+    A file beside it has their sizes; both stay as long as the disk does.
+
     Raises:
         UserError: a file is cut short or damaged.
     """
     entries = sorted(_entries(directory, disk))
-    found, end = [], 0
+    sizes = target.with_suffix(".json")
+    stamp = Stamp(target.with_name(f".{target.name}.json"), [], [directory, disk])
+    if not stamp.is_current():
+        write_json(sizes, _unpack(entries, target, jobs))
+        stamp.write([sizes], by_size=[target])
+    ends = list(itertools.accumulate(read_json(sizes)))
+    return [
+        Clip(
+            id=f"sky-{entry.number}",
+            speaker="sky",
+            source=target,
+            raw=RAW,
+            start=start / RAW.rate,
+            end=end / RAW.rate,
+        )
+        for entry, start, end in zip(entries, [0, *ends], ends, strict=False)
+    ]
+
+
+def _unpack(entries: Sequence[Entry], target: Path, jobs: int) -> list[int]:
+    """Write the samples of clips one after the other; return their sizes."""
     with atomic_path(target) as temporary, temporary.open("wb") as stream:
         bar = {"total": len(entries), "desc": "unpack", "unit": "clip", "mininterval": 1.0}
-        waves = tqdm(map_processes(_samples, entries, jobs), **bar)
-        for entry, wave in zip(entries, waves, strict=True):
-            start, end = end, end + stream.write(wave)
-            found.append(
-                Clip(
-                    id=f"sky-{entry.number}",
-                    speaker="sky",
-                    source=target,
-                    raw=RAW,
-                    start=start / RAW.rate,
-                    end=end / RAW.rate,
-                )
-            )
-    return found
+        return [stream.write(wave) for wave in tqdm(map_processes(_samples, entries, jobs), **bar)]
 
 
 def _samples(entry: Entry) -> bytes:

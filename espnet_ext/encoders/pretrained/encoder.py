@@ -101,7 +101,7 @@ class StackEncoder(AbsEncoder):
         if upto is not None and not 1 <= upto <= whole.num_layers:
             raise UserError(f"encoder: stack: upto: {upto} is not in 1..{whole.num_layers}")
         self.architecture = whole.architecture
-        self.cache_gb, self.upto, self.frozen = cache_gb, upto, frozen
+        self.cache_gb, self.upto, self.frozen, self.repeated = cache_gb, upto, frozen, repeat > 1
         self.cache: FrozenCache | None = None
         self._digest: str | None = None
         self.stack: Stack | MimickedStack = whole
@@ -156,8 +156,8 @@ class StackEncoder(AbsEncoder):
 
     def _replace_by_mimic(self, whole: Stack, section: MimicConf) -> None:
         """Replace the last layers by a mimic, with the weights of step 1 if there is a path."""
-        if self.upto is not None:
-            raise UserError("encoder: stack: upto has no meaning together with mimic")
+        if self.upto is not None or self.repeated:
+            raise UserError("encoder: stack: upto, repeat have no meaning together with mimic")
         self.stack = MimickedStack(whole, section)
         if section.path is not None:
             self.stack.load(Path(section.path))

@@ -31,7 +31,8 @@ class Stack(nn.Module):
 
     Attributes:
         family: model type, as transformers or ESPnet name it: wav2vec2, whisper, conformer ...
-        kept: indices of the remaining layers, by their place in the model that was loaded.
+        kept: indices of the remaining layers, by their place in the model that was loaded; after
+            ``repeat`` from 0.
         protected: indices that ``remove`` refuses, with the reason.
     """
 
@@ -171,10 +172,11 @@ class Stack(nn.Module):
         return self.remove(removed) if removed else self
 
     def repeat(self, times: int) -> None:
-        """Replace each layer h + f(h) by ``times`` layers h + f(h) / times, in place.
+        """Replace each layer by ``times`` layers that begin alike, in place.
 
-        All of them start alike, so they can share weights; together they do about what the layer
-        did. So trained layers start a network as deep as ResidualTransformer's.
+        Where a layer adds what attention and the feed-forward network compute, each of the new ones
+        adds it divided by ``times``. Together they do about what the layer did, and they can share
+        weights: so trained layers start a network as deep as ResidualTransformer's.
 
         Raises:
             UserError: ``times`` is no number of layers, or this is no whisper.

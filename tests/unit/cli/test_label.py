@@ -1,13 +1,14 @@
 """Texts of a model as transcripts: what is kept, what a kill leaves, and bad input."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from espnet_ext.cli.label import add_arguments, run
+from espnet_ext.cli.label import _key, add_arguments, run
 from espnet_ext.data.kaldi_dir import Utterance, read_data_dir, validate_data_dir, write_data_dir
 from espnet_ext.errors import UserError
 from espnet_ext.recogniser import Segment, Transcript
@@ -110,26 +111,100 @@ def test_after_a_kill_only_the_rest_is_recognised(speech):
     assert len(read_data_dir("data/new")) == 3
 
 
-def test_what_cannot_be_labelled_is_one_line(speech, monkeypatch):
-    def refused(*words):
-        parser = argparse.ArgumentParser()
-        add_arguments(parser)
-        with pytest.raises(UserError) as error:
-            run(parser.parse_args([*words, "--out", "data/new"]))
-        return str(error.value)
+def test_recordings_in_folders_have_the_names_of_these(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/1/x.wav", "a/2/x.wav", "a/.git/x.wav", "a/._x.wav", "b/2/x y.FLAC"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    Path("a/folder.wav").mkdir()
+    found = audio_files(["a", "b/2/x y.FLAC"])
+    assert {name: str(path) for name, path in found.items()} == {
+        "1-x": "a/1/x.wav",
+        "2-x": "a/2/x.wav",
+        "x_y": "b/2/x y.FLAC",
+    }
+    with pytest.raises(UserError, match=r"a/1/x\.wav and a/2/x\.wav|would both be the utterance x"):
+        audio_files(["a/1", "a/2"])
 
+
+def test_a_long_segment_is_kept_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("talk.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 58 * 8000), 8000)
+    text = "word " * 40
+    teacher = Teacher(talk=[(0.0, 29.0, text.strip(), 0.9), (29.0, 58.0, text.strip(), 0.9)])
+    label(Labelling(audio_files(["talk.wav"]), Path("new"), None, 0.6, 1), teacher, "key")
+    assert [u.seconds for u in read_data_dir("new")] == pytest.approx([29.0, 29.0], abs=1e-3)
+
+
+def refused(*words):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(UserError) as error:
+        run(parser.parse_args([*words, *([] if "--out" in words else ["--out", "data/new"])]))
+    return str(error.value)
+
+
+def test_nothing_that_label_did_not_write_is_replaced(speech):
+    soundfile.write("own.flac", np.ones(16000) / 4, 16000)
+    write_data_dir("data/train", [Utterance("b-1", "b", "mine", "own.flac", 1.0)])
+    before = Path("data/train/text").read_text()
+    said = refused("model", "speech", "--out", "data/train")
+    assert said == "data/train exists, and label did not write it: choose another --out"
+    label(Labelling(speech, Path("data/new"), None, 0.6, 1), Teacher(**TEXTS), "key")
+    assert "--more and --out are both" in refused("model", "speech", "--more", "data/new")
+    inside = refused("model", "speech", "--out", "speech/new")
+    assert inside == "--out speech/new would write into speech: choose another --out"
+    Path("data/audio").mkdir(exist_ok=True)
+    assert "would write into data/audio" in refused("model", "data/audio", "--out", "data/other")
+    assert "speech exists" in refused("model", "speech", "--out", "speech")
+    assert "is no id" in refused("model", "speech", "--out", ".")
+    assert Path("data/train/text").read_text() == before
+    assert all(path.is_file() for path in speech.values())
+
+
+def test_what_cannot_be_labelled_is_one_line(speech, monkeypatch):
     assert refused("model", "nothing") == "no audio file or folder nothing"
     Path("empty").mkdir()
     assert refused("model", "empty").startswith("no audio file (.wav .flac")
     assert "--more data/train: no such" in refused("model", "speech", "--more", "data/train")
     assert "give the folder of the form" in refused("model", "speech", "--variant", "x")
     task = Labelling(speech, Path("data/new"), None, 0.95, 1)
-    with pytest.raises(UserError, match=r"confidence of 0\.95 or more: try --least 0"):
+    with pytest.raises(
+        UserError, match=r"no text is kept; left out: 4 of a confidence below 0\.95"
+    ):
         label(task, Teacher(**{**TEXTS, "endless": []}), "key")
+    unsure = Teacher(**{**TEXTS, "calm": [(0.0, 4.0, "text", None)]})
+    with pytest.raises(UserError, match="gives no confidence: choose another --method"):
+        label(task, unsure, "another")
+    soundfile.write("own.flac", np.ones(16000) / 4, 16000)
+    for more, says in (
+        ({"text": "mine", "id": "calm"}, "has an utterance calm too"),
+        ({"text": "mine", "label": "joy"}, "has classes or translations"),
+    ):
+        row = {"id": "b", "speaker": "b", "audio": "own.flac", "seconds": 1.0, **more}
+        write_data_dir("data/train", [Utterance(**row)])
+        with pytest.raises(UserError, match=says):
+            label(replace(task, more=Path("data/train")), Teacher(**TEXTS), "key")
     monkeypatch.setattr(Teacher.decoder, "longest", None)
     with pytest.raises(UserError, match="a classifier writes no texts"):
         label(task, Teacher(**TEXTS), "key")
     assert not Path("data/new").exists()
+
+
+def test_another_model_or_search_begins_anew(tmp_path):
+    def key(**over):
+        args = argparse.Namespace(**{"method": None, "variant": None, **over})
+        return _key(args, tmp_path / over.get("file", ""))
+
+    for name in ("deploy/a/model.pth", "deploy/a/config.yaml", "deploy/b/model.pth"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = [key(), key(method="x"), key(variant="x"), key(file="deploy/a"), key(file="deploy/b")]
+    found.append(key(file="deploy/a/model.pth"))
+    for name in ("deploy/a/config.yaml", "deploy/b/model.pth"):
+        (tmp_path / name).write_text("another")
+        found.append(key())
+    assert len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize("word", ["-0.1", "1.1", "nan", "x"])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from espnet_ext.bridge.deployed_folder import untrained_arguments
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.encoders.pretrained.load import load_stack
 from espnet_ext.errors import UserError
@@ -74,6 +75,17 @@ def test_a_repeated_model_moves_and_is_saved(tmp_path):
     encoder.base.save(tmp_path / "saved")
     saved = load_stack(tmp_path / "saved").eval()
     assert torch.equal(stack_outputs(saved, 16000), outputs(encoder, 16000))
+
+
+def test_the_untrained_model_has_its_own_layers():
+    conf = {"path": "model", "repeat": 3, "residual": {"share": 3}}
+    found = untrained_arguments({"encoder_conf": conf, "decoder_conf": {}}, {"pad_to": 30})
+    assert found["encoder_conf"] == {"path": "model", "pad_to": 30}
+
+
+def test_no_mimic_is_in_the_place_of_repeated_layers():
+    with pytest.raises(UserError, match="upto, repeat have no meaning together with mimic"):
+        built(repeat=2, mimic={"kind": "linear", "width": 4, "first": 1})
 
 
 @pytest.mark.parametrize(

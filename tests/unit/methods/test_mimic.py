@@ -313,7 +313,7 @@ def test_architectures_that_are_none(conf, message):
 def test_an_encoder_needs_a_model():
     with pytest.raises(UserError, match="give the path of a model, or an architecture"):
         StackEncoder(1)
-    with pytest.raises(UserError, match="upto has no meaning together with mimic"):
+    with pytest.raises(UserError, match="upto, repeat have no meaning together with mimic"):
         StackEncoder(1, architecture=TINY["whisper"], upto=2, mimic={})
 
 

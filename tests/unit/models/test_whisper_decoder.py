@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from espnet2.legacy.nets.pytorch_backend.transformer.label_smoothing_loss import (
+    LabelSmoothingLoss,
+)
 
 from espnet_ext.data import tokenizer
 from espnet_ext.errors import UserError
@@ -293,11 +296,26 @@ def test_ids_without_a_token_are_never_found(case, decoder):
     found = cut.step(*_start(cut), None, None)[0]
     others = torch.arange(len(tokens)) != best
     assert torch.equal(found[:, others], wanted[:, others])
-    assert torch.equal(found[:, best], wanted.amin(-1))
+    assert torch.equal(found[:, best], wanted[:, others].amin(-1))
     assert cut.state_dict().keys() == decoder.state_dict().keys()
     found.log_softmax(-1)[0, tokens.index("a")].backward()
     row = cut.decoder.embed_tokens.weight.grad[best]
     assert row.abs().max() == 0 and cut.decoder.embed_tokens.weight.grad.abs().max() > 0
+
+
+def test_label_smoothing_does_not_push_all_scores(case):
+    folder, _, tokens = case
+    cut = built(
+        folder, [t if k % 3 else f"<|unused{k}|>" for k, t in enumerate(tokens[:-7])] + tokens[-7:]
+    )
+    h = torch.randn(1, 4, 32)
+    raw = (h @ cut.decoder.embed_tokens.weight.T).detach().requires_grad_()
+    cut.decoder.embed_tokens.weight = torch.nn.Parameter(torch.eye(len(tokens)))
+    scores = cut._scores(raw)
+    loss = LabelSmoothingLoss(len(tokens), -1, 0.1, True)(scores, torch.tensor([[1, 2, 4, 5]]))
+    loss.backward()
+    assert raw.grad.abs().max() > 1e-3
+    torch.testing.assert_close(raw.grad.sum(-1), torch.zeros(1, 4), atol=1e-6, rtol=0)
 
 
 def _start(decoder):

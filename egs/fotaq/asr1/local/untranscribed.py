@@ -6,7 +6,7 @@ distribute, not to be sold) and writes its 3,491 clips of English, 116 minutes, 
 A trained model can write transcripts for them.
 
 Example:
-  python local/untranscribed.py --out data/steel_sky
+  python local/untranscribed.py
   espnet-ext label exp/nested_whisper_tiny_m/deploy/4L-1536-32b data/steel_sky/audio \
     --more data/train --out data/train_labelled
 """
@@ -31,4 +31,4 @@ def prepare(stage: DataStage) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, prepare, packages=[steel_sky.PACKAGE])
+    main(__doc__, prepare, packages=[steel_sky.PACKAGE], out="data/steel_sky")

@@ -50,6 +50,10 @@ def test_what_is_damaged_is_one_line():
         unpack(b"RNC\x02" + whole[4:])
     with pytest.raises(UserError, match="expected 1025"):
         unpack(whole[:4] + (1025).to_bytes(4, "big") + whole[8:])
+    blocks = bytearray(packed(b"text"))
+    blocks[18:] = bytes([0b11111100, 0b11111111]) * 40  # symbols of more bits than a number has
+    with pytest.raises(UserError, match="damaged"):
+        unpack(bytes(blocks))
     with pytest.raises(UserError, match="damaged"):  # a copy from before the beginning
         unpack(pack([[(b"ab", 9, 4), (b"c", 1, 2)]]))
 

@@ -59,6 +59,14 @@ def test_clips_hold_the_samples(game):
         np.testing.assert_allclose(samples, (wave.astype(np.float32) - 128) / 128, atol=1e-6)
 
 
+def test_samples_stay_as_long_as_the_disk_does(game):
+    folder, _ = game
+    first, time = read(folder), (folder / "sky.pcm").stat().st_mtime_ns
+    assert read(folder) == first and (folder / "sky.pcm").stat().st_mtime_ns == time
+    (folder / "sky.pcm").write_bytes(b"short")
+    assert read(folder) == first and (folder / "sky.pcm").stat().st_size > 9000
+
+
 @pytest.mark.parametrize("name", ["sky.dnr", "sky.dsk"])
 def test_files_that_are_cut_short_are_one_line(game, name):
     folder, _ = game
