@@ -288,18 +288,18 @@ class Experiment:
         if recipe.task == "cls":
             return self.data / "token_list" / recipe.labels
         kind = self.espnet.get("token_type", "bpe")
-        language = f".{recipe.target}" if recipe.task == "st" else ""
-        if recipe.train_set != "train":  # tokens are those of its text
-            language += f".{recipe.train_set.replace('/', '-')}"
+        text = f".{recipe.target}" if recipe.task == "st" else ""
+        if recipe.train_set != "train":
+            text += f".{recipe.train_set.replace('/', '-')}"
         if kind == "char":
-            return self.data / "token_list" / f"char{language}"
+            return self.data / "token_list" / f"char{text}"
         if kind == PRETRAINED:
             name = Path(require_token_source(self.config)).name
             cut = "" if recipe.merges is None else f".{recipe.merges}"
             return self.data / "token_list" / f"{name}{cut}"
         if kind != "bpe":
             raise UserError(f"{self.config.path}: token_type must be {TOKENS}, not {kind}")
-        return self.data / "token_list" / f"{recipe.sentencepiece}{recipe.vocabulary}{language}"
+        return self.data / "token_list" / f"{recipe.sentencepiece}{recipe.vocabulary}{text}"
 
     @property
     def tokenizer(self) -> Path | None:

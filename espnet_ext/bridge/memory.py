@@ -29,7 +29,7 @@ def rss_mb() -> float:
 
 
 def _status_mb(name: str) -> float | None:
-    """What the system tells of this process's memory, in MB; None where it tells nothing."""
+    """A counter of this process's memory in MB, by the system; None where it has none."""
     if _STATUS.is_file():
         for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith(f"{name}:"):

@@ -86,7 +86,8 @@ def _recogniser(args: argparse.Namespace, model: Path) -> Any:
 
 def _key(args: argparse.Namespace, model: Path) -> str:
     """Says which model and search it is."""
-    folder = model if model.is_dir() else model.parent
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    # Beside a file of weights is its config.
+    inner = model.rglob("*") if model.is_dir() else model.parent.iterdir()
+    files = sorted(path for path in inner if path.is_file())
     words = [str(args.method), str(args.variant), model.name, *map(quick_key, files)]
     return hashlib.sha256(" ".join(words).encode()).hexdigest()

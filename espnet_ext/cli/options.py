@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from espnet_ext.analysis.measure import Measure
 from espnet_ext.errors import UserError, at_least
-from espnet_ext.export.onnx_decoder import SETTINGS
 
 if TYPE_CHECKING:
     from espnet_ext.experiment import Experiment
@@ -45,6 +44,8 @@ def model_folder(model: str, variant: str | None) -> Path:
         from espnet_ext.experiment import Experiment
 
         return Experiment.load(model, None, variant).require_deployed()
+    from espnet_ext.export.onnx_decoder import SETTINGS
+
     if variant and not (path / SETTINGS).is_file():
         raise UserError("--variant is of a config; give the folder of the form itself")
     return path

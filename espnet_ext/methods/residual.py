@@ -292,15 +292,8 @@ def _start_group(units: Sequence[Unit], state: dict[str, Tensor]) -> tuple[float
         if residual.diagonal is not None:
             parts["diagonal"] = rest.diagonal().clone()
             rest = torch.diagonal_scatter(rest, torch.zeros_like(parts["diagonal"]))
-        if residual.up is not None and residual.down is not None and not rest.any():
-            # Layers that start alike: two factors of zeros would have no gradient.
-            parts |= {"up": residual.up.detach(), "down": residual.down.detach()}
-        elif residual.up is not None and residual.down is not None:
-            rank = len(residual.down)
-            left_vectors, sizes, right_vectors = torch.linalg.svd(rest, full_matrices=False)
-            root = sizes[:rank].sqrt()
-            parts["up"] = left_vectors[:, :rank] * root
-            parts["down"] = root.unsqueeze(1) * right_vectors[:rank]
+        if residual.up is not None and residual.down is not None:
+            parts |= _low_rank(rest, residual.up, residual.down)
             rest = rest - parts["up"] @ parts["down"]
         left += rest.square().sum().item()
         for name in names:
@@ -311,6 +304,16 @@ def _start_group(units: Sequence[Unit], state: dict[str, Tensor]) -> tuple[float
             for part, tensor in parts.items():
                 state[f"{name}parametrizations.weight.{index}.{part}"] = tensor.to(kind)
     return whole, whole - left
+
+
+def _low_rank(rest: Tensor, up: Tensor, down: Tensor) -> dict[str, Tensor]:
+    """The factors, as large as ``up`` and ``down``, whose product is nearest to ``rest``."""
+    if not rest.any():  # of zeros too they would have no gradient
+        return {"up": up.detach().to(rest), "down": down.detach().to(rest)}
+    rank = len(down)
+    left_vectors, sizes, right_vectors = torch.linalg.svd(rest, full_matrices=False)
+    root = sizes[:rank].sqrt()
+    return {"up": left_vectors[:, :rank] * root, "down": root.unsqueeze(1) * right_vectors[:rank]}
 
 
 def _use_shared_form(module: nn.Module) -> None:

@@ -22,23 +22,14 @@ from espnet_ext.data.corpora.splits import implausible
 from espnet_ext.data.kaldi_dir import Utterance, check_id, read_data_dir
 from espnet_ext.errors import UserError
 from espnet_ext.files import quick_key, write_text
+from espnet_ext.recogniser import Segment
 
 _AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph")
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """What a model found in a stretch of a recording; ``start`` and ``end`` are seconds."""
-
-    start: float
-    end: float
-    text: str
-    confidence: float | None
-
-
-@dataclass(frozen=True)
 class Labelling:
-    """What to label.
+    """Recordings to label, and where the set goes.
 
     Attributes:
         files: recordings, by the names that their utterances get.
@@ -56,7 +47,7 @@ class Labelling:
 
     @property
     def begun(self) -> Path:
-        """What was recognised so far."""
+        """File of the recordings that are done, a line each."""
         return self.out.with_name(f".{self.out.name}.jsonl")
 
     @property
@@ -153,18 +144,20 @@ def _read_more(folder: Path, files: Collection[str]) -> list[Utterance]:
     return found
 
 
-def _recognised(task: Labelling, recogniser: Any, model: str) -> dict[str, list[Stretch]]:
+def _recognised(task: Labelling, recogniser: Any, model: str) -> dict[str, list[Segment]]:
     """Recognise recordings; a line of ``begun`` is one that is done."""
-    files, begun = list(task.files.values()), task.begun
+    begun = task.begun
     done = _read_begun(begun, model)
     begun.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"model": model}, *({"file": key, "segments": done[key]} for key in done)]
     write_text(begun, "".join(f"{json.dumps(row)}\n" for row in rows))
-    found: dict[str, list[Stretch]] = {}
+    found: dict[str, list[Segment]] = {}
+    heard_seconds = 0.0
     with begun.open("a", encoding="utf-8") as stream:
-        lengths = [seconds_of(path, path.name) for path in files]
-        with tqdm(total=round(sum(lengths)), unit="s", desc="label", mininterval=1.0) as bar:
-            for number, (name, path) in enumerate(task.files.items(), 1):
+        lengths = {name: seconds_of(path, path.name) for name, path in task.files.items()}
+        total = round(sum(lengths.values()))
+        with tqdm(total=total, unit="s", desc="label", mininterval=1.0) as bar:
+            for name, path in task.files.items():
                 key = f"{path} {quick_key(path)}"
                 if key not in done:
                     heard = recogniser.file(path)
@@ -173,8 +166,9 @@ def _recognised(task: Labelling, recogniser: Any, model: str) -> dict[str, list[
                     done[key] = [[s.start, s.end, s.text, s.confidence] for s in heard.segments]
                     stream.write(json.dumps({"file": key, "segments": done[key]}) + "\n")
                     stream.flush()
-                found[name] = [Stretch(*row) for row in done[key]]
-                bar.update(round(sum(lengths[:number])) - bar.n)
+                found[name] = [Segment(a, b, text, sure, ()) for a, b, text, sure in done[key]]
+                heard_seconds += lengths[name]
+                bar.update(round(heard_seconds) - bar.n)
     return found
 
 
@@ -192,11 +186,11 @@ def _read_begun(begun: Path, model: str) -> dict[str, list[Any]]:
 
 
 def _kept(
-    files: Mapping[str, Path], stretches: Mapping[str, Sequence[Stretch]], least: float
+    files: Mapping[str, Path], segments: Mapping[str, Sequence[Segment]], least: float
 ) -> tuple[list[Clip], Counter[str]]:
     """The clips whose texts are kept, and how many are not, by reason."""
     clips, count = [], Counter[str]()
-    for name, found in stretches.items():
+    for name, found in segments.items():
         for number, part in enumerate(found, 1):
             why = _refused(part, least)
             if why is not None:
@@ -218,7 +212,7 @@ def _kept(
     return clips, count
 
 
-def _refused(part: Stretch, least: float) -> str | None:
+def _refused(part: Segment, least: float) -> str | None:
     """Why a text is not kept, or None."""
     if not part.text:
         return "without text"
