@@ -18,12 +18,10 @@ Example:
 import argparse
 import hashlib
 from pathlib import Path
-from typing import Any
 
-from espnet_ext.cli.options import model_folder
+from espnet_ext.cli.model import add_model, model_folder, open_recogniser
 from espnet_ext.data.kaldi_dir import check_id
 from espnet_ext.errors import UserError, at_least
-from espnet_ext.export.onnx_decoder import SETTINGS, load_exported, refuse_options
 from espnet_ext.files import in_use, quick_key
 from espnet_ext.stages.label import Labelling, audio_files, label, refuse_lost
 
@@ -41,17 +39,13 @@ def probability(word: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("model", help="deployed or exported folder, file of weights, or config")
+    add_model(parser)
     parser.add_argument("audio", nargs="+", help="audio files, or folders of them")
     parser.add_argument("--out", required=True, help="data directory to write")
     parser.add_argument("--more", metavar="DIR", help="data directory whose utterances it has too")
     parser.add_argument(
         "--least", type=probability, default=0.6, help="confidence of a text (default: 0.6)"
     )
-    parser.add_argument("--variant", help="of a config: the form")
-    parser.add_argument("--method", help="of decoding; default: the config's first")
-    parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
-    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads (default: 1)")
     parser.add_argument("--nj", type=at_least(1), default=2, help="processes that convert audio")
 
 
@@ -66,22 +60,7 @@ def run(args: argparse.Namespace) -> None:
     refuse_lost(task, args.audio)
     out.parent.mkdir(parents=True, exist_ok=True)
     with in_use(out.parent):
-        label(task, _recogniser(args, model), _key(args, model))
-
-
-def _recogniser(args: argparse.Namespace, model: Path) -> Any:
-    """The model, ready to be called."""
-    if (model / SETTINGS).is_file():
-        refuse_options(model, args.device, args.method, None)
-        return load_exported(model, args.threads, args.variant)
-    from espnet_ext.bridge.muted import muted
-
-    with muted():
-        import torch
-
-        from espnet_ext.bridge.loading import load
-    torch.set_num_threads(args.threads)
-    return load(model, args.device, None, args.method)
+        label(task, open_recogniser(args, model), _key(args, model))
 
 
 def _key(args: argparse.Namespace, model: Path) -> str:

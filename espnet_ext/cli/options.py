@@ -2,11 +2,10 @@
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from espnet_ext.analysis.measure import Measure
-from espnet_ext.errors import UserError, at_least
+from espnet_ext.errors import at_least
 
 if TYPE_CHECKING:
     from espnet_ext.experiment import Experiment
@@ -30,25 +29,6 @@ def chosen_forms(args: argparse.Namespace) -> list["Experiment"]:
     first = Experiment.load(args.config, args.tag, args.variant)
     forms = first.recipe.forms if args.variant is None else None
     return [replace(first, variant=form) for form in forms or [first.variant]]
-
-
-def model_folder(model: str, variant: str | None) -> Path:
-    """The path of a model to use: what was given, or the deployed form of a training config.
-
-    Raises:
-        UserError: a form of something that is no config or exported folder, or one that is not
-            deployed.
-    """
-    path = Path(model)
-    if path.suffix in (".yaml", ".yml"):
-        from espnet_ext.experiment import Experiment
-
-        return Experiment.load(model, None, variant).require_deployed()
-    from espnet_ext.export.onnx_decoder import SETTINGS
-
-    if variant and not (path / SETTINGS).is_file():
-        raise UserError("--variant is of a config; give the folder of the form itself")
-    return path
 
 
 def add_publishing(parser: argparse.ArgumentParser) -> None:

@@ -30,11 +30,11 @@ import humanfriendly
 import numpy as np
 from tqdm import tqdm
 
-from espnet_ext.cli.options import model_folder
+from espnet_ext.cli.model import add_model, is_exported, model_folder, open_recogniser
 from espnet_ext.data.audio import read_stretch, resampled, seconds_of
 from espnet_ext.data.audio_stream import STDIN, pieces
-from espnet_ext.errors import UserError, at_least
-from espnet_ext.export.onnx_decoder import SETTINGS, load_exported, refuse_options
+from espnet_ext.errors import UserError
+from espnet_ext.export.onnx_decoder import refuse_options
 
 _SHOWN = 60  # seconds of audio whose progress is shown
 
@@ -49,47 +49,24 @@ def size(word: str) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("model", help="deployed or exported folder, file of weights, or config")
+    add_model(parser)
     parser.add_argument("audio", nargs="+", help=f"audio files, or {STDIN} for standard input")
-    parser.add_argument("--variant", help="of a config or an exported family: the form")
-    parser.add_argument("--method", help="of decoding; default: the config's first")
     parser.add_argument("--max-bytes", type=size, help="the largest form that fits, as 16M")
     parser.add_argument("--max-rtf", type=float, help="real-time factor here, measured once")
-    parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
-    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads (default: 1)")
     parser.add_argument("--json", action="store_true", help="a line of JSON for a file")
     parser.add_argument("--stream", action="store_true", help="print partial texts")
 
 
 def run(args: argparse.Namespace) -> None:
     """Transcribe every file."""
-    from espnet_ext.bridge.muted import muted
-
     model = model_folder(args.model, args.variant)
     for path in args.audio:
         if path != STDIN and not Path(path).is_file():
             raise UserError(f"no audio file {path}; '{STDIN}' is standard input")
-    if (model / SETTINGS).is_file():
-        refuse_options(model, args.device, args.method, args.max_rtf)
-        chosen = args.threads, args.variant, args.max_bytes
-        if args.stream:
-            from espnet_ext.export.onnx_stream import OnnxStreamer
-
-            _stream(OnnxStreamer(model, *chosen), args)
-            return
-        recogniser = load_exported(model, *chosen)
-    else:
-        with muted():
-            import torch
-
-            from espnet_ext.bridge.bundle import open_bundle
-            from espnet_ext.bridge.loading import load
-            from espnet_ext.bridge.streamers import streamer_of
-        torch.set_num_threads(args.threads)
-        if args.stream:
-            _stream(streamer_of(open_bundle(model, args.max_bytes), args.method), args)
-            return
-        recogniser = load(model, args.device, args.max_bytes, args.method, args.max_rtf)
+    if args.stream:
+        _stream(_streamer(args, model), args)
+        return
+    recogniser = open_recogniser(args, model, args.max_bytes, args.max_rtf)
     for path in args.audio:
         found = _found(recogniser, path)
         if args.json:
@@ -97,6 +74,24 @@ def run(args: argparse.Namespace) -> None:
         else:
             name = f"{path}\t" if len(args.audio) > 1 else ""
             print(f"{name}{found['text']}", flush=True)
+
+
+def _streamer(args: argparse.Namespace, model: Path) -> Any:
+    """The model as one that hears chunks."""
+    if is_exported(model):
+        refuse_options(model, args.device, args.method, args.max_rtf)
+        from espnet_ext.export.onnx_stream import OnnxStreamer
+
+        return OnnxStreamer(model, args.threads, args.variant, args.max_bytes)
+    from espnet_ext.bridge.muted import muted
+
+    with muted():
+        import torch
+
+        from espnet_ext.bridge.bundle import open_bundle
+        from espnet_ext.bridge.streamers import streamer_of
+    torch.set_num_threads(args.threads)
+    return streamer_of(open_bundle(model, args.max_bytes), args.method)
 
 
 def _found(recogniser: Any, path: str) -> dict[str, Any]:

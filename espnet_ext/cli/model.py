@@ -1,0 +1,63 @@
+"""The model that a verb uses: a deployed or an exported one, or that of a training config."""
+
+import argparse
+from pathlib import Path
+
+from espnet_ext.errors import UserError, at_least
+from espnet_ext.export.onnx_decoder import SETTINGS, load_exported, refuse_options
+from espnet_ext.recogniser import Recogniser
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The model, and the options with which ``open_recogniser`` opens it."""
+    parser.add_argument("model", help="deployed or exported folder, file of weights, or config")
+    parser.add_argument("--variant", help="of a config or an exported family: the form")
+    parser.add_argument("--method", help="of decoding; default: the config's first")
+    parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads (default: 1)")
+
+
+def model_folder(model: str, variant: str | None) -> Path:
+    """The path of a model to use: what was given, or the deployed form of a training config.
+
+    Raises:
+        UserError: a form of something that is no config or exported folder, or one that is not
+            deployed.
+    """
+    path = Path(model)
+    if path.suffix in (".yaml", ".yml"):
+        from espnet_ext.experiment import Experiment
+
+        return Experiment.load(model, None, variant).require_deployed()
+    if variant and not is_exported(path):
+        raise UserError("--variant is of a config; give the folder of the form itself")
+    return path
+
+
+def is_exported(model: Path) -> bool:
+    """True of a folder that ``espnet-ext export`` wrote."""
+    return (model / SETTINGS).is_file()
+
+
+def open_recogniser(
+    args: argparse.Namespace,
+    model: Path,
+    max_bytes: int | None = None,
+    max_rtf: float | None = None,
+) -> Recogniser:
+    """Open a model with the options of ``add_model``; torch is imported for a deployed one only.
+
+    Raises:
+        UserError: no such model, none that fits, or options that an exported one does not have.
+    """
+    if is_exported(model):
+        refuse_options(model, args.device, args.method, max_rtf)
+        return load_exported(model, args.threads, args.variant, max_bytes)
+    from espnet_ext.bridge.muted import muted
+
+    with muted():
+        import torch
+
+        from espnet_ext.bridge.loading import load
+    torch.set_num_threads(args.threads)
+    return load(model, args.device, max_bytes, args.method, max_rtf)
