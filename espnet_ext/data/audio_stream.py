@@ -33,7 +33,7 @@ def pieces(source: str, rate: int, size: int) -> Iterator[np.ndarray]:
             where = done + int(np.flatnonzero(~np.isfinite(piece))[0])
             raise UserError(f"{source}: NaN or infinite sample at {where / rate:.3f} s")
         # A piece may be loud throughout.
-        check_samples(piece, f"{source} at {done / rate:.3f} s", share=1.0)
+        check_samples(piece, f"{source} at {done / rate:.3f} s", lost=1.0)
         done += len(piece)
         yield piece
 

@@ -256,12 +256,12 @@ def _parts(
         raise UserError(
             f"nested: {prefix}widths are of feed-forward networks, this {owner} has none"
         )
-    for width in widths:
+    found: set[int | None] = set(widths) or {stack.width}
+    for width in filter(None, found):
         if stack.width is not None and width > stack.width:
             raise UserError(f"nested: width {width} is more than the {owner}'s {stack.width}")
         if options.per == "group" and width % options.group:
             raise UserError(f"nested: group: {options.group} does not divide the width {width}")
-    found: set[int | None] = set(widths) or {stack.width}
     if stack.width not in found:
         raise UserError(
             f"nested: {prefix}widths must contain {stack.width}: the largest network has all units"

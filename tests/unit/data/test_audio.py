@@ -87,6 +87,15 @@ def test_codecs_may_overshoot():
     check_samples(samples, "u1")
 
 
+def test_loud_speech_may_overshoot_often_but_a_wave_is_not_clipped_square():
+    peaks = np.random.default_rng(1).standard_normal(RATE).astype(np.float32) * 0.4
+    assert 0.01 < (np.abs(peaks) > 1).mean() < 0.02
+    check_samples(np.clip(peaks, -1.3, 1.3), "u1")
+    sine = np.sin(np.arange(RATE) * 0.1).astype(np.float32)
+    with pytest.raises(UserError, match=r"u1: samples up to 1\.2, expected -1 to 1; divide them"):
+        check_samples(1.2 * sine, "u1")
+
+
 def test_channels_that_cancel(tmp_path):
     x = speech()
     path = write(tmp_path / "a.wav", np.stack([x, -x], axis=1))

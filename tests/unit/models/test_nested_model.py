@@ -346,6 +346,7 @@ def test_sorted_units_compute_the_same_and_narrow_members_have_the_largest(whisp
         ({"letters": ""}, "letters must be characters, or null"),
         ({"table": 5}, "table: 5 does not divide the width 32 of decoder"),
         ({"widths": [48, 20]}, "group: 8 does not divide the width 20"),
+        ({"group": 7}, "group: 7 does not divide the width 48"),
         ({"decoder_widths": [40, 12]}, "group: 8 does not divide the width 12"),
         ({"decoder_depths": [2, 3]}, "depth 3 is more than the decoder's 2 layers"),
         ({"decoder_depths": [1]}, "decoder_depths must contain 2"),
