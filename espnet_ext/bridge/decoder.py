@@ -18,12 +18,18 @@ from espnet_ext.bridge.checkpoint import fill
 from espnet_ext.bridge.memory import peak_rss_mb
 from espnet_ext.bridge.muted import muted
 from espnet_ext.bridge.speech_input import SpeechInput
-from espnet_ext.config.recipe_errors import ATTENTION_GREEDY, ATTENTION_STREAM, TRANSDUCER
+from espnet_ext.config.recipe_errors import (
+    ATTENTION_BEAM,
+    ATTENTION_GREEDY,
+    ATTENTION_STREAM,
+    TRANSDUCER,
+)
 from espnet_ext.data.audio import filled_up
 from espnet_ext.data.pauses import cut_at_pauses
 from espnet_ext.encoders.pretrained.features import LayerFeatures
 from espnet_ext.errors import UserError
 from espnet_ext.formats.building import building
+from espnet_ext.models.attention_beam import attention_beam
 from espnet_ext.models.attention_search import attention_greedy
 from espnet_ext.models.attention_stream import FirstPass
 from espnet_ext.models.transducer_search import BeamSearch, GreedySearch, Search
@@ -34,7 +40,8 @@ type Row = tuple[str, str]  # utterance, path of its audio or place in an ark
 # Utterance, text, seconds, peak memory in MB, and whether it is too short for a frame.
 type Decoded = tuple[str, str, float, float, bool]
 
-_BATCH = 16
+_BATCH = 16  # utterances; with a beam half as many, each with its hypotheses
+_BEAM = 5
 _LONGEST = 30  # seconds of a recording that are decoded at once
 _TOO_SHORT = (TooShortUttError, UserError, AssertionError, IndexError, RuntimeError, ValueError)
 
@@ -72,8 +79,10 @@ class Decoder:
         arguments = self.inference.asr_train_args
         self.width = arguments.input_size if self.model.frontend is None else None
         self.search = transducer_search(self.model, method, options)
-        self.in_batches = method in (ATTENTION_GREEDY, *TRANSDUCER)
-        self.batch_size = int(options.get("batch_size", _BATCH)) if self.in_batches else 1
+        self.in_batches = method in (ATTENTION_GREEDY, ATTENTION_BEAM, *TRANSDUCER)
+        self.beam_size = int(options.get("beam_size", _BEAM))
+        batch = _BATCH // 2 if method == ATTENTION_BEAM else _BATCH
+        self.batch_size = int(options.get("batch_size", batch)) if self.in_batches else 1
         self.tokens_per_second = float(options.get("tokens_per_second", TOKENS_PER_SECOND))
         # Of samples, which a pretrained encoder may have positions for up to a length only.
         features = getattr(self.model.frontend, "stack", self.model.encoder)
@@ -170,7 +179,7 @@ class Decoder:
         if self.method == ATTENTION_STREAM:
             first = FirstPass(self.model, self.tokens_per_second)
             return [Found(self.text_of(first.text(one, self.source.rate))) for one in batch]
-        if self.method == ATTENTION_GREEDY:
+        if self.method in (ATTENTION_GREEDY, ATTENTION_BEAM):
             return self._attend_together(batch, scored)
         if self.search is not None:
             return self._search_together(batch)
@@ -219,15 +228,19 @@ class Decoder:
         decoder = self.model.decoder
         seconds = [len(speech) / self.source.rate for speech in batch]
         most = [decoder.most_tokens(length, self.tokens_per_second) for length in seconds]
+        if self.method == ATTENTION_BEAM:
+            texts = attention_beam(decoder, encoded, frames, most, self.beam_size)
+            return [self._attended(text.tokens, text.score) for text in texts]
         if not scored:  # a softmax over all tokens at every step
             found = attention_greedy(decoder, encoded, frames, most)
             return [Found(self.text_of(tokens)) for tokens in found]
         scores: list[float] = []
         found = attention_greedy(decoder, encoded, frames, most, scores=scores)
-        return [
-            Found(self.text_of(tokens), mean_probability(score, len(tokens)))
-            for tokens, score in zip(found, scores, strict=True)
-        ]
+        return list(map(self._attended, found, scores))
+
+    def _attended(self, tokens: Sequence[int], score: float) -> Found:
+        """Tokens of a log-probability, which attention does not align."""
+        return Found(self.text_of(tokens), mean_probability(score, len(tokens)))
 
     def _encode(self, batch: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoder output (utterances, frames, width) and frames (utterances,)."""

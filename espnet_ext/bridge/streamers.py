@@ -26,7 +26,7 @@ def streamer_of(bundle: Bundle, method: str | None = None) -> Streamer | Attenti
         )
     attention = bundle.arguments.get("decoder") == "whisper"
     if attention and method not in (None, ATTENTION_GREEDY):
-        raise UserError(f"{bundle.path}: {method} is of transducers; this model has attention")
+        raise UserError(f"{bundle.path}: {method} cannot stream; this model has attention_greedy")
     chosen = method_of(bundle, method)
     options: dict[str, Any] = dict(bundle.methods.get(chosen) or {})
     if attention:

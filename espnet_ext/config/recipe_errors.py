@@ -9,20 +9,22 @@ from espnet_ext.errors import UserError, nearest
 from espnet_ext.languages import script_of
 
 TOKENS = f"char, bpe or {PRETRAINED}"
-ATTENTION_GREEDY = "attention_greedy"
+ATTENTION_GREEDY, ATTENTION_BEAM = "attention_greedy", "attention_beam"
 ATTENTION_STREAM = "attention_stream"  # the first pass of a stream
 # Options of each decoding method; ctc_att_beam without a decoder is CTC prefix beam search.
 DECODE = {
     "ctc_greedy": (),
     "ctc_att_beam": ("beam_size", "ctc_weight", "penalty", "maxlenratio", "minlenratio"),
     ATTENTION_GREEDY: ("batch_size", "tokens_per_second"),
+    ATTENTION_BEAM: ("batch_size", "beam_size", "tokens_per_second"),
     ATTENTION_STREAM: ("tokens_per_second",),
     "transducer_greedy": ("batch_size",),
     "transducer_beam": ("batch_size", "beam_size"),
     "classify": (),
 }
 TRANSDUCER = ("transducer_greedy", "transducer_beam")
-_TEXTS = ("ctc_greedy", "ctc_att_beam", ATTENTION_GREEDY, ATTENTION_STREAM, *TRANSDUCER)
+_ATTENTION = (ATTENTION_GREEDY, ATTENTION_BEAM, ATTENTION_STREAM)
+_TEXTS = ("ctc_greedy", "ctc_att_beam", *_ATTENTION, *TRANSDUCER)
 _METHODS = {"asr": _TEXTS, "st": _TEXTS, "cls": ("classify",)}
 # The language of a translation, as corpora name theirs: en, zh-CN, de_CH.
 # Models in packages of the Python index; ``data.fetch.whisper`` gets them.
@@ -202,7 +204,7 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
         if method == "ctc_att_beam" and transducer:
             yield f"{where} is not for decoder: transducer; take transducer_beam"
             continue
-        if method == ATTENTION_GREEDY and espnet.get("decoder") != "whisper":
+        if method in _ATTENTION and espnet.get("decoder") != "whisper":
             yield f"{where} needs decoder: whisper"
             continue
         weight = (options or {}).get("ctc_weight", 1.0)
