@@ -163,6 +163,7 @@ _prepare() {
     type -P sbatch >/dev/null || fail 1 "no sbatch here; run this where Slurm takes jobs"
     return 0
   fi
+  _refuse_gpus
   # Held by this shell alone, so that it is free as soon as the shell has ended.
   exec 8<"$exp"
   flock -n 8 || fail 1 "process $(cat "$exp/.lock" 2>/dev/null || true) runs in $exp; wait for it or end it"
@@ -170,11 +171,20 @@ _prepare() {
   export ESPNET_EXT_HOLDS=$exp # the verbs of the stages need no lock of their own
 }
 
+_refuse_gpus() { # before the first stage, not after hours of features; torch counts again
+  local count=0
+  [ "$ngpu" -gt 0 ] && [ "$stage" -le 4 ] && [ "$stop_stage" -ge 4 ] || return 0
+  [ ! -e /dev/kfd ] || return 0 # AMD's
+  ! type -P nvidia-smi >/dev/null || count=$(nvidia-smi -L | grep -c '^GPU' || true)
+  [ "$ngpu" -le "$count" ] ||
+    fail 2 "--ngpu $ngpu: nvidia-smi lists $count GPUs here; --ngpu 0 is the CPU"
+}
+
 _refuse_config() {
   local names near
   names=$(find conf -name 'train_*.yaml' -printf '%f\n' 2>/dev/null) || true
   [ -n "$names" ] || fail 2 "no config '$config', this recipe has none; write conf/train_NAME.yaml"
-  near=$(_nearest "${config##*/}" "$names" 0)
+  near=$(_nearest "${config##*/}" "$names" 0.7)
   [ -z "$near" ] || near=" did you mean '$(find conf -name "$near" -print -quit)'?"
   fail 2 "no config '$config';$near find conf -name 'train_*' lists all"
 }

@@ -36,7 +36,7 @@ class _Segment:
     wave: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     heard: Heard = field(default_factory=Heard)
     seconds: list[float] = field(default_factory=list)  # at which each token was first found
-    told: int = 0  # certain tokens that were counted
+    counted: int = 0  # certain tokens that were counted
     text: str = ""
 
 
@@ -95,8 +95,8 @@ class AttentionStreamer:
         tokens = segment.heard.tokens
         same = common_prefix(before, tokens)
         segment.seconds = [*segment.seconds[:same], *[second] * (len(tokens) - same)]
-        certain = segment.seconds[segment.told : segment.heard.certain]
-        segment.told = segment.heard.certain
+        certain = segment.seconds[segment.counted : segment.heard.certain]
+        segment.counted = segment.heard.certain
         text = self.decoder.text_of(tokens)
         changed, segment.text = text != segment.text, text
         return [Partial(second, text, False)] * changed, [_frame(s) for s in certain]
@@ -110,7 +110,7 @@ class AttentionStreamer:
             text = ""
         else:
             (text,) = self.decoder.texts([wave])
-        frames = [_frame(s) for s in segment.seconds[segment.told :]]
+        frames = [_frame(s) for s in segment.seconds[segment.counted :]]
         return [Partial(second, text, True)] * bool(text), frames
 
 

@@ -96,8 +96,8 @@ def refuse_problems(config: Config) -> None:
     _refuse(config, key_problems(config))
 
 
-def checked_model(experiment: Experiment) -> nn.Module:
-    """Return the model that a training would start from, in evaluation mode.
+def checked_model(experiment: Experiment) -> tuple[nn.Module, list[str]]:
+    """Return the model that a training would start from, in evaluation mode, and warnings.
 
     Raises:
         UserError: the first problem of the config.
@@ -105,7 +105,7 @@ def checked_model(experiment: Experiment) -> nn.Module:
     found = examine(experiment)
     _refuse(experiment.config, found.problems)
     assert found.model is not None
-    return found.model
+    return found.model, found.warnings
 
 
 def _refuse(config: Config, problems: list[str]) -> None:

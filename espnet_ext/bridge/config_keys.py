@@ -112,7 +112,7 @@ class Signatures(Strict):
                         yield f"{key}: {name}: {reason}"
                 elif name in methods:
                     hint = self._encoders_with(name, owner)
-                    yield f"{key}: {owner} takes no {name}; did you mean encoder: {hint}?"
+                    yield f"{key}: {owner} has no {name}; did you mean encoder: {hint}?"
                 elif not constructor.open and not (name == "stats_file" and owner == "global_mvn"):
                     known = nearest(str(name), constructor.arguments)
                     yield f"{key}: unknown key of {owner} {known}"

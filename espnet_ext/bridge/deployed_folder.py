@@ -197,7 +197,7 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
 
     For ``merged`` and members of a family that is the plain encoder, which stock ESPnet builds if
     the encoder is ESPnet's; another form keeps the method, whose option ``form`` names it. The
-    Kaldi frontend is ours and has no weights: the deployed model takes its features.
+    Kaldi frontend is ours and has no weights: the deployed model reads its features.
     """
     arguments = dict(arguments)
     conf = dict(arguments.get("encoder_conf") or {})
@@ -237,7 +237,7 @@ def _of_form(conf: Mapping[str, Any], variant: str, own: str = "") -> dict[str, 
     """A section of a config for a deployed form, which keeps a method only if it has that form.
 
     A section that is null is no method, but for the encoder's ``own``: of residual_conformer it
-    stands for the defaults.
+    means the defaults.
     """
     found = {key: value for key, value in conf.items() if key not in METHODS}
     if variant not in ("merged", PLAIN):

@@ -52,7 +52,7 @@ def parse_options(
 def refuse_reserved_options(words: Sequence[str], ngpu: int, task: str = "asr") -> None:
     """Raise UserError if options for ESPnet are wrong, or are not allowed after ``--``."""
     reasons = dict.fromkeys(NO_TRAINING, "ESPnet would not train the config")
-    reasons |= {name: f"training takes it from {source}" for name, source in SET_BY_TRAIN.items()}
+    reasons |= {name: f"training gets it from {source}" for name, source in SET_BY_TRAIN.items()}
     reasons |= {name: f"{why}; put it into the config" for name, why in READ_ELSEWHERE.items()}
     if "-h" in words or "--help" in words:  # argparse would print, and end with success
         raise UserError(f"--help is not for after --: {reasons['help']}")
@@ -66,7 +66,7 @@ def refuse_reserved_options(words: Sequence[str], ngpu: int, task: str = "asr") 
 
 
 def with_options(config: Config, words: Sequence[str]) -> Config:
-    """Return the config with ESPnet's options ``words`` in it, as if they stood there.
+    """Return the config with ESPnet's options ``words`` in it, as if the file had them.
 
     Raises:
         UserError: an unknown option or a value that ESPnet's trainer refuses.

@@ -133,7 +133,7 @@ def write_family_models(
         config: the experiment's config.yaml.
         checkpoint: the averaged model.
         speech: for the verification; also the divergences of members are measured on it.
-        path: of the file; beside it come the files that its config names.
+        path: of the file; the files that its config names are written next to it.
         about: see ``bundle.about``; None: nothing is said.
 
     Returns:
@@ -150,14 +150,14 @@ def write_family_models(
         raise UserError(f"{config} trains no family: choose an encoder nested_*")
     if stack.options.over == "model":
         raise UserError("a family over: model has no file of all members: deploy them one by one")
-    with tempfile.TemporaryDirectory() as beside:
+    with tempfile.TemporaryDirectory() as gathered:
         arguments = read_config(config)
         # The statistics are among the weights.
         conf = arguments.get("normalize_conf") or {}
         arguments["normalize_conf"] = {k: v for k, v in conf.items() if k != "stats_file"}
-        arguments = gather(arguments, Path(beside), list_tokens=True) | {KEY: about or {}}
+        arguments = gather(arguments, Path(gathered), list_tokens=True) | {KEY: about or {}}
         made = _write(trained, stack.family, arguments, speech, path)
-        shutil.copytree(beside, path.parent, dirs_exist_ok=True)
+        shutil.copytree(gathered, path.parent, dirs_exist_ok=True)
     return [one.record() for one in made]
 
 

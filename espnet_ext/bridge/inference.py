@@ -75,7 +75,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def summary(results: Sequence[Decoded], device: str) -> dict[str, Any]:
-    """The content of decode.json, besides the real-time factor, of what a device decoded."""
+    """The content of decode.json, except the real-time factor, of what a device decoded."""
     return {
         "utterances": len(results),
         "too_short": sum(result[4] for result in results),

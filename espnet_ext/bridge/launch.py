@@ -25,7 +25,7 @@ from espnet_ext.errors import StoppedError, UserError
 _FOR_NODE_0 = timedelta(hours=6)  # its command may run earlier stages first
 _PREPARATION = timedelta(days=7)  # longer than node 0 may need before the training
 _SECONDS_TO_READ = 30  # for the other nodes, before node 0 ends
-_SECONDS_TO_SAVE = 120  # for workers that were told to stop
+_SECONDS_TO_SAVE = 120  # for workers that were asked to stop
 _STOPS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 
 
@@ -112,7 +112,7 @@ def stopped(name: str) -> StoppedError:
 
 
 def _failure(rank: int, failure: ProcessFailure, log: Path) -> UserError:
-    """The error that tells a user of the first failure."""
+    """The error that reports the first failure to the user."""
     where = f"process {rank} on {socket.gethostname().split('.')[0]}"
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
@@ -159,7 +159,7 @@ class Nodes:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        """Tell the others that nothing is to be done, unless they have their job."""
+        """Send the others an empty job, unless they have theirs."""
         if not self.store.check(["job"]):
             self.send("job", None if kind else {})
         deadline = time.monotonic() + _SECONDS_TO_READ

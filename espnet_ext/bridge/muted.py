@@ -14,7 +14,7 @@ def muted() -> Iterator[None]:
 
     ESPnet reports absent optional packages and default choices that way, several lines for
     every model. Import ESPnet inside the block: nothing is collected as garbage there, which
-    would take a quarter of the time.
+    would cost a quarter of the time.
     """
     root = logging.getLogger()
     level = root.level

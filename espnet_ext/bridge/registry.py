@@ -73,7 +73,7 @@ class CLSTask(cls.CLSTask):
 
 
 # Translation is ESPnet's asr task trained on the target's text, which is how the paper translates
-# (arXiv 2310.02489, section 3). ESPnet's st task takes a transducer only with warprnnt_pytorch,
+# (arXiv 2310.02489, section 3). ESPnet's st task accepts a transducer only with warprnnt_pytorch,
 # which no registry has, and what it adds, losses on the source's text, the paper does not have.
 TASKS: dict[str, type[AbsTask]] = {"asr": asr.ASRTask, "st": asr.ASRTask, "cls": CLSTask}
 

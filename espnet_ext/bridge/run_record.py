@@ -35,7 +35,7 @@ class Calls:
 
         Args:
             epoch: its number.
-            measured: False if processes whose memory is unknown took part.
+            measured: False if the memory of some processes is unknown.
             others_mb: peak memory of the training's other processes.
         """
         self.own["epochs"].append(epoch)

@@ -59,11 +59,11 @@ class Parts:
 
 
 class StepCheckpoints:
-    """Saves a training within an epoch: every few minutes, and when it is told to stop.
+    """Saves a training within an epoch: every few minutes, and when a signal stops it.
 
     Args:
         folder: of the run.
-        minutes: between two checkpoints; 0: only when the training is told to stop.
+        minutes: between two checkpoints; 0: only when a signal stops the training.
         on_save: called by the process that wrote one.
     """
 
@@ -72,11 +72,11 @@ class StepCheckpoints:
         self.seconds = 60 * minutes
         self.on_save = on_save
         self.saved = time.monotonic()
-        self.told = 0  # the signal that asks to stop
+        self.stop_signal = 0  # the signal that asks to stop; 0: none
 
     def __enter__(self) -> "StepCheckpoints":
         """Save and stop at SIGTERM and SIGUSR1, after the step in progress."""
-        self.before = {stop: signal.signal(stop, self._tell) for stop in _STOPS}
+        self.before = {stop: signal.signal(stop, self._note) for stop in _STOPS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,8 +84,8 @@ class StepCheckpoints:
         for stop, handler in self.before.items():
             signal.signal(stop, handler)
 
-    def _tell(self, number: int, _: object) -> None:
-        self.told = number
+    def _note(self, number: int, _: object) -> None:
+        self.stop_signal = number
 
     def remove(self) -> None:
         """Remove the file: its epoch is over."""
@@ -121,7 +121,7 @@ class StepCheckpoints:
             every: a state can be saved after so many steps, as their gradients are summed up.
 
         Raises:
-            StoppedError: the training was told to stop; its state is saved.
+            StoppedError: a signal stopped the training; its state is saved.
         """
         batches = iter(iterator)
         done = state["steps"] if state else 0
@@ -141,8 +141,8 @@ class StepCheckpoints:
 
     def _save_if_due(self, parts: Parts, done: int) -> None:
         late = self.seconds > 0 and time.monotonic() - self.saved >= self.seconds
-        told, due = largest([self.told, late and rank() == 0])
-        if not told and not due:
+        number, due = largest([self.stop_signal, late and rank() == 0])
+        if not number and not due:
             return
         found = gathered(_random())
         if rank() == 0:
@@ -151,9 +151,9 @@ class StepCheckpoints:
             if self.on_save is not None:
                 self.on_save()
         self.saved = time.monotonic()
-        if told:
+        if number:
             largest([0])  # no process may end before the file is whole
-            raise stopped(signal.Signals(int(told)).name)
+            raise stopped(signal.Signals(int(number)).name)
 
 
 def _say(line: str) -> None:

@@ -64,7 +64,7 @@ class Streamer:
             raise UserError("a stream needs normalize: global_mvn, which needs no whole utterance")
         search = self.decoder.search
         if search is None:
-            raise UserError(f"{method} cannot stream; take transducer_greedy or transducer_beam")
+            raise UserError(f"{method} cannot stream; use transducer_greedy or transducer_beam")
         self.encoder, self.normalize, self.search = asr.encoder, asr.normalize, search
         self.rate, self.bins = source.rate, int(self.decoder.width or 80)
         self.chunk = self.encoder.geometry.chunk * SUBSAMPLING  # feature frames
@@ -96,7 +96,7 @@ class Streamer:
 
     @torch.no_grad()
     def accept(self, piece: np.ndarray, last: bool, stream: Stream) -> list[Partial]:
-        """Take in samples (n,); return what ``run`` yields for them. ``stream`` is changed."""
+        """Process samples (n,); return what ``run`` yields for them. ``stream`` is changed."""
         start = time.perf_counter()
         timing = stream.timing
         timing.hear(piece, self.rate)

@@ -26,7 +26,7 @@ class Partial(NamedTuple):
 
 
 class Tokens(Protocol):
-    """What tokens stand for."""
+    """Names and texts of tokens."""
 
     def names_of(self, tokens: Sequence[int]) -> list[str]:
         """The name of each, as in the list of tokens."""

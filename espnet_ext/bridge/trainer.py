@@ -34,7 +34,7 @@ _FROZEN_OUTPUTS = FrozenCache()  # shared by the trainings of a process, such as
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a training beside ESPnet's options.
+    """Training settings that ESPnet's options lack.
 
     Attributes:
         cpu_dtype: type of forward passes on a CPU; None: that of the weights.
@@ -102,7 +102,7 @@ def _trainer(settings: Settings) -> type[ESPnetTrainer]:
                 all_invalid = super().train_one_epoch(model=model, **options)
             if all_invalid and state is None:
                 # ESPnet would stop and average what there is, as if the training were over.
-                raise UserError("no step had finite gradients; take a lower lr (optim_conf)")
+                raise UserError("no step had finite gradients; use a lower lr (optim_conf)")
             return all_invalid and state is None
 
         @classmethod
@@ -285,7 +285,7 @@ def run_task(
         said = str(error).splitlines()[-1]
         raise UserError(said.removeprefix(f"{UserError.__module__}.UserError: ")) from None
     except torch.OutOfMemoryError:
-        raise UserError("the GPU has not enough memory; take a smaller batch_bins") from None
+        raise UserError("the GPU has not enough memory; use a smaller batch_bins") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise

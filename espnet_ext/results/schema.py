@@ -201,6 +201,7 @@ class Decoding(Strict):
     peak_rss_mb: Measured[Number]
     threads: Measured[Count]
     device: Measured[Text]
+    load: Measured[Number] = "not measured"  # processes that wanted to run on the machine meanwhile
 
 
 class Result(Record):

@@ -17,7 +17,7 @@ from espnet_ext.results.pages.card import (
     score_list,
 )
 from espnet_ext.results.pages.families import size_series
-from espnet_ext.results.pages.scores import class_tables, run_table, size_line
+from espnet_ext.results.pages.scores import run_table, size_line
 from espnet_ext.results.pages.text import Table
 from espnet_ext.results.plots.grids import plot_confusions
 from espnet_ext.results.plots.sizes import plot_sizes
@@ -76,8 +76,6 @@ def _report(experiment: Experiment, results: Path | None) -> Report:
     lines = [size_line(result)]
     for score in result.scores:
         lines += [f"{score.set}, {score.method}: {f.sentence()}" for f in score.comparisons]
-        if isinstance(score, ClassScore):
-            lines += ["", *"\n\n".join(class_tables(score)).splitlines()]
     return Report(result, messages, run_table(result, baseline), lines)
 
 

@@ -186,8 +186,9 @@ def _checked(experiment: Experiment, options: TrainOptions) -> Experiment:
         refuse_reserved_options(options.espnet, options.ngpu, experiment.recipe.task)
         config = with_options(experiment.config, options.espnet)
         experiment = replace(experiment, config=config)
-        model = checked_model(experiment)
-        said = refuse_other_start(model, start_files(experiment.config, experiment.root))
+        model, warnings = checked_model(experiment)
+        said = [f"warning: {line}" for line in warnings]
+        said += refuse_other_start(model, start_files(experiment.config, experiment.root))
     if options.ngpu > torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
         raise UserError(f"--ngpu {options.ngpu}: torch sees {seen} GPU here; --ngpu 0 is the CPU")

@@ -107,7 +107,8 @@ def real_time_factor(log: Decoding, rounds: bool = False) -> str:
         notes.append(str(log.device))
     text = f"{log.rtf:.3g}" + (f" ({', '.join(notes)})" if notes else "")
     if rounds and not isinstance(log.rtf_rounds, str):
-        text += f" ({min(log.rtf_rounds):.3g}-{max(log.rtf_rounds):.3g})"
+        load = "" if isinstance(log.load, str) else f", load {log.load:.1f}"
+        text += f" ({min(log.rtf_rounds):.3g}-{max(log.rtf_rounds):.3g}{load})"
     return text
 
 
