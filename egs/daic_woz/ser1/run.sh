@@ -3,10 +3,10 @@
 # shellcheck source=utils/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
 
-config=conf/train_hrf_conformer_s.yaml # FILE, training config, one of conf/train_*.yaml
-variant=                               # deployed form; empty: what the config says
-test_sets="test"                       # sets to decode and score
-corpus=                                # DIR that holds 300_P and the lists
+config=conf/train_hrf_mlp_whisper_tiny_s.yaml # FILE, training config, one of conf/train_*.yaml
+variant=                                      # deployed form; empty: what the config says
+test_sets="test"                              # sets to decode and score
+corpus=                                       # DIR that holds 300_P and the lists
 parse_options "$@"
 
 stage 1 "Prepare data" \
