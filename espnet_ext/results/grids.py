@@ -1,5 +1,6 @@
 """Grids of trainings, of classifiers or of recognisers and translators: schema and summary."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any, Literal
@@ -49,6 +50,7 @@ class GridSystem(Strict):
     comparisons: list[Comparison]
     per_class: dict[str, Number] | None  # F1, pooled over folds, mean over seeds
     confusion: list[list[Count]] | None  # summed over folds and seeds; rows: references
+    one_class: dict[str, Number] | None = None  # largest share of a class, mean over folds, by seed
 
     def compared(self, metric: str, baseline: str) -> Comparison | None:
         """The comparison with another system on a metric, if it was made."""
@@ -113,6 +115,7 @@ def summary(
         "seeds": list(grid.seeds),
         "baseline": grid.baseline,
         "known": dict(grid.known) or None,
+        **dict.fromkeys(("words", "target", "signatures", "classes", "decisions", "majority")),
         **kind,
     }
 
@@ -147,31 +150,24 @@ def _row(grid: config.Grid, name: str, cells: Sequence[Cell], **scored: Any) -> 
 
 def _decisions(grid: config.Grid, cells: Sequence[Cell], classes: Sequence[str]) -> dict[str, Any]:
     folds = len({cell["fold"] for cell in cells})
+    shares = {name: _one_class(found) for name, found in _by_system(cells).items()}
     if grid.unit == "speaker":
         cells = _by_speaker(cells, classes)
     by_system = _by_system(cells)
     first = next(iter(by_system.values()))
     one_seed = [cell for (_, seed), cell in first.items() if seed == grid.seeds[0]]
     references = [label for cell in one_seed for label in cell["references"]]
-    rows = {name: _class_row(grid, name, found, classes) for name, found in by_system.items()}
+    rows = {n: _class_row(grid, n, found, classes, shares[n]) for n, found in by_system.items()}
     if grid.baseline is not None:
-        means = {
-            name: mean(cell["weighted_f1"] for cell in found.values())
-            for name, found in by_system.items()
-        }
         for name, row in rows.items():
             if name != grid.baseline:
                 found = compare_units(grid.baseline, in_order(row), in_order(rows[grid.baseline]))
-                found = found.model_copy(update={"difference": means[name] - means[grid.baseline]})
                 rows[name] = row.model_copy(update={"comparisons": [found]})
     return {
         "unit": grid.unit,
         "units": len(one_seed),
         "folds": folds,
         "metrics": ["weighted_f1", POOLED, *CLASS_METRICS[1:]],
-        "words": None,
-        "target": None,
-        "signatures": None,
         "classes": list(classes),
         "decisions": len(references),
         "majority": metrics(references, references, classes)["majority"]["weighted_f1"],
@@ -199,7 +195,18 @@ def _by_speaker(cells: Sequence[Cell], classes: Sequence[str]) -> list[dict[str,
     return list(found.values())
 
 
-def _class_row(grid: config.Grid, name: str, cells: Cells, classes: Sequence[str]) -> GridSystem:
+def _one_class(cells: Cells) -> dict[str, float]:
+    """By seed, as ``GridSystem.one_class``: of each training, since each may name another class."""
+    shares = {
+        key: max(Counter(cell["hypotheses"]).values()) / len(cell["hypotheses"])
+        for key, cell in cells.items()
+    }
+    return {str(seed): share for seed, share in mean_by(shares, 1).items()}
+
+
+def _class_row(
+    grid: config.Grid, name: str, cells: Cells, classes: Sequence[str], shares: dict[str, float]
+) -> GridSystem:
     pooled = [_pooled(cells, seed, classes) for seed in sorted({seed for _, seed in cells})]
     values = [found["weighted_f1"] for found in pooled]
     scores = {}
@@ -210,7 +217,7 @@ def _class_row(grid: config.Grid, name: str, cells: Cells, classes: Sequence[str
         )
     by_unit = mean_by({key: cell["weighted_f1"] for key, cell in cells.items()}, 0)
     scores["weighted_f1"] = scores["weighted_f1"].model_copy(
-        update={"by_unit": by_unit, "interval": mean_interval(_in_order(by_unit))}
+        update={"by_unit": by_unit, "interval": mean_interval(np.array(list(by_unit.values())))}
     )
     scores[POOLED] = GridValue(
         value=mean(values), over_seeds=stdev(values) if len(values) > 1 else None
@@ -225,6 +232,7 @@ def _class_row(grid: config.Grid, name: str, cells: Cells, classes: Sequence[str
             label: mean(found["per_class"][label]["f1"] for found in pooled) for label in classes
         },
         confusion=np.sum([found["confusion"] for found in pooled], axis=0).tolist(),
+        one_class=shares,
     )
 
 
@@ -240,10 +248,6 @@ def in_order(row: GridSystem) -> np.ndarray:
     """Weighted F1 of a system by unit, in one order for all systems."""
     by_unit = row.scores["weighted_f1"].by_unit
     assert by_unit is not None
-    return _in_order(by_unit)
-
-
-def _in_order(by_unit: Mapping[str, float]) -> np.ndarray:
     return np.array([by_unit[unit] for unit in sorted(by_unit)])
 
 
@@ -307,9 +311,6 @@ def _texts(grid: config.Grid, cells: Sequence[Cell], target: str | None) -> dict
         "words": sum(len(line.split()) for line in references),
         "target": target,
         "signatures": {n: f.signature if target else NORMALISATION for n, f in statistics.items()},
-        "classes": None,
-        "decisions": None,
-        "majority": None,
         "systems": rows,
     }
 

@@ -193,7 +193,7 @@ class Decoding(Strict):
 
     method: Text
     set: Text
-    rtf: Measured[Number]  # seconds of work per second of audio, the best of five rounds
+    rtf: Measured[Number]  # seconds of work per second of audio, the best of at most five rounds
     rtf_rounds: Measured[Items[Number]]
     rtf_utterances: Measured[Count]
     audio_seconds: Measured[Number]

@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.results.comparison import Comparison, p_value
+from espnet_ext.results.comparison import Comparison, MetricKey, p_value
 from espnet_ext.results.schema import NOT_MEASURED
 from espnet_ext.results.store import Results
-from espnet_ext.validation import Strict
+from espnet_ext.validation import Number, Strict, Text
+
+# Published sizes of an effect by metric, in the metric's own unit: error rates are fractions.
+Effects = Annotated[dict[MetricKey, Number], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,23 @@ class Compared:
         test = gain_text(self.comparison.gain_interval, self.comparison.p)
         return f"{scores}: {self.of - self.than:+.3f} {test}"
 
+    def right(self, value: float) -> float:
+        """What a score has right: of error rates, what they leave."""
+        return value if self.comparison.kind.direction > 0 else 1 - value
+
+    def at_share(self, share: float) -> "Compared":
+        """Compare with a share of what the other has right, which is taken as exact."""
+        if share == 1:
+            return self
+        found = self.comparison
+        lost = found.kind.direction * (1 - share) * self.right(self.than)
+        ends = {
+            name: None if interval is None else (interval[0] + lost, interval[1] + lost)
+            for name, interval in (("interval", found.interval), ("by_speaker", found.by_speaker))
+        }
+        moved = {"difference": found.difference + lost, "p": None, **ends}
+        return Compared(self.of, self.than - lost, found.model_copy(update=moved), self.unit)
+
 
 def gain_text(interval: tuple[float, float] | None, p: float | None, places: int = 3) -> str:
     """The gain and p of a comparison; ``places`` of the gain."""
@@ -36,12 +58,20 @@ def gain_text(interval: tuple[float, float] | None, p: float | None, places: int
 
 
 class Evidence(Strict):
-    """A result by its kind and name, as its first field states, and systems in it."""
+    """A result by its kind and name, as the first field of a kind states, and systems in it.
+
+    Attributes:
+        untuned: a system was trained at the learning rate that suits another.
+        missing: what it would take to publish the result; needed until it is.
+    """
+
+    untuned: bool = False
+    missing: Text | None = None
 
     @property
     def kind(self) -> str:
         """grid, run, time, similarity or pruning."""
-        return next(iter(type(self).model_fields))
+        return next(name for name in type(self).model_fields if name not in Evidence.model_fields)
 
     @property
     def result(self) -> str:

@@ -1,13 +1,14 @@
 """Evidence of a claim: committed results that it names, and what they say about two systems."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Discriminator, Tag
 
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.results.claims.base import Compared, Evidence, gain_text
+from espnet_ext.results.claims.base import Compared, Effects, Evidence, gain_text
 from espnet_ext.results.claims.failures import failures_of_rows, failures_of_run
 from espnet_ext.results.comparison import SIGNIFICANT
 from espnet_ext.results.grids import Grid, GridSystem, compare_units, in_order
@@ -25,6 +26,9 @@ class OfGrid(Evidence):
 
     grid: Text
     system: Text
+
+    def failures(self, results: Results) -> list[str]:
+        return failures_of_rows(self.record(results), self.system)
 
     def numbers(self, results: Results, system: str | None = None) -> Mapping[str, Any]:
         """The row of a system."""
@@ -54,6 +58,7 @@ class GridPair(OfGrid):
     than: Text
     metric: Text | None = None
     light: Text | None = None
+    effect: Effects | None = None
 
     def failures(self, results: Results) -> list[str]:
         return failures_of_rows(self.record(results), self.system, self.than, self.light)
@@ -64,9 +69,10 @@ class GridPair(OfGrid):
         return self.system
 
     def compared(self, results: Results, share: float = 1.0) -> Compared:
-        """Compare the system with the other, or with a share of its score in each unit.
+        """Compare the system with the other, or with a share of what that has right.
 
-        Classifiers are compared by unit, others as the grid's file names pairs.
+        Classifiers are compared by unit, with the share of each; others as the grid's file names
+        pairs.
 
         Raises:
             UserError: no such system or metric, or the grid did not compare them.
@@ -89,8 +95,8 @@ class GridPair(OfGrid):
         by_seed = row.scores[metric.key].by_seed or {}
         seeds = pair.by_seed or {}
         of = float(np.mean([by_seed[seed] for seed in seeds]))
-        unit = f"{metric.name}, {record.part}, {len(seeds)} seeds"
-        return Compared(of, of - pair.difference, pair, unit)
+        unit = f"{metric.name}, {record.part}, {len(seeds)} seed{'s' * (len(seeds) != 1)}"
+        return Compared(of, of - pair.difference, pair, unit).at_share(share)
 
 
 class GridBest(OfGrid):
@@ -108,6 +114,15 @@ class GridBest(OfGrid):
         return [GridPair(than=other, **same) for other in self.among]  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Trend:
+    """A part of a curve: 1 or -1 where it differs from 0 significantly, else 0; its interval."""
+
+    text: str
+    direction: int
+    interval: tuple[float, float] | None
+
+
 class GridCurve(Evidence):
     """Systems of a grid in order."""
 
@@ -117,11 +132,8 @@ class GridCurve(Evidence):
     def failures(self, results: Results) -> list[str]:
         return failures_of_rows(self.record(results), *self.systems)
 
-    def trend(self, results: Results, degree: int) -> tuple[str, int]:
+    def trend(self, results: Results, degree: int) -> Trend:
         """Test the straight (1) or quadratic (2) part of the curve over equal steps.
-
-        Returns:
-            What was found, and 1 or -1 where the part differs from 0 significantly, else 0.
 
         Raises:
             UserError: another degree, or too few systems for it.
@@ -140,10 +152,12 @@ class GridCurve(Evidence):
         text = ", ".join(f"{name} {value:.3f}" for name, value in means)
         text += f"; {'slope a step' if degree == 1 else 'bend'} {coefficient:+.4f} "
         significant = p is not None and p < SIGNIFICANT
-        return text + gain_text(mean_interval(parts), p, 4), int(np.sign(coefficient)) * significant
+        interval = mean_interval(parts)
+        direction = int(np.sign(coefficient)) * significant
+        return Trend(text + gain_text(interval, p, 4), direction, interval)
 
 
-# --- runs, times, stacks
+# --- runs and times
 
 
 class OfRun(Evidence):
@@ -165,14 +179,21 @@ class RunPair(OfRun):
     """A run against its baseline."""
 
     than: Text
+    effect: Effects | None = None
 
     @property
     def winner(self) -> str:
         """How the run is named in a verdict."""
         return self.run
 
+    def is_published(self, results: Results) -> bool:
+        """False too where the baseline is what is missing: the run was compared with none."""
+        if not super().is_published(results):
+            return False
+        return self.missing is None or bool(self.score(results).comparisons)
+
     def failures(self, results: Results) -> list[str]:
-        """Those of the run, and of what it was compared with if that is published."""
+        """Those of the run, and of what it was compared with."""
         return failures_of_run(results, self.run, self.than, self.score(results))
 
     def score(self, results: Results) -> Score:
@@ -192,8 +213,8 @@ class RunPair(OfRun):
             raise UserError(f"set and method must name one score of {self.run}: {known}")
         return chosen[0]
 
-    def compared(self, results: Results) -> Compared:
-        """The comparison that stage 7 made.
+    def compared(self, results: Results, share: float = 1.0) -> Compared:
+        """The comparison that stage 7 made, or with a share of what the other has right.
 
         Raises:
             UserError: no such score or metric, or the run was compared with another.
@@ -208,7 +229,8 @@ class RunPair(OfRun):
                 "recipe: baseline"
             )
         of = score.metrics[metric.key].value
-        return Compared(of, of - found.difference, found, f"{metric.name}, {score.set}")
+        pair = Compared(of, of - found.difference, found, f"{metric.name}, {score.set}")
+        return pair.at_share(share)
 
 
 class RunAmong(OfRun):
@@ -238,22 +260,8 @@ class TimePair(Evidence):
         return rows[name]
 
 
-class OfSimilarity(Evidence):
-    """A matrix of results/<dataset>_<task>/similarity/<name>.json."""
-
-    similarity: Text
-    measure: Text
-
-
-class OfPruning(Evidence):
-    """A curve of results/<dataset>_<task>/pruning/<name>.json."""
-
-    pruning: Text
-    order: Text
-
-
-def _one_of(*kinds: str) -> Discriminator:
-    """Discriminate evidence by the key that names its result: "[grid]" and so on."""
+def one_of(*kinds: str) -> Discriminator:
+    """Tell evidence by the key that names its result: tags "[grid]" and so on."""
 
     def tag(value: Any) -> str | None:
         found = [kind for kind in kinds if isinstance(value, Mapping) and kind in value]
@@ -264,8 +272,8 @@ def _one_of(*kinds: str) -> Discriminator:
 
 
 GridOrRun = Annotated[GridPair, Tag("[grid]")] | Annotated[RunPair, Tag("[run]")]
-Pair = Annotated[GridOrRun, _one_of("grid", "run")]
-AnyPair = Annotated[GridOrRun | Annotated[TimePair, Tag("[time]")], _one_of("grid", "run", "time")]
+Pair = Annotated[GridOrRun, one_of("grid", "run")]
+AnyPair = Annotated[GridOrRun | Annotated[TimePair, Tag("[time]")], one_of("grid", "run", "time")]
 Single = Annotated[
-    Annotated[OfGrid, Tag("[grid]")] | Annotated[OfRun, Tag("[run]")], _one_of("grid", "run")
+    Annotated[OfGrid, Tag("[grid]")] | Annotated[OfRun, Tag("[run]")], one_of("grid", "run")
 ]

@@ -14,8 +14,8 @@ A file results/claims/<paper>.yaml holds claims in our words and names committed
           - {grid: hedgewars_ser1/voice, system: hrf_conformer_s, than: conformer_s}
           - {run: fotaq_asr1/hrf_conformer_xs, than: conformer_xs, set: test, metric: wer}
 
-``results.claims.rules`` has the rules and their keys, ``results.claims.evidence`` the kinds of
-evidence. Verdicts are computed, never written.
+``results.claims.rules`` and ``scored`` have the rules and their keys, ``results.claims.evidence``
+and ``whole`` the kinds of evidence. Verdicts are computed, never written.
 """
 
 from collections import Counter
@@ -25,7 +25,8 @@ from pathlib import Path
 
 from espnet_ext.errors import UserError
 from espnet_ext.results.claims.base import Evidence
-from espnet_ext.results.claims.rules import FAILED, BaseClaim, Claim, Finding
+from espnet_ext.results.claims.rules import Claim
+from espnet_ext.results.claims.verdicts import FAILED, UNTUNED, BaseClaim, Finding, not_measured
 from espnet_ext.results.schema import NOT_MEASURED
 from espnet_ext.results.store import Results
 from espnet_ext.validation import Items, Strict, Text, parse
@@ -78,7 +79,8 @@ def judge_paper(paper: Paper, results: Results, source: str) -> list[Judged]:
         source: file of the paper, for messages.
 
     Raises:
-        UserError: a result is there, but has no such system, set or field as a claim names.
+        UserError: a result is there, but has no such system, set or field as a claim names; or it
+            is not, and the evidence does not say what is missing.
     """
     found = []
     for number, claim in enumerate(paper.claims, 1):
@@ -94,10 +96,14 @@ def judge(claim: BaseClaim, item: Evidence, results: Results) -> Finding:
     """Judge a claim by one item of its evidence.
 
     Raises:
-        UserError: as ``judge_paper``.
+        UserError: as ``judge_paper``; or the result is not there and nothing says what is missing.
     """
     if not item.is_published(results):
-        return NOT_MEASURED, NOT_MEASURED
-    if claim.by_score and (failures := item.failures(results)):
-        return "; ".join(failures), FAILED
-    return claim.judge(item, results)
+        if item.missing is None:
+            raise UserError(f"{item.title()}: not published; state under missing what it takes")
+        return not_measured(item.missing)
+    if claim.of_training and (failures := item.failures(results)):
+        text, verdict = "; ".join(failures), FAILED
+    else:
+        text, verdict = claim.judge(item, results)
+    return text + UNTUNED * (item.untuned and verdict != NOT_MEASURED), verdict

@@ -2,25 +2,28 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from espnet_ext.results.claims.failures import MOST_OF_ONE_CLASS, MOST_WER
+from espnet_ext.results.claims.failures import LEAST_BLEU, MOST_OF_ONE_CLASS, MOST_WER
 from espnet_ext.results.claims.papers import Judged, Paper, counted
-from espnet_ext.results.claims.rules import DOES_NOT, FAILED, HOLDS, INCONCLUSIVE
+from espnet_ext.results.claims.verdicts import DOES_NOT, FAILED, HOLDS, INCONCLUSIVE, WORSE
 from espnet_ext.results.pages.text import markdown, paragraph
 from espnet_ext.results.schema import NOT_MEASURED
 
 _VERDICTS = (HOLDS, DOES_NOT, INCONCLUSIVE, FAILED, NOT_MEASURED)
-_HEADER = [HOLDS, "does not", INCONCLUSIVE, "failed", "missing", "answered"]
+_HEADER = [HOLDS, "does not", INCONCLUSIVE, "failed", "missing", "answered", "worse"]
 
 
 def _counts(judged: Sequence[Judged]) -> list[str]:
-    """How much evidence there is of each verdict; an open question is answered, or not."""
-    found = Counter(
-        verdict if verdict in _VERDICTS else "answered"
-        for one in judged
-        for *_, verdict in one.findings
-    )
-    return [str(found[verdict] or "") for verdict in (*_VERDICTS, "answered")]
+    """How much evidence there is of each verdict; an open question is answered, or not.
+
+    The last is how much of all of it says that the system is significantly worse.
+    """
+    verdicts = [verdict for one in judged for *_, verdict in one.findings]
+    plain = [verdict.removesuffix(WORSE) for verdict in verdicts]
+    found = Counter(verdict if verdict in _VERDICTS else "answered" for verdict in plain)
+    found["worse"] = sum(verdict.endswith(WORSE) for verdict in verdicts)
+    return [str(found[verdict] or "") for verdict in (*_VERDICTS, "answered", "worse")]
 
 
 def claims_section(
@@ -38,7 +41,7 @@ def claims_section(
     rows = []
     for name, paper in papers.items():
         link = f"[{paper.paper.partition(' (')[0]}]({folder}/claims/{name}.md)"
-        rows.append([link, str(len(paper.claims)), *_counts(judged[name])])
+        rows.append([link, *_counts(judged[name])])
     lines = [
         "## Claims of papers",
         "",
@@ -46,10 +49,11 @@ def claims_section(
             "A claim in our words, and how many pieces of evidence here support it. Every verdict "
             "is computed from the committed results by the rule that the paper's page names. "
             "Failed: a training that decides nothing; missing: not measured. An open question is "
-            "answered, or inconclusive."
+            "answered, or inconclusive. Worse: in how many of these the system is significantly "
+            "worse, whatever the verdict."
         ),
         "",
-        markdown(["paper", "claims", *_HEADER], rows),
+        markdown(["paper", *_HEADER], rows),
     ]
     for name, paper in papers.items():
         rows = [[one.claim.claim, *_counts([one])] for one in judged[name]]
@@ -73,7 +77,13 @@ def paper_page(paper: Paper, judged: Sequence[Judged]) -> str:
 def _rule(one: Judged) -> str:
     options = one.claim.options()
     rule = options.pop("rule")
-    return ", ".join([rule, *(f"{key} {option}" for key, option in options.items())])
+    return ", ".join([rule, *(f"{key} {_option(option)}" for key, option in options.items())])
+
+
+def _option(option: Any) -> str:
+    if isinstance(option, Mapping):
+        return " and ".join(f"{key} {value}" for key, value in option.items())
+    return " and ".join(option) if isinstance(option, list) else str(option)
 
 
 def _how_judged(judged: Sequence[Judged]) -> list[str]:
@@ -85,10 +95,17 @@ def _how_judged(judged: Sequence[Judged]) -> list[str]:
         "averaged; of recognisers and translators it is that of WER, CER, BLEU or chrF, with the "
         "interval and the p of the bootstrap that the recipe's page explains. Better and worse "
         "need p < 0.05. What neither holds nor fails is inconclusive. A system that names one "
-        f"class in over {MOST_OF_ONE_CLASS:.0%} of its decisions, or has a WER above "
-        f"{MOST_WER:.0%}, is no evidence: its training failed."
+        f"class in over {MOST_OF_ONE_CLASS:.0%} of its decisions, is no better than always naming "
+        f"the commonest class, or has a WER above {MOST_WER:.0%} or a BLEU below {LEAST_BLEU:.0f}, "
+        "is no evidence: its training failed."
     )
-    lines = [paragraph(text), ""]
+    notes = (
+        "After a verdict, *(worse)* says that the system is significantly worse than the other. "
+        "*Too few data for the published effect*: the interval is wider than twice what was "
+        "published, so an effect of that size could be missed. *Untuned*: a system has the "
+        "learning rate that was chosen for another, so what it loses may be due to that."
+    )
+    lines = [paragraph(text), "", paragraph(notes), ""]
     for name, kind in sorted(rules.items()):
         text = " ".join((kind.__doc__ or "").replace("``", "`").split())
         lines.append(f"- `{name}`: {text[0].lower()}{text[1:]}")

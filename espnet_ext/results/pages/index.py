@@ -25,15 +25,15 @@ _HOW_TO_READ = """\
   *Inconclusive*: everything else; it does not mean that two systems are equally good.
 - MAPSSWE is NIST's matched-pairs test of words; the bootstrap decides.
 - Parameters and bytes are those of the deployed model; 1 MB is 10^6 bytes. RTF is time over audio
-  time, one process with one thread, the best of five rounds. MACs/s are multiply-accumulates per
-  second of audio.
+  time, one process with one thread, the best of five rounds at most. MACs/s are
+  multiply-accumulates per second of audio.
 - A command, and a config that it names, is that of the commit beside it; configs have moved since.
 - A number that was not measured is written so."""
 _SCOPE = """\
 The papers' corpora are large or licensed; what was measured here is small and free: minutes to
-hours of speech, encoders of 0.1 to 9 million parameters, few epochs on two CPU cores, one to five
-seeds. Whether a method helps at that scale says little about the scale of the papers, in either
-direction. Each table of claims states how the two differ."""
+hours of speech, encoders of 0.1 to 21 million parameters, in models of up to 73 million, few
+epochs on two CPU cores, one to five seeds. Whether a method helps at that scale says little about
+the scale of the papers, in either direction. Each table of claims states how the two differ."""
 
 _RECIPES = """\
 On the main metric and the first test set; sizes are MB of the deployed file or, of grids, millions

@@ -17,7 +17,7 @@ def recipe_page(name: str, results: Results) -> str:
     if single:
         sections.append(
             [
-                *("## Runs", "", markdown(*scores_table(single)), ""),
+                *("## Runs", "", markdown(*scores_table(single, [run.tag for run in runs])), ""),
                 *(markdown(*sizes_table(single)), ""),
                 f"![scores against sizes]({plot_name(results)})",
                 *("", "### Against the baselines", "", *comparison_lines(single)),

@@ -104,8 +104,15 @@ def sizes_table(results: Iterable[Result]) -> Table:
     return [*header, "command", "commit"], rows
 
 
-def scores_table(results: Sequence[Result]) -> Table:
-    """A row for each run, set and method, with the comparison on the main metric."""
+def scores_table(results: Sequence[Result], published: Iterable[str] | None = None) -> Table:
+    """A row for each run, set and method, with the comparison on the main metric.
+
+    Args:
+        results: the runs.
+        published: tags of all published runs of the recipe: a baseline that is none of them is
+            said to be what is missing.
+    """
+    known = None if published is None else set(published)
     metrics = list(dict.fromkeys(m for r in results for s in r.scores for m in s.metrics))
     header = ["model", "method", "set", *(f"{METRICS[m].title} (95 % CI)" for m in metrics)]
     rows = []
@@ -113,17 +120,21 @@ def scores_table(results: Sequence[Result]) -> Table:
         for score in result.scores:
             row = [model_name(result), score.method, score.set]
             row += [value(score, m) if m in score.metrics else NOT_MEASURED for m in metrics]
-            rows.append([*row, *_against(result, score)])
+            rows.append([*row, *_against(result, score, known)])
     return [*header, "baseline", "difference"], rows
 
 
-def _against(result: Result, score: Score) -> tuple[str, str]:
+def _against(result: Result, score: Score, published: set[str] | None) -> tuple[str, str]:
     """The baseline, and the comparison on the main metric."""
     found = score.compared()
     if found is not None:
         return found.baseline, found.cell()
     named = (result.config.get("recipe") or {}).get("baseline")
-    return ("none", "") if named in (None, result.tag) else (str(named), NOT_MEASURED)
+    if named in (None, result.tag):
+        return "none", ""
+    if published is None or str(named).partition("/")[0] in published:
+        return str(named), NOT_MEASURED
+    return str(named), f"{NOT_MEASURED}: baseline {named} is not published"
 
 
 def comparison_lines(results: Sequence[Result]) -> list[str]:

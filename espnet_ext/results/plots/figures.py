@@ -92,11 +92,11 @@ def label_points(axis: Any, points: Iterable[tuple[float, float, str]], size: fl
         size: of the font.
     """
     axis.figure.draw_without_rendering()
-    points = list(points)  # those without a name take their place too
+    points = list(points)  # those without a name need their place too
     places = [tuple(axis.transData.transform((x, y))) for x, y, _ in points]
     inside = axis.get_window_extent()
     scale = size * axis.figure.dpi / 72
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
+    occupied = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
     for (x, y, name), (left, middle) in zip(points, places, strict=True):
         if not name:
             continue
@@ -107,9 +107,9 @@ def label_points(axis: Any, points: Iterable[tuple[float, float, str]], size: fl
             for start in (left + 8, left - 8 - width):
                 boxes.append((start, bottom, start + width, bottom + height))
         fitting = [b for b in boxes if inside.x0 <= b[0] and b[2] <= inside.x1]
-        free = [b for b in fitting if not any(_overlap(b, other) for other in taken)]
+        free = [b for b in fitting if not any(_overlap(b, other) for other in occupied)]
         box = (free or fitting or boxes)[0]
-        taken.append(box)
+        occupied.append(box)
         far = abs(box[1] + height / 2 - middle) > height
         points_a_pixel = 72 / axis.figure.dpi
         axis.annotate(

@@ -1,8 +1,10 @@
 """`espnet-ext grid --publish` over a finished grid: what results/ and RESULTS.md then hold."""
 
 import argparse
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -10,6 +12,7 @@ from espnet_ext.cli import grid as verb
 from espnet_ext.config.grid import read_grid
 from espnet_ext.errors import UserError
 from espnet_ext.files import write_json, write_text
+from espnet_ext.results.claims.failures import failures_of_rows
 from espnet_ext.results.grids import Grid, GridSystem
 from espnet_ext.results.pages.grids import scores_table
 from espnet_ext.results.plots.grids import sweep
@@ -130,6 +133,9 @@ def test_a_published_grid_is_shown_whole(recipe, capsys):
         "0.800",
     ]
     assert light["against the baseline"] == "baseline"
+    # Of four decisions joy is two, or three; a training of ratio 2 is as the light one's.
+    assert record.row("light").one_class == {"1": 0.5, "2": 0.5}
+    assert record.row("hrf_ratio-2").one_class == {"1": (5 * 0.75 + 0.5) / 6, "2": 0.75}
     # 4 decisions: anger 1 (F1 of light 2/3), joy 2 (1/2; 4/5 with HRF).
     small, large = (2 / 3 + 2 * 1 / 2) / 4, (1 + 2 * 4 / 5) / 4
     gain = f"{large - small:+.3f}"
@@ -144,6 +150,27 @@ def test_a_published_grid_is_shown_whole(recipe, capsys):
     assert "[toy_ser1]: results/toy_ser1" in index and "(results/claims/p.md)" in index
     (row,) = [line for line in index.splitlines() if line.startswith("| HRF helps")]
     assert [cell.strip() for cell in row.split("|")[2:4]] == ["1", ""]
+
+
+def test_a_system_that_names_another_class_in_each_training_is_found(recipe):
+    found = read_grid(Path("conf/grid_small.yaml"))
+    for cell in found.cells(FOLDS):
+        if cell.system.name == "hrf_ratio-8":
+            path = cell_config(cell).with_name("cell.json")
+            said = [CLASSES[(FOLDS.index(cell.fold) + cell.seed) % 3]] * 4
+            record = json.loads(path.read_text())
+            write_json(
+                path, record | {"hypotheses": said} | metrics(record["references"], said, CLASSES)
+            )
+            GridRun(found).stamp(cell).write([path])
+    grid("--publish")
+    folder = recipe.parents[2] / "results/toy_ser1/grids"
+    record = read_model(Grid, folder / "small.json", "again")
+    names = [row.system for row in record.systems]
+    assert np.ptp(np.sum(record.row("hrf_ratio-8").confusion, axis=0)) == 0  # all alike
+    assert failures_of_rows(record, *names) == [
+        "hrf_ratio-8 names one class in 100.0% of decisions"
+    ]
 
 
 def test_a_page_made_again_is_the_same_and_a_second_publication_changes_nothing(recipe):

@@ -207,6 +207,12 @@ def test_rows_of_the_tables(result):
     result["config"]["recipe"] = {"baseline": "gone_xs"}
     row = dict(zip(header, scores_table([read(result)])[1][0], strict=True))
     assert (row["baseline"], row["difference"]) == ("gone_xs", NOT_MEASURED)
+    for published, text in (
+        (["gone_xs"], NOT_MEASURED),
+        (["hrf_xs"], f"{NOT_MEASURED}: baseline gone_xs is not published"),
+    ):
+        rows = scores_table([read(result)], published)[1]
+        assert rows[0][header.index("difference")] == text
 
 
 def test_the_table_of_a_run_has_its_baseline_and_fits_a_terminal(result, capsys):

@@ -1,0 +1,177 @@
+"""Rules that judge by scores: of two systems, of several, or of a curve."""
+
+from typing import Any, Literal
+
+from espnet_ext.results.claims.base import Compared, Effects
+from espnet_ext.results.claims.evidence import GridBest, GridCurve, Pair
+from espnet_ext.results.claims.verdicts import (
+    BY_DIRECTION,
+    DOES_NOT,
+    HOLDS,
+    INCONCLUSIVE,
+    BaseClaim,
+    Bounds,
+    Finding,
+    note_worse,
+    too_few,
+)
+from espnet_ext.results.claims.whole import WholeOrRun, WholePair
+from espnet_ext.results.comparison import SIGNIFICANT
+from espnet_ext.results.store import Results
+from espnet_ext.validation import Items, Number
+
+
+class Scored(BaseClaim):
+    """A claim about scores; evidence may have an ``effect`` of its own."""
+
+    of_training = True
+    effect: Effects | None = None
+
+    def power(
+        self,
+        item: Any,
+        metric: str,
+        interval: tuple[float, float] | None,
+        otherwise: float | None = None,
+    ) -> str:
+        """Return a note where data are too few for the published effect, or for ``otherwise``."""
+        effects = getattr(item, "effect", None) or self.effect or {}
+        return too_few(interval, effects.get(metric, otherwise))
+
+
+class Better(Scored):
+    """Holds if the system is better than the other, does not hold if it is worse.
+
+    With a claimed ``gain`` it does not hold either if the interval of the gain stays below that.
+    """
+
+    rule: Literal["better"]
+    gain: Number | None = None
+    evidence: Items[Pair]
+
+    def judge(self, item: Any, results: Results) -> Finding:
+        found: Compared = item.compared(results)
+        pair, interval = found.comparison, found.comparison.gain_interval
+        text = found.text() + self.power(item, pair.metric, interval, self.gain)
+        below = self.gain is not None and interval is not None and interval[1] < self.gain
+        return note_worse(text, DOES_NOT if below else BY_DIRECTION[pair.direction], pair)
+
+
+class Within(Bounds, Scored):
+    """Holds if the whole interval of the gain lies in the range, does not hold if none of it.
+
+    Where the evidence names a ``light`` system, the other must be better than that: to be as good
+    as a larger model means something only if that gains by its size.
+    """
+
+    rule: Literal["within"]
+    evidence: Items[Pair]
+
+    def judge(self, item: Any, results: Results) -> Finding:
+        found: Compared = item.compared(results)
+        pair, interval = found.comparison, found.comparison.gain_interval
+        text = found.text() + self.power(item, pair.metric, interval)
+        light = getattr(item, "light", None)
+        if light is not None:
+            larger = item.model_copy(update={"system": item.than, "than": light, "light": None})
+            if larger.compared(results).comparison.direction <= 0:
+                text += f"; {item.than} is no better than {light}"
+                return note_worse(text, INCONCLUSIVE, pair)
+        return note_worse(text, self._verdict(interval), pair)
+
+    def _verdict(self, interval: tuple[float, float] | None) -> str:
+        if interval is None:
+            return INCONCLUSIVE
+        if all(map(self.holds, interval)):
+            return HOLDS
+        below = self.low is not None and interval[1] < self.low
+        above = self.high is not None and interval[0] > self.high
+        return DOES_NOT if below or above else INCONCLUSIVE
+
+
+class Kept(Scored):
+    """Holds if the system's score minus the share ``low`` of the other's has a positive interval.
+
+    Does not hold if that interval is negative. Of error rates, the share is of what is right. Of
+    recognisers and translators the other's measured score is taken as exact. Where the evidence
+    names a ``trivial`` system, the other must be better than that. The published effect is what
+    may be lost.
+    """
+
+    rule: Literal["kept"]
+    low: Number
+    evidence: Items[WholeOrRun]
+
+    def judge(self, item: Any, results: Results) -> Finding:
+        whole: Compared = item.compared(results)
+        found: Compared = item.compared(results, self.low)
+        pair, interval = found.comparison, found.comparison.gain_interval
+        share = whole.right(whole.of) / whole.right(whole.than)
+        text = f"{whole.of:.3f} of {whole.than:.3f} {whole.unit}, {share:.0%}"
+        text += " of what is right" * (pair.kind.direction < 0)
+        if interval is None:
+            return f"{text} (too few to test)", INCONCLUSIVE
+        low, high = interval
+        text += f"; to {self.low:.0%} of it {pair.gain:+.3f} ({low:+.3f} to {high:+.3f})"
+        lost = (1 - self.low) * whole.right(whole.than)
+        text += self.power(item, pair.metric, interval, lost)
+        if isinstance(item, WholePair) and (doubt := item.doubt(results)):
+            return text + doubt, INCONCLUSIVE
+        return text, HOLDS if low >= 0 else DOES_NOT if high < 0 else INCONCLUSIVE
+
+
+class Question(Scored):
+    """A question that the paper leaves open: names the better of the two, if one is."""
+
+    rule: Literal["question"]
+    evidence: Items[Pair]
+
+    def judge(self, item: Any, results: Results) -> Finding:
+        found: Compared = item.compared(results)
+        pair = found.comparison
+        winner = {1: item.winner, -1: item.than}.get(pair.direction)
+        text = found.text() + self.power(item, pair.metric, pair.gain_interval)
+        return text, INCONCLUSIVE if winner is None else f"{winner} is better"
+
+
+class Best(Scored):
+    """Holds if the system is better than each of the others, does not hold if one is better.
+
+    Any of the others may be the better one by chance, so their p is multiplied by their number.
+    """
+
+    rule: Literal["best"]
+    evidence: Items[GridBest]
+
+    def judge(self, item: GridBest, results: Results) -> Finding:
+        found = [pair.compared(results) for pair in item.pairs()]
+        others = zip(item.among, found, strict=True)
+        text = f"{item.system} {found[0].of:.3f}; "
+        text += ", ".join(f"{name} {pair.than:.3f}" for name, pair in others)
+        pairs = [pair.comparison for pair in found]
+        notes = (self.power(item, pair.metric, pair.gain_interval) for pair in pairs)
+        text += next(filter(None, notes), "")  # of the first that is too wide
+        if all(pair.direction > 0 for pair in pairs):
+            return text, HOLDS
+        beaten = any(
+            pair.gain < 0 and pair.p is not None and pair.p * len(pairs) < SIGNIFICANT
+            for pair in pairs
+        )
+        return text, DOES_NOT if beaten else INCONCLUSIVE
+
+
+class TrendClaim(Scored):
+    """Holds if the systems in their order rise (degree 1) or bend upwards (degree 2).
+
+    The straight or the quadratic part of each unit's curve over equal steps is tested against 0;
+    a published ``effect`` is of that part.
+    """
+
+    rule: Literal["trend"]
+    degree: int = 1
+    evidence: Items[GridCurve]
+
+    def judge(self, item: GridCurve, results: Results) -> Finding:
+        found = item.trend(results, self.degree)
+        text = found.text + self.power(item, "weighted_f1", found.interval)
+        return text, BY_DIRECTION[found.direction]

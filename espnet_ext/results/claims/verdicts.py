@@ -1,0 +1,72 @@
+"""Verdicts, the base of all rules, and the notes on what was measured."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from espnet_ext.results.comparison import Comparison
+from espnet_ext.results.schema import NOT_MEASURED
+from espnet_ext.results.store import Results
+from espnet_ext.validation import Number, Strict, Text
+
+HOLDS = "holds"
+DOES_NOT = "does not hold"
+INCONCLUSIVE = "inconclusive"
+FAILED = "training failed"  # of a system that decides nothing, which is no evidence
+BY_DIRECTION = {1: HOLDS, -1: DOES_NOT, 0: INCONCLUSIVE}
+WORSE = " (worse)"  # after a verdict: the system is significantly worse than the other
+UNTUNED = "; untuned: a system has another's learning rate"
+
+type Finding = tuple[str, str]  # what was measured, verdict
+
+
+class BaseClaim(Strict):
+    """The keys that all claims have."""
+
+    claim: Text
+    where: Text  # in the paper
+    published: Text
+
+    of_training: ClassVar[bool] = False  # judged by what a training made: it must not have failed
+
+    @abstractmethod
+    def judge(self, item: Any, results: Results) -> Finding:
+        """Judge by one item of evidence that has been published."""
+
+    def options(self) -> dict[str, Any]:
+        """The rule and its keys, as far as they are given."""
+        known = {*BaseClaim.model_fields, "evidence"}
+        return {key: v for key, v in self if key not in known and v is not None}
+
+
+class Bounds(BaseClaim):
+    """A range; an end that is left out is open."""
+
+    low: Number | None = None
+    high: Number | None = None
+
+    def holds(self, value: float) -> bool:
+        """True if a value lies in the range."""
+        low, high = self.low, self.high
+        return (low is None or value >= low) and (high is None or value <= high)
+
+
+def not_measured(missing: str) -> Finding:
+    """Nothing was measured; ``missing`` is what it would take."""
+    return f"{NOT_MEASURED}: {missing}", NOT_MEASURED
+
+
+def too_few(interval: tuple[float, float] | None, effect: float | None) -> str:
+    """Return a note where data are too few to find an effect of this size.
+
+    That is where half the interval is larger: a difference of that size could not be told from 0.
+    """
+    if interval is None or effect is None or interval[1] - interval[0] <= 2 * effect:
+        return ""
+    return f"; too few data for the published effect ({effect:.3g})"
+
+
+def note_worse(text: str, verdict: str, found: Comparison) -> Finding:
+    """Add to text and verdict that the system is significantly worse, if it is."""
+    if found.direction >= 0:
+        return text, verdict
+    return f"{text}; significantly worse", verdict + WORSE
