@@ -15,6 +15,7 @@ def load(
     max_bytes: int | None = None,
     method: str | None = None,
     max_rtf: float | None = None,
+    beam: int | None = None,
 ) -> Any:
     """Load a deployed model, which is then called with samples and their rate.
 
@@ -27,10 +28,12 @@ def load(
             folder with several of these, or a folder that ``espnet-ext export`` wrote.
         device: where it is computed, as torch names it.
         max_bytes: of the file of weights, of an exported family of a folder for the member alone:
-            the best form or member that fits is taken.
+            the best form or member that fits is used.
         method: of decoding; None: the first that the config of the training names.
         max_rtf: seconds of processing for a second of audio, measured here once and remembered.
-            An exported folder takes neither this nor device and method.
+            Not for an exported folder, nor are device and method.
+        beam: texts of an utterance that are extended at each step, of a Whisper, a transducer or
+            an exported attention decoder; None: as ``method`` says, of an exported one 1.
 
     Returns:
         A ``recogniser.Recogniser``.
@@ -42,8 +45,8 @@ def load(
     if (Path(path) / "model.json").is_file():
         exported = importlib.import_module("espnet_ext.export.onnx_decoder")
         exported.refuse_options(Path(path), device, method, max_rtf)
-        return exported.load_exported(Path(path), max_bytes=max_bytes)
+        return exported.load_exported(Path(path), max_bytes=max_bytes, beam=beam)
     muted = importlib.import_module("espnet_ext.bridge.muted").muted
     with muted():  # torch and ESPnet take seconds to import
         loading = importlib.import_module("espnet_ext.bridge.loading")
-    return loading.load(path, device, max_bytes, method, max_rtf)
+    return loading.load(path, device, max_bytes, method, max_rtf, beam)

@@ -340,7 +340,7 @@ class Experiment:
         return [*files, self.token_list]
 
     def training_files(self) -> list[Path]:
-        """Files whose content decides the training, besides the config.
+        """Files other than the config whose content decides the training.
 
         Raises:
             UserError: a model that it starts from, or is made of, is missing.

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and stamps that tell whether work is up to date."""
+"""Files that are either whole or absent, and stamps that show whether work is up to date."""
 
 import contextlib
 import fcntl
@@ -251,7 +251,7 @@ class Stamp:
     ) -> None:
         """Record that ``outputs`` (files) are whole and belong to the inputs.
 
-        Of ``by_size`` only the size is recorded: files with check sums inside or beside them, which
+        Of ``by_size`` only the size is recorded: files with check sums in or next to them, which
         are compared when they are read.
 
         Raises:

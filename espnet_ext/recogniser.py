@@ -121,7 +121,7 @@ class Recogniser:
         self.rate = decoder.rate
 
     def __call__(
-        self, samples: Any, rate: int, told: Callable[[Segment], object] | None = None
+        self, samples: Any, rate: int, on_segment: Callable[[Segment], object] | None = None
     ) -> Transcript:
         """Recognise, translate or classify a recording.
 
@@ -131,7 +131,7 @@ class Recogniser:
             samples: (samples,) or (samples, channels), in [-1, 1], an array or a tensor; of
                 channels the mean counts.
             rate: samples per second.
-            told: called with each segment when it is done, to show progress.
+            on_segment: called with each segment when it is done, to show progress.
 
         Raises:
             UserError: no samples, NaN, or samples far outside of [-1, 1].
@@ -140,19 +140,21 @@ class Recogniser:
         found = []
         for segment in self.segments(wave):
             found.append(segment)
-            if told is not None:
-                told(segment)
+            if on_segment is not None:
+                on_segment(segment)
         text = " ".join(segment.text for segment in found if segment.text)
         return Transcript(text, len(wave) / self.rate, tuple(found))
 
-    def file(self, path: str | Path, told: Callable[[Segment], object] | None = None) -> Transcript:
+    def file(
+        self, path: str | Path, on_segment: Callable[[Segment], object] | None = None
+    ) -> Transcript:
         """The same for an audio file of any format that libsndfile reads.
 
         Raises:
             UserError: it cannot be decoded, is cut short or empty.
         """
         samples, rate = read_stretch(Path(path), Path(path).name)
-        return self(samples, rate, told)
+        return self(samples, rate, on_segment)
 
     def segments(self, wave: np.ndarray) -> Iterator[Segment]:
         """Yield the segments of a wave (samples,) of the model's rate, as they are decoded."""

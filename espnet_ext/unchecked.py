@@ -1,7 +1,7 @@
 """Leaves out ESPnet's checks of argument types at run time.
 
 typeguard compiles each function that has such a check once more when it is imported: a quarter of
-the seconds that ESPnet takes. Values of a config are compared with the types of ESPnet's arguments
+the seconds that ESPnet needs. Values of a config are compared with the types of ESPnet's arguments
 before (``bridge.config_check``). Other packages keep their checks.
 """
 

@@ -81,7 +81,7 @@ def page() -> str:
 
 
 def _recipe() -> Iterator[str]:
-    yield "## recipe\n\nKeys of the section `recipe:`, which the stages besides training read.\n"
+    yield "## recipe\n\nKeys of the section `recipe:`, which all stages but training read.\n"
     yield _table(_fields(Recipe, "config/training.py"))
     yield f"`fetch` knows {' and '.join(f'`{name}`' for name in PACKAGED)}.\n"
     yield "### recipe: mimic\n"

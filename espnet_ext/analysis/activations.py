@@ -119,7 +119,7 @@ def activations(
             used = sum(p.stat().st_size for p in cache.rglob(f"*{_SUFFIX}")) / _GB
             if used + needed > limit_gb:
                 print(
-                    f"mimic: {name}: activations would take {needed:.2f} GB, {used:.2f} GB "
+                    f"mimic: {name}: activations would need {needed:.2f} GB, {used:.2f} GB "
                     f"are in {cache}: more than cache_gb: {limit_gb}; they are computed every epoch"
                 )
                 return Computed(teacher, rows)

@@ -48,7 +48,7 @@ class Measure:
         if wanted[-1] >= size:
             many = f"{wanted[-1]} neighbours need more than {wanted[-1]} utterances"
             if utterances <= wanted[-1]:
-                raise UserError(f"--k: {many}, and {name} has {utterances}; take a smaller k")
+                raise UserError(f"--k: {many}, and {name} has {utterances}; use a smaller k")
             raise UserError(f"--k: {many} in a batch; give a larger --batch_size than {size}")
         return replace(self, k=wanted, batch_size=size)
 
@@ -73,7 +73,7 @@ class Removal:
         orders: of ``ORDERS``.
         metric: ``accuracy`` or ``weighted_f1``; of a recogniser ``wer``.
         repeats: draws of the batches that layers are scored on, for each probe.
-        protect: layers that stay, besides the first and those that the stack protects.
+        protect: layers that stay, as do the first and those that the stack protects.
     """
 
     orders: Sequence[str] = ORDERS

@@ -185,7 +185,7 @@ def _epochs(
             errors[part] = _pass(network, found, groups, optimizer if seed is not None else None)
             if not errors[part] < float("inf"):
                 raise UserError(
-                    f"mimic: the error of epoch {epoch} is not finite; take a lower recipe: "
+                    f"mimic: the error of epoch {epoch} is not finite; use a lower recipe: "
                     f"mimic: lr than {job.step.lr}"
                 )
             state[part].append(errors[part])

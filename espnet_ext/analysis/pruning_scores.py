@@ -119,7 +119,7 @@ class WordJudge:
         return float(errors / max(words, 1))
 
     def record(self) -> dict[str, Any]:
-        """Nothing is told by chance."""
+        """A recogniser has no chance level."""
         return {"classes": [], "chance": None, "majority": None}
 
 

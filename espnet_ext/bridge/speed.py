@@ -24,8 +24,8 @@ def real_time_factor(bundle: Bundle, decoder: Decoder) -> float:
     """Seconds of processing for a second of audio, with torch's present number of threads.
 
     It is the least of three rounds: of processor time on one thread, which other work on the
-    machine disturbs least, else of time on the clock. A model is measured once on a machine: the figure is kept in
-    ``~/.cache/espnet-ext/rtf.json``.
+    machine disturbs least, else of time on the clock. A model is measured once on a machine: the
+    figure is kept in ``~/.cache/espnet-ext/rtf.json``.
     """
     machine = environment()["machine"]
     parts = [sha256_file(bundle.path), bundle.member, decoder.method, decoder.device]

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
         write_site(args.models, args.out, args.package)
         print(f"demo: {args.out}: written")
         return
-    with server(args.out, args.port) as pages:  # before the work: the port may be taken
+    with server(args.out, args.port) as pages:  # before the work: the port may be in use
         write_site(args.models, args.out, args.package)
         print(f"demo: http://127.0.0.1:{pages.server_address[1]} (Ctrl+C ends)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

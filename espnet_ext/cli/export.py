@@ -100,10 +100,10 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if members:
         family: Any = export_family(members, out, waves, products=products, **chosen)
-        apart = sum(made.bytes for made in family.members.values())
+        separate = sum(made.bytes for made in family.members.values())
         print(
-            f"export: {args.out}: {family.bytes:,} bytes for {', '.join(members)}; in folders of "
-            f"their own {apart:,}; every member finds the same there, to the last bit"
+            f"export: {args.out}: {family.bytes:,} bytes for {', '.join(members)}; in separate "
+            f"folders {separate:,}; every member finds the same there, to the last bit"
         )
         return
     made: Any = export(bundle, out, waves, products=products, **chosen)
@@ -128,7 +128,7 @@ def _model(args: argparse.Namespace) -> tuple[Path, list[Path]]:
 
     experiment = Experiment.load(args.model, None, args.variant)
     if args.family is not None and args.variant:
-        raise UserError("--family takes names of forms: leave out --variant")
+        raise UserError("--family lists names of forms: leave out --variant")
     scp = set_folder(experiment.data, experiment.recipe.dev_set) / "wav.scp"
     if not scp.is_file():
         raise UserError(f"no {scp}; run stage 1, or give --verify FILE...")

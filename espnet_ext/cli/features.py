@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sets",
         metavar="SETS",
-        help="sets, blanks between, that get arks beside the config's own; default: all sets",
+        help="sets, blanks between, that get arks in addition to the config's; default: all sets",
     )
     parser.add_argument("--nj", type=at_least(1), default=2, help="processes")
     parser.add_argument("--part", type=part, help="K/N: only the Kth of N parts of the arks")

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     if args.ngpu and jobs > 1:
         raise UserError(
             f"--ngpu {args.ngpu}: trainings at once would share GPUs: give --nj 1, or run parts of "
-            "the grid at once (--part K/N), each where it has GPUs of its own"
+            "the grid at once (--part K/N), each where it has separate GPUs"
         )
     grid = read_grid(Path(args.grid))
     _refuse_other_task(grid, args.grid)

@@ -1,14 +1,14 @@
 """Write a data set with a model's transcripts of speech that has none, to train a smaller one.
 
-MODEL is what "espnet-ext transcribe" takes: a deployed or exported folder, a file of weights, or a
+MODEL is as for "espnet-ext transcribe": a deployed or exported folder, a file of weights, or a
 training config in its recipe's folder. AUDIO are files, or folders of files, of any rate and
 format; long recordings are cut at pauses. Texts that the model is unsure of are left out: those
 whose tokens have a mean probability below --least.
 
 Writes the data directory OUT, with the utterances of --more before its own, and the audio into
-audio/OUT beside it; each recording counts as a speaker. Train on it with recipe: {train_set: NAME}.
-What was recognised is kept in .<OUT>.jsonl: a call that was killed goes on, and another --least
-takes seconds.
+audio/OUT next to it; each recording counts as a speaker. Train on it with
+recipe: {train_set: NAME}. What was recognised is kept in .<OUT>.jsonl: a call that was killed goes
+on, and another --least takes seconds.
 
 Example:
   espnet-ext label exp/nested_whisper_tiny_m/deploy/4L-1536-32b recordings/ --out data/labelled
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _key(args: argparse.Namespace, model: Path) -> str:
     """Says which model and search it is."""
-    # Beside a file of weights is its config.
+    # The config is next to a file of weights.
     inner = model.rglob("*") if model.is_dir() else model.parent.iterdir()
     files = sorted(path for path in inner if path.is_file())
     words = [str(args.method), str(args.variant), model.name, *map(quick_key, files)]

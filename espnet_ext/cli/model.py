@@ -13,6 +13,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="deployed or exported folder, file of weights, or config")
     parser.add_argument("--variant", help="of a config or an exported family: the form")
     parser.add_argument("--method", help="of decoding; default: the config's first")
+    parser.add_argument(
+        "--beam", type=at_least(1), help="texts that a Whisper or transducer extends at each step"
+    )
     parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
     parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads (default: 1)")
 
@@ -52,7 +55,7 @@ def open_recogniser(
     """
     if is_exported(model):
         refuse_options(model, args.device, args.method, max_rtf)
-        return load_exported(model, args.threads, args.variant, max_bytes)
+        return load_exported(model, args.threads, args.variant, max_bytes, args.beam)
     from espnet_ext.bridge.muted import muted
 
     with muted():
@@ -60,4 +63,4 @@ def open_recogniser(
 
         from espnet_ext.bridge.loading import load
     torch.set_num_threads(args.threads)
-    return load(model, args.device, max_bytes, args.method, max_rtf)
+    return load(model, args.device, max_bytes, args.method, max_rtf, args.beam)

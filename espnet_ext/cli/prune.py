@@ -1,4 +1,4 @@
-"""Take layers out of a stack without retraining: curves of its score, and the smaller model.
+"""Remove layers from a stack without retraining: curves of its score, and the smaller model.
 
 With CONFIG, a probe (recipe: {task: cls}) or a recogniser with encoder: stack that stages 4 and 5
 have made: layers go one after the other by each order (backward, forward, block influence by cosine
@@ -75,7 +75,7 @@ def _curves(args: argparse.Namespace) -> None:
 
     experiment = Experiment.load(args.config, variant=args.variant)
     if args.score_set == args.set:
-        raise UserError(f"--score_set and --set are both {args.set}; take different sets")
+        raise UserError(f"--score_set and --set are both {args.set}; use different sets")
     how = measure(args, args.score_set, len(audio_of_set(args.score_set)))
     metric = args.metric or ("wer" if experiment.recipe.task == "asr" else "accuracy")
     removal = Removal(args.orders, metric, args.repeats, args.protect)

@@ -5,7 +5,7 @@ encoder trained here, or hub:NAME. Run in a recipe's folder, after stage 1. Writ
 exp/similarity/<name>.json and a heat map for each measure, with the blocks of layers that it
 shows. Batches are averaged, so memory depends on the batch and its longest utterance, not on the
 set. Where lengths differ much, --time flat shows the lengths too: long utterances are long
-vectors in every layer. Then cut them with --seconds, or take --time mean.
+vectors in every layer. Then cut them with --seconds, or use --time mean.
 
 Example:
   espnet-ext similarity downloads/whisper_base --set dev

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Stream once."""
     if Path(args.config).is_dir():
-        raise UserError(f"{args.config} is a folder; espnet-ext transcribe --stream takes those")
+        raise UserError(f"{args.config} is a folder; use espnet-ext transcribe --stream for it")
     experiment = Experiment.load(args.config, args.tag, args.variant)
     if experiment.deltas:
         raise UserError(

@@ -1,7 +1,7 @@
 """Transcribe audio files with a deployed model: text, times, confidences.
 
 MODEL is a folder that stage 5 wrote (exp/<tag>/deploy/<form>), a file of weights in it, a family
-file, the folder of several forms (of which --max-bytes and --max-rtf take the best that fits), a
+file, the folder of several forms (of which --max-bytes and --max-rtf use the best that fits), a
 folder that "espnet-ext export" wrote (of a family, --variant or --max-bytes chooses the member),
 or a training config in its recipe's folder. No other file of the recipe is needed: the folder can
 be moved. A translator prints translations, a classifier classes.
@@ -98,11 +98,11 @@ def _found(recogniser: Any, path: str) -> dict[str, Any]:
     """The transcript of a file, or of standard input until its end."""
     if path != STDIN:
         seconds = seconds_of(Path(path), Path(path).name)
-        # Only on a terminal, and of what takes long.
+        # Only on a terminal, and only for long files.
         quiet = None if seconds > _SHOWN else True
         with tqdm(total=round(seconds), desc=Path(path).name, unit="s", disable=quiet) as bar:
-            told = lambda segment: bar.update(round(segment.end) - bar.n)  # noqa: E731
-            return recogniser.file(path, told).as_dict()
+            advance = lambda segment: bar.update(round(segment.end) - bar.n)  # noqa: E731
+            return recogniser.file(path, advance).as_dict()
     rate = recogniser.rate
     heard = [np.zeros(0, np.float32), *pieces(STDIN, rate, rate)]
     return recogniser(np.concatenate(heard), rate).as_dict()

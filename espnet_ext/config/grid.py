@@ -20,7 +20,7 @@ A recogniser's grid is of fixed sets; there a system may say more:
       again:
         config: train_share_again.yaml
         after: share                 # starts from that system's model of the same seed
-        than: [share, small]         # what it is compared with, besides the baseline
+        than: [share, small]         # what else it is compared with, after the baseline
         seeds: [1]                   # of the grid's, if it is not trained with all
 
 A system with ``vary`` is expanded to one system for each combination of the values, named by its

@@ -16,7 +16,7 @@ def no_effect_warnings(config: Config, method: str | None = None) -> list[str]:
     """
     espnet = config.espnet
     found = [
-        f"{key} has no effect: training takes it from {source}"
+        f"{key} has no effect: training gets it from {source}"
         for key, source in SET_BY_TRAIN.items()
         if key in espnet
     ]
@@ -63,7 +63,7 @@ def _input_warnings(config: Config) -> Iterator[str]:
                 if key != f"apply_{kind}" and key.removeprefix("num_").startswith(kind):
                     yield f"specaug_conf: {key} has no effect: apply_{kind} is false"
     if "stats_file" in section(espnet, "normalize_conf"):
-        yield "normalize_conf: stats_file has no effect: training takes it from the statistics"
+        yield "normalize_conf: stats_file has no effect: training gets it from the statistics"
     if config.recipe.features == "ark":
         for key in ("speech_volume_normalize", "rir_scp", "noise_scp"):
             if espnet.get(key) not in UNSET:

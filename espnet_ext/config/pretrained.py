@@ -13,7 +13,7 @@ _FILES = ("config.json", "model*.safetensors", "config.yaml", "model.pth", "depl
 
 
 def token_source(espnet: Mapping[str, Any]) -> str | None:
-    """The model that ``token_type: hugging_face`` takes the tokens of: a folder or ``hub:NAME``.
+    """The model whose tokens ``token_type: hugging_face`` uses: a folder or ``hub:NAME``.
 
     None: the config names none.
     """

@@ -55,7 +55,7 @@ def recipe_problems(config: Config) -> list[str]:
 
 
 def _token_problems(config: Config) -> Iterator[str]:
-    """Stage 3 makes two kinds of tokens, and takes those of a pretrained model."""
+    """Stage 3 makes two kinds of tokens, or copies those of a pretrained model."""
     kind = config.espnet.get("token_type", "bpe")
     if config.recipe.task == "cls":
         return
@@ -202,7 +202,7 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
             yield f"{where} needs decoder: transducer"
             continue
         if method == "ctc_att_beam" and transducer:
-            yield f"{where} is not for decoder: transducer; take transducer_beam"
+            yield f"{where} is not for decoder: transducer; use transducer_beam"
             continue
         if method in _ATTENTION and espnet.get("decoder") != "whisper":
             yield f"{where} needs decoder: whisper"
@@ -216,9 +216,9 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
 def _sample_problems(espnet: Mapping[str, Any]) -> Iterator[str]:
     """Samples must reach a stack as they are; ESPnet normalises whatever a frontend gives."""
     if espnet.get("encoder") == "stack" and espnet.get("frontend") != "raw":
-        yield f"encoder: stack takes samples: needs frontend: raw, not {espnet.get('frontend')}"
+        yield f"encoder: stack reads samples: needs frontend: raw, not {espnet.get('frontend')}"
     elif espnet.get("frontend") == "raw" and espnet.get("normalize", "") not in UNSET:
-        # Its default, utterance_mvn, needs memory by the square of the samples besides.
+        # Its default, utterance_mvn, also needs memory by the square of the samples.
         yield "frontend: raw needs normalize: null"
 
 

@@ -1,6 +1,6 @@
 """Matrices in Kaldi arks, by what a ``feats.scp`` says: a file and an offset, never a command.
 
-``feats.crc32`` beside the arks has the check sum of each matrix, compared whenever one is read.
+``feats.crc32`` next to the arks has the check sum of each matrix, compared whenever one is read.
 """
 
 import functools

@@ -87,7 +87,7 @@ def read_stretch(
         return samples[:, channel], rate
     mean = samples.mean(axis=1)
     if samples.shape[1] > 1 and _rms(mean) < 0.03 * _rms(samples):
-        raise UserError(f"{where}: the channels cancel each other; take one of them")
+        raise UserError(f"{where}: the channels cancel each other; use one of them")
     return mean, rate
 
 
@@ -127,7 +127,7 @@ def resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
 
 
 def filled_up(wave: np.ndarray, rate: int) -> np.ndarray:
-    """A wave (samples,), float32, with silence behind it up to a window of log-mel."""
+    """A wave (samples,), float32, padded with silence up to a window of log-mel."""
     missing = max(0, round(SHORTEST * rate) - len(wave))
     return np.pad(np.asarray(wave, np.float32), (0, missing))
 

@@ -47,7 +47,7 @@ def check_inputs(directory: Path, scp: Path, sample_rate: int) -> None:
 def check_headers(scp: Path, audio: Iterable[tuple[str, str]], sample_rate: int) -> None:
     """Compare the headers of (utterance, path) with mono audio of ``sample_rate`` Hz.
 
-    All processors take part where there are thousands.
+    All processors are used where there are thousands.
     """
     jobs = len(os.sched_getaffinity(0))
     shared = (str(scp), sample_rate)

@@ -270,7 +270,7 @@ def digest_audio(
 
 
 def audio_inputs(path: str | Path) -> list[Path]:
-    """Return the files, besides wav.scp, that change when the audio of a data directory does.
+    """Return the files other than wav.scp that change when the audio of a data directory does.
 
     A directory that ``write_sets`` did not make may have none of them.
     """

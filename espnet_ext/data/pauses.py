@@ -3,7 +3,7 @@
 import numpy as np
 
 _PAUSE = 0.6  # seconds of a pause that ends a segment
-_SPEECH = 1.0  # seconds that a segment has besides it
+_SPEECH = 1.0  # seconds that a segment has at least before its pause
 _QUIET = 1e-3  # energy of a pause, relative to the loudest moment: -30 dB
 _SILENCE = 1e-3  # peak, -60 dBFS, below which there is no speech: a decoder would invent some
 _WINDOW = 0.2  # seconds whose energy counts as that of a moment

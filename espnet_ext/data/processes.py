@@ -69,7 +69,7 @@ def _start_worker(parent: int, shared: Any) -> None:
 
 
 def _end_with(parent: int) -> Any:
-    """Leave when the parent was killed: it cannot tell its workers any more."""
+    """Leave when the parent was killed: it can no longer stop its workers."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

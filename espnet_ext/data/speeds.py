@@ -1,6 +1,6 @@
 """Copies of training sets at other speeds (Ko et al., Interspeech 2015), as Kaldi makes them.
 
-A copy at speed s lasts 1 / s as long and sounds higher by s. Beside data/train lies data/train_sp:
+A copy at speed s lasts 1 / s as long and sounds higher by s. data/train_sp is next to data/train:
 its utterances, and for each speed a copy of each, sp<s>-<utterance> of the speaker sp<s>-<speaker>.
 """
 

@@ -1,4 +1,4 @@
-"""The tokens of a pretrained model: its tokenizer.json, read without running any code of its own.
+"""The tokens of a pretrained model: its tokenizer.json, read without running any of its code.
 
 ``tokenizers`` reads the file; transformers' AutoTokenizer may run code that a folder brings.
 """
@@ -149,7 +149,7 @@ def listed(tokenizer: Path, config: Path) -> list[str]:
 def first_merges(tokenizer: Path, count: int) -> str:
     """Return a byte-level BPE's tokenizer.json with its first ``count`` merges only.
 
-    Merges stand in the order in which they were learnt, the most frequent first. Every text can
+    Merges are in the order in which they were learnt, the most frequent first. Every text can
     still be written, rare words in more tokens. Tokens that no merge makes any more leave the
     vocabulary; the others keep their ids.
 

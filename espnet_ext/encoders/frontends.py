@@ -12,7 +12,7 @@ from espnet_ext.errors import UserError
 class KaldiFbank(AbsFrontend):
     """Frontend ``kaldi_fbank``: raw audio to log-mel as Kaldi defines it (``data.fbank``).
 
-    ``definition: nemo`` takes the other definition that sherpa-onnx has. With ``deltas: 2`` first
+    ``definition: nemo`` selects the other definition that sherpa-onnx has. With ``deltas: 2`` first
     and second differences follow (26 bins: 78 features a frame).
     """
 
@@ -46,7 +46,7 @@ class KaldiFbank(AbsFrontend):
 
 
 class RawSpeech(AbsFrontend):
-    """Frontend ``raw``: samples as frames of one feature, for encoders that take samples.
+    """Frontend ``raw``: samples as frames of one feature, for encoders that read samples.
 
     ESPnet's ``sliding_window`` copies them and cuts off the end. Without a frontend ESPnet would
     treat the samples as features.

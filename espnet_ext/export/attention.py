@@ -29,7 +29,7 @@ from espnet_ext.export.whisper_model import END, PROMPT, TEXT
 
 _FRAMES = 150  # of the input that is traced
 _NEVER = -1e9  # score of an id that the model has no token for
-_ROWS = 7  # for each frame, at least: the runtime takes 0.144 tokens for a row
+_ROWS = 7  # for each frame, at least: the runtime allows 0.144 tokens a row
 
 
 class Encode(nn.Module):

@@ -10,7 +10,7 @@ from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.deployed_folder import encode
 from espnet_ext.export import attention, run_onnx
-from espnet_ext.export.compare import relative_difference
+from espnet_ext.export.compare import next_scores, relative_difference
 from espnet_ext.export.traced_contract import NAMES, TracedContract
 from espnet_ext.export.whisper_model import END, PROMPT, START, TEXT, UNKNOWN
 from espnet_ext.formats.packed import State
@@ -61,7 +61,7 @@ class AttentionContract(TracedContract):
         for wave in waves:
             given = self.decoder.source.prepared(torch.from_numpy(wave), self.decoder.width)
             encoded = encode(asr, given)
-            step, token, text = model.scores(model.encode(wave)), PROMPT, torch.tensor([[asr.sos]])
+            step, token, text = next_scores(model, wave), PROMPT, torch.tensor([[asr.sos]])
             for _ in range(_STEPS):
                 mask = torch.ones(1, text.shape[1], text.shape[1], dtype=torch.bool).tril()
                 scores, _ = asr.decoder.forward_one_step(text, mask, encoded)

@@ -23,7 +23,7 @@ import numpy as np
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.export import family_weights, run_onnx
+from espnet_ext.export import family_weights, run_onnx, run_search
 from espnet_ext.export.folder import SCRIPT, TOKENS, Exported, export, refuse_other_folder
 from espnet_ext.export.onnx_decoder import SETTINGS
 from espnet_ext.export.weight_file import WeightFile
@@ -33,7 +33,7 @@ from espnet_ext.formats.digests import digests
 
 @dataclass(frozen=True)
 class ExportedFamily:
-    """Bytes of an exported family, and its members as if each had a folder of its own."""
+    """Bytes of an exported family, and its members as if each had a separate folder."""
 
     bytes: int
     members: Mapping[str, Exported]
@@ -45,7 +45,7 @@ def export_family(
     """Write members of a family into one folder.
 
     It appears only if each member is verified as ``folder.export`` does, and finds on ``waves``
-    the tokens, with the scores to the last bit, that it finds from a folder of its own.
+    the tokens, with the scores to the last bit, that it finds from a separate folder.
 
     Args:
         bundles: members by name, the best first.
@@ -119,8 +119,10 @@ def _join(folders: Mapping[str, Path], target: Path) -> None:
         computed[name] = hashlib.sha256(family_weights.assembled(target, name)).hexdigest()
     first = next(iter(folders))
     shutil.copyfile(folders[first] / SCRIPT, target / SCRIPT)
-    computes = Path(str(family_weights.__file__))
-    shutil.copyfile(computes, target / computes.name)
+    for module in (family_weights, run_search):
+        script = Path(str(module.__file__))
+        if module is family_weights or (folders[first] / script.name).exists():
+            shutil.copyfile(script, target / script.name)
     known = {key for one in settings.values() for key in one} - {"sha256"}
     common = {
         key: settings[first].get(key)

@@ -27,7 +27,7 @@ def weight_from(recipe, weights):
     """The bytes of a weight that follows from another one in the bytes of a family's weights.
 
     It is a part of that, or its numbers by scales of groups of inputs, rounded (see ``rounded``).
-    Of those that may have been rounded before, bits tell which become the other integer.
+    Of those that may have been rounded before, a bit mask selects which become the other integer.
     """
     values = _stored(recipe["from"], weights)
     if "scale" not in recipe:

@@ -13,7 +13,7 @@ from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.loading import decoder_of
 from espnet_ext.config.recipe_errors import TRANSDUCER
 from espnet_ext.errors import UserError
-from espnet_ext.export import run_onnx
+from espnet_ext.export import run_onnx, run_search
 from espnet_ext.export.contract import Contract, attends, contract_of, is_transducer
 from espnet_ext.export.family_weights import COMPUTED
 from espnet_ext.export.onnx_decoder import SETTINGS
@@ -149,7 +149,8 @@ def _greedy(bundle: Bundle, search: str | None) -> Decoder:
         return Decoder(bundle, "ctc_att_beam", options, bundle.source)
     if is_transducer(bundle):
         return decoder_of(bundle, TRANSDUCER[0])
-    return decoder_of(bundle)
+    greedy = 1 if bundle.arguments.get("decoder") == "whisper" else None
+    return decoder_of(bundle, beam=greedy)
 
 
 def write(contract: Contract, rate: int, folder: Path, products: Products) -> dict[int, int]:
@@ -159,6 +160,9 @@ def write(contract: Contract, rate: int, folder: Path, products: Products) -> di
     (folder / TOKENS).write_text(lines, encoding="utf-8")
     shutil.copyfile(str(run_onnx.__file__), folder / SCRIPT)
     known = contract.settings()
+    if known["kind"] in run_onnx.ATTENTION:
+        search = Path(str(run_search.__file__))
+        shutil.copyfile(search, folder / search.name)
     if known["kind"] in ("ctc", "class"):
         shutil.copyfile(Path(str(run_onnx.__file__)).with_name("run_frames.py"), folder / EXAMPLE)
     settings = {

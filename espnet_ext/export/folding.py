@@ -46,7 +46,7 @@ def fold_shapes(model: onnx.ModelProto) -> None:
 
 
 def _branch(node: onnx.NodeProto, condition: bool) -> onnx.GraphProto:
-    """The nodes and constants that take the place of an ``If`` whose condition is known."""
+    """The nodes and constants that replace an ``If`` whose condition is known."""
     name = "then_branch" if condition else "else_branch"
     (branch,) = (one.g for one in node.attribute if one.name == name)
     for made, out in zip(branch.output, node.output, strict=True):

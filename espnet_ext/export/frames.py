@@ -3,7 +3,7 @@
     preprocess   audio (1, n) -> x (1, frames, features)
     model        x (N, frames, features), x_lens (N,) -> log_probs, log_probs_len (N,)
 
-On wav2vec 2.0, HuBERT and WavLM ``x`` is one utterance (1, n, 1), samples as the model takes them.
+On wav2vec 2.0, HuBERT and WavLM ``x`` is one utterance (1, n, 1), samples as the model reads them.
 With recurrent layers N is 1 too.
 
 ``log_probs`` are (N, frames, V) of CTC, which is sherpa-onnx's contract ``from_zipformer_ctc``, and
@@ -141,7 +141,7 @@ def _batch(width: int) -> tuple[Tensor, Tensor]:
 
 
 class _Normalised(nn.Module):
-    """Samples as a wav2vec 2.0 takes them."""
+    """Samples as a wav2vec 2.0 reads them."""
 
     def __init__(self, stack: Wav2Vec2Stack, least: int):
         super().__init__()

@@ -35,7 +35,7 @@ from espnet_ext.methods.quantise import has_groups
 
 OPSET = 21
 _IR_VERSION = 10
-_MICROSOFT = "com.microsoft"  # operators of ONNX Runtime's own
+_MICROSOFT = "com.microsoft"  # operators of ONNX Runtime, not of ONNX
 _END = np.iinfo(np.int64).max  # of a slice
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
 
@@ -81,7 +81,7 @@ class Graph:
         return names
 
     def microsoft(self, kind: str, *inputs: str, out: str | None = None, **attributes: Any) -> str:
-        """Add an operator of ONNX Runtime's own."""
+        """Add an operator of ONNX Runtime that ONNX lacks."""
         return self.op(kind, *inputs, out=out, domain=_MICROSOFT, **attributes)
 
     def split(self, x: str, count: int, axis: int) -> list[str]:
@@ -124,7 +124,7 @@ class Graph:
     def bytewise(self, x: str, ints: str, scales: str, outputs: int, bias: str = "") -> str:
         """Multiply x (..., i) with bytes (i, outputs) of scales (outputs,); add a bias (outputs,).
 
-        The product adds it at once: an operator of its own would pass over the output again.
+        The product adds it at once: a separate operator would pass over the output again.
         """
         zero = "" if self.products == "int8" else self._zeros(outputs)
         return self.microsoft("DynamicQuantizeMatMul", x, ints, scales, zero, bias)

@@ -7,7 +7,7 @@ of others. The coarser are computed when a member is loaded (``family_weights.we
     ints = clip(round(W / s))             from numbers W
 
 in float32. Finer integers were rounded themselves. So where ints' s' / s is nearly half-way between
-two integers, the coarse one may be the other: a bit tells for each of these places, about a
+two integers, the coarse one may be the other: a bit mask selects which, for about a
 twentieth of all.
 """
 

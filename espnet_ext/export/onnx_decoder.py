@@ -27,10 +27,11 @@ class OnnxDecoder:
         threads: of the sessions.
         member: of a family; None: the best.
         max_bytes: of a family: the best member whose own folder would have so many at most.
+        beam: of an attention decoder: texts that are extended at each step; None: 1, greedy.
 
     Raises:
-        UserError: no such folder or member, a folder of another kind, a file that was changed, or
-            graphs that this version of ONNX Runtime does not run.
+        UserError: no such folder or member, a folder of another kind, a file that was changed,
+            graphs that this version of ONNX Runtime does not run, or a beam of another decoder.
     """
 
     batch_size = 1
@@ -41,18 +42,21 @@ class OnnxDecoder:
         threads: int = 1,
         member: str | None = None,
         max_bytes: int | None = None,
+        beam: int | None = None,
     ):
         try:
-            from espnet_ext.export.run_onnx import Model
+            from espnet_ext.export.run_onnx import ATTENTION, Model
         except ImportError as error:
             raise UserError(f"no package {error.name}: pip install 'espnet-ext[export]'") from None
         members = require_unchanged(folder).get("members", {})
         if member is not None or max_bytes is not None:
             member = _chosen(folder, members, member, max_bytes)
         try:
-            self.model = Model(folder, threads, member)
+            self.model = Model(folder, threads, member, beam or 1)
         except Exception as error:  # of ONNX Runtime's own types
             raise UserError(f"{folder}: ONNX Runtime cannot run it: {one_line(error)}") from None
+        if beam is not None and self.model.settings["kind"] not in ATTENTION:
+            raise UserError(f"{folder}: a beam is for attention; its decoder is another one")
         self.rate = int(self.model.settings["rate"])
         self.classifies = self.model.settings["kind"] == "class"
         self.longest = None if self.classifies else _LONGEST * self.rate

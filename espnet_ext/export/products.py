@@ -30,7 +30,7 @@ def in_pairs(name: str, values: np.ndarray) -> onnx.TensorProto:
 
 
 def packed_blocks(weight: Quantised, block: int) -> tuple[Tensor, Tensor, int]:
-    """A weight as MatMulNBits takes it: of o outputs and n blocks of inputs.
+    """A weight in the layout of MatMulNBits: of o outputs and n blocks of inputs.
 
     Returns:
         Integers (o, n, bytes of a block), uint8, two to a byte of 4 bits; scales (o, n), float32;
@@ -67,12 +67,12 @@ def in_products(ints: Tensor, products: Products) -> Tensor:
 
 
 def _unsigned(ints: Tensor, zero: int) -> Tensor:
-    """Integers of which ``zero`` stands for 0, uint8."""
+    """Integers as uint8, in which ``zero`` means 0."""
     return (ints.to(torch.int16) + zero).to(torch.uint8)
 
 
 def blocks_of(weight: Quantised) -> int | None:
-    """Inputs that share a scale, as MatMulNBits takes them; None if it does not fit."""
+    """Inputs that share a scale, for MatMulNBits; None if the weight does not fit."""
     if not has_groups(weight.scale.shape) and weight.bits > 4:
         return None
     inputs = weight.ints[0].numel()

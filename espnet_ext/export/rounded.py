@@ -1,4 +1,4 @@
-"""Layers with integers in the place of weights, for graphs that torch traces."""
+"""Layers with integers instead of weights, for graphs that torch traces."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ class _Channels(torch.autograd.Function):
 class _Widened(torch.autograd.Function):
     """x W^T + b for a weight below 8 bits: as 8-bit numbers that a session makes of it.
 
-    Of many rows 4 bits take longer. ``stored``: integers (o, groups, n), their scales
+    With many rows 4 bits are slower. ``stored``: integers (o, groups, n), their scales
     (o, groups, 1), and those of the numbers (o,), see ``products.row_scales``.
     """
 
@@ -301,7 +301,7 @@ def _rounded(
     many: bool,
     made: dict[tuple, nn.Module],
 ) -> nn.Module:
-    """The layer in the place of one; ``made``: those for others, which are used again.
+    """The layer that replaces one; ``made``: those for others, which are used again.
 
     ``many``: its products are of many rows.
     """

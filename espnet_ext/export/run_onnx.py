@@ -1,9 +1,11 @@
 """Transcribe audio files with the exported model in this script's folder.
 
-Needs numpy, onnxruntime and soundfile, and of a family family_weights.py; nothing else of the
-project that made it. Of a streaming model, Stream hears audio in pieces.
+Needs numpy, onnxruntime and soundfile, and from its folder run_search.py for attention and
+family_weights.py for a family; nothing else of the project that made it. Of a streaming model,
+Stream hears audio in pieces.
 
 Example: python transcribe.py speech.wav
+         python transcribe.py --beam 5 speech.wav         (of attention: fewer errors, more time)
          python transcribe.py --member NAME speech.wav    (of a family, instead of the first)
          python transcribe.py --assemble NAME             (for runtimes that read files alone)
 """
@@ -22,6 +24,7 @@ import onnxruntime
 
 START, END, PROMPT, TEXT = 1, 2, 3, 4  # ids of a decoder; text begins at the last
 BLANK = 0  # id of CTC
+ATTENTION = ("whisper", "whisper_offset", "attention")  # kinds that have such a decoder
 GRAPHS = {
     "whisper": ("preprocess", "encode", "uncached_decode", "cached_decode"),
     "attention": ("preprocess", "encode", "uncached_decode", "cached_decode"),
@@ -32,30 +35,38 @@ GRAPHS = {
 }
 
 
-def family():
-    """The module that computes weights of a family: of the package, or beside this script."""
+def sibling(name):
+    """A module of the package, or a file next to this script."""
     sys.dont_write_bytecode = True  # nothing else belongs into the folder
-    return importlib.import_module(f"{'.' if __package__ else ''}family_weights", __package__)
+    return importlib.import_module(f"{'.' if __package__ else ''}{name}", __package__)
+
+
+def family():
+    """The module that computes weights of a family."""
+    return sibling("family_weights")
 
 
 def has_vnni():
-    """True for an x86 processor that multiplies 8-bit numbers exactly, where Linux tells."""
+    """True for an x86 processor that multiplies 8-bit numbers exactly, if Linux lists that."""
     with contextlib.suppress(OSError):
         return "vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     return False
 
 
 def return_memory():
-    """Give the system back what was freed, which glibc keeps: most of what loading takes."""
+    """Give freed memory back to the system, which glibc keeps: most of what loading needs."""
     with contextlib.suppress(ImportError, OSError, AttributeError, TypeError):  # elsewhere
         importlib.import_module("ctypes").CDLL(None).malloc_trim(0)
 
 
 class Model:
-    """The graphs of a folder on ``threads`` threads; of a family a member (KeyError: no such)."""
+    """The graphs of a folder on ``threads`` threads; of a family a member (KeyError: no such).
 
-    def __init__(self, folder, threads=1, member=None):
-        folder = Path(folder)
+    ``beam``: texts that an attention decoder extends at each step; 1 is greedy.
+    """
+
+    def __init__(self, folder, threads=1, member=None, beam=1):
+        folder, self.beam = Path(folder), beam
         self.settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         computed = b""
         if members := self.settings.get("members"):  # the best first
@@ -101,7 +112,7 @@ class Model:
         Returns them, the sum of their log-probabilities, and the place of each from 0 to 1 (none
         of an attention decoder, which aligns nothing).
         """
-        if self.offset or self.settings["kind"] in ("whisper", "attention"):
+        if self.settings["kind"] in ATTENTION:
             return *self._attend(wave), []
         if self.settings["kind"] == "transducer":
             stream = Stream(self)
@@ -137,55 +148,47 @@ class Model:
             return self.run("encoder", mel)
         return self.run("encode", mel, np.array([mel.shape[2]], np.int32))[0]
 
-    def scores(self, encoded):
-        """A function that takes a token and returns the scores (V,) of the next."""
+    def steps(self, encoded):
+        """The first states, and a function of a token and states: scores (V,), new states."""
         if self.offset:
-            return self._scores_by_offset(encoded)
+            return self._steps_by_offset(encoded)
         length = np.array([encoded.shape[1]], np.int32)
-        _, *states = self.run("uncached_decode", np.array([[START]], np.int32), encoded, length)
+        _, *first = self.run("uncached_decode", np.array([[START]], np.int32), encoded, length)
 
-        def step(token):
+        def step(token, states):
             given = np.array([[token]], np.int32)
-            logits, *states[:] = self.run("cached_decode", given, encoded, length, *states)
-            return logits[0, -1]
+            logits, *states = self.run("cached_decode", given, encoded, length, *states)
+            return logits[0, -1], states
 
-        return step
+        return first, step
 
-    def _scores_by_offset(self, encoded):
-        """The same with graphs that are told how many tokens there were."""
+    def _steps_by_offset(self, encoded):
+        """The same with graphs that need the number of tokens before."""
         texts, never = len(self.symbols), np.full(1, -1e9, np.float32)
         prompt = [texts + 1 + place for place in range(len(self.settings["prompt"]))]
         caches = [np.zeros((self.settings["layers"], 1, 1, 1), np.float32)] * 2
-        offset = np.zeros(1, np.int64)
 
-        def step(token):
+        def step(token, states):
+            *caches, offset = states
             given = np.array([prompt if token == PROMPT else [token - TEXT]], np.int64)
-            logits, *caches[:] = self.run("decoder", given, *caches, *encoded, offset)
-            offset[0] += given.size
+            logits, *caches = self.run("decoder", given, *caches, *encoded, offset)
             row = logits[0, -1]
-            return np.concatenate([never, never, row[texts : texts + 1], never, row[:texts]])
+            scores = np.concatenate([never, never, row[texts : texts + 1], never, row[:texts]])
+            return scores, [*caches, offset + given.size]
 
-        return step
+        return [*caches, np.zeros(1, np.int64)], step
 
     def _attend(self, wave):
-        """Greedy search."""
+        """Search with the attention decoder."""
         seconds = len(wave) / self.settings["rate"]
         most = int(self.settings["tokens_per_second"] * seconds) + self.settings["more_tokens"]
         most = min(most, self.settings["most_tokens"])
-        step, score = self.scores(self.encode(wave)), 0.0
-        token = int(step(PROMPT).argmax()) if "languages" in self.settings else PROMPT
-        found: list[int] = []
-        while len(found) < most:
-            logits = step(token)
-            token = int(logits.argmax())
-            if token == END:
-                break
-            found.append(token)
-            score -= float(np.log(np.exp(logits - logits.max()).sum()))
-            if repeated := loop(found):
-                del found[-repeated:]
-                break
-        return found, score
+        states, step = self.steps(self.encode(wave))
+        token = PROMPT
+        if "languages" in self.settings:
+            scores, states = step(token, states)
+            token = int(scores.argmax())
+        return sibling("run_search").beam_search(step, token, states, most, self.beam, END)
 
 
 class Stream:
@@ -272,16 +275,6 @@ class Stream:
         return [np.zeros(one.shape, kinds[one.type]) for one in inputs]
 
 
-def loop(tokens, longest=10, times=4, least=12):
-    """How many ids at the end only repeat the phrase before them; 0 if it is no loop."""
-    for size in range(1, longest + 1):
-        count = max(times, -(-least // size))
-        tail = tokens[-size * count :]
-        if len(tail) == size * count and tail[size:] == tail[:-size]:
-            return size * (count - 1)
-    return 0
-
-
 def refuse(path, samples, rate, model):
     """End the script if it cannot transcribe samples (n,)."""
     wanted, settings = model.settings["rate"], model.settings
@@ -316,7 +309,9 @@ def main():
     """Print the text of every file that is named."""
     import soundfile
 
-    given, folder = sys.argv[1:], Path(__file__).parent
+    given, folder, beam = sys.argv[1:], Path(__file__).parent, 1
+    if given[:1] == ["--beam"] and given[1:2] and given[1].isdecimal() and int(given[1]):
+        beam, given = int(given[1]), given[2:]
     member = given[1] if given[:1] in (["--member"], ["--assemble"]) and len(given) > 1 else None
     paths = given[2:] if member else given
     assembles = member and given[0] == "--assemble"
@@ -332,7 +327,7 @@ def main():
             path = family().assemble(folder, member)
             print(f"{path.name}: {path.stat().st_size:,} bytes")
             return
-        model = Model(folder, member=member)
+        model = Model(folder, member=member, beam=beam)
     except Exception as error:  # of ONNX Runtime's own types, too
         sys.exit(f"{folder}: damaged, of another version, or no room: {error}")
     for path in paths:

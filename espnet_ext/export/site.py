@@ -23,7 +23,7 @@ def write_site(models: Sequence[Path], site: Path, package: Path | None = None) 
         models: exported folders; the page's slider has them, and of a family each member, by
             their bytes.
         site: must not hold anything else.
-        package: of ONNX Runtime; None: npm fetches it to the folder beside the site.
+        package: of ONNX Runtime; None: npm fetches it to a folder next to the site.
 
     Raises:
         UserError: no exported model, one of another layout, two of one name, a folder of something
@@ -83,7 +83,7 @@ def server(site: Path, port: int) -> http.server.ThreadingHTTPServer:
     Port 0 is any free one.
 
     Raises:
-        UserError: the port is taken.
+        UserError: the port is in use.
     """
     try:
         return _Server(("127.0.0.1", port), partial(_Handler, directory=str(site)))

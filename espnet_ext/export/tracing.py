@@ -32,7 +32,7 @@ from espnet_ext.export.products import in_pairs
 from espnet_ext.methods.tensors import frame_mask
 
 PREPROCESS = "preprocess.onnx"
-_LEAST_HALVED = 64  # numbers: fewer save less than the node takes that reads them
+_LEAST_HALVED = 64  # numbers: fewer save less than the node that reads them adds
 
 
 def trace(
@@ -91,7 +91,7 @@ def trace_features(decoder: Decoder, folder: Path, pieces: bool = False) -> int:
     ``pieces``: see ``Fbank``.
 
     Raises:
-        UserError: the model takes no log-mel, or of another frontend than ESPnet's default.
+        UserError: the model reads no log-mel, or that of another frontend than ESPnet's default.
     """
     source, frontend, width = decoder.source, decoder.model.frontend, decoder.width
     if isinstance(frontend, DefaultFrontend) and not pieces:
@@ -165,7 +165,7 @@ def traceable(model: nn.Module) -> Iterator[None]:
     """Inside the block ESPnet's masks of padding and its positions are computed in a graph.
 
     Tracing would write the numbers of a mask, and a table of 5,000 positions, as constants.
-    Recurrent layers take one whole utterance, since packed ones have lengths that are constants.
+    Recurrent layers read one whole utterance, since packed ones have lengths that are constants.
     """
     known = {PositionalEncoding: _positions, RelPositionalEncoding: _relative_positions}
     places = [module for module in model.modules() if type(module) in known]

@@ -109,7 +109,7 @@ class PredictorStep(nn.Module):
     def forward(
         self, targets: Tensor, target_length: Tensor, hidden: Tensor, cell: Tensor
     ) -> tuple[Tensor, ...]:
-        """Take in one token (1, 1)."""
+        """Read one token (1, 1)."""
         y = self.predictor.embed((targets.long() + 1) % self.tokens)
         kept = []
         for number, layer in enumerate(self.predictor.decoder):

@@ -50,7 +50,7 @@ class WeightFile:
     def take(self, path: Path, computed_file: str, recipes: list[dict[str, Any]]) -> None:
         """Move the weights of a graph to the file, and write the graph again.
 
-        Of two graphs that have a weight, the one of more bits must be taken first.
+        Of two graphs that have a weight, the one of more bits must come first.
 
         Args:
             path: of the graph.

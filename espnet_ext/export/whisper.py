@@ -6,9 +6,9 @@
     cached_decode    a token and the states -> scores of the next token, new states
 
 Ids of the runtime: 0 unknown, 1 its start, 2 its end, 3 the model's prompt, text from 4 on. The
-first call of ``cached_decode`` gets the token 3 and puts the whole prompt in its place. Of a model
-that detects languages it scores them alone, whose ids are the last ones; the call with a language
-puts the rest of the prompt behind it. Frames are those of the speech: it is not padded to 30 s.
+first call of ``cached_decode`` gets the token 3 and replaces it by the whole prompt. Of a model
+that detects languages it scores only these, whose ids are the last ones; the call with a language
+appends the rest of the prompt. Frames are those of the speech: it is not padded to 30 s.
 """
 
 from collections.abc import Mapping, Sequence

@@ -11,7 +11,7 @@ from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx, whisper, whisper_model, whisper_offset
-from espnet_ext.export.compare import relative_difference
+from espnet_ext.export.compare import next_scores, relative_difference
 from espnet_ext.export.products import Products
 from espnet_ext.export.whisper_source import read_whisper, symbols
 from espnet_ext.formats.packed import State
@@ -75,7 +75,7 @@ class WhisperContract:
         for wave in waves:
             encoded, frames = asr.encode(torch.from_numpy(wave)[None], torch.tensor([len(wave)]))
             inside = torch.ones(1, int(frames), dtype=torch.bool)
-            step, token, past = model.scores(model.encode(wave)), run_onnx.PROMPT, None
+            step, token, past = next_scores(model, wave), run_onnx.PROMPT, None
             tokens = asr.decoder.prompts(encoded, inside)
             if languages := list(self.model.languages):
                 wanted, _ = asr.decoder.step(tokens[:, :1], encoded, None, None)

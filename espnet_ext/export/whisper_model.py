@@ -14,7 +14,7 @@ UNKNOWN, START, END, PROMPT, TEXT = range(5)  # ids of the runtime; text begins 
 
 @dataclass(frozen=True)
 class Mimics:
-    """Mimics in the place of the last layers of the encoder and the norm after them.
+    """Mimics instead of the last layers of the encoder and the norm after them.
 
     Attributes:
         at: prefix of the names of their weights, before their number.
@@ -83,7 +83,7 @@ class Whisper:
 
     @property
     def has_residuals(self) -> bool:
-        """True if layers share a base and have residuals of their own."""
+        """True if layers share a base and have separate residuals."""
         return any(name.endswith((".down", ".diagonal")) for name in self.state)
 
     def weight(self, name: str) -> Weight:

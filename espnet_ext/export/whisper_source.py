@@ -141,7 +141,7 @@ def token_bytes(token: str) -> bytes:
 
 
 def _byte_names() -> dict[str, int]:
-    """The byte that each character of a byte-level token stands for (GPT-2)."""
+    """The byte that each character of a byte-level token represents (GPT-2)."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     named = {chr(byte): byte for byte in shown}

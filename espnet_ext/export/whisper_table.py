@@ -24,7 +24,7 @@ def token_rows(g: Graph, model: Whisper, known: str) -> str:
     text = g.op("Less", "token", g.constant(TEXT, np.int32))
     if model.languages:
         heard = g.op("GreaterOrEqual", row, g.ints(len(model.rows)))
-        languages = g.op("Add", row, g.ints(1 + len(prompts)))  # they are behind the prompt
+        languages = g.op("Add", row, g.ints(1 + len(prompts)))  # they follow the prompt
         row = g.op("Where", heard, languages, row)
         row = g.op("Where", text, g.ints(prompts[0]), row)
         return g.op("Concat", row, _rows_if(g, heard, prompts[2:]), axis=1)

@@ -107,7 +107,7 @@ def _shifts(bits: int) -> Tensor:
 
 
 def refine(fine: Quantised, coarse: Quantised) -> tuple[Tensor, int]:
-    """Return what ``refined`` needs besides ``fine`` to compute the same weight at fewer bits.
+    """Return what ``refined`` needs with ``fine`` to compute the same weight at fewer bits.
 
     These are packed numbers, uint8, and the bits of each of them.
 

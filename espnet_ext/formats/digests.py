@@ -53,7 +53,7 @@ def refuse_other(path: Path, wanted: Any, record: str, remedy: str) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read the config.yaml of a model, with its token list and whole paths of files beside it.
+    """Read the config.yaml of a model, with its token list and absolute paths of files next to it.
 
     Raises:
         UserError: as ``read_located``.
@@ -62,7 +62,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_located(path: Path) -> dict[str, Any]:
-    """Read the config.yaml of a model, with whole paths of files beside it, tokens too.
+    """Read the config.yaml of a model, with absolute paths of files next to it, tokens too.
 
     Raises:
         UserError: it was changed after it was deployed, or a file that it names was; it is empty,

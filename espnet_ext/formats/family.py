@@ -190,7 +190,7 @@ def ranked(
         least = min(fitting, key=lambda entry: entry.bytes)
         raise UserError(
             f"no member fits into {max_bytes:,} bytes; the smallest, {least.member.name}, "
-            f"takes {least.bytes:,}"
+            f"needs {least.bytes:,}"
         )
     return sorted(small, key=_rank)
 

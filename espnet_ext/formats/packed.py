@@ -11,7 +11,7 @@ of small tensors would add 10 % to a small model, so tensors are joined:
     scales16   float16, those of groups of inputs (``methods.quantise``)
     codes      uint8, the codes of tables (``methods.codes``)
     books      float16, their codebooks; then the row that tokens without one share
-    masks      uint8, of such tables a bit for each token, 1 if it has a row of its own
+    masks      uint8, of such tables a bit for each token, 1 if it has a separate row
     float32    all other tensors of that type; other types likewise
 
 in the order of ``layout``, where the type of a quantised weight is its bits, that of a table

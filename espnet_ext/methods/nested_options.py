@@ -84,7 +84,7 @@ class NestedOptions(Options):
         per: one scale for each ``channel`` of a weight's output, for the whole ``tensor``, or for
             each ``group`` of its inputs.
         group: inputs of such a group.
-        members: names of the sub-networks of the family, besides the largest. Default: all
+        members: names of the sub-networks of the family other than the largest. Default: all
             combinations.
         sort_units: order the inner units of feed-forward networks by importance when the family
             starts from trained layers, so that a narrow member has the most important ones. The
@@ -94,7 +94,7 @@ class NestedOptions(Options):
             below 32 bits (``methods.codes``), as 4, or for each of these precisions, as
             {4: 3, 3: 4}; null: its rows are rounded like other weights.
         rare: of ``table``; such numbers of the rows of all tokens that neither ``common`` nor
-            ``frequent`` names, as 6 beside ``table: 3``. What these bytes stand for is not trained.
+            ``frequent`` names, as 6 with ``table: 3``. The vectors of these bytes are not trained.
         common: of ``rare``; the file of the tokens that the training text has, which stage 3
             writes: data/token_list/<model>/common_<training set>.txt.
         frequent: of ``rare``; tokens of lower ids are common too. A BPE vocabulary lists its most
@@ -163,7 +163,7 @@ class NestedOptions(Options):
 
     @property
     def grain(self) -> Per:
-        """The part of a weight that has a scale, as ``methods.quantise`` takes it."""
+        """The part of a weight that has a scale, as ``methods.quantise`` names it."""
         return self.group if self.per == "group" else self.per
 
     @field_validator("table", mode="before")
@@ -257,7 +257,8 @@ def _parts(
             f"nested: {prefix}widths are of feed-forward networks, this {owner} has none"
         )
     found: set[int | None] = set(widths) or {stack.width}
-    for width in filter(None, found):
+    # A decoder that all members have whole may have other sizes: a scale for each channel there.
+    for width in widths if prefix else filter(None, found):
         if stack.width is not None and width > stack.width:
             raise UserError(f"nested: width {width} is more than the {owner}'s {stack.width}")
         if options.per == "group" and width % options.group:

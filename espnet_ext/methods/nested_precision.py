@@ -54,8 +54,8 @@ class Packed(NamedTuple):
 def packed_weights(model: nn.Module, name: str) -> dict[str, Packed | Coded | Sinusoids]:
     """Return the packed weights of the member ``name`` of a family, at fewer than 32 bits.
 
-    Keys are the names in the state dict of ``deploy(model, name)``, whose weights are what the
-    packed ones stand for, to the last bit.
+    Keys are the names in the state dict of ``deploy(model, name)``, whose weights equal
+    the packed ones, to the last bit.
 
     Args:
         model: an encoder, or a model around it.

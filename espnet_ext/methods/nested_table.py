@@ -46,7 +46,7 @@ class CodedRows(nn.Module):
     """Rows of a table as codes, for each size of their parts; below them those of other tokens.
 
     The codes are those of the rows when they are first used, at the start of a training. They
-    stay, and the vectors that they stand for are trained.
+    stay, and the vectors that they select are trained.
     """
 
     kept: Tensor | None
@@ -70,7 +70,7 @@ class CodedRows(nn.Module):
             self.register_buffer("places", row_places(kept, rest is None), persistent=False)
 
     def decoded(self, weight: Tensor, size: int) -> Tensor:
-        """The table (tokens, width) that the codes of a size stand for, fitted to ``weight``."""
+        """The table (tokens, width) that the codes of a size give, fitted to ``weight``."""
         part = self._part(weight, size)
         found = decode(part.codes, as_half(part.books))
         if self.kept is None:
@@ -121,7 +121,7 @@ class TableTokens:
     """Which tokens of a table have which rows below 32 bits.
 
     Attributes:
-        kept: (tokens,), true for those with a row of their own; None: all.
+        kept: (tokens,), true for those with a separate row; None: all.
         common: (tokens,), true for those that texts use; None: unknown.
     """
 
@@ -133,7 +133,7 @@ class NestedTable(CodedRows):
     """Parametrization of a table of tokens: as it is at 32 bits, below them rows of codes.
 
     Tokens that are not kept share one row. With ``rare`` the rows of kept tokens that are not
-    common have codes of their own, of larger parts.
+    common have separate codes, of larger parts.
     """
 
     rounds = True

@@ -24,7 +24,7 @@ _PATTERNS = {
     "conv": r"(^|\.)pointwise_conv\d*$",
 }
 SITES = (*_PATTERNS, "cls", "all")
-# What the paper calls all: its four sites together. Our "all" takes every linear layer.
+# What the paper calls all: its four sites together. Our "all" includes every linear layer.
 PAPER = "paper"
 _PAPER_SITES = ("ffn", "qkv", "project", "cls")
 # Layers that are linear between non-linearities, but not one matrix for each frame: convolutions
@@ -44,7 +44,7 @@ class Layer:
 def check_sites(sites: Any, extra: bool = False) -> tuple[str, ...]:
     """Return ``sites``, one name or several, as a tuple; ``extra`` accepts EXTRA_SITES too.
 
-    ``paper`` stands for the four sites of HRF's paper.
+    ``paper`` means the four sites of HRF's paper.
 
     Raises:
         UserError: a name is not a site, or none is given.

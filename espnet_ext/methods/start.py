@@ -1,7 +1,7 @@
 """Starting a method from trained plain layers: their weights become its parameters.
 
 A method's ``start`` changes a state dict. Where this has the plain name of a weight that the method
-computes (``w_1.weight``), the parameters of the method take its place
+computes (``w_1.weight``), the parameters of the method replace it
 (``w_1.parametrizations.weight.original0``, ...). A state of the method itself is left as it is.
 """
 

@@ -22,7 +22,7 @@ def refuse_not_finite(tensor: Tensor, name: str) -> None:
     """Raise UserError if a tensor has NaN or infinite entries."""
     numbers = tensor.is_floating_point() or tensor.is_complex()
     if numbers and not torch.isfinite(tensor).all():
-        raise UserError(f"{name} holds NaN or infinite values; train again or take another epoch")
+        raise UserError(f"{name} holds NaN or infinite values; train again or use another epoch")
 
 
 def plain_tensors(

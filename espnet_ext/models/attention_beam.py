@@ -95,22 +95,24 @@ def attention_beam(
     found = going = [_Utterance(count) for count in most]
     inside = frame_mask(frames, encoded.shape[1], encoded.device)
     tokens, past = decoder.prompts(encoded, inside), None
-    while going:  # a row of the batch is a text of the first, ..., of the second, ...
+    count = 1  # rows of the batch for each utterance: one at first, later ``size``
+    while going:
         logits, past = decoder.step(tokens, encoded, inside, past)
-        counts, first, rows = [len(one.live) for one in going], 0, []
-        parts = logits.log_softmax(-1).split(counts)
-        for one, part in zip(going, parts, strict=True):
-            parents = one.extend(part, decoder.end, size)
-            rows += [first + parent for parent in parents if not one.ended]
-            first += len(part)
-        left = [one for one in going if not one.ended]
+        parts = logits.log_softmax(-1).split(count)
+        rows: list[int] = []
+        ids: list[int] = []
+        for first, one, part in zip(range(0, len(logits), count), going, parts, strict=True):
+            parents = one.extend(part[: len(one.live)], decoder.end, size)
+            if not one.ended:  # where fewer go on, rows at its end hold what nobody reads
+                spare = size - len(parents)
+                rows += [first + parent for parent in (*parents, *[0] * spare)]
+                ids += [*(text.tokens[-1] for text in one.live), *[decoder.end] * spare]
         chosen = torch.tensor(rows, dtype=torch.long, device=encoded.device)
+        tokens = torch.tensor(ids, dtype=tokens.dtype, device=encoded.device).unsqueeze(1)
         past.self_attention_cache.batch_select_indices(chosen)
-        # Texts of an utterance share its frames, which move only if the rows are others'.
-        if left != going or counts != [len(one.live) for one in going]:
+        left = [one for one in going if not one.ended]
+        if count < size or len(left) < len(going):  # else each row keeps its utterance's frames
             past.cross_attention_cache.batch_select_indices(chosen)
             encoded, inside = encoded[chosen], inside[chosen]
-        going = left
-        ids = [text.tokens[-1] for one in going for text in one.live]
-        tokens = torch.tensor(ids, dtype=tokens.dtype, device=encoded.device).unsqueeze(1)
+        going, count = left, size
     return [one.best or Text([], 0.0, 0.0) for one in found]

@@ -62,7 +62,7 @@ class FirstPass:
         Args:
             wave: all its samples (samples,).
             heard: what the last search found.
-            last: no more will follow: take the frames of an incomplete chunk too.
+            last: no more will follow: use the frames of an incomplete chunk too.
         """
         ready = complete_frames(len(wave), self.geometry)
         if not last and ready <= heard.frames:

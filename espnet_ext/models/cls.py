@@ -11,8 +11,8 @@ from espnet_ext.errors import UserError
 class SeenNorm(nn.Module):
     """Normalisation by mean and deviation of everything that was seen in training.
 
-    Batch normalisation fails here: ESPnet's batches are of utterances of one length, which tells
-    classes apart, and in a batch it would be normalised away.
+    Batch normalisation fails here: ESPnet's batches are of utterances of one length. That length
+    separates classes, and normalising each batch would remove it.
     """
 
     count: Tensor
@@ -60,7 +60,7 @@ class MLPDecoder(AbsDecoder):
 
         Each but the last has ``width`` outputs; None: half as many as inputs.
 
-        With ``deviation`` they see the standard deviation over frames besides the mean, with
+        With ``deviation`` they see the standard deviation over frames as well as the mean, with
         ``input_norm`` normalised (``SeenNorm``). ``input_dropout`` is on what they see,
         ``dropout`` between them.
         """

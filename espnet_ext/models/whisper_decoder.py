@@ -24,7 +24,7 @@ TASKS = ("transcribe", "translate")
 DETECT = "detect"  # the language that the model itself hears in each utterance
 FRAMES = 50  # of the encoder, a second
 TOKENS_PER_SECOND = 6.0  # at most, in a text; people say 3 to 4
-MORE_TOKENS = 8  # that a short utterance may have besides
+MORE_TOKENS = 8  # that an utterance may have in addition
 # Keys of transformers' config that decide the decoder.
 _KEYS = (
     *("d_model", "decoder_layers", "decoder_attention_heads", "decoder_ffn_dim"),
@@ -35,7 +35,7 @@ _KEYS = (
 class WhisperDecoder(AbsDecoder, BatchScorerInterface):
     """Decoder ``whisper``, for ``token_type: hugging_face`` and an encoder of the same width.
 
-    The prompt that Whisper expects is put in here, in the place of sos: ESPnet's texts, losses and
+    The prompt that Whisper expects is inserted here, instead of sos: ESPnet's texts, losses and
     searches know nothing of it. Frames after the end of an utterance are masked.
 
     Attributes:
@@ -266,7 +266,7 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         for place, layer in enumerate(decoder.layers):
             # In the cache too the layers are those of a family's selected member.
             layer.self_attn.layer_idx = layer.encoder_attn.layer_idx = place
-            # Without a mask of its own the self-attention is causal.
+            # Without a given mask the self-attention is causal.
             h = layer(
                 h,
                 encoder_hidden_states=encoded,
@@ -277,7 +277,7 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         return decoder.layer_norm(h)
 
     def _scores(self, h: Tensor) -> Tensor:
-        """Scores (..., V); ids without a token have the least one, so that no search takes them."""
+        """Scores (..., V); ids without a token have the least one, so no search chooses them."""
         scores = F.linear(h, self.decoder.embed_tokens.weight)
         scores = scores.float()  # for a softmax under autocast
         if self.absent is None:
@@ -308,7 +308,7 @@ def _built(architecture: Mapping[str, Any]) -> Any:
 
 
 def _is_multilingual(name: str, local: bool) -> bool | None:
-    """Whether the model in a folder knows languages besides English; None: it does not say."""
+    """Whether the model in a folder knows languages other than English; None: it does not say."""
     from transformers import GenerationConfig
 
     try:

@@ -68,7 +68,7 @@ def score_hub(hypotheses: Mapping[str, str], stm: Path, glm: Path, folder: Path)
     """Score hypotheses with hubscr.pl; its reports go to ``folder``, which is replaced whole.
 
     Raises:
-        UserError: the toolkit is not installed, or does not take the files; says why.
+        UserError: the toolkit is not installed, or rejects the files; says why.
     """
     program = _program("hubscr.pl")
     with atomic_path(folder) as made:
@@ -81,7 +81,7 @@ def score_hub(hypotheses: Mapping[str, str], stm: Path, glm: Path, folder: Path)
         done = subprocess.run(command, cwd=made, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-            raise UserError(f"hubscr.pl does not take {stm}: {(lines or ['no message'])[0]}")
+            raise UserError(f"hubscr.pl rejects {stm}: {(lines or ['no message'])[0]}")
         return _sum(made / "hyp.ctm.filt.raw")
 
 

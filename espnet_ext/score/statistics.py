@@ -38,7 +38,7 @@ def statistics_of(metric: str, language: str | None = None) -> Statistics:
     from espnet_ext.score.translation import metrics  # imports sacreBLEU
 
     found: Any = metrics(str(language))[metric]
-    found.corpus_score([""], [[""]])  # its signature tells the number of references after that
+    found.corpus_score([""], [[""]])  # its signature has the number of references after that
     return {"bleu": Bleu, "chrf": Chrf}[metric](found)
 
 

@@ -18,6 +18,7 @@ from espnet_ext.data.audio import read_wave, write_flac
 from espnet_ext.data.kaldi_dir import Utterance, read_table, write_data_dir
 from espnet_ext.data.pauses import cut_at_pauses
 from espnet_ext.export import run_onnx
+from espnet_ext.export.compare import next_scores
 from espnet_ext.export.folder import export
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.packed import dequantised, read_member
@@ -27,6 +28,7 @@ from tests.fixtures.miniature import ROOT, merged
 MODEL = "downloads/model"
 BASE = {
     "include": "../../../conf/base/foundation.yaml",
+    "exclude": ["recipe.decode"],
     "encoder_conf": {"path": MODEL, "masks": {"apply_time_warp": False, "apply_time_mask": False}},
     "decoder_conf": {"path": MODEL},
     "batch_type": "sorted",
@@ -44,7 +46,7 @@ IN_PARTS["common"] = "data/token_list/model/common_train.txt"
 LARGE, SMALL = "2L-48+2L-40-32b", "2L-48+L1-40-4b"
 FORMS = {"untrained": None, LARGE: "untrained", SMALL: LARGE}
 CONFIGS = {
-    "tuned": {"recipe": {"decode": {"attention_greedy": {}, "ctc_att_beam": BEAM}}},
+    "tuned": {"recipe": {"decode": {"ctc_att_beam": BEAM, "attention_beam": {"beam_size": 2}}}},
     "with_ctc": {
         "model_conf": {"ctc_weight": 0.3},
         "recipe": {"decode": {"ctc_att_beam": {**BEAM, "ctc_weight": 0.3}}},
@@ -253,7 +255,7 @@ def test_training_changes_encoder_and_decoder_and_both_searches_decode(recipe, m
         succeed(folder, "decode", config, "--sets", "test hour", "--nj", "1")
     finally:
         (folder / "away").rename(moved)
-    for method in ("attention_greedy", "ctc_att_beam"):
+    for method in ("attention_greedy", "ctc_att_beam", "attention_beam"):
         assert hypotheses(folder, "tuned", method).keys() == {f"test{k}" for k in range(4)}
     found = hypotheses(folder, "tuned", "attention_greedy")
     monkeypatch.chdir(folder)
@@ -440,6 +442,20 @@ def test_a_family_in_one_folder_gives_the_texts_of_its_members(recipe):
     assert found == transcribed(folder, str(alone[SMALL]))
 
 
+@pytest.mark.parametrize("layout", [[], NAMED])
+def test_a_beam_finds_in_exported_graphs_what_it_finds_in_torch(recipe, layout):
+    folder, _ = recipe
+    succeed(folder, "tokens", "conf/train_many.yaml")
+    config, out = trained(folder, "many"), f"onnx/beam{len(layout)}"
+    succeed(folder, "export", config, "--out", out, "--exact", *layout)
+    deployed = transcribed(folder, "exp/many/deploy/merged", "--beam", "3")
+    found = transcribed(folder, out, "--beam", "3")
+    assert found == deployed != transcribed(folder, out)
+    script = [sys.executable, f"{out}/transcribe.py", "--beam", "3", "data/audio/test1.flac"]
+    done = subprocess.run(script, cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == found[1]
+
+
 def bytes_of(folder):
     return sum(path.stat().st_size for path in folder.iterdir())
 
@@ -503,7 +519,7 @@ def test_a_model_that_detects_languages_is_exported_for_one(recipe):
         tokens = ["startoftranscript", language, "transcribe", "notimestamps"]
         assert settings["prompt"] == [f"<|{token}|>" for token in tokens]
         graphs = run_onnx.Model(folder / "onnx/heard")
-        scores[language] = graphs.scores(graphs.encode(wave))(run_onnx.PROMPT)
+        scores[language] = next_scores(graphs, wave)(run_onnx.PROMPT)
     assert not np.allclose(scores["en"], scores["fr"], atol=1e-3)
 
 
@@ -523,7 +539,7 @@ def test_graphs_detect_the_language_of_each_file(recipe):
     texts = settings["first_language"]
     for number in range(3):
         wave = read_wave(folder / f"data/audio/test{number}.flac", "x", 16000)
-        step = graphs.scores(graphs.encode(wave))
+        step = next_scores(graphs, wave)
         first = step(run_onnx.PROMPT)
         assert len(first) == texts + 2 and first.argmax() >= texts > step(texts).argmax()
 

@@ -223,7 +223,7 @@ def test_faults_of_step_one(here):
         config(epochs=0)
     with pytest.raises(UserError, match="cache_gb must be a number of at least 0"):
         config(cache_gb=-1)
-    with pytest.raises(UserError, match=r"error of epoch . is not finite; take a lower"):
+    with pytest.raises(UserError, match=r"error of epoch . is not finite; use a lower"):
         mimic_training.train_mimic(config(lr=1e30))
     good = config()
     content = yaml.safe_load(good.config.path.read_text())

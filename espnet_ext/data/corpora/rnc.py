@@ -4,7 +4,7 @@ A header of 18 bytes: "RNC", the method, sizes of four bytes without and with pa
 (not compared: packages have their own), and at its end the number of blocks. A block has three
 Huffman codes (of runs of plain bytes, of distances, of lengths) and a number of rounds: a run of
 plain bytes, then a copy of earlier ones.
-Codes are read from the lowest bit of 16-bit words; plain bytes stand between the words.
+Codes are read from the lowest bit of 16-bit words; plain bytes are between the words.
 """
 
 import struct

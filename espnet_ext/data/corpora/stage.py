@@ -186,7 +186,7 @@ class DataStage:
     def _checked(self) -> Checked:
         """What parts have checked, read before anything is written.
 
-        From then on, until this program ends, no part runs beside what joins the parts.
+        From then on, until this program ends, no part runs while the parts are joined.
         """
         self._held.enter_context(lock(self.out / ".lock", shared=self.part is not None))
         return checked_audio.checked_audio(self.out)

@@ -63,7 +63,7 @@ def clips(stage: DataStage) -> list[Clip]:
 def unpacked(directory: Path, disk: Path, target: Path, jobs: int) -> list[Clip]:
     """Write the samples of all speech clips into ``target``; return the clips by their numbers.
 
-    A file beside it has their sizes; both stay as long as the disk does.
+    A file next to it has their sizes; both stay as long as the disk does.
 
     Raises:
         UserError: a file is cut short or damaged.

@@ -1,4 +1,4 @@
-"""Debian packages without root: fetched, checked, and single files taken out of them.
+"""Debian packages without root: fetched, checked, and single files extracted from them.
 
 A package comes from the system's own ``apt-get``, or is a file that the user has. It is pinned by
 SHA-256. Where the system's package lists are empty or too old, they are fetched into a scratch

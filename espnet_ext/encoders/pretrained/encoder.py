@@ -243,7 +243,7 @@ class StackEncoder(AbsEncoder):
         return x, lengths, None
 
     def encode_features(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode what the convolutions of a model take, as ``forward`` encodes samples.
+        """Encode what the convolutions of a model read, as ``forward`` encodes samples.
 
         Args:
             x: log-mel (batch, time, bins) of a Whisper, else the samples of one utterance (1, n, 1)
@@ -296,7 +296,7 @@ class StackEncoder(AbsEncoder):
 def _refuse(input_size: int, frozen: bool | str, **amounts: float) -> None:
     """Raise UserError for options that no model fits."""
     if input_size != 1:
-        raise UserError("encoder: stack takes samples: choose frontend: raw and no normalize")
+        raise UserError("encoder: stack reads samples: choose frontend: raw and no normalize")
     if frozen not in (True, False, FRONT):
         raise UserError(f"encoder: stack: frozen must be true, false or {FRONT}, not {frozen!r}")
     for name, value in amounts.items():

@@ -53,7 +53,7 @@ class LayerFeatures(AbsFrontend):
         return self._chosen(*self.stack.front(input, input_lengths))
 
     def of_features(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for what the convolutions take (``StackEncoder.encode_features``)."""
+        """The same for what the convolutions read (``StackEncoder.encode_features``)."""
         assert isinstance(self.stack, WhisperStack | Wav2Vec2Stack)
         return self._chosen(*self.stack.convolved(x, lengths))
 

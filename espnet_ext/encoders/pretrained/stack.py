@@ -202,7 +202,7 @@ class Stack(nn.Module):
         raise NotImplementedError
 
     def _context(self, h: Tensor, lengths: Tensor) -> Any:
-        """Compute what every layer needs besides its input: masks, positions."""
+        """Compute what every layer needs in addition to its input: masks, positions."""
         raise NotImplementedError
 
     def _step(self, layer: nn.Module, h: Tensor, context: Any) -> Tensor:

@@ -44,7 +44,7 @@ class WhisperStack(TransformersStack):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """That of the encoder: a saved one has no decoder, whatever it was taken from."""
+        """That of the encoder: a saved one has no decoder, whatever it came from."""
         found = super().architecture
         return {
             k: v for k, v in found.items() if not k.startswith("decoder_") and k != "vocab_size"

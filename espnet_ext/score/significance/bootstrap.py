@@ -87,7 +87,7 @@ def paired_difference(
 def block_size(units: int) -> int:
     """How many utterances (or speakers) in a row are drawn together: 1, but for huge sets.
 
-    Of a million utterances 10,000 draws would take minutes. Neighbours in the order of ids are
+    With a million utterances 10,000 draws would need minutes. Neighbours in the order of ids are
     often of one speaker or recording, so blocks are at least as honest as single utterances.
     """
     return 1 if units <= MOST_UNITS else -(-units // _BLOCKS)

@@ -62,14 +62,14 @@ WRITE = ("prune", "--model", probe.MODEL, "--out", "less", "--remove")
         (("similarity", probe.MODEL, "--set", "tset"), "no set 'tset'; did you mean 'test'?"),
         (
             ("similarity", probe.MODEL, "--set", "test", "--k", "64"),
-            "--k: 64 neighbours need more than 64 utterances, and test has 12; take a smaller k",
+            "--k: 64 neighbours need more than 64 utterances, and test has 12; use a smaller k",
         ),
         (
             ("similarity", probe.MODEL, "--k", "2", "8", "--batch_size", "8"),
             "--k: 8 neighbours need more than 8 utterances in a batch; give a larger --batch_size",
         ),
         (("similarity", probe.MODEL, "--k", "2", "--seconds", "0"), "--seconds must be above 0"),
-        ((*PRUNE, "--k", "64"), "more than 64 utterances, and train has 36; take a smaller k"),
+        ((*PRUNE, "--k", "64"), "more than 64 utterances, and train has 36; use a smaller k"),
         ((*PRUNE, "--k", "2", "--protect", "7"), "no layer 7 in this whisper stack"),
         ((*PRUNE, "--k", "2", "--protect", "1", "2", "3"), "all 4 layers are protected"),
         ((*PRUNE, "--k", "2", "--tags", "other"), "no exp/other/deploy/merged/model.pth; run"),
@@ -137,7 +137,7 @@ def test_options_of_the_encoder(recipe, monkeypatch, over, says):
     ("over", "says"),
     [
         ({"normalize": "utterance_mvn"}, "frontend: raw needs normalize: null"),
-        ({"frontend": "default"}, "encoder: stack takes samples: needs frontend: raw"),
+        ({"frontend": "default"}, "encoder: stack reads samples: needs frontend: raw"),
     ],
 )
 def test_samples_must_reach_the_stack(recipe, monkeypatch, over, says):

@@ -273,7 +273,7 @@ def test_a_transducer_has_its_own_decoding_methods(examine):
     assert examine(**STREAM).problems == []
     for decode, said in (
         ({"ctc_greedy": {}}, "ctc_greedy needs CTC"),
-        ({"ctc_att_beam": {}}, "take transducer_beam"),
+        ({"ctc_att_beam": {}}, "use transducer_beam"),
         ({"transducer_greedy": {"beam_size": 2}}, "beam_size"),
         ({"transducer_beam": {"batch_size": 0}}, "batch_size must be"),
     ):

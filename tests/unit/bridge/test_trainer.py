@@ -132,7 +132,7 @@ def test_processes_read_data_for_each_gpu(monkeypatch):
         (["--help"], "--help is not for after --"),
         (["--token_type", "char"], "stage 3 makes the tokens; put it into the config"),
         (["--frontend_conf", "n_mels=40"], "stage 2 makes the features; put it into the config"),
-        (["--keep_nbest_models", "3"], "training takes it from recipe: average"),
+        (["--keep_nbest_models", "3"], "training gets it from recipe: average"),
     ],
 )
 def test_options_that_would_not_train_the_config_are_refused(words, says, tmp_path, monkeypatch):
@@ -147,7 +147,7 @@ def test_options_that_would_not_train_the_config_are_refused(words, says, tmp_pa
 
 def test_a_setting_of_gpus_in_the_config_is_said_to_do_nothing():
     config = Config(Path("train_tiny.yaml"), "tiny", Recipe(), {"ngpu": 2})
-    assert "ngpu has no effect: training takes it from the option --ngpu" in no_effect_warnings(
+    assert "ngpu has no effect: training gets it from the option --ngpu" in no_effect_warnings(
         config
     )
 

@@ -366,7 +366,7 @@ def test_a_nan_scale_is_one_line(float_family, tmp_path, monkeypatch, capsys):
     torch.save(state, broken)
     for options in ({"family": True, "tag": "family"}, {"variant": "3L-64-4b"}):
         line = run(float_family, monkeypatch, capsys, ok=False, checkpoint=broken, **options)
-        assert "NaN" in line and "train again or take another epoch" in line
+        assert "NaN" in line and "train again or use another epoch" in line
 
 
 def test_a_model_that_is_no_family_has_no_family_file(fresh, monkeypatch, capsys):

@@ -14,7 +14,8 @@ import espnet_ext
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.errors import UserError
-from espnet_ext.export import run_onnx
+from espnet_ext.export import run_onnx, run_search
+from espnet_ext.export.compare import next_scores
 from espnet_ext.export.folder import export
 from espnet_ext.files import PACKED
 from espnet_ext.formats.bits import Quantised
@@ -54,7 +55,7 @@ def ended(text: str) -> str:
     kept: list[str] = []
     for token in text:
         kept.append(token)
-        if repeated := run_onnx.loop(kept):
+        if repeated := run_search.loop(kept):
             return "".join(kept[:-repeated])
     return "".join(kept)
 
@@ -93,8 +94,8 @@ def test_sherpa_onnx_runs_it_unchanged(folders, tmp_path):
         stream = recogniser.create_stream()
         stream.accept_waveform(RATE, wave)
         recogniser.decode_stream(stream)
-        step, token, wanted = model.scores(model.encode(wave)), run_onnx.PROMPT, []
-        frames = model.encode(wave).shape[1]  # rows, of which the runtime takes 0.144 tokens each
+        step, token, wanted = next_scores(model, wave), run_onnx.PROMPT, []
+        frames = model.encode(wave).shape[1]  # rows, of which the runtime allows 0.144 tokens each
         while len(wanted) < int(frames * 0.144):
             token = int(step(token).argmax())
             if token == run_onnx.END:

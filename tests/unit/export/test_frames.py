@@ -151,12 +151,12 @@ def test_the_graphs_features_are_those_of_training(bins, deltas, definition):
 
 
 def test_the_script_ends_loops_where_torchs_search_does():
-    from espnet_ext.export import run_onnx
+    from espnet_ext.export import run_search
     from espnet_ext.models import attention_search
 
     found = []
     for tokens in families.looping(3, 300):
-        found.append(run_onnx.loop(tokens))
+        found.append(run_search.loop(tokens))
         assert found[-1] == attention_search.loop(tokens)
     assert 30 < np.count_nonzero(found) < 270
 

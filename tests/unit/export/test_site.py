@@ -16,7 +16,7 @@ import pytest
 from espnet_ext.cli.main import main
 from espnet_ext.data.fetch import npm
 from espnet_ext.errors import UserError
-from espnet_ext.export import run_onnx, site
+from espnet_ext.export import run_onnx, run_search, site
 from espnet_ext.export.family_weights import assembled
 from espnet_ext.files import sha256_file
 from espnet_ext.formats.digests import digests
@@ -187,7 +187,7 @@ const found = [loops.map((tokens) => loop(tokens)), texts.map((tokens) => model.
 console.log(JSON.stringify(found));
 """
     loops, found = in_node(tmp_path, script, [given, symbols, texts])
-    assert loops == [run_onnx.loop(tokens) for tokens in given]
+    assert loops == [run_search.loop(tokens) for tokens in given]
     assert 20 < np.count_nonzero(loops) < 180
     ours = run_onnx.Model.__new__(run_onnx.Model)
     ours.symbols = symbols

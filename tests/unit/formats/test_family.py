@@ -200,7 +200,7 @@ def test_without_divergences_the_best_member_has_the_most_bytes():
         ({"width": 50}, "no member of width 50; it has 96, 40"),
         ({"bits": 32}, "no member of bits 32; it has 8, 4, 2"),
         ({"bits": 3}, "no member of bits 3; it has 8, 4, 2"),
-        ({"max_bytes": 10}, r"no member fits into 10 bytes; the smallest, 2L-40-2b, takes [\d,]+$"),
+        ({"max_bytes": 10}, r"no member fits into 10 bytes; the smallest, 2L-40-2b, needs [\d,]+$"),
         ({"depth": 4, "max_bytes": 0}, "no member fits into 0 bytes; the smallest, 4L-40-2b, "),
     ],
 )
