@@ -137,7 +137,8 @@ def time_decoding(decoder: Decoder, rows: Sequence[Row]) -> dict[str, Any]:
     speeches, size = [speech for speech, _ in inputs], decoder.batch_size
     batches = [speeches[k : k + size] for k in range(0, len(speeches), size)]
     decoder.texts(speeches[::10])
-    rounds, clock = [], time.process_time if _on_cpu(decoder.device) else time.perf_counter
+    rounds: list[float] = []
+    clock = time.process_time if _on_cpu(decoder.device) else time.perf_counter
     while len(rounds) < TIMED_ROUNDS:
         if len(rounds) > 1 and sum(rounds) * audio > _TIMED_SECONDS:
             break  # a slow system is measured twice

@@ -33,7 +33,7 @@ def real_time_factor(bundle: Bundle, decoder: Decoder) -> float:
     path = cache_file()
     known = _known(path)
     if key not in known:
-        known = {**_known(path), key: min(_measured(decoder) for _ in range(_ROUNDS))}
+        known = {**_known(path), key: min(measure(decoder) for _ in range(_ROUNDS))}
         write_json(path, known)
     return float(known[key])
 
@@ -53,7 +53,7 @@ def _known(path: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _measured(decoder: Decoder) -> float:
+def measure(decoder: Decoder) -> float:
     noise = np.random.default_rng(0).standard_normal(_SECONDS * decoder.rate)
     wave = (0.1 * noise / np.abs(noise).max()).astype(np.float32)
     alone = decoder.device == "cpu" and torch.get_num_threads() == 1

@@ -128,7 +128,7 @@ class _Left:
         return self.checkpoints.steps(self.iterator, *self.rest)
 
 
-class _NoScaling(torch.cuda.amp.GradScaler):
+class NoScaling(torch.cuda.amp.GradScaler):
     """For bfloat16, whose range is that of float32: leaves the loss as it is.
 
     ESPnet relies on a scaler to leave out steps with gradients that are not finite.
@@ -148,7 +148,7 @@ class _NoScaling(torch.cuda.amp.GradScaler):
 def _for_type(scaler: Any) -> Any:
     """The scaler that the type of autocast needs."""
     if scaler is not None and autocast_args.get("dtype") == torch.bfloat16:
-        return _NoScaling()
+        return NoScaling()
     return scaler
 
 

@@ -26,7 +26,7 @@ from espnet_ext.methods.quantise import BITS, grouped_integers, integers, larges
 
 _AFTERWARDS = re.compile(r"(merged|whole)\+(\d+)b")
 _PLACES = re.compile("position|relative_bias")
-_SMALL = 4096  # numbers of a matrix that is not worth rounding
+SMALL = 4096  # numbers of a matrix that is not worth rounding
 
 
 class Form(NamedTuple):
@@ -69,7 +69,7 @@ def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and parameter.numel() >= _SMALL and not _PLACES.search(name)
+        if parameter.dim() > 1 and parameter.numel() >= SMALL and not _PLACES.search(name)
     }
 
 

@@ -60,10 +60,10 @@ def run(args: argparse.Namespace) -> None:
     refuse_lost(task, args.audio)
     out.parent.mkdir(parents=True, exist_ok=True)
     with in_use(out.parent):
-        label(task, open_recogniser(args, model), _key(args, model))
+        label(task, open_recogniser(args, model), model_key(args, model))
 
 
-def _key(args: argparse.Namespace, model: Path) -> str:
+def model_key(args: argparse.Namespace, model: Path) -> str:
     """Says which model and search it is."""
     # The config is next to a file of weights.
     inner = model.rglob("*") if model.is_dir() else model.parent.iterdir()

@@ -12,7 +12,7 @@ from espnet_ext.data.kaldi_dir import read_data_dir, read_table
 from espnet_ext.data.processes import map_processes
 from espnet_ext.errors import UserError
 
-_CHUNK = 2000  # headers that a process checks at once, in about half a second
+CHUNK = 2000  # headers that a process checks at once, in about half a second
 
 
 def check_inputs(directory: Path, scp: Path, sample_rate: int) -> None:
@@ -51,7 +51,7 @@ def check_headers(scp: Path, audio: Iterable[tuple[str, str]], sample_rate: int)
     """
     jobs = len(os.sched_getaffinity(0))
     shared = (str(scp), sample_rate)
-    for _ in map_processes(_check_header, list(audio), jobs, _CHUNK, shared):
+    for _ in map_processes(_check_header, list(audio), jobs, CHUNK, shared):
         pass
 
 

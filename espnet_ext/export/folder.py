@@ -25,8 +25,8 @@ from espnet_ext.formats.digests import digests
 
 TOKENS, SCRIPT, EXAMPLE = "tokens.txt", "transcribe.py", "example.py"
 _TOLERANCE = 1e-3  # of scores, relative to their largest, by the same integers in float32
-_LARGER, _OVERHEAD = 2, 1 << 20  # of graphs' bytes, to those of a packed file
-_EQUAL = 0.75  # of texts at least, where activations are rounded too; of few, all but one
+LARGER, OVERHEAD = 2, 1 << 20  # of graphs' bytes, to those of a packed file
+LEAST_EQUAL = 0.75  # of texts at least, where activations are rounded too; of few, all but one
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def export(
         theirs = [" ".join(found.text.split()) for found in decoder.decode_waves(waves)]
         pairs = zip(waves, theirs, strict=True)
         equal = sum(ours.text(ours.tokens(wave)[0]) == text for wave, text in pairs)
-        if len(waves) - equal > max((1 - _EQUAL) * len(waves), min(1, len(waves) - 1)):
+        if len(waves) - equal > max((1 - LEAST_EQUAL) * len(waves), min(1, len(waves) - 1)):
             raise UserError(
                 f"{bundle.path}: {len(waves) - equal} of {len(waves)} texts differ from torch's: "
                 "nothing was written; try --exact"
@@ -115,7 +115,7 @@ def _refuse_floats(bundle: Bundle, rounded: Mapping[int, int], folder: Path) -> 
     """
     integers = any(isinstance(one, Quantised) for one in bundle.stored().values())
     graphs = sum(path.stat().st_size for path in folder.glob("*.onnx"))
-    most = _LARGER * bundle.path.stat().st_size + _OVERHEAD
+    most = LARGER * bundle.path.stat().st_size + OVERHEAD
     if bundle.source.layers:
         most += sum(path.stat().st_size for path in bundle.features().files)
     if integers and not bundle.member and (not rounded or graphs > most):

@@ -172,12 +172,12 @@ def computed(fine: Weight, coarse: Weight) -> Computed | None:
     if limit is None or misfit:
         return None
     x, y, near = rounded(fine.rows[:outputs, :inputs], coarse.scale, finer)
-    moved = near & (_clipped(y, limit, coarse) != coarse.rows).reshape(x.shape)
+    moved = near & (clipped(y, limit, coarse) != coarse.rows).reshape(x.shape)
     y[moved] += np.sign(x[moved] - y[moved])
-    if not np.array_equal(_clipped(y, limit, coarse), coarse.rows):
+    if not np.array_equal(clipped(y, limit, coarse), coarse.rows):
         return None
     return Computed(limit, np.packbits(moved[near], bitorder="little").tobytes())
 
 
-def _clipped(y: np.ndarray, limit: int, coarse: Weight) -> np.ndarray:
+def clipped(y: np.ndarray, limit: int, coarse: Weight) -> np.ndarray:
     return np.clip(y, -limit, limit).reshape(coarse.rows.shape)

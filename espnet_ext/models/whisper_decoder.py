@@ -183,7 +183,7 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         inside = frame_mask(hlens, hs_pad.shape[1], hs_pad.device)
         tokens = torch.cat([self.prompts(hs_pad, inside), ys_in_pad[:, 1:]], dim=1)
         h = self._run(tokens, hs_pad, inside, None)
-        return self._scores(h[:, len(self.prompt) - 1 :]), ys_in_lens
+        return self.token_scores(h[:, len(self.prompt) - 1 :]), ys_in_lens
 
     def prompts(self, encoded: Tensor, inside: Tensor | None) -> Tensor:
         """Return the prompts (B, P) of utterances.
@@ -195,7 +195,7 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         found = torch.tensor(self.prompt, device=encoded.device).repeat(len(encoded), 1)
         if self.language == DETECT:
             with torch.no_grad():
-                scores = self._scores(self._run(found[:, :1], encoded, inside, None)[:, 0])
+                scores = self.token_scores(self._run(found[:, :1], encoded, inside, None)[:, 0])
             languages = torch.tensor(self.languages, device=encoded.device)
             found[:, 1] = languages[scores[:, languages].argmax(-1)]
         return found
@@ -221,7 +221,7 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         """
         past = new_cache() if past is None else past
         h = self._run(tokens, encoded, inside, past)
-        return self._scores(h[:, -1]), past
+        return self.token_scores(h[:, -1]), past
 
     def batch_init_state(self, x: Tensor) -> None:
         """The state before the first token; of both searches of ESPnet's."""
@@ -276,7 +276,7 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
             )
         return decoder.layer_norm(h)
 
-    def _scores(self, h: Tensor) -> Tensor:
+    def token_scores(self, h: Tensor) -> Tensor:
         """Scores (..., V); ids without a token have the least one, so no search chooses them."""
         scores = F.linear(h, self.decoder.embed_tokens.weight)
         scores = scores.float()  # for a softmax under autocast

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jiwer
 import numpy as np
 
-_CHUNK = 5_000  # utterances whose alignments are in memory at once
+CHUNK = 5_000  # utterances whose alignments are in memory at once
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def count_errors(
         seen: called with each part of the alignments and the number of its first utterance.
     """
     parts = []
-    for start in range(0, len(references), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
+    for start in range(0, len(references), CHUNK):
+        chunk = slice(start, start + CHUNK)
         aligned = align(references[chunk], hypotheses[chunk])
         if seen is not None:
             seen(start, aligned)

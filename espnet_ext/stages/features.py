@@ -22,7 +22,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import DONE, Stamp, atomic_path, lock, read_json, write_json
 
-_SHARD = 250  # utterances in one ark
+SHARD = 250  # utterances in one ark
 
 
 def write_features(
@@ -241,9 +241,9 @@ class _Arks:
         if not rows:
             raise UserError(f"{self.data}/wav.scp: no utterance in it; run stage 1")
         jobs = [
-            (rows[k : k + _SHARD], folder / name, self.out / name)
-            for k in range(0, len(rows), _SHARD)
-            for name in [f"feats.{k // _SHARD}.ark"]
+            (rows[k : k + SHARD], folder / name, self.out / name)
+            for k in range(0, len(rows), SHARD)
+            for name in [f"feats.{k // SHARD}.ark"]
         ]
         if part is not None:
             jobs = list(part.of(jobs))

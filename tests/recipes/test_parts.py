@@ -19,7 +19,7 @@ TRAIN = finished.VERBS["train"]
 def small_arks() -> None:
     from espnet_ext.stages import features
 
-    features._SHARD = 10
+    features.SHARD = 10
 
 
 def end(folder, words, *more):

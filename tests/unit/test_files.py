@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -206,13 +205,3 @@ def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
     writers = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(4)]
     assert [process.wait() for process in writers] == [0] * 4
     assert contents(tmp_path) == {"out": "text"}
-
-
-def test_no_file_of_the_package_is_longer_than_350_lines():
-    package = Path(__file__).resolve().parents[2] / "espnet_ext"
-    lengths = {
-        str(path.relative_to(package)): path.read_text(encoding="utf-8").count("\n")
-        for path in package.rglob("*.py")
-    }
-    assert len(lengths) > 200
-    assert {name: length for name, length in lengths.items() if length > 350} == {}

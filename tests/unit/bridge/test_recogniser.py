@@ -243,7 +243,7 @@ def test_the_best_form_that_is_fast_enough_here_is_loaded(moved, tmp_path, monke
         return measured[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(speed, "_measured", slow)
+        patch.setattr(speed, "measure", slow)
         assert espnet_ext.load(folders, max_rtf=0.5)(wave, RATE).text == texts[0]
         assert espnet_ext.load(folders, max_rtf=0.2)(wave, RATE).text == texts[1]
         assert measured == [0.4] * 3 + [0.1] * 3  # once for each

@@ -218,11 +218,11 @@ def test_every_process_gets_short_and_long_utterances():
 def test_bfloat16_needs_no_scaling_and_leaves_out_what_is_not_finite():
     import torch
 
-    from espnet_ext.bridge.trainer import _NoScaling
+    from espnet_ext.bridge.trainer import NoScaling
 
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=0.5)
-    scaler = _NoScaling()
+    scaler = NoScaling()
     loss = weight.sum()
     assert scaler.scale(loss) is loss
     loss.backward()

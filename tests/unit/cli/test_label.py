@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_ext.cli.label import _key, add_arguments, run
+from espnet_ext.cli.label import add_arguments, model_key, run
 from espnet_ext.data.kaldi_dir import Utterance, read_data_dir, validate_data_dir, write_data_dir
 from espnet_ext.errors import UserError
 from espnet_ext.recogniser import Segment, Transcript
@@ -194,7 +194,7 @@ def test_what_cannot_be_labelled_is_one_line(speech, monkeypatch):
 def test_another_model_or_search_begins_anew(tmp_path):
     def key(**over):
         args = argparse.Namespace(**{"method": None, "variant": None, **over})
-        return _key(args, tmp_path / over.get("file", ""))
+        return model_key(args, tmp_path / over.get("file", ""))
 
     for name in ("deploy/a/model.pth", "deploy/a/config.yaml", "deploy/b/model.pth"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ RATE = 16000
 
 @pytest.mark.parametrize("chunk", [3, 10_000])  # several processes, one
 def test_the_first_fault_is_named(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(inputs, "_CHUNK", chunk)
+    monkeypatch.setattr(inputs, "CHUNK", chunk)
     samples = 0.1 * np.random.default_rng(0).standard_normal(RATE)
     rows = []
     for number in range(12):

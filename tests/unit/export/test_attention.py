@@ -36,7 +36,7 @@ def folders(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _random_models(monkeypatch):
     """Texts of random models repeat themselves, which ESPnet's search does not end."""
-    monkeypatch.setattr("espnet_ext.export.folder._EQUAL", 0.0)
+    monkeypatch.setattr("espnet_ext.export.folder.LEAST_EQUAL", 0.0)
 
 
 def talkative(folder: Path) -> Bundle:
@@ -122,7 +122,7 @@ def test_positions_are_computed_and_not_stored(folders, tmp_path):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_float_model_is_rounded_on_request(folders, bits, tmp_path, monkeypatch):
-    monkeypatch.setattr("espnet_ext.bridge.variants._SMALL", 500)
+    monkeypatch.setattr("espnet_ext.bridge.variants.SMALL", 500)
     bundle, out = Bundle.of_folder(folders / "merged"), tmp_path / "onnx"
     made = export(bundle, out, WAVES, bits=bits, search="attention")
     assert made.rounded.keys() == {bits}

@@ -51,7 +51,7 @@ def folder(tmp_path_factory, wave) -> Path:
     export(bundle, models[-1], [samples.astype(np.float32)], products="float32")
     models.append(root / "onnx" / ATTENTION)
     with pytest.MonkeyPatch.context() as patch:  # texts of random models repeat themselves
-        patch.setattr("espnet_ext.export.folder._EQUAL", 0.0)
+        patch.setattr("espnet_ext.export.folder.LEAST_EQUAL", 0.0)
         heard = [samples.astype(np.float32)]
         bundle = Bundle.of_folder(deployed / FORMS[1])
         export(bundle, models[-1], heard, products="float32", search="attention")

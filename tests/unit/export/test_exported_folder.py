@@ -164,8 +164,8 @@ def forms(ints: np.ndarray) -> list[np.ndarray]:
 
 def test_integers_that_became_floats_are_refused(deployed, tmp_path, monkeypatch):
     bundle = Bundle.of_folder(deployed / FORM)
-    monkeypatch.setattr("espnet_ext.export.folder._LARGER", 0.0)
-    monkeypatch.setattr("espnet_ext.export.folder._OVERHEAD", 0)
+    monkeypatch.setattr("espnet_ext.export.folder.LARGER", 0.0)
+    monkeypatch.setattr("espnet_ext.export.folder.OVERHEAD", 0)
     with pytest.raises(UserError, match="integers became floats"):
         export(bundle, tmp_path / "onnx", WAVES)
     assert not (tmp_path / "onnx").exists()

@@ -46,7 +46,7 @@ def deployed(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _random_models(monkeypatch):
     """Rounded activations change a text of a model of random weights now and then."""
-    monkeypatch.setattr("espnet_ext.export.folder._EQUAL", 0.0)
+    monkeypatch.setattr("espnet_ext.export.folder.LEAST_EQUAL", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def folder(deployed, tmp_path_factory) -> Path:
     """All members in one folder, by the command."""
     out = tmp_path_factory.mktemp("exported") / "family"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("espnet_ext.export.folder._EQUAL", 0.0)
+        patch.setattr("espnet_ext.export.folder.LEAST_EQUAL", 0.0)
         _command(patch, "export", deployed, "--family", *_options(deployed, out))
     return out
 
@@ -199,7 +199,7 @@ def test_a_folder_without_what_is_asked_or_changed_is_refused(folder, tmp_path):
 
 def test_a_member_that_would_change_is_refused(deployed, tmp_path, monkeypatch):
     members = {form: Bundle.of_folder(deployed / form) for form in FORMS[1:3]}
-    monkeypatch.setattr(integers, "_clipped", lambda y, limit, coarse: coarse.rows)
+    monkeypatch.setattr(integers, "clipped", lambda y, limit, coarse: coarse.rows)
     with pytest.raises(RuntimeError, match="13 changed in the family"):
         export_family(members, tmp_path / "family", WAVES)
     assert not (tmp_path / "family").exists()
@@ -207,7 +207,7 @@ def test_a_member_that_would_change_is_refused(deployed, tmp_path, monkeypatch):
 
 def test_a_streaming_transducer_and_what_was_rounded_afterwards(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("espnet_ext.bridge.variants._SMALL", 30)
+    monkeypatch.setattr("espnet_ext.bridge.variants.SMALL", 30)
     streams.make(tmp_path, forms=("merged", "whole+8b", "whole+4b"))
     found = chosen_members(bundles(tmp_path / "exp/tiny/deploy"), ["merged", "whole+4b"], tmp_path)
     waves = [streams.wave(1.7, 1)]

@@ -46,7 +46,7 @@ def folders(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _random_models(monkeypatch):
     """Rounded activations change a text of a model of random weights now and then."""
-    monkeypatch.setattr("espnet_ext.export.folder._EQUAL", 0.6)
+    monkeypatch.setattr("espnet_ext.export.folder.LEAST_EQUAL", 0.6)
 
 
 @pytest.mark.parametrize("products", ["float32", "uint8", "int8"])
@@ -128,7 +128,7 @@ def test_unknown_definitions_of_features_are_refused():
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_float_model_is_rounded_on_request(folders, bits, tmp_path, monkeypatch):
-    monkeypatch.setattr("espnet_ext.bridge.variants._SMALL", 500)
+    monkeypatch.setattr("espnet_ext.bridge.variants.SMALL", 500)
     bundle = Bundle.of_folder(folders / "merged")
     made = export(bundle, tmp_path / "small", WAVES, bits=bits)
     whole = export(bundle, tmp_path / "whole", WAVES)
@@ -198,7 +198,7 @@ def deployed(root: Path, base: dict, form: str, depth: int = 3) -> Bundle:
 def test_espnets_own_frontend_is_in_the_graphs(search, window, tmp_path, monkeypatch):
     # Texts of random models repeat themselves, which ESPnet's search does not end.
     equal = {"ctc": 3, "attention": 0}[search]
-    monkeypatch.setattr("espnet_ext.export.folder._EQUAL", equal / 3)
+    monkeypatch.setattr("espnet_ext.export.folder.LEAST_EQUAL", equal / 3)
     conf = {"fs": RATE, "n_fft": 512, "hop_length": 160, "n_mels": 20, **window}
     base = {**families.ESPNET, "frontend": "default", "frontend_conf": conf}
     bundle = deployed(tmp_path, base, "3L-64-4b")

@@ -45,7 +45,7 @@ def package(tmp_path, monkeypatch) -> Path:
             entry = tarfile.TarInfo(f"package/dist/{name}")
             entry.size = len(name)
             archive.addfile(entry, io.BytesIO(name.encode()))
-    monkeypatch.setattr(npm, "_SHA256", sha256_file(path))
+    monkeypatch.setattr(npm, "SHA256", sha256_file(path))
     return path
 
 

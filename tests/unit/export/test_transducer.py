@@ -47,7 +47,7 @@ def make(root: Path, kind: str, forms: tuple[str, ...]) -> Path:
     """Deploy forms of a streaming encoder of a kind."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setattr("espnet_ext.bridge.variants._SMALL", 30)
+        patch.setattr("espnet_ext.bridge.variants.SMALL", 30)
         conf = {"frontend_conf": {"definition": "nemo"}, "encoder": f"residual_streaming_{kind}"}
         patch.setattr(streams, "ESPNET", {**streams.ESPNET, **conf})
         streams.make(root, forms=forms)
@@ -57,8 +57,8 @@ def make(root: Path, kind: str, forms: tuple[str, ...]) -> Path:
 @pytest.fixture(autouse=True)
 def _random_models(monkeypatch):
     """Rounded activations change a text of a model of random weights now and then."""
-    monkeypatch.setattr("espnet_ext.export.folder._EQUAL", 0.0)
-    monkeypatch.setattr("espnet_ext.bridge.variants._SMALL", 30)
+    monkeypatch.setattr("espnet_ext.export.folder.LEAST_EQUAL", 0.0)
+    monkeypatch.setattr("espnet_ext.bridge.variants.SMALL", 30)
 
 
 @pytest.fixture

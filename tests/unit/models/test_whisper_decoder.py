@@ -311,7 +311,7 @@ def test_label_smoothing_does_not_push_all_scores(case):
     h = torch.randn(1, 4, 32)
     raw = (h @ cut.decoder.embed_tokens.weight.T).detach().requires_grad_()
     cut.decoder.embed_tokens.weight = torch.nn.Parameter(torch.eye(len(tokens)))
-    scores = cut._scores(raw)
+    scores = cut.token_scores(raw)
     loss = LabelSmoothingLoss(len(tokens), -1, 0.1, True)(scores, torch.tensor([[1, 2, 4, 5]]))
     loss.backward()
     assert raw.grad.abs().max() > 1e-3

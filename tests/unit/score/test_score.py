@@ -216,9 +216,9 @@ def test_a_score_does_not_depend_on_how_many_alignments_are_held_at_once(monkeyp
         return keep
 
     score = score_set(pairs, "s", "m", "base", seen(whole))
-    monkeypatch.setattr("espnet_ext.score.wer._CHUNK", 7)
-    monkeypatch.setattr("espnet_ext.score.significance.mapsswe._CHUNK", 7)
-    monkeypatch.setattr("espnet_ext.score.significance.mapsswe._CELLS", 500)
+    monkeypatch.setattr("espnet_ext.score.wer.CHUNK", 7)
+    monkeypatch.setattr("espnet_ext.score.significance.mapsswe.CHUNK", 7)
+    monkeypatch.setattr("espnet_ext.score.significance.mapsswe.CELLS", 500)
     assert score_set(pairs, "s", "m", "base", seen(parts)) == score
     assert [first for first, _ in parts] == list(range(0, 60, 7))
     assert [line for _, lines in parts for line in lines] == whole[0][1]
@@ -233,7 +233,7 @@ def test_huge_sets_are_drawn_in_blocks(monkeypatch):
     assert block_size(3000) == block_size(100_000) == 1
     assert block_size(100_001) == 11
     monkeypatch.setattr("espnet_ext.score.significance.bootstrap.MOST_UNITS", 1000)
-    monkeypatch.setattr("espnet_ext.score.significance.bootstrap._BLOCKS", 500)
+    monkeypatch.setattr("espnet_ext.score.significance.bootstrap.BLOCKS", 500)
     assert block_size(3000) == 6
     blocks = bootstrap_interval(errors, lengths)
     width = single[1] - single[0]

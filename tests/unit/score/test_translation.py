@@ -15,6 +15,7 @@ from espnet_ext.cli import score as verb
 from espnet_ext.errors import UserError
 from espnet_ext.results.pages.scores import score_lines
 from espnet_ext.results.schema import TranslationScore
+from espnet_ext.score import translation
 from espnet_ext.score.pairs import Pairs
 from espnet_ext.score.translation import score_translations
 from espnet_ext.validation import parse
@@ -166,12 +167,10 @@ def test_what_is_no_language_is_refused(name):
 
 
 def test_a_tokenizer_that_is_not_installed_is_one_line(monkeypatch):
-    from sacrebleu.metrics import bleu
-
-    def absent(_name):
+    def absent(**_options):
         raise RuntimeError("Please install the Japanese extra")
 
-    monkeypatch.setattr(bleu, "_get_tokenizer", absent)
+    monkeypatch.setattr(translation, "BLEU", absent)
     with pytest.raises(UserError, match=r"pip install 'sacrebleu\[ja\]'"):
         score_translations(pairs_of(["a"]), "test", "greedy", "ja")
 
