@@ -39,13 +39,19 @@ def onnx() -> Callable[[str], Decode]:
 
 
 def torch() -> Callable[[str], Decode]:
-    """The same for torch."""
+    """The same for torch; a Whisper searches greedily, as the others do."""
     import torch as library
 
+    from espnet_ext.bridge.bundle import open_bundle
     from espnet_ext.bridge.loading import load
 
     library.set_num_threads(1)
-    return lambda path: _texts(load(path))
+
+    def greedy(path: str) -> Decode:
+        attends = open_bundle(path).arguments.get("decoder") == "whisper"
+        return _texts(load(path, beam=1 if attends else None))
+
+    return greedy
 
 
 def _texts(model: Any) -> Decode:
