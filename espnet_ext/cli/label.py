@@ -68,5 +68,6 @@ def model_key(args: argparse.Namespace, model: Path) -> str:
     # The config is next to a file of weights.
     inner = model.rglob("*") if model.is_dir() else model.parent.iterdir()
     files = sorted(path for path in inner if path.is_file())
-    words = [str(args.method), str(args.variant), model.name, *map(quick_key, files)]
+    search = [str(args.method), str(args.variant), *([] if args.beam is None else [f"{args.beam}"])]
+    words = [*search, model.name, *map(quick_key, files)]
     return hashlib.sha256(" ".join(words).encode()).hexdigest()

@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> None:
     for path in args.audio:
         if path != STDIN and not Path(path).is_file():
             raise UserError(f"no audio file {path}; '{STDIN}' is standard input")
+    if args.stream and args.beam is not None:
+        raise UserError("a stream is searched greedily: leave out --beam")
     if args.stream:
         _stream(_streamer(args, model), args)
         return

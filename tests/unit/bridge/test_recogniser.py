@@ -270,6 +270,13 @@ def test_bad_input_is_one_line(moved, model, tmp_path):
     assert "give a folder" in refused(espnet_ext.load, tmp_path / "none")
     assert "give a folder" in refused(espnet_ext.load, tmp_path)
     assert "device cdua" in refused(espnet_ext.load, moved / "merged", "cdua")
+    said = refused(lambda: espnet_ext.load(moved / "merged", beam=3))
+    assert "a beam is for a Whisper or a transducer, without a method" in said
+    parser = argparse.ArgumentParser()
+    transcribe.add_arguments(parser)
+    (tmp_path / "a.wav").touch()
+    words = [str(moved / "merged"), str(tmp_path / "a.wav"), "--stream", "--beam", "3"]
+    assert "leave out --beam" in refused(lambda: transcribe.run(parser.parse_args(words)))
     torn = Path(shutil.copytree(moved / "merged", tmp_path / "torn"))
     (torn / "tokens.txt").unlink()
     assert "tokens.txt" in refused(espnet_ext.load, torn)

@@ -193,13 +193,14 @@ def test_what_cannot_be_labelled_is_one_line(speech, monkeypatch):
 
 def test_another_model_or_search_begins_anew(tmp_path):
     def key(**over):
-        args = argparse.Namespace(**{"method": None, "variant": None, **over})
+        args = argparse.Namespace(**{"method": None, "variant": None, "beam": None, **over})
         return model_key(args, tmp_path / over.get("file", ""))
 
     for name in ("deploy/a/model.pth", "deploy/a/config.yaml", "deploy/b/model.pth"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    found = [key(), key(method="x"), key(variant="x"), key(file="deploy/a"), key(file="deploy/b")]
+    found = [key(), key(method="x"), key(variant="x"), key(beam=5)]
+    found += [key(file="deploy/a"), key(file="deploy/b")]
     found.append(key(file="deploy/a/model.pth"))
     for name in ("deploy/a/config.yaml", "deploy/b/model.pth"):
         (tmp_path / name).write_text("another")

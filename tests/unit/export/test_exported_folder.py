@@ -52,6 +52,8 @@ def test_a_limit_of_bytes_is_kept(exported):
     for option in ({"device": "cuda"}, {"max_rtf": 1.0}, {"method": "ctc_greedy"}):
         with pytest.raises(UserError, match="method, max_rtf and device are of deployed models"):
             espnet_ext.load(exported, **option)
+    with pytest.raises(UserError, match="a beam is for attention; its decoder is another one"):
+        espnet_ext.load(exported, beam=3)
 
 
 def test_a_graph_of_another_version_is_one_line(copy):
