@@ -41,9 +41,11 @@ PROBE = {
 
 
 def tree(root, dataset, task):
-    """Copy what a recipe and its configs need; return its folder."""
-    names = ["egs/conf", f"egs/{dataset}/{task}/conf", f"egs/{dataset}/{task}/local"]
-    for name in names:
+    """Copy what a recipe and its configs need, configs of its sister recipes too."""
+    others = [
+        path.relative_to(miniature.ROOT) for path in miniature.ROOT.glob(f"egs/{dataset}/*/conf")
+    ]
+    for name in ("egs/conf", f"egs/{dataset}/{task}/local", *others):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(miniature.ROOT / name, root / name, ignore=ignored, dirs_exist_ok=True)
     return root / "egs" / dataset / task
