@@ -3,12 +3,12 @@
 # shellcheck source=utils/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
 
-config=conf/train_start_stream_xs.yaml # FILE, training config, one of conf/train_*.yaml
-variant=                               # deployed form; empty: what the config says
-test_sets="test_cs test_nl"            # sets to decode and score
-targets=en                             # languages to translate into; the config names the one that is learnt
-packages=                              # DIR of the Debian packages; empty: fetch them
-downloads=downloads                    # DIR where the fetched packages are kept
+config=conf/train_nested_whisper_base_m.yaml # FILE, training config, one of conf/train_*.yaml
+variant=                                     # deployed form; empty: what the config says
+test_sets="test_cs test_nl"                  # sets to decode and score
+targets=en                                   # languages to translate into; the config names the one that is learnt
+packages=                                    # DIR of the Debian packages; empty: fetch them
+downloads=downloads                          # DIR where the fetched packages are kept
 parse_options "$@"
 
 stage 1 "Prepare data" \
