@@ -88,7 +88,9 @@ def test_the_speed_is_the_processor_time_of_the_fastest_round(tmp_path, monkeypa
     from espnet_ext.bridge import inference
 
     calls, clock = [], [0.0]
-    spent = iter([50.0, *(5 * [1.0]), *(5 * [9.0]), *(5 * [2.0]), *(5 * [0.5]), *(5 * [2.5])])
+    rounds = [*(5 * [0.125]), *(5 * [1.125]), *(5 * [0.25]), *(5 * [0.0625]), *(5 * [0.3125])]
+    slow = [4.0] * 10
+    spent = iter([50.0, *rounds, 4.0, *slow])
 
     class Pretended(inference.Decoder):
         """A decoder without a model, whose texts take the time that ``spent`` says."""
@@ -122,14 +124,16 @@ def test_the_speed_is_the_processor_time_of_the_fastest_round(tmp_path, monkeypa
     assert len(found) == inference.summary(found, "cpu")["utterances"] == 40
     assert not calls
     summary = inference.time_set(Pretended(), scp, found)
-    # 5 utterances of 4 s take 5, 45, 10, 2.5 and 12.5 s; the 50 s before are not counted.
-    assert summary["rtf_rounds"] == [0.25, 2.25, 0.5, 0.125, 0.625]
-    assert (summary["rtf"], summary["rtf_utterances"]) == (0.125, 5)
+    # Five utterances of 4 s; the 50 s before are not counted.
+    assert summary["rtf_rounds"] == [0.03125, 0.28125, 0.0625, 0.015625, 0.078125]
+    assert (summary["rtf"], summary["rtf_utterances"]) == (0.015625, 5)
     assert summary["load"] >= 0
     assert set(calls) == {(os.getpid(), 1)}
     assert torch.get_num_threads() == threads
     third = inference.decode_set(Pretended(), scp, jobs=4, part=Part(3, 3))
     assert third == found[2::3]
+    # A slow system, of 20 s a round, is measured twice.
+    assert inference.time_set(Pretended(), scp, found)["rtf_rounds"] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("seconds", [0.025, 0.05])
