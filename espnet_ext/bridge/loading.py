@@ -46,7 +46,7 @@ def _beam_search(bundle: Bundle, method: str | None, beam: int) -> tuple[str, di
     name = BEAMS.get(str(bundle.arguments.get("decoder")))
     if name is None or method not in (None, name):
         raise UserError(f"{bundle.path}: a beam is for a Whisper or a transducer, without a method")
-    options = bundle.methods.get(name) or next(iter(bundle.methods.values()), {})
+    options = bundle.methods.get(name, next(iter(bundle.methods.values()), {}))
     kept = {key: options[key] for key in options.keys() & set(DECODE[name])}
     return name, {**kept, "beam_size": beam}
 

@@ -63,8 +63,6 @@ def run(args: argparse.Namespace) -> None:
     for path in args.audio:
         if path != STDIN and not Path(path).is_file():
             raise UserError(f"no audio file {path}; '{STDIN}' is standard input")
-    if args.stream and args.beam is not None:
-        raise UserError("a stream is searched greedily: leave out --beam")
     if args.stream:
         _stream(_streamer(args, model), args)
         return
@@ -80,6 +78,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _streamer(args: argparse.Namespace, model: Path) -> Any:
     """The model as one that hears chunks."""
+    if args.beam is not None:
+        raise UserError("a stream is searched greedily: leave out --beam")
     if is_exported(model):
         refuse_options(model, args.device, args.method, args.max_rtf)
         from espnet_ext.export.onnx_stream import OnnxStreamer

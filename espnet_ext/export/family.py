@@ -24,7 +24,14 @@ import numpy as np
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.export import family_weights, run_onnx, run_search
-from espnet_ext.export.folder import SCRIPT, TOKENS, Exported, export, refuse_other_folder
+from espnet_ext.export.folder import (
+    SCRIPT,
+    TOKENS,
+    Exported,
+    copy_module,
+    export,
+    refuse_other_folder,
+)
 from espnet_ext.export.onnx_decoder import SETTINGS
 from espnet_ext.export.weight_file import WeightFile
 from espnet_ext.files import atomic_path, bytes_in, read_json, write_json
@@ -119,10 +126,9 @@ def _join(folders: Mapping[str, Path], target: Path) -> None:
         computed[name] = hashlib.sha256(family_weights.assembled(target, name)).hexdigest()
     first = next(iter(folders))
     shutil.copyfile(folders[first] / SCRIPT, target / SCRIPT)
-    for module in (family_weights, run_search):
-        script = Path(str(module.__file__))
-        if module is family_weights or (folders[first] / script.name).exists():
-            shutil.copyfile(script, target / script.name)
+    copy_module(family_weights, target)
+    if settings[first]["kind"] in run_onnx.ATTENTION:
+        copy_module(run_search, target)
     known = {key for one in settings.values() for key in one} - {"sha256"}
     common = {
         key: settings[first].get(key)

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -153,6 +154,12 @@ def _greedy(bundle: Bundle, search: str | None) -> Decoder:
     return decoder_of(bundle, beam=greedy)
 
 
+def copy_module(module: ModuleType, folder: Path) -> None:
+    """Copy a module that transcribe.py imports into its folder."""
+    source = Path(str(module.__file__))
+    shutil.copyfile(source, folder / source.name)
+
+
 def write(contract: Contract, rate: int, folder: Path, products: Products) -> dict[int, int]:
     """Write graphs, tokens, script and settings into a folder; return the bits of weights."""
     rounded = contract.write(folder, products)
@@ -161,8 +168,7 @@ def write(contract: Contract, rate: int, folder: Path, products: Products) -> di
     shutil.copyfile(str(run_onnx.__file__), folder / SCRIPT)
     known = contract.settings()
     if known["kind"] in run_onnx.ATTENTION:
-        search = Path(str(run_search.__file__))
-        shutil.copyfile(search, folder / search.name)
+        copy_module(run_search, folder)
     if known["kind"] in ("ctc", "class"):
         shutil.copyfile(Path(str(run_onnx.__file__)).with_name("run_frames.py"), folder / EXAMPLE)
     settings = {

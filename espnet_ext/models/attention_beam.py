@@ -51,16 +51,15 @@ class _Utterance:
             end: id of eos, all that may follow a text of ``most`` tokens.
             size: extensions, with those that end.
         """
-        before = self.live
-        scores = log_probs + log_probs.new_tensor([text.score for text in before]).unsqueeze(1)
+        before, parents, self.live = self.live, [], []
         if len(before[0].tokens) >= self.most:
-            scores = scores[:, end : end + 1]
+            for text, last in zip(before, log_probs[:, end].tolist(), strict=True):
+                self._end(Text(text.tokens, text.score, text.score + last))
+            return []
+        scores = log_probs + log_probs.new_tensor([text.score for text in before]).unsqueeze(1)
         values, places = scores.flatten().topk(min(size, scores.numel()))
-        width, only = scores.shape[1], end if scores.shape[1] == 1 else None
-        self.live, parents = [], []
         for score, place in zip(values.tolist(), places.tolist(), strict=True):
-            parent, token = divmod(place, width)
-            token = token if only is None else only
+            parent, token = divmod(place, scores.shape[1])
             tokens = [*before[parent].tokens, token]
             if token == end:
                 self._end(Text(before[parent].tokens, before[parent].score, score))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from statistics import mean
+from typing import Any
 
 import numpy as np
 
@@ -32,16 +33,16 @@ def failures_of_run(results: Results, run: str, than: str, score: Score) -> list
         score: of the run; those of the other are on the same set.
     """
     other = results.runs.get(f"{run.partition('/')[0]}/{than.replace('/', '_')}")
-    after = _values(score)
-    published = [_values(s) for s in (other.scores if other else ()) if s.set == score.set]
+    after = _values(score.metrics)
+    published = [_values(s.metrics) for s in (other.scores if other else ()) if s.set == score.set]
     compared = {c.metric: after[c.metric] - c.difference for c in score.comparisons}
     scores = [(run, after), *((than, values) for values in published or [compared])]
     found = (_no_text(name, values) for name, values in scores)
     return [line for line in found if line is not None]
 
 
-def _values(score: Score) -> dict[str, float]:
-    return {key: found.value for key, found in score.metrics.items()}
+def _values(scores: Mapping[str, Any]) -> dict[str, float]:
+    return {key: found.value for key, found in scores.items()}
 
 
 def _failure(record: Grid, row: GridSystem) -> str | None:
@@ -49,7 +50,7 @@ def _failure(record: Grid, row: GridSystem) -> str | None:
     share = _share_of_one_class(row)
     if share is not None and share > MOST_OF_ONE_CLASS:
         return f"{row.system} names one class in {share:.1%} of decisions"
-    values = {key: found.value for key, found in row.scores.items()}
+    values = _values(row.scores)
     pooled = values.get(POOLED)
     # Another class in each seed: no class has most of the decisions, and yet nothing was learnt.
     if pooled is not None and record.majority is not None and pooled <= record.majority:
