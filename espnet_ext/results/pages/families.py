@@ -46,12 +46,13 @@ class Family:
         """The runs of its plot, by series, with their labels."""
         shown = {run.name for run in self.members}
         others = {run.name: run for run in self.baselines.values() if run.name not in shown}
+        alone, rounded = {run.tag for run in others.values()}, {run.tag for run in self.rounded}
         return {
             f"{self.tag}, one training": [(run.variant, run) for run in self.members],
-            "baselines": [
+            f"baseline {alone.pop()}" if len(alone) == 1 else "baselines": [
                 (run.variant if run.tag == self.tag else "", run) for run in others.values()
             ],
-            "largest baseline, rounded after training": [(r.variant, r) for r in self.rounded],
+            f"{', '.join(rounded)}, rounded after training": [(r.variant, r) for r in self.rounded],
         }
 
     def runs(self) -> dict[str, Result]:

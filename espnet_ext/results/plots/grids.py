@@ -6,9 +6,16 @@ from typing import Any
 
 from espnet_ext.results.grids import Grid, GridSystem
 from espnet_ext.results.metrics import METRICS
-from espnet_ext.results.plots.figures import error_bar, new_figure, save_figure
+from espnet_ext.results.plots.figures import error_bar, legend_below, new_figure, save_figure
 
 _READABLE = 12  # classes whose counts can be read in a panel
+_STYLES = (
+    ":",
+    "--",
+    "-.",
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (8, 3)),
+)  # of lines, which colour alone tells badly
 
 
 def sweep(record: Grid) -> dict[float, GridSystem]:
@@ -40,26 +47,48 @@ def plot_grid(record: Grid, folder: Path, kind: str = "png") -> list[Path]:
         _plot_sweep(record, swept, made[-1])
     if record.classes is not None:
         made.append(folder / f"{record.name}_confusion.{kind}")
-        shown = [row for row in (record.row(record.baseline or ""), best_row(record)) if row]
-        matrices = {row.system: row.confusion or [] for row in shown}
-        plot_confusions(record.classes, matrices, made[-1])
+        plot_confusions(record.classes, _shown(record), made[-1])
     return made
+
+
+def _shown(record: Grid) -> dict[str, list[list[int]]]:
+    """The confusions of the baseline and of the best system, by title."""
+    base, best = record.row(record.baseline or ""), best_row(record)
+    if base is None or base is best:
+        role = "best" if base is None else "baseline and best"
+        return {f"{role}: {best.system}": best.confusion or []}
+    return {
+        f"{role}: {row.system}": row.confusion or []
+        for role, row in (("baseline", base), ("best", best))
+    }
 
 
 def _plot_systems(record: Grid, path: Path) -> None:
     """Draw a dot with its interval for each system, its name and size at the left."""
     metric, rows = METRICS[record.metrics[0]], record.systems
-    figure, (axis,) = new_figure(1, width=7.2, height=1.4 + 0.2 * len(rows))
+    figure, (axis,) = new_figure(1, width=7.5, height=1.4 + 0.2 * len(rows))
     places = range(len(rows))
     values, *ends = zip(*(_bar(row, metric.key) for row in rows), strict=True)
     axis.errorbar(values, places, xerr=ends, fmt="o", markersize=4, capsize=2)
-    _lines(record, axis.axvline)
-    axis.set_yticks(places, [f"{row.system} ({row.parameters / 1e6:.2f} M)" for row in rows])
-    axis.tick_params(axis="y", labelsize=7)
-    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"{metric.title} (95 % interval)")
+    axis.set_yticks(places, [f"{row.system} ({_count(row.parameters)})" for row in rows])
+    axis.tick_params(axis="y", labelsize=8)
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=_title(record))
     axis.grid(alpha=0.3)
-    _legend(figure, axis)
+    legend_below(figure, _lines(record, axis.axvline))
+    axis.autoscale_view()  # a line at the edge needs its margin
     save_figure(figure, path)
+
+
+def _count(parameters: int) -> str:
+    """A number of parameters, as a reader of a small model needs it too."""
+    return f"{parameters / 1e6:.2f} M" if parameters >= 1e4 else f"{parameters / 1e3:.1f} k"
+
+
+def _title(record: Grid) -> str:
+    """The main metric as an axis names it, and what its bars are, if there are any."""
+    metric = METRICS[record.metrics[0]]
+    drawn = any(row.scores[metric.key].interval for row in record.systems)
+    return f"{metric.title} (95 % interval)" if drawn else metric.title
 
 
 def _plot_sweep(record: Grid, swept: Mapping[float, GridSystem], path: Path) -> None:
@@ -68,13 +97,14 @@ def _plot_sweep(record: Grid, swept: Mapping[float, GridSystem], path: Path) -> 
     figure, (axis,) = new_figure(1, width=6.0, height=4.0)
     values, *ends = zip(*(_bar(row, metric.key) for row in swept.values()), strict=True)
     axis.errorbar(places, values, yerr=ends, marker="o", markersize=4, capsize=3)
-    _lines(record, axis.axhline)
     axis.set_xscale("log", base=2)
     axis.set_xticks(places, [f"{place:g}" for place in places])
-    stem = next(iter(swept.values())).system.rpartition("-")[0]
-    axis.set(xlabel=stem.rpartition("_")[2], ylabel=f"{metric.title} (95 % interval)")
+    axis.minorticks_off()
+    system, _, number = next(iter(swept.values())).system.rpartition("-")[0].rpartition("_")
+    axis.set(xlabel=f"{number} of {system}" if system else number, ylabel=_title(record))
     axis.grid(alpha=0.3)
-    _legend(figure, axis)
+    legend_below(figure, _lines(record, axis.axhline))
+    axis.autoscale_view()  # a line at the edge needs its margin
     save_figure(figure, path)
 
 
@@ -83,42 +113,47 @@ def _bar(row: GridSystem, metric: str) -> tuple[float, float, float]:
     return error_bar(found.value, found.interval, METRICS[metric].scale)
 
 
-def _lines(record: Grid, draw: Any) -> None:
-    """Draw a line for the baseline, for always the commonest class, and for known scores."""
+def _lines(record: Grid, draw: Any) -> dict[str, Any]:
+    """Draw a line for the baseline, for always the commonest class, and for known scores.
+
+    Returns:
+        the lines in the order of their scores, by name.
+    """
     metric = METRICS[record.metrics[0]]
-    lines = dict(record.known or {})
+    scores = dict(record.known or {})
     if record.majority is not None:
-        lines["always the commonest class"] = record.majority
+        scores["always the commonest class"] = record.majority
     base = record.row(record.baseline or "")
     if base is not None:
-        lines[f"baseline {base.system}"] = base.scores[metric.key].value
-    for number, (name, value) in enumerate(lines.items(), 1):
-        label = f"{name} {metric.number(value)}"
-        draw(metric.scale * value, color=f"C{number}", linestyle=":", label=label)
-
-
-def _legend(figure: Any, axis: Any) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+        scores[f"baseline {base.system}"] = base.scores[metric.key].value
+    lines = {}
+    for number, (name, value) in enumerate(sorted(scores.items(), key=lambda item: item[1])):
+        style = {"color": f"C{number + 1}", "linestyle": _STYLES[number % len(_STYLES)]}
+        lines[f"{name}: {metric.number(value)}"] = draw(metric.scale * value, zorder=1, **style)
+    return lines
 
 
 def plot_confusions(
     classes: Sequence[str], matrices: Mapping[str, Sequence[Sequence[int]]], path: Path
 ) -> None:
     """Draw confusion matrices by name, rows in shares of the references, counts written in."""
-    side = 1.6 + 0.16 * len(classes) if len(classes) > _READABLE else 4.0
-    figure, axes = new_figure(len(matrices), width=side + 0.8, height=side)
+    many = len(classes) > _READABLE
+    side = 1.6 + 0.16 * len(classes) if many else 4.0
+    columns = 1 if many else 2
+    figure, axes = new_figure(len(matrices), width=side + 0.8, height=side, columns=columns)
     for axis, (name, confusion) in zip(axes, matrices.items(), strict=True):
         sums = [max(sum(row), 1) for row in confusion]
         shares = [[n / total for n in row] for row, total in zip(confusion, sums, strict=True)]
-        axis.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="none")
-        if len(classes) <= _READABLE:  # else the colour shows it
+        image = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="none")
+        if not many:  # else the colour shows it
             _write_counts(axis, confusion, shares)
         ticks = range(len(classes))
-        axis.set_xticks(ticks, classes, rotation=90, fontsize=7)
-        axis.set_yticks(ticks, classes, fontsize=7)
-        axis.set(xlabel="recognised as", ylabel="true class", title=name)
+        axis.set_xticks(ticks, classes, rotation=90, fontsize=8)
+        axis.set_yticks(ticks, classes, fontsize=8)
+        axis.set_xlabel("recognised as")
+        axis.set_ylabel("true class")
+        axis.set_title(name, fontsize=10)
+    figure.colorbar(image, ax=axes, shrink=0.6, aspect=30, label="share of the true class")
     save_figure(figure, path)
 
 

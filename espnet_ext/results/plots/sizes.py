@@ -2,17 +2,22 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from espnet_ext.results.metrics import METRICS, Metric
 from espnet_ext.results.plots.figures import (
     MARKERS,
     error_bar,
-    label_points,
+    legend_below,
     new_figure,
     plain_log,
     save_figure,
 )
+from espnet_ext.results.plots.labels import label_points
 from espnet_ext.results.schema import Result
+
+_SAME = 0.01  # share by which sizes differ that a plot cannot show beside each other
+_LOGARITHMIC = 10  # ratio of scores from which on their axis is logarithmic
 
 # Runs by the name of their series, each with the label of its point, which may be empty.
 type Series = Mapping[str, Sequence[tuple[str, Result]]]
@@ -21,8 +26,8 @@ type Series = Mapping[str, Sequence[tuple[str, Result]]]
 def plot_sizes(series: Series, path: str | os.PathLike) -> bool:
     """Draw the main metric, with its interval, against the deployed size; a panel for each set.
 
-    Of a run that was decoded by several methods, the first is drawn. Each series is shifted a
-    little to the right, since many runs have the same size.
+    Of a run that was decoded by several methods, the first is drawn. Of runs of about the same
+    size, each is shifted a little to the right of those before it.
 
     Returns:
         False, and no file, if the size of no run was measured.
@@ -36,31 +41,49 @@ def plot_sizes(series: Series, path: str | os.PathLike) -> bool:
         return False
     metric = METRICS[every[0].scores[0].main_metric]
     sets = list(dict.fromkeys(score.set for run in every for score in run.scores))
-    figure, axes = new_figure(len(sets), width=6.0, height=4.2)
-    handles = {}
-    for axis, name in zip(axes, sets, strict=True):
-        points: list[tuple[float, float, str]] = []
-        for number, (title, runs) in enumerate(sized.items()):
-            drawn = list(_points(runs, name, metric))
-            if not drawn:
-                continue
-            sizes = [size * 1.02**number for size, *_ in drawn]
-            values, *ends = zip(*(bar for _, bar, _ in drawn), strict=True)
-            style = {"fmt": MARKERS[number % len(MARKERS)], "color": f"C{number}"}
-            handles[title] = axis.errorbar(
-                sizes, values, yerr=ends, capsize=2, markersize=4, elinewidth=0.8, **style
-            )
-            labels = [label for *_, label in drawn]
-            points += zip(sizes, values, labels, strict=True)
-        plain_log(axis, [x for x, *_ in points])
-        axis.margins(y=0.12)
-        axis.set(xlabel="deployed file, MB", ylabel=f"{metric.title} (95 % interval)", title=name)
-        axis.grid(alpha=0.3)
+    figure, axes = new_figure(len(sets), width=7.5, height=4.2, columns=1)
+    drawn = [_draw_set(axis, sized, name, metric) for axis, name in zip(axes, sets, strict=True)]
+    handles = {title: handle for found, _ in drawn for title, handle in found.items()}
+    legend_below(figure, handles if len(handles) > 1 else {}, columns=3)
+    figure.draw_without_rendering()  # places the axes
+    for axis, (_, points) in zip(axes, drawn, strict=True):
         label_points(axis, points)
-    if len(handles) > 1:
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=8)
     save_figure(figure, path)
     return True
+
+
+def _draw_set(
+    axis: Any, series: Series, name: str, metric: Metric
+) -> tuple[dict[str, Any], list[tuple[float, float, str]]]:
+    """Draw the scores of a set; return what a legend names, and points (x, y, label)."""
+    handles: dict[str, Any] = {}
+    points: list[tuple[float, float, str]] = []
+    ends: list[float] = []
+    seen: list[float] = []
+    for number, (title, runs) in enumerate(series.items()):
+        found = list(_points(runs, name, metric))
+        if not found:
+            continue
+        sizes = []
+        for size, *_ in found:
+            shift = sum(abs(size / other - 1) < _SAME for other in seen)
+            sizes.append(size * 1.02**shift)
+            seen.append(size)
+        values, below, above = zip(*(bar for _, bar, _ in found), strict=True)
+        style = {"fmt": MARKERS[number % len(MARKERS)], "color": f"C{number}"}
+        handles[title] = axis.errorbar(
+            sizes, values, yerr=(below, above), capsize=2, markersize=4, elinewidth=0.8, **style
+        )
+        points += zip(sizes, values, (label for *_, label in found), strict=True)
+        ends += [value - low for value, low in zip(values, below, strict=True)]
+        ends += [value + high for value, high in zip(values, above, strict=True)]
+    plain_log(axis, "x", [x for x, *_ in points])
+    axis.margins(y=0.12)
+    if min(ends) > 0 and max(ends) / min(ends) > _LOGARITHMIC:
+        plain_log(axis, "y", ends)
+    axis.set(xlabel="deployed file, MB", ylabel=f"{metric.title} (95 % interval)", title=name)
+    axis.grid(alpha=0.3)
+    return handles, points
 
 
 def _points(

@@ -1,10 +1,25 @@
 """Heat maps of the similarity of layers, and curves of accuracy as layers are removed."""
 
 from pathlib import Path
+from typing import Any
 
 from espnet_ext.results.metrics import METRICS
-from espnet_ext.results.plots.figures import MARKERS, error_bar, new_figure, save_figure
+from espnet_ext.results.plots.figures import (
+    MARKERS,
+    error_bar,
+    legend_below,
+    new_figure,
+    save_figure,
+)
 from espnet_ext.results.stacks import MEASURES, SHARE, Pruning, Similarity, least_value
+
+_MEASURES = {"cosine": "cosine", "cka": "linear CKA", "knn": "mutual neighbours (knn)"}
+_ORDERS = {  # by the names that tables and commands have
+    "backward": "late layers first",
+    "forward": "early layers first",
+    "bi_cosine": "least influence first, by cosine",
+    "bi_knn": "least influence first, by neighbours",
+}
 
 
 def plot_stack(record: Similarity | Pruning, path: Path) -> None:
@@ -22,7 +37,8 @@ def _heat_maps(record: Similarity, path: Path) -> None:
         for first in blocks.first_layers or []:
             axis.axhline(first - 0.5, color="white", linestyle="--")
             axis.axvline(first - 0.5, color="white", linestyle="--")
-        axis.set(xlabel="layer", ylabel="layer", title=f"{name}, contrast {blocks.contrast:.2f}")
+        axis.set(xlabel="layer", ylabel="layer")
+        axis.set_title(f"{_MEASURES[name]}, contrast {blocks.contrast:.2f}", fontsize=10)
         for which in (axis.xaxis, axis.yaxis):
             which.get_major_locator().set_params(integer=True)
     figure.colorbar(image, ax=axes, shrink=0.8, label="similarity")
@@ -33,6 +49,7 @@ def _curves(record: Pruning, path: Path) -> None:
     """Draw the curve of each order, shifted a little so that intervals do not overlap."""
     metric = METRICS[record.metric]
     figure, (axis,) = new_figure(1, width=6.0, height=4.0)
+    handles: dict[str, Any] = {}
     for number, order in enumerate(record.orders):
         places = [point.removed + 0.06 * number for point in order.points]
         scaled = [
@@ -42,17 +59,16 @@ def _curves(record: Pruning, path: Path) -> None:
         bars = [error_bar(value, interval) for value, interval in scaled]
         values, *ends = zip(*bars, strict=True)
         style = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4, "capsize": 2}
-        axis.errorbar(places, values, yerr=ends, label=f"order {order.order}", **style)
+        label = f"{order.order}: {_ORDERS[order.order]}" if order.order in _ORDERS else order.order
+        handles[label] = axis.errorbar(places, values, yerr=ends, **style)
     least = least_value(record.metric, record.full)
     label = f"{SHARE:.0%} of all layers' score"
-    axis.axhline(metric.scale * least, color="green", linestyle="--", label=label)
+    handles[label] = axis.axhline(metric.scale * least, color="black", linestyle="--")
     if record.chance is not None:
-        axis.axhline(metric.scale * record.chance, color="gray", linestyle=":", label="chance")
-    axis.set(xlabel="layers removed", ylabel=metric.title)
+        handles["chance"] = axis.axhline(metric.scale * record.chance, color="gray", linestyle=":")
+    axis.set(xlabel="layers removed", ylabel=f"{metric.title} (95 % interval)")
     axis.set_ylim(bottom=0.0)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
-    figure.legend(
-        *axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
-    )
+    legend_below(figure, handles)
     save_figure(figure, path)

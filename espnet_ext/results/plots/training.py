@@ -5,8 +5,9 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from espnet_ext.results.plots.figures import new_figure, save_figure
+from espnet_ext.results.plots.figures import legend_below, new_figure, save_figure
 
 # metric -> part ("train" or "valid") -> epoch -> value
 Curves = dict[str, dict[str, dict[int, float]]]
@@ -15,6 +16,10 @@ _EPOCH = re.compile(r"(\d+)epoch results: (.*)")
 _PART = re.compile(r"\[(\w+)\] ([^\[]*)")
 _VALUE = re.compile(r"(\w+)=([^,\s]+)")
 _SHOWN = ("loss", "loss_ctc", "loss_att", "acc", "macro_precision", "cer_ctc", "cer", "wer")
+_STYLES: dict[str, Any] = {
+    "train": {"color": "C0", "marker": "."},
+    "valid": {"color": "C1", "marker": "x", "linestyle": "--"},
+}
 
 
 def training_logs(exp: Path) -> list[Path]:
@@ -56,12 +61,14 @@ def plot_training(curves: Curves, path: str | os.PathLike) -> None:
     """Draw each metric of ``curves`` (not empty) over the epochs into an image file."""
     shown = [metric for metric in _SHOWN if metric in curves]
     figure, axes = new_figure(len(shown))
+    handles: dict[str, Any] = {}
     for axis, metric in zip(axes, shown, strict=True):
         for part, values in sorted(curves[metric].items()):
             epochs = sorted(values)
-            axis.plot(epochs, [values[e] for e in epochs], marker=".", label=part)
+            (line,) = axis.plot(epochs, [values[e] for e in epochs], **_STYLES[part])
+            handles[part] = line
         axis.set(xlabel="epoch", title=metric)
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
-        axis.legend()
+    legend_below(figure, handles)
     save_figure(figure, path)
