@@ -18,7 +18,7 @@
 A recogniser's grid is of fixed sets; there a system may say more:
 
       again:
-        config: train_share_again.yaml
+        config: train_share.yaml
         after: share                 # starts from that system's model of the same seed
         than: [share, small]         # what else it is compared with, after the baseline
         seeds: [1]                   # of the grid's, if it is not trained with all
