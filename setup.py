@@ -21,6 +21,7 @@ REQUIRES = [
     "matplotlib",
     "numpy>=2",
     "pydantic>=2.10",
+    "python-debian>=1.1",
     "pyyaml",
     "rich",
     "sacrebleu>=2.6",

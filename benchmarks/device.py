@@ -19,7 +19,11 @@ Of a Whisper in transformers' format, as it was published, converted here (whisp
   sherpa-whisper:DIR  to int8, as sherpa-onnx's script exports it, by sherpa-onnx
   onnxruntime:DIR     to graphs in float32, by ONNX Runtime
   openvino:DIR        the same graphs, by OpenVINO
-A kind whose package is missing is said so: pip install 'espnet-ext[device]'.
+A kind whose package is missing is said so: pip install 'espnet-ext[device]'. With --beam N onnx,
+torch, faster-whisper and whisper.cpp search by a beam of Whisper; all others are greedy.
+
+Run in a recipe's folder. What --json writes for published models is drawn, once it lies in
+results/benchmarks/, beside that recipe's systems.
 
 Example, in egs/fotaq/asr1:
     python ../../../benchmarks/device.py data/test onnx:exp/onnx sherpa:exp/onnx \
@@ -37,18 +41,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from device_systems import LOADERS, RATE
+from device_systems import LOADERS, RATE, WITH_BEAM
 
 from espnet_ext.bridge.memory import peak_rss_mb, rss_mb
 from espnet_ext.data.audio import read_wave
 from espnet_ext.data.kaldi_dir import read_table
+from espnet_ext.data.text import normalise_text
 from espnet_ext.errors import UserError, at_least, run_cli
 from espnet_ext.results.benchmarks import finish
+from espnet_ext.results.run import recipe_names
+from espnet_ext.score.significance.bootstrap import bootstrap_interval
+from espnet_ext.score.wer import align_words
 
 CHILD = "--system"
 # Kinds of published models that whisper_peers converts, and to which files: two read the same.
 PUBLISHED = {"whisper.cpp": "ggml", "sherpa-whisper": "int8"}
 PUBLISHED |= dict.fromkeys(("onnxruntime", "openvino"), "float")
+CONVERTED = "faster-whisper"
 
 
 def main() -> None:
@@ -59,6 +68,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="data directory with wav.scp and text")
     parser.add_argument("systems", nargs="+", help="KIND:PATH; the first is compared with others")
     parser.add_argument("--utterances", type=at_least(5), default=100, help="(default: 100)")
+    parser.add_argument("--beam", type=at_least(1), default=1, help="(default: 1, greedy)")
     parser.add_argument("--json", metavar="FILE", help="write all times there too")
     args = parser.parse_args()
     kinds = [system.partition(":")[0] for system in args.systems]
@@ -69,25 +79,34 @@ def main() -> None:
     chosen = sorted(audio)[:: max(1, len(audio) // args.utterances)][: args.utterances]
     texts = read_table(args.data / "text")
     rows = [(name, audio[name], texts[name]) for name in chosen]
-    measured = {"utterances": len(rows), "threads": 1, "systems": measure(args.systems, rows)}
+    systems = measure(args.systems, rows, args.beam)
+    measured = {"utterances": len(rows), "threads": 1, "beam": args.beam, "systems": systems}
+    measured |= {"recipe": "_".join(recipe_names(Path.cwd())), "set": args.data.name}
     finish(table(measured), measured, args.json)
 
 
-def measure(systems: Sequence[str], rows: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
+def measure(
+    systems: Sequence[str], rows: Sequence[tuple[str, str, str]], beam: int
+) -> list[dict[str, Any]]:
     """Run all systems over utterances (name, audio, text), in turns."""
     with tempfile.TemporaryDirectory() as scratch:
         made: dict[tuple[str, str], Path] = {}
         ready = [prepared(system, Path(scratch, str(k)), made) for k, system in enumerate(systems)]
-        return _measure(systems, ready, rows)
+        return _measure(systems, ready, rows, beam)
 
 
 def _measure(
-    systems: Sequence[str], ready: Sequence[str], rows: Sequence[tuple[str, str, str]]
+    systems: Sequence[str],
+    ready: Sequence[str],
+    rows: Sequence[tuple[str, str, str]],
+    beam: int,
 ) -> list[dict[str, Any]]:
-    children = [start(system) for system in ready]
+    children = [start(system, beam) for system in ready]
     found: list[dict[str, Any]] = []
     for system, one, child in zip(systems, ready, children, strict=True):
-        found.append({"system": system, "bytes": size_of(one), **answer(child)})
+        published = system.partition(":")[0] in (*PUBLISHED, CONVERTED)
+        about = {"system": system, "bytes": size_of(one), "published": published}
+        found.append({**about, **answer(child)})
     running = [
         (child, one) for child, one in zip(children, found, strict=True) if "missing" not in one
     ]
@@ -103,11 +122,13 @@ def _measure(
             one |= {name: said[name] for name in ("memory_mb", "held_mb")}
     for child in children:
         child.communicate()
-    import jiwer
-
+    texts = [normalise_text(text) for *_, text in rows]
     for _, one in running:
         one["audio"] = sum(len(read_wave(path, name, RATE)) for name, path, _ in rows) / RATE
-        one["wer"] = 100 * jiwer.wer([text for *_, text in rows], [t.lower() for t in one["texts"]])
+        errors = align_words(texts, [normalise_text(text) for text in one["texts"]]).errors
+        one["wer"] = 100 * errors.rate
+        interval = bootstrap_interval(errors.totals, errors.lengths) or (errors.rate, errors.rate)
+        one["interval"] = [100 * end for end in interval]
         same = zip(one["texts"], running[0][1]["texts"], strict=True)
         one["same_texts"] = sum(text == other for text, other in same)  # as the first system
     for _, one in running:
@@ -138,7 +159,7 @@ def prepared(system: str, scratch: Path, made: dict[tuple[str, str], Path]) -> s
             else:
                 whisper_peers.write_graphs(path, folder, int8=form == "int8")
         return f"{kind}:{folder}"
-    if kind != "faster-whisper":
+    if kind != CONVERTED:
         return system
     code = (
         "import sys, ctranslate2\n"
@@ -153,9 +174,9 @@ def prepared(system: str, scratch: Path, made: dict[tuple[str, str], Path]) -> s
     return f"{kind}:{scratch}"
 
 
-def start(system: str) -> subprocess.Popen:
+def start(system: str, beam: int) -> subprocess.Popen:
     """Start the process of a system."""
-    words = [sys.executable, "-W", "ignore", __file__, CHILD, system]
+    words = [sys.executable, "-W", "ignore", __file__, CHILD, system, str(beam)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     return subprocess.Popen(words, **pipes, stderr=subprocess.DEVNULL, text=True, bufsize=1)
 
@@ -176,7 +197,7 @@ def size_of(system: str) -> int:
     return sum(p.stat().st_size for p in files if p.suffix in kinds)
 
 
-def child(system: str) -> None:
+def child(system: str, beam: int) -> None:
     """Decode what standard input names; one line of JSON for the load and each utterance."""
     out = sys.stdout
     sys.stdout = sys.stderr  # libraries print
@@ -187,7 +208,7 @@ def child(system: str) -> None:
         print(json.dumps({"missing": str(error.name)}), file=out, flush=True)
         return
     before, begin = peak_rss_mb(), time.process_time()
-    decode = load(path)
+    decode = load(path, beam) if kind in WITH_BEAM else load(path)
     decode(np.zeros(RATE, np.float32) + 1e-4)
     print(json.dumps({"load": time.process_time() - begin}), file=out, flush=True)
     for line in sys.stdin:
@@ -227,8 +248,8 @@ def table(measured: Mapping[str, Any]) -> dict[str, Any]:
         + ["load, s", "WER"],
         "rows": rows,
         "notes": [
-            f"{measured['utterances']} utterances, 1 thread. Where CPU time / audio is 0.01, a "
-            "chunk of 160 ms takes 1.6 ms."
+            f"{measured['utterances']} utterances, 1 thread, a beam of {measured['beam']}. Where "
+            "CPU time / audio is 0.01, a chunk of 160 ms takes 1.6 ms."
         ],
         "measured": measured,
     }
@@ -236,6 +257,6 @@ def table(measured: Mapping[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [CHILD]:
-        child(sys.argv[2])
+        child(sys.argv[2], int(sys.argv[3]))
     else:
         sys.exit(run_cli("device.py", main))

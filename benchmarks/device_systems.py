@@ -31,15 +31,15 @@ def onnx() -> Callable[[str], Decode]:
     """Import ONNX Runtime; return a function that loads a folder."""
     from espnet_ext.export.onnx_decoder import load_exported
 
-    def load(path: str) -> Decode:
+    def load(path: str, beam: int) -> Decode:
         folder, _, member = path.partition("#")
-        return _texts(load_exported(Path(folder), member=member or None))
+        return _texts(load_exported(Path(folder), member=member or None, beam=_asked(beam)))
 
     return load
 
 
 def torch() -> Callable[[str], Decode]:
-    """The same for torch; a Whisper searches greedily, as the others do."""
+    """The same for torch."""
     import torch as library
 
     from espnet_ext.bridge.bundle import open_bundle
@@ -47,11 +47,15 @@ def torch() -> Callable[[str], Decode]:
 
     library.set_num_threads(1)
 
-    def greedy(path: str) -> Decode:
+    def read(path: str, beam: int) -> Decode:
         attends = open_bundle(path).arguments.get("decoder") == "whisper"
-        return _texts(load(path, beam=1 if attends else None))
+        return _texts(load(path, beam=beam if attends else None))
 
-    return greedy
+    return read
+
+
+def _asked(beam: int) -> int | None:
+    return None if beam == 1 else beam  # which a model without a beam refuses
 
 
 def _texts(model: Any) -> Decode:
@@ -162,9 +166,9 @@ def faster_whisper() -> Callable[[str], Decode]:
     """The same for CTranslate2, by faster-whisper."""
     from faster_whisper import WhisperModel
 
-    def load(path: str) -> Decode:
+    def load(path: str, beam: int) -> Decode:
         model = WhisperModel(path, device="cpu", compute_type="int8", cpu_threads=1)
-        options = {"language": "en", "beam_size": 1, "without_timestamps": True}
+        options = {"language": "en", "beam_size": beam, "without_timestamps": True}
         options |= {"condition_on_previous_text": False, "temperature": 0.0}
 
         def decode(wave: np.ndarray) -> str:
@@ -179,9 +183,11 @@ def whisper_cpp() -> Callable[[str], Decode]:
     """The same for whisper.cpp."""
     from pywhispercpp.model import Model
 
-    def load(path: str) -> Decode:
-        options = {"n_threads": 1, "language": "en", "temperature_inc": 0.0, "no_context": True}
+    def load(path: str, beam: int) -> Decode:
+        options: dict[str, Any] = {"n_threads": 1, "language": "en", "temperature_inc": 0.0}
         options |= {"print_progress": False, "print_realtime": False, "no_timestamps": True}
+        options |= {"no_context": True, "params_sampling_strategy": int(beam > 1)}
+        options["beam_search"] = {"beam_size": beam, "patience": -1.0}
         model = Model(str(Path(path, "ggml.bin")), redirect_whispercpp_logs_to=None, **options)
         return lambda wave: plain(" ".join(part.text for part in model.transcribe(wave)))
 
@@ -262,7 +268,9 @@ def greedy(runner: Callable[[Path], Run]) -> Callable[[str], Decode]:
     return load
 
 
-LOADERS: Mapping[str, Callable[[], Callable[[str], Decode]]] = {
+# Kinds whose function loads (path, beam); those of the others load (path).
+WITH_BEAM = ("onnx", "torch", "faster-whisper", "whisper.cpp")
+LOADERS: Mapping[str, Callable[[], Callable[..., Decode]]] = {
     "onnx": onnx,
     "sherpa": sherpa,
     "torch": torch,

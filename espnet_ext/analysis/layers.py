@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from espnet_ext.analysis.decoder_layers import DecoderLayers, Outputs, teacher_forced
 from espnet_ext.analysis.measure import Measure
 from espnet_ext.analysis.similarity import LayerSimilarity, Similarities
 from espnet_ext.bridge.checkpoint import load_model, read_config
@@ -20,6 +21,7 @@ from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.encoders.pretrained.mimicked import MimickedStack
 from espnet_ext.encoders.pretrained.stack import RATE, Stack
 from espnet_ext.errors import UserError
+from espnet_ext.models.whisper_decoder import WhisperDecoder
 
 _FORWARD = 16  # utterances at once through a model: of like length, so little is padding
 
@@ -46,24 +48,46 @@ def draw_batches(rows: Rows, measure: Measure, repeat: int = 0) -> Sequence[Rows
     return batches[: measure.batches]
 
 
+def stack_outputs(stack: Stack) -> Outputs:
+    """Outputs of the layers of an encoder's stack."""
+    device = next(stack.parameters()).device
+
+    def outputs(names: Sequence[str], waves: Sequence[Tensor]) -> list[list[Tensor]]:
+        x, lengths = _front(stack, waves, device)
+        frames = lengths.tolist()
+        hidden = stack.hidden(x, lengths)
+        return [[one[:length] for one, length in zip(h, frames, strict=True)] for h in hidden]
+
+    return outputs
+
+
+def layers_of(
+    recogniser: Decoder, part: str, texts: Mapping[str, str]
+) -> tuple[Stack | DecoderLayers, Outputs]:
+    """The layers of a part of a recogniser, and their outputs; a decoder reads the ``texts``."""
+    if part == "decoder":
+        return DecoderLayers(recogniser), teacher_forced(recogniser, texts)
+    stack = recogniser.model.encoder.stack
+    return stack, stack_outputs(stack)
+
+
 @torch.no_grad()
 def compare_layers(
-    stack: Stack, batches: Sequence[Rows], measure: Measure, title: str = "similarity"
+    outputs: Outputs, batches: Sequence[Rows], measure: Measure, title: str = "similarity"
 ) -> Similarities:
-    """Similarities of the outputs of all layers of ``stack`` over batches of utterances."""
+    """Similarities of the outputs of all layers over batches of utterances."""
     found = LayerSimilarity(measure.k, measure.time)
-    device = next(stack.parameters()).device
     for batch in tqdm(batches, desc=title):
-        waves = sorted(read_waves(batch, measure.seconds), key=len)
-        outputs: list[list[Tensor]] = [[] for _ in range(stack.num_layers)]
-        frames: list[Tensor] = []
-        for start in range(0, len(waves), _FORWARD):
-            x, lengths = _front(stack, waves[start : start + _FORWARD], device)
-            frames.append(lengths)
-            for layer, h in zip(outputs, stack.hidden(x, lengths), strict=True):
-                layer += [one[:length] for one, length in zip(h, lengths.tolist(), strict=True)]
-        padded = [pad_sequence(layer, batch_first=True) for layer in outputs]
-        found.add(padded, torch.cat(frames))
+        names = [name for name, _ in batch]
+        waves = zip(names, read_waves(batch, measure.seconds), strict=True)
+        ordered = sorted(waves, key=lambda item: len(item[1]))
+        parts = [
+            outputs(*zip(*ordered[start : start + _FORWARD], strict=True))
+            for start in range(0, len(ordered), _FORWARD)
+        ]
+        layers = [[one for part in same for one in part] for same in zip(*parts, strict=True)]
+        steps = torch.tensor([len(one) for one in layers[0]])
+        found.add([pad_sequence(layer, batch_first=True) for layer in layers], steps)
     return found.result()
 
 
@@ -91,8 +115,14 @@ def load_probe(folder: Path) -> tuple[Any, list[str]]:
     return model, [token for token in arguments["token_list"] if token != "<unk>"]
 
 
-def load_recogniser(folder: Path, method: str, options: dict[str, Any]) -> Decoder:
-    """Load a deployed recogniser whose encoder is a stack.
+def load_recogniser(folder: Path, method: str, options: dict[str, Any], part: str) -> Decoder:
+    """Load a deployed recogniser whose encoder is a stack, or whose decoder is Whisper's.
+
+    Args:
+        folder: of the model.
+        method: that it decodes by.
+        options: of the method.
+        part: of ``measure.PARTS``: what is compared and removed.
 
     Raises:
         UserError: not deployed, or another kind of model.
@@ -101,6 +131,10 @@ def load_recogniser(folder: Path, method: str, options: dict[str, Any]) -> Decod
         raise UserError(f"no {folder}/model.pth; run stage 5, or choose a form in float32")
     decoder = Decoder(folder, method, options, SpeechInput(RATE))
     encoder = decoder.model.encoder
+    if part == "decoder":
+        if not isinstance(decoder.model.decoder, WhisperDecoder):
+            raise UserError(f"{folder} has no decoder: whisper; leave out --part decoder")
+        return decoder
     if not isinstance(encoder, StackEncoder) or isinstance(encoder.stack, MimickedStack):
         raise UserError(f"{folder} has no encoder: stack with all its layers; prune another model")
     return decoder
@@ -108,22 +142,31 @@ def load_recogniser(folder: Path, method: str, options: dict[str, Any]) -> Decod
 
 @torch.no_grad()
 def texts_after(
-    decoder: Decoder, removals: Sequence[tuple[int, ...]], rows: Rows
+    decoder: Decoder,
+    whole: Stack | DecoderLayers,
+    removals: Sequence[tuple[int, ...]],
+    rows: Rows,
 ) -> Mapping[tuple[int, ...], list[str]]:
-    """Texts of a recogniser of every utterance, for each tuple of removed layers."""
-    encoder: Any = decoder.model.encoder
-    whole = encoder.stack
+    """Texts of a recogniser of every utterance, for each tuple of layers removed of ``whole``."""
     found: dict[tuple[int, ...], dict[str, str]] = {removed: {} for removed in removals}
     try:
         for batch in tqdm(list(_of_like_length(rows)), desc="pruning"):
             waves = [wave.numpy() for _, wave in batch]
             for removed in removals:
-                encoder.stack = whole.remove(removed) if removed else whole
+                _use(decoder, whole.remove(removed) if removed else whole)
                 texts = decoder.texts(waves)
                 found[removed] |= {name: t for (name, _), t in zip(batch, texts, strict=True)}
     finally:
-        encoder.stack = whole
+        _use(decoder, whole)
     return {removed: [texts[name] for name, _ in rows] for removed, texts in found.items()}
+
+
+def _use(decoder: Decoder, layers: Stack | DecoderLayers) -> None:
+    """Let a recogniser have these layers of its encoder, or of its decoder."""
+    if isinstance(layers, DecoderLayers):
+        layers.decoder.layers = layers.layers
+    else:
+        decoder.model.encoder.stack = layers
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any, Self
 from espnet_ext.errors import UserError
 
 K = (2, 4, 8, 16, 32, 64)
+PARTS = ("encoder", "decoder")
 ORDERS = ("backward", "forward", "bi_cosine", "bi_knn")  # of removal (arXiv 2409.16302, 3.2)
 
 
@@ -74,9 +75,11 @@ class Removal:
         metric: ``accuracy`` or ``weighted_f1``; of a recogniser ``wer``.
         repeats: draws of the batches that layers are scored on, for each probe.
         protect: layers that stay, as do the first and those that the stack protects.
+        part: of ``PARTS``: whose layers are removed.
     """
 
     orders: Sequence[str] = ORDERS
     metric: str = "accuracy"
     repeats: int = 5
     protect: Sequence[int] = ()
+    part: str = "encoder"

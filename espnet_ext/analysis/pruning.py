@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from espnet_ext.analysis.decoder_layers import DecoderLayers, Outputs
 from espnet_ext.analysis.layer_order import BI, removable, removal_order
 from espnet_ext.analysis.layers import (
     Rows,
     classes_after,
     compare_layers,
     draw_batches,
+    layers_of,
     load_probe,
     load_recogniser,
+    stack_outputs,
     texts_after,
 )
 from espnet_ext.analysis.measure import Measure, Removal
@@ -122,7 +125,7 @@ def prefixes(sequence: Sequence[int]) -> list[tuple[int, ...]]:
 
 def prune_probe(
     folder: Path, score_rows: Rows, rows: Rows, curves: Curves, measure: Measure
-) -> tuple[Stack, set[int]]:
+) -> tuple[Stack | DecoderLayers, set[int]]:
     """Add the repeats of one deployed probe to ``curves``; see ``prune``."""
     model, classes = load_probe(folder)
     judge = curves.judge
@@ -132,40 +135,48 @@ def prune_probe(
     def decide(removals: Sequence[tuple[int, ...]]) -> Mapping[tuple[int, ...], list[str]]:
         return classes_after(model, removals, rows, classes)
 
-    return prune(folder, model.encoder.stack, decide, score_rows, curves, measure)
+    stack = model.encoder.stack
+    return prune(folder, stack, stack_outputs(stack), decide, score_rows, curves, measure)
 
 
 def prune_recogniser(
     folder: Path,
     decoding: tuple[str, dict[str, Any]],
     score_rows: Rows,
+    texts: Mapping[str, str],
     rows: Rows,
     curves: Curves,
     measure: Measure,
-) -> tuple[Stack, set[int]]:
-    """Add the repeats of one deployed recogniser, which decodes by a method with options."""
-    decoder = load_recogniser(folder, *decoding)
-    encoder: Any = decoder.model.encoder
+) -> tuple[Stack | DecoderLayers, set[int]]:
+    """Add the repeats of one deployed recogniser to ``curves``; see ``prune``.
+
+    ``decoding`` is its method with options; ``texts`` are of the ``score_rows``.
+    """
+    part = curves.removal.part
+    recogniser = load_recogniser(folder, *decoding, part)
+    layers, outputs = layers_of(recogniser, part, texts)
 
     def decide(removals: Sequence[tuple[int, ...]]) -> Mapping[tuple[int, ...], list[str]]:
-        return texts_after(decoder, removals, rows)
+        return texts_after(recogniser, layers, removals, rows)
 
-    return prune(folder, encoder.stack, decide, score_rows, curves, measure)
+    return prune(folder, layers, outputs, decide, score_rows, curves, measure)
 
 
 def prune(
     folder: Path,
-    stack: Stack,
+    stack: Stack | DecoderLayers,
+    outputs: Outputs,
     decide: Callable[[Sequence[tuple[int, ...]]], Mapping[tuple[int, ...], list[str]]],
     score_rows: Rows,
     curves: Curves,
     measure: Measure,
-) -> tuple[Stack, set[int]]:
+) -> tuple[Stack | DecoderLayers, set[int]]:
     """Add the repeats of one model to ``curves``.
 
     Args:
         folder: of the deployed model.
         stack: its layers.
+        outputs: of these layers.
         decide: what the model decides without some layers, in the order of the references.
         score_rows: utterances that layers are scored on.
         curves: what the repeats are added to.
@@ -190,7 +201,7 @@ def prune(
         if BI.keys() & set(curves.orders) and redrawn:
             title = f"{folder.parts[1]}, scoring {repeat + 1}/{removal.repeats}"
             batches = draw_batches(score_rows, measure, repeat)
-            found = compare_layers(stack, batches, measure, title)
+            found = compare_layers(outputs, batches, measure, title)
         drawn.append({o: removal_order(o, stack.kept, found, protected) for o in curves.orders})
     every = {removed for repeat in drawn for seq in repeat.values() for removed in prefixes(seq)}
     removals = sorted(every, key=lambda removed: (len(removed), removed))

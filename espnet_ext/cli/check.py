@@ -52,7 +52,7 @@ def _key_problems(path: Path) -> list[str]:
     try:
         config, wrong = read_config(path)
     except UserError as error:
-        return [str(error).removeprefix(f"{path.resolve()}: ")]
+        return [str(error).removeprefix(f"{path.resolve()}: ").removeprefix(f"{path}: ")]
     return [*wrong, *cached_signatures().problems(config), *recipe_problems(config)]
 
 

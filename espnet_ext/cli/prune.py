@@ -3,20 +3,22 @@
 With CONFIG, a probe (recipe: {task: cls}) or a recogniser with encoder: stack that stages 4 and 5
 have made: layers go one after the other by each order (backward, forward, block influence by cosine
 and by nearest neighbours, as scored on one set), and what the model decides, with its decoder
-unchanged, is scored on another. Writes exp/pruning/<name>.json and a plot. With --model, writes the
+unchanged, is scored on another. With --part decoder a recogniser's decoder loses layers, and its
+encoder stays. Writes exp/pruning/<name>.json and a plot. With --model, writes the
 model without some layers in its own family's format; transformers or stock ESPnet loads it without
 this package.
 
 Example:
   espnet-ext prune conf/train_whisper_tiny_s.yaml --score_set dev --set test --repeats 5
   espnet-ext prune conf/train_whisper_tiny_m.yaml --score_set dev --set test --repeats 1
+  espnet-ext prune conf/train_whisper_tiny_m.yaml --part decoder --set test --repeats 1
   espnet-ext prune --model exp/whisper_base --remove 3 4 --out exp/whisper_base_4
 """
 
 import argparse
 from pathlib import Path
 
-from espnet_ext.analysis.measure import ORDERS, Removal
+from espnet_ext.analysis.measure import ORDERS, PARTS, Removal
 from espnet_ext.cli.options import add_measure, add_publishing, measure, publish_if_asked
 from espnet_ext.errors import UserError, at_least
 
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tags", nargs="+", help="probes that differ in the seed; default: the config's"
     )
     parser.add_argument("--variant", help="deployed form; default: the config's recipe: variant")
+    parser.add_argument("--part", choices=PARTS, default="encoder", help="of a recogniser")
     parser.add_argument("--orders", nargs="+", choices=ORDERS, default=list(ORDERS))
     parser.add_argument("--score_set", default="dev", help="set that layers are scored on")
     parser.add_argument("--set", default="test", help="set that the probe is scored on")
@@ -78,7 +81,7 @@ def _curves(args: argparse.Namespace) -> None:
         raise UserError(f"--score_set and --set are both {args.set}; use different sets")
     how = measure(args, args.score_set, len(audio_of_set(args.score_set)))
     metric = args.metric or ("wer" if experiment.recipe.task == "asr" else "accuracy")
-    removal = Removal(args.orders, metric, args.repeats, args.protect)
+    removal = Removal(args.orders, metric, args.repeats, args.protect, args.part)
     sets = (args.score_set, args.set)
     record = pruning_curves(experiment, args.tags or (), sets, how, removal, args.name)
     written = write(record)

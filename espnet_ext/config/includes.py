@@ -8,6 +8,7 @@ any other value is replaced. Included paths are relative to the including file.
 """
 
 import copy
+import difflib
 import os
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def resolve_includes(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: includes itself through {seen[-1]}")
     if not os.path.isfile(path):  # False too where the name is too long
         by = f" (included by {seen[-1]})" if seen else ""
-        raise UserError(f"no config {path}{by}; look in conf/ for train_*.yaml")
+        raise UserError(f"no config {path}{by}; {_hint(path)}")
     own = read_mapping(path)
     merged: dict[str, Any] = {}
     for name in _words(own.pop("include", None), f"{path}: include", "files"):
@@ -36,6 +37,13 @@ def resolve_includes(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     for key in _words(own.pop("exclude", None), f"{path}: exclude", "inherited keys"):
         _drop(merged, key, path)
     return merge(merged, own)
+
+
+def _hint(path: Path) -> str:
+    """Where to look for a config that is not there."""
+    beside = {str(found.relative_to(path.parent)) for found in path.parent.rglob("train_*.yaml")}
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f"did you mean {path.parent / near[0]}?" if near else "look in conf/ for train_*.yaml"
 
 
 def _words(value: Any, where: str, what: str) -> list[str]:

@@ -180,12 +180,10 @@ def load_config(path: str | Path, tag: str | None = None) -> Config:
         tag: name of the experiment; default: from the file's name, without train_.
 
     Raises:
-        UserError: what ``resolve_includes`` raises, an unknown key or a wrong value in
-            ``recipe:``, a single value where a section belongs, or a grid.
+        UserError: what ``read_config`` raises, an unknown key or a wrong value in ``recipe:``,
+            or a single value where a section belongs.
     """
     config, wrong = read_config(path, tag)
-    if "systems" in config.espnet:
-        raise UserError(f"{config.path} is a grid: run espnet-ext grid {config.path}")
     for problem in wrong:
         raise UserError(f"{config.path}: {problem}")
     return config
@@ -198,10 +196,12 @@ def read_config(path: str | Path, tag: str | None = None) -> tuple[Config, list[
         The config, and one line for each wrong section or value in ``recipe:``.
 
     Raises:
-        UserError: what ``resolve_includes`` raises.
+        UserError: what ``resolve_includes`` raises, or a grid.
     """
     path = Path(path)
     espnet = resolve_includes(path)
+    if "systems" in espnet:
+        raise UserError(f"{path}: a grid; run espnet-ext grid {path}")
     wrong = _single_values(espnet)
     section = espnet.pop("recipe", None)
     recipe, more = Recipe.parse(section if isinstance(section, dict) else {})

@@ -1,5 +1,6 @@
 """Publishing: a result goes into the folder of committed results, its pages are made again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_ext.errors import UserError
@@ -9,6 +10,7 @@ from espnet_ext.results.pages.families import find_families, size_series
 from espnet_ext.results.pages.index import pages, readme_with_results
 from espnet_ext.results.pages.recipe import plot_name
 from espnet_ext.results.pages.text import without_tags
+from espnet_ext.results.peers import Peer, find_peers
 from espnet_ext.results.plots.grids import plot_grid
 from espnet_ext.results.plots.sizes import plot_sizes
 from espnet_ext.results.plots.stacks import plot_stack
@@ -61,16 +63,16 @@ def regenerate(folder: Path) -> None:
         text = readme.read_text(encoding="utf-8")
         made[readme] = readme_with_results(text, results, folder)
     for name, found in results.recipes.items():
-        _draw(found, folder / name)
+        _draw(found, folder / name, find_peers(results.benchmarks, name))
     for page, text in made.items():
         _rewrite(page, text)
 
 
-def _draw(results: Results, folder: Path) -> None:
+def _draw(results: Results, folder: Path, peers: Sequence[Peer]) -> None:
     """Draw every plot of a recipe."""
     runs = list(results.runs.values())
     if runs:
-        plot_sizes(size_series(runs), folder / plot_name(results))
+        plot_sizes(size_series(runs), folder / plot_name(results), peers)
     for family in find_families(runs):
         if family.has_plot:
             plot_sizes(family.series(), folder / family.plot)

@@ -1,6 +1,7 @@
 """Layers of stacks, examined: their similarity, the curves of their removal, smaller models."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,33 +35,47 @@ def audio_of_set(name: str) -> list[tuple[str, str]]:
 
 
 def similarity(
-    model: str, set_name: str, measure: Measure, blocks: int, name: str | None = None
+    model: str | Experiment,
+    set_name: str,
+    measure: Measure,
+    blocks: int,
+    name: str | None = None,
+    part: str = "encoder",
 ) -> Similarity:
     """Compare the layers of one model.
 
     Args:
-        model: folder of a model, exp/<tag>, or hub:NAME.
+        model: folder of a model, exp/<tag>, or hub:NAME; or an experiment with a recogniser.
         set_name: data set.
         measure: how, as ``Measure.for_set`` made it for this set.
         blocks: of layers, to look for.
-        name: of the result; default: from model and set.
+        name: of the result; default: from model, set and part.
+        part: of ``measure.PARTS``; a decoder, of an experiment alone, reads the set's texts.
 
     Raises:
-        UserError: no such model or set.
+        UserError: no such model or set, or a model without that part.
     """
     rows = audio_of_set(set_name)
     with muted():
-        from espnet_ext.analysis.layers import compare_layers, draw_batches
+        from espnet_ext.analysis.layers import compare_layers, draw_batches, stack_outputs
         from espnet_ext.analysis.similarity import boundary
         from espnet_ext.encoders.pretrained.load import load_stack
 
-        stack = load_stack(model)
-    found = compare_layers(stack, draw_batches(rows, measure), measure)
+    if isinstance(model, Experiment):
+        path, (stack, outputs) = str(model.deployed), _layers_of(model, set_name, part)
+        tag, asked = model.config.tag, f"{model.config.path} --part {part}"
+        asked += f" --variant {model.variant}"
+    else:
+        path, tag, asked = model, Path(model.removeprefix("hub:")).name, model
+        with muted():
+            stack = load_stack(model)
+        outputs = stack_outputs(stack)
+    found = compare_layers(outputs, draw_batches(rows, measure), measure)
     matrices = {"cosine": found.cosine, "cka": found.cka, "knn": found.mean_knn()}
     boundaries = {key: boundary(matrices[key], blocks) for key in MEASURES}
     made = {
-        **_made_here(name or f"{Path(model.removeprefix('hub:')).name}_{set_name}"),
-        "model": _description(model, stack),
+        **_made_here(name or _name(tag, set_name, part)),
+        "model": _description(path, stack),
         **measure.record(),
         "set": set_name,
         "utterances": found.utterances,
@@ -72,9 +87,35 @@ def similarity(
             key: {"first_layers": cuts or None, "contrast": contrast}
             for key, (cuts, contrast) in boundaries.items()
         },
-        "command": f"espnet-ext similarity {model} --set {set_name} {measure.words()}",
+        "command": f"espnet-ext similarity {asked} --set {set_name} {measure.words()}",
     }
     return parse(Similarity, made, "similarity")
+
+
+def _layers_of(experiment: Experiment, set_name: str, part: str) -> tuple[Any, Any]:
+    """The layers of a part of a deployed recogniser, and what computes their outputs."""
+    texts = read_table(experiment.require_references(set_name)) if part == "decoder" else {}
+    with muted():
+        from espnet_ext.analysis.layers import layers_of, load_recogniser
+
+        recogniser = load_recogniser(experiment.require_deployed(), *_decoding(experiment), part)
+    return layers_of(recogniser, part, texts)
+
+
+def _decoding(experiment: Experiment) -> tuple[str, dict[str, Any]]:
+    """The first method of decoding, with its options.
+
+    Raises:
+        UserError: the config has none.
+    """
+    for method, options in experiment.recipe.decode.items():
+        return method, options or {}
+    raise UserError(f"{experiment.config.path}: no method in recipe: decode")
+
+
+def _name(tag: str, set_name: str, part: str) -> str:
+    """Name of a result."""
+    return f"{tag}_{set_name}" if part == "encoder" else f"{tag}_{set_name}_{part}"
 
 
 def pruning_curves(
@@ -97,12 +138,14 @@ def pruning_curves(
 
     Raises:
         UserError: a translator, a model that is not deployed, a set or a metric that does not
-            suit, or a protected layer that is none.
+            suit, a part that the model lacks, or a protected layer that is none.
     """
     config, (score_set, test_set) = experiment.config, sets
     task = experiment.recipe.task
     if task == "st":
         raise UserError(f"{config.path}: prune scores classifiers and recognisers, not task {task}")
+    if task == "cls" and removal.part == "decoder":
+        raise UserError(f"{config.path}: a classifier has no decoder; leave out --part decoder")
     if (removal.metric == "wer") != (task == "asr"):
         fitting = "wer" if task == "asr" else "accuracy or weighted_f1"
         raise UserError(f"--metric {removal.metric} is not of task {task}: take {fitting}")
@@ -121,20 +164,23 @@ def pruning_curves(
     model: dict[str, Any] = {}
     chosen = list(tags) or [config.tag]
     for tag in chosen:
-        folder = Path("exp") / tag / "deploy" / experiment.variant
+        folder = Experiment.of(replace(config, tag=tag), experiment.variant).deployed
+        stack: Any
         if task == "asr":
-            decoding = next(iter(experiment.recipe.decode.items()))
-            parts = folder, (decoding[0], decoding[1] or {}), score_rows, rows
+            scored = read_table(experiment.require_references(score_set))
+            parts = folder, _decoding(experiment), score_rows, scored, rows
             stack, protected = prune_recogniser(*parts, curves, measure)
         else:
             stack, protected = prune_probe(folder, score_rows, rows, curves, measure)
-        model = model or _description(str(folder / "stack"), stack) | {"path": f"exp/{chosen[0]}"}
+        weights = folder if removal.part == "decoder" else folder / "stack"
+        model = model or _description(str(weights), stack) | {"path": f"exp/{chosen[0]}"}
     words = f"--score_set {score_set} --set {test_set} --metric {removal.metric}"
     words += f" --repeats {removal.repeats} {measure.words()}"
+    words += f" --part {removal.part}" if removal.part != "encoder" else ""
     words += f" --tags {' '.join(tags)}" if tags else ""
     words += f" --name {name}" if name else ""
     made = {
-        **_made_here(name or f"{chosen[0]}_{test_set}"),
+        **_made_here(name or _name(chosen[0], test_set, removal.part)),
         "model": model,
         **measure.record(),
         "probes": chosen,

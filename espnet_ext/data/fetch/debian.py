@@ -5,9 +5,7 @@ SHA-256. Where the system's package lists are empty or too old, they are fetched
 folder; the system is never changed.
 """
 
-import bz2
 import contextlib
-import gzip
 import lzma
 import os
 import shutil
@@ -20,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from debian.arfile import ArError, ArFile
+
 from espnet_ext.data.fetch.kept import fetched
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path, scratch_folder, sha256_file
 
-_AR_MAGIC = b"!<arch>\n"
 _BLOCK = 1 << 20
 # What a package may expand to: audio and text of the corpora here, by at most 8.
 _EXPANDS = 40
@@ -39,16 +38,11 @@ _BROKEN = (
     *("403 ", "404 ", "does not have a Release file", "is expired", "is not valid yet"),
     *("is not signed", "NO_PUBKEY", "Failed to fetch"),
 )
-_OPENERS: dict[str, Any] = {
-    ".xz": lzma.open,
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    "": lambda stream: stream,
-}
-
 # What damaged archives raise; bz2 an OSError without a number.
-_DAMAGED: tuple[type[Exception], ...] = (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError)
-_DAMAGED += (OSError, ValueError, OverflowError, struct.error)
+_DAMAGED: tuple[type[Exception], ...] = (
+    *(ArError, tarfile.TarError, lzma.LZMAError, zlib.error, struct.error),
+    *(EOFError, OSError, ValueError, OverflowError),
+)
 
 
 @dataclass(frozen=True)
@@ -163,12 +157,11 @@ def _open_data(deb: Path) -> Iterator[Iterator[tuple[str, IO[bytes] | None]]]:
         The name of each entry, and its content if it is a regular file.
     """
     try:
-        with open(deb, "rb") as stream:
-            compression, data = _find_data(stream, deb)
-            if compression in _OPENERS:
-                with tarfile.open(fileobj=_OPENERS[compression](data), mode="r|") as tar:
-                    yield _entries(tar, deb)
-                return
+        data = _find_data(deb)
+        if not data.name.endswith(".zst"):
+            with contextlib.closing(data), tarfile.open(fileobj=data, mode="r:*") as tar:
+                yield _entries(tar, deb)
+            return
         # Python 3.12 reads no zstandard; dpkg does.
         if shutil.which("dpkg-deb") is None:
             raise UserError(f"{deb}: needs dpkg-deb to be unpacked, which is not installed")
@@ -184,33 +177,17 @@ def _open_data(deb: Path) -> Iterator[Iterator[tuple[str, IO[bytes] | None]]]:
         if isinstance(error, OSError) and error.errno is not None:  # of the disk
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{deb}: damaged archive ({reason}); get the package again") from None
+        raise UserError(
+            f"{deb}: damaged or no Debian package ({reason}); get the package again"
+        ) from None
 
 
-def _find_data(stream: IO[bytes], deb: Path) -> tuple[str, "_Part"]:
-    """Return the suffix and the contents of the member ``data.tar*`` of a package."""
-    if stream.read(8) != _AR_MAGIC:
-        raise UserError(f"{deb}: not a Debian package")
-    while len(header := stream.read(60)) == 60:
-        name, size = header[:16].decode("ascii", "replace").strip(" /"), header[48:58].strip()
-        if not size.isdigit():
-            break
-        if name.startswith("data.tar"):
-            return name.removeprefix("data.tar"), _Part(stream, int(size))
-        stream.seek(int(size) + int(size) % 2, os.SEEK_CUR)
-    raise UserError(f"{deb}: damaged or no Debian package, it has no data.tar")
-
-
-class _Part:
-    """The next ``size`` bytes of a stream, as a file."""
-
-    def __init__(self, stream: IO[bytes], size: int):
-        self._stream, self._left = stream, size
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(self._left if size < 0 else min(size, self._left))
-        self._left -= len(data)
-        return data
+def _find_data(deb: Path) -> Any:
+    """Return the member ``data.tar*`` of a package: a file that can seek, with a name."""
+    for member in ArFile(str(deb)).getmembers():
+        if member.name.startswith("data.tar"):
+            return member
+    raise ArError("it has no data.tar")
 
 
 def _entries(tar: tarfile.TarFile, deb: Path) -> Iterator[tuple[str, IO[bytes] | None]]:

@@ -15,7 +15,7 @@ mode.
 import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -214,7 +214,20 @@ class Stack(nn.Module):
         raise NotImplementedError
 
 
-def check_layers(stack: Stack, layers: Iterable[int]) -> frozenset[int]:
+class Removable(Protocol):
+    """Layers that may be removed."""
+
+    family: str
+    kept: tuple[int, ...]
+    protected: dict[int, str]
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that are left."""
+        ...
+
+
+def check_layers(stack: Removable, layers: Iterable[int]) -> frozenset[int]:
     """Return ``layers`` as a set.
 
     Raises:

@@ -22,14 +22,19 @@ from espnet_ext.encoders.pretrained.transformers_stack import (
     summand,
 )
 from espnet_ext.errors import UserError
-from espnet_ext.files import read_json, write_json
 from espnet_ext.methods.tensors import frame_mask
 
-# Model type of a saved encoder. transformers' Auto classes do not know it: as ``whisper`` they
-# would open the folder as a whole model with random weights. Without a vocabulary, its models with
-# a decoder do not build either. WhisperEncoder reads the folder.
-ENCODER = "whisper_encoder"
-_NO_DECODER = {"model_type": ENCODER, "decoder_layers": 0, "vocab_size": 0}
+ENCODER = "whisper_encoder"  # model type of folders that older versions of this package wrote
+# transformers' AutoModel opens a Whisper as encoder and decoder, and draws what a folder lacks at
+# random. So a stack is saved with the smallest decoder there is: no layers, one token, all zeros.
+_NO_DECODER = {
+    "decoder_layers": 0,
+    "vocab_size": 1,
+    "max_target_positions": 1,
+    "pad_token_id": 0,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+}
 
 
 class WhisperStack(TransformersStack):
@@ -44,11 +49,10 @@ class WhisperStack(TransformersStack):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """That of the encoder: a saved one has no decoder, whatever it came from."""
+        """That of the encoder, whatever decoder was beside it."""
         found = super().architecture
-        return {
-            k: v for k, v in found.items() if not k.startswith("decoder_") and k != "vocab_size"
-        }
+        of_decoder = {key for key in found if key.startswith("decoder_")} | _NO_DECODER.keys()
+        return {key: value for key, value in found.items() if key not in of_decoder}
 
     def __init__(self, model: Any):
         """Wrap a WhisperEncoder."""
@@ -85,9 +89,15 @@ class WhisperStack(TransformersStack):
         return cls(random_model(WhisperConfig, _encoder_class(), conf))
 
     def _write(self, folder: Path) -> None:
-        super()._write(folder)
-        config = folder / "config.json"
-        write_json(config, read_json(config) | _NO_DECODER)
+        from transformers import WhisperModel
+
+        config = type(self.model.config)(**self.model.config.to_dict() | _NO_DECODER)
+        whole = WhisperModel(config)
+        whole.encoder = self.model
+        for weight in whole.decoder.parameters():
+            weight.data.zero_()
+        whole.save_pretrained(folder)
+        self.extractor.save_pretrained(folder)
 
     @property
     def holder(self) -> Any:

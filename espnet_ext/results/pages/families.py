@@ -5,7 +5,7 @@ baseline of its score: the same system trained alone, in an ablation the same me
 family, or another form of the same training, such as the pretrained model as it was.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from espnet_ext.config.training import UNTRAINED
@@ -14,6 +14,8 @@ from espnet_ext.results.pages.scores import sizes_table, value
 from espnet_ext.results.pages.text import duration, markdown, megabytes, parameters
 from espnet_ext.results.schema import NOT_MEASURED, RecognitionScore, Result
 from espnet_ext.results.store import baseline_of
+
+_BETTER = 0.1  # than any smaller run's score: the run has a label in the plot of a recipe
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,39 @@ def find_families(results: Iterable[Result]) -> list[Family]:
 
 
 def size_series(results: Iterable[Result]) -> dict[str, list[tuple[str, Result]]]:
-    """The runs of a recipe by series, with labels: families, but for ablations, and all others."""
+    """The runs of a recipe by series, with labels: families, and all others.
+
+    Families that are compared with another one are one series. Of what a family's section shows,
+    those have a label here that are best for their size.
+    """
     every = list(results)
     families = find_families(every)
     tags = {family.tag for family in families}
-    series = {"other runs": [(run.name, run) for run in without_families(every)]}
+    members = {run.name for family in families for run in family.members}
+    named = _best_for_size(every) | {run.name for run in without_families(every)}
+    named |= {run.name for run in every if run.variant == UNTRAINED}
+    labelled = {run.name: (run.name if run.name in named else "", run) for run in every}
+    series = {"other runs": [pair for name, pair in labelled.items() if name not in members]}
     for family in families:
-        if not any(run.tag in tags - {family.tag} for run in family.baselines.values()):
-            series[f"family {family.tag}"] = [("", run) for run in family.members]
+        compared = any(run.tag in tags - {family.tag} for run in family.baselines.values())
+        title = "families compared with these" if compared else f"family {family.tag}"
+        series.setdefault(title, []).extend(labelled[run.name] for run in family.members)
     return series
+
+
+def _best_for_size(runs: Sequence[Result]) -> set[str]:
+    """Names of the runs that are a tenth better than any smaller run, on their first set."""
+    names: set[str] = set()
+    best: dict[str, float] = {}
+    for run in sorted((run for run in runs if _bytes(run)), key=_bytes):
+        score = run.scores[0]
+        metric = METRICS[score.main_metric]
+        value = score.metrics[metric.key].value
+        least = best.get(score.set, value) * (1 + metric.direction * _BETTER)
+        if score.set not in best or metric.direction * (value - least) >= 0:
+            best[score.set] = value
+            names.add(run.name)
+    return names
 
 
 def without_families(results: Iterable[Result]) -> list[Result]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from espnet_ext.results.metrics import METRICS, Metric
+from espnet_ext.results.peers import Peer
 from espnet_ext.results.plots.figures import (
     MARKERS,
     error_bar,
@@ -17,17 +18,19 @@ from espnet_ext.results.plots.labels import label_points
 from espnet_ext.results.schema import Result
 
 _SAME = 0.01  # share by which sizes differ that a plot cannot show beside each other
+_PEERS = "published models"
 _LOGARITHMIC = 10  # ratio of scores from which on their axis is logarithmic
 
 # Runs by the name of their series, each with the label of its point, which may be empty.
 type Series = Mapping[str, Sequence[tuple[str, Result]]]
 
 
-def plot_sizes(series: Series, path: str | os.PathLike) -> bool:
+def plot_sizes(series: Series, path: str | os.PathLike, peers: Sequence[Peer] = ()) -> bool:
     """Draw the main metric, with its interval, against the deployed size; a panel for each set.
 
     Of a run that was decoded by several methods, the first is drawn. Of runs of about the same
-    size, each is shifted a little to the right of those before it.
+    size, each is shifted a little to the right of those before it. Of ``peers`` the WER is drawn,
+    where that is the main metric.
 
     Returns:
         False, and no file, if the size of no run was measured.
@@ -42,7 +45,10 @@ def plot_sizes(series: Series, path: str | os.PathLike) -> bool:
     metric = METRICS[every[0].scores[0].main_metric]
     sets = list(dict.fromkeys(score.set for run in every for score in run.scores))
     figure, axes = new_figure(len(sets), width=7.5, height=4.2, columns=1)
-    drawn = [_draw_set(axis, sized, name, metric) for axis, name in zip(axes, sets, strict=True)]
+    drawn = [
+        _draw_set(axis, sized, [peer for peer in peers if peer.set == name], name, metric)
+        for axis, name in zip(axes, sets, strict=True)
+    ]
     handles = {title: handle for found, _ in drawn for title, handle in found.items()}
     legend_below(figure, handles if len(handles) > 1 else {}, columns=3)
     figure.draw_without_rendering()  # places the axes
@@ -53,15 +59,16 @@ def plot_sizes(series: Series, path: str | os.PathLike) -> bool:
 
 
 def _draw_set(
-    axis: Any, series: Series, name: str, metric: Metric
+    axis: Any, series: Series, peers: Sequence[Peer], name: str, metric: Metric
 ) -> tuple[dict[str, Any], list[tuple[float, float, str]]]:
     """Draw the scores of a set; return what a legend names, and points (x, y, label)."""
     handles: dict[str, Any] = {}
     points: list[tuple[float, float, str]] = []
     ends: list[float] = []
     seen: list[float] = []
-    for number, (title, runs) in enumerate(series.items()):
-        found = list(_points(runs, name, metric))
+    every = [(title, list(_points(runs, name, metric))) for title, runs in series.items()]
+    every.append((_PEERS, list(_peer_points(peers, metric))))
+    for number, (title, found) in enumerate(every):
         if not found:
             continue
         sizes = []
@@ -84,6 +91,14 @@ def _draw_set(
     axis.set(xlabel="deployed file, MB", ylabel=f"{metric.title} (95 % interval)", title=name)
     axis.grid(alpha=0.3)
     return handles, points
+
+
+def _peer_points(
+    peers: Sequence[Peer], metric: Metric
+) -> Iterator[tuple[float, tuple[float, float, float], str]]:
+    """The same of published models."""
+    for peer in peers if metric.key == "wer" else ():
+        yield peer.bytes / 1e6, error_bar(peer.wer, peer.interval, 1), peer.label
 
 
 def _points(
