@@ -40,7 +40,7 @@ def test_verbs_in_sentences_have_these_options(page):
     for words in re.findall(r"`espnet-ext ([a-z][^`]*)`", without_code(page)):
         verb, *rest = words.split()
         assert verb in VERBS, words
-        known = parser_of(verb)._option_string_actions
+        known = re.findall(r"--[\w-]+", parser_of(verb).format_help())
         for word in rest[: rest.index("--") if "--" in rest else None]:
             assert not word.startswith("--") or word in known, words
 

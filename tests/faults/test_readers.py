@@ -34,7 +34,7 @@ from espnet_ext.formats.packed import MEMBER, read_member
 from espnet_ext.formats.state_dict import load_state
 from tests.fixtures import packages
 from tests.fixtures.ctranslate2_files import model_bin, stored
-from tests.unit.formats import test_forged
+from tests.unit.formats import test_packed_forged
 
 MOST = 64 << 20  # bytes that a reader may take for a file of a few kilobytes
 CONFIG = b"""encoder: conformer
@@ -81,7 +81,7 @@ def written(kind: str) -> bytes:
     """A packed file, or a family file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        test_forged.write(kind, path)
+        test_packed_forged.write(kind, path)
         return path.read_bytes()
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.data.audio import read_wave, write_flac
 from espnet_ext.data.kaldi_dir import Utterance, read_table, write_data_dir
 from espnet_ext.data.pauses import cut_at_pauses
+from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx
 from espnet_ext.export.compare import next_scores
 from espnet_ext.export.folder import export
@@ -741,6 +743,45 @@ def test_layers_are_pruned_with_the_decoder_behind_them(recipe):
     refused = forked.Command(folder, (*words, "--metric", "accuracy"), folder.parent / "logs")
     done = refused.wait(300)
     assert done.code == 1 and "--metric accuracy is not of task asr: take wer" in done.stderr
+
+
+def test_the_layers_of_the_decoder_are_compared_and_pruned(recipe, monkeypatch):
+    from espnet_ext.analysis.layers import layers_of, load_recogniser
+
+    folder, _ = recipe
+    config = trained(folder, "tuned")
+    succeed(folder, "similarity", config, "--part", "decoder", "--set", "test", "--k", "2")
+    record = json.loads((folder / "exp/similarity/tuned_test_decoder.json").read_text())
+    assert record["model"]["family"] == "whisper decoder" and len(record["cosine"]) == 2
+    sets = ("--score_set", "dev", "--set", "test")
+    succeed(folder, "prune", config, "--part", "decoder", *sets, "--repeats", "1", "--k", "2")
+    pruned = json.loads((folder / "exp/pruning/tuned_test_decoder.json").read_text())
+    assert [order["sequences"] for order in pruned["orders"]] == [[[1]]] * 4
+    # The outputs are those of transformers' own decoder.
+    monkeypatch.chdir(folder)
+    deployed = Path("exp/tuned/deploy/merged")
+    recogniser = load_recogniser(deployed, "attention_greedy", {}, "decoder")
+    texts = {"a": "one two", "b": "three"}
+    layers, outputs = layers_of(recogniser, "decoder", texts)
+    waves = [torch.randn(16000), torch.randn(24000)]
+    found = outputs(["a", "b"], waves)
+    model = recogniser.model
+    for place, name in enumerate(("a", "b")):
+        words = recogniser.inference.tokenizer.text2tokens(texts[name])
+        tokens = [*model.decoder.prompt, *recogniser.inference.converter.tokens2ids(words)]
+        encoded, _ = model.encode(waves[place][None], torch.tensor([len(waves[place])]))
+        plain = model.decoder.decoder(
+            input_ids=torch.tensor([tokens]),
+            encoder_hidden_states=encoded,
+            output_hidden_states=True,
+        ).hidden_states[1:]
+        for layer, (mine, theirs) in enumerate(zip(found, plain, strict=True)):
+            wanted = theirs[0, len(model.decoder.prompt) - 1 :]
+            torch.testing.assert_close(mine[place], wanted, atol=2e-5, rtol=1e-4, msg=str(layer))
+    smaller = layers.remove([0])
+    assert smaller.kept == (1,) and smaller.layers[0] is layers.layers[1]
+    with pytest.raises(UserError, match="no layer 7 in this whisper decoder stack"):
+        layers.remove([7])
 
 
 def test_ctc_and_attention_train_and_decode_together(recipe):

@@ -251,7 +251,7 @@ def stop_in_step(number: int, sign: int = signal.SIGTERM, rank: int = 0):
         from espnet_ext.bridge import trainer
 
         ranks.instead_of_torch()
-        plain, seen = trainer.StepCheckpoints._save_if_due, [0]
+        plain, seen = trainer.StepCheckpoints.save_if_due, [0]
 
         def save_if_due(self, parts, done):
             seen[0] += 1
@@ -259,7 +259,7 @@ def stop_in_step(number: int, sign: int = signal.SIGTERM, rank: int = 0):
                 os.kill(os.getpid(), sign)
             plain(self, parts, done)
 
-        trainer.StepCheckpoints._save_if_due = save_if_due
+        trainer.StepCheckpoints.save_if_due = save_if_due
 
     return prepare
 

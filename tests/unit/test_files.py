@@ -2,13 +2,15 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from espnet_ext.errors import UserError
-from espnet_ext.files import Stamp, atomic_path, refuse_changed_output
+from espnet_ext.files import Stamp, atomic_path, in_use, refuse_changed_output
 
 # Replaces the folder "out" and dies, as by kill -9, just before its n-th change of a file.
 REPLACE = """
@@ -205,3 +207,48 @@ def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
     writers = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(4)]
     assert [process.wait() for process in writers] == [0] * 4
     assert contents(tmp_path) == {"out": "text"}
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"digest": 1}', "[" * 10**5, "\xff"])
+def test_a_damaged_stamp_is_no_stamp(tmp_path, content):
+    from espnet_ext.files import Stamp
+
+    stamp = Stamp(tmp_path / "stamp.json", [], [])
+    stamp.path.write_text(content, encoding="latin-1")
+    assert not stamp.is_current()
+    stamp.write([])
+    assert stamp.is_current()
+
+
+TINY = Path("exp/tiny")
+
+
+def test_a_folder_is_free_once_its_owner_is_killed(tmp_path, monkeypatch):
+    """Also where processes that the owner forked live on."""
+    monkeypatch.chdir(tmp_path)
+    program = (
+        "import os, time; from pathlib import Path; from espnet_ext.files import in_use\n"
+        "with in_use(Path('exp/tiny')):\n"
+        "    if os.fork() == 0:\n"
+        "        print(os.getpid(), flush=True)\n"
+        "    time.sleep(100)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as other:
+        child = int(other.stdout.readline())
+        try:
+            with pytest.raises(UserError, match="another process runs in"), in_use(TINY):
+                pass
+            other.kill()
+            other.wait()
+            with in_use(TINY):
+                assert not list(TINY.iterdir())
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_an_error_of_the_disk_names_the_file_that_is_written(tmp_path):
+    with pytest.raises(OSError, match="No space") as error, atomic_path(tmp_path / "a/b"):
+        raise OSError(28, "No space left on device")
+    assert error.value.filename == str(tmp_path / "a/b")

@@ -96,3 +96,17 @@ def test_a_value_of_another_kind_and_a_file_that_is_no_json(tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match=r"house\.json: not valid JSON; write it again"):
         read_model(House, path, "write it again")
+
+
+@pytest.mark.parametrize(
+    "value", ["x\n<script>", "a\0b", "a\rb", "", 10**400, float("inf"), [[1]], None]
+)
+def test_values_of_records_are_one_line_or_finite(value):
+    from espnet_ext.validation import Number, Strict, Text, parse
+
+    class Made(Strict):
+        text: Text
+        number: Number
+
+    with pytest.raises(UserError, match=r"^file: (text|number) must be"):
+        parse(Made, {"text": value, "number": value}, "file")

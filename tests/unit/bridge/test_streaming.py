@@ -1,75 +1,15 @@
-"""Streaming from audio to text: features, sources, the verb, and what it refuses."""
+"""Streaming from audio to text: sources, texts, what a stream keeps, and what it refuses."""
 
 import argparse
 import io
-import json
-import subprocess
-import sys
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import soundfile
-import yaml
 
 from espnet_ext.bridge.speech_input import SpeechInput
-from espnet_ext.data.features import DEFINITIONS
 from espnet_ext.errors import UserError
-from espnet_ext.experiment import Experiment
-from tests.fixtures import streams
-from tests.fixtures.streams import ESPNET, RATE, TOKENS, wave
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
-    root = tmp_path_factory.mktemp("recipe")
-    streams.make(root)
-    return root
-
-
-METHODS = {"transducer_greedy": {}, "transducer_beam": {"beam_size": 3}}
-
-
-@pytest.fixture(params=METHODS)
-def streamer(request, experiment, monkeypatch):
-    from espnet_ext.bridge.streaming import Streamer
-
-    monkeypatch.chdir(experiment)
-    model = experiment / "exp/tiny/deploy/shared"
-    return Streamer(model, request.param, METHODS[request.param], SpeechInput(RATE))
-
-
-def chunks(streamer, seconds: float, seed: int = 0) -> list[np.ndarray]:
-    samples = wave(seconds, seed)
-    return np.split(samples, range(streamer.piece, len(samples), streamer.piece))
-
-
-def whole(streamer, samples: np.ndarray) -> str:
-    """Text of decoding all at once."""
-    import torch
-
-    from espnet_ext.data.fbank import kaldi_fbank
-
-    feats = kaldi_fbank(torch.from_numpy(samples), RATE).numpy()
-    (text,) = streamer.decoder.texts([feats])
-    return text
-
-
-@pytest.mark.parametrize("seconds", [0.025, 0.0312, 0.16, 1.0, 1.2345])
-@pytest.mark.parametrize("size", [37, 80, 400, 2560, 100000])
-@pytest.mark.parametrize("definition", DEFINITIONS)
-def test_online_features_are_the_offline_ones(seconds, size, definition):
-    import torch
-
-    from espnet_ext.data.fbank import OnlineFbank, log_mel
-
-    samples = torch.from_numpy(wave(seconds))
-    online = OnlineFbank(RATE, 40, definition)
-    parts = [online.accept(piece) for piece in samples.split(size)] + [online.finish()]
-    expected = log_mel(samples, RATE, 40, 0, definition)
-    found = torch.cat(parts)
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() < 1e-4  # of values of order 10
+from tests.fixtures.streams import METHODS, RATE, audio, chunks, wave, whole
 
 
 def test_the_model_of_these_tests_tells_inputs_apart(streamer):
@@ -109,73 +49,6 @@ def test_stream_gives_the_text_of_decoding_the_whole(experiment, variant, method
     assert rows[0][1] != rows[1][1]
 
 
-@pytest.fixture(scope="module")
-def sentencepiece(tmp_path_factory):
-    """A tokenizer of sentencepiece and seven of its pieces, for the ids of the model."""
-    import sentencepiece as spm
-    from espnet2.text.sentencepiece_tokenizer import SentencepiecesTokenizer
-
-    prefix = tmp_path_factory.mktemp("bpe") / "bpe"
-    lines = iter(["ab c abc", "c ab", "abc abc ab", "b a c"] * 5)
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=lines, model_prefix=str(prefix), vocab_size=10, model_type="bpe"
-    )
-    tokenizer = SentencepiecesTokenizer(f"{prefix}.model")
-    tokenizer.tokens2text([])
-    assert {"\u2581", "\u2581a", "b", "c"} <= {tokenizer.sp.id_to_piece(i) for i in range(10)}
-    return tokenizer, ["<blank>", "<unk>", "\u2581", "b", "\u2581a", "c", "<sos/eos>"]
-
-
-def with_tokenizer(streamer, kind: str, pieces) -> None:
-    """Let the model's ids be pieces of sentencepiece, or characters without blanks."""
-    from espnet2.text.token_id_converter import TokenIDConverter
-
-    if kind == "sentencepiece":
-        streamer.decoder.inference.tokenizer, names = pieces
-        streamer.decoder.inference.converter = TokenIDConverter(names)
-    if kind == "unbroken":
-        names = ["x" if name == "<space>" else name for name in TOKENS]
-        streamer.decoder.inference.converter = TokenIDConverter(names)
-
-
-@pytest.mark.parametrize("kind", ["characters", "unbroken", "sentencepiece"])
-def test_segments_together_are_the_text_of_decoding_the_whole(streamer, kind, sentencepiece):
-    from espnet_ext.bridge.latency import Timing
-    from espnet_ext.bridge.text_segments import SEGMENT_TOKENS
-
-    with_tokenizer(streamer, kind, sentencepiece)
-    partial = list(streamer.run(chunks(streamer, 20.0), Timing()))
-    segments = [p.text for p in partial if p.finished]
-    assert "".join(segments) == whole(streamer, wave(20.0))
-    assert len(segments) > 3
-    if kind == "unbroken":
-        assert {len(text) for text in segments[:-1]} == {SEGMENT_TOKENS}
-    else:  # a segment begins with the blank before its first word, if there is one to end at
-        assert any(text.startswith(" ") for text in segments[1:])
-        assert all(b.startswith(" ") or " " not in a[1:] for a, b in pairwise(segments))
-    assert max(len(p.text) for p in partial) < 2 * 2 * SEGMENT_TOKENS  # two characters a token
-
-
-@pytest.mark.parametrize("kind", ["characters", "unbroken", "sentencepiece"])
-def test_segments_of_any_tokens_are_their_text(streamer, kind, sentencepiece, monkeypatch):
-    from espnet_ext.bridge import text_segments
-
-    monkeypatch.setattr(text_segments, "SEGMENT_TOKENS", 5)
-    with_tokenizer(streamer, kind, sentencepiece)
-    random = np.random.default_rng(0)
-    for share in (0.1, 0.5, 0.9):  # of blanks and beginnings of words
-        rest = (1 - share) / 2
-        tokens = random.choice([2, 3, 4, 5], 300, p=[share / 2, rest, share / 2, rest]).tolist()
-        found, texts = text_segments.Segments(streamer.decoder), []
-        for start in range(0, 300, 7):
-            texts += found.add(tokens[start : start + 7])
-            assert len(found.tokens) <= 5
-        assert "".join([*texts, found.text()]) == streamer.decoder.text_of(tokens)
-        assert len(texts) >= 300 // 5 - 1
-        ends = [(a, b) for a, b in pairwise(texts) if not b.startswith(" ")]
-        assert all(" " not in a.strip() for a, _ in ends)
-
-
 def test_shared_file_names_each_tensor_once(experiment):
     import torch
 
@@ -192,30 +65,6 @@ def test_shared_file_names_each_tensor_once(experiment):
     assert len({t.untyped_storage().data_ptr() for t in single}) == 1
 
 
-def run(experiment, *words, stdin: bytes = b"") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "espnet_ext.cli.main", "stream", "train_tiny.yaml", *words]
-    return subprocess.run(command, input=stdin, capture_output=True, cwd=experiment, check=False)
-
-
-def test_verb_on_standard_input_prints_partial_results_and_latency(experiment, tmp_path):
-    raw = (experiment / "speech.wav").read_bytes()
-    figures = tmp_path / "figures.json"
-    done = run(experiment, "-", "--variant", "shared", "--json", str(figures), stdin=raw)
-    assert done.returncode == 0, done.stderr
-    *partial, last = done.stdout.decode().splitlines()
-    found = json.loads(figures.read_text())
-    assert found.pop("text") == partial[-1].partition(" s | ")[2]
-    assert all(" s  " in line for line in partial[:-1])
-    assert json.loads(last) == found
-    assert len(partial) > 2
-    assert found["audio_seconds"] == 3.3
-    assert found["chunks"] == 21
-    assert 0 < found["chunk_ms_p50"] <= found["chunk_ms_p95"]
-    # A token needs its chunk and its look-ahead: 320 ms at least after the start.
-    assert found["first_token_ms"] > 320
-    assert found["token_delay_ms_p50"] > 160
-
-
 def test_sources(experiment, tmp_path, monkeypatch):
     from espnet_ext.data.audio_stream import pieces
 
@@ -229,11 +78,6 @@ def test_sources(experiment, tmp_path, monkeypatch):
         found = list(pieces(source, RATE, 1000))
         assert [len(p) for p in found[:-1]] == [1000] * (len(found) - 1), name
         assert np.array_equal(np.concatenate(found), samples), name
-
-
-def audio(path, samples, rate=RATE, subtype="FLOAT") -> str:
-    soundfile.write(path, samples, rate, subtype)
-    return str(path)
 
 
 def test_bad_streams_are_one_line(experiment, tmp_path, monkeypatch):
@@ -281,36 +125,6 @@ def test_bad_streams_are_one_line(experiment, tmp_path, monkeypatch):
         told = streamer.doubts(timing)
         assert len(told) == len(doubts)
         assert all(said in line for said, line in zip(doubts, told, strict=True))
-
-
-def test_verb_says_that_a_stream_is_silent_in_one_line(experiment, tmp_path, monkeypatch, capsys):
-    from espnet_ext.cli import stream
-
-    monkeypatch.chdir(experiment)
-    silent = audio(tmp_path / "silent.wav", np.zeros(RATE, np.float32))
-    parser = argparse.ArgumentParser()
-    stream.add_arguments(parser)
-    stream.run(parser.parse_args(["train_tiny.yaml", silent, "--variant", "shared"]))
-    told = capsys.readouterr()
-    lines = [line for line in told.err.splitlines() if line.startswith("espnet-ext stream")]
-    assert len(lines) == 1 and "silence" in lines[0] and silent in lines[0]
-    stream.run(parser.parse_args(["train_tiny.yaml", "speech.wav", "--variant", "shared"]))
-    assert "warning" not in capsys.readouterr().err
-
-
-def test_verb_refuses_in_one_line(experiment, monkeypatch):
-    from espnet_ext.cli import stream
-
-    monkeypatch.chdir(experiment)
-    asked = {"config": "train_tiny.yaml", "audio": "speech.wav", "tag": None, "method": None}
-    for change, said in (
-        ({"variant": "nested"}, "run stage 5"),
-        ({"variant": "shared", "audio": "none.wav"}, "no audio file"),
-    ):
-        args = argparse.Namespace(threads=1, json=None, **{**asked, **change})
-        with pytest.raises(UserError, match=said) as caught:
-            stream.run(args)
-        assert "\n" not in str(caught.value)
 
 
 def sizes(kept, name: str = "") -> dict[str, int]:
@@ -375,31 +189,6 @@ def test_state_of_a_long_stream_does_not_grow(streamer, monkeypatch):
     assert stream.timing.chunks.count == 1000 and stream.timing.delays.count > 500
 
 
-def test_times_are_summed_up_as_numpy_does():
-    from espnet_ext.bridge.latency import BIN_WIDTH, Durations
-
-    random = np.random.default_rng(0)
-    for values in (
-        random.lognormal(-4, 1, 5000),
-        random.uniform(0.01, 0.011, 1000),
-        np.array([0.002, 3.0]),
-        np.array([0.5]),
-        np.array([0.0, 0.0, 1e-3, 2e-3, 1e6]),
-    ):
-        found = Durations()
-        for value in values.tolist():
-            found.add(value)
-        assert (found.count, found.least, found.greatest) == (
-            len(values),
-            values.min(),
-            values.max(),
-        )
-        assert found.total == pytest.approx(values.sum(), rel=1e-12)
-        for q in (0, 5, 50, 95, 100):
-            assert found.percentile(q) == pytest.approx(np.percentile(values, q), rel=BIN_WIDTH)
-    assert Durations().percentile(50) is None
-
-
 def test_first_text_and_open_tokens_count(streamer, monkeypatch):
     """Text that is shown before it is certain, and that never is before the end."""
     from espnet_ext.bridge.latency import Timing
@@ -427,41 +216,3 @@ def test_every_token_has_a_delay(streamer):
     silent.hear(wave(1.0), RATE)
     silent.add(0.01, (), False)
     assert silent.summary()["first_token_ms"] is None
-
-
-def test_wrong_models_to_start_from(experiment, tmp_path):
-    import torch
-
-    from espnet_ext.bridge.build import build_model
-    from espnet_ext.bridge.start_model import refuse_other_start
-    from espnet_ext.config.training import load_config
-
-    def config(name, **residual):
-        conf = {**ESPNET["encoder_conf"], "residual": residual}
-        path = tmp_path / f"train_{name}.yaml"
-        path.write_text(yaml.safe_dump({**ESPNET, "encoder_conf": conf}))
-        return Experiment.of(load_config(path))
-
-    shared = config("shared", share=2, rank=0, diagonal=False)
-    model = build_model(shared)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape))
-    checkpoint = tmp_path / "shared.pth"
-    torch.save(model.state_dict(), checkpoint)
-    residual = config("residual", share=2, rank=2)
-    refuse_other_start(build_model(residual), [checkpoint])
-    finer = config("finer", share=1, rank=0, diagonal=False)
-    refuse_other_start(build_model(finer), [checkpoint])
-    for other, said in (
-        (config("coarser", share=4, rank=2), "differ, here they are shared"),
-        (config("sites", share=2, rank=2, sites=["ffn"]), "of another model"),
-    ):
-        with pytest.raises(UserError, match=said) as caught:
-            refuse_other_start(build_model(other), [checkpoint])
-        assert "\n" not in str(caught.value)
-    wide = {**ESPNET["encoder_conf"], "linear_units": 10, "residual": {"share": 2, "rank": 2}}
-    path = tmp_path / "train_wide.yaml"
-    path.write_text(yaml.safe_dump({**ESPNET, "encoder_conf": wide}))
-    with pytest.raises(UserError, match="has shape"):
-        refuse_other_start(build_model(Experiment.of(load_config(path))), [checkpoint])

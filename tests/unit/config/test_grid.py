@@ -71,7 +71,7 @@ def test_vary_stands_for_every_combination(tmp_path):
 
 def test_a_grid_is_no_training_config(tmp_path):
     path = write(tmp_path, GRID)
-    with pytest.raises(UserError, match=f"is a grid: run espnet-ext grid {path}"):
+    with pytest.raises(UserError, match=f"a grid; run espnet-ext grid {path}"):
         load_config(path)
 
 

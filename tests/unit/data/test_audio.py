@@ -1,5 +1,6 @@
 """Audio that is cut short, out of range or silent: refused by name, in every format."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import soundfile
 
 from espnet_ext.data.audio import check_samples, decode, read_stretch, read_wave
+from espnet_ext.data.inputs import check_headers
 from espnet_ext.errors import UserError
 
 RATE = 16000
@@ -109,3 +111,30 @@ def test_an_utterance_that_ends_after_its_recording(tmp_path):
     with pytest.raises(UserError, match=r"u1.*ends at 95.0 s, the audio at 10.00 s"):
         read_stretch(path, "u1", 9.5, 95.0)
     assert len(read_stretch(path, "u1", 9.5, 10.3)[0]) == RATE // 2
+
+
+def test_pipes_and_devices_are_no_audio(tmp_path):
+    from espnet_ext.data.audio import read_stretch, read_wave
+
+    os.mkfifo(tmp_path / "pipe.wav")
+    for path in (tmp_path / "pipe.wav", Path("/dev/zero")):
+        for read in (
+            lambda path: read_wave(path, "u1", 16000),
+            lambda path: read_stretch(path, "u1"),
+            lambda path: check_headers(Path("wav.scp"), [("u1", str(path))], 16000),
+        ):
+            with pytest.raises(UserError, match="u1: no audio file"):
+                read(path)
+
+
+def test_a_file_that_claims_years_of_samples_is_refused_without_memory(tmp_path):
+    from espnet_ext.data.audio import read_stretch
+
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(0).normal(size=8000) * 0.1, 16000)
+    content = bytearray(path.read_bytes())
+    content[21] |= 0x0F  # the number of samples in STREAMINFO: 36 bits
+    content[22:26] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cut short|cannot decode"):
+        read_stretch(path, "u1")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from espnet_ext.data import audio, kaldi_dir
 from espnet_ext.data.corpora.sets import write_sets
-from espnet_ext.data.kaldi_dir import Utterance, validate_data_dir, write_data_dir
+from espnet_ext.data.kaldi_dir import Utterance, read_table, validate_data_dir, write_data_dir
 from espnet_ext.errors import UserError
 
 
@@ -308,3 +308,25 @@ def test_a_translation_of_train_is_refused_in_another_set_unless_it_may_overlap(
     with pytest.raises(UserError, match=r"test/text.en: b-2 has the translation of a-1"):
         write_sets(corpus, {"train": train, "test": test})
     write_sets(corpus, {"train": train, "test": test}, overlapping=("test",))
+
+
+def test_byte_order_marks_in_tables_are_no_part_of_an_id(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(b"\xef\xbb\xbfu1 one\n\xef\xbb\xbfu2 two\n")
+    assert read_table(path) == {"u1": "one", "u2": "two"}
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"u1 a\nu1 b\n", "u1 occurs twice (line 2)"),
+        (b"u1 a\n\nu2 b\n", "line 2 is empty"),
+        (b"u1 \xff\n", "not UTF-8 at byte 3"),
+    ],
+)
+def test_bad_table(tmp_path, content, part):
+    path = tmp_path / "text"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_table(path)
+    assert part in str(error.value) and str(path) in str(error.value)

@@ -80,3 +80,25 @@ def test_normalised_text_stays_as_it_is(text):
     found = normalise_text(text)
     assert normalise_text(found) == found
     assert not any(unicodedata.category(word[0])[0] == "M" for word in found.split())
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("Hello, IT\u2019S me!", "hello it's me"),
+        ("Well (quietly) no. [door]", "well quietly no door"),
+        ("a (b", "a b"),
+        ("\ufb01ve  \u2167 42%", "five viii 42"),
+        ("\u0939\u093f\u0928\u094d\u0926\u0940", "\u0939\u093f\u0928\u094d\u0926\u0940"),
+        ("...", ""),
+        ("well-known", "well known"),
+    ],
+)
+def test_normalisation(raw, expected):
+    assert normalise_text(raw) == expected
+
+
+@given(st.text(st.characters(max_codepoint=127), max_size=40))
+def test_plain_text_is_normalised_as_any_text_is(text):
+    """A letter that is not ASCII takes the long way."""
+    assert normalise_text(f"{text} \u00e9") == f"{normalise_text(text)} \u00e9".strip()

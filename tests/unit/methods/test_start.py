@@ -18,8 +18,8 @@ from espnet_ext.methods.registry import METHODS
 from espnet_ext.methods.residual import ResidualOptions, apply_residual
 from espnet_ext.methods.start import apply_to_trained, start_from_plain
 from tests.fixtures import foundation
+from tests.unit.methods.test_nested_model import outputs
 from tests.unit.models.test_nested import batch
-from tests.unit.models.test_nested_model import outputs
 
 SIZES = {"output_size": 16, "attention_heads": 2, "linear_units": 24, "num_blocks": 4}
 SIZES |= {"cnn_module_kernel": 7, "macaron_style": True}

@@ -7,15 +7,12 @@ import pytest
 from espnet_ext.experiment import Experiment
 from espnet_ext.results.run import collect
 from espnet_ext.results.schema import as_json
-from tests.fixtures.a_run import make_run
+from tests.fixtures.a_run import enter_run
 
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    folder = tmp_path / "repository" / "egs" / "toy" / "asr1"
-    make_run(folder, "hrf_xs")
-    monkeypatch.chdir(folder)
-    return folder
+    return enter_run(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from espnet_ext.data.corpora.clips import Clip, Raw, convert, convert_sets
+from espnet_ext.data.kaldi_dir import Utterance, write_data_dir
 from espnet_ext.errors import UserError
 from tests.fixtures import real_speech
 
@@ -168,3 +169,15 @@ def test_sets_share_clips(speech, tmp_path):
     assert made["words_train"][0].audio == made["train"][0].audio
     with pytest.raises(UserError, match="s-a is two clips, of "):
         convert_sets({"train": [speech], "test": [replace(speech, start=1.0)]}, tmp_path / "x", 1)
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "a\\b", ".hidden", "a b", "a\0b", "a\nb", ""])
+def test_ids_do_not_choose_where_files_go(tmp_path, name):
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.sin(np.arange(8000)), 16000)
+    clip = Clip(id=name, speaker="s", source=tmp_path / "a.wav", text="a")
+    with pytest.raises(UserError, match="is no id"):
+        convert([clip], tmp_path / "data/audio", 1)
+    for utterance in (Utterance(name, "s", "a", "a", 1.0), Utterance("s-a", name, "a", "a", 1.0)):
+        with pytest.raises(UserError, match="is no id"):
+            write_data_dir(tmp_path / "data/x", [utterance])
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"a.wav"}

@@ -1,5 +1,7 @@
 """The plot of errors against sizes."""
 
+from espnet_ext.results.benchmarks import Benchmark
+from espnet_ext.results.peers import Peer, find_peers
 from espnet_ext.results.plots.sizes import plot_sizes
 from espnet_ext.results.schema import NOT_MEASURED
 from tests.fixtures.a_run import read
@@ -19,3 +21,20 @@ def test_plot_is_the_same_for_the_same_results(result, tmp_path):
     result["bytes"] = NOT_MEASURED
     assert not plot("c.svg")
     assert not (tmp_path / "c.svg").exists()
+
+
+def test_published_models_are_drawn_with_their_recipe(result, tmp_path):
+    systems = [
+        {"system": "onnx:exp/onnx", "published": False, "bytes": 9, "wer": 1.0, "interval": [0, 2]},
+        {"system": "other:a/tiny", "published": True, "missing": "other", "bytes": 9},
+        {"system": "faster:a/tiny", "published": True, "bytes": 4_000_000}
+        | {"wer": 12.5, "interval": [10.0, 15.5]},
+    ]
+    measured = {"recipe": "toy_asr1", "set": "test", "systems": systems}
+    record = Benchmark.model_construct(measured=measured)
+    older = Benchmark.model_construct(measured={"systems": systems})
+    (peer,) = find_peers({"new": record, "old": older}, "toy_asr1")
+    assert peer == Peer("faster, tiny", "test", 4_000_000, 12.5, (10.0, 15.5))
+    assert find_peers({"new": record}, "toy_asr2") == []
+    assert plot_sizes({"runs": [("a label", read(result))]}, tmp_path / "with.svg", [peer])
+    assert "faster, tiny" in (tmp_path / "with.svg").read_text()
