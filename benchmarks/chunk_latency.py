@@ -28,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from espnet_ext.cli.export import PRODUCTS
 from espnet_ext.data.audio import read_wave
 from espnet_ext.errors import UserError, at_least, run_cli
 from espnet_ext.results.benchmarks import finish, median_range
+from espnet_ext.stages.export import RUNTIMES
 
 SYSTEMS = ("encoder", "token", "onnx", "sherpa", "torch")
 _CERTAIN = 1e4  # added to the score of the blank
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("audio", type=Path, help="speech of the models' rate")
     parser.add_argument("models", type=Path, nargs="+", help="deployed folders")
     parser.add_argument("--bits", type=int, choices=[32, 8, 4], help="of models at 32 bits")
-    parser.add_argument("--runtime", choices=PRODUCTS, default="sherpa", help="as of export")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="sherpa", help="as of export")
     parser.add_argument("--chunks", type=at_least(20), default=300, help="(default: 300)")
     parser.add_argument("--json", metavar="FILE", help="write all times there too")
     args = parser.parse_args()
@@ -99,7 +99,7 @@ def prepared(
     contract = contract_of(bundle, decoder, args.bits)
     wave = read_wave(str(args.audio), args.audio.name, decoder.rate)
     folder.mkdir()
-    write(contract, decoder.rate, folder, PRODUCTS[args.runtime])
+    write(contract, decoder.rate, folder, RUNTIMES[args.runtime])
     systems = {
         "encoder": encoder(folder),
         "token": token(folder),

@@ -23,7 +23,7 @@ A kind whose package is missing is said so: pip install 'espnet-ext[device]'. Wi
 torch, faster-whisper and whisper.cpp search by a beam of Whisper; all others are greedy.
 
 Run in a recipe's folder. What --json writes for published models is drawn, once it lies in
-results/benchmarks/, beside that recipe's systems.
+results/benchmarks/, next to that recipe's systems.
 
 Example, in egs/fotaq/asr1:
     python ../../../benchmarks/device.py data/test onnx:exp/onnx sherpa:exp/onnx \
@@ -239,7 +239,7 @@ def table(measured: Mapping[str, Any]) -> dict[str, Any]:
             + [f"{one['load']:.2f}", f"{one['wer']:.1f}"]
         )
     return {
-        "title": "Exported models beside others",
+        "title": "Exported models compared",
         "about": "Systems take turns, an utterance each; one thread. Memory, the peak and what is "
         "held at the end, is that over the process with its libraries. Published models hear "
         "silence up to 30 s, as they need it, but for sherpa-onnx's; their texts are in lower case "

@@ -74,7 +74,7 @@ def write_graphs(folder: str | Path, out: Path, int8: bool) -> None:
     Args:
         folder: of the model.
         out: to write to.
-        int8: round the weights of products, as that script does beside the float graphs.
+        int8: round the weights of products, as that script does next to the float graphs.
     """
     found = Published(folder)
     out.mkdir(parents=True, exist_ok=True)

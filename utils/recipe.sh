@@ -262,6 +262,7 @@ _submit() {
   if [ "$number" -eq 4 ]; then
     words+=(--nodes "$num_nodes")
     [ "$ngpu" -eq 0 ] || words+=(--gpus-per-node "$ngpu")
+    [ -n "$user_threads" ] || words=(env -u OMP_NUM_THREADS "${words[@]}") # the job inherits it
     words+=("$root/utils/slurm/train.sh" "$@")
   else
     [ "$number" -ne 6 ] || [ "$device" = cpu ] || words+=(--gpus-per-node 1)

@@ -1,16 +1,18 @@
 """Size and cost of a config's model, without training it."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from espnet_ext.bridge.build import build_model
+from espnet_ext.bridge.config_check import refuse_problems
 from espnet_ext.bridge.speech_input import SpeechInput
-from espnet_ext.bridge.variants import file_bytes, formed, split_variant
+from espnet_ext.bridge.variants import file_bytes, formed, rounded_afterwards, split_variant
 from espnet_ext.experiment import Experiment
-from espnet_ext.methods.deploy import footprint
+from espnet_ext.methods.deploy import footprint, parameter_count, variants
 from espnet_ext.methods.nested_precision import compression
 from espnet_ext.results.schema import NOT_MEASURED
 
@@ -43,6 +45,29 @@ def measure(experiment: Experiment, vocabulary: int | None = None) -> dict[str, 
             form.module, SpeechInput.of(experiment), experiment.feature_width
         ),
     } | encoder_compression(model, form.module, variant)
+
+
+class VariantSize(NamedTuple):
+    """A form in which a model can be deployed; ``compression`` of its encoder's blocks."""
+
+    name: str
+    parameters: int
+    bytes: int
+    compression: float | None
+
+
+def variant_sizes(experiment: Experiment) -> Iterator[VariantSize]:
+    """Deploy the model of a config, with random weights, in every form that it has.
+
+    Raises:
+        UserError: the config's first problem.
+    """
+    refuse_problems(experiment.config)
+    model = build_model(experiment, experiment.vocabulary)
+    for name in (*variants(model), *rounded_afterwards(model)):
+        form = formed(model, name)
+        ratio = encoder_compression(model, form.module, name).get("encoder_compression")
+        yield VariantSize(name, parameter_count([form.module]), file_bytes(form, name), ratio)
 
 
 def encoder_compression(model: Any, deployed: Any, variant: str) -> dict[str, float]:

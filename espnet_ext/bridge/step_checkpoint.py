@@ -131,7 +131,7 @@ class StepCheckpoints:
             _set_random(state["random"][rank()])
         while True:
             if done % every == 0:
-                self._save_if_due(parts, done)
+                self.save_if_due(parts, done)
             try:
                 batch = next(batches)
             except StopIteration:
@@ -139,7 +139,12 @@ class StepCheckpoints:
             done += 1
             yield batch
 
-    def _save_if_due(self, parts: Parts, done: int) -> None:
+    def save_if_due(self, parts: Parts, done: int) -> None:
+        """Save the state after ``done`` steps, if the time for it has come or a signal asks for it.
+
+        Raises:
+            StoppedError: a signal asked for it.
+        """
         late = self.seconds > 0 and time.monotonic() - self.saved >= self.seconds
         number, due = largest([self.stop_signal, late and rank() == 0])
         if not number and not due:

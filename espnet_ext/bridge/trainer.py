@@ -29,7 +29,8 @@ from espnet_ext.errors import UserError, one_line
 install()
 
 type OnEpoch = Callable[[int], None]  # called with the number of each finished epoch
-_FROZEN_OUTPUTS = FrozenCache()  # shared by the trainings of a process, such as those of a grid
+# Of the process: those of a pool that trains a grid keep it from one training to the next.
+_FROZEN_OUTPUTS = FrozenCache()
 
 
 @dataclass(frozen=True)

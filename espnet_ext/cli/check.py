@@ -14,8 +14,11 @@ import sys
 from pathlib import Path
 
 from espnet_ext.config.recipe_errors import recipe_problems
-from espnet_ext.config.training import read_config
+from espnet_ext.config.training import Config, read_config
 from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
+
+_FRAGMENTS = "include"  # folder of files that are no training configs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,39 +34,43 @@ def run(args: argparse.Namespace) -> None:
         UserError: no config was found, or one has a problem.
     """
     configs = find_configs(args.paths)
-    wrong = {path: found for path in configs if (found := _key_problems(path))}
-    for path in configs:
-        if path in wrong:
-            _report(path, wrong[path])
+    read = {path: _read(path) for path in configs}
+    wrong = {path: problems for path, (_, problems) in read.items() if problems}
+    for path, (config, problems) in read.items():
+        if config is None or problems:
+            _report(path, problems)
         elif args.keys:
             print(f"{path}: keys ok")
         else:
-            wrong |= {path: found} if (found := _build(path)) else {}
+            wrong |= {path: found} if (found := _build(path, config)) else {}
     count = sum(map(len, wrong.values()))
     if count:
-        problems = "1 problem" if count == 1 else f"{count} problems"
-        raise UserError(f"{problems} in {len(wrong)} of {len(configs)} configs, listed above")
+        many = "1 problem" if count == 1 else f"{count} problems"
+        raise UserError(f"{many} in {len(wrong)} of {len(configs)} configs, listed above")
 
 
-def _key_problems(path: Path) -> list[str]:
-    """Problems that are found without building the model."""
+def _read(path: Path) -> tuple[Config | None, list[str]]:
+    """A config, if it can be read, and the problems that are found without building its model."""
     from espnet_ext.bridge.signatures import cached_signatures
 
     try:
         config, wrong = read_config(path)
     except UserError as error:
-        return [str(error).removeprefix(f"{path.resolve()}: ").removeprefix(f"{path}: ")]
-    return [*wrong, *cached_signatures().problems(config), *recipe_problems(config)]
+        said = str(error).removeprefix(f"{path.resolve()}: ").removeprefix(f"{path}: ")
+        return None, [said]
+    if path.resolve().parent.name == _FRAGMENTS:
+        return None, ["a fragment for include:, no training config; check the configs that have it"]
+    return config, [*wrong, *cached_signatures().problems(config), *recipe_problems(config)]
 
 
-def _build(path: Path) -> list[str]:
+def _build(path: Path, config: Config) -> list[str]:
     """Build the model and print a line about it; return its problems."""
     from espnet_ext.bridge.muted import muted
 
     with muted():
-        from espnet_ext.bridge.config_check import examine_file
+        from espnet_ext.bridge.config_check import examine
 
-        found = examine_file(path)
+        found = examine(Experiment.of(config))
     for warning in found.warnings:
         print(f"{path}: warning: {warning}")
     _report(path, found.problems)

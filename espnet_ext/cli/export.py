@@ -25,17 +25,16 @@ Example:
 """
 
 import argparse
-import importlib.util
-import os
 from pathlib import Path
-from typing import Any
 
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
-
-_UTTERANCES = 24  # of a config's development set
-_PACKAGES = ("onnx", "onnxruntime")
-PRODUCTS = {"sherpa": "uint8", "onnxruntime": "int8"}  # see ``export.products.Products``
+from espnet_ext.stages.export import (
+    RUNTIMES,
+    development_speech,
+    export_model,
+    require_packages,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", type=int, choices=[32, 8, 4], help="of a model at 32 bits")
     parser.add_argument(
         "--runtime",
-        choices=PRODUCTS,
+        choices=RUNTIMES,
         help="sherpa: products of 8 bits that every runtime computes rightly (default); "
         "onnxruntime: faster on x86 with VNNI; on x86 without it a session needs the option "
         "session.x64quantprecision=1, which transcribe.py and espnet-ext set",
@@ -69,72 +68,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export one model."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"no package {missing[0]}: pip install 'espnet-ext[export]'")
+    """Export one model, or members of a family."""
+    require_packages()
     if args.exact and args.runtime:
         raise UserError("--exact is for every runtime: leave out --runtime")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of shapes that it need not know
-    from espnet_ext.bridge.muted import muted
-
-    model, paths = _model(args)
-    with muted():
-        import torch
-
-        from espnet_ext.bridge.bundle import bundles, open_bundle
-        from espnet_ext.data.audio import filled_up, read_stretch, resampled
-        from espnet_ext.export.family import chosen_members, export_family
-        from espnet_ext.export.folder import export
-    torch.set_num_threads(1)
-    members = {}
-    if args.family is not None:
-        members = chosen_members(bundles(model), args.family, model)
-    bundle = next(iter(members.values())) if members else open_bundle(model)
-    rate = bundle.source.rate
-    whole = [resampled(*read_stretch(path, path.name), rate) for path in paths]
-    waves = [filled_up(wave[: 30 * rate], rate) for wave in whole]
-    products: Any = "float32" if args.exact else PRODUCTS[args.runtime or "sherpa"]
+    model, speech = _model(args)
+    products = "float32" if args.exact else RUNTIMES[args.runtime or "sherpa"]
     chosen = {"bits": args.bits, "search": args.search, "language": args.language}
     chosen["layout"] = args.layout
-    out = Path(args.out)
-    if members:
-        family: Any = export_family(members, out, waves, products=products, **chosen)
-        separate = sum(made.bytes for made in family.members.values())
-        print(
-            f"export: {args.out}: {family.bytes:,} bytes for {', '.join(members)}; in separate "
-            f"folders {separate:,}; every member finds the same there, to the last bit"
-        )
-        return
-    made: Any = export(bundle, out, waves, products=products, **chosen)
-    kinds = ", ".join(f"{count:,} of {bits} bits" for bits, count in sorted(made.rounded.items()))
-    print(
-        f"export: {args.out}: {made.bytes:,} bytes; weights: {kinds or 'all of 32 bits'}; scores "
-        f"differ by {made.difference:.1e}; {made.equal} of {made.compared} texts are torch's"
-    )
+    said = export_model(model, speech, Path(args.out), products, args.family, **chosen)
+    print(f"export: {said}")
 
 
 def _model(args: argparse.Namespace) -> tuple[Path, list[Path]]:
     """The model and the speech that it is verified on."""
-    paths = [Path(path) for path in args.verify or ()]
+    speech = [Path(path) for path in args.verify or ()]
     if Path(args.model).suffix not in (".yaml", ".yml"):
         if args.variant:
-            raise UserError("--variant is of a config; give the folder of the form itself")
-        if not paths:
+            raise UserError("--variant is of a config; give the deployed folder")
+        if not speech:
             raise UserError("give speech that the graphs are verified on: --verify FILE...")
-        return Path(args.model), paths
-    from espnet_ext.data.kaldi_dir import read_table
-    from espnet_ext.data.segments import set_folder
-
+        return Path(args.model), speech
     experiment = Experiment.load(args.model, None, args.variant)
     if args.family is not None and args.variant:
-        raise UserError("--family lists names of forms: leave out --variant")
-    scp = set_folder(experiment.data, experiment.recipe.dev_set) / "wav.scp"
-    if not scp.is_file():
-        raise UserError(f"no {scp}; run stage 1, or give --verify FILE...")
-    listed = [Path(path) for path in list(read_table(scp).values())[:_UTTERANCES]]
-    if not paths and not listed:
-        raise UserError(f"{scp}: no utterance in it; give --verify FILE...")
-    if args.family is not None:
-        return experiment.require_deployed().parent, paths or listed
-    return experiment.require_deployed(), paths or listed
+        raise UserError("--family lists variants: leave out --variant")
+    deployed, chosen = experiment.require_deployed(), speech or development_speech(experiment)
+    return (deployed if args.family is None else deployed.parent), chosen

@@ -26,23 +26,12 @@ def run(args: argparse.Namespace) -> None:
     from espnet_ext.bridge.muted import muted
 
     with muted():
-        from espnet_ext.bridge.build import build_model
-        from espnet_ext.bridge.config_check import refuse_problems
-        from espnet_ext.bridge.footprint import encoder_compression
-        from espnet_ext.bridge.variants import file_bytes, formed, rounded_afterwards
-        from espnet_ext.methods.deploy import parameter_count, variants
+        from espnet_ext.bridge.footprint import variant_sizes
 
-        refuse_problems(experiment.config)
-        model = build_model(experiment, experiment.vocabulary)
-        known = [*variants(model), *rounded_afterwards(model)]
-        width = max(12, *(len(name) + 1 for name in known))
-        lines = [f"{'variant':{width}}{'parameters':>14}{'bytes':>14}{'encoder':>10}"]
-        for name in known:
-            form = formed(model, name)
-            line = f"{name:{width}}{parameter_count([form.module]):>14,}"
-            line += f"{file_bytes(form, name):>14,}"
-            ratio = encoder_compression(model, form.module, name).get("encoder_compression")
-            line += f"{'' if ratio is None else f'{ratio:.2f} x':>10}"
-            default = "  (recipe: variant)" if name == experiment.variant else ""
-            lines.append(line.rstrip() + default)
-    print("\n".join(lines))
+        sizes = list(variant_sizes(experiment))
+    width = max(12, *(len(size.name) + 1 for size in sizes))
+    print(f"{'variant':{width}}{'parameters':>14}{'bytes':>14}{'encoder':>10}")
+    for name, parameters, size, ratio in sizes:
+        compression = "" if ratio is None else f"{ratio:.2f} x"
+        line = f"{name:{width}}{parameters:>14,}{size:>14,}{compression:>10}".rstrip()
+        print(line + ("  (recipe: variant)" if name == experiment.variant else ""))

@@ -41,8 +41,8 @@ def resolve_includes(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _hint(path: Path) -> str:
     """Where to look for a config that is not there."""
-    beside = {str(found.relative_to(path.parent)) for found in path.parent.rglob("train_*.yaml")}
-    near = difflib.get_close_matches(path.name, beside, n=1)
+    names = {str(found.relative_to(path.parent)) for found in path.parent.rglob("train_*.yaml")}
+    near = difflib.get_close_matches(path.name, names, n=1)
     return f"did you mean {path.parent / near[0]}?" if near else "look in conf/ for train_*.yaml"
 
 

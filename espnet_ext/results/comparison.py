@@ -11,6 +11,12 @@ from espnet_ext.validation import Count, Interval, Number, Strict, Text
 FEW_SPEAKERS = 10  # up to here the interval by speaker decides too
 SIGNIFICANT = 0.05
 
+
+def significant(p: float | None) -> bool:
+    """True if a test found a difference; False also where there was nothing to test."""
+    return p is not None and p < SIGNIFICANT
+
+
 Verdict = Literal["better", "worse", "equal", "inconclusive"]
 
 
@@ -99,7 +105,7 @@ class Comparison(Strict):
         """Why neither is better, in words; empty if one is."""
         if self.p is None:
             return "too few to test"
-        if self.p >= SIGNIFICANT:
+        if not significant(self.p):
             return f"p is not below {SIGNIFICANT}"
         ends = self._few_speakers
         if ends is not None and ends[0] <= 0 <= ends[1]:

@@ -1,4 +1,4 @@
-"""Published models that a benchmark ran beside a recipe's systems, on its data."""
+"""Published models that a benchmark ran next to a recipe's systems, on its data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

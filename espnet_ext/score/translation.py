@@ -6,6 +6,7 @@ say everything that a number depends on.
 """
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -106,11 +107,13 @@ def _rated(metric: Metric, pairs: Pairs) -> dict[str, Any]:
     found = metric.corpus_score(
         pairs.hypotheses, [pairs.references], n_bootstrap=RESAMPLES if several else 1
     )
-    interval = None
+    interval, signature = None, str(metric.get_signature())
     if several:
-        # Not public, but the only unrounded form of what sacreBLEU prints.
-        interval = (max(0.0, float(found._mean - found._ci)), float(found._mean + found._ci))
-    return {"score": found, "interval": interval, "signature": str(metric.get_signature())}
+        # All digits; of a mean of 0 sacreBLEU says nothing.
+        said = json.loads(found.format(width=20, signature=signature, is_json=True))
+        mean, half = said.get("confidence_mean", 0.0), said.get("confidence_var", 0.0)
+        interval = (max(0.0, mean - half), mean + half)
+    return {"score": found, "interval": interval, "signature": signature}
 
 
 def _paired(baseline: Sequence[str], pairs: Pairs, target: str) -> dict[str, dict[str, Any]]:

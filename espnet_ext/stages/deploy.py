@@ -107,10 +107,10 @@ def _write_family(experiment: Experiment, checkpoint: Path) -> list[Path]:
         write_json(features / RECORD, {KEY: digests(features)})
     size = path.stat().st_size
     write_json(listed, {"bytes": size, "members": made})
-    apart = sum(member["bytes"] for member in made)
+    separate = sum(member["bytes"] for member in made)
     worst = max(member["max_difference"] for member in made)
     print(
-        f"deploy: {path}: {len(made)} members, {size:,} bytes ({apart:,} in separate files), "
+        f"deploy: {path}: {len(made)} members, {size:,} bytes ({separate:,} in separate files), "
         f"largest difference {worst:.1e} on {len(speech.waves)} utterances"
     )
     return [path, listed, *_files(experiment.deployed / FEATURES)]

@@ -42,14 +42,14 @@ def write_features(
         experiment: whose features.
         jobs: processes.
         part: write this part of the arks only; a call without one joins them.
-        named: sets that get arks beside those of the config and data/all; None: all sets.
+        named: sets that get arks next to those of the config and data/all; None: all sets.
 
     Raises:
         UserError: no data directory, audio that is missing, undecodable, or of another
             sampling rate, or a self-supervised model that is not there.
     """
     data, recipe = experiment.data, experiment.recipe
-    # A mistake is told before a file is written; a model that is fetched is not there yet.
+    # A mistake is reported before a file is written; a model that is fetched is not there yet.
     if not recipe.sources and experiment.features is not None:
         _require_sets(experiment)
     with lock(experiment.exp / ".prepare.lock"):

@@ -110,7 +110,7 @@ def label(task: Labelling, recogniser: Any, model: str) -> None:
     """Write the data directory.
 
     Recordings that were done before, by a call that was killed or with another least confidence,
-    are not recognised again: ``.<name>.jsonl`` beside the directory has what was found.
+    are not recognised again: ``.<name>.jsonl`` next to the directory has what was found.
 
     Args:
         task: what to label.

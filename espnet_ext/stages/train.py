@@ -182,7 +182,8 @@ def _checked(experiment: Experiment, options: TrainOptions) -> Experiment:
         from espnet_ext.bridge.espnet_options import refuse_reserved_options, with_options
         from espnet_ext.bridge.start_model import refuse_other_start
 
-        refuse_problems(experiment.config)
+        if options.espnet:  # before they are applied; what is left is checked with the model
+            refuse_problems(experiment.config)
         refuse_reserved_options(options.espnet, options.ngpu, experiment.recipe.task)
         config = with_options(experiment.config, options.espnet)
         experiment = replace(experiment, config=config)

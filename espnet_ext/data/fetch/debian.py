@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from debian.arfile import ArError, ArFile
 
-from espnet_ext.data.fetch.kept import fetched
+from espnet_ext.data.fetch.downloads import fetched
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path, scratch_folder, sha256_file
 

@@ -5,7 +5,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from espnet_ext.data.fetch.kept import fetched
+from espnet_ext.data.fetch.downloads import fetched
 from espnet_ext.errors import UserError
 from espnet_ext.files import sha256_file
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from espnet_ext.data.fetch import whisper_convert
 from espnet_ext.data.fetch.ctranslate2 import read_weights
-from espnet_ext.data.fetch.kept import fetched
+from espnet_ext.data.fetch.downloads import fetched
 from espnet_ext.data.fetch.whisper_convert import convert
 from espnet_ext.errors import UserError
 from espnet_ext.files import Stamp, sha256_file

@@ -49,7 +49,7 @@ class WhisperStack(TransformersStack):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """That of the encoder, whatever decoder was beside it."""
+        """That of the encoder, whatever decoder was next to it."""
         found = super().architecture
         of_decoder = {key for key in found if key.startswith("decoder_")} | _NO_DECODER.keys()
         return {key: value for key, value in found.items() if key not in of_decoder}

@@ -1,5 +1,5 @@
 /**
- * Runs models beside the page: { open: folder, member } loads one, { wave, last } transcribes a
+ * Runs models in a thread, so that the page stays responsive: { open: folder, member } loads one, { wave, last } transcribes a
  * segment, or with `piece` the next samples of a stream.
  */
 

@@ -27,9 +27,18 @@ class Compared:
 
     def text(self) -> str:
         """One line for a table."""
-        scores = f"{self.of:.3f} against {self.than:.3f} {self.unit}"
-        test = gain_text(self.comparison.gain_interval, self.comparison.p)
-        return f"{scores}: {self.of - self.than:+.3f} {test}"
+        kind = self.comparison.kind
+        difference = kind.number(self.of - self.than, "+")
+        interval = self.comparison.gain_interval
+        gain = None if interval is None else kind.differences(interval)
+        test = gain_text(gain, self.comparison.p)
+        return f"{self.scores('against')}: {difference} {test}"
+
+    def scores(self, word: str) -> str:
+        """Both scores, with a word between them, and their unit."""
+        kind = self.comparison.kind
+        words = (kind.number(self.of), word, kind.number(self.than), kind.unit, self.unit)
+        return " ".join(filter(None, words))
 
     def right(self, value: float) -> float:
         """What a score has right: of error rates, what they leave."""
@@ -49,12 +58,11 @@ class Compared:
         return Compared(self.of, self.than - lost, found.model_copy(update=moved), self.unit)
 
 
-def gain_text(interval: tuple[float, float] | None, p: float | None, places: int = 3) -> str:
-    """The gain and p of a comparison; ``places`` of the gain."""
-    if interval is None or p is None:
+def gain_text(gain: str | None, p: float | None) -> str:
+    """The gain, an interval as it is printed, and p of a comparison."""
+    if gain is None or p is None:
         return "(too few to test)"
-    low, high = interval
-    return f"(gain {low:+.{places}f} to {high:+.{places}f}, p {p_value(p)})"
+    return f"(gain {gain}, p {p_value(p)})"
 
 
 class Evidence(Strict):

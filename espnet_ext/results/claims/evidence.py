@@ -10,7 +10,7 @@ from pydantic import Discriminator, Tag
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.results.claims.base import Compared, Effects, Evidence, gain_text
 from espnet_ext.results.claims.failures import failures_of_rows, failures_of_run
-from espnet_ext.results.comparison import SIGNIFICANT
+from espnet_ext.results.comparison import significant
 from espnet_ext.results.grids import Grid, GridSystem, compare_units, in_order
 from espnet_ext.results.metrics import find_metric
 from espnet_ext.results.schema import Score, as_json
@@ -151,10 +151,10 @@ class GridCurve(Evidence):
         means = zip(self.systems, curves.mean(axis=1), strict=True)
         text = ", ".join(f"{name} {value:.3f}" for name, value in means)
         text += f"; {'slope a step' if degree == 1 else 'bend'} {coefficient:+.4f} "
-        significant = p is not None and p < SIGNIFICANT
         interval = mean_interval(parts)
-        direction = int(np.sign(coefficient)) * significant
-        return Trend(text + gain_text(interval, p, 4), direction, interval)
+        direction = int(np.sign(coefficient)) * significant(p)
+        gain = None if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}"
+        return Trend(text + gain_text(gain, p), direction, interval)
 
 
 # --- runs and times

@@ -16,7 +16,7 @@ from espnet_ext.results.claims.verdicts import (
     too_few,
 )
 from espnet_ext.results.claims.whole import WholeOrRun, WholePair
-from espnet_ext.results.comparison import SIGNIFICANT
+from espnet_ext.results.comparison import significant
 from espnet_ext.results.store import Results
 from espnet_ext.validation import Items, Number
 
@@ -36,7 +36,7 @@ class Scored(BaseClaim):
     ) -> str:
         """Return a note where data are too few for the published effect, or for ``otherwise``."""
         effects = getattr(item, "effect", None) or self.effect or {}
-        return too_few(interval, effects.get(metric, otherwise))
+        return too_few(interval, effects.get(metric, otherwise), metric)
 
 
 class Better(Scored):
@@ -107,12 +107,13 @@ class Kept(Scored):
         found: Compared = item.compared(results, self.low)
         pair, interval = found.comparison, found.comparison.gain_interval
         share = whole.right(whole.of) / whole.right(whole.than)
-        text = f"{whole.of:.3f} of {whole.than:.3f} {whole.unit}, {share:.0%}"
+        text = f"{whole.scores('of')}, {share:.0%}"
         text += " of what is right" * (pair.kind.direction < 0)
         if interval is None:
             return f"{text} (too few to test)", INCONCLUSIVE
-        low, high = interval
-        text += f"; to {self.low:.0%} of it {pair.gain:+.3f} ({low:+.3f} to {high:+.3f})"
+        (low, high), kind = interval, pair.kind
+        gain = f"{kind.number(pair.gain, '+')} ({kind.differences(interval)})"
+        text += f"; to {self.low:.0%} of it {gain}"
         lost = (1 - self.low) * whole.right(whole.than)
         text += self.power(item, pair.metric, interval, lost)
         if isinstance(item, WholePair) and (doubt := item.doubt(results)):
@@ -146,15 +147,16 @@ class Best(Scored):
     def judge(self, item: GridBest, results: Results) -> Finding:
         found = [pair.compared(results) for pair in item.pairs()]
         others = zip(item.among, found, strict=True)
-        text = f"{item.system} {found[0].of:.3f}; "
-        text += ", ".join(f"{name} {pair.than:.3f}" for name, pair in others)
         pairs = [pair.comparison for pair in found]
+        kind = pairs[0].kind
+        text = f"{item.system} {kind.number(found[0].of)}; "
+        text += ", ".join(f"{name} {kind.number(pair.than)}" for name, pair in others)
         notes = (self.power(item, pair.metric, pair.gain_interval) for pair in pairs)
         text += next(filter(None, notes), "")  # of the first that is too wide
         if all(pair.direction > 0 for pair in pairs):
             return text, HOLDS
         beaten = any(
-            pair.gain < 0 and pair.p is not None and pair.p * len(pairs) < SIGNIFICANT
+            pair.gain < 0 and pair.p is not None and significant(pair.p * len(pairs))
             for pair in pairs
         )
         return text, DOES_NOT if beaten else INCONCLUSIVE

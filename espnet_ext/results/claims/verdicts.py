@@ -4,6 +4,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 from espnet_ext.results.comparison import Comparison
+from espnet_ext.results.metrics import METRICS
 from espnet_ext.results.schema import NOT_MEASURED
 from espnet_ext.results.store import Results
 from espnet_ext.validation import Number, Strict, Text
@@ -55,14 +56,15 @@ def not_measured(missing: str) -> Finding:
     return f"{NOT_MEASURED}: {missing}", NOT_MEASURED
 
 
-def too_few(interval: tuple[float, float] | None, effect: float | None) -> str:
-    """Return a note where data are too few to find an effect of this size.
+def too_few(interval: tuple[float, float] | None, effect: float | None, metric: str) -> str:
+    """Return a note where data are too few to find an effect of this size, of a metric.
 
-    That is where half the interval is larger: a difference of that size could not be told from 0.
+    That is where half the interval is larger: a difference of that size could not be detected.
     """
     if interval is None or effect is None or interval[1] - interval[0] <= 2 * effect:
         return ""
-    return f"; too few data for the published effect ({effect:.3g})"
+    scale = METRICS[metric].scale
+    return f"; too few data for the published effect ({scale * effect:.3g})"
 
 
 def note_worse(text: str, verdict: str, found: Comparison) -> Finding:

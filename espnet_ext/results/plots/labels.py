@@ -17,7 +17,7 @@ type Place = tuple[float, float]
 def label_points(axis: Any, points: Iterable[tuple[float, float, str]], size: float = 7.5) -> None:
     """Write names near points where they cover neither each other, nor a point, nor a bar.
 
-    A name that is not beside its point has a line to it.
+    A name that is not next to its point has a line to it.
 
     Args:
         axis: with its place and limits set; what is drawn later must not change them.
@@ -81,7 +81,7 @@ def _choose(
 
 
 def _line(place: Place, box: Box) -> list[Box]:
-    """Steps of the line from a point to its name; none where the name is beside it."""
+    """Steps of the line from a point to its name; none where the name is next to it."""
     (x, y), end = place, _nearest(place, box)
     length = math.dist(place, end)
     if length <= _BESIDE:
@@ -91,7 +91,7 @@ def _line(place: Place, box: Box) -> list[Box]:
 
 
 def _write(axis: Any, point: Place, name: str, size: float, place: Place, box: Box) -> None:
-    """Write a name into its box, with a line to its point if it is not beside it."""
+    """Write a name into its box, with a line to its point if it is not next to it."""
     x, y = _nearest(place, box)
     across, up = (x - box[0]) / (box[2] - box[0]), (y - box[1]) / (box[3] - box[1])
     align = "left" if across == 0 else "right" if across == 1 else "center"

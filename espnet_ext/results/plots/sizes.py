@@ -17,7 +17,7 @@ from espnet_ext.results.plots.figures import (
 from espnet_ext.results.plots.labels import label_points
 from espnet_ext.results.schema import Result
 
-_SAME = 0.01  # share by which sizes differ that a plot cannot show beside each other
+_SAME = 0.01  # share by which sizes differ that a plot cannot show next to each other
 _PEERS = "published models"
 _LOGARITHMIC = 10  # ratio of scores from which on their axis is logarithmic
 
