@@ -248,7 +248,7 @@ class Experiment:
     @cached_property
     def rate(self) -> int:
         """Samples per second of the audio."""
-        if self.espnet.get("frontend") == "ssl":
+        if self.config.has_layer_features:
             return ark_definition(self.config).rate
         rate = self._frontend_conf.get("fs", 16000)
         return humanfriendly.parse_size(rate) if isinstance(rate, str) else int(rate)
@@ -275,7 +275,7 @@ class Experiment:
 
     @property
     def _frontend_conf(self) -> dict[str, Any]:
-        return self.espnet.get("frontend_conf") or {}
+        return self.config.conf("frontend")
 
     @property
     def token_folder(self) -> Path:
@@ -287,7 +287,7 @@ class Experiment:
         recipe = self.recipe
         if recipe.task == "cls":
             return self.data / "token_list" / recipe.labels
-        kind = self.espnet.get("token_type", "bpe")
+        kind = self.config.token_type
         text = f".{recipe.target}" if recipe.task == "st" else ""
         if recipe.train_set != "train":
             text += f".{recipe.train_set.replace('/', '-')}"
@@ -307,7 +307,7 @@ class Experiment:
 
         None: characters or classes.
         """
-        kind = self.espnet.get("token_type", "bpe")
+        kind = self.config.token_type
         if self.recipe.task == "cls" or kind == "char":
             return None
         return self.token_folder if kind == PRETRAINED else self.token_folder / "bpe.model"

@@ -51,7 +51,7 @@ class Job:
                 f"{experiment.config.path}: no step one: give recipe: mimic (mimic: {{}} for its "
                 "defaults)"
             )
-        conf = experiment.espnet.get("encoder_conf") or {}
+        conf = experiment.config.conf("encoder")
         self.step = step
         self.options: MimicOptions = parse_mimic(conf.get("mimic"))
         self.seed = int(experiment.espnet.get("seed", 0))

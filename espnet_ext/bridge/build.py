@@ -109,7 +109,7 @@ def token_count(experiment: Experiment) -> int:
     recipe = experiment.recipe
     if recipe.task == "cls":
         return recipe.classes + 1
-    kind = experiment.espnet.get("token_type", "bpe")
+    kind = experiment.config.token_type
     if kind == PRETRAINED:
         return _pretrained_count(experiment)
     return CHARACTERS if kind == "char" else recipe.vocabulary
@@ -139,7 +139,7 @@ def arguments_of(experiment: Experiment) -> argparse.Namespace:
 def _placeholders(experiment: Experiment, count: int) -> list[str]:
     if experiment.recipe.task == "cls":
         return [*(f"<{k}>" for k in range(count - 1)), "<unk>"]
-    if experiment.espnet.get("token_type") == PRETRAINED:
+    if experiment.config.token_type == PRETRAINED:
         if experiment.token_list.is_file():
             return experiment.token_list.read_text(encoding="utf-8").splitlines()
         named = placeholder_tokens(experiment.espnet)

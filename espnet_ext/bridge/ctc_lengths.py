@@ -71,7 +71,7 @@ def output_frames(experiment: Experiment, model: Any) -> tuple[float, float]:
 
 def token_counts(experiment: Experiment, name: str) -> dict[str, int]:
     """Return the frames that CTC needs for each text: its tokens, one more between equal ones."""
-    kind = experiment.espnet.get("token_type", "bpe")
+    kind = experiment.config.token_type
     tokenizer = build_tokenizer(kind, bpemodel=experiment.tokenizer)
     texts = read_table(experiment.require_references(name))
     return {utterance: needed_frames(tokenizer.text2tokens(t)) for utterance, t in texts.items()}

@@ -56,7 +56,7 @@ def recipe_problems(config: Config) -> list[str]:
 
 def _token_problems(config: Config) -> Iterator[str]:
     """Stage 3 makes two kinds of tokens, or copies those of a pretrained model."""
-    kind = config.espnet.get("token_type", "bpe")
+    kind = config.token_type
     if config.recipe.task == "cls":
         return
     if kind not in ("char", "bpe", PRETRAINED):

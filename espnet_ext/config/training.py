@@ -163,6 +163,20 @@ class Config:
     recipe: Recipe
     espnet: dict[str, Any]  # options of ESPnet's trainer
 
+    @property
+    def token_type(self) -> str:
+        """ESPnet's ``token_type``."""
+        return self.espnet.get("token_type", "bpe")
+
+    @property
+    def has_layer_features(self) -> bool:
+        """Whether features are those of a pretrained model's layers (``frontend: ssl``)."""
+        return self.espnet.get("frontend") == "ssl"
+
+    def conf(self, part: str) -> dict[str, Any]:
+        """The section of a part, as ``encoder_conf`` of ``encoder``."""
+        return self.espnet.get(f"{part}_conf") or {}
+
     def as_dict(self) -> dict[str, Any]:
         """The whole config as plain containers, for records."""
         section = {f.name: getattr(self.recipe, f.name) for f in fields(Recipe)}

@@ -19,7 +19,7 @@ _UTTERANCES = 8  # that a deployed model is verified on
 def deploy_stamp(experiment: Experiment, checkpoint: Path) -> Stamp:
     """The stamp of a deployed form that is made from ``checkpoint``."""
     settings: dict[str, Any] = {"variant": experiment.variant, "digests": 2}  # 2: can be moved
-    if experiment.espnet.get("frontend") == "ssl":
+    if experiment.config.has_layer_features:
         settings["features"] = 1  # the model of the features is in the folder
     return Stamp(experiment.deploy_stamp, settings, [checkpoint, experiment.espnet_config])
 
@@ -133,7 +133,7 @@ def _speech(experiment: Experiment) -> Any:
     from espnet_ext.data.arks import read_matrix
     from espnet_ext.data.audio import read_wave
 
-    from_arks = experiment.espnet.get("frontend") == "ssl"
+    from_arks = experiment.config.has_layer_features
     name = experiment.recipe.dev_set
     scp = (
         experiment.audio_list(name) if from_arks else set_folder(experiment.data, name) / "wav.scp"

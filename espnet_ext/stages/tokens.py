@@ -25,7 +25,7 @@ def write_tokens(experiment: Experiment) -> None:
     if experiment.recipe.task == "cls":
         _write_classes(experiment)
         return
-    if experiment.espnet.get("token_type") == PRETRAINED:
+    if experiment.config.token_type == PRETRAINED:
         _write_pretrained(experiment)
         _write_common(experiment)
         return
@@ -38,7 +38,7 @@ def write_tokens(experiment: Experiment) -> None:
     sentences = list(read_table(text).values())
     if not any(sentences):
         raise UserError(f"{text}: no transcript in it; run stage 1")
-    if experiment.espnet.get("token_type") == "char":
+    if experiment.config.token_type == "char":
         found = character_tokens(sentences)
         outputs = [experiment.token_list]
     else:
@@ -106,7 +106,7 @@ def _write_common(experiment: Experiment) -> None:
 
 def _family(experiment: Experiment) -> dict[str, Any]:
     """Options of the config's family, if it has one."""
-    return (experiment.espnet.get("encoder_conf") or {}).get("nested") or {}
+    return experiment.config.conf("encoder").get("nested") or {}
 
 
 def _print_shared(
