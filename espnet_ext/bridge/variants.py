@@ -23,6 +23,7 @@ from espnet_ext.methods.nested import find_stack, nested_stack
 from espnet_ext.methods.nested_options import Member, find_member
 from espnet_ext.methods.nested_precision import Packed, packed_weights, quantised_weights
 from espnet_ext.methods.quantise import BITS, grouped_integers, integers, largest_integer
+from espnet_ext.methods.verify import exact_products
 
 _AFTERWARDS = re.compile(r"(merged|whole)\+(\d+)b")
 _PLACES = re.compile("position|relative_bias")
@@ -113,9 +114,10 @@ def member_of(model: nn.Module, variant: str) -> Member | None:
 
 @contextlib.contextmanager
 def computing(model: nn.Module, variant: str) -> Iterator[None]:
-    """Inside the block, a family in its training form computes the member ``variant``."""
+    """Inside the block, a training form computes ``variant``, with the products of ``deploy``."""
     stack = nested_stack(model)
-    with stack.as_member(variant) if stack is not None else contextlib.nullcontext():
+    member = stack.as_member(variant) if stack is not None else contextlib.nullcontext()
+    with member, exact_products(model):
         yield
 
 

@@ -64,6 +64,7 @@ class HRFWeight(nn.Module):
     """
 
     place = 0  # in a chain (``methods.chains``)
+    in_float64 = False  # see ``methods.protocols.Product``
 
     def __init__(self, ratio: float, factors: int, groups: int = 1):
         super().__init__()
@@ -74,13 +75,17 @@ class HRFWeight(nn.Module):
 
     def forward(self, *factors: Tensor) -> Tensor:
         """Return W_n ... W_1, given W_1, ..., W_n."""
+        kind = factors[0].dtype
+        if self.in_float64:
+            factors = tuple(factor.double() for factor in factors)
         first, *inner, last = factors
         # An inner factor is square: multiply it with the smaller side first.
         if inner and first.shape[-1] <= last.shape[-2]:
             first = inner[0] @ first
         elif inner:
             last = last @ inner[0]
-        return (last @ first).reshape(self.shape)
+        found = (last @ first).reshape(self.shape)
+        return found.to(kind) if self.in_float64 else found
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
         """Return factors whose product is distributed like ``weight``, not equal to it.
@@ -118,6 +123,7 @@ class HRFBias(nn.Module):
     """Parametrization of a bias folded from the biases b_1, ..., b_n of the factors."""
 
     place = 0
+    in_float64 = False
 
     def __init__(self, weights: parametrize.ParametrizationList):
         super().__init__()
@@ -126,13 +132,15 @@ class HRFBias(nn.Module):
 
     def forward(self, *biases: Tensor) -> Tensor:
         """Return b_n + W_n b_(n-1) + ... (shape (o,)): Horner's rule from the first factor."""
-        factors = hrf_factors(self._weights[0])
+        factors, kind = hrf_factors(self._weights[0]), biases[0].dtype
+        if self.in_float64:
+            factors, biases = [f.double() for f in factors], tuple(b.double() for b in biases)
         folded = biases[0]
         for factor, bias in zip(factors[1:], biases[1:], strict=True):
             if factor.dim() == 3:  # one matrix per group
                 folded = folded.view(len(factor), -1, 1)
             folded = (factor @ folded).flatten() + bias
-        return folded
+        return folded.to(kind) if self.in_float64 else folded
 
     def right_inverse(self, bias: Tensor) -> tuple[Tensor, ...]:
         """Return zero inner biases and ``bias`` itself for the last factor."""

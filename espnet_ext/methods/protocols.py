@@ -42,6 +42,13 @@ class Rounding(Protocol):
 
 
 @runtime_checkable
+class Product(Protocol):
+    """A parametrization whose product can be computed in float64 and rounded once."""
+
+    in_float64: bool  # whether it is
+
+
+@runtime_checkable
 class Family(Protocol):
     """A container of layers that holds several sub-networks, each a variant of ``deploy``."""
 

@@ -1,12 +1,15 @@
 """Comparison of a deployed model with its training form, by their outputs and by their weights."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
+from espnet_ext.methods.protocols import Product, Rounding
 
 TOLERANCE = 1e-5  # float32, absolute
 
@@ -24,6 +27,28 @@ def refuse_difference(difference: float, name: str) -> None:
             f"{name} differs from the training form by {difference:.1e} "
             f"(limit {TOLERANCE:.0e}); nothing was written"
         )
+
+
+@contextlib.contextmanager
+def exact_products(model: nn.Module) -> Iterator[None]:
+    """Inside the block, a training form multiplies in float64 what ``deploy`` does.
+
+    Else what differs is the rounding of long sums in float32, not the deployed model.
+    """
+    layers = [
+        layer
+        for layer in model.modules()
+        if parametrize.is_parametrized(layer)
+        and not any(isinstance(part, Rounding) for part in layer.modules())
+    ]
+    parts = [p for layer in layers for p in layer.modules() if isinstance(p, Product)]
+    try:
+        for part in parts:
+            part.in_float64 = True
+        yield
+    finally:
+        for part in parts:
+            part.in_float64 = False
 
 
 @torch.no_grad()

@@ -8,12 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
 from espnet_ext.methods import hrf
 from espnet_ext.methods.deploy import deploy
 from espnet_ext.methods.hrf import HRFOptions, apply_hrf, factorize, factorwise_forward
 from espnet_ext.methods.registry import METHODS
+from espnet_ext.methods.verify import exact_products
 
 RATIOS = st.one_of(st.integers(1, 4), st.floats(1, 4).map(lambda r: round(r, 2)))
 
@@ -258,3 +260,40 @@ def test_autocast_is_near_float32(dtype):
     assert (y.float() - reference).abs().max() < 0.02 * reference.abs().max()
     y.float().square().mean().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.parameters())
+
+
+def test_products_are_exact_where_a_deployed_model_is_verified():
+    torch.manual_seed(5)
+    layer = nn.Linear(300, 900)
+    factorize(layer, HRFOptions(ratio=4))
+    randomised(layer)
+    weight, bias = by_hand(layer)
+    deployed = deploy(layer)
+
+    def off() -> float:
+        return max(
+            np.abs(layer.weight.detach().double().numpy() - weight).max(),
+            np.abs(layer.bias.detach().double().numpy() - bias).max(),
+        )
+
+    plain = off()
+    with exact_products(layer):
+        assert torch.equal(layer.weight, deployed.weight)
+        assert torch.equal(layer.bias, deployed.bias)
+        assert layer.weight.dtype == torch.float32 and off() < plain / 2
+    assert off() == plain
+    # What rounds is computed in the type of the training, by ``deploy`` too.
+    stack = nn.Sequential(nn.Linear(8, 8))
+    factorize(stack[0], HRFOptions(ratio=2))
+    parametrize.register_parametrization(stack[0], "weight", Rounded())
+    with exact_products(stack):
+        assert not any(getattr(part, "in_float64", False) for part in stack.modules())
+
+
+class Rounded(nn.Module):
+    """A parametrization that rounds."""
+
+    rounds = True
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.round()
