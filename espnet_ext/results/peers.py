@@ -14,6 +14,7 @@ class Peer:
     Attributes:
         label: program and model.
         set: of the recipe.
+        utterances: of that set, on which it was run.
         bytes: of its files.
         wer: in percent.
         interval: 95 %, in percent.
@@ -21,6 +22,7 @@ class Peer:
 
     label: str
     set: str
+    utterances: int
     bytes: int
     wer: float
     interval: tuple[float, float]
@@ -37,5 +39,6 @@ def find_peers(benchmarks: Mapping[str, Benchmark], recipe: str) -> list[Peer]:
             if one["published"] and "wer" in one:
                 kind, _, path = one["system"].partition(":")
                 label, (low, high) = f"{kind}, {Path(path).name}", one["interval"]
-                found.append(Peer(label, measured["set"], one["bytes"], one["wer"], (low, high)))
+                where = measured["set"], measured["utterances"]
+                found.append(Peer(label, *where, one["bytes"], one["wer"], (low, high)))
     return found

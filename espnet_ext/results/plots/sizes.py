@@ -18,7 +18,6 @@ from espnet_ext.results.plots.labels import label_points
 from espnet_ext.results.schema import Result
 
 _SAME = 0.01  # share by which sizes differ that a plot cannot show next to each other
-_PEERS = "published models"
 _LOGARITHMIC = 10  # ratio of scores from which on their axis is logarithmic
 
 # Runs by the name of their series, each with the label of its point, which may be empty.
@@ -67,7 +66,10 @@ def _draw_set(
     ends: list[float] = []
     seen: list[float] = []
     every = [(title, list(_points(runs, name, metric))) for title, runs in series.items()]
-    every.append((_PEERS, list(_peer_points(peers, metric))))
+    for count in dict.fromkeys(peer.utterances for peer in peers):
+        ran = [peer for peer in peers if peer.utterances == count]
+        title = f"published models, {count} utterances"
+        every.append((title, list(_peer_points(ran, metric))))
     for number, (title, found) in enumerate(every):
         if not found:
             continue

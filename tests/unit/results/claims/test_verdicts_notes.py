@@ -331,8 +331,7 @@ def test_what_a_recogniser_keeps_is_a_share_of_what_is_right(tmp_path):
     assert told == DOES_NOT  # 0.20 after 0.18: at most 0.41 points may go, at least one did
     kept = verdict(tmp_path, "kept", PAIR, of(text_grid(bleu=(-1.0, -1.2, -0.8, 0.01))), low=0.75)
     assert (
-        kept[1] == HOLDS
-        and "5.0 of 6.0 BLEU, test, 2 seeds, 83%; to 75% of it +0.5" in (kept[0])
+        kept[1] == HOLDS and "5.0 of 6.0 BLEU, test, 2 seeds, 83%; to 75% of it +0.5" in (kept[0])
     )
 
 

@@ -30,11 +30,12 @@ def test_published_models_are_drawn_with_their_recipe(result, tmp_path):
         {"system": "faster:a/tiny", "published": True, "bytes": 4_000_000}
         | {"wer": 12.5, "interval": [10.0, 15.5]},
     ]
-    measured = {"recipe": "toy_asr1", "set": "test", "systems": systems}
+    measured = {"recipe": "toy_asr1", "set": "test", "utterances": 7, "systems": systems}
     record = Benchmark.model_construct(measured=measured)
     older = Benchmark.model_construct(measured={"systems": systems})
     (peer,) = find_peers({"new": record, "old": older}, "toy_asr1")
-    assert peer == Peer("faster, tiny", "test", 4_000_000, 12.5, (10.0, 15.5))
+    assert peer == Peer("faster, tiny", "test", 7, 4_000_000, 12.5, (10.0, 15.5))
     assert find_peers({"new": record}, "toy_asr2") == []
     assert plot_sizes({"runs": [("a label", read(result))]}, tmp_path / "with.svg", [peer])
-    assert "faster, tiny" in (tmp_path / "with.svg").read_text()
+    drawn = (tmp_path / "with.svg").read_text()
+    assert "faster, tiny" in drawn and "published models, 7 utterances" in drawn
