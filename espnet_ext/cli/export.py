@@ -92,5 +92,6 @@ def _model(args: argparse.Namespace) -> tuple[Path, list[Path]]:
     experiment = Experiment.load(args.model, None, args.variant)
     if args.family is not None and args.variant:
         raise UserError("--family lists variants: leave out --variant")
-    deployed, chosen = experiment.require_deployed(), speech or development_speech(experiment)
-    return (deployed if args.family is None else deployed.parent), chosen
+    speech = speech or development_speech(experiment)
+    deployed = experiment.require_deployed()
+    return (deployed if args.family is None else deployed.parent), speech

@@ -51,7 +51,7 @@ def refused(bundle: Bundle, folder: Path, **options) -> str:
     ("words", "said"),
     [
         (["exp/x", "--exact", "--runtime", "sherpa"], "leave out --runtime"),
-        (["exp/x", "--variant", "merged"], "give the folder of the form itself"),
+        (["exp/x", "--variant", "merged"], "give the deployed folder"),
         (["exp/x"], "--verify FILE"),
         (["conf/train_x.yaml", "--family", "--variant", "merged"], "leave out --variant"),
         (["conf/train_x.yaml"], "no data/dev/wav.scp; run stage 1"),
