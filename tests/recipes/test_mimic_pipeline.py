@@ -305,7 +305,9 @@ def test_what_step_two_trains_is_what_the_config_says(probe):
         ]
         assert (len(changed) == len(start)) if mimic else not changed
         model = load_file(probe / "model/model.safetensors")
-        same = torch.equal(found["encoder.stack.stack.model.conv1.weight"], model["conv1.weight"])
+        same = torch.equal(
+            found["encoder.stack.stack.model.conv1.weight"], model["encoder.conv1.weight"]
+        )
         assert same != front
 
 
@@ -323,8 +325,8 @@ def test_controls_start_where_they_say(probe):
         torch.load(probe / f"exp/{tag}/1epoch.pth", weights_only=True)
         for tag in ("random_s", "scratch_s")
     )
-    assert torch.equal(random[name], model["conv1.weight"])
-    assert not torch.equal(scratch[name], model["conv1.weight"])
+    assert torch.equal(random[name], model["encoder.conv1.weight"])
+    assert not torch.equal(scratch[name], model["encoder.conv1.weight"])
     assert {k: v.shape for k, v in random.items()} == {k: v.shape for k, v in scratch.items()}
 
 
