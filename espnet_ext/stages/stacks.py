@@ -94,12 +94,16 @@ def similarity(
 
 def _layers_of(experiment: Experiment, set_name: str, part: str) -> tuple[Any, Any]:
     """The layers of a part of a deployed recogniser, and what computes their outputs."""
-    texts = read_table(experiment.require_references(set_name)) if part == "decoder" else {}
     with muted():
         from espnet_ext.analysis.layers import layers_of, load_recogniser
 
         recogniser = load_recogniser(experiment.require_deployed(), *_decoding(experiment), part)
-    return layers_of(recogniser, part, texts)
+    return layers_of(recogniser, part, _read_texts(experiment, set_name, part))
+
+
+def _read_texts(experiment: Experiment, set_name: str, part: str) -> dict[str, str]:
+    """The texts of a set that a decoder reads; an encoder reads none."""
+    return read_table(experiment.require_references(set_name)) if part == "decoder" else {}
 
 
 def _decoding(experiment: Experiment) -> tuple[str, dict[str, Any]]:
@@ -161,14 +165,14 @@ def pruning_curves(
     else:
         judge = ClassJudge(_classes(test_set, names), removal.metric)
     curves = Curves(judge, removal, measure.seed)
+    read = _read_texts(experiment, score_set, removal.part)
     model: dict[str, Any] = {}
     chosen = list(tags) or [config.tag]
     for tag in chosen:
         folder = Experiment.of(replace(config, tag=tag), experiment.variant).deployed
         stack: Any
         if task == "asr":
-            scored = read_table(experiment.require_references(score_set))
-            parts = folder, _decoding(experiment), score_rows, scored, rows
+            parts = folder, _decoding(experiment), score_rows, read, rows
             stack, protected = prune_recogniser(*parts, curves, measure)
         else:
             stack, protected = prune_probe(folder, score_rows, rows, curves, measure)
