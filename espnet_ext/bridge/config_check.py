@@ -14,7 +14,7 @@ from espnet_ext.bridge.signatures import cached_signatures
 from espnet_ext.bridge.variants import rounded_afterwards
 from espnet_ext.config.no_effect import no_effect_warnings
 from espnet_ext.config.recipe_errors import recipe_problems, section
-from espnet_ext.config.training import UNTRAINED, Config, read_config
+from espnet_ext.config.training import UNTRAINED, Config, readable_config
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import deploy, parameter_count, variants
@@ -84,11 +84,8 @@ def _size_warnings(model: nn.Module) -> list[str]:
 
 def examine_file(path: Path) -> Examined:
     """Read a config and examine it; a file that cannot be read is a problem too."""
-    try:
-        config, wrong = read_config(path)
-    except UserError as error:
-        return Examined([str(error).removeprefix(f"{path.resolve()}: ")])
-    return examine(Experiment.of(config), wrong)
+    config, wrong = readable_config(path)
+    return Examined(wrong) if config is None else examine(Experiment.of(config), wrong)
 
 
 def refuse_problems(config: Config) -> None:

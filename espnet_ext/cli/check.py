@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from espnet_ext.config.recipe_errors import recipe_problems
-from espnet_ext.config.training import Config, read_config
+from espnet_ext.config.training import Config, readable_config
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 
@@ -53,11 +53,9 @@ def _read(path: Path) -> tuple[Config | None, list[str]]:
     """A config, if it can be read, and the problems that are found without building its model."""
     from espnet_ext.bridge.signatures import cached_signatures
 
-    try:
-        config, wrong = read_config(path)
-    except UserError as error:
-        said = str(error).removeprefix(f"{path.resolve()}: ").removeprefix(f"{path}: ")
-        return None, [said]
+    config, wrong = readable_config(path)
+    if config is None:
+        return None, wrong
     if path.resolve().parent.name == _FRAGMENTS:
         return None, ["a fragment for include:, no training config; check the configs that have it"]
     return config, [*wrong, *cached_signatures().problems(config), *recipe_problems(config)]

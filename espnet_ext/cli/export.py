@@ -27,6 +27,7 @@ Example:
 import argparse
 from pathlib import Path
 
+from espnet_ext.config.training import is_config
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.stages.export import (
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
 def _model(args: argparse.Namespace) -> tuple[Path, list[Path]]:
     """The model and the speech that it is verified on."""
     speech = [Path(path) for path in args.verify or ()]
-    if Path(args.model).suffix not in (".yaml", ".yml"):
+    if not is_config(args.model):
         if args.variant:
             raise UserError("--variant is of a config; give the deployed folder")
         if not speech:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from espnet_ext.config.training import is_config
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.export.onnx_decoder import SETTINGS, load_exported, refuse_options
 from espnet_ext.recogniser import Recogniser
@@ -28,7 +29,7 @@ def model_folder(model: str, variant: str | None) -> Path:
             deployed.
     """
     path = Path(model)
-    if path.suffix in (".yaml", ".yml"):
+    if is_config(path):
         from espnet_ext.experiment import Experiment
 
         return Experiment.load(model, None, variant).require_deployed()

@@ -15,10 +15,10 @@ Example:
 """
 
 import argparse
-from pathlib import Path
 
 from espnet_ext.analysis.measure import PARTS
 from espnet_ext.cli.options import add_measure, add_publishing, measure, publish_if_asked
+from espnet_ext.config.training import is_config
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.experiment import Experiment
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from espnet_ext.stages.stacks import audio_of_set, similarity, write
 
     model: str | Experiment = args.model
-    if Path(args.model).suffix in (".yaml", ".yml"):
+    if is_config(args.model):
         model = Experiment.load(args.model, variant=args.variant)
     elif args.variant or args.part != "encoder":
         raise UserError(

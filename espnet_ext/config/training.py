@@ -228,6 +228,20 @@ def read_config(path: str | Path, tag: str | None = None) -> tuple[Config, list[
     return Config(path, tag, recipe, espnet), wrong + more
 
 
+def readable_config(path: Path) -> tuple[Config | None, list[str]]:
+    """``read_config``, where a file that cannot be read is a problem too, without its path."""
+    try:
+        return read_config(path)
+    except UserError as error:
+        said = str(error).removeprefix(f"{path.resolve()}: ").removeprefix(f"{path}: ")
+        return None, [said]
+
+
+def is_config(path: str | Path) -> bool:
+    """Whether a path names a config, by its suffix, and not the folder of a model."""
+    return Path(path).suffix in (".yaml", ".yml")
+
+
 def _single_values(merged: dict[str, Any]) -> list[str]:
     """A line for each section that is a single value."""
     return [
