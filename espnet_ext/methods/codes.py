@@ -2,7 +2,8 @@
 
 The columns are cut into parts of a few numbers. Each part has a codebook of 256 vectors, found by
 k-means over the rows, and a row stores one byte for each of its parts: with parts of 4 numbers 2
-bits a number. Rows that few texts use keep their place, where cutting a vocabulary would lose them.
+bits a number. Rows that few texts use keep their place, where cutting a vocabulary would lose them;
+frequent ones count more when the vectors are found.
 """
 
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 
 CODES = 256  # vectors of a codebook: one byte each
-_ROWS = 8192  # that k-means looks at
 _ROUNDS = 8
+_HEAD = 100.0  # the first tokens of a vocabulary, letters among them, are about as frequent
 _SEED = 0
 
 
@@ -60,22 +61,35 @@ def with_rest(table: Tensor, rest: Tensor, places: Tensor) -> Tensor:
     return torch.nn.functional.embedding(places, torch.cat([table, rest.view(-1, table.shape[1])]))
 
 
-def fit_codebooks(table: Tensor, size: int) -> Tensor:
+def token_frequencies(ids: Tensor) -> Tensor:
+    """Return how frequent tokens are by their ids (tokens,): Zipf's law, ids in order of frequency.
+
+    A BPE vocabulary lists its most frequent merges first, and a unigram one its likeliest pieces.
+    """
+    return 1.0 / (ids.float() + _HEAD)
+
+
+def fit_codebooks(table: Tensor, size: int, frequencies: Tensor) -> Tensor:
     """Return codebooks (parts, 256, size) of a table (rows, parts x size), numbers of float16.
 
     The same table gives the same codebooks.
+
+    Args:
+        table: the rows.
+        size: numbers of a row that share a code.
+        frequencies: (rows,), above 0: the weight of a row's error.
     """
     generator = torch.Generator().manual_seed(_SEED)
-    chosen = torch.randperm(len(table), generator=generator)[:_ROWS].to(table.device)
-    parts = _parts(table[chosen], size)
-    first = torch.arange(CODES, device=table.device) % parts.shape[1]
-    books = parts[:, first].clone()  # rows in random order
+    drawn = frequencies.cpu().multinomial(min(CODES, len(table)), generator=generator)
+    parts = _parts(table, size)
+    books = parts[:, drawn[torch.arange(CODES) % len(drawn)].to(table.device)].clone()
+    weights = frequencies.to(parts).unsqueeze(1)
     for _ in range(_ROUNDS):
         for book, part in zip(books, parts, strict=True):
             codes = _nearest(book, part)
-            total = torch.zeros_like(book).index_add_(0, codes, part)
-            count = torch.bincount(codes, minlength=CODES).unsqueeze(1)
-            book.copy_(torch.where(count > 0, total / count.clamp(min=1), book))
+            total = torch.zeros_like(book).index_add_(0, codes, part * weights)
+            weight = torch.zeros_like(book[:, :1]).index_add_(0, codes, weights)
+            book.copy_(torch.where(weight > 0, total / weight, book))
     return books.half().float()
 
 

@@ -14,6 +14,7 @@ from espnet_ext.methods.codes import (
     encode,
     fit_codebooks,
     row_places,
+    token_frequencies,
     with_rest,
 )
 from espnet_ext.methods.nested_layers import Selection
@@ -34,10 +35,13 @@ class TableCodes(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     @torch.no_grad()
-    def fit(self, table: Tensor) -> None:
-        """Fit the vectors to a table (rows, width), the first time only."""
+    def fit(self, table: Tensor, frequencies: Tensor) -> None:
+        """Fit the vectors to a table (rows, width), the first time only.
+
+        ``frequencies``: (rows,), of the tokens.
+        """
         if not self.fitted:
-            self.books.copy_(fit_codebooks(table, self.books.shape[2]))
+            self.books.copy_(fit_codebooks(table, self.books.shape[2], frequencies))
             self.codes.copy_(encode(table, self.books))
             self.fitted.fill_(True)
 
@@ -50,8 +54,16 @@ class CodedRows(nn.Module):
     """
 
     kept: Tensor | None
+    ids: Tensor
 
-    def __init__(self, weight: Tensor, sizes: Iterable[int], kept: Tensor | None, rest: Any = None):
+    def __init__(
+        self,
+        weight: Tensor,
+        sizes: Iterable[int],
+        kept: Tensor | None,
+        rest: Any = None,
+        ids: Tensor | None = None,
+    ):
         """Prepare the rows of a table (tokens, width).
 
         Args:
@@ -59,12 +71,15 @@ class CodedRows(nn.Module):
             sizes: numbers of a row that share a code.
             kept: (tokens,), true for those with a row here; None: all.
             rest: ``CodedRows`` of the others; None: they share one trained row.
+            ids: (tokens,), of the tokens; None: their places.
         """
         super().__init__()
         tokens, width = weight.shape
         rows = tokens if kept is None else int(kept.sum())
         self.tables = nn.ModuleDict({str(size): TableCodes(rows, width, size) for size in sizes})
         self.register_buffer("kept", kept)
+        ids = torch.arange(tokens) if ids is None else ids
+        self.register_buffer("ids", ids if kept is None else ids[kept], persistent=False)
         if kept is not None:
             self.rest = nn.Parameter(torch.zeros(width)) if rest is None else rest
             self.register_buffer("places", row_places(kept, rest is None), persistent=False)
@@ -107,7 +122,8 @@ class CodedRows(nn.Module):
         if not found.fitted:
             if self.kept is not None and isinstance(self.rest, nn.Parameter):
                 self._start_rest(weight, self.kept)
-            found.fit(weight if self.kept is None else weight[self.kept])
+            rows = weight if self.kept is None else weight[self.kept]
+            found.fit(rows, token_frequencies(self.ids))
         return found
 
     @torch.no_grad()
@@ -161,7 +177,8 @@ class NestedTable(CodedRows):
             kept_too = torch.ones_like(common) if kept is None else kept
             common = common & kept_too
             others = None if kept is None else kept[~common]
-            rest, kept = CodedRows(weight[~common], [rare], others), common
+            ids = torch.arange(len(weight))[~common]
+            rest, kept = CodedRows(weight[~common], [rare], others, ids=ids), common
             # No text asks for rare tokens: training would only teach to leave them out.
             for part in rest.tables.children():
                 part.requires_grad_(False)

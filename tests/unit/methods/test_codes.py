@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from espnet_ext.methods.codes import CODES, decode, encode, fit_codebooks
+from espnet_ext.methods.codes import CODES, decode, encode, fit_codebooks, token_frequencies
 
 
 def table(rows=600, width=12):
@@ -29,23 +29,41 @@ def test_codes_are_the_nearest_vectors_of_each_part():
 @pytest.mark.parametrize("size", [2, 4, 6])
 def test_codebooks_are_better_than_rows_taken_at_random(size):
     weight = table(2000)
-    books = fit_codebooks(weight, size)
+    books = fit_codebooks(weight, size, torch.ones(2000))
     assert books.shape == (12 // size, CODES, size)
     assert torch.equal(books, books.half().float())
-    assert torch.equal(books, fit_codebooks(weight, size))
+    assert torch.equal(books, fit_codebooks(weight, size, torch.ones(2000)))
     taken = weight[:CODES].unflatten(1, (-1, size)).transpose(0, 1).contiguous()
     errors = [(decode(encode(weight, b), b) - weight).square().mean() for b in (books, taken)]
     assert errors[0] < 0.85 * errors[1]
 
 
+def test_frequent_rows_are_nearer_to_their_codes():
+    weight, frequencies = table(3000), token_frequencies(torch.arange(3000))
+
+    def error(weights):
+        books = fit_codebooks(weight, 6, weights)
+        return (decode(encode(weight, books), books) - weight).square().mean(1)
+
+    by_use, alike = error(frequencies), error(torch.ones(3000))
+    assert (by_use * frequencies).sum() < 0.9 * (alike * frequencies).sum()
+    assert by_use[:100].mean() < 0.8 * alike[:100].mean()
+
+
+def test_books_do_not_change_where_all_frequencies_are_twice_as_high():
+    weight, frequencies = table(400), token_frequencies(torch.arange(400))
+    books = fit_codebooks(weight, 4, frequencies)
+    torch.testing.assert_close(books, fit_codebooks(weight, 4, 2 * frequencies))
+
+
 def test_a_table_of_few_rows_is_kept():
     weight = table(50)
-    books = fit_codebooks(weight, 4)
+    books = fit_codebooks(weight, 4, token_frequencies(torch.arange(50)))
     torch.testing.assert_close(decode(encode(weight, books), books), weight, rtol=1e-3, atol=1e-4)
 
 
 def test_codebooks_get_the_gradients_of_the_rows_that_they_stand_for():
-    books = fit_codebooks(table(), 4).requires_grad_()
+    books = fit_codebooks(table(), 4, torch.ones(600)).requires_grad_()
     codes = encode(table(), books)
     given = table(600, 12).cos()
     (decode(codes, books) * given).sum().backward()
