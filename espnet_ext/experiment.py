@@ -20,7 +20,7 @@ from espnet_ext.config.pretrained import (
     start_files,
 )
 from espnet_ext.config.recipe_errors import TOKENS, recipe_problems
-from espnet_ext.config.training import Config, Recipe, load_config
+from espnet_ext.config.training import EXPERIMENTS, Config, Recipe, load_config
 from espnet_ext.data.features import FRAMES_PER_SECOND, KALDI, Definition, ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs, data_sets
 from espnet_ext.data.segments import set_folder
@@ -84,7 +84,7 @@ class Experiment:
     @property
     def exp(self) -> Path:
         """Folder of all experiments of the recipe."""
-        return self.root / "exp"
+        return self.root / EXPERIMENTS
 
     @property
     def folder(self) -> Path:
@@ -114,7 +114,7 @@ class Experiment:
     @property
     def averaged_link(self) -> Path:
         """The name under which ESPnet keeps the average of the best checkpoints."""
-        return self.folder / f"{self.recipe.average_by}.ave.pth"
+        return self.folder / self.recipe.averaged_file
 
     @property
     def averaged_model(self) -> Path:

@@ -19,6 +19,7 @@ HOLDS = "ESPNET_EXT_HOLDS"  # environment: the experiment's folder that a callin
 _SCRATCH, _LOCK = ".tmp-", ".lock"  # how scratch folders begin; file in each of them
 _held: set[int] = set()  # locks of this process, on folders
 DONE = ".done.json"  # the stamp in a folder that one stage writes
+DECODED = "decode.json"  # what stage 6 measured, next to the texts
 PACKED = "model.safetensors"  # weights of a form at 8, 4 or 2 bits (espnet_ext.formats.packed)
 
 

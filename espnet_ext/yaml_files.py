@@ -58,7 +58,7 @@ for _name, _pattern, _first in (
 
 
 class _DumpedLoader(_Loader):
-    """_Loader with PyYAML's own rules for plain words."""
+    """_Loader with PyYAML's rules for plain words."""
 
     yaml_implicit_resolvers = yaml.SafeLoader.yaml_implicit_resolvers
 

@@ -19,6 +19,7 @@ from torch import nn
 from espnet_ext.analysis.activations import Cached, Computed, Teacher, activations, batches
 from espnet_ext.bridge.checkpoint import save
 from espnet_ext.config.pretrained import pretrained_files
+from espnet_ext.config.training import EXPERIMENTS
 from espnet_ext.data.kaldi_dir import audio_inputs, audio_rows
 from espnet_ext.data.segments import set_folder
 from espnet_ext.encoders.pretrained.load import load_stack
@@ -32,7 +33,7 @@ from espnet_ext.formats.state_dict import read_whole
 from espnet_ext.methods.deploy import check_finite, parameter_count
 from espnet_ext.methods.mimic import MimicNetwork, MimicOptions, mimic_loss
 
-ROOT = Path("exp/mimic")  # shared by the configs of a recipe
+ROOT = EXPERIMENTS / "mimic"  # shared by the configs of a recipe
 WEIGHTS = "mimic.safetensors"
 
 

@@ -64,7 +64,7 @@ class Bundle:
 
     @classmethod
     def of_family(cls, path: Path, max_bytes: int | None = None) -> Iterator[Self]:
-        """Read the members of a family file whose own files have ``max_bytes`` at most, best first.
+        """Read the members of a family with at most ``max_bytes`` as separate files, best first.
 
         Raises:
             UserError: no family file, a changed one, or no member is so small.

@@ -210,7 +210,7 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
     else:
         if "decoder_conf" in arguments:
             arguments["decoder_conf"] = _of_form(decoder, variant)
-        conf = _of_form(conf, variant, own=arguments["encoder"].partition("_")[0])
+        conf = _of_form(conf, variant, named=arguments["encoder"].partition("_")[0])
         arguments["encoder"] = _encoder_of(arguments["encoder"], conf)
     arguments["encoder_conf"] = conf
     arguments["init_param"] = []
@@ -233,17 +233,17 @@ def _encoder_of(encoder: str, conf: Mapping[str, Any]) -> str:
     return f"{kept[0]}_{stock}" if kept and stock != "stack" else stock
 
 
-def _of_form(conf: Mapping[str, Any], variant: str, own: str = "") -> dict[str, Any]:
+def _of_form(conf: Mapping[str, Any], variant: str, named: str = "") -> dict[str, Any]:
     """A section of a config for a deployed form, which keeps a method only if it has that form.
 
-    A section that is null is no method, but for the encoder's ``own``: of residual_conformer it
-    means the defaults.
+    A section that is null is no method, but for the one ``named`` by the encoder: of
+    residual_conformer it means the defaults.
     """
     found = {key: value for key, value in conf.items() if key not in METHODS}
     if variant not in ("merged", PLAIN):
         for method in METHODS.keys() & conf.keys():
             has_form = "form" in METHODS[method].options.model_fields
-            if has_form and (conf[method] is not None or method == own):
+            if has_form and (conf[method] is not None or method == named):
                 found[method] = {**(conf[method] or {}), "form": variant}
     return found
 

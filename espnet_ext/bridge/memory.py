@@ -42,8 +42,8 @@ def peak_of_children(watch: bool) -> Iterator[Callable[[], float]]:
     """Inside the block, what it gives returns the largest memory of child processes so far, in MB.
 
     Children that live already are left out, and so is what they share with this process or with
-    one another: this process's own memory has it. It is looked at each second; ``watch``: False if
-    there are none, which costs nothing.
+    one another: the memory of this process includes it. Memory is read each second; ``watch``:
+    False if there are none, which costs nothing.
     """
     if not watch:
         yield lambda: 0.0

@@ -1,6 +1,6 @@
 """ESPnet's ``token_type: hugging_face`` for tokens of pretrained speech models.
 
-ESPnet's own classes call transformers' AutoTokenizer, and write the first word of a text without
+ESPnet's classes call transformers' AutoTokenizer, and write the first word of a text without
 the blank that Whisper's tokens begin with.
 """
 

@@ -27,8 +27,8 @@ class Calls:
     def __init__(self, path: Path, new_run: bool, **facts: Any):
         self.path = path
         self.others = read_json(path) if path.exists() and not new_run else []
-        self.own: dict[str, Any] = {"started": time.time(), "epochs": []}
-        self.own |= {"peak_rss_mb": NOT_MEASURED, **facts, **environment()}
+        self.current: dict[str, Any] = {"started": time.time(), "epochs": []}
+        self.current |= {"peak_rss_mb": NOT_MEASURED, **facts, **environment()}
 
     def add(self, epoch: int, measured: bool = True, others_mb: float = 0.0) -> None:
         """Record that this call trained ``epoch``, and its peak memory so far.
@@ -38,19 +38,20 @@ class Calls:
             measured: False if the memory of some processes is unknown.
             others_mb: peak memory of the training's other processes.
         """
-        self.own["epochs"].append(epoch)
+        self.current["epochs"].append(epoch)
         peak = round(peak_rss_mb() + others_mb, 1)
-        self.own["peak_rss_mb"] = peak if measured else NOT_MEASURED
+        self.current["peak_rss_mb"] = peak if measured else NOT_MEASURED
         self.write()
 
     def write(self) -> None:
         """Write calls.json, also before an epoch is whole: a later call may go on within it."""
-        write_json(self.path, [*self.others, self.own])
+        write_json(self.path, [*self.others, self.current])
 
     def refresh(self) -> None:
         """Read what another process of this call recorded."""
         listed = read_json(self.path) if self.path.exists() else []
-        self.own = next((c for c in listed if c["started"] == self.own["started"]), self.own)
+        started = self.current["started"]
+        self.current = next((c for c in listed if c["started"] == started), self.current)
 
     def summary(self, epochs: int) -> dict[str, Any]:
         """Merge all calls that trained the first ``epochs`` epochs.
@@ -58,7 +59,7 @@ class Calls:
         Values that differ between calls are listed. A value is "not measured" if it is unknown
         for one of the epochs.
         """
-        calls = [*self.others, *([self.own] if self.own["epochs"] or not epochs else [])]
+        calls = [*self.others, *([self.current] if self.current["epochs"] or not epochs else [])]
         known = {epoch for call in calls for epoch in call["epochs"]}
         whole = known >= set(range(1, epochs + 1))
         peaks = [call["peak_rss_mb"] for call in calls]

@@ -32,7 +32,7 @@ def refuse_other_start(model: nn.Module, checkpoints: list[Path]) -> list[str]:
         UserError: no such file, another architecture, or weights that differ where ``model``
             shares one.
     """
-    own = model.state_dict()
+    expected = model.state_dict()
     shared = ties(model)
     lines = []
     for path in checkpoints:
@@ -40,16 +40,16 @@ def refuse_other_start(model: nn.Module, checkpoints: list[Path]) -> list[str]:
         refuse_changed(path)
         lines += start_from_plain(model, state)
         where = f"init_param: {path} is of another model:"
-        for name in own:
+        for name in expected:
             if name not in state and not name.endswith(_NEW):
                 raise UserError(f"{where} it lacks {name}")
         for name, tensor in state.items():
-            if name not in own:
+            if name not in expected:
                 raise UserError(f"{where} it holds {name}, the config makes none")
-            if own[name].shape != tensor.shape:
+            if expected[name].shape != tensor.shape:
                 raise UserError(
                     f"{where} {name} has shape {tuple(tensor.shape)}, "
-                    f"the config makes {tuple(own[name].shape)}"
+                    f"the config makes {tuple(expected[name].shape)}"
                 )
         for name, first in shared.items():
             if first in state and not torch.equal(state[first], state[name]):

@@ -6,8 +6,8 @@ from another's model (after, in the grid's file) comes after it.
 Each training lies in exp/grid_<name>/<system>/<fold>_s<seed>/ and leaves there what was decided
 (decode/), cell.json with its scores, and its logs; its checkpoints are removed unless
 --keep_models is given. One that is done is skipped. The end is exp/grid_<name>/grid.json, a table
-and plots. On a cluster let job K of N run --part K/N on a shared disk; each looks at its own
-trainings only. --summary joins them at the end.
+and plots. On a cluster let job K of N run --part K/N on a shared disk; each looks only
+at the trainings of its part. --summary joins them at the end.
 
 Example:
   espnet-ext grid conf/grids/voice.yaml --nj 4

@@ -5,7 +5,7 @@ training config in its recipe's folder. AUDIO are files, or folders of files, of
 format; long recordings are cut at pauses. Texts that the model is unsure of are left out: those
 whose tokens have a mean probability below --least.
 
-Writes the data directory OUT, with the utterances of --more before its own, and the audio into
+Writes the data directory OUT, with the utterances of --more before the new ones, and the audio into
 audio/OUT next to it; each recording counts as a speaker. Train on it with
 recipe: {train_set: NAME}. What was recognised is kept in .<OUT>.jsonl: a call that was killed goes
 on, and another --least takes seconds.

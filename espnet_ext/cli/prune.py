@@ -5,7 +5,7 @@ have made: layers go one after the other by each order (backward, forward, block
 and by nearest neighbours, as scored on one set), and what the model decides, with its decoder
 unchanged, is scored on another. With --part decoder a recogniser's decoder loses layers, and its
 encoder stays. Writes exp/pruning/<name>.json and a plot. With --model, writes the
-model without some layers in its own family's format; transformers or stock ESPnet loads it without
+model without some layers in the format of its family; transformers or stock ESPnet loads it without
 this package.
 
 Example:

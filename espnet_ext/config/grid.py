@@ -39,7 +39,7 @@ import yaml
 from pydantic import Field
 
 from espnet_ext.config.includes import put
-from espnet_ext.config.training import load_config
+from espnet_ext.config.training import EXPERIMENTS, load_config
 from espnet_ext.errors import UserError, check_name, nearest
 from espnet_ext.validation import Strict, parse
 from espnet_ext.yaml_files import read_mapping
@@ -117,8 +117,8 @@ class Cell:
         """That model."""
         if self.before is None:
             return None
-        average = load_config(self.before.system.config).recipe.average_by
-        return Path("exp") / self.before.tag / f"{average}.ave.pth"
+        recipe = load_config(self.before.system.config).recipe
+        return EXPERIMENTS / self.before.tag / recipe.averaged_file
 
     def set_name(self, part: str) -> str:
         """The data set that is a part of the fold."""
@@ -231,11 +231,11 @@ def _expand(
         raise UserError(f"{where}: no config {config}")
     after = _start(where, entry, before, seeds)
     vary, than = entry.vary or {}, tuple(entry.than or ())
-    own = None if entry.seeds is None else tuple(entry.seeds)
+    only = None if entry.seeds is None else tuple(entry.seeds)
     for chosen in itertools.product(*vary.values()):
         changes = dict(zip(vary, chosen, strict=True))
         words = [name, *(f"{key.rpartition('.')[2]}-{_word(v)}" for key, v in changes.items())]
-        yield System("_".join(words), config, {**(entry.set or {}), **changes}, after, than, own)
+        yield System("_".join(words), config, {**(entry.set or {}), **changes}, after, than, only)
 
 
 def _start(

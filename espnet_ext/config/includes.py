@@ -30,13 +30,13 @@ def resolve_includes(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not os.path.isfile(path):  # False too where the name is too long
         by = f" (included by {seen[-1]})" if seen else ""
         raise UserError(f"no config {path}{by}; {_hint(path)}")
-    own = read_mapping(path)
+    content = read_mapping(path)
     merged: dict[str, Any] = {}
-    for name in _words(own.pop("include", None), f"{path}: include", "files"):
+    for name in _words(content.pop("include", None), f"{path}: include", "files"):
         merged = merge(merged, resolve_includes(path.parent / name, (*seen, path)))
-    for key in _words(own.pop("exclude", None), f"{path}: exclude", "inherited keys"):
+    for key in _words(content.pop("exclude", None), f"{path}: exclude", "inherited keys"):
         _drop(merged, key, path)
-    return merge(merged, own)
+    return merge(merged, content)
 
 
 def _hint(path: Path) -> str:

@@ -85,9 +85,9 @@ def pretrained_files(config: Config, root: Path) -> list[Path]:
             continue
         folder = root / path
         if not folder.is_dir():
-            own = f"give the path of one in {part}_conf"
+            hint = f"give the path of one in {part}_conf"
             raise UserError(
-                f"no pretrained model {path}; {'run stage 2' if config.recipe.fetch else own}"
+                f"no pretrained model {path}; {'run stage 2' if config.recipe.fetch else hint}"
             )
         found |= dict.fromkeys(_model_files(folder))
     if config.recipe.teacher is not None:

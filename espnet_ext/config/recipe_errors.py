@@ -64,7 +64,7 @@ def _token_problems(config: Config) -> Iterator[str]:
     elif kind == PRETRAINED and token_source(config.espnet) is None:
         yield f"token_type: {PRETRAINED} needs a pretrained model: give decoder_conf: path"
     elif config.espnet.get("decoder") == "whisper" and kind != PRETRAINED:
-        yield f"decoder: whisper needs its own tokens: token_type: {PRETRAINED}"
+        yield f"decoder: whisper needs the tokens of its model: token_type: {PRETRAINED}"
     if config.recipe.merges is not None and kind != PRETRAINED:
         yield f"recipe: merges is for token_type: {PRETRAINED}; bpe has recipe: vocabulary"
 

@@ -23,6 +23,7 @@ ARK_FRONTENDS = ("kaldi_fbank", "ssl")
 # Keys of ``recipe:`` that only stages 5 to 8 read: they may change after a training.
 READ_LATER = ("variant", "forms", "untrained", "decode", "baseline", "vote", "checkpoint_minutes")
 UNTRAINED = "untrained"  # deployed form: the pretrained model as it is
+EXPERIMENTS = Path("exp")  # of a recipe, in its folder
 # Keys of ``recipe:`` that records leave out at their default: records without them stay valid.
 _OPTIONAL = (
     *("labels", "fetch", "mimic", "forms", "untrained", "teacher", "teacher_weight", "merges"),
@@ -101,7 +102,7 @@ class Recipe:
     baseline: Annotated[str | None, Field(description="the tag of a run")] = None
     vote: bool = False  # task cls: one decision a speaker, by majority over the utterances
     cpu_dtype: Literal["float32", "bfloat16"] = "float32"  # of forward passes on a CPU
-    # several GPUs have the batch statistics of all of them; false: each has its own
+    # several GPUs have the batch statistics of all of them; false: each those of its batch
     sync_batchnorm: bool = True
     # between checkpoints within an epoch; 0: after epochs only
     checkpoint_minutes: Annotated[
@@ -114,6 +115,11 @@ class Recipe:
         if self.task == "cls":
             return "label"
         return f"text.{self.target}" if self.task == "st" else "text"
+
+    @property
+    def averaged_file(self) -> str:
+        """The name that ESPnet gives the average of the best checkpoints."""
+        return f"{self.average_by}.ave.pth"
 
     @property
     def sources(self) -> list[str]:

@@ -37,7 +37,7 @@ class Tokenizer:
             raise UserError(f"no {path}; run stage 3")
         try:
             self.model = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # of its own type, which comes from Rust
+        except Exception as error:  # of a type that comes from Rust
             raise UserError(f"{path}: no tokenizer can be read: {one_line(error)}") from None
 
     def tokens(self, text: str) -> list[str]:

@@ -54,7 +54,7 @@ def contract_of(
         bundle: the model as it lies on disk.
         decoder: the same as torch computes it; with ``bits`` it gets the rounded weights.
         bits: of the matrices of a model at 32 bits: 8 with a scale for each output, 4 with one for
-            32 inputs. None: as they are. A packed model has its own.
+            32 inputs. None: as they are. A packed model keeps its bits.
         search: see ``attends``.
         layout: of a Whisper, ``from_moonshine`` (the default) or ``from_whisper``.
 

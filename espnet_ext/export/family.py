@@ -4,8 +4,8 @@
     NAME.GRAPH.onnx      the graphs of a member; equal ones are written once, as GRAPH.onnx
     NAME.tokens.txt      likewise
     NAME.weights.json    how a member's other weights follow from those in weights.bin
-    model.json           ``members``: of each its files, the bytes of its own folder, and the
-                         SHA-256 of its other weights
+    model.json           ``members``: of each its files, the bytes of a folder with it alone, and
+                         the SHA-256 of its other weights
 
 transcribe.py and ``espnet-ext`` compute these when they load a member. For other runtimes
 ``transcribe.py --assemble NAME`` writes them once, as NAME.weights.bin.

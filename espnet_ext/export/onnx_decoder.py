@@ -26,7 +26,7 @@ class OnnxDecoder:
         folder: that was written.
         threads: of the sessions.
         member: of a family; None: the best.
-        max_bytes: of a family: the best member whose own folder would have so many at most.
+        max_bytes: of a family: the best member that, exported alone, has so many at most.
         beam: of an attention decoder: texts that are extended at each step; None: 1, greedy.
 
     Raises:
@@ -53,7 +53,7 @@ class OnnxDecoder:
             member = _chosen(folder, members, member, max_bytes)
         try:
             self.model = Model(folder, threads, member, beam or 1)
-        except Exception as error:  # of ONNX Runtime's own types
+        except Exception as error:  # of a type of ONNX Runtime
             raise UserError(f"{folder}: ONNX Runtime cannot run it: {one_line(error)}") from None
         if beam is not None and self.model.settings["kind"] not in ATTENTION:
             raise UserError(f"{folder}: a beam is for attention; its decoder is another one")

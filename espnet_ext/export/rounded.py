@@ -287,8 +287,8 @@ def use_integers(model: nn.Module, state: Mapping[str, Any], products: Products)
     for place, holder in list(model.named_modules()):
         many = not place.startswith(_TOKENWISE)
         for attribute, layer in list(holder._modules.items()):
-            own = {} if layer is None else layer._parameters
-            found = {n: rounded[id(p)] for n, p in own.items() if id(p) in rounded}
+            direct = {} if layer is None else layer._parameters
+            found = {n: rounded[id(p)] for n, p in direct.items() if id(p) in rounded}
             if layer is not None and found:
                 holder._modules[attribute] = _rounded(layer, found, products, many, made)
     return counted

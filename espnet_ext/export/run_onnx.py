@@ -328,7 +328,7 @@ def main():
             print(f"{path.name}: {path.stat().st_size:,} bytes")
             return
         model = Model(folder, member=member, beam=beam)
-    except Exception as error:  # of ONNX Runtime's own types, too
+    except Exception as error:  # types of ONNX Runtime, too
         sys.exit(f"{folder}: damaged, of another version, or no room: {error}")
     for path in paths:
         try:
@@ -337,7 +337,7 @@ def main():
             refuse(path, wave, rate, model)
             wave = np.pad(wave, (0, max(0, rate // 10 - len(wave))))  # a window, at least
             print(model.text(model.tokens(wave)[0]))
-        except Exception as error:  # of libsndfile's and ONNX Runtime's own types, too
+        except Exception as error:  # types of libsndfile and ONNX Runtime, too
             sys.exit(f"{path}: {' '.join(str(error).split())}")
 
 

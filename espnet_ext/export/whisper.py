@@ -115,9 +115,9 @@ def _layer(
 ) -> tuple[str, list[str]]:
     """The output of a layer for x (1, n, D), and its grown keys and values."""
     heads, size = model.heads, model.width // model.heads
-    own = f"{model.decoder}layers.{layer}."
-    y = norm(g, model, x, f"{own}self_attn_layer_norm")
-    parts = queries_keys_values(g, model, y, f"{own}self_attn.")
+    prefix = f"{model.decoder}layers.{layer}."
+    y = norm(g, model, x, f"{prefix}self_attn_layer_norm")
+    parts = queries_keys_values(g, model, y, f"{prefix}self_attn.")
     y, *grown = g.ops(
         *("MultiHeadAttention", *parts, "", "", "", *(past[name] for name in SELF)),
         outs=[f"attended_{layer}", *(f"new_{name}_{layer}" for name in SELF)],
@@ -125,16 +125,16 @@ def _layer(
         num_heads=heads,
         unidirectional=1,
     )
-    x = g.op("Add", x, linear(g, model, y, f"{own}self_attn.out_proj"))
-    y = norm(g, model, x, f"{own}encoder_attn_layer_norm")
-    query = linear(g, model, y, f"{own}encoder_attn.q_proj")
+    x = g.op("Add", x, linear(g, model, y, f"{prefix}self_attn.out_proj"))
+    y = norm(g, model, x, f"{prefix}encoder_attn_layer_norm")
+    query = linear(g, model, y, f"{prefix}encoder_attn.q_proj")
     query = g.op("Mul", query, g.constant(size**-0.5, np.float32))
     split = g.op("Reshape", query, g.ints(1, -1, heads, size))
     scores = g.op("MatMul", g.op("Transpose", split, perm=[0, 2, 1, 3]), past["cross_key"])
     y = g.op("MatMul", g.op("Softmax", scores, axis=-1), past["cross_value"])
     y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.ints(1, -1, model.width))
-    x = g.op("Add", x, linear(g, model, y, f"{own}encoder_attn.out_proj"))
-    return feed_forward(g, model, x, own), grown
+    x = g.op("Add", x, linear(g, model, y, f"{prefix}encoder_attn.out_proj"))
+    return feed_forward(g, model, x, prefix), grown
 
 
 def _write_next(model: Whisper, path: Path, products: Products) -> Graph:
@@ -170,7 +170,7 @@ def _decoder_inputs(model: Whisper, token: str) -> Shapes:
 
 
 def states(model: Whisper, prefix: str) -> Shapes:
-    """Names and shapes of the states of the decoder: of each layer its own, which none copies."""
+    """Names and shapes of the decoder's states, separate for each layer so that none is copied."""
     heads, size = model.heads, model.width // model.heads
     grown, time = f"{prefix}past", "frames"
     shapes = {name: [1, heads, grown, size] for name in SELF}

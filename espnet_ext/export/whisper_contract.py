@@ -114,5 +114,5 @@ class OffsetContract(WhisperContract):
 
     def settings(self) -> dict[str, Any]:
         """Limits of the search."""
-        own = {"kind": "whisper_offset", "sherpa_onnx": "from_whisper"}
-        return super().settings() | own | {"layers": self.model.layers[1]}
+        layout = {"kind": "whisper_offset", "sherpa_onnx": "from_whisper"}
+        return super().settings() | layout | {"layers": self.model.layers[1]}

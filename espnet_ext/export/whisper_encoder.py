@@ -53,11 +53,11 @@ def _crossed(g: Graph, model: Whisper, x: str) -> str:
         return g.linear(x, joined(weights), bias)
     products = g.split(g.linear(x, joined(list(different.values()))), len(different), -1)
     found = dict(zip(different, products, strict=True))
-    own = [
+    projections = [
         with_residual(g, model, found[id(weight)], x, name)
         for weight, name in zip(weights, names, strict=True)
     ]
-    return g.op("Add", g.op("Concat", *own, axis=-1), g.constant(bias.float().numpy()))
+    return g.op("Add", g.op("Concat", *projections, axis=-1), g.constant(bias.float().numpy()))
 
 
 def _layers(g: Graph, model: Whisper, x: str) -> str:
@@ -70,12 +70,12 @@ def _layers(g: Graph, model: Whisper, x: str) -> str:
     x = g.op("Add", x, g.slice(positions, g.ints(0), frames, 0))
     scores = [] if model.chunks is None else ["", "", _chunk_scores(g, frames, model.chunks)]
     for layer in range(model.layers[0]):
-        own = f"{at}layers.{layer}."
-        y = norm(g, model, x, f"{own}self_attn_layer_norm")
-        parts = queries_keys_values(g, model, y, f"{own}self_attn.")
+        prefix = f"{at}layers.{layer}."
+        y = norm(g, model, x, f"{prefix}self_attn_layer_norm")
+        parts = queries_keys_values(g, model, y, f"{prefix}self_attn.")
         y = g.microsoft("MultiHeadAttention", *parts, *scores, num_heads=model.heads)
-        x = g.op("Add", x, linear(g, model, y, f"{own}self_attn.out_proj"))
-        x = feed_forward(g, model, x, own)
+        x = g.op("Add", x, linear(g, model, y, f"{prefix}self_attn.out_proj"))
+        x = feed_forward(g, model, x, prefix)
     if model.mimics is not None:
         return _mimicked(g, model, model.mimics, x)
     return norm(g, model, x, f"{at}layer_norm")

@@ -34,7 +34,7 @@ def linear(g: Graph, model: Whisper, x: str, name: str) -> str:
 
 
 def with_residual(g: Graph, model: Whisper, y: str, x: str, name: str) -> str:
-    """Add what a layer's own residual makes of x to the output of its shared base, if it has one.
+    """Add what a layer's residual makes of x to the output of its shared base, if it has one.
 
     As ``methods.shared_linear.with_residual``.
     """

@@ -1,6 +1,6 @@
 """Whisper as graphs that sherpa-onnx runs as ``from_whisper``.
 
-    preprocess  audio (1, n) -> log-mel (1, bins, time); for transcribe.py, sherpa-onnx has its own
+    preprocess  audio (1, n) -> log-mel (1, bins, time); for transcribe.py, sherpa-onnx needs none
     encoder     log-mel -> keys (L, heads, size, frames) and values of all cross-attentions
     decoder     tokens (1, n) after ``offset`` others, caches -> scores of the next token, caches
 

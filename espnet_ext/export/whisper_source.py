@@ -89,7 +89,7 @@ def choose_language(path: Path, decoder: Decoder, language: str) -> None:
 
 
 def _text_rows(tokens: Sequence[str], table: Weight) -> tuple[int, ...]:
-    """Ids of the tokens that texts consist of; of a table with shared rows those with their own.
+    """Ids of the tokens of texts; of a table with shared rows, those with separate rows.
 
     Of a table in two parts those of the second, of rare tokens, come first.
     """

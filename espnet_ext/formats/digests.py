@@ -1,7 +1,7 @@
 """Digests of a deployed folder: its ``deploy.json`` has the SHA-256 of every other file in it.
 
 They are compared whenever a file of the folder is read, since ``model.pth`` and ``config.yaml``,
-which stock ESPnet reads, cannot hold their own. They find damage and edits, not a forger who
+which stock ESPnet reads, cannot hold theirs. They find damage and edits, not a forger who
 computes digests too.
 """
 

@@ -16,8 +16,8 @@ of small tensors would add 10 % to a small model, so tensors are joined:
 
 in the order of ``layout``, where the type of a quantised weight is its bits, that of a table
 ``codes``, or ``rows`` (shape: tokens, parts) if tokens share a row, with the shape of its codebooks
-in the place of that of a scale, which is null for other tensors. If other tokens have a table of
-their own, the type is ``mixed`` and the type of that; both shapes go on with its parts and the
+in the place of that of a scale, which is null for other tensors. If other tokens have a separate
+table, the type is ``mixed`` and the type of that; both shapes go on with its parts and the
 shape of its codebooks. Of ``sinusoids``
 (``methods.positions``) a file has the shape only. A file of n weights at b bits and
 s scales, with m other float32 numbers, has n b / 8 + 4 s + 4 m bytes plus other types, layout and

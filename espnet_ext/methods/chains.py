@@ -31,7 +31,7 @@ def originals(chain: Any) -> list[Tensor]:
 
 
 def trained_tensors(layer: nn.Module) -> list[Tensor]:
-    """The parameters of a layer, and those that its own are computed from."""
+    """The parameters of a layer, and the tensors that its parametrized ones come from."""
     found = [p for p in layer._parameters.values() if p is not None]
     chains: Any = getattr(layer, "parametrizations", {})
     return found + [tensor for chain in chains.values() for tensor in originals(chain)]
@@ -76,9 +76,9 @@ def attach_to_all(layers: Sequence[nn.Module], name: str, part: nn.Module) -> No
     """
     first = layers[0]
     attached = {id(chain_of(first, name))}
-    own = [layer for layer in layers[1:] if chain_of(layer, name) is not None]
+    chained = [layer for layer in layers[1:] if chain_of(layer, name) is not None]
     attach(first, name, part)
-    for layer in own:
+    for layer in chained:
         if id(chain_of(layer, name)) not in attached:
             attached.add(id(chain_of(layer, name)))
             attach(layer, name, part)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_NEAR = 1e-3  # that trained models' own tables differ by, which were rounded
+_NEAR = 1e-3  # that tables of trained models differ by, which were rounded
 
 
 @dataclass(frozen=True)

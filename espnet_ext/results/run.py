@@ -8,7 +8,15 @@ import espnet_ext
 from espnet_ext.config.training import READ_LATER, UNTRAINED, Config
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import DONE, read_json, refuse_changed_output, score_stamp, sha256_file
+from espnet_ext.files import (
+    DECODED,
+    DONE,
+    read_json,
+    refuse_changed_output,
+    score_stamp,
+    sha256_file,
+)
+from espnet_ext.formats.digests import RECORD
 from espnet_ext.results.schema import (
     NOT_MEASURED,
     SCHEMA_VERSION,
@@ -46,8 +54,8 @@ def stage_files(experiment: Experiment) -> list[Path]:
     """Return every existing file that ``collect`` reads, for the stamp."""
     return [
         experiment.train_record,
-        experiment.deployed / "deploy.json",
-        *sorted(experiment.decode_folder.glob("*/*/decode.json")),
+        experiment.deployed / RECORD,
+        *sorted(experiment.decode_folder.glob(f"*/*/{DECODED}")),
         *sorted(experiment.score_folder.glob("*/*.json")),
     ]
 
@@ -182,12 +190,12 @@ def _measured(record: Mapping[str, Any], key: str) -> Any:
 
 
 def _read_deploy(experiment: Experiment) -> dict[str, Any]:
-    record = experiment.deployed / "deploy.json"
+    record = experiment.deployed / RECORD
     return _read(record, "5 (espnet-ext deploy)", experiment.deploy_stamp)
 
 
 def _read_decode(folder: Path) -> dict[str, Any]:
-    return _read(folder / "decode.json", "6 (espnet-ext decode)", folder / DONE)
+    return _read(folder / DECODED, "6 (espnet-ext decode)", folder / DONE)
 
 
 def _read_score(path: Path) -> ScoreFile:

@@ -10,7 +10,16 @@ from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.data.parts import Part, begun
 from espnet_ext.data.segments import set_folder
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import DONE, Stamp, in_use, read_json, sha256_file, write_json, write_text
+from espnet_ext.files import (
+    DECODED,
+    DONE,
+    Stamp,
+    in_use,
+    read_json,
+    sha256_file,
+    write_json,
+    write_text,
+)
 from espnet_ext.results.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -146,8 +155,8 @@ def _write(
     write_text(job.folder / "text", "".join(f"{name} {text}\n" for name, text, *_ in found))
     # Stage 8 joins this with files of other stages: they must be of the same model.
     made_by = {"model": sha256_file(experiment.weights), "options": job.options}
-    write_json(job.folder / "decode.json", {**speed, **made, **made_by})
-    job.stamp.write([job.folder / "text", job.folder / "decode.json"])
+    write_json(job.folder / DECODED, {**speed, **made, **made_by})
+    job.stamp.write([job.folder / "text", job.folder / DECODED])
     shutil.rmtree(job.folder / _PARTS, ignore_errors=True)
     said = f", RTF {speed['rtf']:.4f}" if speed else ""
     if made["too_short"]:

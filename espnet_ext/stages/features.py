@@ -63,7 +63,7 @@ def write_features(
     for name in named or ():
         if name not in sets:
             print(f"features: no {data / name}/wav.scp: left out; stage 1 makes it")
-    own = {*sets} if named is None else {*experiment.sets, *named}
+    requested = {*sets} if named is None else {*experiment.sets, *named}
     wholes = {
         name: read_table(set_folder(data, name) / "wav.scp")
         for name in (WHOLE, with_copies(WHOLE))
@@ -76,7 +76,7 @@ def write_features(
         owner = WHOLE if not holds_copies(name) else with_copies(WHOLE)
         whole_arks = experiment.ark_folder(owner)
         listed = name != owner and bool(rows) and rows.items() <= wholes.get(owner, {}).items()
-        unwanted = not listed and name not in own and name not in wholes
+        unwanted = not listed and name not in requested and name not in wholes
         if unwanted or (listed and part is not None):
             continue
         inputs = [folder / "wav.scp", *audio_inputs(folder)]
@@ -93,7 +93,7 @@ def write_features(
 
 
 def _require_sets(experiment: Experiment) -> list[str]:
-    """The sets that may get arks of their own or lists.
+    """The sets that may get arks, or lists into those of another set.
 
     Raises:
         UserError: there is none.

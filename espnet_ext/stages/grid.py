@@ -11,6 +11,7 @@ from typing import Any
 from espnet_ext.bridge.run_record import merged
 from espnet_ext.config.grid import Cell, Grid
 from espnet_ext.config.processes import Processes
+from espnet_ext.config.training import EXPERIMENTS
 from espnet_ext.data.corpora.folds import read_folds
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.data.parts import Part
@@ -20,6 +21,7 @@ from espnet_ext.data.text import collapse_blanks, normalise_text
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import Stamp, read_json, write_json, write_text
+from espnet_ext.formats.digests import RECORD
 from espnet_ext.results import grids
 from espnet_ext.results.plots.grids import plot_grid
 from espnet_ext.results.run import recipe_names
@@ -119,7 +121,7 @@ class GridRun:
             **grids.summary(self.grid, results, classes, experiment.recipe.target),
         }
         record = parse(grids.Grid, made, f"grid {self.grid.name}")
-        folder = Path("exp") / f"grid_{self.grid.name}"
+        folder = EXPERIMENTS / f"grid_{self.grid.name}"
         write_json(folder / "grid.json", as_json(record))
         return record, plot_grid(record, folder)
 
@@ -161,7 +163,7 @@ class GridRun:
         # Other trainings run at the same time: a real-time factor would measure them too.
         device = "cuda" if self.ngpu else "cpu"
         decode(experiment, [name], jobs=1, timed=False, device=device)
-        made = read_json(experiment.deployed / "deploy.json")
+        made = read_json(experiment.deployed / RECORD)
         trained = read_json(experiment.train_record)
         result = {
             "system": cell.system.name,
@@ -202,7 +204,7 @@ def part_of(cells: list[Cell], part: Part | None) -> list[Cell]:
 
 def cell_config(cell: Cell) -> Path:
     """Path of the config that a training gets."""
-    return Path("exp") / cell.tag / "cell.yaml"
+    return EXPERIMENTS / cell.tag / "cell.yaml"
 
 
 def _write_config(cell: Cell) -> Path:

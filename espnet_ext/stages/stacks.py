@@ -7,6 +7,7 @@ from typing import Any
 
 from espnet_ext.analysis.measure import Measure, Removal
 from espnet_ext.bridge.muted import muted
+from espnet_ext.config.training import EXPERIMENTS
 from espnet_ext.data.kaldi_dir import audio_rows, data_sets, read_table
 from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError, check_name, nearest
@@ -199,7 +200,7 @@ def pruning_curves(
 
 
 def save_without(model: str, removed: Sequence[int], out: Path) -> str:
-    """Write a model without some layers in its own format; return a line about it.
+    """Write a model without some layers in the same format; return a line about it.
 
     Raises:
         UserError: no such model or layer.
@@ -219,7 +220,7 @@ def save_without(model: str, removed: Sequence[int], out: Path) -> str:
 
 def write(record: Similarity | Pruning) -> list[Path]:
     """Write a record and its drawing below exp/; return their paths."""
-    output = Path("exp") / folder_of(record) / f"{record.name}.json"
+    output = EXPERIMENTS / folder_of(record) / f"{record.name}.json"
     write_json(output, as_json(record))
     plot_stack(record, output.with_suffix(".png"))
     return [output, output.with_suffix(".png")]

@@ -136,9 +136,9 @@ class Statistics:
 
         sets = [word for role in ROLES for word in set_options(role, self.data[role])]
         # Statistics do not depend on batches of the training's size, nor on its model.
-        own = ["--collect_stats", "true", "--output_dir", str(folder), "--normalize", "none"]
-        own += ["--batch_type", "unsorted", "--batch_size", "32", "--ngpu", "0"]
-        run_task([*command, *sets, *own], self.log, self.experiment.recipe.task)
+        options = ["--collect_stats", "true", "--output_dir", str(folder), "--normalize", "none"]
+        options += ["--batch_type", "unsorted", "--batch_size", "32", "--ngpu", "0"]
+        run_task([*command, *sets, *options], self.log, self.experiment.recipe.task)
 
     def _join(self, parts: Iterable[Part]) -> None:
         from espnet2.bin.aggregate_stats_dirs import aggregate_stats_dirs

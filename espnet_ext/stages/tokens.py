@@ -199,9 +199,9 @@ def labelled_sets(data: Path, train_set: str) -> dict[str, Path]:
     # The list of classes is itself a folder data/token_list/label.
     sets = {p.parent.name: p for p in sorted(data.glob("*/label")) if p.is_file()}
     kinds = {name.removesuffix("train") for name in sets if name.endswith("_train")}
-    own = train_set.removesuffix("train") if train_set.endswith("_train") else ""
-    others = tuple(kinds - {own})
-    return {n: p for n, p in sets.items() if n.startswith(own) and not n.startswith(others)}
+    kind = train_set.removesuffix("train") if train_set.endswith("_train") else ""
+    others = tuple(kinds - {kind})
+    return {n: p for n, p in sets.items() if n.startswith(kind) and not n.startswith(others)}
 
 
 def character_tokens(sentences: list[str]) -> list[str]:

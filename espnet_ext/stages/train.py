@@ -312,7 +312,7 @@ def _run(
     train_in_processes(job, options.processes, nodes)
     resume.keep_constants(experiment.averaged_model)
     epochs, seconds = resume.history(folder)
-    for epoch in set(range(before + 1, epochs + 1)) - set(calls.own["epochs"]):
+    for epoch in set(range(before + 1, epochs + 1)) - set(calls.current["epochs"]):
         calls.add(epoch, measured=False)  # by processes that ESPnet started
     made = experiment.train_record
     # A run from before calls were kept has its record.

@@ -73,8 +73,8 @@ class Job:
 
     def _record(self, epoch: int, workers_mb: float) -> None:
         """Record an epoch, with the peak memory of all processes."""
-        own = peak_rss_mb()
-        others = total(own + workers_mb) - own
+        process_mb = peak_rss_mb()
+        others = total(process_mb + workers_mb) - process_mb
         # An epoch may end before the workers are looked at.
         unseen = total(float(self.workers > 0 and workers_mb == 0))
         if self.calls is not None and rank() == 0:
@@ -90,8 +90,8 @@ def train_in_processes(job: Job, processes: Processes, nodes: Nodes | None = Non
     if processes.alone:
         job.run()
         return
-    own = ["--ngpu", str(int(job.gpu)), "--multiprocessing_distributed", "false"]
-    job = replace(job, command=(*job.command, *own, "--dist_backend", backend_of(job.gpu)))
+    options = ["--ngpu", str(int(job.gpu)), "--multiprocessing_distributed", "false"]
+    job = replace(job, command=(*job.command, *options, "--dist_backend", backend_of(job.gpu)))
     if nodes is not None:
         nodes.send("job", job.to_node())
     launch(train_as_one_of_several, (job,), processes, job.log)

@@ -1,7 +1,7 @@
 """Data packed by Rob Northen Computing's ProPack, method 1, as games of the 1990s are.
 
 A header of 18 bytes: "RNC", the method, sizes of four bytes without and with packing, check sums
-(not compared: packages have their own), and at its end the number of blocks. A block has three
+(not compared: the packages have digests), and at its end the number of blocks. A block has three
 Huffman codes (of runs of plain bytes, of distances, of lengths) and a number of rounds: a run of
 plain bytes, then a copy of earlier ones.
 Codes are read from the lowest bit of 16-bit words; plain bytes are between the words.
@@ -92,8 +92,8 @@ class _Bits:
         sizes = [self.read(4) for _ in range(self.read(5))]
         longest, table, value = max(sizes, default=0), {}, 0
         for size in range(1, longest + 1):
-            for symbol, own in enumerate(sizes):
-                if own == size:
+            for symbol, bits in enumerate(sizes):
+                if bits == size:
                     low = int(f"{value:0{size}b}"[::-1], 2)
                     for high in range(0, 1 << longest, 1 << size):
                         table[high | low] = symbol, size

@@ -86,7 +86,7 @@ class DataStage:
         return root
 
     def fetch(self, package: debian.Package) -> Path:
-        """Return the path of a package, checked: the user's own file, or a download.
+        """Return the path of a package, checked: the user's file, or a download.
 
         Raises:
             UserError: what ``debian.fetch`` raises, or the folder --packages lacks it.
@@ -106,7 +106,7 @@ class DataStage:
 
         Args:
             inputs: files that are read, but for audio.
-            settings: values of the recipe's own options.
+            settings: values of the options that the recipe adds.
         """
         if getattr(self.args, "package", None):  # is checked even if nothing is left to do
             self.fetch(next(iter(self._packages)))
@@ -192,8 +192,8 @@ class DataStage:
         return checked_audio.checked_audio(self.out)
 
     def _convert_part(self, part: Part, found: Sequence[Clip]) -> NoReturn:
-        own = clips.convert(part.of(found), self.audio, self.jobs, True, self._checked)
-        self._end_part(part, own, len(found))
+        utterances = clips.convert(part.of(found), self.audio, self.jobs, True, self._checked)
+        self._end_part(part, utterances, len(found))
 
     def _end_part(self, part: Part, utterances: Sequence[Utterance], total: int) -> NoReturn:
         """Check the audio of a part."""
@@ -245,7 +245,7 @@ def main(
             parser.add_argument("--package", metavar="FILE", help="the .deb, if you have it")
         else:
             parser.add_argument("--packages", metavar="DIR", help="folder of the .deb")
-        # For tests with packages of their own.
+        # For tests with other packages.
         parser.add_argument("--sha256", help=argparse.SUPPRESS)
     else:
         parser.add_argument("--corpus", metavar="DIR", help=corpus)

@@ -1,6 +1,6 @@
 """Debian packages without root: fetched, checked, and single files extracted from them.
 
-A package comes from the system's own ``apt-get``, or is a file that the user has. It is pinned by
+A package comes from the system's ``apt-get``, or is a file that the user has. It is pinned by
 SHA-256. Where the system's package lists are empty or too old, they are fetched into a scratch
 folder; the system is never changed.
 """
@@ -204,7 +204,7 @@ def _entries(tar: tarfile.TarFile, deb: Path) -> Iterator[tuple[str, IO[bytes] |
 
 
 def _download(package: Package, folder: Path) -> Path:
-    """Download with apt-get: by the system's lists first, else by lists of our own."""
+    """Download with apt-get: by the system's lists first, else by lists fetched into ``folder``."""
     if shutil.which("apt-get") is None:
         raise UserError(
             f"no apt-get here to fetch {package.name} {package.version} with; "
@@ -213,24 +213,26 @@ def _download(package: Package, folder: Path) -> Path:
     wanted = ["download", f"{package.name}={package.version}"]
     result, said = None, ""
     if any(Path("/var/lib/apt/lists").glob("*_Packages*")):
-        result = _apt(folder, wanted, own=False)
+        result = _apt(folder, wanted, private_lists=False)
     if result is None or result.returncode:
         # A source that has nothing to do with the package may be broken: go on without it.
-        update = _apt(folder, ["-o", "APT::Update::Error-Mode=any", "update"], own=True)
+        update = _apt(folder, ["-o", "APT::Update::Error-Mode=any", "update"], private_lists=True)
         said = update.stderr + update.stdout if update.returncode else ""
-        result = _apt(folder, wanted, own=True)
+        result = _apt(folder, wanted, private_lists=True)
     found = sorted((folder / "get").glob("*.deb"))
     if result.returncode or not found:
         raise UserError(_explain(package, said + result.stderr + result.stdout))
     return found[0]
 
 
-def _apt(folder: Path, arguments: list[str], own: bool) -> subprocess.CompletedProcess[str]:
-    """Run apt-get with its cache in ``folder``, and with ``own`` its lists too."""
+def _apt(
+    folder: Path, arguments: list[str], private_lists: bool
+) -> subprocess.CompletedProcess[str]:
+    """Run apt-get with its cache in ``folder``, and with ``private_lists`` its lists too."""
     for part in ("get", "lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     settings = [f"Dir::Cache={folder}/cache", "APT::Sandbox::User=", "Acquire::Retries=2"]
-    if own:
+    if private_lists:
         settings += [f"Dir::State::Lists={folder}/lists", "Acquire::Languages=none"]
     options = [word for setting in settings for word in ("-o", setting)]
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}

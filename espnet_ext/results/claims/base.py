@@ -12,7 +12,7 @@ from espnet_ext.results.schema import NOT_MEASURED
 from espnet_ext.results.store import Results
 from espnet_ext.validation import Number, Strict, Text
 
-# Published sizes of an effect by metric, in the metric's own unit: error rates are fractions.
+# Published sizes of an effect by metric, in its unit: error rates are fractions.
 Effects = Annotated[dict[MetricKey, Number], Field(min_length=1)]
 
 

@@ -22,7 +22,7 @@ from espnet_ext.validation import Items, Number
 
 
 class Scored(BaseClaim):
-    """A claim about scores; evidence may have an ``effect`` of its own."""
+    """A claim about scores; evidence may have another ``effect``."""
 
     of_training = True
     effect: Effects | None = None

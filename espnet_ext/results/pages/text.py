@@ -1,6 +1,7 @@
 """Tables and numbers as text; a number that was not measured says so."""
 
 import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 from espnet_ext.results.schema import NOT_MEASURED, Decoding, Result
 
 TERMINAL = 100  # columns that a printed table may take
+_NAME = 24  # characters of a line of a name, in a table that is too wide
 type Table = tuple[list[str], list[list[str]]]  # header, rows
 
 
@@ -34,24 +36,43 @@ def without_tags(text: str) -> str:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table as Markdown; cells are folded where it is wider than the terminal.
+    """Print a table as Markdown; cells are folded where it is wider than 100 columns.
 
-    A pipe or a file counts as a terminal of 100 columns.
+    A narrower terminal has its width. Names are folded after a slash or an underscore.
     """
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else TERMINAL
+    width = min(columns, TERMINAL)
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    if sum(widths) + 3 * len(widths) + 1 > width:
+        rows = [[_in_pieces(cell) for cell in row] for row in rows]
     table = Table(box=box.MARKDOWN)
     for title in header:
         table.add_column(Text(title), overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    console = Console(width=None if sys.stdout.isatty() else TERMINAL, color_system=None)
+    console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(table)
     print("\n".join(line.rstrip() for line in capture.get().strip().splitlines()))
+
+
+def _in_pieces(cell: str) -> str:
+    """A cell with a line for each piece of a long name, cut after a slash or an underscore."""
+
+    def pieces(match: re.Match[str]) -> str:
+        lines = [""]
+        for part in re.findall(r"[^/_]*[/_]?", match[0]):
+            if lines[-1] and len(lines[-1] + part) > _NAME:
+                lines.append("")
+            lines[-1] += part
+        return "\n".join(lines)
+
+    return re.sub(r"\S+", pieces, cell)
 
 
 def paragraph(text: str) -> str:

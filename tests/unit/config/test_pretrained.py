@@ -35,7 +35,10 @@ def test_a_whole_model_has_no_problem():
 @pytest.mark.parametrize(
     ("made", "says"),
     [
-        (config(token_type="bpe"), "decoder: whisper needs its own tokens: token_type: hugging"),
+        (
+            config(token_type="bpe"),
+            "decoder: whisper needs the tokens of its model: token_type: hugging",
+        ),
         (
             config(decoder_conf={}, encoder_conf={}),
             "token_type: hugging_face needs a pretrained model: give decoder_conf: path",

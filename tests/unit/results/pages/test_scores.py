@@ -61,6 +61,19 @@ def test_the_table_of_a_run_has_its_baseline_and_fits_a_terminal(result, capsys)
     assert max(map(len, printed)) <= TERMINAL
 
 
+def test_a_table_that_is_too_wide_cuts_names_after_a_slash_or_an_underscore(capsys):
+    name = "nested_whisper_tiny_m/4L-1536-32b"
+    print_table(["run", "note"], [[name, "short"]])
+    assert name in capsys.readouterr().out  # where there is room nothing is cut
+    print_table(["run", "note"], [[name, "many words " * 12], ["a_b", ""]])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:4]] == [
+        "nested_whisper_tiny_m/",
+        "4L-1536-32b",
+    ]
+    assert max(map(len, lines)) <= TERMINAL
+
+
 def test_a_run_that_was_not_compared_is_shown_with_the_published_baseline(result):
     for score in result["scores"]:
         score["comparisons"] = []
