@@ -18,7 +18,7 @@ from espnet_ext.data.parts import Part
 from espnet_ext.data.processes import map_processes
 from espnet_ext.data.segments import set_folder
 from espnet_ext.data.text import collapse_blanks, normalise_text
-from espnet_ext.errors import UserError
+from espnet_ext.errors import StoppedError, UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import Stamp, read_json, write_json, write_text
 from espnet_ext.formats.digests import RECORD
@@ -148,6 +148,8 @@ class GridRun:
                 if not self.keep_models:
                     starts = {c.before.tag for c in self.cells() if c.before is not None}
                     _remove_models(experiment, is_start=cell.tag in starts)
+        except StoppedError:
+            raise  # the signal was for the grid
         except UserError as error:
             return str(error)
         finally:

@@ -10,7 +10,7 @@ import yaml
 
 from espnet_ext.cli import grid as verb
 from espnet_ext.config.grid import read_grid
-from espnet_ext.errors import UserError
+from espnet_ext.errors import StoppedError, UserError
 from espnet_ext.files import write_json, write_text
 from espnet_ext.results.claims.failures import failures_of_rows
 from espnet_ext.results.grids import Grid, GridSystem
@@ -195,6 +195,22 @@ def test_a_grid_without_a_commit_is_not_published(recipe):
     assert not (recipe.parents[2] / "results").exists()
     grid("--publish", "--allow-dirty")
     assert (recipe.parents[2] / "results/toy_ser1/grids/small.json").is_file()
+
+
+def test_a_signal_that_stops_a_training_stops_the_grid(recipe, monkeypatch):
+    found = read_grid(Path("conf/grid_small.yaml"))
+    cells = found.cells(FOLDS)[:3]
+    run, tried = GridRun(found), []
+
+    def stop(experiment, options):
+        tried.append(experiment.config.tag)
+        raise StoppedError("stopped by SIGTERM")
+
+    monkeypatch.setattr("espnet_ext.stages.grid.train", stop)
+    assert all(run.is_done(cell) for cell in cells)  # and their configs are written
+    with pytest.raises(StoppedError, match="SIGTERM"):
+        run.run(cells, 1)
+    assert tried == [cells[0].tag]
 
 
 def test_a_sweep_is_systems_of_one_number():
