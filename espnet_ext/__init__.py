@@ -28,7 +28,7 @@ def load(
             folder with several of these, or a folder that ``espnet-ext export`` wrote.
         device: where it is computed, as torch names it.
         max_bytes: of the file of weights, of an exported family of a folder for the member alone:
-            the best form or member that fits is used.
+            the best variant or member that fits is used.
         method: of decoding; None: the first that the config of the training names.
         max_rtf: seconds of processing for a second of audio, measured here once and remembered.
             Not for an exported folder, nor are device and method.

@@ -29,16 +29,16 @@ from espnet_ext.errors import UserError, check_name, nearest
 from espnet_ext.files import weights_file
 from espnet_ext.languages import text_in
 
-FAMILY = "family"  # deployed form that holds all members of a nested family in one file
+FAMILY = "family"  # variant that holds all members of a nested family in one file
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A training config, the deployed form in question, and all that follows from them.
+    """A training config, the variant in question, and all that follows from them.
 
     Attributes:
         config: the config.
-        variant: the deployed form that is written, decoded, scored and reported.
+        variant: the one that is written, decoded, scored and reported.
         root: the recipe's folder.
     """
 
@@ -53,7 +53,7 @@ class Experiment:
         Args:
             config: path of the training config.
             tag: name of the experiment below exp/; default: from the config's name.
-            variant: deployed form; default: ``recipe: variant``.
+            variant: default: ``recipe: variant``.
 
         Raises:
             UserError: what ``load_config`` raises, or a wrong value in ``recipe:``.
@@ -93,7 +93,7 @@ class Experiment:
 
     @property
     def espnet_config(self) -> Path:
-        """The config.yaml that ESPnet's trainer wrote: what builds the training form."""
+        """The config.yaml that ESPnet's trainer wrote: what builds the training model."""
         return self.folder / "config.yaml"
 
     @property
@@ -133,17 +133,17 @@ class Experiment:
 
     @property
     def deployed(self) -> Path:
-        """Folder of the deployed form."""
+        """Folder of the deployed model."""
         return self.folder / "deploy" / self.variant
 
     @property
     def deploy_stamp(self) -> Path:
-        """Stamp of the deployed form; not in its folder, which is replaced as a whole."""
+        """Stamp of the deployed model; not in its folder, which is replaced as a whole."""
         return self.deployed.with_name(f".{self.variant}.done.json")
 
     @property
     def weights(self) -> Path:
-        """The weights of the deployed form; the file need not exist."""
+        """The weights of the deployed model; the file need not exist."""
         return weights_file(self.deployed)
 
     def require_deployed(self) -> Path:
@@ -158,21 +158,21 @@ class Experiment:
 
     @property
     def decode_folder(self) -> Path:
-        """Folder of what stage 6 writes for this form."""
+        """Folder of what stage 6 writes for this variant."""
         return self.folder / "decode" / self.variant
 
     def decoded(self, method: str, name: str) -> Path:
         """Folder of one set's hypotheses, by one decoding method."""
         return self.decode_folder / method / check_name(name, "the set")
 
-    def decoded_forms(self, tag: str, method: str, name: str) -> dict[str, Path]:
-        """The hypotheses of a set that any run of the recipe has, by the run's deployed form."""
+    def decoded_variants(self, tag: str, method: str, name: str) -> dict[str, Path]:
+        """The hypotheses of a set that any run of the recipe has, by the run's variant."""
         found = sorted((self.exp / tag / "decode").glob(f"*/{method}/{name}/text"))
         return {path.parts[-4]: path for path in found}
 
     @property
     def score_folder(self) -> Path:
-        """Folder of what stage 7 writes for this form."""
+        """Folder of what stage 7 writes for this variant."""
         return self.folder / "score" / self.variant
 
     # Data, features and tokens.

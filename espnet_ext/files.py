@@ -19,8 +19,9 @@ HOLDS = "ESPNET_EXT_HOLDS"  # environment: the experiment's folder that a callin
 _SCRATCH, _LOCK = ".tmp-", ".lock"  # how scratch folders begin; file in each of them
 _held: set[int] = set()  # locks of this process, on folders
 DONE = ".done.json"  # the stamp in a folder that one stage writes
+DEPLOYED = "deploy.json"  # what stage 5 found out about a model, in its folder
 DECODED = "decode.json"  # what stage 6 measured, next to the texts
-PACKED = "model.safetensors"  # weights of a form at 8, 4 or 2 bits (espnet_ext.formats.packed)
+PACKED = "model.safetensors"  # weights at 8, 4 or 2 bits (espnet_ext.formats.packed)
 
 
 @contextlib.contextmanager
@@ -71,7 +72,7 @@ def bytes_in(folder: Path) -> int:
 
 
 def weights_file(folder: str | os.PathLike) -> Path:
-    """The weights of a deployed model: model.safetensors of a packed form, else model.pth.
+    """The weights of a deployed model: model.safetensors of a packed variant, else model.pth.
 
     The file need not exist.
     """

@@ -282,7 +282,7 @@ _submit() {
 
 # standard_stages [FIRST [LAST]]: stages 2 to 8, alike in every recipe.
 standard_stages() {
-  local number form=(${variant:+--variant "$variant"}) spread=()
+  local number only=(${variant:+--variant "$variant"}) spread=()
   for ((number = ${1:-2}; number <= ${2:-8}; number++)); do
     case $number in
       2)
@@ -296,16 +296,16 @@ standard_stages() {
         stage 4 "Train" espnet-ext train "$config" --ngpu "$ngpu" "${spread[@]}" \
           ${threads:+--threads "$threads"} -- "${extra[@]}"
         ;;
-      5) stage 5 "Average and deploy" espnet-ext deploy "$config" "${form[@]}" ;;
+      5) stage 5 "Average and deploy" espnet-ext deploy "$config" "${only[@]}" ;;
       6)
         stage 6 "Decode" \
-          espnet-ext decode "$config" --sets "$test_sets" --nj "$nj" --device "$device" "${form[@]}"
+          espnet-ext decode "$config" --sets "$test_sets" --nj "$nj" --device "$device" "${only[@]}"
         ;;
       7)
-        stage 7 "Score" espnet-ext score "$config" --sets "$test_sets" "${form[@]}" \
+        stage 7 "Score" espnet-ext score "$config" --sets "$test_sets" "${only[@]}" \
           ${baseline:+--baseline "$baseline"}
         ;;
-      8) stage 8 "Report" espnet-ext report "$config" "${form[@]}" ;;
+      8) stage 8 "Report" espnet-ext report "$config" "${only[@]}" ;;
     esac
   done
 }

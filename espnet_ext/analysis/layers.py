@@ -128,7 +128,7 @@ def load_recogniser(folder: Path, method: str, options: dict[str, Any], part: st
         UserError: not deployed, or another kind of model.
     """
     if not (folder / "model.pth").is_file():
-        raise UserError(f"no {folder}/model.pth; run stage 5, or choose a form in float32")
+        raise UserError(f"no {folder}/model.pth; run stage 5, or choose a variant in float32")
     decoder = Decoder(folder, method, options, SpeechInput(RATE))
     encoder = decoder.model.encoder
     if part == "decoder":

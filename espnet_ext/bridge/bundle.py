@@ -14,9 +14,9 @@ from espnet_ext.config.training import UNTRAINED
 from espnet_ext.data.ssl_model import SSLModel, read_ssl
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import PACKED, read_json, weights_file
+from espnet_ext.files import DEPLOYED, PACKED, read_json, weights_file
 from espnet_ext.formats.bits import Quantised
-from espnet_ext.formats.digests import RECORD, read_located
+from espnet_ext.formats.digests import read_located
 from espnet_ext.formats.family import FamilyFile, ranked
 from espnet_ext.formats.packed import State, dequantised, read_member
 from espnet_ext.formats.portable import located
@@ -145,7 +145,7 @@ def bundles(path: str | Path, max_bytes: int | None = None) -> Iterator[Bundle]:
         yield from Bundle.of_family(family, max_bytes)
         return
     if not (folder / CONFIG).is_file():
-        inner = sorted(found.parent for found in folder.glob(f"*/{RECORD}"))
+        inner = sorted(found.parent for found in folder.glob(f"*/{DEPLOYED}"))
         for chosen in _ranked(folder, inner, max_bytes):
             yield Bundle.of_folder(chosen)
         return
@@ -155,7 +155,7 @@ def bundles(path: str | Path, max_bytes: int | None = None) -> Iterator[Bundle]:
 
 
 def _ranked(folder: Path, inner: Sequence[Path], max_bytes: int | None) -> list[Path]:
-    """The folders of the forms that fit, the best first; an untrained model is none."""
+    """The folders of the variants that fit, the best first; an untrained model is none."""
     sizes = {f: weights_file(f).stat().st_size for f in inner if f.name != UNTRAINED}
     fitting = {f: size for f, size in sizes.items() if max_bytes is None or size <= max_bytes}
     if not sizes:
@@ -170,7 +170,7 @@ def _ranked(folder: Path, inner: Sequence[Path], max_bytes: int | None) -> list[
 
 
 def _score(folder: Path) -> float | None:
-    """The score of a form on the first set, more is better; None if none is there."""
+    """The score of a variant on the first set, more is better; None if none is there."""
     try:
         first = read_json(folder / SCORES)[0]
         return float(first["direction"]) * float(first["value"])
@@ -183,6 +183,6 @@ def _about(arguments: Mapping[str, Any]) -> tuple[SpeechInput, dict[str, dict[st
     known = arguments.get(KEY) or {}
     given = dict(known.get("input") or {"rate": 16000})
     given["layers"] = tuple(given.get("layers") or ())
-    # Of arks only in the stages of a recipe, or of an older form without the features' model.
+    # Of arks only in the stages of a recipe, or of an older folder without the features' model.
     given["from_arks"] = known.get("features") == "ssl" and not given["layers"]
     return SpeechInput(**given), dict(known.get("decode") or {})

@@ -51,10 +51,10 @@ def write(content: memoryview, path: str | os.PathLike) -> None:
 
 
 def deployed_bytes(model: nn.Module, variant: str) -> memoryview:
-    """The content of a deployed form's file, which ``torch.load`` reads.
+    """The content of a deployed model's file, which ``torch.load`` reads.
 
-    In the ``shared`` form the names of the tensors are compressed: uncompressed, those of hundreds
-    of small tensors would add 3 % to a file of 4 MB.
+    In the variant ``shared`` the names of the tensors are compressed: uncompressed, those of
+    hundreds of small tensors would add 3 % to a file of 4 MB.
     """
     content = serialised(file_state(model, variant))
     if variant != ResidualWeight.variant:
@@ -80,9 +80,9 @@ def ties(model: nn.Module) -> dict[str, str]:
 
 
 def file_state(model: nn.Module, variant: str) -> dict[str, torch.Tensor]:
-    """The state dict of a deployed form's file.
+    """The state dict of a deployed model's file.
 
-    In the ``shared`` form each tensor has one name, and all float32 tensors are parts of one
+    In the variant ``shared`` each tensor has one name, and all float32 tensors are parts of one
     storage: separate records of hundreds of small tensors would add 3 % to a file of 4 MB.
     ESPnet loads the file like any other, since the model that it builds shares the tensors.
     """
@@ -146,7 +146,7 @@ def load_model(config: Path, checkpoint: Path) -> nn.Module:
 
 
 def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Read a checkpoint, or the packed file of a deployed form.
+    """Read a checkpoint, or the packed file of a deployed model.
 
     Raises:
         UserError: as ``load_model``.

@@ -21,7 +21,7 @@ from espnet_ext.methods.deploy import deploy, parameter_count, variants
 from espnet_ext.methods.registry import METHODS
 
 # Above this ratio of parameters in training to deployed ones, `check` warns.
-_LARGE_TRAINING_FORM = 4
+_LARGE_TRAINING_MODEL = 4
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Examined:
     Attributes:
         problems: reasons for which a training would refuse the config.
         warnings: settings without effect, and the like.
-        model: the training form; None where there is a problem.
-        variants: deployed forms of the model.
+        model: the training model; None where there is a problem.
+        variants: those of the model.
     """
 
     problems: list[str]
@@ -42,7 +42,7 @@ class Examined:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the training form; 0 without a model."""
+        """Parameters of the training model; 0 without a model."""
         return 0 if self.model is None else parameter_count([self.model])
 
 
@@ -66,16 +66,16 @@ def examine(experiment: Experiment, wrong: Sequence[str] = ()) -> Examined:
     known = variants(model)
     warnings += _size_warnings(model)
     offered = (*known, *rounded_afterwards(model))
-    for form in (experiment.recipe.variant, *(experiment.recipe.forms or ())):
-        if form not in (*offered, UNTRAINED):
-            problems.append(f"recipe: unknown variant {nearest(form, offered)}")
+    for name in (experiment.recipe.variant, *(experiment.recipe.variants or ())):
+        if name not in (*offered, UNTRAINED):
+            problems.append(f"recipe: unknown variant {nearest(name, offered)}")
     return Examined(problems, warnings, model, known)
 
 
 def _size_warnings(model: nn.Module) -> list[str]:
-    """A training form that is many times as large as the deployed model."""
+    """A training model that is many times as large as the deployed model."""
     trained, plain = parameter_count([model]), parameter_count([deploy(model)])
-    if trained < _LARGE_TRAINING_FORM * plain:
+    if trained < _LARGE_TRAINING_MODEL * plain:
         return []
     return [
         f"{trained:,} parameters in training for {plain:,} deployed; a lower ratio trains faster"

@@ -22,7 +22,7 @@ from espnet_ext.bridge.checkpoint import (
 from espnet_ext.bridge.footprint import encoder_compression, is_classifier, macs_per_second
 from espnet_ext.bridge.registry import stock_encoder, task_of
 from espnet_ext.bridge.speech_input import SpeechInput
-from espnet_ext.bridge.variants import computing, formed, split_variant
+from espnet_ext.bridge.variants import computing, deploy_variant, split_variant
 from espnet_ext.config.training import UNTRAINED
 from espnet_ext.data.ssl_model import SSLModel
 from espnet_ext.encoders.family_outputs import plain_conf, plain_decoder_conf
@@ -31,7 +31,7 @@ from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.encoders.pretrained.features import save_model
 from espnet_ext.encoders.pretrained.mimicked import MimickedStack
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import PACKED, atomic_path, weights_file, write_json
+from espnet_ext.files import DEPLOYED, PACKED, atomic_path, weights_file, write_json
 from espnet_ext.formats import digests
 from espnet_ext.formats.packed import write_member
 from espnet_ext.formats.portable import gather
@@ -82,14 +82,14 @@ def encode(model: Any, speech: Tensor) -> Tensor:
 
 
 def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) -> dict[str, Any]:
-    """Write the deployed form of an experiment: model.pth, config.yaml, statistics, deploy.json.
+    """Write the deployed model of an experiment: model.pth, config.yaml, statistics, deploy.json.
 
     The folder appears only if everything holds: the deployed model read back from disk has
-    the keys and shapes that stock ESPnet builds, and the output of the training form. A member of
-    a family at 8, 4 or 2 bits is packed: model.safetensors instead of model.pth.
+    the keys and shapes that stock ESPnet builds, and the output of the training model. A member
+    of a family at 8, 4 or 2 bits is packed: model.safetensors instead of model.pth.
 
     Args:
-        experiment: names the form and the folder.
+        experiment: names the variant and the folder.
         checkpoint: the averaged model.
         speech: utterances for the verification.
 
@@ -97,21 +97,21 @@ def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) 
         The content of deploy.json.
 
     Raises:
-        UserError: an unknown form, a checkpoint that does not fit, or outputs that differ.
+        UserError: an unknown variant, a checkpoint that does not fit, or outputs that differ.
     """
     variant, folder = experiment.variant, experiment.deployed
     arguments = read_config(experiment.espnet_config)
     if variant == UNTRAINED:
         arguments = untrained_arguments(arguments, experiment.recipe.untrained or {})
         trained = build(arguments).eval()
-        deployed, packed, form = deploy(trained), None, "merged"
+        deployed, packed, unrounded = deploy(trained), None, "merged"
     else:
         trained = load_model(experiment.espnet_config, checkpoint)
-        deployed, packed = formed(trained, variant)
-        form = split_variant(variant)[0]
+        deployed, packed = deploy_variant(trained, variant)
+        unrounded = split_variant(variant)[0]
     if isinstance(getattr(deployed, "teacher", None), Teacher):
         deployed.teacher = None
-    arguments = stock_arguments(arguments, form)
+    arguments = stock_arguments(arguments, unrounded)
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
         if packed is None:
@@ -128,7 +128,7 @@ def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) 
         text = yaml.safe_dump(gather(arguments, temporary), sort_keys=False, allow_unicode=True)
         (temporary / "config.yaml").write_text(text, encoding="utf-8")
         _write_meta(arguments, temporary)
-        rounded = split_variant(variant)[1] is not None  # then the training form differs
+        rounded = split_variant(variant)[1] is not None  # then the training model differs
         with computing(trained, "merged" if rounded else variant):
             models = [deployed] if rounded else [trained, deployed]
             verified = verify(models, temporary, arguments, speech)
@@ -144,7 +144,7 @@ def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) 
             "verified": verified,
             digests.KEY: digests.digests(temporary),
         } | encoder_compression(trained, deployed, variant)
-        write_json(temporary / digests.RECORD, summary)
+        write_json(temporary / DEPLOYED, summary)
     return summary
 
 
@@ -193,10 +193,10 @@ def _decoder_conf(arguments: dict[str, Any], deployed: Any) -> Any:
 
 
 def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[str, Any]:
-    """Turn a training config into one that builds the deployed form.
+    """Turn a training config into one that builds a variant.
 
     For ``merged`` and members of a family that is the plain encoder, which stock ESPnet builds if
-    the encoder is ESPnet's; another form keeps the method, whose option ``form`` names it. The
+    the encoder is ESPnet's; another variant keeps the method, whose option ``form`` names it. The
     Kaldi frontend is ours and has no weights: the deployed model reads its features.
     """
     arguments = dict(arguments)
@@ -209,8 +209,8 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
             arguments["encoder"] = _encoder_of(arguments["encoder"], conf)
     else:
         if "decoder_conf" in arguments:
-            arguments["decoder_conf"] = _of_form(decoder, variant)
-        conf = _of_form(conf, variant, named=arguments["encoder"].partition("_")[0])
+            arguments["decoder_conf"] = _of_variant(decoder, variant)
+        conf = _of_variant(conf, variant, named=arguments["encoder"].partition("_")[0])
         arguments["encoder"] = _encoder_of(arguments["encoder"], conf)
     arguments["encoder_conf"] = conf
     arguments["init_param"] = []
@@ -227,14 +227,14 @@ def stock_arguments(arguments: dict[str, Any], variant: str = "merged") -> dict[
 
 
 def _encoder_of(encoder: str, conf: Mapping[str, Any]) -> str:
-    """The encoder of a deployed form: stock, or that of the method which ``conf`` keeps."""
+    """The encoder of a variant: stock, or that of the method which ``conf`` keeps."""
     stock = stock_encoder(encoder)
     kept = [name for name in METHODS if name in conf]
     return f"{kept[0]}_{stock}" if kept and stock != "stack" else stock
 
 
-def _of_form(conf: Mapping[str, Any], variant: str, named: str = "") -> dict[str, Any]:
-    """A section of a config for a deployed form, which keeps a method only if it has that form.
+def _of_variant(conf: Mapping[str, Any], variant: str, named: str = "") -> dict[str, Any]:
+    """A section of a config for a variant, which keeps a method only if it has that variant.
 
     A section that is null is no method, but for the one ``named`` by the encoder: of
     residual_conformer it means the defaults.

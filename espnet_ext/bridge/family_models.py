@@ -19,7 +19,7 @@ from espnet_ext.bridge.deployed_folder import (
     stock_arguments,
 )
 from espnet_ext.bridge.footprint import is_classifier
-from espnet_ext.bridge.variants import computing, file_bytes, formed
+from espnet_ext.bridge.variants import computing, deploy_variant, file_bytes
 from espnet_ext.errors import UserError
 from espnet_ext.files import atomic_path
 from espnet_ext.formats.bits import quantised_state
@@ -94,8 +94,8 @@ class _Member:
     Attributes:
         entry: its place in the file's list.
         state: its tensors and integers.
-        outputs: of the training form on the speech.
-        parameters: of the deployed form.
+        outputs: of the training model on the speech.
+        parameters: of the deployed model.
         difference: largest, of the outputs of the member that was read back.
     """
 
@@ -127,7 +127,7 @@ def write_family_models(
     """Write the family file of a trained model, verified.
 
     The file appears only if every member that is loaded from it has to the last bit the weights
-    that stage 5 deploys, and on real speech the output of the training form.
+    that stage 5 deploys, and on real speech the output of the training model.
 
     Args:
         config: the experiment's config.yaml.
@@ -138,7 +138,7 @@ def write_family_models(
 
     Returns:
         For each member its name, parameters, bytes of a separate file, divergence, and largest
-        difference from the training form.
+        difference from the training model.
 
     Raises:
         UserError: the model is no family, weights that are not finite, or outputs that differ by
@@ -190,13 +190,13 @@ def _deployed(
     trained: nn.Module, member: Member, arguments: dict[str, Any], speech: Speech
 ) -> tuple[_Member, list[Tensor | None]]:
     """A member, and its posteriors on each utterance."""
-    form = formed(trained, member.name)
-    deployed = form.module
+    made = deploy_variant(trained, member.name)
+    deployed = made.module
     config = portable_arguments(stock_arguments(arguments, member.name), deployed)
     with computing(trained, member.name):
         outputs = speech.outputs(trained, config.get("input_size"))
-    state = quantised_state(deployed, {}) if form.state is None else form.state
-    size = file_bytes(form, member.name)
+    state = quantised_state(deployed, {}) if made.state is None else made.state
+    size = file_bytes(made, member.name)
     one = _Member(Entry(member, size, None, config), state, outputs, footprint(deployed)["total"])
     return one, [posteriors(deployed, output) for output in outputs]
 

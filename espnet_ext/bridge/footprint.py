@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from espnet_ext.bridge.build import build_model
 from espnet_ext.bridge.config_check import refuse_problems
 from espnet_ext.bridge.speech_input import SpeechInput
-from espnet_ext.bridge.variants import file_bytes, formed, rounded_afterwards, split_variant
+from espnet_ext.bridge.variants import deploy_variant, file_bytes, rounded_afterwards, split_variant
 from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import footprint, parameter_count, variants
 from espnet_ext.methods.nested_precision import compression
@@ -24,11 +24,11 @@ def measure(experiment: Experiment, vocabulary: int | None = None) -> dict[str, 
     """Build and deploy the model of a config with random weights and measure it.
 
     Args:
-        experiment: names the deployed form.
+        experiment: names the variant.
         vocabulary: size of the token list; default: ``build.token_count``.
 
     Returns:
-        ``parameters`` of the deployed form and ``training_parameters``, by part; ``bytes`` of
+        ``parameters`` of the deployed model and ``training_parameters``, by part; ``bytes`` of
         the deployed file; ``macs_per_second``, see there; of a family's member also
         ``encoder_compression``, see ``nested.compression``.
 
@@ -36,19 +36,19 @@ def measure(experiment: Experiment, vocabulary: int | None = None) -> dict[str, 
         UserError: the model does not build or has no such variant.
     """
     model, variant = build_model(experiment, vocabulary), experiment.variant
-    form = formed(model, variant)
+    made = deploy_variant(model, variant)
     return {
-        "parameters": footprint(form.module),
+        "parameters": footprint(made.module),
         "training_parameters": footprint(model),
-        "bytes": file_bytes(form, variant),
+        "bytes": file_bytes(made, variant),
         "macs_per_second": macs_per_second(
-            form.module, SpeechInput.of(experiment), experiment.feature_width
+            made.module, SpeechInput.of(experiment), experiment.feature_width
         ),
-    } | encoder_compression(model, form.module, variant)
+    } | encoder_compression(model, made.module, variant)
 
 
 class VariantSize(NamedTuple):
-    """A form in which a model can be deployed; ``compression`` of its encoder's blocks."""
+    """A variant of a model; ``compression`` of its encoder's blocks."""
 
     name: str
     parameters: int
@@ -57,7 +57,7 @@ class VariantSize(NamedTuple):
 
 
 def variant_sizes(experiment: Experiment) -> Iterator[VariantSize]:
-    """Deploy the model of a config, with random weights, in every form that it has.
+    """Deploy the model of a config, with random weights, as every variant that it has.
 
     Raises:
         UserError: the config's first problem.
@@ -65,9 +65,9 @@ def variant_sizes(experiment: Experiment) -> Iterator[VariantSize]:
     refuse_problems(experiment.config)
     model = build_model(experiment, experiment.vocabulary)
     for name in (*variants(model), *rounded_afterwards(model)):
-        form = formed(model, name)
-        ratio = encoder_compression(model, form.module, name).get("encoder_compression")
-        yield VariantSize(name, parameter_count([form.module]), file_bytes(form, name), ratio)
+        made = deploy_variant(model, name)
+        ratio = encoder_compression(model, made.module, name).get("encoder_compression")
+        yield VariantSize(name, parameter_count([made.module]), file_bytes(made, name), ratio)
 
 
 def encoder_compression(model: Any, deployed: Any, variant: str) -> dict[str, float]:

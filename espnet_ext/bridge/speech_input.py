@@ -21,7 +21,7 @@ SHORT = 0.2  # seconds; from here on every encoder has a frame
 class SpeechInput:
     """How audio becomes the input of a model.
 
-    The input of a model without a frontend is log-mel, which its training form computed itself or
+    The input of a model without a frontend is log-mel, which its training model computed itself or
     read from arks.
 
     Attributes:

@@ -22,7 +22,7 @@ def refuse_other_start(model: nn.Module, checkpoints: list[Path]) -> list[str]:
     last layer.
 
     Args:
-        model: the training form to train.
+        model: the training model.
         checkpoints: whole models.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Deployed forms with packed weights: members of families, and merged models rounded afterwards.
+"""Variants with packed weights: members of families, and merged models rounded afterwards.
 
-A variant is a form of ``methods.deploy`` (merged, or a member such as 12L-1024-4b), or a merged
+A variant is one of ``methods.deploy`` (merged, or a member such as 12L-1024-4b), or a merged
 model whose weights are rounded after training. ``merged+4b``: the weights that a family rounds in
 training, with one scale by maximum for each output channel. ``whole+4b``: every matrix of the
 model, decoder and embeddings too, with a scale for each group of 32 inputs.
@@ -30,14 +30,14 @@ _PLACES = re.compile("position|relative_bias")
 SMALL = 4096  # numbers of a matrix that is not worth rounding
 
 
-class Form(NamedTuple):
-    """A deployed form of a model."""
+class DeployedVariant(NamedTuple):
+    """A model that was deployed as one of its variants."""
 
-    module: nn.Module  # plain; its weights are integers times scale where the form is packed
-    state: State | None  # the content of its file; None for forms that are not packed
+    module: nn.Module  # plain; its weights are integers times scale where the variant is packed
+    state: State | None  # the content of its file; None for variants that are not packed
 
 
-def formed(trained: nn.Module, variant: str) -> Form:
+def deploy_variant(trained: nn.Module, variant: str) -> DeployedVariant:
     """Deploy a model in evaluation mode.
 
     Raises:
@@ -46,7 +46,7 @@ def formed(trained: nn.Module, variant: str) -> Form:
     name, bits = split_variant(variant)
     module = deploy(trained, name)
     if bits is None:
-        return Form(module, packed_state(trained, module, name))
+        return DeployedVariant(module, packed_state(trained, module, name))
     stack = nested_stack(trained)
     if stack is not None and stack.family[0].bits != 32:
         raise UserError(f"{variant}: {stack.family[0].name} is rounded already in training")
@@ -59,7 +59,7 @@ def formed(trained: nn.Module, variant: str) -> Form:
         made = weights[key] = Quantised(*found, bits)
         with torch.no_grad():
             weight.copy_(made.dequantised())
-    return Form(module, quantised_state(module, weights))
+    return DeployedVariant(module, quantised_state(module, weights))
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -75,7 +75,7 @@ def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def split_variant(variant: str) -> tuple[str, int | None]:
-    """Split a variant into the form that is deployed and the bits it is rounded to, if any.
+    """Split a variant into the one that is deployed and the bits it is rounded to, if any.
 
     Raises:
         UserError: bits that are not offered.
@@ -89,7 +89,7 @@ def split_variant(variant: str) -> tuple[str, int | None]:
 
 
 def rounded_afterwards(trained: Any) -> list[str]:
-    """Names of the variants that round the merged form of a model."""
+    """Names of the variants that round the merged model."""
     stack = nested_stack(trained)
     if stack is not None and stack.family[0].bits != 32:
         return []
@@ -114,7 +114,7 @@ def member_of(model: nn.Module, variant: str) -> Member | None:
 
 @contextlib.contextmanager
 def computing(model: nn.Module, variant: str) -> Iterator[None]:
-    """Inside the block, a training form computes ``variant``, with the products of ``deploy``."""
+    """Inside the block, a training model computes ``variant``, with the products of ``deploy``."""
     stack = nested_stack(model)
     member = stack.as_member(variant) if stack is not None else contextlib.nullcontext()
     with member, exact_products(model):
@@ -122,12 +122,12 @@ def computing(model: nn.Module, variant: str) -> Iterator[None]:
 
 
 def packed_state(trained: nn.Module, deployed: nn.Module, variant: str) -> State | None:
-    """The state of a packed member, with integers; None for a form that is not packed.
+    """The state of a packed member, with integers; None for a variant that is not packed.
 
     Args:
-        trained: the training form.
+        trained: the training model.
         deployed: what ``deploy(trained, variant)`` returned.
-        variant: name of the form.
+        variant: its name.
 
     Raises:
         UserError: NaN or infinite values in a weight or scale.
@@ -147,8 +147,8 @@ def packed_state(trained: nn.Module, deployed: nn.Module, variant: str) -> State
     return state
 
 
-def file_bytes(form: Form, variant: str) -> int:
-    """Size of the file of weights that stage 5 writes for a deployed form."""
-    if form.state is not None:
-        return len(member_bytes(form.state))
-    return len(deployed_bytes(form.module, variant))
+def file_bytes(made: DeployedVariant, variant: str) -> int:
+    """Size of the file of weights that stage 5 writes for a variant."""
+    if made.state is not None:
+        return len(member_bytes(made.state))
+    return len(deployed_bytes(made.module, variant))

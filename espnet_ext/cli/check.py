@@ -73,8 +73,8 @@ def _build(path: Path, config: Config) -> list[str]:
         print(f"{path}: warning: {warning}")
     _report(path, found.problems)
     if not found.problems:
-        forms = ", ".join(found.variants)
-        print(f"{path}: ok, {found.parameters:,} parameters in training; variants: {forms}")
+        variants = ", ".join(found.variants)
+        print(f"{path}: ok, {found.parameters:,} parameters in training; variants: {variants}")
     return found.problems
 
 

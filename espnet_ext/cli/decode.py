@@ -16,7 +16,7 @@ Example:
 
 import argparse
 
-from espnet_ext.cli.options import add_variant, chosen_forms
+from espnet_ext.cli.options import add_variant, chosen_variants
 from espnet_ext.data.parts import part
 from espnet_ext.errors import at_least
 from espnet_ext.stages.decode import decode
@@ -35,5 +35,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Decode every set with every method that is not up to date."""
-    for experiment in chosen_forms(args):
+    for experiment in chosen_variants(args):
         decode(experiment, args.sets.split(), args.nj, part=args.part, device=args.device)

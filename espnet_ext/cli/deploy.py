@@ -1,11 +1,11 @@
-"""Stage 5: turn the averaged model into its deployed form (merged, ...), verified.
+"""Stage 5: deploy the averaged model as a variant (merged, ...), verified.
 
 Writes exp/<tag>/deploy/<variant>/{model.pth,config.yaml,feats_stats.npz,deploy.json}, which
 stock ESPnet loads. Fails and writes nothing if its output on real speech differs from that
-of the training form by more than 1e-5, or if a key or shape differs from stock ESPnet's.
+of the training model by more than 1e-5, or if a key or shape differs from stock ESPnet's.
 
 A member of a nested family at 8, 4 or 2 bits is packed: model.safetensors, which needs this package
-to load, instead of model.pth. So is a form that is rounded after training, merged+4b
+to load, instead of model.pth. So is a variant that is rounded after training, merged+4b
 (blocks of the encoder) or whole+4b (every matrix).
 With --family all members are written into one file, exp/<tag>/deploy/family/family.safetensors,
 with family.json that lists them; load one by
@@ -20,7 +20,7 @@ Example:
 import argparse
 from pathlib import Path
 
-from espnet_ext.cli.options import add_variant, chosen_forms
+from espnet_ext.cli.options import add_variant, chosen_variants
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import FAMILY
 from espnet_ext.stages.deploy import deploy
@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Deploy one form, or all forms of the config, or a family."""
+    """Deploy one variant, or all variants of the config, or a family."""
     if args.family and args.variant:
         raise UserError("--family holds all variants: leave --variant out")
     args.variant = FAMILY if args.family else args.variant
-    for experiment in chosen_forms(args):
+    for experiment in chosen_variants(args):
         deploy(experiment, args.checkpoint)

@@ -7,7 +7,7 @@ sherpa-onnx's from_moonshine, from_zipformer_ctc, or from_transducer for streams
 model.json and transcribe.py, which needs numpy, onnxruntime and soundfile alone.
 
 --family writes one folder for several members of a family: the weights of all, each once, and small
-graphs for each. MODEL is then a family file, the folder of deployed forms (exp/<tag>/deploy), or a
+graphs for each. MODEL is then a family file, the folder of its variants (exp/<tag>/deploy), or a
 config; names after --family choose members. Weights of fewer bits are computed from those of more
 when a member is loaded.
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("model", help="deployed folder or file of weights, or training config")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--variant", help="of a config: the deployed form")
+    parser.add_argument("--variant", help="of a config: which variant")
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="(default: onnx)")
     parser.add_argument("--bits", type=int, choices=[32, 8, 4], help="of a model at 32 bits")
     parser.add_argument(

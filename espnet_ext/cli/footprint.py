@@ -25,7 +25,7 @@ _LEAST = 3  # tokens of any list
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("config", help="training config")
-    parser.add_argument("--variant", help="deployed form; default: recipe: variant")
+    parser.add_argument("--variant", help="variant of the model; default: recipe: variant")
     parser.add_argument(
         "--set",
         action="append",
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def table(found: dict) -> str:
-    """The same as text: parameters of both forms by part, then bytes and MACs."""
+    """The same as text: parameters deployed and in training by part, then bytes and MACs."""
     lines = [f"{'parameters':16}{'deployed':>14}{'training':>14}"]
     training = found["training_parameters"]
     for part, count in found["parameters"].items():

@@ -12,7 +12,7 @@ from espnet_ext.recogniser import Recogniser
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The model, and the options with which ``open_recogniser`` opens it."""
     parser.add_argument("model", help="deployed or exported folder, file of weights, or config")
-    parser.add_argument("--variant", help="of a config or an exported family: the form")
+    parser.add_argument("--variant", help="of a config or an exported family: which variant")
     parser.add_argument("--method", help="of decoding; default: the config's first")
     parser.add_argument(
         "--beam", type=at_least(1), help="texts that a Whisper or transducer extends at each step"
@@ -22,11 +22,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def model_folder(model: str, variant: str | None) -> Path:
-    """The path of a model to use: what was given, or the deployed form of a training config.
+    """The path of a model to use: what was given, or the deployed model of a training config.
 
     Raises:
-        UserError: a form of something that is no config or exported folder, or one that is not
-            deployed.
+        UserError: a variant of something that is no config or exported folder, or one that is
+            not deployed.
     """
     path = Path(model)
     if is_config(path):
@@ -34,7 +34,7 @@ def model_folder(model: str, variant: str | None) -> Path:
 
         return Experiment.load(model, None, variant).require_deployed()
     if variant and not is_exported(path):
-        raise UserError("--variant is of a config; give the folder of the form itself")
+        raise UserError("--variant is of a config; give the folder of the variant itself")
     return path
 
 

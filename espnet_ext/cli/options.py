@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def add_variant(parser: argparse.ArgumentParser) -> None:
-    """The option that ``chosen_forms`` reads."""
-    words = "deployed form; default: those of the config's recipe: forms, or else variant"
+    """The option that ``chosen_variants`` reads."""
+    words = "variant of the model; default: the config's recipe: variants, or else variant"
     parser.add_argument("--variant", help=words)
 
 
-def chosen_forms(args: argparse.Namespace) -> list["Experiment"]:
-    """The experiment of ``args.config`` in the form ``args.variant``; default: in all its forms.
+def chosen_variants(args: argparse.Namespace) -> list["Experiment"]:
+    """The experiment of ``args.config`` as ``args.variant``; default: as all its variants.
 
     Raises:
         UserError: what ``Experiment.load`` raises.
@@ -27,8 +27,8 @@ def chosen_forms(args: argparse.Namespace) -> list["Experiment"]:
     from espnet_ext.experiment import Experiment
 
     first = Experiment.load(args.config, args.tag, args.variant)
-    forms = first.recipe.forms if args.variant is None else None
-    return [replace(first, variant=form) for form in forms or [first.variant]]
+    variants = first.recipe.variants if args.variant is None else None
+    return [replace(first, variant=name) for name in variants or [first.variant]]
 
 
 def add_publishing(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tags", nargs="+", help="probes that differ in the seed; default: the config's"
     )
-    parser.add_argument("--variant", help="deployed form; default: the config's recipe: variant")
+    parser.add_argument("--variant", help="variant of the model; default: recipe: variant")
     parser.add_argument("--part", choices=PARTS, default="encoder", help="of a recogniser")
     parser.add_argument("--orders", nargs="+", choices=ORDERS, default=list(ORDERS))
     parser.add_argument("--score_set", default="dev", help="set that layers are scored on")

@@ -15,7 +15,7 @@ Example:
 import argparse
 from pathlib import Path
 
-from espnet_ext.cli.options import add_publishing, add_variant, chosen_forms
+from espnet_ext.cli.options import add_publishing, add_variant, chosen_variants
 from espnet_ext.errors import UserError
 
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("give a CONFIG (as in conf/train_*.yaml), or --all")
     if args.publish and folder is None:
         raise UserError("this recipe is in no repository (no folder egs/ above): give --results")
-    for experiment in chosen_forms(args):
+    for experiment in chosen_variants(args):
         made = report(experiment, folder)
         print("\n".join(made.messages))
         print_table(*made.table)

@@ -19,7 +19,7 @@ Example:
 import argparse
 from pathlib import Path
 
-from espnet_ext.cli.options import add_variant, chosen_forms
+from espnet_ext.cli.options import add_variant, chosen_variants
 from espnet_ext.errors import UserError
 
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline",
         metavar="TAG[/VARIANT]",
-        help="run, or deployed form of a run, to compare with (default: the config's)",
+        help="run, or variant of a run, to compare with (default: the config's)",
     )
     parser.add_argument(
         "--out",
@@ -69,10 +69,10 @@ def run(args: argparse.Namespace) -> None:
         scores = iter([score_files(*files, target=args.target)])
     else:
         sets = None if args.sets is None else args.sets.split()
-        forms = chosen_forms(args)
-        if args.out is not None and len(forms) > 1:
-            raise UserError("--out is for one form: give --variant")
-        scores = (s for form in forms for s in score_sets(form, sets, args.baseline, args.out))
+        variants = chosen_variants(args)
+        if args.out is not None and len(variants) > 1:
+            raise UserError("--out is for one variant: give --variant")
+        scores = (s for one in variants for s in score_sets(one, sets, args.baseline, args.out))
     for scored in scores:
         print("\n".join([*scored.messages, *score_lines(scored.score)]))
 

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("model", help="folder of a model, exp/<tag>, hub:NAME, or a config")
     parser.add_argument("--part", choices=PARTS, default="encoder", help="of a recogniser")
-    parser.add_argument("--variant", help="of a config: deployed form; default: the config's")
+    parser.add_argument("--variant", help="of a config: which variant; default: the config's")
     parser.add_argument("--set", default="dev", help="data set (default: dev)")
     parser.add_argument("--name", help="of the result; default: from model and set")
     parser.add_argument("--blocks", type=at_least(2), default=2, help="blocks to look for")

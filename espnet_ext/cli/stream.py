@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="training config")
     parser.add_argument("audio", help=f"audio file, or {STDIN} for standard input")
     parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
-    parser.add_argument("--variant", help="deployed form; default: the config's recipe: variant")
+    parser.add_argument("--variant", help="variant of the model; default: recipe: variant")
     parser.add_argument("--method", choices=TRANSDUCER, help="default: the config's first of these")
     parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads")
     parser.add_argument("--json", metavar="FILE", help="write figures and the whole text here too")

@@ -1,7 +1,7 @@
 """Transcribe audio files with a deployed model: text, times, confidences.
 
-MODEL is a folder that stage 5 wrote (exp/<tag>/deploy/<form>), a file of weights in it, a family
-file, the folder of several forms (of which --max-bytes and --max-rtf use the best that fits), a
+MODEL is a folder that stage 5 wrote (exp/<tag>/deploy/<variant>), a file of weights in it, a family
+file, the folder of several variants (of which --max-bytes and --max-rtf use the best that fits), a
 folder that "espnet-ext export" wrote (of a family, --variant or --max-bytes chooses the member),
 or a training config in its recipe's folder. No other file of the recipe is needed: the folder can
 be moved. A translator prints translations, a classifier classes.
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     add_model(parser)
     parser.add_argument("audio", nargs="+", help=f"audio files, or {STDIN} for standard input")
-    parser.add_argument("--max-bytes", type=size, help="the largest form that fits, as 16M")
+    parser.add_argument("--max-bytes", type=size, help="the largest variant that fits, as 16M")
     parser.add_argument("--max-rtf", type=float, help="real-time factor here, measured once")
     parser.add_argument("--json", action="store_true", help="a line of JSON for a file")
     parser.add_argument("--stream", action="store_true", help="print partial texts")

@@ -1,6 +1,6 @@
-"""List the forms in which a config's model can be deployed, with parameters and bytes.
+"""List the variants of a config's model, with their parameters and bytes.
 
-The forms of a nested family are its members: layers, inner units of feed-forward networks, bits.
+The variants of a nested family are its members: layers, inner units of feed-forward networks, bits.
 The last column is the paper's compression: how many times fewer bits the encoder's blocks need.
 merged+8b and the like round the weights of the encoder's blocks after training, whole+8b those of
 the whole model.

@@ -45,7 +45,7 @@ def recipe_problems(config: Config) -> list[str]:
         *_ark_problems(config),
         *_recurrent_problems(espnet),
         *_average_problems(config),
-        *_form_problems(config.recipe),
+        *_variant_problems(config.recipe),
         *_head_problems(espnet),
         *_stack_problems(config),
         *_teacher_problems(config),
@@ -95,13 +95,13 @@ def _ark_problems(config: Config) -> Iterator[str]:
         yield "frontend: ssl needs recipe: features: ark; stage 2 writes its features"
 
 
-def _form_problems(recipe: Recipe) -> Iterator[str]:
-    """A form is compared with another one of the run."""
-    forms = recipe.forms or {}
-    for form, other in forms.items():
-        if other is not None and (other not in forms or other == form):
-            others = [name for name in forms if name != form]
-            yield f"recipe: forms: {form} is compared with {nearest(other, others)}"
+def _variant_problems(recipe: Recipe) -> Iterator[str]:
+    """A variant is compared with another one of the run."""
+    variants = recipe.variants or {}
+    for variant, other in variants.items():
+        if other is not None and (other not in variants or other == variant):
+            others = [name for name in variants if name != variant]
+            yield f"recipe: variants: {variant} is compared with {nearest(other, others)}"
 
 
 def _recurrent_problems(espnet: Mapping[str, Any]) -> Iterator[str]:

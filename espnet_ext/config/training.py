@@ -21,12 +21,20 @@ from espnet_ext.yaml_files import parse_yaml
 # Frontends whose features stage 2 can write into arks.
 ARK_FRONTENDS = ("kaldi_fbank", "ssl")
 # Keys of ``recipe:`` that only stages 5 to 8 read: they may change after a training.
-READ_LATER = ("variant", "forms", "untrained", "decode", "baseline", "vote", "checkpoint_minutes")
-UNTRAINED = "untrained"  # deployed form: the pretrained model as it is
+READ_LATER = (
+    "variant",
+    "variants",
+    "untrained",
+    "decode",
+    "baseline",
+    "vote",
+    "checkpoint_minutes",
+)
+UNTRAINED = "untrained"  # variant: the pretrained model as it is
 EXPERIMENTS = Path("exp")  # of a recipe, in its folder
 # Keys of ``recipe:`` that records leave out at their default: records without them stay valid.
 _OPTIONAL = (
-    *("labels", "fetch", "mimic", "forms", "untrained", "teacher", "teacher_weight", "merges"),
+    *("labels", "fetch", "mimic", "variants", "untrained", "teacher", "teacher_weight", "merges"),
     "checkpoint_minutes",
     "splits",
     "sync_batchnorm",
@@ -85,10 +93,10 @@ class Recipe:
     sentencepiece: Literal["unigram", "bpe"] = "unigram"  # unused with token_type char
     average: Annotated[int, _at_least(1)] = 5  # checkpoints averaged
     average_by: Name = "valid.loss"  # criterion, as ESPnet names it
-    variant: Name = "merged"  # deployed form that stage 5 writes
-    # all forms that stages 5 to 8 make, each with the one that it is compared with (null: baseline)
-    forms: dict[Name, Name | None] | None = None
-    # encoder_conf of the form untrained, the pretrained model as it is: keys that differ
+    variant: Name = "merged"  # the one that stage 5 deploys; espnet-ext variants lists them
+    # all variants that stages 5 to 8 make, each with the one it is compared with (null: baseline)
+    variants: dict[Name, Name | None] | None = None
+    # encoder_conf of the variant untrained, the pretrained model as it is: keys that differ
     untrained: Section | None = None
     decode: Any = field(default_factory=lambda: {"ctc_greedy": {}})  # methods with options
     # sources of the pretrained model that stage 2 puts at encoder_conf: path, or frontend_conf:
@@ -126,9 +134,9 @@ class Recipe:
         """Those under ``fetch:``."""
         return [self.fetch] if isinstance(self.fetch, str) else list(self.fetch or ())
 
-    def compared_with(self, tag: str, form: str) -> str | None:
-        """Return the run that a form of the run ``tag`` is compared with: TAG or TAG/FORM."""
-        other = (self.forms or {}).get(form)
+    def compared_with(self, tag: str, variant: str) -> str | None:
+        """The run that a variant of the run ``tag`` is compared with: TAG or TAG/VARIANT."""
+        other = (self.variants or {}).get(variant)
         return self.baseline if other is None else f"{tag}/{other}"
 
     @property
@@ -229,8 +237,8 @@ def read_config(path: str | Path, tag: str | None = None) -> tuple[Config, list[
     for key in ("train_set", "dev_set", "baseline", "variant", "labels", "target"):
         if isinstance(name := getattr(recipe, key), str):
             check_name(name, f"{path}: recipe: {key}:")
-    for form in recipe.forms or {}:
-        check_name(form, f"{path}: recipe: forms:")
+    for variant in recipe.variants or {}:
+        check_name(variant, f"{path}: recipe: variants:")
     return Config(path, tag, recipe, espnet), wrong + more
 
 

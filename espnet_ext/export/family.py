@@ -79,7 +79,7 @@ def export_family(
 
 
 def chosen_members(found: Iterable[Bundle], names: Sequence[str], path: Path) -> dict[str, Bundle]:
-    """Deployed models by the names of their forms.
+    """Deployed models by the names of their variants.
 
     Args:
         found: the best first.
@@ -87,7 +87,7 @@ def chosen_members(found: Iterable[Bundle], names: Sequence[str], path: Path) ->
         path: of the family, for the error.
 
     Raises:
-        UserError: there is no such form.
+        UserError: there is no such variant.
     """
     members: dict[str, Bundle] = {}
     known = []

@@ -266,7 +266,7 @@ def use_integers(model: nn.Module, state: Mapping[str, Any], products: Products)
     Layers that share a weight share its integers.
 
     Args:
-        model: plain or of the form ``shared``, with the products of integers and scales as weights.
+        model: plain or the variant ``shared``, with the products of integers and scales as weights.
         state: of the packed file.
         products: see ``graph.Graph``.
 

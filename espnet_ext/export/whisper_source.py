@@ -116,7 +116,7 @@ def refuse_others(model: Whisper, path: Path) -> None:
     if left:
         raise UserError(
             f"{path}: {left[0]} and {len(left) - 1} more have no place in Whisper's graphs: "
-            "export the form merged"
+            "export the variant merged"
         )
 
 

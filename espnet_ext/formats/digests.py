@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from espnet_ext.errors import UserError
-from espnet_ext.files import changed, read_json, sha256_file
+from espnet_ext.files import DEPLOYED, changed, read_json, sha256_file
 from espnet_ext.formats.portable import located, named_files, with_tokens
 from espnet_ext.yaml_files import read_mapping
 
-RECORD = "deploy.json"
 KEY = "sha256"
 _AGAIN = "run stage 5 again (espnet-ext deploy)"
 
@@ -32,10 +31,10 @@ def refuse_changed(path: Path) -> None:
     Raises:
         UserError: the file was changed, or the folder is of a version that wrote no digests.
     """
-    holder = next((f for f in path.parents[:2] if (f / RECORD).is_file()), None)
+    holder = next((f for f in path.parents[:2] if (f / DEPLOYED).is_file()), None)
     if holder is None or not path.is_file():
         return
-    record = holder / RECORD
+    record = holder / DEPLOYED
     try:
         known = read_json(record)[KEY]
         wanted = known.get(path.relative_to(holder).as_posix())
@@ -43,7 +42,7 @@ def refuse_changed(path: Path) -> None:
         raise UserError(f"{record} has no SHA-256 of the folder's files; {_AGAIN}") from None
     except (ValueError, RecursionError):
         raise UserError(f"{record}: not valid JSON; {_AGAIN}") from None
-    refuse_other(path, wanted, RECORD, _AGAIN)
+    refuse_other(path, wanted, DEPLOYED, _AGAIN)
 
 
 def refuse_other(path: Path, wanted: Any, record: str, remedy: str) -> None:

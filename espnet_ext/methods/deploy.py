@@ -1,4 +1,4 @@
-"""From the training form of a model to a plain one, and how many parameters a model has.
+"""From the training model to a plain one, and how many parameters a model has.
 
 Every method is a parametrization of a layer's weight (see ``methods.registry``). Deploying
 builds new plain layers from the effective weights. It never calls torch's
@@ -36,10 +36,10 @@ def variants(model: nn.Module) -> tuple[str, ...]:
         return (PLAIN, "merged")
     # The containers of one model have the same members.
     members = dict.fromkeys(member.name for family in families for member in family.family)
-    # Members of a family have a second form themselves.
+    # Members of a family have the second variant of their layers anyway.
     layers = [] if families else model.modules()
-    forms = {form.variant for layer in layers for form in _second_forms(layer)}
-    return ("merged", *members, *sorted(forms))
+    second = {part.variant for layer in layers for part in _deployables(layer)}
+    return ("merged", *members, *sorted(second))
 
 
 def deploy(model: nn.Module, variant: str = "merged", example: Any = None) -> nn.Module:
@@ -49,9 +49,9 @@ def deploy(model: nn.Module, variant: str = "merged", example: Any = None) -> nn
     Products are computed in float64 and rounded once.
 
     Args:
-        model: the training form, in evaluation mode.
+        model: the training model, in evaluation mode.
         variant: one of ``variants``.
-        example: input for a verification: a tensor, or a tuple of arguments. Both forms are run,
+        example: input for a verification: a tensor, or a tuple of arguments. Both models are run,
             and their outputs compared.
 
     Raises:
@@ -147,20 +147,20 @@ def _has_method(layer: nn.Module) -> bool:
     return not all(type(part).__module__.startswith("torch.") for part in parts)
 
 
-def _second_forms(layer: nn.Module) -> Iterator[Deployable]:
+def _deployables(layer: nn.Module) -> Iterator[Deployable]:
     if parametrize.is_parametrized(layer, "weight"):
         chain: Any = layer.parametrizations["weight"]
         yield from (part for part in chain if isinstance(part, Deployable))
 
 
 def _deployed_layer(layer: nn.Module, variant: str, memo: Memo, member: bool) -> nn.Module:
-    """Deploy one layer: to its form ``variant`` if it has one, else to a plain layer.
+    """Deploy one layer: as ``variant`` if it has that one, else as a plain layer.
 
-    A ``member`` of a family has the second form, in which what layers share is there once.
+    A ``member`` of a family has the second variant, in which what layers share is there once.
     """
-    for form in _second_forms(layer):
-        if form.variant == variant or member:
-            deployed = form.deployed(layer, memo).eval()
+    for part in _deployables(layer):
+        if part.variant == variant or member:
+            deployed = part.deployed(layer, memo).eval()
             refuse_other_weight(deployed, layer)
             return deployed
     return _plain_layer(layer, memo)

@@ -27,7 +27,7 @@ def quantised_weights(encoder: nn.Module) -> dict[str, Tensor]:
     They are those of the linear and convolutional layers of the blocks, each once however often it
     is used. Everything outside the blocks, biases, normalisations and the biases of relative
     positions stay at 32 bits, as in the paper (arXiv 2406.10160). ``encoder`` is a plain one, or
-    the training form of a family, whose weights are those of the selected member.
+    the training model of a family, whose weights are those of the selected member.
     """
     prefix, stack = find_stack(encoder)
     return {
@@ -79,7 +79,7 @@ def packed_weights(model: nn.Module, name: str) -> dict[str, Packed | Coded | Si
                 found[outer] = weight
                 continue
             number, _, inner = outer.removeprefix(f"{place}.").partition(".")
-            if int(number) in places[place]:  # layers of the deployed form are numbered anew
+            if int(number) in places[place]:  # layers of the deployed model are numbered anew
                 found[f"{place}.{places[place].index(int(number))}.{inner}"] = weight
     return found
 
@@ -119,7 +119,7 @@ def compression(encoder: nn.Module, plain: nn.Module, name: str) -> float | None
 
     Counted as in the paper, see ``block_bits``: 12.83 for 12 layers of 256 with feed-forward
     networks of 1,024 at 4 bits, from a Conformer of 2,048 (arXiv 2406.10160 gives 12.8). It is not
-    a ratio of file sizes. None if ``encoder`` is not the training form of a family; ``plain`` is
+    a ratio of file sizes. None if ``encoder`` is not the training model of a family; ``plain`` is
     ``deploy(encoder, name)``.
     """
     stack = nested_stack(encoder)

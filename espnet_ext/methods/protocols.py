@@ -16,7 +16,7 @@ Memo = dict[int, Any]  # the memo of ``copy.deepcopy``: id of an original, what 
 
 @runtime_checkable
 class Deployable(Protocol):
-    """A parametrization of a weight whose layer has a second deployed form."""
+    """A parametrization of a weight whose layer has a second variant."""
 
     variant: str  # its name, for ``deploy(model, variant)`` and the option ``form`` of the method
 

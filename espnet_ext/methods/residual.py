@@ -154,7 +154,7 @@ class ResidualWeight(nn.Module):
         return effective_weight(base, self.down, self.up, self.diagonal)
 
     def deployed(self, layer: Any, memo: Memo) -> nn.Module:
-        """Build the layer of the form ``shared``, which keeps base and residual separate."""
+        """Build the layer of the variant ``shared``, which keeps base and residual separate."""
 
         def shared(chain: Any, value: Tensor) -> nn.Parameter:
             trained = originals(chain)
@@ -218,7 +218,7 @@ def apply_residual(module: nn.Module, options: ResidualOptions) -> nn.Module:
     for units in groups.values():
         share_layers(units, options)
     if options.form == "shared":
-        _use_shared_form(module)
+        _use_shared_variant(module)
     return module
 
 
@@ -316,8 +316,8 @@ def _low_rank(rest: Tensor, up: Tensor, down: Tensor) -> dict[str, Tensor]:
     return {"up": left_vectors[:, :rank] * root, "down": root.unsqueeze(1) * right_vectors[:rank]}
 
 
-def _use_shared_form(module: nn.Module) -> None:
-    """Replace every parametrized layer by its deployed form, in place."""
+def _use_shared_variant(module: nn.Module) -> None:
+    """Replace every parametrized layer by the one that is deployed, in place."""
     memo: Memo = {}
     replaced: dict[int, nn.Module] = {}
     layers = [m for m in module.modules() if parametrize.is_parametrized(m)]

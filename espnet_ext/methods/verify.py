@@ -1,4 +1,4 @@
-"""Comparison of a deployed model with its training form, by their outputs and by their weights."""
+"""Comparison of a deployed model with its training model, by their outputs and by their weights."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,14 +24,14 @@ def refuse_difference(difference: float, name: str) -> None:
     """Raise UserError if outputs differ by more than TOLERANCE, or are NaN."""
     if not difference <= TOLERANCE:
         raise UserError(
-            f"{name} differs from the training form by {difference:.1e} "
+            f"{name} differs from the training model by {difference:.1e} "
             f"(limit {TOLERANCE:.0e}); nothing was written"
         )
 
 
 @contextlib.contextmanager
 def exact_products(model: nn.Module) -> Iterator[None]:
-    """Inside the block, a training form multiplies in float64 what ``deploy`` does.
+    """Inside the block, a training model multiplies in float64 what ``deploy`` does.
 
     Else what differs is the rounding of long sums in float32, not the deployed model.
     """
@@ -72,7 +72,7 @@ def refuse_other_weight(deployed: nn.Module, trained: nn.Module) -> None:
     wanted: Any = trained.weight
     if weight is not None and not torch.allclose(weight, wanted, rtol=1e-3, atol=TOLERANCE):
         name = type(deployed).__name__
-        raise RuntimeError(f"{name}.weight is not the weight that the training form computes with")
+        raise RuntimeError(f"{name}.weight is not the weight that the training model computes with")
 
 
 def _tensors(found: Any) -> Iterator[Tensor]:

@@ -10,13 +10,13 @@ from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import (
     DECODED,
+    DEPLOYED,
     DONE,
     read_json,
     refuse_changed_output,
     score_stamp,
     sha256_file,
 )
-from espnet_ext.formats.digests import RECORD
 from espnet_ext.results.schema import (
     NOT_MEASURED,
     SCHEMA_VERSION,
@@ -54,7 +54,7 @@ def stage_files(experiment: Experiment) -> list[Path]:
     """Return every existing file that ``collect`` reads, for the stamp."""
     return [
         experiment.train_record,
-        experiment.deployed / RECORD,
+        experiment.deployed / DEPLOYED,
         *sorted(experiment.decode_folder.glob(f"*/*/{DECODED}")),
         *sorted(experiment.score_folder.glob("*/*.json")),
     ]
@@ -190,7 +190,7 @@ def _measured(record: Mapping[str, Any], key: str) -> Any:
 
 
 def _read_deploy(experiment: Experiment) -> dict[str, Any]:
-    record = experiment.deployed / RECORD
+    record = experiment.deployed / DEPLOYED
     return _read(record, "5 (espnet-ext deploy)", experiment.deploy_stamp)
 
 

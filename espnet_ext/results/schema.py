@@ -205,7 +205,7 @@ class Decoding(Strict):
 
 
 class Result(Record):
-    """One run: trained, deployed in one form, decoded and scored."""
+    """One run: trained, deployed as one variant, decoded and scored."""
 
     tag: Text
     variant: Text

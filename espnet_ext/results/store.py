@@ -15,7 +15,7 @@ from espnet_ext.results.benchmarks import Benchmark
 from espnet_ext.results.grids import Grid
 from espnet_ext.results.schema import Record, Result
 from espnet_ext.results.stacks import Pruning, Similarity
-from espnet_ext.score.pairs import baseline_form
+from espnet_ext.score.pairs import baseline_variant
 from espnet_ext.validation import read_model
 
 BENCHMARKS = "benchmarks"
@@ -81,7 +81,7 @@ def _read[R: Record](folder: Path, pattern: str, model: type[R]) -> Iterator[tup
 
 
 def path_of(folder: Path, record: Record) -> Path:
-    """Where a result is committed; of a run, one file for each deployed form."""
+    """Where a result is committed; of a run, one file for each variant."""
     return folder / record.recipe / folder_of(record) / f"{name_of(record)}.json"
 
 
@@ -102,6 +102,6 @@ def baseline_of(result: Result, among: Iterable[Result]) -> Result | None:
     if named is None:
         return None
     tag, _, variant = named.partition("/")
-    forms = {run.variant: run for run in among if run.tag == tag}
-    form = baseline_form(forms, result.variant, variant)
-    return None if form is None else forms[form]
+    runs = {run.variant: run for run in among if run.tag == tag}
+    chosen = baseline_variant(runs, result.variant, variant)
+    return None if chosen is None else runs[chosen]

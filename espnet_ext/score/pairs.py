@@ -20,22 +20,22 @@ class Pairs:
     baseline: list[str] | None = None  # of the run that is compared with
 
 
-def baseline_form(forms: Collection[str], variant: str, named: str) -> str | None:
-    """Choose the deployed form of a baseline to compare with.
+def baseline_variant(decoded: Collection[str], variant: str, named: str) -> str | None:
+    """Choose the variant of a baseline to compare with.
 
     Args:
-        forms: in which the baseline was decoded.
-        variant: deployed form of the run.
-        named: requested form, of TAG/VARIANT; empty if none was.
+        decoded: variants of the baseline that were decoded.
+        variant: of the run.
+        named: requested one, of TAG/VARIANT; empty if none was.
 
     Returns:
-        The named form, or else that of the run, ``merged``, or the only one; None if there is
+        The named one, or else that of the run, ``merged``, or the only one; None if there is
         none.
     """
-    for form in (named,) if named else (variant, "merged"):
-        if form in forms:
-            return form
-    return next(iter(forms)) if len(forms) == 1 and not named else None
+    for name in (named,) if named else (variant, "merged"):
+        if name in decoded:
+            return name
+    return next(iter(decoded)) if len(decoded) == 1 and not named else None
 
 
 def read_pairs(

@@ -54,7 +54,7 @@ def decode(
     A set that was begun in parts is completed, part by part, and joined.
 
     Args:
-        experiment: names the deployed form.
+        experiment: names the variant.
         sets: data sets.
         jobs: processes.
         timed: measure the real-time factor; not where other processes compete for the cores.
@@ -62,7 +62,7 @@ def decode(
         device: torch's name of where the model computes.
 
     Raises:
-        UserError: the form is not deployed, no such set or device, or audio that cannot be read.
+        UserError: the variant is not deployed, no such set or device, or audio that cannot be read.
     """
     experiment.require_deployed()
     todo = []

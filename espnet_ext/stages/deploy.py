@@ -1,4 +1,4 @@
-"""Stage 5: the averaged model in its deployed form, or all members of a family in one file."""
+"""Stage 5: the averaged model deployed as a variant, or all members of a family in one file."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,14 @@ from espnet_ext.data.segments import set_folder
 from espnet_ext.data.ssl_model import SSLModel
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import FAMILY, Experiment
-from espnet_ext.files import Stamp, in_use, read_json, refuse_changed_output, write_json
-from espnet_ext.formats.digests import KEY, RECORD, digests
+from espnet_ext.files import DEPLOYED, Stamp, in_use, read_json, refuse_changed_output, write_json
+from espnet_ext.formats.digests import KEY, digests
 
 _UTTERANCES = 8  # that a deployed model is verified on
 
 
 def deploy_stamp(experiment: Experiment, checkpoint: Path) -> Stamp:
-    """The stamp of a deployed form that is made from ``checkpoint``."""
+    """The stamp of a deployed model that is made from ``checkpoint``."""
     settings: dict[str, Any] = {"variant": experiment.variant, "digests": 2}  # 2: can be moved
     if experiment.config.has_layer_features:
         settings["features"] = 1  # the model of the features is in the folder
@@ -25,7 +25,7 @@ def deploy_stamp(experiment: Experiment, checkpoint: Path) -> Stamp:
 
 
 def deployed_checkpoint(experiment: Experiment) -> Path:
-    """The checkpoint that a deployed form was made from.
+    """The checkpoint that a deployed model was made from.
 
     Raises:
         UserError: its stamp does not say so.
@@ -39,15 +39,15 @@ def deployed_checkpoint(experiment: Experiment) -> Path:
 
 
 def deploy(experiment: Experiment, checkpoint: Path | None = None) -> None:
-    """Write the deployed form of an experiment, or with the form ``family`` its family file.
+    """Write the deployed model of an experiment, or as variant ``family`` its family file.
 
     Args:
-        experiment: names the form.
+        experiment: names the variant.
         checkpoint: default: the averaged model.
 
     Raises:
-        UserError: stage 4 has not run, an unknown form, or a model that does not pass its
-            verification.
+        UserError: stage 4 has not run, an unknown variant, or a model that does not pass
+            its verification.
     """
     if checkpoint is None:
         untrained = experiment.variant == UNTRAINED
@@ -68,11 +68,11 @@ def _pretrained_weights(experiment: Experiment) -> Path:
     for path in pretrained_files(experiment.config, experiment.root):
         if path.suffix == ".safetensors":
             return path
-    raise UserError(f"{experiment.config.path}: the form {UNTRAINED} is of a pretrained model")
+    raise UserError(f"{experiment.config.path}: the variant {UNTRAINED} is of a pretrained model")
 
 
 def _write_model(experiment: Experiment, checkpoint: Path) -> list[Path]:
-    """Write the folder of the deployed form; return its files."""
+    """Write the folder of the deployed model; return its files."""
     from espnet_ext.bridge.muted import muted
 
     with muted():
@@ -81,7 +81,7 @@ def _write_model(experiment: Experiment, checkpoint: Path) -> list[Path]:
     made = deploy_experiment(experiment, checkpoint, _speech(experiment))
     print(
         f"deploy: {experiment.weights}: {made['parameters']['total']:,} parameters "
-        f"(training form {made['training_parameters']['total']:,}), {made['bytes']:,} bytes, "
+        f"(training model {made['training_parameters']['total']:,}), {made['bytes']:,} bytes, "
         f"largest difference {made['verified']['max_difference']:.1e} "
         f"on {made['verified']['utterances']} utterances"
     )
@@ -104,7 +104,7 @@ def _write_family(experiment: Experiment, checkpoint: Path) -> list[Path]:
     if isinstance(experiment.features, SSLModel):
         features = experiment.deployed / FEATURES
         save_model(experiment.features, features)
-        write_json(features / RECORD, {KEY: digests(features)})
+        write_json(features / DEPLOYED, {KEY: digests(features)})
     size = path.stat().st_size
     write_json(listed, {"bytes": size, "members": made})
     separate = sum(member["bytes"] for member in made)
@@ -117,7 +117,7 @@ def _write_family(experiment: Experiment, checkpoint: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files of a deployed form, those of pretrained models in it too."""
+    """All files of a deployed model, those of pretrained models in it too."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

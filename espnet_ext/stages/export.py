@@ -51,7 +51,7 @@ def export_model(
     """Write the folder of a model; return a line about it.
 
     Args:
-        model: deployed folder or file of weights; of a family the folder of its forms.
+        model: deployed folder or file of weights; of a family the folder of its variants.
         speech: files that graphs and torch are compared on.
         out: folder to write.
         products: ``export.products.Products``.

@@ -20,8 +20,7 @@ from espnet_ext.data.segments import set_folder
 from espnet_ext.data.text import collapse_blanks, normalise_text
 from espnet_ext.errors import StoppedError, UserError
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, read_json, write_json, write_text
-from espnet_ext.formats.digests import RECORD
+from espnet_ext.files import DEPLOYED, Stamp, read_json, write_json, write_text
 from espnet_ext.results import grids
 from espnet_ext.results.plots.grids import plot_grid
 from espnet_ext.results.run import recipe_names
@@ -165,7 +164,7 @@ class GridRun:
         # Other trainings run at the same time: a real-time factor would measure them too.
         device = "cuda" if self.ngpu else "cpu"
         decode(experiment, [name], jobs=1, timed=False, device=device)
-        made = read_json(experiment.deployed / RECORD)
+        made = read_json(experiment.deployed / DEPLOYED)
         trained = read_json(experiment.train_record)
         result = {
             "system": cell.system.name,

@@ -24,7 +24,7 @@ from espnet_ext.files import (
     write_json,
 )
 from espnet_ext.results.schema import SCHEMA_VERSION, Score, ScoreFile, as_json
-from espnet_ext.score.pairs import baseline_form
+from espnet_ext.score.pairs import baseline_variant
 from espnet_ext.validation import parse
 
 type Scores = tuple[dict[str, Any], list[Path]]  # a score, other files that were written
@@ -171,22 +171,22 @@ def _decoded_sets(experiment: Experiment, method: str, sets: list[str] | None) -
 def _baseline(
     experiment: Experiment, named: str, method: str, name: str, required: bool
 ) -> Path | None:
-    """The baseline's hypotheses, of the form that ``baseline_form`` chooses."""
-    tag, _, form_named = named.partition("/")
+    """The baseline's hypotheses, of the variant that ``baseline_variant`` chooses."""
+    tag, _, variant_named = named.partition("/")
     if required and not (experiment.exp / tag).is_dir():
         runs = [path.parent.name for path in experiment.exp.glob("*/decode")]
         raise UserError(f"no baseline run {nearest(tag, runs)} in exp/")
-    forms = experiment.decoded_forms(tag, method, name)
-    form = baseline_form(forms, experiment.variant, form_named)
-    if form is None and forms:
+    decoded = experiment.decoded_variants(tag, method, name)
+    chosen = baseline_variant(decoded, experiment.variant, variant_named)
+    if chosen is None and decoded:
         raise UserError(
-            f"baseline {tag} was decoded as {', '.join(forms)} but not as "
-            f"{form_named or experiment.variant}; decode that"
+            f"baseline {tag} was decoded as {', '.join(decoded)} but not as "
+            f"{variant_named or experiment.variant}; decode that"
         )
-    if form is None and required:
+    if chosen is None and required:
         problem = _none(experiment, named, method, name)
         raise UserError(f"{problem}; run stages 1 to 6 with its config first")
-    return None if form is None else forms[form]
+    return None if chosen is None else decoded[chosen]
 
 
 def _none(experiment: Experiment, named: str, method: str, name: str) -> str:

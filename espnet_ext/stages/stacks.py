@@ -134,7 +134,7 @@ def pruning_curves(
     """Curves of the score of models as layers are removed without retraining.
 
     Args:
-        experiment: a probe, or a recogniser; what it says of task and deployed form holds for all.
+        experiment: a probe, or a recogniser; what it says of task and variant holds for all.
         tags: the probes, which differ in the seed; empty: ``experiment`` alone.
         sets: the set that layers are scored on, and the one that the probes are scored on.
         measure: how layers are compared, as ``Measure.for_set`` made it for the first set.

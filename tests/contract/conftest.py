@@ -186,7 +186,7 @@ class Case:
         return espnet_class(self.target)(FEATURES, **ENCODERS[self.target])
 
     def build(self) -> nn.Module:
-        """The training form, freshly built, in training mode."""
+        """The training model, freshly built, in training mode."""
         method = METHODS[self.method]
         if self.target in SMALL:
             return method.apply(self.plain(), method.parse(self.options))
@@ -197,7 +197,7 @@ class Case:
         return {**ENCODERS[self.target], self.method: self.options}
 
     def model(self) -> nn.Module:
-        """The training form with random parameters and statistics, in evaluation mode."""
+        """The training model with random parameters and statistics, in evaluation mode."""
         return randomise(self.build()).eval()
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:

@@ -23,7 +23,7 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def as_variant(model: nn.Module, variant: str) -> contextlib.AbstractContextManager:
-    """Inside, the training form computes what ``variant`` shall: a family has one for each."""
+    """Inside, the training model computes what ``variant`` shall: a family has one for each."""
     family = nested_stack(model)
     return contextlib.nullcontext() if family is None else family.as_member(variant)
 
@@ -88,17 +88,17 @@ def test_source_still_trains(case, tools):
     deploy(twin)
     deploy(model)
     x, lengths = tools.batch()
-    for form in (model, twin):
-        form.train()
-        before = copy.deepcopy(form.state_dict())
-        optimiser = torch.optim.SGD(form.parameters(), lr=0.1)
-        form(x, lengths)[0].square().mean().backward()
+    for either in (model, twin):
+        either.train()
+        before = copy.deepcopy(either.state_dict())
+        optimiser = torch.optim.SGD(either.parameters(), lr=0.1)
+        either(x, lengths)[0].square().mean().backward()
         optimiser.step()
         changed = [
-            n for n in case.parameters(form) if not torch.equal(before[n], form.state_dict()[n])
+            n for n in case.parameters(either) if not torch.equal(before[n], either.state_dict()[n])
         ]
         assert changed
-        deploy(form.eval())
+        deploy(either.eval())
 
 
 def test_nothing_is_left_to_deploy(case, tools):
@@ -163,17 +163,17 @@ def test_average_deploys(case, tools):
 
 
 def test_batch_equals_each_alone(case, tools):
-    """Padding is not seen: neither by the training form nor by the deployed one."""
+    """Padding is not seen: neither by the training model nor by the deployed one."""
     model = case.model()
     x, lengths = tools.batch()
     if case.target in tools.SEES_PADDING:
         lengths = torch.full_like(lengths, x.shape[1])
     x[1, lengths[1] :] = 7.0  # the padding must not matter
-    for form in (model, deploy(model)):
+    for either in (model, deploy(model)):
         with torch.no_grad():
-            together, out_lengths, _ = form(x, lengths)
+            together, out_lengths, _ = either(x, lengths)
             for row, length in enumerate(lengths):
-                alone, alone_lengths, _ = form(x[row : row + 1, :length], length[None])
+                alone, alone_lengths, _ = either(x[row : row + 1, :length], length[None])
                 assert out_lengths[row] == alone_lengths[0]
                 kept = together[row, : out_lengths[row]]
                 assert difference(kept, alone[0, : out_lengths[row]]) < 1e-5

@@ -150,4 +150,4 @@ def check_variant(name: str) -> None:
         with contextlib.suppress(UserError):
             parse_name(name)
             return
-        raise AssertionError(f"{name} is no deployed form")
+        raise AssertionError(f"{name} is no variant")

@@ -24,9 +24,9 @@ def test_each_member_is_compared_with_the_same_system_alone():
     for member, tag in named.items():
         alone = load_config(RECIPE / "conf/nested" / f"train_{tag}.yaml")
         assert f"conf/nested/{alone.path.name}" in trained
-        conf, form = alone.espnet["encoder_conf"], parse_name(member)
-        assert conf["num_blocks"] == len(form.layers) and conf["linear_units"] == form.width
-        assert conf.get("nested", {"bits": [32]})["bits"] == [form.bits]
+        conf, parsed = alone.espnet["encoder_conf"], parse_name(member)
+        assert conf["num_blocks"] == len(parsed.layers) and conf["linear_units"] == parsed.width
+        assert conf.get("nested", {"bits": [32]})["bits"] == [parsed.bits]
         assert alone.espnet["max_epoch"] == family.espnet["max_epoch"]
     rounded = re.findall(r"score conf/nested/train_alone_xs_6l.yaml .*--variant (\S+)", done.stdout)
     assert rounded == ["merged+8b", "merged+4b", "merged+2b"]

@@ -46,7 +46,7 @@ NESTED["decoder_depths"] = [2, [1]]
 IN_PARTS = {"letters": "abcdefghijklmnopqrstuvwxyz", "rare": 16}
 IN_PARTS["common"] = "data/token_list/model/common_train.txt"
 LARGE, SMALL = "2L-48+2L-40-32b", "2L-48+L1-40-4b"
-FORMS = {"untrained": None, LARGE: "untrained", SMALL: LARGE}
+VARIANTS = {"untrained": None, LARGE: "untrained", SMALL: LARGE}
 CONFIGS = {
     "tuned": {"recipe": {"decode": {"ctc_att_beam": BEAM, "attention_beam": {"beam_size": 2}}}},
     "with_ctc": {
@@ -87,11 +87,11 @@ CONFIGS = {
     "shared": {
         "encoder_conf": {"residual": {"share": 2, "rank": 4}},
         "decoder_conf": {"residual": {"share": 2, "rank": 4}},
-        "recipe": {"variant": "shared", "forms": {"untrained": None, "shared": "untrained"}},
+        "recipe": {"variant": "shared", "variants": {"untrained": None, "shared": "untrained"}},
     },
     "family": {
         "encoder_conf": {"nested": NESTED},
-        "recipe": {"variant": SMALL, "forms": FORMS, "untrained": {"pad_to": 30}},
+        "recipe": {"variant": SMALL, "variants": VARIANTS, "untrained": {"pad_to": 30}},
     },
     "table_in_parts": {
         "encoder_conf": {"nested": NESTED | IN_PARTS},
@@ -196,8 +196,8 @@ def decoder(deployed):
     return Decoder(deployed, "attention_greedy", {"batch_size": 3}, SpeechInput(16000))
 
 
-def hypotheses(folder, tag, method, name="test", form="merged"):
-    return read_table(folder / f"exp/{tag}/decode/{form}/{method}/{name}/text")
+def hypotheses(folder, tag, method, name="test", variant="merged"):
+    return read_table(folder / f"exp/{tag}/decode/{variant}/{method}/{name}/text")
 
 
 def generated(model, folder, name):
@@ -306,25 +306,25 @@ def test_the_whole_model_is_rounded_and_decodes(recipe, tag):
     succeed(folder, "decode", config, "--variant", "whole+4b", "--sets", "test", "--nj", "1")
 
 
-def test_all_forms_of_a_family_go_through_all_stages(recipe):
-    """Run as run.sh does: the verbs are given no form."""
+def test_all_variants_of_a_family_go_through_all_stages(recipe):
+    """Run as run.sh does: the verbs are given no variant."""
     folder, model = recipe
     config = trained(folder, "family")
     for verb in ("decode", "score"):
         succeed(folder, verb, config, "--sets", "test")
     printed = succeed(folder, "report", config)
     greedy = "attention_greedy"
-    found = {form: hypotheses(folder, "family", greedy, form=form) for form in FORMS}
+    found = {variant: hypotheses(folder, "family", greedy, variant=variant) for variant in VARIANTS}
     assert found["untrained"] == generated(model, folder, "test")
     assert found[LARGE] != found["untrained"]
     deployed = folder / "exp/family/deploy"
     packed = deployed / SMALL / "model.safetensors"
     assert packed.stat().st_size < 0.3 * (deployed / LARGE / "model.pth").stat().st_size
     results = {}
-    for form, other in FORMS.items():
-        name = "result.json" if form == SMALL else f"result_{form}.json"
-        results[form] = json.loads((folder / "exp/family" / name).read_text())
-        (score,) = results[form]["scores"]
+    for variant, other in VARIANTS.items():
+        name = "result.json" if variant == SMALL else f"result_{variant}.json"
+        results[variant] = json.loads((folder / "exp/family" / name).read_text())
+        (score,) = results[variant]["scores"]
         compared = {comparison["baseline"] for comparison in score["comparisons"]}
         assert compared == (set() if other is None else {f"family/{other}"})
     assert results["untrained"]["training"]["epochs"] == "not measured"
@@ -381,16 +381,16 @@ TAGGED = [*(("family", words) for words in EXPORTS), ("table_in_parts", [SMALL, 
 def test_exported_graphs_find_torchs_texts_here_and_in_sherpa_onnx(recipe, tag, words):
     folder, _ = recipe
     config = trained(folder, tag)
-    form, *options = words
-    deployed, out = f"exp/{tag}/deploy/{form}", folder / f"onnx/{tag}_{'_'.join(words)}"
-    printed = succeed(folder, "export", config, "--variant", form, "--out", str(out), *options)
+    variant, *options = words
+    deployed, out = f"exp/{tag}/deploy/{variant}", folder / f"onnx/{tag}_{'_'.join(words)}"
+    printed = succeed(folder, "export", config, "--variant", variant, "--out", str(out), *options)
     assert re.search(r"; ([23]) of 3 texts are torch's", printed)  # the development set
     found = transcribed(folder, str(out))
     assert any(found)
     wanted = transcribed(folder, deployed)
     if options != ["--bits", "8"]:  # those weights are other ones
         assert sum(map(str.__eq__, found, wanted)) >= (4 if "--exact" in words else 3)
-    if form != "untrained":
+    if variant != "untrained":
         # A text of a model that never ends it: six tokens for 384 / 16000 s of each frame, which
         # are too many of speech that is filled up to 30 s.
         theirs = sherpa(out)
@@ -402,13 +402,13 @@ def test_exported_graphs_find_torchs_texts_here_and_in_sherpa_onnx(recipe, tag, 
     assert done.stdout.strip() == found[1]
     settings = json.loads((out / "model.json").read_text())
     counted = {int(bits): count for bits, count in settings["weights_in_bits"].items()}
-    if form == SMALL:  # every integer of the packed file is in the graphs, in its bits
+    if variant == SMALL:  # every integer of the packed file is in the graphs, in its bits
         packed = read_member(folder / deployed / "model.safetensors")
         stored = [w for w in packed.values() if isinstance(w, Quantised)]
         assert {w.bits for w in stored} == counted.keys()
         for bits, count in counted.items():
             assert count == sum(w.ints.numel() for w in stored if w.bits == bits)
-    assert (counted == {}) == (form != SMALL and "--bits" not in words)
+    assert (counted == {}) == (variant != SMALL and "--bits" not in words)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -446,11 +446,11 @@ def test_a_family_in_one_folder_gives_the_texts_of_its_members(recipe):
     config, out = trained(folder, "family"), folder / "onnx/together"
     printed = succeed(folder, "export", config, "--family", LARGE, SMALL, "--out", str(out))
     assert "to the last bit" in printed
-    alone = {form: folder / f"onnx/alone_{form}" for form in (LARGE, SMALL)}
-    for form, path in alone.items():
-        succeed(folder, "export", config, "--variant", form, "--out", str(path))
+    alone = {variant: folder / f"onnx/alone_{variant}" for variant in (LARGE, SMALL)}
+    for variant, path in alone.items():
+        succeed(folder, "export", config, "--variant", variant, "--out", str(path))
         texts = transcribed(folder, str(path))
-        assert transcribed(folder, str(out), "--variant", form) == texts != [""] * 4
+        assert transcribed(folder, str(out), "--variant", variant) == texts != [""] * 4
     sizes = {name: bytes_of(path) for name, path in (("together", out), *alone.items())}
     assert sizes["together"] < sizes[LARGE] + sizes[SMALL]
     limit = str(sizes[SMALL])  # of the member in a folder of its own
@@ -657,20 +657,20 @@ def test_a_recogniser_whose_layers_share_weights_starts_from_the_pretrained_one(
     succeed(folder, "decode", config, "--sets", "test", "--nj", "1")
     succeed(folder, "score", config, "--sets", "test")
     deployed = folder / "exp/shared/deploy"
-    sizes = [(deployed / form / "model.pth").stat().st_size for form in ("shared", "untrained")]
+    sizes = [(deployed / one / "model.pth").stat().st_size for one in ("shared", "untrained")]
     assert sizes[0] < sizes[1]
     exported = {}
-    for form, bits in (("shared", 32), ("untrained", 32), ("shared", 4)):
-        where = folder / f"exp/onnx_{form}_{bits}"
-        words = ["--variant", form, "--bits", str(bits), "--exact", "--out", str(where)]
+    for variant, bits in (("shared", 32), ("untrained", 32), ("shared", 4)):
+        where = folder / f"exp/onnx_{variant}_{bits}"
+        words = ["--variant", variant, "--bits", str(bits), "--exact", "--out", str(where)]
         assert "3 of 3 texts are torch's" in succeed(folder, "export", config, *words)
         graphs = [onnx.load(where / f"{name}.onnx").graph for name in ("encode", "cached_decode")]
         stored = [one for graph in graphs for one in graph.initializer]
-        exported[form, bits] = sum(len(one.raw_data) for one in stored)
-    # Every base is there once: as many numbers are saved as in the files of the forms.
+        exported[variant, bits] = sum(len(one.raw_data) for one in stored)
+    # Every base is there once: as many numbers are saved as in the files of the variants.
     tensors = [
-        torch.load(deployed / form / "model.pth", weights_only=True)
-        for form in ("untrained", "shared")
+        torch.load(deployed / variant / "model.pth", weights_only=True)
+        for variant in ("untrained", "shared")
     ]
     plain, shared = (sum(t.nbytes for t in one.values()) for one in tensors)
     saved = exported["untrained", 32] - exported["shared", 32]

@@ -153,7 +153,7 @@ def here(recipe, monkeypatch):
     return recipe
 
 
-def test_the_training_form_gives_the_same_texts(here):
+def test_the_training_model_gives_the_same_texts(here):
     from espnet_ext.bridge.checkpoint import load_model
     from espnet_ext.bridge.decoder import Decoder
     from espnet_ext.bridge.speech_input import SpeechInput

@@ -28,19 +28,19 @@ from tests.fixtures import families
 
 ROOT = Path(__file__).parents[2]
 RATE = families.RATE
-FORMS = ("3L-64-32b", "1L-24-4b", "merged")
+VARIANTS = ("3L-64-32b", "1L-24-4b", "merged")
 
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory) -> Path:
-    """Forms of a family, and its family file, far from the recipe, which is gone."""
+    """Variants of a family, and its family file, far from the recipe, which is gone."""
     root = tmp_path_factory.mktemp("recipe")
     options = {"depths": [3, 1], "widths": [64, 24], "bits": [32, 4], "kl_decoder": 0.0}
     exp = families.make(root, **options)
     speech = Speech([torch.from_numpy(families.wave(1.0))], SpeechInput(RATE))
     config = load_config(root / "conf/train_family.yaml")
-    for form in FORMS:
-        experiment = Experiment.of(config, form, root)
+    for variant in VARIANTS:
+        experiment = Experiment.of(config, variant, root)
         deploy_experiment(experiment, exp / "1epoch.pth", speech)
     said = about(experiment, speech.source)
     file = exp / "deploy/family/family.safetensors"
@@ -64,8 +64,8 @@ def refused(action, *words) -> str:
 
 
 def test_a_deployed_folder_names_no_path_outside(moved):
-    for form in FORMS:
-        for path in (moved / form).rglob("*.[yj][as][mo]*"):
+    for variant in VARIANTS:
+        for path in (moved / variant).rglob("*.[yj][as][mo]*"):
             text = path.read_text(encoding="utf-8")
             assert "recipe" not in text.replace("recipe0", "recipe") and "exp/" not in text, path
             assert "/tmp" not in text and "data/" not in text, path
@@ -205,22 +205,22 @@ def test_a_long_recording_is_cut_at_pauses_and_silence_has_no_text(model):
     assert tick.seconds == pytest.approx(8 / RATE)
 
 
-def test_the_largest_form_that_fits_is_loaded(moved):
-    sizes = {form: weights_file(moved / form).stat().st_size for form in FORMS}
+def test_the_largest_variant_that_fits_is_loaded(moved):
+    sizes = {variant: weights_file(moved / variant).stat().st_size for variant in VARIANTS}
     wave = families.wave(2.0, 4)
-    texts = {form: espnet_ext.load(moved / form)(wave, RATE).text for form in FORMS}
+    texts = {variant: espnet_ext.load(moved / variant)(wave, RATE).text for variant in VARIANTS}
     assert len(set(texts.values())) == 2
     small = espnet_ext.load(moved / "family", max_bytes=sizes["1L-24-4b"])
     assert small(wave, RATE).text == texts["1L-24-4b"]
     folders = moved.parent / "folders"
-    for form in FORMS:
-        shutil.copytree(moved / form, folders / form, dirs_exist_ok=True)
+    for variant in VARIANTS:
+        shutil.copytree(moved / variant, folders / variant, dirs_exist_ok=True)
     assert espnet_ext.load(folders)(wave, RATE).text == texts["merged"]
     fitting = espnet_ext.load(folders, max_bytes=sizes["1L-24-4b"])
     assert fitting(wave, RATE).text == texts["1L-24-4b"]
-    for form, error in zip(FORMS, (0.2, 0.1, 0.3), strict=True):  # what each scored
+    for variant, error in zip(VARIANTS, (0.2, 0.1, 0.3), strict=True):  # what each scored
         scores = [{"direction": -1, "value": error, "metric": "wer"}]
-        (folders / form / "scores.json").write_text(json.dumps(scores))
+        (folders / variant / "scores.json").write_text(json.dumps(scores))
     assert espnet_ext.load(folders)(wave, RATE).text == texts["1L-24-4b"]
     weights = weights_file(moved / "1L-24-4b")
     assert espnet_ext.load(weights)(wave, RATE).text == texts["1L-24-4b"]
@@ -228,14 +228,14 @@ def test_the_largest_form_that_fits_is_loaded(moved):
     assert "more than 10 bytes" in refused(lambda: espnet_ext.load(weights, max_bytes=10))
 
 
-def test_the_best_form_that_is_fast_enough_here_is_loaded(moved, tmp_path, monkeypatch):
+def test_the_best_variant_that_is_fast_enough_here_is_loaded(moved, tmp_path, monkeypatch):
     from espnet_ext.bridge import speed
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folders, wave = tmp_path / "folders", families.wave(2.0, 4)
-    for form in FORMS[:2]:
-        shutil.copytree(moved / form, folders / form)
-    texts = [espnet_ext.load(folders / form)(wave, RATE).text for form in FORMS[:2]]
+    for variant in VARIANTS[:2]:
+        shutil.copytree(moved / variant, folders / variant)
+    texts = [espnet_ext.load(folders / variant)(wave, RATE).text for variant in VARIANTS[:2]]
     measured: list[float] = []
 
     def slow(decoder) -> float:

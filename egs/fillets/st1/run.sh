@@ -4,7 +4,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
 
 config=conf/train_nested_whisper_base_m.yaml # FILE, training config, one of conf/train_*.yaml
-variant=                                     # deployed form; empty: what the config says
+variant=                                     # variant of the model; empty: what the config says
 test_sets="test_cs test_nl"                  # sets to decode and score
 targets=en                                   # languages to translate into; the config names the one that is learnt
 packages=                                    # DIR of the Debian packages; empty: fetch them

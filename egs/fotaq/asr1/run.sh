@@ -4,7 +4,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
 
 config=conf/train_nested_whisper_tiny_m.yaml # FILE, training config, one of conf/train_*.yaml
-variant=                                     # deployed form; empty: those that the config names
+variant=                                     # variant of the model; empty: those of the config
 baseline=                                    # run to compare with; empty: what the config says
 test_sets="test unseen"                      # sets to decode and score
 package=                                     # FILE, the Debian package; empty: fetch it

@@ -4,7 +4,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
 
 config=conf/train_hrf_mlp_whisper_tiny_s.yaml # FILE, training config, one of conf/train_*.yaml
-variant=                                      # deployed form; empty: what the config says
+variant=                                      # variant of the model; empty: what the config says
 test_sets="test"                              # sets to decode and score
 package=                                      # FILE, the Debian package; empty: fetch it
 downloads=downloads                           # DIR where the fetched package is kept

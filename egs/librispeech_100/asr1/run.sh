@@ -4,7 +4,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
 
 config=conf/train_stream_paper.yaml # FILE, training config, one of conf/train_*.yaml
-variant=                            # deployed form; empty: what the config says
+variant=                            # variant of the model; empty: what the config says
 test_sets="test_clean test_other"   # sets to decode and score
 corpus=                             # DIR, the folder LibriSpeech
 parse_options "$@"

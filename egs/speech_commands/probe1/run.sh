@@ -4,7 +4,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
 
 config=conf/train_wav2vec2_base_m.yaml # FILE, training config, one of conf/train_*.yaml
-variant=                               # deployed form; empty: what the config says
+variant=                               # variant of the model; empty: what the config says
 test_sets="test"                       # sets to decode and score
 corpus=                                # DIR of the 35 words (speech_commands_v0.02)
 official=                              # DIR, the official test set of 12 labels

@@ -4,7 +4,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
 
 config=conf/train_conformer_paper.yaml    # FILE, training config, one of conf/train_*.yaml
-variant=                                  # deployed form; empty: what the config says
+variant=                                  # variant of the model; empty: what the config says
 test_sets="eval2000_swbd eval2000_callhm" # sets to decode and score; also rt02 rt03_swbd rt03_fsh
 corpus=                                   # DIR, LDC97S62: the audio of training
 transcripts=                              # DIR, swb_ms98_transcriptions; empty: in the corpus

@@ -4,7 +4,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
 
 config=conf/train_wav2vec2_base_m.yaml # FILE, training config, one of conf/train_*.yaml
-variant=                               # deployed form; empty: what the config says
+variant=                               # variant of the model; empty: what the config says
 test_sets="test"                       # sets to decode and score
 corpus=                                # DIR that holds dev/wav, test/wav and iden_split.txt
 parse_options "$@"

@@ -50,7 +50,7 @@ def model_card(result: Result, languages: str | None, licence: str | None) -> st
         "real-time factor": f"{real_time_factor(result.decoding[0])}, one thread",
         "trained": f"`{result.command}` in `egs/{result.dataset}/{result.task}`, "
         f"{duration(result.training.seconds)}, commit {result.commit}",
-        "encoder, form": f"{result.encoder}, {result.variant}",
+        "encoder, variant": f"{result.encoder}, {result.variant}",
     }
     if result.config.get("frontend") == "ssl":
         conf = result.config["frontend_conf"]

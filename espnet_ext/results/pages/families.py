@@ -2,7 +2,7 @@
 
 A family is one training of which several variants were published. A member is compared with the
 baseline of its score: the same system trained alone, in an ablation the same member of the whole
-family, or another form of the same training, such as the pretrained model as it was.
+family, or another variant of the same training, such as the pretrained model as it was.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +16,7 @@ from espnet_ext.results.schema import NOT_MEASURED, RecognitionScore, Result
 from espnet_ext.results.store import baseline_of
 
 _BETTER = 0.1  # than any smaller run's score: the run has a label in the plot of a recipe
+_NAMES = "A run whose name ends in a variant is that `--variant` of its training, from stage 5 on."
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ def without_families(results: Iterable[Result]) -> list[Result]:
 def _is_member(run: Result) -> bool:
     conf = run.config.get("encoder_conf") or {}
     is_recogniser = isinstance(run.scores[0], RecognitionScore)
-    is_form = run.variant != UNTRAINED and "+" not in run.variant
-    return is_recogniser and conf.get("nested") is not None and is_form
+    is_member = run.variant != UNTRAINED and "+" not in run.variant
+    return is_recogniser and conf.get("nested") is not None and is_member
 
 
 def _bytes(run: Result) -> int:
@@ -153,8 +154,8 @@ def family_section(family: Family) -> list[str]:
             row = [run.name, parameters(run), megabytes(run.bytes), *_rates(run, name, method)]
             rows.append([*row, "rounded after training", "", ""])
         lines += [f"{name}, {method}:", "", markdown(header, rows), ""]
-    text = "A run whose name ends in a form is that `--variant` of its training, from stage 5 on."
-    return [*lines, _times(family), "", text, "", markdown(*sizes_table(family.runs().values()))]
+    lines += [_times(family), "", _NAMES, ""]
+    return [*lines, markdown(*sizes_table(family.runs().values()))]
 
 
 def _row(family: Family, member: Result, name: str, method: str) -> list[str]:

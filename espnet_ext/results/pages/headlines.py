@@ -17,7 +17,7 @@ from espnet_ext.results.store import Results, baseline_of
 from espnet_ext.validation import Items, Strict, Text, parse
 from espnet_ext.yaml_files import read_yaml
 
-_MUCH = 1.01  # codebooks and learnt scales alone make no training form larger
+_MUCH = 1.01  # codebooks and learnt scales alone make no training model larger
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def recipes_table(results: Results) -> Table:
 
 
 def _name(baseline: str) -> str:
-    """The name of a run that scores call TAG or TAG/FORM."""
+    """The name of a run that scores call TAG or TAG/VARIANT."""
     return baseline.removesuffix("/merged").replace("/", "_")
 
 

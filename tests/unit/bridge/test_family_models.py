@@ -1,4 +1,4 @@
-"""Members of a family deployed, packed and in one file, against the training form."""
+"""Members of a family deployed, packed and in one file, against the training model."""
 
 import argparse
 import contextlib
@@ -54,7 +54,7 @@ class Deployed:
         self.written: list[dict] = []
 
     def deploy(self, variant: str) -> Path:
-        """The folder of a deployed form."""
+        """The folder of a variant."""
         from espnet_ext.bridge.deployed_folder import deploy_experiment
 
         config = load_config(self.root / "conf/train_family.yaml")
@@ -74,7 +74,7 @@ class Deployed:
         return path
 
     def outputs(self, model: Any, member: str | None = None) -> list:
-        """Encoder outputs on speech, of the training form as the member."""
+        """Encoder outputs on speech, of the training model as the member."""
         chosen = contextlib.nullcontext() if member is None else self.stack.as_member(member)
         with chosen:
             return self.speech.outputs(model, 20)
@@ -95,7 +95,7 @@ def experiment(request, integer_family, float_family):
     return integer_family if request.param == "integers" else float_family
 
 
-def test_packed_extracted_and_training_form_agree(experiment):
+def test_packed_extracted_and_training_model_agree(experiment):
     import torch
 
     from espnet_ext.bridge.checkpoint import load_model
@@ -112,8 +112,8 @@ def test_packed_extracted_and_training_form_agree(experiment):
         read = load_model(folder / "config.yaml", weights_file(folder))
         extracted = deploy(experiment.trained, member.name)
         trained = experiment.outputs(experiment.trained, member.name)
-        for form in (read, extracted):
-            for one, other in zip(experiment.outputs(form), trained, strict=True):
+        for model in (read, extracted):
+            for one, other in zip(experiment.outputs(model), trained, strict=True):
                 torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
         if member != experiment.stack.family[0]:
             assert any((a - b).abs().max() > 0.01 for a, b in zip(trained, largest, strict=True))
@@ -142,7 +142,7 @@ def test_bytes_on_disk_are_those_of_the_arithmetic(experiment):
 
 
 @pytest.mark.parametrize("method", ["ctc_greedy", "ctc_att_beam"])
-def test_a_packed_form_decodes_as_its_products_in_stock_espnet_do(integer_family, method, tmp_path):
+def test_a_packed_member_decodes_as_its_products_in_stock_espnet(integer_family, method, tmp_path):
     import torch
 
     from espnet_ext.bridge.decoder import Decoder
@@ -258,7 +258,7 @@ def test_a_pretrained_stack_comes_out_without_the_folder_it_came_from(tmp_path):
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
-def test_rounding_after_training_is_that_of_the_weights_of_the_merged_form(float_family, bits):
+def test_rounding_after_training_is_that_of_the_weights_of_the_merged_model(float_family, bits):
     import torch
 
     from espnet_ext.bridge.checkpoint import load_model

@@ -226,7 +226,7 @@ def test_a_wrong_config_or_variant_is_one_line(config):
         footprint.run(asked(config().path, "--vocabulary", 0))
 
 
-def test_variants_lists_every_form_with_its_size(measure, config, capsys):
+def test_variants_lists_every_one_with_its_size(measure, config, capsys):
     from espnet_ext.cli import variants
 
     chosen = config(**HRF)
@@ -235,8 +235,8 @@ def test_variants_lists_every_form_with_its_size(measure, config, capsys):
     found = measure(chosen)
     assert header.split() == ["variant", "parameters", "bytes", "encoder"]
     assert line.split()[0] == "merged"
-    forms = [f"{form}+{bits}b" for form in ("merged", "whole") for bits in (8, 6, 4, 3, 2)]
-    assert [one.split()[0] for one in rounded] == forms
+    expected = [f"{kind}+{bits}b" for kind in ("merged", "whole") for bits in (8, 6, 4, 3, 2)]
+    assert [one.split()[0] for one in rounded] == expected
     for one in rounded:
         variant = one.split()[0]
         assert f"{measure(chosen, variant=variant)['bytes']:,}" in one

@@ -103,8 +103,8 @@ RECIPES = ("librispeech_100/asr1", "covost2/st1", "mslt/st1")
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("k", BY_GROUP)
 def test_configs_of_other_recipes_have_the_papers_blocks(blocks, recipe, k):
-    for form, expected in zip(("share", "residual"), BY_GROUP[k], strict=True):
-        path = CONFIGS.parents[2] / recipe / f"conf/train_{form}_stream_paper_k{k}.yaml"
+    for kind, expected in zip(("share", "residual"), BY_GROUP[k], strict=True):
+        path = CONFIGS.parents[2] / recipe / f"conf/train_{kind}_stream_paper_k{k}.yaml"
         conf = dict(load_config(path).espnet["encoder_conf"])
         assert blocks(**conf.pop("residual")) == expected
         plain = load_config(path.with_name("train_stream_paper.yaml")).espnet["encoder_conf"]

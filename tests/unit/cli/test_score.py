@@ -97,7 +97,7 @@ def test_verb_takes_the_baselines_only_variant(recipe):
     assert score.baseline == "base_xs"
 
 
-def test_verb_takes_the_baselines_merged_form_of_several(recipe):
+def test_verb_takes_the_baselines_merged_variant_of_several(recipe):
     rounded = Path("exp/base_xs/decode/merged+4b/ctc_greedy/test/text")
     write_table(rounded, ["u"], ["x"])
     Path("exp/hrf_xs/decode/merged").rename("exp/hrf_xs/decode/2L-8-4b")
@@ -136,8 +136,8 @@ def test_verb_names_a_named_baseline_that_is_not_decoded(recipe):
     Path("exp/base_xs/decode/merged/ctc_greedy/test/text").unlink()
     with pytest.raises(UserError, match="run stages 1 to 6"):
         verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test", "--baseline", "base_xs"))
-    for form in ("a", "b"):
-        path = Path("exp/base_xs/decode", form, "ctc_greedy/test/text")
+    for variant in ("a", "b"):
+        path = Path("exp/base_xs/decode", variant, "ctc_greedy/test/text")
         write_table(path, ["u"], ["x"])
     with pytest.raises(UserError, match="decoded as a, b but not as merged"):
         verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test", "--baseline", "base_xs"))
@@ -168,7 +168,7 @@ def test_plain_files_with_baseline(recipe, capsys):
     assert staged.metrics == score.metrics and staged.errors == score.errors
 
 
-def test_any_two_runs_and_forms_compare_beside_the_runs_own_scores(recipe):
+def test_any_two_runs_and_variants_compare_beside_the_runs_own_scores(recipe):
     verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))
     own = Path("exp/hrf_xs/score/merged/ctc_greedy/test.json")
     before = own.read_text()

@@ -259,8 +259,8 @@ def test_sizes_that_make_no_sense_are_one_line(shape, message):
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_residual_streams_in_all_forms(kind, tmp_path):
-    """The method on the streaming encoder: training form and both deployed forms stream alike."""
+def test_residual_streams_as_all_variants(kind, tmp_path):
+    """The method on the streaming encoder: training model and both variants stream alike."""
     from espnet_ext.encoders.compressed import compressed_encoder
     from espnet_ext.methods.deploy import deploy, variants
     from espnet_ext.methods.registry import METHODS
@@ -272,7 +272,7 @@ def test_residual_streams_in_all_forms(kind, tmp_path):
     x, lengths = torch.randn(2, 75, BINS), torch.tensor([75, 40])
     expected = model(x, lengths)[0]
     assert variants(model) == ("merged", "shared")
-    for form in (model, deploy(model, "merged"), deploy(model, "shared")):
-        y, _ = stream(form, x, lengths, 16)
+    for one in (model, deploy(model, "merged"), deploy(model, "shared")):
+        y, _ = stream(one, x, lengths, 16)
         assert (y[0] - expected[0]).abs().max() < 1e-5
         assert (y[1, :10] - expected[1, :10]).abs().max() < 1e-5

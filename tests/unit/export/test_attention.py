@@ -24,13 +24,13 @@ from tests.fixtures import families
 
 RATE = families.RATE
 WAVES = [families.wave(seconds, seed) for seed, seconds in enumerate((1.1, 2.0, 3.3))]
-FORMS = ("merged", "3L-64-4b")
+VARIANTS = ("merged", "3L-64-4b")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
-    """Deployed forms of a Conformer with CTC and a Transformer decoder."""
-    return families.deployed(tmp_path_factory.mktemp("recipe"), FORMS)
+    """Variants of a Conformer with CTC and a Transformer decoder."""
+    return families.deployed(tmp_path_factory.mktemp("recipe"), VARIANTS)
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +60,10 @@ def ended(text: str) -> str:
     return "".join(kept)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_graphs_find_torchs_scores_and_texts(folders, form, tmp_path):
-    bundle = talkative(folders / form) if form == "merged" else Bundle.of_folder(folders / form)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_graphs_find_torchs_scores_and_texts(folders, variant, tmp_path):
+    folder = folders / variant
+    bundle = talkative(folder) if variant == "merged" else Bundle.of_folder(folder)
     made = export(bundle, tmp_path / "onnx", WAVES, products="float32", search="attention")
     assert made.difference < 1e-4
     ours, options = espnet_ext.load(tmp_path / "onnx"), {"beam_size": 1, "ctc_weight": 0.0}
@@ -72,10 +73,10 @@ def test_graphs_find_torchs_scores_and_texts(folders, form, tmp_path):
         wanted, found = " ".join(text.split()), ours(wave, RATE).text
         # Both end a text after a token for each frame, of which one counts two more.
         assert found.startswith(wanted) and len(found) <= len(wanted) + 3
-    if form == "merged":
+    if variant == "merged":
         assert len(set(texts)) > 1 and max(map(len, texts)) > 6
         return
-    stored = read_member(folders / form / PACKED).values()
+    stored = read_member(folder / PACKED).values()
     assert made.rounded == {4: sum(w.ints.numel() for w in stored if isinstance(w, Quantised))}
 
 

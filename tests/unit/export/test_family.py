@@ -33,14 +33,14 @@ from espnet_ext.methods import quantise
 from tests.fixtures import families, streams
 
 RATE = families.RATE
-FORMS = ("3L-64-32b", "3L-64-8b", "3L-64-4b", "1L-24-4b")
+VARIANTS = ("3L-64-32b", "3L-64-8b", "3L-64-4b", "1L-24-4b")
 WAVES = [families.wave(seconds, seed) for seed, seconds in enumerate((1.1, 2.0))]
 
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory) -> Path:
-    """Deployed forms of a family."""
-    return families.deployed(tmp_path_factory.mktemp("recipe"), FORMS)
+    """Variants of a family."""
+    return families.deployed(tmp_path_factory.mktemp("recipe"), VARIANTS)
 
 
 @pytest.fixture(autouse=True)
@@ -72,28 +72,28 @@ def _command(patch: pytest.MonkeyPatch, *words: object) -> int | str | None:
 
 
 def test_each_weight_is_there_once(deployed, folder):
-    floats = Bundle.of_folder(deployed / FORMS[0]).state
+    floats = Bundle.of_folder(deployed / VARIANTS[0]).state
     size = sum(t.numel() * 4 for t in floats.values() if t.numel() >= 256)
     # Integers follow from the float weights; only scales are added.
     assert 0.8 * size < (folder / WEIGHTS).stat().st_size < 1.15 * size
-    assert set(Model(folder).settings["members"]) == set(FORMS)
+    assert set(Model(folder).settings["members"]) == set(VARIANTS)
 
 
-@pytest.mark.parametrize(("products", "form"), [("uint8", "3L-64-4b"), ("float32", "3L-64-8b")])
-def test_a_member_is_what_it_is_alone(deployed, folder, products, form, tmp_path):
-    bundle = Bundle.of_folder(deployed / form)
+@pytest.mark.parametrize(("products", "variant"), [("uint8", "3L-64-4b"), ("float32", "3L-64-8b")])
+def test_a_member_is_what_it_is_alone(deployed, folder, products, variant, tmp_path):
+    bundle = Bundle.of_folder(deployed / variant)
     export(bundle, tmp_path / "alone", WAVES[:1], products=products)
     if products == "float32":
-        members = {"3L-64-32b": Bundle.of_folder(deployed / "3L-64-32b"), form: bundle}
+        members = {"3L-64-32b": Bundle.of_folder(deployed / "3L-64-32b"), variant: bundle}
         folder = tmp_path / "family"
         export_family(members, folder, WAVES[:1], products=products)
-    one, other = Model(tmp_path / "alone"), Model(folder, member=form)
+    one, other = Model(tmp_path / "alone"), Model(folder, member=variant)
     for wave in WAVES:
         np.testing.assert_array_equal(one.log_probs(wave), other.log_probs(wave))
 
 
 def test_8_bits_hold_4_bits_in_narrower_and_fewer_layers(deployed, tmp_path):
-    members = {form: Bundle.of_folder(deployed / form) for form in ("3L-64-8b", "1L-24-4b")}
+    members = {name: Bundle.of_folder(deployed / name) for name in ("3L-64-8b", "1L-24-4b")}
     made = export_family(members, tmp_path / "family", WAVES[:1], products="int8")
     assert made.bytes == sum(p.stat().st_size for p in (tmp_path / "family").iterdir())
     weights = (tmp_path / "family" / WEIGHTS).stat().st_size
@@ -104,10 +104,10 @@ def test_8_bits_hold_4_bits_in_narrower_and_fewer_layers(deployed, tmp_path):
 
 
 def test_sherpa_onnx_and_the_script_run_a_member(deployed, folder, tmp_path):
-    out, form = shutil.copytree(folder, tmp_path / "moved"), "3L-64-4b"
+    out, variant = shutil.copytree(folder, tmp_path / "moved"), "3L-64-4b"
     speech = deployed.parents[2] / "data/dev/u1.wav"
-    model = Model(out, member=form)
-    assert not (out / f"{form}{COMPUTED}").exists()
+    model = Model(out, member=variant)
+    assert not (out / f"{variant}{COMPUTED}").exists()
 
     def script(*words) -> subprocess.CompletedProcess:
         command = [sys.executable, out / "transcribe.py", *words]
@@ -115,11 +115,11 @@ def test_sherpa_onnx_and_the_script_run_a_member(deployed, folder, tmp_path):
 
     wanted = model.text(model.tokens(families.wave(1.7, 1))[0])
     for _ in range(2):
-        assert script("--member", form, speech).stdout.strip() == wanted
-        assert script("--assemble", form).stdout.startswith(f"{form}{COMPUTED}: ")
+        assert script("--member", variant, speech).stdout.strip() == wanted
+        assert script("--assemble", variant).stdout.startswith(f"{variant}{COMPUTED}: ")
     assert espnet_ext.load(out).decoder.model.tokens(WAVES[0])
     recogniser = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(
-        model=str(out / f"{form}.model.onnx"), tokens=str(out / "tokens.txt"), feature_dim=20
+        model=str(out / f"{variant}.model.onnx"), tokens=str(out / "tokens.txt"), feature_dim=20
     )
     stream = recogniser.create_stream()
     stream.accept_waveform(RATE, WAVES[1])
@@ -133,27 +133,27 @@ def test_sherpa_onnx_and_the_script_run_a_member(deployed, folder, tmp_path):
             wrong.returncode
             and wrong.stderr == "no member 'x': model.json lists those of a family\n"
         )
-    with (out / f"{form}{COMPUTED}").open("r+b") as file:
+    with (out / f"{variant}{COMPUTED}").open("r+b") as file:
         file.write(b"\x01\x02")
-    with pytest.raises(UserError, match=f"{form}{COMPUTED}"):
+    with pytest.raises(UserError, match=f"{variant}{COMPUTED}"):
         espnet_ext.load(out)
-    assert f"{form}{COMPUTED} was changed" in script("--member", form, speech).stderr
-    recipes = (out / f"{form}.weights.json").read_text()
-    (out / f"{form}.weights.json").write_text(recipes.replace('"limit": 7', '"limit": 3'))
-    assert f"{form}.weights.json was changed" in script("--assemble", form).stderr
+    assert f"{variant}{COMPUTED} was changed" in script("--member", variant, speech).stderr
+    recipes = (out / f"{variant}.weights.json").read_text()
+    (out / f"{variant}.weights.json").write_text(recipes.replace('"limit": 7', '"limit": 3'))
+    assert f"{variant}.weights.json was changed" in script("--assemble", variant).stderr
 
 
 def test_transcribe_chooses_a_member(deployed, folder, monkeypatch, capsys):
     speech = deployed.parents[2] / "data/dev/u1.wav"
-    sizes = {form: one["bytes"] for form, one in Model(folder).settings["members"].items()}
-    least = min(sizes, key=lambda form: sizes[form])
-    for options, form in (
+    sizes = {variant: one["bytes"] for variant, one in Model(folder).settings["members"].items()}
+    least = min(sizes, key=lambda variant: sizes[variant])
+    for options, variant in (
         (["--variant", "1L-24-4b"], "1L-24-4b"),
         (["--max-bytes", sizes[least]], least),
         ([], next(iter(sizes))),
     ):
         assert _command(monkeypatch, "transcribe", folder, speech, *options) == 0
-        model = Model(folder, member=form)
+        model = Model(folder, member=variant)
         tokens = model.tokens(families.wave(1.7, 1))[0]
         assert capsys.readouterr().out.strip() == model.text(tokens)
     assert espnet_ext.load(folder, max_bytes=sizes[least]).decoder.model.settings["bytes"]
@@ -198,7 +198,7 @@ def test_a_folder_without_what_is_asked_or_changed_is_refused(folder, tmp_path):
 
 
 def test_a_member_that_would_change_is_refused(deployed, tmp_path, monkeypatch):
-    members = {form: Bundle.of_folder(deployed / form) for form in FORMS[1:3]}
+    members = {variant: Bundle.of_folder(deployed / variant) for variant in VARIANTS[1:3]}
     monkeypatch.setattr(integers, "clipped", lambda y, limit, coarse: coarse.rows)
     with pytest.raises(RuntimeError, match="13 changed in the family"):
         export_family(members, tmp_path / "family", WAVES)
@@ -208,13 +208,13 @@ def test_a_member_that_would_change_is_refused(deployed, tmp_path, monkeypatch):
 def test_a_streaming_transducer_and_what_was_rounded_afterwards(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("espnet_ext.bridge.variants.SMALL", 30)
-    streams.make(tmp_path, forms=("merged", "whole+8b", "whole+4b"))
+    streams.make(tmp_path, variants=("merged", "whole+8b", "whole+4b"))
     found = chosen_members(bundles(tmp_path / "exp/tiny/deploy"), ["merged", "whole+4b"], tmp_path)
     waves = [streams.wave(1.7, 1)]
     export_family(found, tmp_path / "family", waves, products="float32")
-    for form, bundle in found.items():
+    for variant, bundle in found.items():
         export(bundle, tmp_path / "alone", waves, products="float32")
-        one, other = Stream(Model(tmp_path / "alone")), Stream(Model("family", member=form))
+        one, other = Stream(Model(tmp_path / "alone")), Stream(Model("family", member=variant))
         for stream in (one, other):
             stream.accept(waves[0], last=True)
         assert one.tokens and (one.tokens, one.score) == (other.tokens, other.score)

@@ -22,19 +22,19 @@ from espnet_ext.formats.packed import read_member
 from tests.fixtures import families
 
 RATE = families.RATE
-FORM = "3L-64-8b"
+VARIANT = "3L-64-8b"
 WAVES = [families.wave(seconds, seed) for seed, seconds in enumerate((1.1, 2.0))]
 
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory) -> Path:
-    return families.deployed(tmp_path_factory.mktemp("recipe"), (FORM, "3L-64-4b"))
+    return families.deployed(tmp_path_factory.mktemp("recipe"), (VARIANT, "3L-64-4b"))
 
 
 @pytest.fixture(scope="module")
 def exported(deployed, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "onnx"
-    export(Bundle.of_folder(deployed / FORM), folder, WAVES, products="float32")
+    export(Bundle.of_folder(deployed / VARIANT), folder, WAVES, products="float32")
     return folder
 
 
@@ -135,9 +135,9 @@ def test_a_changed_or_truncated_graph_is_one_line_of_the_script(copy):
     assert "is missing" in script(copy, copy / "speech.wav").stderr
 
 
-@pytest.mark.parametrize("form", [FORM, "3L-64-4b"])
-def test_graphs_have_the_integers_of_the_packed_file(deployed, form, tmp_path):
-    bundle = Bundle.of_folder(deployed / form)
+@pytest.mark.parametrize("variant", [VARIANT, "3L-64-4b"])
+def test_graphs_have_the_integers_of_the_packed_file(deployed, variant, tmp_path):
+    bundle = Bundle.of_folder(deployed / variant)
     export(bundle, tmp_path / "onnx", WAVES, products="float32")
     graph = onnx.load(tmp_path / "onnx/model.onnx").graph
     stored = [numpy_helper.to_array(one) for one in graph.initializer]
@@ -146,12 +146,12 @@ def test_graphs_have_the_integers_of_the_packed_file(deployed, form, tmp_path):
         if not isinstance(weight, Quantised) or weight.ints.dim() != 2:
             continue
         rows, ints = len(weight.ints), weight.ints.numpy()
-        assert any(np.array_equal(one, wanted) for one in stored for wanted in forms(ints)), name
+        assert any(np.array_equal(one, wanted) for one in stored for wanted in layouts(ints)), name
         found += rows * ints.shape[1]
     assert found > 20_000
 
 
-def forms(ints: np.ndarray) -> list[np.ndarray]:
+def layouts(ints: np.ndarray) -> list[np.ndarray]:
     """How graphs hold integers (o, i): across, as one group, in pairs of a byte, as they are."""
     ints = ints.astype(np.int16)
     pairs = (ints + 8).astype(np.uint8)
@@ -165,7 +165,7 @@ def forms(ints: np.ndarray) -> list[np.ndarray]:
 
 
 def test_integers_that_became_floats_are_refused(deployed, tmp_path, monkeypatch):
-    bundle = Bundle.of_folder(deployed / FORM)
+    bundle = Bundle.of_folder(deployed / VARIANT)
     monkeypatch.setattr("espnet_ext.export.folder.LARGER", 0.0)
     monkeypatch.setattr("espnet_ext.export.folder.OVERHEAD", 0)
     with pytest.raises(UserError, match="integers became floats"):

@@ -36,7 +36,7 @@ def transducer(tmp_path_factory) -> Bundle:
     root = tmp_path_factory.mktemp("stream")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        streams.make(root, forms=("merged",))
+        streams.make(root, variants=("merged",))
     return Bundle.of_folder(root / "exp/tiny/deploy/merged")
 
 
@@ -144,7 +144,7 @@ def test_a_layout_is_of_a_whisper(conformer, tmp_path):
         assert f"--layout {layout} is of a Whisper" in refused(conformer, tmp_path, layout=layout)
 
 
-def test_a_layer_that_has_no_rounded_form():
+def test_a_layer_that_cannot_be_rounded():
     layer = torch.nn.Bilinear(2, 2, 2)
     ints = torch.ones(2, 2, 2, dtype=torch.int8)
     weight = {"0.weight": Quantised(ints, torch.ones(2, 1, 1), 8)}

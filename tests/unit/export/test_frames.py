@@ -29,15 +29,15 @@ from espnet_ext.formats.packed import read_member
 from tests.fixtures import families
 
 RATE = families.RATE
-FORMS = ("merged", "3L-64-8b", "3L-64-4b", "1L-24-4b")
+VARIANTS = ("merged", "3L-64-8b", "3L-64-4b", "1L-24-4b")
 WAVES = [families.wave(seconds, seed) for seed, seconds in enumerate((1.1, 2.0, 3.3))]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
-    """Deployed forms of a family."""
+    """Variants of a family."""
     root = tmp_path_factory.mktemp("recipe")
-    made = families.deployed(root, FORMS)
+    made = families.deployed(root, VARIANTS)
     config = load_config(root / "conf/train_family.yaml")
     assert about(Experiment.of(config, "merged", root), SpeechInput(RATE))["decode"]
     return made
@@ -50,12 +50,12 @@ def _random_models(monkeypatch):
 
 
 @pytest.mark.parametrize("products", ["float32", "uint8", "int8"])
-@pytest.mark.parametrize("form", FORMS)
-def test_graphs_find_torchs_texts_and_words(folders, form, products, tmp_path):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_graphs_find_torchs_texts_and_words(folders, variant, products, tmp_path):
     exact = products == "float32"
-    made = export(Bundle.of_folder(folders / form), tmp_path / "onnx", WAVES, products=products)
+    made = export(Bundle.of_folder(folders / variant), tmp_path / "onnx", WAVES, products=products)
     assert made.equal >= (3 if exact else 2) and made.difference < 1e-4
-    torchs, ours = espnet_ext.load(folders / form), espnet_ext.load(tmp_path / "onnx")
+    torchs, ours = espnet_ext.load(folders / variant), espnet_ext.load(tmp_path / "onnx")
     for wave in WAVES:
         wanted, found = torchs(wave, RATE), ours(wave, RATE)
         assert found.text
@@ -64,9 +64,9 @@ def test_graphs_find_torchs_texts_and_words(folders, form, products, tmp_path):
             (one,), (other,) = found.segments, wanted.segments
             assert one.words == other.words
             assert one.confidence == pytest.approx(other.confidence, rel=1e-3)
-    if form != "merged":
-        stored = read_member(weights_file(folders / form)).values()
-        bits = 8 if form.endswith("8b") else 4
+    if variant != "merged":
+        stored = read_member(weights_file(folders / variant)).values()
+        bits = 8 if variant.endswith("8b") else 4
         count = sum(w.ints.numel() for w in stored if isinstance(w, Quantised))
         assert made.rounded == {bits: count}
         kinds = [node.op_type for node in onnx.load(tmp_path / "onnx/model.onnx").graph.node]
@@ -74,11 +74,11 @@ def test_graphs_find_torchs_texts_and_words(folders, form, products, tmp_path):
         assert ("DynamicQuantizeMatMul" in kinds) == (not exact)
 
 
-@pytest.mark.parametrize(("form", "products"), [("3L-64-4b", "float32"), ("3L-64-8b", "uint8")])
-def test_sherpa_onnx_runs_it_unchanged(folders, form, products, tmp_path):
+@pytest.mark.parametrize(("variant", "products"), [("3L-64-4b", "float32"), ("3L-64-8b", "uint8")])
+def test_sherpa_onnx_runs_it_unchanged(folders, variant, products, tmp_path):
     """Its sessions have no option for products of 8 bits: uint8 is right without."""
     out = tmp_path / "onnx"
-    export(Bundle.of_folder(folders / form), out, WAVES, products=products)
+    export(Bundle.of_folder(folders / variant), out, WAVES, products=products)
     recogniser = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(
         model=str(out / "model.onnx"), tokens=str(out / "tokens.txt"), feature_dim=20
     )
@@ -184,11 +184,11 @@ def test_what_no_graph_can_hold_is_one_line_and_writes_nothing(folders, tmp_path
         espnet_ext.load(tmp_path / "onnx")
 
 
-def deployed(root: Path, base: dict, form: str, depth: int = 3) -> Bundle:
-    """A form of a family of ``base``."""
+def deployed(root: Path, base: dict, variant: str, depth: int = 3) -> Bundle:
+    """A variant of a family of ``base``."""
     exp = families.make(root, base, depths=[depth, 1], bits=[32, 4], kl_decoder=0.0)
     speech = Speech([torch.from_numpy(families.wave(1.0))], SpeechInput(RATE))
-    experiment = Experiment.of(load_config(root / "conf/train_family.yaml"), form, root)
+    experiment = Experiment.of(load_config(root / "conf/train_family.yaml"), variant, root)
     deploy_experiment(experiment, exp / "1epoch.pth", speech)
     return Bundle.of_folder(experiment.deployed)
 

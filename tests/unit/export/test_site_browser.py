@@ -19,7 +19,7 @@ from espnet_ext.export.folder import export
 from tests.fixtures import families, probe, streams
 
 pytestmark = pytest.mark.browser
-FORMS = ("1L-24-4b", "3L-64-8b")
+VARIANTS = ("1L-24-4b", "3L-64-8b")
 STREAM, FAMILY, ATTENTION, CLASSES = "transducer", "family", "attention", "classes"
 
 
@@ -37,15 +37,15 @@ def wave(tmp_path_factory) -> Path:
 def folder(tmp_path_factory, wave) -> Path:
     """The demo of two members of a family, and of a transducer that streams."""
     root = tmp_path_factory.mktemp("recipe")
-    deployed, models = families.deployed(root, FORMS), []
-    for form in FORMS:
-        models.append(root / "onnx" / form)
-        bundle, samples = Bundle.of_folder(deployed / form), soundfile.read(wave)[0]
+    deployed, models = families.deployed(root, VARIANTS), []
+    for variant in VARIANTS:
+        models.append(root / "onnx" / variant)
+        bundle, samples = Bundle.of_folder(deployed / variant), soundfile.read(wave)[0]
         export(bundle, models[-1], [samples.astype(np.float32)], products="float32")
     with pytest.MonkeyPatch.context() as patch:
         (root / "stream").mkdir()
         patch.chdir(root / "stream")
-        streams.make(root / "stream", forms=("merged",))
+        streams.make(root / "stream", variants=("merged",))
     bundle = Bundle.of_folder(root / "stream/exp/tiny/deploy/merged")
     models.append(root / "onnx" / STREAM)
     export(bundle, models[-1], [samples.astype(np.float32)], products="float32")
@@ -53,37 +53,37 @@ def folder(tmp_path_factory, wave) -> Path:
     with pytest.MonkeyPatch.context() as patch:  # texts of random models repeat themselves
         patch.setattr("espnet_ext.export.folder.LEAST_EQUAL", 0.0)
         heard = [samples.astype(np.float32)]
-        bundle = Bundle.of_folder(deployed / FORMS[1])
+        bundle = Bundle.of_folder(deployed / VARIANTS[1])
         export(bundle, models[-1], heard, products="float32", search="attention")
     classifier = probe.make(root / "probe")
     probe.train(classifier)
     models.append(root / "onnx" / CLASSES)
     probe.run(classifier, "export", probe.CONFIG, "--exact", "--out", str(models[-1]))
-    bundles = {form: Bundle.of_folder(deployed / form) for form in FORMS}
+    bundles = {variant: Bundle.of_folder(deployed / variant) for variant in VARIANTS}
     models.append(root / "onnx" / FAMILY)
     export_family(bundles, models[-1], heard, products="float32")
     site.write_site(models, root / "site")
     return root / "site"
 
 
-def python_text(folder: Path, form: str, wave: Path) -> str:
-    script = [sys.executable, str(folder / "models" / form / "transcribe.py"), str(wave)]
+def python_text(folder: Path, variant: str, wave: Path) -> str:
+    script = [sys.executable, str(folder / "models" / variant / "transcribe.py"), str(wave)]
     return subprocess.run(script, capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.mark.parametrize("form", (*FORMS, STREAM, ATTENTION, CLASSES))
-def test_node_finds_pythons_text(folder, form, wave):
-    words = ["node", str(folder / "transcribe.js"), str(folder / "models" / form), str(wave)]
+@pytest.mark.parametrize("variant", (*VARIANTS, STREAM, ATTENTION, CLASSES))
+def test_node_finds_pythons_text(folder, variant, wave):
+    words = ["node", str(folder / "transcribe.js"), str(folder / "models" / variant), str(wave)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == python_text(folder, form, wave) != ""
+    assert done.stdout.strip() == python_text(folder, variant, wave) != ""
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_node_finds_the_text_of_a_familys_member(folder, form, wave):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_node_finds_the_text_of_a_familys_member(folder, variant, wave):
     family = folder / "models" / FAMILY
-    words = ["node", str(folder / "transcribe.js"), str(family), "--member", form, str(wave)]
+    words = ["node", str(folder / "transcribe.js"), str(family), "--member", variant, str(wave)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == python_text(folder, form, wave) != ""
+    assert done.stdout.strip() == python_text(folder, variant, wave) != ""
     words[4] = "9L-64-8b"
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "no member 9L-64-8b" in done.stderr
@@ -121,21 +121,21 @@ def test_the_page_transcribes_files_and_the_microphone_with_each_model(folder, w
 
         listed = json.loads((folder / "models.json").read_text())
         names = [one["name"] for one in listed]
-        members = [f"{FAMILY}, {form}" for form in FORMS]
-        assert sorted(names) == sorted((*FORMS, STREAM, ATTENTION, CLASSES, *members))
+        members = [f"{FAMILY}, {variant}" for variant in VARIANTS]
+        assert sorted(names) == sorted((*VARIANTS, STREAM, ATTENTION, CLASSES, *members))
         assert [one["bytes"] for one in listed] == sorted(one["bytes"] for one in listed)
-        for place, form in reversed(list(enumerate(names))):
+        for place, variant in reversed(list(enumerate(names))):
             slider = "const s = document.getElementById('size');"
             if place < len(names) - 1:
                 browser.execute_script(f"{slider} s.value = {place}; s.oninput(); s.onchange();")
-            assert form in text("model")
+            assert variant in text("model")
             until(lambda: "Loaded" in text("status"))
             clear = "document.getElementById('text').textContent = ''"
             browser.execute_script(clear)
             browser.find_element(By.ID, "file").send_keys(str(wave))
-            alone = form.removeprefix(f"{FAMILY}, ")
+            alone = variant.removeprefix(f"{FAMILY}, ")
             assert until(lambda: text("text")) == python_text(folder, alone, wave)
-            if form in (STREAM, FORMS[0]):
+            if variant in (STREAM, VARIANTS[0]):
                 browser.execute_script(clear)
                 button = browser.find_element(By.ID, "listen")
                 button.click()

@@ -38,19 +38,19 @@ LAYERS = 4
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory) -> Path:
-    """Forms of a transducer on the features that sherpa-onnx computes for one."""
+    """Variants of a transducer on the features that sherpa-onnx computes for one."""
     root = tmp_path_factory.mktemp("recipe")
     return make(root, "transformer", ("merged", "shared", "whole+8b", "whole+4b"))
 
 
-def make(root: Path, kind: str, forms: tuple[str, ...]) -> Path:
-    """Deploy forms of a streaming encoder of a kind."""
+def make(root: Path, kind: str, variants: tuple[str, ...]) -> Path:
+    """Deploy variants of a streaming encoder of a kind."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr("espnet_ext.bridge.variants.SMALL", 30)
         conf = {"frontend_conf": {"definition": "nemo"}, "encoder": f"residual_streaming_{kind}"}
         patch.setattr(streams, "ESPNET", {**streams.ESPNET, **conf})
-        streams.make(root, forms=forms)
+        streams.make(root, variants=variants)
     return root / "exp/tiny/deploy"
 
 
@@ -63,24 +63,24 @@ def _random_models(monkeypatch):
 
 @pytest.fixture
 def exported(deployed, tmp_path):
-    """Export a form."""
+    """Export a variant."""
 
-    def make(form: str, name: str = "onnx", **options) -> Path:
-        export(Bundle.of_folder(deployed / form), tmp_path / name, WAVES, **options)
+    def make(variant: str, name: str = "onnx", **options) -> Path:
+        export(Bundle.of_folder(deployed / variant), tmp_path / name, WAVES, **options)
         return tmp_path / name
 
     return make
 
 
-@pytest.mark.parametrize("form", ["merged", "shared", "whole+8b", "whole+4b"])
-def test_a_stream_gives_torchs_texts_chunk_by_chunk(deployed, exported, form):
-    streams_alike(deployed / form, exported(form, products="float32"))
+@pytest.mark.parametrize("variant", ["merged", "shared", "whole+8b", "whole+4b"])
+def test_a_stream_gives_torchs_texts_chunk_by_chunk(deployed, exported, variant):
+    streams_alike(deployed / variant, exported(variant, products="float32"))
 
 
-@pytest.mark.parametrize("form", ["merged", "shared", "whole+4b"])
-def test_a_conformer_streams_as_in_torch_and_in_sherpa_onnx(form, tmp_path):
+@pytest.mark.parametrize("variant", ["merged", "shared", "whole+4b"])
+def test_a_conformer_streams_as_in_torch_and_in_sherpa_onnx(variant, tmp_path):
     """The states of its convolutions are in the contract's second cache."""
-    made = make(tmp_path, "conformer", (form,)) / form
+    made = make(tmp_path, "conformer", (variant,)) / variant
     export(Bundle.of_folder(made), tmp_path / "onnx", WAVES, products="float32")
     streams_alike(made, tmp_path / "onnx")
     sherpa_streams(tmp_path / "onnx")
@@ -115,10 +115,10 @@ def test_the_recogniser_gives_torchs_words_and_places(deployed, exported):
 
 
 @pytest.mark.parametrize(
-    ("form", "products"), [("shared", "float32"), ("whole+8b", "uint8"), ("whole+4b", "uint8")]
+    ("variant", "products"), [("shared", "float32"), ("whole+8b", "uint8"), ("whole+4b", "uint8")]
 )
-def test_sherpa_onnx_streams_it_unchanged(exported, form, products):
-    sherpa_streams(exported(form, products=products))
+def test_sherpa_onnx_streams_it_unchanged(exported, variant, products):
+    sherpa_streams(exported(variant, products=products))
 
 
 def sherpa_streams(folder: Path) -> None:
@@ -156,14 +156,14 @@ def sherpa_streams(folder: Path) -> None:
 
 def test_layers_that_share_are_stored_once(deployed, exported):
     counts = {}
-    for form in ("merged", "shared"):
-        folder = exported(form, form, products="float32")
+    for variant in ("merged", "shared"):
+        folder = exported(variant, variant, products="float32")
         weights = [
             one
             for one in onnx.load(folder / "encoder.onnx").graph.initializer
             if one.data_type == onnx.TensorProto.FLOAT and len(one.dims) == 2
         ]
-        counts[form] = sum(list(one.dims) in ([8, 8], [1, 64]) for one in weights)
+        counts[variant] = sum(list(one.dims) in ([8, 8], [1, 64]) for one in weights)
     assert counts["merged"] >= 6 * LAYERS
     assert counts["shared"] <= counts["merged"] / 2 + 4
 
@@ -246,7 +246,7 @@ def test_what_the_contract_does_not_hold_is_one_line(espnet, message, tmp_path, 
         conf["encoder_conf"] = {"output_size": 8, "attention_heads": 2, "num_blocks": 1}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(streams, "ESPNET", {**streams.ESPNET, **conf})
-    streams.make(tmp_path, forms=("merged",))
+    streams.make(tmp_path, variants=("merged",))
     with pytest.raises(UserError, match=message):
         export(Bundle.of_folder(tmp_path / "exp/tiny/deploy/merged"), tmp_path / "onnx", WAVES)
     assert not (tmp_path / "onnx").exists()
@@ -256,7 +256,7 @@ def test_what_the_contract_does_not_hold_is_one_line(espnet, message, tmp_path, 
 @pytest.mark.parametrize("geometry", [{"lookahead_ms": 0}, {"history_ms": 40}, {"chunk_ms": 320}])
 def test_chunks_of_other_sizes(geometry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    streams.make(tmp_path, forms=("merged",), **geometry)
+    streams.make(tmp_path, variants=("merged",), **geometry)
     bundle = Bundle.of_folder(tmp_path / "exp/tiny/deploy/merged")
     made = export(bundle, tmp_path / "onnx", WAVES, products="float32")
     assert made.difference < 1e-4  # from torch's encoder, which hears the whole
@@ -313,7 +313,7 @@ def test_the_benchmark_times_every_system(deployed, tmp_path):
 
 def test_on_other_features_sherpa_onnx_is_not_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    streams.make(tmp_path, forms=("merged",))
+    streams.make(tmp_path, variants=("merged",))
     bundle = Bundle.of_folder(tmp_path / "exp/tiny/deploy/merged")
     export(bundle, tmp_path / "onnx", WAVES, products="float32")
     settings = json.loads((tmp_path / "onnx/model.json").read_text())

@@ -9,7 +9,7 @@ from torch import nn
 from espnet_ext.bridge.build import arguments_of, build_model
 from espnet_ext.bridge.checkpoint import build
 from espnet_ext.bridge.deployed_folder import portable_arguments, stock_arguments
-from espnet_ext.bridge.variants import computing, formed
+from espnet_ext.bridge.variants import computing, deploy_variant
 from espnet_ext.config.training import Config, Recipe
 from espnet_ext.data import tokenizer
 from espnet_ext.errors import UserError
@@ -195,10 +195,10 @@ def test_a_member_of_a_family_over_a_shared_whisper_is_stored_with_one_base(
     for name in ("4L-48+4L-40-4b", "2L-48+2L-40-4b") if decoders else ("4L-48-4b", "2L-48-4b"):
         with computing(model, name):
             wanted = outputs(model)
-        form = formed(model, name)
-        write_member(form.state, tmp_path / "model.safetensors")
+        made = deploy_variant(model, name)
+        write_member(made.state, tmp_path / "model.safetensors")
         state = read_member(tmp_path / "model.safetensors")
-        conf = portable_arguments(stock_arguments(arguments, name), form.module)
+        conf = portable_arguments(stock_arguments(arguments, name), made.module)
         conf["token_list"] = model.token_list
         again = build(conf).eval()
         missing, unexpected = again.load_state_dict(dequantised(state), strict=False)
@@ -226,7 +226,7 @@ SECTIONS = {
 
 
 @pytest.mark.parametrize(
-    ("encoder", "sections", "form", "deployed"),
+    ("encoder", "sections", "variant", "deployed"),
     [
         ("residual_conformer", ["hrf", "residual"], "shared", "residual_conformer"),
         ("hrf_conformer", ["hrf", "residual"], "merged", "conformer"),
@@ -235,17 +235,17 @@ SECTIONS = {
     ],
 )
 def test_sections_of_an_encoder_of_espnet_stand_side_by_side(
-    tmp_path, encoder, sections, form, deployed
+    tmp_path, encoder, sections, variant, deployed
 ):
     chosen = {name: SECTIONS[name] for name in sections}
     made = model(tmp_path, encoder, chosen)
     randomised(made)
     arguments = vars(arguments_of(experiment(tmp_path, encoder, chosen)))
     arguments |= {"token_list": made.token_list, "normalize": None}
-    with computing(made, form):
+    with computing(made, variant):
         wanted = encoded(made)
-    plain = formed(made, form)
-    conf = stock_arguments(arguments, form)
+    plain = deploy_variant(made, variant)
+    conf = stock_arguments(arguments, variant)
     assert conf["encoder"] == deployed and "hrf" not in conf["encoder_conf"]
     again = build(conf).eval()
     again.load_state_dict(plain.module.state_dict())
@@ -264,7 +264,7 @@ def test_a_member_of_a_conformer_over_shared_layers_names_both_methods(tmp_path)
     assert conf["encoder"] == "residual_conformer"
     assert conf["encoder_conf"]["residual"] == {"share": [2], "rank": 2, "form": "shared"}
     again = build(conf).eval()
-    again.load_state_dict(formed(made, "2L-24-32b").module.state_dict())
+    again.load_state_dict(deploy_variant(made, "2L-24-32b").module.state_dict())
     with computing(made, "2L-24-32b"):
         wanted = encoded(made)
     torch.testing.assert_close(encoded(again), wanted, atol=1e-5, rtol=1e-5)

@@ -67,8 +67,8 @@ def test_multihead_attention_of_torch():
     x = torch.randn(9, 2, 32)
     shared = deploy(model, "shared", example=x)
     assert isinstance(shared.layers[0].out_proj, SharedLinear)
-    for form in (shared, shared.train(), deploy(model)):
-        torch.testing.assert_close(form(x), model(x), **NEAR)
+    for each in (shared, shared.train(), deploy(model)):
+        torch.testing.assert_close(each(x), model(x), **NEAR)
 
 
 @torch.no_grad()
@@ -142,7 +142,7 @@ def test_an_example_with_another_output_is_refused():
     x = torch.zeros(2, 4)
     for variant in variants(model):
         deploy(model, variant)
-        with pytest.raises(UserError, match=rf"{variant} differs .* form by 1.0e\+00"):
+        with pytest.raises(UserError, match=rf"{variant} differs .* model by 1.0e\+00"):
             deploy(model, variant, example=x)
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from espnet_ext.bridge.variants import computing, file_bytes, formed
+from espnet_ext.bridge.variants import computing, deploy_variant, file_bytes
 from espnet_ext.data.tokenizer import spelled_with
 from espnet_ext.errors import UserError
 from espnet_ext.formats.bits import Quantised
@@ -109,24 +109,24 @@ def test_every_member_is_as_it_is_alone(whisper, tmp_path):
     assert len(family) == 32
     seen = set()
     for member in family:
-        form = formed(model, member.name)
+        made = deploy_variant(model, member.name)
         with computing(model, member.name):
             wanted = outputs(model)
-        for one, other in zip(outputs(form.module), wanted, strict=True):
+        for one, other in zip(outputs(made.module), wanted, strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-        assert len(form.module.decoder.decoder.layers) == len(member.decoder)
-        assert form.module.decoder.architecture["decoder_ffn_dim"] == member.decoder_width
+        assert len(made.module.decoder.decoder.layers) == len(member.decoder)
+        assert made.module.decoder.architecture["decoder_ffn_dim"] == member.decoder_width
         seen.add(round(wanted[1].double().sum().item(), 6))
     assert len(seen) == len(family)
 
 
 def test_a_packed_file_holds_the_whole_model(whisper, tmp_path):
     model = whisper().eval()
-    form = formed(model, "2L-48+L1-16-4b")
+    made = deploy_variant(model, "2L-48+L1-16-4b")
     path = tmp_path / "model.safetensors"
-    write_member(form.state, path)
+    write_member(made.state, path)
     read = read_member(path)
-    plain = form.module.state_dict()
+    plain = made.module.state_dict()
     assert all(torch.equal(tensor, plain[name]) for name, tensor in dequantised(read).items())
     kinds = {name: type(value) for name, value in read.items()}
     assert kinds["decoder.decoder.embed_tokens.weight"] is Coded
@@ -137,7 +137,7 @@ def test_a_packed_file_holds_the_whole_model(whisper, tmp_path):
     assert read["decoder.decoder.embed_positions.weight"].bits == 8
     left = sum(t.numel() for t in read.values() if isinstance(t, torch.Tensor))
     assert left < 0.1 * sum(t.numel() for t in plain.values())
-    assert path.stat().st_size == file_bytes(form, "2L-48+L1-16-4b")
+    assert path.stat().st_size == file_bytes(made, "2L-48+L1-16-4b")
 
 
 def test_a_family_starts_from_a_plain_model(whisper):
@@ -181,7 +181,7 @@ def test_the_codes_stay_while_their_vectors_are_trained(whisper):
     assert not torch.equal(table.books, books)
 
 
-def test_greedy_search_of_a_member_is_that_of_its_deployed_form(whisper):
+def test_greedy_search_of_a_member_is_that_of_its_deployed_model(whisper):
     from espnet_ext.models.attention_search import attention_greedy
 
     model = whisper().eval()
@@ -210,8 +210,8 @@ def test_tokens_of_other_letters_share_a_row_below_32_bits(whisper, tmp_path):
         torch.testing.assert_close(
             found[~kept], whole[~kept].mean(0).expand_as(found[~kept]), rtol=1e-3, atol=1e-4
         )
-        form, path = formed(model, name), tmp_path / f"{name}.safetensors"
-        write_member(form.state, path)
+        made, path = deploy_variant(model, name), tmp_path / f"{name}.safetensors"
+        write_member(made.state, path)
         read = read_member(path)["decoder.decoder.embed_tokens.weight"]
         assert read.codes.shape == (int(kept.sum()), whole.shape[1] // size)
         assert torch.equal(read.dequantised(), found)
@@ -262,8 +262,8 @@ def test_rows_of_rare_tokens_have_codes_of_larger_parts(in_two_parts, tmp_path):
     for name, size in (("2L-48+2L-40-4b", 4), ("2L-48+2L-40-3b", 8)):
         with computing(model, name), torch.no_grad():
             found = table.weight.clone()
-        form, path = formed(model, name), tmp_path / f"{name}.safetensors"
-        write_member(form.state, path)
+        made, path = deploy_variant(model, name), tmp_path / f"{name}.safetensors"
+        write_member(made.state, path)
         read = read_member(path)["decoder.decoder.embed_tokens.weight"]
         assert read.codes.shape == (int(common.sum()), whole.shape[1] // size)
         assert read.rest.codes.shape == (int(rare.sum()), whole.shape[1] // 16)
@@ -297,11 +297,11 @@ def test_common_rows_are_trained_and_all_start_from_a_plain_model(in_two_parts, 
 def test_positions_that_a_formula_gives_are_not_stored(whisper, tmp_path):
     model = whisper().eval()
     place = "encoder.stack.model.embed_positions.weight"
-    form = formed(model, "2L-48+L1-16-4b")
-    write_member(form.state, tmp_path / "model.safetensors")
+    made = deploy_variant(model, "2L-48+L1-16-4b")
+    write_member(made.state, tmp_path / "model.safetensors")
     assert isinstance(read_member(tmp_path / "model.safetensors")[place], Sinusoids)
     stored = model.encoder.stack.model.embed_positions.weight
-    computed = form.module.state_dict()[place]
+    computed = made.module.state_dict()[place]
     assert 0 < (stored - computed).abs().max() < 1e-3
     wanted = torch.tensor([math.sin(7 / 10000 ** (k / 15)) for k in range(16)])
     torch.testing.assert_close(computed[7, :16], wanted, atol=5e-4, rtol=1e-3)

@@ -49,7 +49,7 @@ def test_footprint_at_the_papers_size():
     assert nominal < found["bytes"] < 1.01 * nominal
 
 
-def test_norms_of_the_training_form_are_counted_as_norms():
+def test_norms_of_the_training_model_are_counted_as_norms():
     from espnet_ext.bridge.footprint import measure
 
     path = EGS / "librispeech_100/asr1/conf/train_nested_conformer_paper.yaml"
@@ -59,7 +59,7 @@ def test_norms_of_the_training_form_are_counted_as_norms():
     assert found["parameters"]["encoder_norms"] == 36_864
 
 
-def test_committed_families_count_as_many_norms_a_layer_in_both_forms():
+def test_committed_families_count_as_many_norms_a_layer_in_both_models():
     checked = 0
     for path in sorted((EGS.parent / "results").rglob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))

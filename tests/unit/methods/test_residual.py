@@ -1,4 +1,4 @@
-"""ResidualTransformer: its equations by hand, its groups, its sizes, its deployed forms."""
+"""ResidualTransformer: its equations by hand, its groups, its sizes, its variants."""
 
 import io
 
@@ -122,7 +122,7 @@ def test_sizes_by_hand(options, own):
 
 @pytest.mark.parametrize("rank", [0, 3])
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_both_forms_keep_the_output_and_shared_keeps_one_base(rank, diagonal):
+def test_both_variants_keep_the_output_and_shared_keeps_one_base(rank, diagonal):
     model = randomised(stack(6, share=3, rank=rank, diagonal=diagonal))
     x = torch.randn(7, D)
     expected = model(x)
@@ -147,7 +147,7 @@ def test_form_shared_takes_what_deploy_writes():
     assert stored(again.encoders[0]["w_1"]) is stored(again.encoders[1]["w_1"])
 
 
-def test_pointwise_convolution_in_the_shared_form():
+def test_pointwise_convolution_as_the_variant_shared():
     class Convolutions(nn.Module):
         def __init__(self):
             super().__init__()

@@ -9,7 +9,7 @@ from espnet_ext.bridge.build import arguments_of, build_model
 from espnet_ext.bridge.checkpoint import build
 from espnet_ext.bridge.deployed_folder import portable_arguments, stock_arguments
 from espnet_ext.bridge.start_model import refuse_other_start
-from espnet_ext.bridge.variants import formed
+from espnet_ext.bridge.variants import deploy_variant
 from espnet_ext.config.training import Config, Recipe
 from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import deploy
@@ -178,8 +178,8 @@ def test_hrf_in_a_pretrained_recogniser_starts_exactly_and_merges(folder):
     section = {"hrf": {"sites": ["ffn", "qkv"], "ratio": 2}}
     made, _ = whisper(folder, section, section)
     assert sum(p.numel() for p in made.parameters()) > sum(p.numel() for p in plain.parameters())
-    for form in (made, deploy(made)):
-        for one, other in zip(outputs(form), outputs(plain), strict=True):
+    for each in (made, deploy(made)):
+        for one, other in zip(outputs(each), outputs(plain), strict=True):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
     assert deploy(made).state_dict().keys() == plain.state_dict().keys()
 
@@ -195,8 +195,8 @@ def test_shared_layers_of_a_pretrained_recogniser_are_deployed_as_such(folder, w
         for parameter in made.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     plain, _ = whisper(folder, {}, {})
-    assert formed(made, "merged").module.state_dict().keys() == plain.state_dict().keys()
-    shared = formed(made, "shared").module
+    assert deploy_variant(made, "merged").module.state_dict().keys() == plain.state_dict().keys()
+    shared = deploy_variant(made, "shared").module
     for one, other in zip(outputs(shared), outputs(made), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
     arguments = vars(arguments_of(found)) | {"token_list": made.token_list, "input_size": None}

@@ -91,7 +91,7 @@ NESTED = {
         }
     ],
 }
-FORMS = {
+VARIANTS = {
     "threads": 1,
     "results": [
         {
@@ -119,7 +119,7 @@ DECODING = {
     "search": {"espnet": [0.9], "ours": [0.3]},
 }
 PRODUCT = ["product", "4", "3.98 M", "610 (600-990)", "1.17 (1.10-1.20)"]
-A_FORM = ["residual_k3", "shared", "12.35", "0.50", "740.0", "9.9", "12.0", "1,515", "500"]
+A_VARIANT = ["residual_k3", "shared", "12.35", "0.50", "740.0", "9.9", "12.0", "1,515", "500"]
 SPREAD = ["2.50 (2.00-3.00)", "1.25 (1.00-2.00)"]
 
 
@@ -133,7 +133,7 @@ SPREAD = ["2.50 (2.00-3.00)", "1.25 (1.00-2.00)"]
             ["hrf_a_s", "12,345", "5.00", "0.998 (0.990-1.006)", "1.062 (0.950-1.200)"],
         ),
         ("nested_step", NESTED, ["all", "4 of 4", "520 (500-700)", "2.10 (2.00-2.60)", "94.4"]),
-        ("residual_forms", FORMS, A_FORM),
+        ("residual_forms", VARIANTS, A_VARIANT),
         ("transducer_decoding", DECODING, ["64 (160 s)", "16", *SPREAD, "2.00", "3.00"]),
     ],
 )

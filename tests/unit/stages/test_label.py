@@ -167,7 +167,7 @@ def test_what_cannot_be_labelled_is_one_line(speech, monkeypatch):
     Path("empty").mkdir()
     assert refused("model", "empty").startswith("no audio file (.wav .flac")
     assert "--more data/train: no such" in refused("model", "speech", "--more", "data/train")
-    assert "give the folder of the form" in refused("model", "speech", "--variant", "x")
+    assert "give the folder of the variant" in refused("model", "speech", "--variant", "x")
     task = Labelling(speech, Path("data/new"), None, 0.95, 1)
     with pytest.raises(
         UserError, match=r"no text is kept; left out: 4 of a confidence below 0\.95"

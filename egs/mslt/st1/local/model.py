@@ -5,7 +5,7 @@ Example:
   python local/model.py conf/train_stream_paper.yaml --trained ../../covost2/st1 --part tokens
   python local/model.py conf/train_stream_paper.yaml --trained ../../covost2/st1 --part model
 
-Copies the token list, or the experiment of the same name with its deployed form; the stages from 5
+Copies the token list, or the experiment of the same name with its deployed model; the stages from 5
 on then run here as there. Refuses an experiment that was trained with another config.
 """
 
@@ -35,7 +35,7 @@ def copy_tokens(experiment: Experiment, trained: Path) -> None:
 
 
 def copy_model(experiment: Experiment, trained: Path) -> None:
-    """Copy the experiment: record of the training, averaged checkpoint, deployed form.
+    """Copy the experiment: record of the training, averaged checkpoint, deployed model.
 
     Raises:
         UserError: there is none, it was trained with another config, or not deployed so.
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("config", help="config, of the same name where it was trained")
     parser.add_argument("--trained", required=True, metavar="DIR", help="folder of that recipe")
     parser.add_argument("--part", choices=("tokens", "model"), required=True)
-    parser.add_argument("--variant", help="deployed form; default: the config's")
+    parser.add_argument("--variant", help="variant of the model; default: the config's")
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:cut])

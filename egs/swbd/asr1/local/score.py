@@ -57,7 +57,7 @@ def main() -> None:
     )
     parser.add_argument("config", help="training config")
     parser.add_argument("--sets", required=True, help="names of sets")
-    parser.add_argument("--variant", help="deployed form (default: the config's)")
+    parser.add_argument("--variant", help="variant of the model (default: the config's)")
     args = parser.parse_args()
     sys.exit(run_cli("local/score.py", lambda: score(args)))
 

@@ -44,8 +44,8 @@ def test_every_member_is_as_it_is_alone(tmp_path, family, large):
                 len(member.layers),
                 again.architecture,
             )
-            for form in (small, again):
-                alone, alone_frames, _ = form(waves.unsqueeze(-1), lengths)
+            for model in (small, again):
+                alone, alone_frames, _ = model(waves.unsqueeze(-1), lengths)
                 assert torch.equal(alone_frames, frames)
                 for row, count in enumerate(frames.tolist()):
                     difference = (alone[row, :count] - output[row, :count]).abs().max()

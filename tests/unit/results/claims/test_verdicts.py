@@ -268,7 +268,7 @@ def test_a_sum_over_other_runs(tmp_path):
 def test_an_open_question_about_a_run_names_it(tmp_path):
     item = {"run": "d_asr1/hrf_xs", "than": "base_xs", "metric": "wer"}
     assert verdict(tmp_path, "question", item, of(runs=[run()]))[1] == "d_asr1/hrf_xs is better"
-    named = run(baseline="base_xs/merged")  # a form of it, the usual one
+    named = run(baseline="base_xs/merged")  # a variant of it, the usual one
     assert verdict(tmp_path, "better", item, of(runs=[named]))[1] == HOLDS
 
 
