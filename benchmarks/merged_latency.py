@@ -24,7 +24,7 @@ from espnet_ext.errors import UserError, run_cli
 from espnet_ext.experiment import Experiment
 from espnet_ext.results.benchmarks import finish
 
-MODELS = ("plain", "plain again", "merged")
+FORMS = ("plain", "plain again", "merged")
 
 
 def main() -> None:
@@ -61,15 +61,15 @@ def table(measured: Mapping[str, Any]) -> dict[str, Any]:
     for row in measured["results"]:
         plain = statistics.median(row["times"]["plain"])
         cells = [row["model"], f"{row['parameters']:,}", f"{1000 * plain:.2f}"]
-        for name in MODELS[1:]:
-            found = row["to_plain"][name]
+        for form in FORMS[1:]:
+            found = row["to_plain"][form]
             low, high = found["interval"]
             cells.append(f"{found['ratio']:.3f} ({low:.3f}-{high:.3f})")
         rows.append(cells)
     rounds = len(measured["results"][0]["times"]["plain"])
     return {
         "title": "Latency of merged models",
-        "about": "An utterance through encoder and head. The models take turns in one process; a "
+        "about": "An utterance through encoder and head. The forms take turns in one process; a "
         "ratio is of two times of the same round; the figure is their median with its 95 % "
         "interval by order statistics. The second plain model shows what noise there is.",
         "header": [
@@ -84,36 +84,36 @@ def table(measured: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
-    """Time the models of one config; times in seconds a call, for every round."""
+    """Time the forms of one config's model; times in seconds a call, for every round."""
     import torch
 
-    models = build_models(config)
+    models = build_forms(config)
     width = Experiment.of(config).feature_width
     if width is None:
         raise UserError(f"{config.path}: its features are not in arks")
     x = torch.randn(1, round(100 * args.seconds), width)
     lengths = torch.tensor([x.shape[1]])
-    times: dict[str, list[float]] = {name: [] for name in MODELS}
+    times: dict[str, list[float]] = {form: [] for form in FORMS}
     with torch.inference_mode():
         for round_ in range(-3, args.rounds):  # the first rounds warm up
-            turn = round_ % len(MODELS)
-            for name in (*MODELS[turn:], *MODELS[:turn]):
-                model = models[name]
+            turn = round_ % len(FORMS)
+            for form in (*FORMS[turn:], *FORMS[:turn]):
+                model = models[form]
                 start = time.perf_counter()
                 for _ in range(args.calls):
                     encoded, encoded_lengths, _ = model.encoder(x, lengths)
                     model.decoder(encoded, encoded_lengths)
                 if round_ >= 0:
-                    times[name].append((time.perf_counter() - start) / args.calls)
+                    times[form].append((time.perf_counter() - start) / args.calls)
     return {
         "model": config.tag,
         "parameters": sum(p.numel() for p in models["merged"].parameters()),
-        "times": {name: [round(t, 7) for t in found] for name, found in times.items()},
-        "to_plain": {name: ratio(times[name], times["plain"]) for name in MODELS[1:]},
+        "times": {form: [round(t, 7) for t in found] for form, found in times.items()},
+        "to_plain": {form: ratio(times[form], times["plain"]) for form in FORMS[1:]},
     }
 
 
-def build_models(config: Config) -> dict[str, Any]:
+def build_forms(config: Config) -> dict[str, Any]:
     """Two plain models and the merged one, in evaluation mode.
 
     Raises:

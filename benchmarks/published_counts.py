@@ -65,7 +65,7 @@ def table(counts: list[dict[str, Any]]) -> dict[str, Any]:
             ]
             for row in counts
         ],
-        "notes": ["Nor does the paper say which members its numbers are of."],
+        "notes": ["The paper says neither what it counts nor which members its numbers are of."],
     }
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Size and speed of the variants of streaming models, with random weights.
+"""Size and speed of the deployed forms of streaming models, with random weights.
 
-For every config and each of its variants, in a separate process: bytes of the file, time to
+For every config and each of its deployed forms, in a separate process: bytes of the file, time to
 build and load, 10 s offline, chunks of a stream (p50, p95), peak memory.
 
 Example:
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of the 10 s (default: 5)")
     parser.add_argument("--chunks", type=int, default=60, help="of the stream (default: 60)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # variant and file: the child
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # form and file: the child
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args)))
@@ -43,8 +43,8 @@ def main() -> None:
     for config in args.configs:
         with tempfile.TemporaryDirectory() as folder:
             rows += [
-                {"config": config.stem, "form": variant, **child(args, config, folder, variant)}
-                for variant in save_variants(config, Path(folder))
+                {"config": config.stem, "form": form, **child(args, config, folder, form)}
+                for form in save_forms(config, Path(folder))
             ]
     measured = {"results": rows, "threads": args.threads}
     finish(table(measured), measured, args.json)
@@ -52,10 +52,10 @@ def main() -> None:
 
 def table(measured: Mapping[str, Any]) -> dict[str, Any]:
     """The table of what was measured."""
-    header = ["config", "variant", "file MB", "load s", "10 s offline, ms", "chunk, ms p50", "p95"]
+    header = ["config", "form", "file MB", "load s", "10 s offline, ms", "chunk, ms p50", "p95"]
     return {
-        "title": "Variants of streaming models",
-        "about": "Random weights, each variant in a separate process; medians. File, loading and "
+        "title": "Deployed forms of streaming models",
+        "about": "Random weights, each form in a separate process; medians. File, loading and "
         "peak memory are the whole model's, the times its encoder's alone, without features and "
         "search. `shared` keeps what layers share once, with the residuals; `merged` has plain "
         "layers.",
@@ -74,8 +74,8 @@ def table(measured: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def save_variants(path: Path, folder: Path) -> list[str]:
-    """Write every variant of the config's model with random weights; return their names."""
+def save_forms(path: Path, folder: Path) -> list[str]:
+    """Write every form of the config's model with random weights; return their names."""
     from espnet_ext.bridge.muted import muted
 
     with muted():
@@ -91,36 +91,35 @@ def save_variants(path: Path, folder: Path) -> list[str]:
         with torch.no_grad():
             for parameter in model.parameters():  # residuals start at zero
                 parameter.add_(0.01 * torch.randn(parameter.shape))
-        names = [name for name in variants(model) if name != "plain"]
-        for name in names:
-            save(file_state(deploy(model, name), name), folder / f"{name}.pth")
-    return names
+        forms = [form for form in variants(model) if form != "plain"]
+        for form in forms:
+            save(file_state(deploy(model, form), form), folder / f"{form}.pth")
+    return forms
 
 
-def child(args: argparse.Namespace, config: Path, folder: str, variant: str) -> dict[str, Any]:
-    """Measure one variant in a separate process."""
+def child(args: argparse.Namespace, config: Path, folder: str, form: str) -> dict[str, Any]:
+    """Measure one form in a separate process."""
     options = ["--threads", args.threads, "--repeats", args.repeats, "--chunks", args.chunks]
-    options += ["--one", variant, f"{folder}/{variant}.pth"]
-    command = [sys.executable, __file__, config, *options]
+    command = [sys.executable, __file__, config, "--one", form, f"{folder}/{form}.pth", *options]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"{variant}: {done.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"{form}: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Load one variant and time it."""
+    """Load one form and time it."""
     from espnet_ext.bridge.muted import muted
 
     with muted():
         import numpy as np
         import torch
 
-        variant, file = args.one
+        form, file = args.one
         torch.set_num_threads(args.threads)
         before = peak_rss_mb()
         start = time.perf_counter()
-        model = load(args.configs[0], variant, Path(file))
+        model = load(args.configs[0], form, Path(file))
         loaded = time.perf_counter() - start
     x, lengths = torch.randn(1, 1000, 80), torch.tensor([1000])
     chunk = model.encoder.geometry.chunk * 4
@@ -145,8 +144,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def load(path: Path, variant: str, file: Path) -> Any:
-    """Build the deployed model of a config and load ``file``."""
+def load(path: Path, form: str, file: Path) -> Any:
+    """Build the deployed form of a config's model and load ``file``."""
     import dataclasses
 
     from espnet_ext.bridge.build import build_model
@@ -156,7 +155,7 @@ def load(path: Path, variant: str, file: Path) -> Any:
     from espnet_ext.experiment import Experiment
 
     config = load_config(path)
-    arguments = stock_arguments(config.espnet, variant)
+    arguments = stock_arguments(config.espnet, form)
     kept = {key: arguments[key] for key in ("encoder", "encoder_conf")}
     deployed = dataclasses.replace(config, espnet={**config.espnet, **kept})
     model = build_model(Experiment.of(deployed))

@@ -93,7 +93,7 @@ class Recipe:
     sentencepiece: Literal["unigram", "bpe"] = "unigram"  # unused with token_type char
     average: Annotated[int, _at_least(1)] = 5  # checkpoints averaged
     average_by: Name = "valid.loss"  # criterion, as ESPnet names it
-    variant: Name = "merged"  # the one that stage 5 deploys; espnet-ext variants lists them
+    variant: Name = "merged"  # of the deployed model, where none is named and variants is null
     # all variants that stages 5 to 8 make, each with the one it is compared with (null: baseline)
     variants: dict[Name, Name | None] | None = None
     # encoder_conf of the variant untrained, the pretrained model as it is: keys that differ

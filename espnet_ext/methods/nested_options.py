@@ -77,7 +77,7 @@ class NestedOptions(Options):
         widths: inner units of the feed-forward networks, the leading ones; one of them is the
             full width. Default: the full width only.
         bits: 32, 8, 6, 4, 3, 2.
-        over: the precision concerns the blocks of the ``encoder``, as in the paper, or every
+        over: the precision concerns the blocks of the ``encoder`` or every
             matrix of the ``model``: front end, decoder, joiner and tables of tokens too.
         decoder_depths, decoder_widths: of ``over: model``; like depths and widths, of an attention
             decoder. Default: the whole decoder only.

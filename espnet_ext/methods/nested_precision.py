@@ -26,8 +26,8 @@ def quantised_weights(encoder: nn.Module) -> dict[str, Tensor]:
 
     They are those of the linear and convolutional layers of the blocks, each once however often it
     is used. Everything outside the blocks, biases, normalisations and the biases of relative
-    positions stay at 32 bits, as in the paper (arXiv 2406.10160). ``encoder`` is a plain one, or
-    the training model of a family, whose weights are those of the selected member.
+    positions stay at 32 bits (arXiv 2406.10160 does not say). ``encoder`` is a plain one, or the
+    training model of a family, whose weights are those of the selected member.
     """
     prefix, stack = find_stack(encoder)
     return {
@@ -106,7 +106,7 @@ def _packed_inside(module: nn.Module) -> Iterator[tuple[str, Packed | Coded | Si
 def block_bits(encoder: nn.Module, bits: int) -> int:
     """Count the bits of a plain encoder's blocks: ``quantised_weights`` at ``bits``, rest at 32.
 
-    As the paper counts (arXiv 2406.10160), scales are left out.
+    Scales are left out.
     """
     _, stack = find_stack(encoder)
     every = sum(p.numel() for p in stack.parameters())
@@ -117,7 +117,7 @@ def block_bits(encoder: nn.Module, bits: int) -> int:
 def compression(encoder: nn.Module, plain: nn.Module, name: str) -> float | None:
     """Return the bits of the largest network's blocks at 32 bits over those of a member's blocks.
 
-    Counted as in the paper, see ``block_bits``: 12.83 for 12 layers of 256 with feed-forward
+    See ``block_bits``: 12.83 for 12 layers of 256 with feed-forward
     networks of 1,024 at 4 bits, from a Conformer of 2,048 (arXiv 2406.10160 gives 12.8). It is not
     a ratio of file sizes. None if ``encoder`` is not the training model of a family; ``plain`` is
     ``deploy(encoder, name)``.

@@ -1,11 +1,12 @@
 """One run as a validated result, collected from the files of its stages."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import espnet_ext
-from espnet_ext.config.training import READ_LATER, UNTRAINED, Config
+from espnet_ext.config.training import READ_LATER, UNTRAINED, Config, Recipe
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import (
@@ -158,12 +159,16 @@ def _checkpoint(deploy: Mapping[str, Any]) -> Any:
 
 
 def _with_later_keys(trained: Any, config: Config) -> Any:
-    """The config that was trained, with the keys of ``recipe:`` that later stages read."""
+    """The config that was trained, with the keys of ``recipe:`` that later stages read.
+
+    Keys of older versions are left out.
+    """
     recipe = trained.get("recipe") if isinstance(trained, dict) else None
     if not isinstance(recipe, dict):
         return trained  # the schema names what is wrong
-    now = config.as_dict()["recipe"]
-    return {**trained, "recipe": {**recipe, **{key: now[key] for key in READ_LATER if key in now}}}
+    known, now = {item.name for item in fields(Recipe)}, config.as_dict()["recipe"]
+    before = {key: value for key, value in recipe.items() if key in known}
+    return {**trained, "recipe": before | {key: now[key] for key in READ_LATER if key in now}}
 
 
 def _decoded_and_scored(

@@ -66,7 +66,7 @@ def _in_pieces(cell: str) -> str:
 
     def pieces(match: re.Match[str]) -> str:
         lines = [""]
-        for part in re.findall(r"[^/_]*[/_]?", match[0]):
+        for part in re.findall(r"[^/_]+[/_]?|[/_]", match[0]):
             if lines[-1] and len(lines[-1] + part) > _NAME:
                 lines.append("")
             lines[-1] += part

@@ -11,7 +11,7 @@ from espnet_ext.data.tokenizer import spelled_with
 from espnet_ext.errors import UserError
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.packed import dequantised, read_member, write_member
-from espnet_ext.methods.codes import Coded
+from espnet_ext.methods.codes import Coded, fit_codebooks, token_frequencies
 from espnet_ext.methods.deploy import deploy
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_options import parse_name
@@ -278,6 +278,22 @@ def test_rows_of_rare_tokens_have_codes_of_larger_parts(in_two_parts, tmp_path):
         assert torch.equal(shared, shared[:1].expand_as(shared))
         error = (found - whole).square().mean(1)
         assert error[common].mean() < error[rare].mean()
+
+
+def test_codebooks_weigh_each_token_by_its_id(in_two_parts):
+    model, kept, common = in_two_parts
+    whole = model.decoder.decoder.embed_tokens.weight.detach().clone()
+    with computing(model.eval(), "2L-48+2L-40-4b"), torch.no_grad():
+        model.decoder.decoder.embed_tokens.weight  # noqa: B018  fits them
+    table = model.decoder.decoder.embed_tokens.parametrizations["weight"][0]
+    for books, size, mask in (
+        (table.tables["4"].books, 4, common & kept),
+        (table.rest.tables["16"].books, 16, ~common & kept),
+    ):
+        ids = mask.nonzero().flatten()
+        assert ids.tolist() != list(range(len(ids)))
+        wanted = fit_codebooks(whole[mask], size, token_frequencies(ids))
+        torch.testing.assert_close(books.detach(), wanted)
 
 
 def test_common_rows_are_trained_and_all_start_from_a_plain_model(in_two_parts, whisper):

@@ -72,6 +72,8 @@ def test_a_table_that_is_too_wide_cuts_names_after_a_slash_or_an_underscore(caps
         "4L-1536-32b",
     ]
     assert max(map(len, lines)) <= TERMINAL
+    print_table(["run", "note"], [["a" * 30, "many words " * 12]])
+    assert "a" * 30 in capsys.readouterr().out.splitlines()[2]  # nowhere to cut, no empty line
 
 
 def test_a_run_that_was_not_compared_is_shown_with_the_published_baseline(result):
