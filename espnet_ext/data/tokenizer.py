@@ -69,15 +69,20 @@ def spelled_with(tokens: Iterable[str], letters: str) -> list[bool]:
     return [
         len(token) == 1
         or known.issuperset(token[1:] if token[:1] in _BLANKS else token)
-        or (_NAME.fullmatch(token) is not None)
+        or is_name(token)
         for token in tokens
     ]
+
+
+def is_name(token: str) -> bool:
+    """True for a token that names something: a language, a task, the end of a text."""
+    return _NAME.fullmatch(token) is not None
 
 
 def common_tokens(tokens: Iterable[str], used: Iterable[str]) -> list[str]:
     """Those of a model's tokens that texts use, or that name something (``spelled_with``)."""
     found = set(used)
-    return [token for token in tokens if token in found or _NAME.fullmatch(token)]
+    return [token for token in tokens if token in found or is_name(token)]
 
 
 def read_common(path: Path) -> list[str]:

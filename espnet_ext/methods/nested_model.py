@@ -136,7 +136,7 @@ def _coded_table(layer: Layer, stack: NestedStack, tokens: TableTokens) -> Neste
                 f"nested: {name}: {size} does not divide the width {table.embedding_dim} "
                 f"of {layer.name}"
             )
-    masks = (tokens.kept, tokens.common)
+    masks = (tokens.kept, tokens.common, tokens.frequencies)
     if not all(mask is None or len(mask) == len(table.weight) for mask in masks):
         tokens = ALL_ALIKE  # of another decoder, such as a transducer's predictor
     return NestedTable(table.weight, stack.selection, sizes, tokens, rare)

@@ -54,7 +54,7 @@ class CodedRows(nn.Module):
     """
 
     kept: Tensor | None
-    ids: Tensor
+    frequencies: Tensor
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class CodedRows(nn.Module):
         sizes: Iterable[int],
         kept: Tensor | None,
         rest: Any = None,
-        ids: Tensor | None = None,
+        frequencies: Tensor | None = None,
     ):
         """Prepare the rows of a table (tokens, width).
 
@@ -71,15 +71,15 @@ class CodedRows(nn.Module):
             sizes: numbers of a row that share a code.
             kept: (tokens,), true for those with a row here; None: all.
             rest: ``CodedRows`` of the others; None: they share one trained row.
-            ids: (tokens,), of the tokens; None: their places.
+            frequencies: (tokens,), of the tokens; None: ``token_frequencies`` of their places.
         """
         super().__init__()
         tokens, width = weight.shape
         rows = tokens if kept is None else int(kept.sum())
         self.tables = nn.ModuleDict({str(size): TableCodes(rows, width, size) for size in sizes})
         self.register_buffer("kept", kept)
-        ids = torch.arange(tokens) if ids is None else ids
-        self.register_buffer("ids", ids if kept is None else ids[kept], persistent=False)
+        found = token_frequencies(torch.arange(tokens)) if frequencies is None else frequencies
+        self.register_buffer("frequencies", found if kept is None else found[kept], False)
         if kept is not None:
             self.rest = nn.Parameter(torch.zeros(width)) if rest is None else rest
             self.register_buffer("places", row_places(kept, rest is None), persistent=False)
@@ -123,7 +123,7 @@ class CodedRows(nn.Module):
             if self.kept is not None and isinstance(self.rest, nn.Parameter):
                 self._start_rest(weight, self.kept)
             rows = weight if self.kept is None else weight[self.kept]
-            found.fit(rows, token_frequencies(self.ids))
+            found.fit(rows, self.frequencies)
         return found
 
     @torch.no_grad()
@@ -139,10 +139,12 @@ class TableTokens:
     Attributes:
         kept: (tokens,), true for those with a separate row; None: all.
         common: (tokens,), true for those that texts use; None: unknown.
+        frequencies: (tokens,), of the tokens, up to a factor; None: by their ids.
     """
 
     kept: Tensor | None = None
     common: Tensor | None = None
+    frequencies: Tensor | None = None
 
 
 class NestedTable(CodedRows):
@@ -172,17 +174,19 @@ class NestedTable(CodedRows):
             rare: such numbers of the rows of rare tokens; None: as of all.
         """
         kept, common, rest = tokens.kept, tokens.common, None
+        frequencies = tokens.frequencies
         if rare is not None:
             common = torch.zeros(len(weight), dtype=torch.bool) if common is None else common
             kept_too = torch.ones_like(common) if kept is None else kept
             common = common & kept_too
             others = None if kept is None else kept[~common]
-            ids = torch.arange(len(weight))[~common]
-            rest, kept = CodedRows(weight[~common], [rare], others, ids=ids), common
+            rare_frequencies = None if frequencies is None else frequencies[~common]
+            rest = CodedRows(weight[~common], [rare], others, frequencies=rare_frequencies)
+            kept = common
             # No text asks for rare tokens: training would only teach to leave them out.
             for part in rest.tables.children():
                 part.requires_grad_(False)
-        super().__init__(weight, set(sizes.values()), kept, rest)
+        super().__init__(weight, set(sizes.values()), kept, rest, frequencies)
         self.selection, self.sizes = selection, sizes
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
 from torch import Tensor, nn
 
-from espnet_ext.data.tokenizer import read_common, spelled_with
+from espnet_ext.data.tokenizer import is_name, read_common, spelled_with
 from espnet_ext.encoders.compressed import compress_head
+from espnet_ext.methods.codes import token_frequencies
 from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_model import extend_to_model
 from espnet_ext.methods.nested_table import TableTokens
@@ -75,7 +76,14 @@ class ASRModel(ESPnetASRModel):
             found = set(read_common(Path(common))) if common is not None else set()
             names = enumerate(self.token_list)
             mask = torch.tensor([k < frequent or token in found for k, token in names])
-        return TableTokens(kept, mask)
+        return TableTokens(kept, mask, self._frequencies())
+
+    def _frequencies(self) -> Tensor:
+        """How frequent the tokens are, up to a factor: every text has a beginning and an end."""
+        found = token_frequencies(torch.arange(len(self.token_list)))
+        found[torch.tensor([is_name(token) for token in self.token_list])] = found.max()
+        found[[self.sos, self.eos]] = 1.0
+        return found
 
     def encode(self, speech: Tensor, speech_lengths: Tensor) -> Encoded:
         """Encode as ESPnet does; inside ``loss_of``, return the given encoder output."""
