@@ -74,15 +74,17 @@ def _counts(config: Config, members: tuple[str, ...], path: Path) -> list[dict[s
     from espnet_ext.bridge.build import build_model
     from espnet_ext.bridge.footprint import encoder_compression
     from espnet_ext.methods.deploy import deploy, parameter_count
+    from espnet_ext.methods.nested import nested_stack
+    from espnet_ext.methods.nested_options import find_member
 
     model = build_model(Experiment.of(config), VOCABULARIES[path])
-    parameters = parameter_count([model])
+    parameters, stack = parameter_count([model]), nested_stack(model.encoder)
     rows = []
     for member in members:
         deployed = deploy(model, member)
         blocks = encoder_compression(model, deployed, member)["encoder_compression"]
         rounded = _in_fewer_bits(deployed.encoder)
-        bits = int(member.rpartition("-")[2].rstrip("b"))
+        bits = find_member(stack.family, member).bits
         rest = parameter_count([deployed]) - rounded
         whole = 32 * parameters / (bits * rounded + 32 * rest)
         facts = {"system": config.tag, "parameters": parameters, "member": member}
@@ -98,12 +100,13 @@ def _in_fewer_bits(encoder: Any) -> int:
     """Weights of the linear layers of the blocks, and of all convolutions."""
     from torch import nn
 
-    from espnet_ext.methods.nested import find_stack
-    from espnet_ext.methods.sites import is_matrix_layer
+    from espnet_ext.methods.nested_precision import quantised_weights
 
-    layers = {m for m in find_stack(encoder)[1].modules() if is_matrix_layer(m)}
-    layers |= {m for m in encoder.modules() if isinstance(m, nn.Conv1d | nn.Conv2d)}
-    return sum(layer.weight.numel() for layer in layers)
+    weights = quantised_weights(encoder)
+    for name, layer in encoder.named_modules():
+        if isinstance(layer, nn.Conv1d | nn.Conv2d):
+            weights[f"{name}.weight"] = layer.weight
+    return sum(weight.numel() for weight in weights.values())
 
 
 def _with_random_model(folder: Path) -> Config:

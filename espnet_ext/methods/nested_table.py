@@ -61,8 +61,8 @@ class CodedRows(nn.Module):
         weight: Tensor,
         sizes: Iterable[int],
         kept: Tensor | None,
+        frequencies: Tensor,
         rest: Any = None,
-        frequencies: Tensor | None = None,
     ):
         """Prepare the rows of a table (tokens, width).
 
@@ -70,16 +70,16 @@ class CodedRows(nn.Module):
             weight: the table.
             sizes: numbers of a row that share a code.
             kept: (tokens,), true for those with a row here; None: all.
+            frequencies: (tokens,), of the tokens.
             rest: ``CodedRows`` of the others; None: they share one trained row.
-            frequencies: (tokens,), of the tokens; None: ``token_frequencies`` of their places.
         """
         super().__init__()
         tokens, width = weight.shape
         rows = tokens if kept is None else int(kept.sum())
         self.tables = nn.ModuleDict({str(size): TableCodes(rows, width, size) for size in sizes})
         self.register_buffer("kept", kept)
-        found = token_frequencies(torch.arange(tokens)) if frequencies is None else frequencies
-        self.register_buffer("frequencies", found if kept is None else found[kept], False)
+        chosen = frequencies if kept is None else frequencies[kept]
+        self.register_buffer("frequencies", chosen, persistent=False)
         if kept is not None:
             self.rest = nn.Parameter(torch.zeros(width)) if rest is None else rest
             self.register_buffer("places", row_places(kept, rest is None), persistent=False)
@@ -175,18 +175,19 @@ class NestedTable(CodedRows):
         """
         kept, common, rest = tokens.kept, tokens.common, None
         frequencies = tokens.frequencies
+        if frequencies is None:
+            frequencies = token_frequencies(torch.arange(len(weight)))
         if rare is not None:
             common = torch.zeros(len(weight), dtype=torch.bool) if common is None else common
             kept_too = torch.ones_like(common) if kept is None else kept
             common = common & kept_too
             others = None if kept is None else kept[~common]
-            rare_frequencies = None if frequencies is None else frequencies[~common]
-            rest = CodedRows(weight[~common], [rare], others, frequencies=rare_frequencies)
+            rest = CodedRows(weight[~common], [rare], others, frequencies[~common])
             kept = common
             # No text asks for rare tokens: training would only teach to leave them out.
             for part in rest.tables.children():
                 part.requires_grad_(False)
-        super().__init__(weight, set(sizes.values()), kept, rest, frequencies)
+        super().__init__(weight, set(sizes.values()), kept, frequencies, rest)
         self.selection, self.sizes = selection, sizes
 
     def forward(self, weight: Tensor) -> Tensor:
