@@ -24,7 +24,7 @@ from espnet_ext.config.training import EXPERIMENTS, Config, Recipe, load_config
 from espnet_ext.data.features import FRAMES_PER_SECOND, KALDI, Definition, ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs, data_sets
 from espnet_ext.data.segments import set_folder
-from espnet_ext.data.speeds import with_copies
+from espnet_ext.data.speed_perturb import with_copies
 from espnet_ext.errors import UserError, check_name, nearest
 from espnet_ext.files import weights_file
 from espnet_ext.languages import text_in

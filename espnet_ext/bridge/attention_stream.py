@@ -23,7 +23,7 @@ from espnet_ext.config.recipe_errors import ATTENTION_GREEDY
 from espnet_ext.data.audio_stream import with_last
 from espnet_ext.data.features import FRAMES_PER_SECOND, SUBSAMPLING
 from espnet_ext.data.pauses import cut_at_pauses, ends_in_pause, is_silent
-from espnet_ext.models.attention_stream import FirstPass, Heard, common_prefix
+from espnet_ext.models.local_agreement import FirstPass, Heard, common_prefix
 
 _LONGEST = 25.0  # seconds of a segment
 _SHORTEST = 0.5  # seconds that a segment has at least

@@ -31,7 +31,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.formats.building import building
 from espnet_ext.models.attention_beam import attention_beam
 from espnet_ext.models.attention_search import attention_greedy
-from espnet_ext.models.attention_stream import FirstPass
+from espnet_ext.models.local_agreement import FirstPass
 from espnet_ext.models.transducer_search import BeamSearch, GreedySearch, Search
 from espnet_ext.models.whisper_decoder import TOKENS_PER_SECOND
 from espnet_ext.recogniser import Found, mean_probability

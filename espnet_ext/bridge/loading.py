@@ -8,7 +8,7 @@ import torch
 
 from espnet_ext.bridge.bundle import Bundle, bundles
 from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.bridge.speed import real_time_factor
+from espnet_ext.bridge.real_time_factor import real_time_factor
 from espnet_ext.config.recipe_errors import ATTENTION_BEAM, DECODE, TRANSDUCER
 from espnet_ext.errors import UserError
 from espnet_ext.recogniser import Recogniser

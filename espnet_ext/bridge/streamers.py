@@ -4,12 +4,14 @@ from typing import Any
 
 from espnet_ext.bridge.attention_stream import AttentionStreamer
 from espnet_ext.bridge.bundle import Bundle
-from espnet_ext.bridge.streaming import Streamer
+from espnet_ext.bridge.transducer_stream import TransducerStreamer
 from espnet_ext.config.recipe_errors import ATTENTION_GREEDY, TRANSDUCER
 from espnet_ext.errors import UserError
 
 
-def streamer_of(bundle: Bundle, method: str | None = None) -> Streamer | AttentionStreamer:
+def streamer_of(
+    bundle: Bundle, method: str | None = None
+) -> TransducerStreamer | AttentionStreamer:
     """Build the streamer of a model that was read.
 
     Args:
@@ -31,7 +33,7 @@ def streamer_of(bundle: Bundle, method: str | None = None) -> Streamer | Attenti
     options: dict[str, Any] = dict(bundle.methods.get(chosen) or {})
     if attention:
         return AttentionStreamer(bundle, options, bundle.source.rate)
-    return Streamer(bundle, chosen, options, bundle.source)
+    return TransducerStreamer(bundle, chosen, options, bundle.source)
 
 
 def method_of(bundle: Bundle, method: str | None) -> str:

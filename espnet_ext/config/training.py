@@ -32,15 +32,6 @@ READ_LATER = (
 )
 UNTRAINED = "untrained"  # variant: the pretrained model as it is
 EXPERIMENTS = Path("exp")  # of a recipe, in its folder
-# Keys of ``recipe:`` that records leave out at their default: records without them stay valid.
-_OPTIONAL = (
-    *("labels", "fetch", "mimic", "variants", "untrained", "teacher", "teacher_weight", "merges"),
-    "checkpoint_minutes",
-    "splits",
-    "sync_batchnorm",
-)
-# Such keys of the settings of a training.
-_OPTIONAL_SETTINGS = {"task": "asr", "target": None, "classes": 2}
 
 Name = Annotated[str, Field(min_length=1, description="a name")]
 Section = dict[str, Any]
@@ -77,7 +68,7 @@ class Recipe:
     task: Literal["asr", "st", "cls"] = "asr"  # st: speech translation; cls: classification
     target: Any = None  # of task st: language of the translations, as in text.en
     train_set: Name = "train"  # data set that is learnt from
-    # copies of the training set at other speeds, which are learnt from too (data.speeds)
+    # copies of the training set at other speeds, which are learnt from too (data.speed_perturb)
     speeds: Annotated[list[Speed], Field(description="a list of speeds, as in [0.9, 1.1]")] = field(
         default_factory=list
     )
@@ -157,6 +148,9 @@ class Recipe:
         return recipe, wrong + more
 
 
+_DEFAULTS = Recipe()
+
+
 def _parsed(model: type, section: Section, where: str) -> tuple[Any, list[str]]:
     words = {key: value for key, value in section.items() if isinstance(key, str)}
     wrong = [f"{where}keys are words, not {key!r}" for key in section if key not in words]
@@ -194,9 +188,6 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """The whole config as plain containers, for records."""
         section = {f.name: getattr(self.recipe, f.name) for f in fields(Recipe)}
-        for key in _OPTIONAL:
-            if section[key] == getattr(Recipe, key):
-                del section[key]
         return {"recipe": copy.deepcopy(section), **copy.deepcopy(self.espnet)}
 
 
@@ -289,15 +280,25 @@ def changed(config: Config, settings: Sequence[str]) -> Config:
     return replace(config, espnet=espnet)
 
 
-def training_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a config (``Config.as_dict``) that decides a training.
+def given_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """A config (``Config.as_dict``) without the keys of ``recipe:`` that are at their default.
 
-    Keys that only later stages read may change afterwards. Keys that were added to the format are
-    left out at their default, so that older runs stay valid.
+    So compared, a record from before a key was added equals one that has its default.
     """
+    default = {f.name: getattr(_DEFAULTS, f.name) for f in fields(Recipe)}
     recipe = {
         key: value
         for key, value in config["recipe"].items()
-        if key not in READ_LATER and (key, value) not in _OPTIONAL_SETTINGS.items()
+        if key not in default or value != default[key]
     }
     return {**config, "recipe": recipe}
+
+
+def training_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config that decides a training, without defaults (``given_settings``).
+
+    Keys that only later stages read are left out too: they may change afterwards.
+    """
+    given = given_settings(config)
+    recipe = {key: value for key, value in given["recipe"].items() if key not in READ_LATER}
+    return {**given, "recipe": recipe}

@@ -15,7 +15,7 @@ from espnet_ext.export.onnx_decoder import OnnxDecoder
 
 
 class OnnxStreamer:
-    """The graphs of a folder that ``espnet-ext export`` wrote; as ``bridge.streaming.Streamer``.
+    """The graphs of a folder that ``espnet-ext export`` wrote, as ``TransducerStreamer``.
 
     Arguments are those of ``OnnxDecoder``.
 

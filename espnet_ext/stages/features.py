@@ -17,7 +17,7 @@ from espnet_ext.data.kaldi_dir import WHOLE, audio_inputs, data_sets, read_table
 from espnet_ext.data.parts import Part, begun
 from espnet_ext.data.processes import map_processes
 from espnet_ext.data.segments import SEGMENTS, cut, set_folder
-from espnet_ext.data.speeds import holds_copies, with_copies, write_copies
+from espnet_ext.data.speed_perturb import holds_copies, with_copies, write_copies
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import DONE, Stamp, atomic_path, lock, read_json, write_json

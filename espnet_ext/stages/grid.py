@@ -11,7 +11,7 @@ from typing import Any
 from espnet_ext.bridge.run_record import merged
 from espnet_ext.config.grid import Cell, Grid
 from espnet_ext.config.processes import Processes
-from espnet_ext.config.training import EXPERIMENTS
+from espnet_ext.config.training import EXPERIMENTS, given_settings
 from espnet_ext.data.corpora.folds import read_folds
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.data.parts import Part
@@ -130,7 +130,7 @@ class GridRun:
         experiment, name = Experiment.load(path, cell.tag), cell.set_name(self.grid.part)
         inputs = [*experiment.training_files(), experiment.references(name)]
         inputs += [experiment.audio_list(name), *audio_inputs(set_folder(experiment.data, name))]
-        config = experiment.config.as_dict()
+        config = given_settings(experiment.config.as_dict())
         settings = [_CELL_VERSION, config, self.grid.part, list(self.espnet)]
         return Stamp(path.parent / ".cell.done.json", settings, inputs)
 

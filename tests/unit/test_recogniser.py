@@ -229,7 +229,7 @@ def test_the_largest_variant_that_fits_is_loaded(moved):
 
 
 def test_the_best_variant_that_is_fast_enough_here_is_loaded(moved, tmp_path, monkeypatch):
-    from espnet_ext.bridge import speed
+    from espnet_ext.bridge import real_time_factor
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folders, wave = tmp_path / "folders", families.wave(2.0, 4)
@@ -243,7 +243,7 @@ def test_the_best_variant_that_is_fast_enough_here_is_loaded(moved, tmp_path, mo
         return measured[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(speed, "measure", slow)
+        patch.setattr(real_time_factor, "measure", slow)
         assert espnet_ext.load(folders, max_rtf=0.5)(wave, RATE).text == texts[0]
         assert espnet_ext.load(folders, max_rtf=0.2)(wave, RATE).text == texts[1]
         assert measured == [0.4] * 3 + [0.1] * 3  # once for each
@@ -251,9 +251,9 @@ def test_the_best_variant_that_is_fast_enough_here_is_loaded(moved, tmp_path, mo
         assert "the fastest has 0.1" in said and len(measured) == 6
     family = espnet_ext.load(moved / "family", max_rtf=1e3)  # measured, whatever it is
     assert family(wave, RATE).text == texts[0]
-    known = json.loads(speed.cache_file().read_text())
+    known = json.loads(real_time_factor.cache_file().read_text())
     assert len(known) == 3 and all(value > 0 for value in known.values())
-    speed.cache_file().write_text("damaged")
+    real_time_factor.cache_file().write_text("damaged")
     assert espnet_ext.load(moved / "family", max_rtf=1e3).rate == RATE
 
 

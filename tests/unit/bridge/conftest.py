@@ -16,8 +16,8 @@ def experiment(tmp_path_factory):
 
 @pytest.fixture(params=METHODS)
 def streamer(request, experiment, monkeypatch):
-    from espnet_ext.bridge.streaming import Streamer
+    from espnet_ext.bridge.transducer_stream import TransducerStreamer
 
     monkeypatch.chdir(experiment)
     model = experiment / "exp/tiny/deploy/shared"
-    return Streamer(model, request.param, METHODS[request.param], SpeechInput(RATE))
+    return TransducerStreamer(model, request.param, METHODS[request.param], SpeechInput(RATE))

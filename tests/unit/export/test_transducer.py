@@ -18,7 +18,7 @@ from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.latency import Timing
 from espnet_ext.bridge.loading import decoder_of
 from espnet_ext.bridge.speech_input import SpeechInput
-from espnet_ext.bridge.streaming import Streamer
+from espnet_ext.bridge.transducer_stream import TransducerStreamer
 from espnet_ext.cli import transcribe
 from espnet_ext.errors import UserError
 from espnet_ext.export import transducer
@@ -89,7 +89,7 @@ def test_a_conformer_streams_as_in_torch_and_in_sherpa_onnx(variant, tmp_path):
 def streams_alike(deployed: Path, folder: Path) -> None:
     """An exported folder prints what torch prints, after the same pieces."""
     source = SpeechInput(RATE, definition="nemo")
-    torchs = Streamer(deployed, "transducer_greedy", {}, source)
+    torchs = TransducerStreamer(deployed, "transducer_greedy", {}, source)
     ours = OnnxStreamer(folder)
     assert ours.piece == torchs.piece == 2560
     for wave in WAVES:

@@ -13,7 +13,7 @@ from espnet_ext.encoders.pretrained.chunk_mask import chunk_mask, complete_frame
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.errors import UserError
 from espnet_ext.models.attention_search import attention_greedy
-from espnet_ext.models.attention_stream import FirstPass, Heard
+from espnet_ext.models.local_agreement import FirstPass, Heard
 from espnet_ext.models.whisper_decoder import WhisperDecoder
 from tests.fixtures import foundation
 

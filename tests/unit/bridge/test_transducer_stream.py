@@ -26,7 +26,7 @@ def test_the_model_of_these_tests_tells_inputs_apart(streamer):
 def test_stream_gives_the_text_of_decoding_the_whole(experiment, variant, method, monkeypatch):
     from espnet_ext.bridge import inference
     from espnet_ext.bridge.latency import Timing
-    from espnet_ext.bridge.streaming import Streamer
+    from espnet_ext.bridge.transducer_stream import TransducerStreamer
     from espnet_ext.data.audio_stream import pieces
 
     monkeypatch.chdir(experiment)
@@ -37,7 +37,7 @@ def test_stream_gives_the_text_of_decoding_the_whole(experiment, variant, method
     scp.write_text(f"one {experiment}/speech.wav\ntwo {experiment}/short.wav\n")
     decoder = inference.Decoder(model, method, options, SpeechInput(RATE))
     rows = [result[:2] for result in inference.decode_set(decoder, scp, jobs=1)]
-    streamer = Streamer(model, method, options, SpeechInput(RATE))
+    streamer = TransducerStreamer(model, method, options, SpeechInput(RATE))
     for (_, expected), name in zip(rows, ("speech", "short"), strict=True):
         timing = Timing()
         source = pieces(str(experiment / f"{name}.wav"), RATE, streamer.piece)
@@ -82,7 +82,7 @@ def test_sources(experiment, tmp_path, monkeypatch):
 
 def test_bad_streams_are_one_line(experiment, tmp_path, monkeypatch):
     from espnet_ext.bridge.latency import Timing
-    from espnet_ext.bridge.streaming import Streamer
+    from espnet_ext.bridge.transducer_stream import TransducerStreamer
     from espnet_ext.data.audio_stream import pieces
 
     monkeypatch.chdir(experiment)
@@ -99,7 +99,7 @@ def test_bad_streams_are_one_line(experiment, tmp_path, monkeypatch):
         str(tmp_path / "none.wav"): "no audio file",
     }
     folder = experiment / "exp/tiny/deploy/shared"
-    streamer = Streamer(folder, "transducer_greedy", {}, SpeechInput(RATE))
+    streamer = TransducerStreamer(folder, "transducer_greedy", {}, SpeechInput(RATE))
     for source, said in cases.items():
         with pytest.raises(UserError, match=said) as caught:
             list(streamer.run(pieces(source, RATE, streamer.piece), Timing()))

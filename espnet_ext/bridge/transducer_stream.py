@@ -45,7 +45,7 @@ class Stream:
     shown: str = ""
 
 
-class Streamer:
+class TransducerStreamer:
     """A deployed model that decodes one stream after another.
 
     Raises:
