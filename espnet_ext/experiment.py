@@ -24,7 +24,7 @@ from espnet_ext.config.training import EXPERIMENTS, Config, Recipe, load_config
 from espnet_ext.data.features import FRAMES_PER_SECOND, KALDI, Definition, ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs, data_sets
 from espnet_ext.data.segments import set_folder
-from espnet_ext.data.speed_perturb import with_copies
+from espnet_ext.data.speed_perturb import holds_copies, with_copies
 from espnet_ext.errors import UserError, check_name, nearest
 from espnet_ext.files import weights_file
 from espnet_ext.languages import text_in
@@ -167,8 +167,9 @@ class Experiment:
 
     def decoded_variants(self, tag: str, method: str, name: str) -> dict[str, Path]:
         """The hypotheses of a set that any run of the recipe has, by the run's variant."""
-        found = sorted((self.exp / tag / "decode").glob(f"*/{method}/{name}/text"))
-        return {path.parts[-4]: path for path in found}
+        folder = self.exp / tag / "decode"
+        found = sorted(folder.glob(f"*/{method}/{name}/text"))
+        return {path.relative_to(folder).parts[0]: path for path in found}
 
     @property
     def score_folder(self) -> Path:
@@ -207,7 +208,7 @@ class Experiment:
             if self.recipe.target and known:
                 wrong = f"recipe: target: {nearest(self.recipe.target, known)}"
                 raise UserError(f"no {path}: {wrong} (stage 1 makes the languages)")
-            raise UserError(f"no {path}; run stage 1")
+            raise UserError(f"no {path}; run stage {2 if holds_copies(name) else 1}")
         return path
 
     @cached_property

@@ -21,7 +21,7 @@ _held: set[int] = set()  # locks of this process, on folders
 DONE = ".done.json"  # the stamp in a folder that one stage writes
 DEPLOYED = "deploy.json"  # what stage 5 found out about a model, in its folder
 DECODED = "decode.json"  # what stage 6 measured, next to the texts
-PACKED = "model.safetensors"  # weights at 8, 4 or 2 bits (espnet_ext.formats.packed)
+PACKED = "model.safetensors"  # weights at fewer than 32 bits (espnet_ext.formats.packed)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from espnet_ext.analysis.activations import Cached, Computed, Teacher, activatio
 from espnet_ext.bridge.checkpoint import save
 from espnet_ext.config.pretrained import pretrained_files
 from espnet_ext.config.training import EXPERIMENTS
+from espnet_ext.data.inputs import check_inputs
 from espnet_ext.data.kaldi_dir import audio_inputs, audio_rows
 from espnet_ext.data.segments import set_folder
 from espnet_ext.encoders.pretrained.load import load_stack
@@ -61,6 +62,8 @@ class Job:
         self.sets = experiment.sets
         folders = [set_folder(experiment.data, name) for name in self.sets]
         self.rows = [audio_rows(folder) for folder in folders]
+        for folder in folders:
+            check_inputs(folder, folder / "wav.scp", experiment.rate)
         self.sizes = [[soundfile.info(path).frames for _, path in rows] for rows in self.rows]
         self.model = {
             str(f): content_key(f) for f in pretrained_files(experiment.config, experiment.root)

@@ -56,7 +56,7 @@ class Curves:
         self._repeats.append(repeat)
 
     def summary(self) -> dict[str, Any]:
-        """The part of a pruning record (``results.schema.Pruning``) that depends on the repeats."""
+        """The part of a pruning record (``results.stacks.Pruning``) that depends on the repeats."""
         count = len(self.judge.references)
         counted = [
             {removed: self.judge.counted(found) for removed, found in repeat.decisions.items()}

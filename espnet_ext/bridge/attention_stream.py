@@ -16,7 +16,7 @@ import numpy as np
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.bridge.latency import Timing, doubts
+from espnet_ext.bridge.latency import Timing, doubts, refuse_short
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.text_segments import Partial
 from espnet_ext.config.recipe_errors import ATTENTION_GREEDY
@@ -63,6 +63,8 @@ class AttentionStreamer:
         for piece, last in with_last(pieces):
             start = time.perf_counter()
             timing.hear(piece, self.rate)
+            if last:
+                refuse_short(timing)
             segment.wave = np.concatenate([segment.wave, piece])
             done, rest = self._finished(segment.wave, last)
             if done is None:

@@ -164,18 +164,20 @@ def _ranked(folder: Path, inner: Sequence[Path], max_bytes: int | None) -> list[
         least = min(sizes.values())
         raise UserError(f"{folder}: no model of {max_bytes:,} bytes; the smallest has {least:,}")
     scored = {f: _score(f) for f in fitting}
-    if all(value is not None for value in scored.values()):
-        return sorted(fitting, key=lambda f: (-(scored[f] or 0.0), fitting[f]))
+    measured = {found[0] for found in scored.values()}
+    if len(measured) == 1 and None not in measured:
+        return sorted(fitting, key=lambda f: (-scored[f][1], fitting[f]))
     return sorted(fitting, key=lambda f: (-fitting[f], f.name))
 
 
-def _score(folder: Path) -> float | None:
-    """The score of a variant on the first set, more is better; None if none is there."""
+def _score(folder: Path) -> tuple[tuple[str, ...] | None, float]:
+    """What was measured first of a variant, None if nothing was, and its score; more is better."""
     try:
         first = read_json(folder / SCORES)[0]
-        return float(first["direction"]) * float(first["value"])
+        measured = tuple(str(first[key]) for key in ("set", "method", "metric"))
+        return measured, float(first["direction"]) * float(first["value"])
     except (OSError, ValueError, KeyError, IndexError, TypeError):
-        return None
+        return None, 0.0
 
 
 def _about(arguments: Mapping[str, Any]) -> tuple[SpeechInput, dict[str, dict[str, Any]]]:

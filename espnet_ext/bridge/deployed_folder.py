@@ -86,7 +86,7 @@ def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) 
 
     The folder appears only if everything holds: the deployed model read back from disk has
     the keys and shapes that stock ESPnet builds, and the output of the training model. A member
-    of a family at 8, 4 or 2 bits is packed: model.safetensors instead of model.pth.
+    of a family at fewer than 32 bits is packed: model.safetensors instead of model.pth.
 
     Args:
         experiment: names the variant and the folder.

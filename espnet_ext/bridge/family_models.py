@@ -1,4 +1,4 @@
-"""The family of a trained model in one file (``tasks.family_file``), and members out of it."""
+"""The family of a trained model in one file (``formats.family``), and members out of it."""
 
 import shutil
 import tempfile
@@ -54,7 +54,7 @@ def load(
     """Load the best member of a family file that fits what is asked.
 
     Best is the member whose posteriors are nearest to the largest member's on speech, as the file
-    has it from when it was written (``family_file.choose``). The weights of the file are compared
+    has it from when it was written (``family.choose``). The weights of the file are compared
     with their SHA-256 first. Once they are loaded they are float32: depth and width of a small
     member save memory and time, its bits save bytes on disk.
 
@@ -64,7 +64,7 @@ def load(
         file: that ``espnet-ext deploy --family`` wrote.
         depth: number of layers, or the list of layers (from 0); None: any.
         width: inner units of the feed-forward networks; None: any.
-        bits: of the weights, 32, 8, 4 or 2; None: any.
+        bits: of the weights, as in 4; None: any.
         max_bytes: largest size of the file that stage 5 would deploy the member to; None: any.
 
     Raises:
@@ -150,6 +150,10 @@ def write_family_models(
         raise UserError(f"{config} trains no family: choose an encoder nested_*")
     if stack.options.over == "model":
         raise UserError("a family over: model has no file of all members: deploy them one by one")
+    if stack.options.per == "group":
+        raise UserError(
+            "a family with per: group has no file of all members: deploy them one by one"
+        )
     with tempfile.TemporaryDirectory() as gathered:
         arguments = read_config(config)
         # The statistics are among the weights.

@@ -14,6 +14,7 @@ from espnet_ext.bridge.variants import deploy_variant, file_bytes, rounded_after
 from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import footprint, parameter_count, variants
 from espnet_ext.methods.nested_precision import compression
+from espnet_ext.methods.nested_table import leave_unfitted
 from espnet_ext.results.schema import NOT_MEASURED
 
 _SECONDS = 10.0
@@ -30,12 +31,13 @@ def measure(experiment: Experiment, vocabulary: int | None = None) -> dict[str, 
     Returns:
         ``parameters`` of the deployed model and ``training_parameters``, by part; ``bytes`` of
         the deployed file; ``macs_per_second``, see there; of a family's member also
-        ``encoder_compression``, see ``nested.compression``.
+        ``encoder_compression``, see ``nested_precision.compression``.
 
     Raises:
         UserError: the model does not build or has no such variant.
     """
     model, variant = build_model(experiment, vocabulary), experiment.variant
+    leave_unfitted(model)
     made = deploy_variant(model, variant)
     return {
         "parameters": footprint(made.module),
@@ -64,6 +66,7 @@ def variant_sizes(experiment: Experiment) -> Iterator[VariantSize]:
     """
     refuse_problems(experiment.config)
     model = build_model(experiment, experiment.vocabulary)
+    leave_unfitted(model)
     for name in (*variants(model), *rounded_afterwards(model)):
         made = deploy_variant(model, name)
         ratio = encoder_compression(model, made.module, name).get("encoder_compression")

@@ -11,6 +11,7 @@ import torch
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.config.recipe_errors import ATTENTION_BEAM
 from espnet_ext.files import read_json, sha256_file, write_json
 from espnet_ext.models.whisper_decoder import WhisperDecoder
 from espnet_ext.results.environment import environment
@@ -28,8 +29,8 @@ def real_time_factor(bundle: Bundle, decoder: Decoder) -> float:
     figure is kept in ``~/.cache/espnet-ext/rtf.json``.
     """
     machine = environment()["machine"]
-    parts = [sha256_file(bundle.path), bundle.member, decoder.method, decoder.device]
-    key = json.dumps([*parts, torch.get_num_threads(), machine])
+    parts = [sha256_file(bundle.path), bundle.member, decoder.method, decoder.beam_size]
+    key = json.dumps([*parts, decoder.device, torch.get_num_threads(), machine])
     path = cache_file()
     known = _known(path)
     if key not in known:
@@ -67,9 +68,11 @@ def measure(decoder: Decoder) -> float:
 
 
 def _attend(decoder: Decoder, wave: np.ndarray) -> None:
-    """Encode, and run the decoder for as many tokens as speech has."""
+    """Encode, and run the decoder for as many tokens as speech has, for each text of a beam."""
     speech = torch.from_numpy(wave)[None].to(decoder.device)
     encoded, _ = decoder.model.encode(speech, torch.tensor([len(wave)], device=decoder.device))
+    if decoder.method == ATTENTION_BEAM:
+        encoded = encoded.expand(decoder.beam_size, -1, -1)
     tokens, past = decoder.model.decoder.prompts(encoded, None), None
     for _ in range(_TOKENS):
         scores, past = decoder.model.decoder.step(tokens, encoded, None, past)

@@ -18,7 +18,7 @@ import argparse
 
 from espnet_ext.cli.options import add_variant, chosen_variants
 from espnet_ext.data.parts import part
-from espnet_ext.errors import at_least
+from espnet_ext.errors import UserError, at_least
 from espnet_ext.stages.decode import decode
 
 
@@ -35,5 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Decode every set with every method that is not up to date."""
+    if not args.sets.split():
+        raise UserError("--sets is empty; name sets as in --sets 'test unseen'")
     for experiment in chosen_variants(args):
         decode(experiment, args.sets.split(), args.nj, part=args.part, device=args.device)

@@ -4,8 +4,8 @@ Writes exp/<tag>/deploy/<variant>/{model.pth,config.yaml,feats_stats.npz,deploy.
 stock ESPnet loads. Fails and writes nothing if its output on real speech differs from that
 of the training model by more than 1e-5, or if a key or shape differs from stock ESPnet's.
 
-A member of a nested family at 8, 4 or 2 bits is packed: model.safetensors, which needs this package
-to load, instead of model.pth. So is a variant that is rounded after training, merged+4b
+A member of a nested family at fewer than 32 bits is packed: model.safetensors, which needs this
+package to load, instead of model.pth. So is a variant that is rounded after training, merged+4b
 (blocks of the encoder) or whole+4b (every matrix).
 With --family all members are written into one file, exp/<tag>/deploy/family/family.safetensors,
 with family.json that lists them; load one by

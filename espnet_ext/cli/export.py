@@ -94,5 +94,6 @@ def _model(args: argparse.Namespace) -> tuple[Path, list[Path]]:
     if args.family is not None and args.variant:
         raise UserError("--family lists variants: leave out --variant")
     speech = speech or development_speech(experiment)
-    deployed = experiment.require_deployed()
-    return (deployed if args.family is None else deployed.parent), speech
+    if args.family is not None:
+        return experiment.deployed.parent, speech
+    return experiment.require_deployed(), speech

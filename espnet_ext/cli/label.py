@@ -22,7 +22,9 @@ from pathlib import Path
 from espnet_ext.cli.model import add_model, model_folder, open_recogniser
 from espnet_ext.data.kaldi_dir import check_id
 from espnet_ext.errors import UserError, at_least
+from espnet_ext.export.family_weights import COMPUTED
 from espnet_ext.files import in_use, quick_key
+from espnet_ext.results.pages.card import CARD_FILES
 from espnet_ext.stages.label import Labelling, audio_files, label, refuse_lost
 
 
@@ -64,10 +66,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def model_key(args: argparse.Namespace, model: Path) -> str:
-    """Says which model and search it is."""
+    """Says which model and search it is, whatever stage 8 or a run of the model wrote since."""
     # The config is next to a file of weights.
     inner = model.rglob("*") if model.is_dir() else model.parent.iterdir()
-    files = sorted(path for path in inner if path.is_file())
+    made = {*CARD_FILES, "__pycache__"}
+    files = sorted(
+        path
+        for path in inner
+        if path.is_file() and made.isdisjoint(path.parts) and not path.name.endswith(COMPUTED)
+    )
     search = [str(args.method), str(args.variant), *([] if args.beam is None else [f"{args.beam}"])]
     words = [*search, model.name, *map(quick_key, files)]
     return hashlib.sha256(" ".join(words).encode()).hexdigest()

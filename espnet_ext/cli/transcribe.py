@@ -22,6 +22,7 @@ Example:
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,8 @@ def _streamer(args: argparse.Namespace, model: Path) -> Any:
         from espnet_ext.export.onnx_stream import OnnxStreamer
 
         return OnnxStreamer(model, args.threads, args.variant, args.max_bytes)
+    if args.device != "cpu" or args.max_rtf is not None:
+        raise UserError("a stream is searched on the CPU: leave out --device and --max-rtf")
     from espnet_ext.bridge.muted import muted
 
     with muted():
@@ -115,11 +118,13 @@ def _stream(streamer: Any, args: argparse.Namespace) -> None:
     from espnet_ext.bridge.latency import Timing
 
     for path in args.audio:
-        name = {"file": path} if len(args.audio) > 1 else {}
-        for partial in streamer.run(_heard(path, streamer), Timing()):
+        name, timing = {"file": path} if len(args.audio) > 1 else {}, Timing()
+        for partial in streamer.run(_heard(path, streamer), timing):
             found = {**name, **partial._asdict(), "second": round(partial.second, 3)}
             line = json.dumps(found, ensure_ascii=False) if args.json else partial.line()
             print(line, flush=True)
+        for doubt in streamer.doubts(timing):
+            print(f"espnet-ext transcribe: warning: {path}: {doubt}", file=sys.stderr)
 
 
 def _heard(path: str, streamer: Any) -> Iterator[np.ndarray]:

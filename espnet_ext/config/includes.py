@@ -77,8 +77,14 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def put(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested mappings."""
+    """Set a dotted key in nested mappings.
+
+    Raises:
+        UserError: a part of the key is a single value, as in ``null``.
+    """
     *parents, last = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{key}: {parent} is a single value, {tree!r}, and has no keys")
     tree[last] = value

@@ -154,17 +154,21 @@ def _teacher_problems(config: Config) -> Iterator[str]:
         yield "recipe: teacher is for task asr or st"
     if recipe.features == "ark":
         yield "recipe: teacher hears samples: choose features: raw"
-    if str(config.espnet.get("encoder", "")).startswith("nested_"):
+    if _is_family(config):
         yield "recipe: teacher: the largest network of a family teaches the others; leave it out"
 
 
 def _nested_problems(config: Config) -> Iterator[str]:
     """The loss of a family is that of a recogniser."""
-    encoder = str(config.espnet.get("encoder", "")).lower()
-    conf = section(config.espnet, "encoder_conf")
-    is_family = encoder.startswith("nested_") or conf.get("nested") is not None
-    if is_family and config.recipe.task == "cls":
+    if _is_family(config) and config.recipe.task == "cls":
+        encoder = str(config.espnet.get("encoder", "")).lower()
         yield f"encoder: {encoder}: a nested family is for task asr or st, whose loss trains it all"
+
+
+def _is_family(config: Config) -> bool:
+    encoder = str(config.espnet.get("encoder", "")).lower()
+    nested = section(config.espnet, "encoder_conf").get("nested")
+    return encoder.startswith("nested_") or nested is not None
 
 
 def _average_problems(config: Config) -> list[str]:

@@ -2,7 +2,7 @@
 
 A weight of a small member is the leading part of a large one's, and
 
-- if 32 bits are offered, the float32 weights are stored, and the integers of 8, 4 and 2 bits are
+- if 32 bits are offered, the float32 weights are stored, and those of fewer bits are
   computed from them and the stored scales;
 - else the integers of the most bits are stored, and those of fewer bits are computed from them and
   a few more bits (``bits.refine``), since they are nearly but not quite a function of them: about

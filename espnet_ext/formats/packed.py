@@ -1,4 +1,4 @@
-"""Files of packed weights: one member of a family, as stage 5 deploys it at 8, 4 or 2 bits.
+"""Files of packed weights: one member of a family, as stage 5 deploys it at fewer than 32 bits.
 
 A file is a safetensors file, so it holds no code. Its metadata has one entry, ``espnet_ext``:
 JSON with the ``kind`` of the file and the SHA-256 of each tensor. Names and records of hundreds

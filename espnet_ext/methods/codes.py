@@ -79,6 +79,8 @@ def fit_codebooks(table: Tensor, size: int, frequencies: Tensor) -> Tensor:
         size: numbers of a row that share a code.
         frequencies: (rows,), above 0: the weight of a row's error.
     """
+    if len(table) == 0:  # all tokens are in the other part of the table
+        return table.new_zeros((table.shape[1] // size, CODES, size), dtype=torch.float32)
     generator = torch.Generator().manual_seed(_SEED)
     drawn = frequencies.cpu().multinomial(min(CODES, len(table)), generator=generator)
     parts = _parts(table, size)

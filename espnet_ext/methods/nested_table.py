@@ -46,6 +46,13 @@ class TableCodes(nn.Module):
             self.fitted.fill_(True)
 
 
+def leave_unfitted(model: nn.Module) -> None:
+    """Leave the codes of a model at zero: its sizes do not depend on them, and a fit takes long."""
+    for part in model.modules():
+        if isinstance(part, TableCodes):
+            part.fitted.fill_(True)
+
+
 class CodedRows(nn.Module):
     """Rows of a table as codes, for each size of their parts; below them those of other tokens.
 

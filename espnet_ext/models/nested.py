@@ -47,6 +47,8 @@ def check_options(model: Any) -> None:
     for name in ("common", "frequent"):
         if getattr(options, name) and options.rare is None:
             raise UserError(f"nested: {name} needs rare, as in rare: 6")
+    if options.rare is not None and not (options.common or options.frequent):
+        raise UserError("nested: rare needs frequent or common, which say what is not rare")
     if options.kl_decoder and model.use_transducer_decoder:
         raise UserError("nested: kl_decoder is for attention decoders: choose kl_decoder: 0")
 

@@ -56,8 +56,8 @@ def stage_files(experiment: Experiment) -> list[Path]:
     return [
         experiment.train_record,
         experiment.deployed / DEPLOYED,
-        *sorted(experiment.decode_folder.glob(f"*/*/{DECODED}")),
-        *sorted(experiment.score_folder.glob("*/*.json")),
+        *sorted(experiment.decode_folder.rglob(DECODED)),
+        *sorted(experiment.score_folder.rglob("*.json")),
     ]
 
 
@@ -70,9 +70,9 @@ def refuse_other_inputs(experiment: Experiment) -> None:
     _read_deploy(experiment)
     model = _digest(experiment.weights, "stage 5 (espnet-ext deploy)")
     for method, options in experiment.recipe.decode.items():
-        for path in sorted((experiment.score_folder / method).glob("*.json")):
-            decoded = experiment.decoded(method, path.stem)
-            again = f"run stages 6 and 7 with --sets {path.stem}, or remove {path}"
+        for name, path in _score_files(experiment, method):
+            decoded = experiment.decoded(method, name)
+            again = f"run stages 6 and 7 with --sets {name}, or remove {path}"
             log = _read_decode(decoded)
             if log.get("model") != model:
                 raise UserError(f"{decoded} was decoded with another model; {again}")
@@ -80,14 +80,21 @@ def refuse_other_inputs(experiment: Experiment) -> None:
                 raise UserError(f"{decoded} was decoded with other options; {again}")
             inputs = _read_score(path).inputs
             hypothesis = decoded / "text"
-            _digest(hypothesis, f"stages 6 and 7 with --sets {path.stem}")
+            _digest(hypothesis, f"stages 6 and 7 with --sets {name}")
             if str(hypothesis) not in inputs:
                 raise UserError(f"{path} is no score of {hypothesis}; {again}")
-            for name, content in inputs.items():
+            for file, content in inputs.items():
                 # A file that was removed, of a baseline, cannot have changed the score.
-                if Path(name).is_file() and sha256_file(name) != content:
-                    again = f"run stage 7 with --sets {path.stem}, or remove it"
-                    raise UserError(f"{path} was made before {name} changed; {again}")
+                if Path(file).is_file() and sha256_file(file) != content:
+                    again = f"run stage 7 with --sets {name}, or remove it"
+                    raise UserError(f"{path} was made before {file} changed; {again}")
+
+
+def _score_files(experiment: Experiment, method: str) -> list[tuple[str, Path]]:
+    """The scores of a method, with the names of their sets; those of folds have slashes."""
+    folder = experiment.score_folder / method
+    found = sorted(folder.rglob("*.json"))
+    return [(path.relative_to(folder).with_suffix("").as_posix(), path) for path in found]
 
 
 def _digest(path: Path, stage: str) -> str:
@@ -177,15 +184,15 @@ def _decoded_and_scored(
     decoding, scores = [], []
     measured = [name for name in Decoding.model_fields if name not in ("method", "set")]
     for method in experiment.recipe.decode:
-        folder = experiment.score_folder / method
-        files = sorted(folder.glob("*.json"))
+        files = _score_files(experiment, method)
         if not files:
+            folder = experiment.score_folder / method
             raise UserError(f"no scores in {folder}; run stage 7 (espnet-ext score) first")
-        for path in files:
+        for name, path in files:
             scores.append(as_json(_read_score(path).score))
-            log = _read_decode(experiment.decoded(method, path.stem))
+            log = _read_decode(experiment.decoded(method, name))
             values = {key: _measured(log, key) for key in measured}
-            decoding.append({"method": method, "set": path.stem, **values})
+            decoding.append({"method": method, "set": name, **values})
     return decoding, scores
 
 

@@ -15,7 +15,7 @@ from espnet_ext.results.benchmarks import Benchmark
 from espnet_ext.results.grids import Grid
 from espnet_ext.results.schema import Record, Result
 from espnet_ext.results.stacks import Pruning, Similarity
-from espnet_ext.score.pairs import baseline_variant
+from espnet_ext.score.pairs import baseline_variant, split_baseline
 from espnet_ext.validation import read_model
 
 BENCHMARKS = "benchmarks"
@@ -101,7 +101,8 @@ def baseline_of(result: Result, among: Iterable[Result]) -> Result | None:
     named = result.scores[0].baseline
     if named is None:
         return None
-    tag, _, variant = named.partition("/")
-    runs = {run.variant: run for run in among if run.tag == tag}
+    others = list(among)
+    tag, variant = split_baseline(named, {run.tag for run in others}.__contains__)
+    runs = {run.variant: run for run in others if run.tag == tag}
     chosen = baseline_variant(runs, result.variant, variant)
     return None if chosen is None else runs[chosen]

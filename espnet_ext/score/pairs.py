@@ -20,6 +20,15 @@ class Pairs:
     baseline: list[str] | None = None  # of the run that is compared with
 
 
+def split_baseline(named: str, is_run: Callable[[str], bool]) -> tuple[str, str]:
+    """Split TAG or TAG/VARIANT into both; the variant is empty if none is named.
+
+    A tag may have slashes too, so ``is_run`` says what is the tag of a run.
+    """
+    tag, _, variant = named.rpartition("/")
+    return (named, "") if not tag or is_run(named) else (tag, variant)
+
+
 def baseline_variant(decoded: Collection[str], variant: str, named: str) -> str | None:
     """Choose the variant of a baseline to compare with.
 

@@ -158,7 +158,7 @@ def _write_list(rows: Iterable[str], whole: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("feats.scp", "utt2num_frames"):
         table = read_table(whole / name)
-        (folder / name).write_text("".join(f"{u} {table[u]}\n" for u in rows))
+        (folder / name).write_text("".join(f"{u} {table[u]}\n" for u in rows), "utf-8")
 
 
 type _Row = tuple[str, str, int, str]  # utterance, "ark:offset" as it will be named, frames, CRC
@@ -227,7 +227,8 @@ class _Arks:
                     os.rename(ark, folder / ark.name)
             rows = [found[name] for name in read_table(self.data / "wav.scp")]
         for column, name in enumerate(("feats.scp", "utt2num_frames", CHECK_SUMS), 1):
-            (folder / name).write_text("".join(f"{row[0]} {row[column]}\n" for row in rows))
+            lines = (f"{row[0]} {row[column]}\n" for row in rows)
+            (folder / name).write_text("".join(lines), "utf-8")
 
     def remove_parts(self) -> None:
         """Remove what was joined."""

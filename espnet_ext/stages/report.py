@@ -25,6 +25,7 @@ from espnet_ext.results.plots.training import plot_training, read_curves, traini
 from espnet_ext.results.run import collect, refuse_other_inputs, stage_files
 from espnet_ext.results.schema import SCHEMA_VERSION, ClassScore, Result, as_json
 from espnet_ext.results.store import baseline_of, read_results
+from espnet_ext.score.pairs import split_baseline
 from espnet_ext.stages.deploy import deploy_stamp, deployed_checkpoint
 from espnet_ext.validation import parse
 
@@ -67,10 +68,11 @@ def _report(experiment: Experiment, results: Path | None) -> Report:
     messages += _write_card(experiment, result)
     committed = [] if results is None else list(read_results(results).runs.values())
     recipe = [run for run in committed if run.recipe == result.recipe and run != result]
-    baseline = baseline_of(result, [*_local_results(experiment, result), *recipe])
+    # Of two results of a run the last counts: the local one, which the scores compare with.
+    baseline = baseline_of(result, [*recipe, *_local_results(experiment, result)])
     if result.scores[0].baseline is None:  # nothing was compared: show the published run
         compared = experiment.recipe.compared_with(experiment.config.tag, experiment.variant)
-        named = (compared or "").partition("/")[0]
+        named, _ = split_baseline(compared or "", {run.tag for run in recipe}.__contains__)
         baseline = next((run for run in recipe if run.name == named), None)
     messages += _draw(experiment, result, baseline, recipe)
     lines = [size_line(result)]
@@ -143,7 +145,8 @@ def _refuse_other_training(experiment: Experiment) -> None:
 
 def _local_results(experiment: Experiment, result: Result) -> Iterator[Result]:
     """Results in exp/ of the run's baseline, as far as this version can read them."""
-    tag = (result.scores[0].baseline or "").partition("/")[0]
+    named = result.scores[0].baseline or ""
+    tag, _ = split_baseline(named, lambda tag: (experiment.exp / tag).is_dir())
     for path in sorted((experiment.exp / tag).glob("result*.json")) if tag else ():
         try:
             yield parse(Result, read_json(path), path)

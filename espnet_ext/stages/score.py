@@ -24,7 +24,7 @@ from espnet_ext.files import (
     write_json,
 )
 from espnet_ext.results.schema import SCHEMA_VERSION, Score, ScoreFile, as_json
-from espnet_ext.score.pairs import baseline_variant
+from espnet_ext.score.pairs import baseline_variant, split_baseline
 from espnet_ext.validation import parse
 
 type Scores = tuple[dict[str, Any], list[Path]]  # a score, other files that were written
@@ -150,7 +150,7 @@ def _decoded_sets(experiment: Experiment, method: str, sets: list[str] | None) -
     option = "" if tag == path.stem.removeprefix("train_") else f" --tag {tag}"
     stage = f"run stage 6: espnet-ext decode {path}{option} --variant {experiment.variant}"
     if sets is None:
-        sets = sorted(path.parent.name for path in folder.glob("*/text"))
+        sets = sorted(path.parent.relative_to(folder).as_posix() for path in folder.rglob("text"))
         if not sets:
             raise UserError(f"no hypotheses in {folder}; {stage}")
         return sets
@@ -172,7 +172,7 @@ def _baseline(
     experiment: Experiment, named: str, method: str, name: str, required: bool
 ) -> Path | None:
     """The baseline's hypotheses, of the variant that ``baseline_variant`` chooses."""
-    tag, _, variant_named = named.partition("/")
+    tag, variant_named = split_baseline(named, lambda tag: (experiment.exp / tag).is_dir())
     if required and not (experiment.exp / tag).is_dir():
         runs = [path.parent.name for path in experiment.exp.glob("*/decode")]
         raise UserError(f"no baseline run {nearest(tag, runs)} in exp/")
@@ -190,7 +190,7 @@ def _baseline(
 
 
 def _none(experiment: Experiment, named: str, method: str, name: str) -> str:
-    tag = named.partition("/")[0]
+    tag, _ = split_baseline(named, lambda tag: (experiment.exp / tag).is_dir())
     return f"baseline {tag} has no hypotheses {experiment.exp / tag}/decode/*/{method}/{name}/text"
 
 

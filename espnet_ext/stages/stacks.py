@@ -63,11 +63,15 @@ def similarity(
         from espnet_ext.encoders.pretrained.load import load_stack
 
     if isinstance(model, Experiment):
-        path, (stack, outputs) = str(model.deployed), _layers_of(model, set_name, part)
-        tag, asked = model.config.tag, f"{model.config.path} --part {part}"
-        asked += f" --variant {model.variant}"
+        tag = model.config.tag
     else:
-        path, tag, asked = model, Path(model.removeprefix("hub:")).name, model
+        tag = Path(model.removeprefix("hub:")).name
+    about = _made_here(name or _name(tag, set_name, part))  # refuses a wrong name at once
+    if isinstance(model, Experiment):
+        path, (stack, outputs) = str(model.deployed), _layers_of(model, set_name, part)
+        asked = f"{model.config.path} --part {part} --variant {model.variant}"
+    else:
+        path, asked = model, model
         with muted():
             stack = load_stack(model)
         outputs = stack_outputs(stack)
@@ -75,7 +79,7 @@ def similarity(
     matrices = {"cosine": found.cosine, "cka": found.cka, "knn": found.mean_knn()}
     boundaries = {key: boundary(matrices[key], blocks) for key in MEASURES}
     made = {
-        **_made_here(name or _name(tag, set_name, part)),
+        **about,
         "model": _description(path, stack),
         **measure.record(),
         "set": set_name,
@@ -154,6 +158,8 @@ def pruning_curves(
     if (removal.metric == "wer") != (task == "asr"):
         fitting = "wer" if task == "asr" else "accuracy or weighted_f1"
         raise UserError(f"--metric {removal.metric} is not of task {task}: take {fitting}")
+    chosen = list(tags) or [config.tag]
+    about = _made_here(name or _name(chosen[0], test_set, removal.part))
     score_rows, rows = audio_of_set(score_set), audio_of_set(test_set)
     with muted():
         from espnet_ext.analysis.pruning import Curves, prune_probe, prune_recogniser
@@ -168,7 +174,6 @@ def pruning_curves(
     curves = Curves(judge, removal, measure.seed)
     read = _read_texts(experiment, score_set, removal.part)
     model: dict[str, Any] = {}
-    chosen = list(tags) or [config.tag]
     for tag in chosen:
         folder = Experiment.of(replace(config, tag=tag), experiment.variant).deployed
         stack: Any
@@ -185,7 +190,7 @@ def pruning_curves(
     words += f" --tags {' '.join(tags)}" if tags else ""
     words += f" --name {name}" if name else ""
     made = {
-        **_made_here(name or _name(chosen[0], test_set, removal.part)),
+        **about,
         "model": model,
         **measure.record(),
         "probes": chosen,
@@ -236,14 +241,15 @@ def _made_here(name: str) -> dict[str, Any]:
 
 def _description(path: str, stack: Any) -> dict[str, Any]:
     """A model as the record names it; its hash is of its file of weights."""
-    files = [*Path(path).glob("*.safetensors"), *Path(path).glob("deploy/*/model.pth")]
-    files += Path(path).glob("model.pth")
+    files = sorted(Path(path).glob("*.safetensors"))
+    for pattern in ("deploy/merged/model.pth", "deploy/*/model.pth", "model.pth"):
+        files += sorted(Path(path).glob(pattern))
     return {
         "path": path,
         "family": stack.family,
         "layers": stack.num_layers,
         "width": stack.width,
-        "sha256": sha256_file(sorted(files)[0]) if files else "not measured",
+        "sha256": sha256_file(files[0]) if files else "not measured",
     }
 
 

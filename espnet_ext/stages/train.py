@@ -16,6 +16,7 @@ from espnet_ext.config.training import training_settings
 from espnet_ext.data.inputs import check_inputs
 from espnet_ext.data.parts import Part
 from espnet_ext.data.segments import set_folder
+from espnet_ext.data.speed_perturb import holds_copies
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import (
@@ -152,7 +153,8 @@ def _data_options(experiment: Experiment) -> dict[str, list[str]]:
     kind = "sound" if experiment.features is None else "kaldi_ark"
     for path in experiment.training_files():
         if path.name in _STAGES and not path.is_file():
-            stage = 2 if "dump" in path.parts else _STAGES[path.name]
+            later = "dump" in path.parts or holds_copies(path.parent.name)
+            stage = 2 if later else _STAGES[path.name]
             raise UserError(f"no {path}; run stage {stage}")
     return {
         role: [

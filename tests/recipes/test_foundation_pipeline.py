@@ -151,6 +151,13 @@ def recipe(tmp_path_factory):
     return folder, model
 
 
+def fail(folder, *words):
+    """Run a verb that must fail; return what it says."""
+    done = forked.Command(folder, words, folder.parent / "logs").wait(99)
+    assert done.code == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    return done.stderr
+
+
 def succeed(folder, *words):
     done = forked.Command(folder, words, folder.parent / "logs").wait(300)
     assert done.code == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -701,6 +708,12 @@ def test_a_model_with_chunks_streams_in_two_passes(recipe):
     write_flac(folder / "silence.flac", 1e-4 * joined, 16000)
     printed = succeed(folder, "stream", config, "silence.flac")
     assert " s | " not in printed
+    write_flac(folder / "empty.flac", joined[:0], 16000)
+    assert "the stream has 0.000 s, less than a window" in fail(
+        folder, "stream", config, "empty.flac"
+    )
+    spoken = ("transcribe", "exp/streaming/deploy/merged", "stream.flac", "--stream")
+    assert "leave out --device and --max-rtf" in fail(folder, *spoken, "--max-rtf", "0.5")
 
 
 def test_a_small_model_learns_from_the_fine_tuned_encoder(recipe):
@@ -717,10 +730,8 @@ def test_a_small_model_learns_from_the_fine_tuned_encoder(recipe):
     (folder / "conf/train_none.yaml").write_text(
         yaml.safe_dump(merged(TAUGHT, {"recipe": {"teacher": "exp/none"}}))
     )
-    done = forked.Command(folder, ("train", "conf/train_none.yaml"), folder.parent / "logs").wait(
-        99
-    )
-    assert done.code == 1 and "recipe: teacher: no model in exp/none" in done.stderr
+    said = fail(folder, "train", "conf/train_none.yaml")
+    assert "recipe: teacher: no model in exp/none" in said
 
 
 def test_layers_are_pruned_with_the_decoder_behind_them(recipe):

@@ -39,3 +39,28 @@ def test_names_of_sets_folds_and_results_stay_inside(tmp_path):
     (tmp_path / "folds/voice").write_text("voice-a\n../x\n")
     with pytest.raises(UserError, match=r"folds/voice: '../x': a name has no blank"):
         read_folds(tmp_path, "voice")
+
+
+def test_hypotheses_of_folds_are_listed_by_variant(tmp_path):
+    path = tmp_path / "train_x.yaml"
+    path.write_text("encoder: conformer\n")
+    run = Experiment.load(path, "grid_some/x")
+    run = Experiment.of(run.config, "merged", tmp_path)
+    found = {}
+    for variant in ("merged", "2L-48-4b"):
+        text = run.exp / "grid_some/x/decode" / variant / "classify/voice-a/test/text"
+        text.parent.mkdir(parents=True)
+        text.write_text("u low\n")
+        found[variant] = text
+    assert run.decoded_variants("grid_some/x", "classify", "voice-a/test") == found
+    assert run.decoded_variants("grid_some/x", "classify", "voice-b/test") == {}
+
+
+def test_the_stage_that_makes_a_missing_set_is_named(tmp_path):
+    path = tmp_path / "train_x.yaml"
+    path.write_text("encoder: conformer\nrecipe: {speeds: [0.9]}\n")
+    run = Experiment.of(load_config(path), None, tmp_path)
+    with pytest.raises(UserError, match=r"data/train_sp/text; run stage 2"):
+        run.require_references(run.sets[0])
+    with pytest.raises(UserError, match=r"data/dev/text; run stage 1"):
+        run.require_references(run.sets[1])

@@ -329,7 +329,8 @@ def without_missing_model(conf: Mapping[str, Any]) -> dict[str, Any]:
     if path is not None and architecture is not None and not Path(path).exists():
         found["path"] = None
     if nested and nested.get("common") and not Path(nested["common"]).exists():
-        found["nested"] = {**nested, "common": None}
+        rare = nested.get("rare") if nested.get("frequent") else None  # else all tokens are rare
+        found["nested"] = {**nested, "common": None, "rare": rare}
     return found
 
 

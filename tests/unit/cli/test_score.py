@@ -1,6 +1,7 @@
 """The verb `score`, on texts made on the spot."""
 
 import argparse
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,20 @@ def test_verb_takes_the_baselines_merged_variant_of_several(recipe):
     verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test", "--variant", "2L-8-4b"))
     score = read("exp/hrf_xs/score/2L-8-4b/ctc_greedy/test.json")
     assert score.baseline == "base_xs"
+
+
+def test_verb_scores_the_sets_of_folds_against_a_baseline_in_a_folder(recipe):
+    for tag in ("hrf_xs", "base_xs"):
+        for folder in ("data", f"exp/{tag}/decode/merged/ctc_greedy"):
+            shutil.copytree(Path(folder, "test"), Path(folder, "voice-a/test"), dirs_exist_ok=True)
+            shutil.rmtree(Path(folder, "unseen"), ignore_errors=True)
+    Path("exp/grid_some").mkdir()
+    Path("exp/base_xs").rename("exp/grid_some/base_xs")
+    for baseline in ("grid_some/base_xs", "grid_some/base_xs/merged"):
+        verb.run(parse("conf/train_hrf_xs.yaml", "--baseline", baseline))
+        for name in ("test", "voice-a/test"):
+            score = read(f"exp/hrf_xs/score/merged/ctc_greedy/{name}.json")
+            assert (score.set, score.baseline) == (name, baseline)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,17 @@ def write(folder, content):
     return path
 
 
+def test_a_key_below_a_single_value_is_refused(tmp_path):
+    for value in (None, "hrf_conformer"):
+        hrf = {"set": {"encoder_conf": value}, "vary": {"encoder_conf.hrf.ratio": [2, 8]}}
+        content = {**GRID, "systems": {"light": GRID["systems"]["light"]}}
+        content["systems"]["hrf"] = {"config": "train_a_s.yaml", **hrf}
+        with pytest.raises(UserError, match="encoder_conf is a single value") as caught:
+            for cell in read_grid(write(tmp_path, content)).cells(["voice-a"]):
+                cell.config_text(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
 def test_vary_stands_for_every_combination(tmp_path):
     found = read_grid(write(tmp_path, GRID))
     assert found.name == "some"

@@ -62,6 +62,13 @@ def test_a_table_of_few_rows_is_kept():
     torch.testing.assert_close(decode(encode(weight, books), books), weight, rtol=1e-3, atol=1e-4)
 
 
+def test_a_part_without_rows_has_empty_codes():
+    books = fit_codebooks(table(0), 4, torch.ones(0))
+    assert books.shape == (3, CODES, 4) and not books.any()
+    assert encode(table(0), books).shape == (0, 3)
+    assert decode(encode(table(0), books), books).shape == (0, 12)
+
+
 def test_codebooks_get_the_gradients_of_the_rows_that_they_stand_for():
     books = fit_codebooks(table(), 4, torch.ones(600)).requires_grad_()
     codes = encode(table(), books)

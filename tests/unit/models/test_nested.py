@@ -213,6 +213,17 @@ def test_classification_is_refused(tmp_path):
     assert any("a nested family is for task asr or st" in problem for problem in found)
 
 
+@pytest.mark.parametrize(
+    "espnet",
+    [{"encoder": "nested_conformer"}, {"encoder": "stack", "encoder_conf": {"nested": {}}}],
+)
+def test_a_family_has_no_other_teacher(tmp_path, espnet):
+    from espnet_ext.config.recipe_errors import recipe_problems
+
+    config = Config(tmp_path / "x.yaml", "x", Recipe(teacher="exp/y"), espnet)
+    assert any("the largest network of a family" in problem for problem in recipe_problems(config))
+
+
 def test_f_kl_div_is_the_definition():
     """The direction of torch's kl_div: input is the pupil's log-probabilities."""
     p, q = torch.tensor([0.7, 0.3]), torch.tensor([0.2, 0.8])

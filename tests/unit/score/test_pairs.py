@@ -3,7 +3,7 @@
 import pytest
 
 from espnet_ext.errors import UserError
-from espnet_ext.score.pairs import read_pairs
+from espnet_ext.score.pairs import read_pairs, split_baseline
 from tests.fixtures.texts import write_table
 
 
@@ -30,3 +30,17 @@ def test_speaker_that_is_missing(tmp_path):
     utt2spk = write_table(tmp_path / "utt2spk", ["u1"], ["s"])
     with pytest.raises(UserError, match="no speaker for utterance u2"):
         read_pairs(text, text, utt2spk)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("a", ("a", "")),
+        ("a/merged", ("a", "merged")),
+        ("grid_x/b", ("grid_x/b", "")),
+        ("grid_x/b/2L-48-4b", ("grid_x/b", "2L-48-4b")),
+        ("", ("", "")),
+    ],
+)
+def test_a_baseline_is_a_tag_with_or_without_a_variant(named, expected):
+    assert split_baseline(named, {"a", "grid_x/b"}.__contains__) == expected

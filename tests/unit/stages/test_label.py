@@ -206,6 +206,11 @@ def test_another_model_or_search_begins_anew(tmp_path):
         (tmp_path / name).write_text("another")
         found.append(key())
     assert len(set(found)) == len(found)
+    made = ("README.md", "scores.json", "LICENSE.md", "__pycache__/x.pyc", "b.weights.bin")
+    for name in made:
+        (tmp_path / "deploy/a" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "deploy/a" / name).write_text("by stage 8, or by a run of the model")
+    assert key() == found[-1]
 
 
 @pytest.mark.parametrize("word", ["-0.1", "1.1", "nan", "x"])

@@ -83,6 +83,27 @@ def test_a_run_that_no_commit_describes_is_published_only_when_told(recipe, comm
     assert f"- commit: {commit}\n" in (root / "results/toy_asr1/README.md").read_text()
 
 
+def test_a_run_of_folds_has_the_names_of_its_sets(recipe):
+    make_run(recipe, "folds_xs", sets=("voice-a/test", "voice-b/test"))
+    run_verb("conf/train_folds_xs.yaml")
+    result = json.loads(Path("exp/folds_xs/result.json").read_text())
+    names = ["voice-a/test", "voice-b/test"]
+    assert [score["set"] for score in result["scores"]] == names
+    assert [decoding["set"] for decoding in result["decoding"]] == names
+
+
+def test_the_baseline_that_the_scores_compare_with_is_printed(recipe, capsys):
+    make_run(recipe, "base_xs")
+    run_verb("conf/train_base_xs.yaml", "--publish", "--allow-dirty")
+    # The baseline is trained again, and is larger.
+    edit("exp/base_xs/deploy/merged/deploy.json", lambda d: d.update(bytes=12340000))
+    run_verb("conf/train_base_xs.yaml")
+    capsys.readouterr()
+    run_verb("conf/train_hrf_xs.yaml")
+    (first, *_) = re.findall(r"^\| baseline base_xs .*$", capsys.readouterr().out, re.MULTILINE)
+    assert "| 12.34 |" in first
+
+
 def test_only_the_run_and_its_baseline_are_printed(recipe, capsys):
     run_verb("conf/train_hrf_xs.yaml", "--publish")
     make_run(recipe, "base_xs")

@@ -54,6 +54,11 @@ WRITE = ("prune", "--model", probe.MODEL, "--out", "less", "--remove")
         ),
         (("similarity", "data", "--k", "2"), "data holds no model: neither config.json with"),
         (("similarity", "exp", "--k", "2"), "exp holds no model"),
+        (
+            ("similarity", "no model here", "--k", "2", "--name", "my run"),
+            "the result's name 'my run': a name has no blank",
+        ),
+        ((*PRUNE, "--k", "2", "--name", "my run"), "the result's name 'my run': a name has no"),
         (("similarity", probe.MODEL, "--set", "tset"), "no set 'tset'; did you mean 'test'?"),
         (
             ("similarity", probe.MODEL, "--set", "test", "--k", "64"),

@@ -1,6 +1,7 @@
 """Folders of pretrained models that cannot be loaded, or not so: one line."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -84,3 +85,17 @@ def test_utterances_of_a_length_that_cannot_be(tmp_path, model):
         whisper.front(*speech_models.speech(31 * 16000))
     with pytest.raises(UserError, match="100 samples is too short for whisper"):
         whisper.front(*speech_models.speech(1600, 100))
+
+
+def test_an_experiment_with_several_models_and_none_merged(tmp_path, model):
+    exp = tmp_path / "exp/x"
+    for variant in ("2L-48-32b", "4L-48-32b"):
+        shutil.copytree(model, exp / "deploy" / variant / "stack")
+    line = complains(exp)
+    assert f"{exp} has several models; give one: {exp}/deploy/2L-48-32b, {exp}/dep" in line
+    config = exp / "deploy/4L-48-32b/stack/config.json"
+    shutil.rmtree(exp / "deploy/2L-48-32b")
+    assert load_stack(exp).num_layers == 4
+    shutil.copytree(model, exp / "deploy/merged/stack")
+    config.unlink()  # merged is read, whatever else is there
+    assert load_stack(exp).num_layers == 4
