@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from espnet_ext.config.schedule import EPOCHS
 from espnet_ext.config.training import training_settings
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import quick_key, write_json
-
-_ESPNET_EPOCHS = 40  # ESPnet's default of max_epoch
 
 
 def refuse_other_run(experiment: Experiment, data: dict[str, str]) -> None:
@@ -47,4 +46,4 @@ def refuse_other_run(experiment: Experiment, data: dict[str, str]) -> None:
 
 
 def _epochs(config: dict[str, Any]) -> int:
-    return config.get("max_epoch", _ESPNET_EPOCHS)
+    return config.get("max_epoch", EPOCHS)

@@ -12,8 +12,10 @@ import yaml
 
 from espnet_ext.config.pretrained import start_files, teacher_folder
 from espnet_ext.config.processes import Processes, backend_of
+from espnet_ext.config.schedule import schedule_warnings
 from espnet_ext.config.training import training_settings
 from espnet_ext.data.inputs import check_inputs
+from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.parts import Part
 from espnet_ext.data.segments import set_folder
 from espnet_ext.data.speed_perturb import holds_copies
@@ -204,6 +206,9 @@ def _checked(experiment: Experiment, options: TrainOptions) -> Experiment:
             set_folder(experiment.data, name), experiment.audio_list(name), experiment.rate
         )
     check_ctc_lengths(experiment, model)
+    heard = read_table(experiment.audio_list(experiment.sets[0]))
+    for line in schedule_warnings(experiment.espnet, len(heard)):
+        print(f"train: warning: {line}")
     return experiment
 
 

@@ -28,5 +28,8 @@ def test_each_member_is_compared_with_the_same_system_alone():
         assert conf["num_blocks"] == len(parsed.layers) and conf["linear_units"] == parsed.width
         assert conf.get("nested", {"bits": [32]})["bits"] == [parsed.bits]
         assert alone.espnet["max_epoch"] == family.espnet["max_epoch"]
+    first = next(line.split() for line in done.stdout.splitlines() if "espnet-ext train" in line)
+    (start,) = family.espnet["init_param"]
+    assert start.startswith(f"exp/{load_config(RECIPE / first[2]).tag}/")
     rounded = re.findall(r"score conf/nested/train_alone_xs_6l.yaml .*--variant (\S+)", done.stdout)
     assert rounded == ["merged+8b", "merged+4b", "merged+2b"]

@@ -17,8 +17,6 @@ from espnet_ext.results.store import Results, baseline_of
 from espnet_ext.validation import Items, Strict, Text, parse
 from espnet_ext.yaml_files import read_yaml
 
-_MUCH = 1.01  # codebooks and learnt scales alone make no training model larger
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -27,7 +25,7 @@ class Entry:
     Attributes:
         gain: the score, negative where less is better.
         comparison: with its baseline; None if it was not compared.
-        is_compressed: smaller, deployed, than its baseline or than in training.
+        is_smaller: than its baseline, deployed.
     """
 
     name: str
@@ -35,27 +33,20 @@ class Entry:
     score: str
     gain: float
     comparison: Comparison | None
-    is_compressed: bool
+    is_smaller: bool
 
 
 def _of_run(run: Result, score: Score, metric: str, baseline: Result | None = None) -> Entry:
-    sizes = [parts for parts in (run.parameters, run.training.parameters) if not _unknown(parts)]
-    totals = [parts.get("total", 0) for parts in sizes if isinstance(parts, dict)]
-    smaller = len(totals) == 2 and _MUCH * totals[0] < totals[1]
-    if baseline is not None and not _unknown(run.bytes) and not _unknown(baseline.bytes):
-        smaller = smaller or int(run.bytes) < int(baseline.bytes)
+    sizes = [run.bytes, NOT_MEASURED if baseline is None else baseline.bytes]
+    smaller = NOT_MEASURED not in sizes and int(sizes[0]) < int(sizes[1])
     return Entry(
         name=run.name,
-        size=NOT_MEASURED if _unknown(run.bytes) else f"{megabytes(run.bytes)} MB",
+        size=NOT_MEASURED if run.bytes == NOT_MEASURED else f"{megabytes(run.bytes)} MB",
         score=f"{METRICS[metric].name} {value(score, metric, by_speaker=False)}",
         gain=METRICS[metric].direction * score.metrics[metric].value,
         comparison=score.compared(metric),
-        is_compressed=smaller,
+        is_smaller=smaller,
     )
-
-
-def _unknown(found: object) -> bool:
-    return found == NOT_MEASURED
 
 
 def _of_grid(grid: Grid, row: GridSystem, metric: str) -> Entry:
@@ -63,19 +54,18 @@ def _of_grid(grid: Grid, row: GridSystem, metric: str) -> Entry:
     sizes = {other.system: other.parameters for other in grid.systems}
     pairs = [found for found in row.comparisons if found.metric == metric]
     largest = max(pairs, key=lambda pair: sizes[pair.baseline], default=None)
-    before = max([row.training_parameters, *(sizes[pair.baseline] for pair in pairs)])
     return Entry(
         name=row.system,
-        size=f"{row.parameters / 1e6:.2f} M params",
+        size=f"{row.parameters / 1e6:.{2 if row.parameters >= 1e4 else 4}f} M params",
         score=f"{METRICS[metric].name} {grid_value(row.scores[metric], metric)}",
         gain=METRICS[metric].direction * row.scores[metric].value,
         comparison=largest,
-        is_compressed=row.parameters < before,
+        is_smaller=largest is not None and row.parameters < sizes[largest.baseline],
     )
 
 
 def recipes_table(results: Results) -> Table:
-    """A row for each recipe, by its name in brackets: best baseline and best compressed system.
+    """A row for each recipe, by its name in brackets: its best system, and the best smaller one.
 
     On the main metric and the first set; grids of development sets are left out.
     """
@@ -89,17 +79,11 @@ def recipes_table(results: Results) -> Table:
         for grid in recipe.grids.values():
             if grid.part != "dev":
                 entries += [_of_grid(grid, row, grid.metrics[0]) for row in grid.systems]
-        baselines = {_name(e.comparison.baseline) for e in entries if e.comparison}
-        plain = [e for e in entries if e.name in baselines and not e.is_compressed]
-        compressed = [e for e in entries if e.is_compressed and e.comparison is not None]
+        whole = [entry for entry in entries if not entry.is_smaller]
+        smaller = [entry for entry in entries if entry.is_smaller]
         # Without its interval the line is short enough to be read.
-        rows.append([f"[{name}]", _best(plain).partition(" (")[0], _best(compressed)])
-    return ["recipe", "best baseline", "best compressed system"], rows
-
-
-def _name(baseline: str) -> str:
-    """The name of a run that scores call TAG or TAG/VARIANT."""
-    return baseline.removesuffix("/merged").replace("/", "_")
+        rows.append([f"[{name}]", _best(whole).partition(" (")[0], _best(smaller)])
+    return ["recipe", "best system", "best that is smaller than its baseline"], rows
 
 
 def _best(entries: list[Entry]) -> str:
@@ -111,10 +95,11 @@ def _best(entries: list[Entry]) -> str:
 
 
 class Headline(Strict):
-    """A comparison that README.md shows."""
+    """A comparison that README.md shows; ``against`` names the baseline for a reader."""
 
     title: Text
     evidence: Pair
+    against: Text
 
 
 class Headlines(Strict):
@@ -133,19 +118,22 @@ def headlines_table(results: Results, folder: Path) -> Table:
     if path.is_file():
         for headline in parse(Headlines, read_yaml(path), path).headlines:
             try:
-                found.append((headline.title, _of_pair(headline.evidence, results)))
+                entry = _of_pair(headline.evidence, results)
+                found.append((headline.title, headline.against, entry))
             except UserError as error:
                 raise UserError(f"{path}: {headline.title}: {error}") from None
     else:
         for recipe in results.recipes.values():
             for run in without_families(recipe.runs.values()):
                 score = run.scores[0]
-                found.append((run.name, _of_run(run, score, score.main_metric)))
+                entry = _of_run(run, score, score.main_metric)
+                against = "" if entry.comparison is None else entry.comparison.baseline
+                found.append((run.name, against, entry))
     rows = [
-        [title, entry.size, entry.score.removeprefix("weighted "), _cost(entry.comparison)]
-        for title, entry in found
+        [title, entry.size, entry.score.removeprefix("weighted "), _cost(entry, against)]
+        for title, against, entry in found
     ]
-    return ["model", "size", "score (95 % CI)", "against its baseline"], rows
+    return ["model", "size", "score (95 % CI)", "against"], rows
 
 
 def _of_pair(pair: GridPair | RunPair, results: Results) -> Entry:
@@ -158,7 +146,8 @@ def _of_pair(pair: GridPair | RunPair, results: Results) -> Entry:
     return _of_run(pair.record(results), pair.score(results), found.metric)
 
 
-def _cost(found: Comparison | None) -> str:
+def _cost(entry: Entry, against: str) -> str:
+    found = entry.comparison
     if found is None:
         return NOT_MEASURED
-    return f"{found.kind.number(found.difference, '+')}, {found.verdict()}"
+    return f"{against}: {found.kind.number(found.difference, '+')}, {found.verdict()}"

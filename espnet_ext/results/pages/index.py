@@ -37,8 +37,7 @@ the scale of the papers, in either direction. Each table of claims states how th
 
 _RECIPES = """\
 On the main metric and the first test set; sizes are MB of the deployed file or, of grids, millions
-of parameters. A compressed system is smaller, deployed, than its baseline or than in training. The
-best of many is best by luck too."""
+of parameters. The best of many is best by luck too."""
 
 
 def pages(results: Results, papers: Mapping[str, Paper], folder: Path) -> dict[Path, str]:

@@ -97,11 +97,16 @@ def sizes_table(results: Iterable[Result]) -> Table:
             real_time_factor(result.decoding[0]),
             duration(result.training.seconds),
             f"`{result.command}`",
-            result.commit[:10],
+            _short(result.commit),
         ]
         for result in results
     ]
     return [*header, "command", "commit"], rows
+
+
+def _short(commit: str) -> str:
+    """A commit for a table; one that was not what ran still says so."""
+    return f"{commit[:10]}+dirty" if "+dirty" in commit else commit[:10]
 
 
 def scores_table(results: Sequence[Result], published: Iterable[str] | None = None) -> Table:

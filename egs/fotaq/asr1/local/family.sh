@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Nine nested systems by one training, each of the nine trained alone, and the largest rounded
-# after training: what RESULTS.md compares. All start from the model of the main job, which is
-# trained first. Options go to every run.sh; what is done is not done again.
+# after training: what RESULTS.md compares. All start from hrf_conformer_xs, which is trained first.
+# Options go to every run.sh; what is done is not done again.
 #
 # Example:
 #   local/family.sh
@@ -16,7 +16,7 @@ alone() { # DEPTH BITS: tag of the system trained alone
   if [ "$2" = 32 ]; then echo "alone_xs_${1}l"; else echo "alone_xs_${1}l_${2}b"; fi
 }
 
-./run.sh "$@"
+./run.sh --config conf/train_hrf_conformer_xs.yaml "$@"
 ./run.sh --config "$family" --stop_stage 4 "$@"
 for depth in 6 4 2; do
   for bits in 32 8 4; do

@@ -33,7 +33,7 @@ def test_the_readme_shows_the_headlines_that_a_file_names(recipe):
     begin, end = README_MARKERS
     (root / "README.md").write_text(f"{begin}\n{end}\n")
     run = {"run": "toy_asr1/hrf_xs", "than": "base_xs", "set": "test"}
-    content = {"headlines": [{"title": "HRF on toys", "evidence": run}]}
+    content = {"headlines": [{"title": "HRF on toys", "against": "plain", "evidence": run}]}
     path = root / "results/headlines.yaml"
     path.parent.mkdir()
     path.write_text(yaml.safe_dump(content))
@@ -43,7 +43,7 @@ def test_the_readme_shows_the_headlines_that_a_file_names(recipe):
         "HRF on toys",
         "6.10 MB",
         "WER 40.0 (38.0-42.0)",
-        "-3.0, better",
+        "plain: -3.0, better",
     ]
     run["run"] = "toy_asr1/other"
     path.write_text(yaml.safe_dump(content))
