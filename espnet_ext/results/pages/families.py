@@ -5,6 +5,7 @@ baseline of its score: the same system trained alone, in an ablation the same me
 family, or another variant of the same training, such as the pretrained model as it was.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ def find_families(results: Iterable[Result]) -> list[Family]:
         baselines = {run.variant: baseline_of(run, recipe) for run in members}
         compared = {variant: run for variant, run in baselines.items() if run is not None}
         largest = compared.get(members[0].variant, members[0]).tag
-        rounded = [run for run in recipe if run.tag == largest and "+" in run.variant]
+        rounded = [run for run in recipe if run.tag == largest and _is_rounded(run)]
         rounded.sort(key=_bytes, reverse=True)
         found.append(Family(tag, tuple(members), compared, tuple(rounded)))
     return found
@@ -133,8 +134,13 @@ def without_families(results: Iterable[Result]) -> list[Result]:
 def _is_member(run: Result) -> bool:
     conf = run.config.get("encoder_conf") or {}
     is_recogniser = isinstance(run.scores[0], RecognitionScore)
-    is_member = run.variant != UNTRAINED and "+" not in run.variant
+    is_member = run.variant != UNTRAINED and not _is_rounded(run)
     return is_recogniser and conf.get("nested") is not None and is_member
+
+
+def _is_rounded(run: Result) -> bool:
+    """True of a variant that was rounded after training, as merged+4b; not of 4L-48+2L-48-4b."""
+    return re.search(r"\+\d+b$", run.variant) is not None
 
 
 def _bytes(run: Result) -> int:
