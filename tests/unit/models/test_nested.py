@@ -213,15 +213,15 @@ def test_classification_is_refused(tmp_path):
     assert any("a nested family is for task asr or st" in problem for problem in found)
 
 
-@pytest.mark.parametrize(
-    "espnet",
-    [{"encoder": "nested_conformer"}, {"encoder": "stack", "encoder_conf": {"nested": {}}}],
-)
-def test_a_family_has_no_other_teacher(tmp_path, espnet):
+@pytest.mark.parametrize("encoder", ["nested_conformer", "stack"])
+@pytest.mark.parametrize(("bits", "wrong"), [([32, 4], True), ([4], False)])
+def test_a_family_of_several_has_no_other_teacher(tmp_path, encoder, bits, wrong):
     from espnet_ext.config.recipe_errors import recipe_problems
 
+    espnet = {"encoder": encoder, "encoder_conf": {"nested": {"bits": bits}}}
     config = Config(tmp_path / "x.yaml", "x", Recipe(teacher="exp/y"), espnet)
-    assert any("the largest network of a family" in problem for problem in recipe_problems(config))
+    found = [problem for problem in recipe_problems(config) if "the largest network" in problem]
+    assert bool(found) == wrong
 
 
 def test_f_kl_div_is_the_definition():
