@@ -148,12 +148,11 @@ def write_family_models(
     stack = nested_stack(trained)
     if stack is None:
         raise UserError(f"{config} trains no family: choose an encoder nested_*")
-    if stack.options.over == "model":
-        raise UserError("a family over: model has no file of all members: deploy them one by one")
-    if stack.options.per == "group":
-        raise UserError(
-            "a family with per: group has no file of all members: deploy them one by one"
-        )
+    for option, value in (("over", "model"), ("per", "group")):
+        if getattr(stack.options, option) == value:
+            raise UserError(
+                f"a family {option}: {value} has no file of all members: deploy them one by one"
+            )
     with tempfile.TemporaryDirectory() as gathered:
         arguments = read_config(config)
         # The statistics are among the weights.

@@ -69,12 +69,14 @@ def model_key(args: argparse.Namespace, model: Path) -> str:
     """Says which model and search it is, whatever stage 8 or a run of the model wrote since."""
     # The config is next to a file of weights.
     inner = model.rglob("*") if model.is_dir() else model.parent.iterdir()
-    made = {*CARD_FILES, "__pycache__"}
-    files = sorted(
-        path
-        for path in inner
-        if path.is_file() and made.isdisjoint(path.parts) and not path.name.endswith(COMPUTED)
-    )
+    files = sorted(path for path in inner if path.is_file() and not _is_made_later(path))
     search = [str(args.method), str(args.variant), *([] if args.beam is None else [f"{args.beam}"])]
     words = [*search, model.name, *map(quick_key, files)]
     return hashlib.sha256(" ".join(words).encode()).hexdigest()
+
+
+def _is_made_later(path: Path) -> bool:
+    """True of what stage 8 or a run of the model writes into its folder."""
+    return (
+        path.name in CARD_FILES or path.parent.name == "__pycache__" or path.name.endswith(COMPUTED)
+    )

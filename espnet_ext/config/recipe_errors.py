@@ -154,8 +154,8 @@ def _teacher_problems(config: Config) -> Iterator[str]:
         yield "recipe: teacher is for task asr or st"
     if recipe.features == "ark":
         yield "recipe: teacher hears samples: choose features: raw"
-    if _has_members(config):
-        yield "recipe: teacher: the largest network of a family teaches the others; leave it out"
+    if _is_family(config):
+        yield "recipe: teacher is not for a nested family, whose largest network teaches the others"
 
 
 def _nested_problems(config: Config) -> Iterator[str]:
@@ -163,13 +163,6 @@ def _nested_problems(config: Config) -> Iterator[str]:
     if _is_family(config) and config.recipe.task == "cls":
         encoder = str(config.espnet.get("encoder", "")).lower()
         yield f"encoder: {encoder}: a nested family is for task asr or st, whose loss trains it all"
-
-
-def _has_members(config: Config) -> bool:
-    """Whether it is a family of several networks; one alone has no largest that teaches it."""
-    nested = section(config.espnet, "encoder_conf").get("nested") or {}
-    lists = [value for value in nested.values() if isinstance(value, list)]
-    return _is_family(config) and any(len(value) > 1 for value in lists)
 
 
 def _is_family(config: Config) -> bool:

@@ -172,10 +172,11 @@ def _baseline(
     experiment: Experiment, named: str, method: str, name: str, required: bool
 ) -> Path | None:
     """The baseline's hypotheses, of the variant that ``baseline_variant`` chooses."""
-    tag, variant_named = split_baseline(named, lambda tag: (experiment.exp / tag).is_dir())
-    if required and not (experiment.exp / tag).is_dir():
-        runs = [path.parent.name for path in experiment.exp.glob("*/decode")]
-        raise UserError(f"no baseline run {nearest(tag, runs)} in exp/")
+    tag, variant_named = split_baseline(named, _is_decoded(experiment))
+    if required and not _is_decoded(experiment)(tag):
+        found = experiment.exp.glob("**/decode")
+        runs = [path.parent.relative_to(experiment.exp).as_posix() for path in found]
+        raise UserError(f"no decoded baseline {nearest(named, runs)} in exp/")
     decoded = experiment.decoded_variants(tag, method, name)
     chosen = baseline_variant(decoded, experiment.variant, variant_named)
     if chosen is None and decoded:
@@ -189,8 +190,12 @@ def _baseline(
     return None if chosen is None else decoded[chosen]
 
 
+def _is_decoded(experiment: Experiment) -> Callable[[str], bool]:
+    return lambda tag: (experiment.exp / tag / "decode").is_dir()
+
+
 def _none(experiment: Experiment, named: str, method: str, name: str) -> str:
-    tag, _ = split_baseline(named, lambda tag: (experiment.exp / tag).is_dir())
+    tag, _ = split_baseline(named, _is_decoded(experiment))
     return f"baseline {tag} has no hypotheses {experiment.exp / tag}/decode/*/{method}/{name}/text"
 
 

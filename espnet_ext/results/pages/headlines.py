@@ -65,7 +65,7 @@ def _of_grid(grid: Grid, row: GridSystem, metric: str) -> Entry:
 
 
 def recipes_table(results: Results) -> Table:
-    """A row for each recipe, by its name in brackets: its best system, and the best smaller one.
+    """A row for each recipe, by its name in brackets: its best systems of either kind.
 
     On the main metric and the first set; grids of development sets are left out.
     """
@@ -83,7 +83,7 @@ def recipes_table(results: Results) -> Table:
         smaller = [entry for entry in entries if entry.is_smaller]
         # Without its interval the line is short enough to be read.
         rows.append([f"[{name}]", _best(whole).partition(" (")[0], _best(smaller)])
-    return ["recipe", "best system", "best that is smaller than its baseline"], rows
+    return ["recipe", "best that is not smaller", "best that is smaller than its baseline"], rows
 
 
 def _best(entries: list[Entry]) -> str:
