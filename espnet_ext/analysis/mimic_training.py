@@ -8,6 +8,7 @@ run goes on to the same result. The name says what it is, with a digest of all t
 import hashlib
 import json
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,16 @@ class Job:
         self.sets = experiment.sets
         folders = [set_folder(experiment.data, name) for name in self.sets]
         self.rows = [audio_rows(folder) for folder in folders]
-        for folder in folders:
-            check_inputs(folder, folder / "wav.scp", experiment.rate)
-        self.sizes = [[soundfile.info(path).frames for _, path in rows] for rows in self.rows]
+        self.inputs = [(folder, folder / "wav.scp", experiment.rate) for folder in folders]
         self.model = {
             str(f): content_key(f) for f in pretrained_files(experiment.config, experiment.root)
         }
         self.audio = {str(f): content_key(f) for folder in folders for f in _deciding(folder)}
+
+    @cached_property
+    def sizes(self) -> list[list[int]]:
+        """Frames of every utterance of the sets."""
+        return [[soundfile.info(path).frames for _, path in rows] for rows in self.rows]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -134,6 +138,8 @@ def _refuse_damaged(folder: Path) -> None:
 
 def _train(job: Job, folder: Path, device: torch.device) -> None:
     """Train and write the result."""
+    for inputs in job.inputs:
+        check_inputs(*inputs)
     stack = job.teacher().to(device)
     targets = job.options.targets(stack.num_layers)
     teacher = Teacher(stack, (job.options.first, *targets))

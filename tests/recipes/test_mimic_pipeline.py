@@ -240,9 +240,6 @@ def test_faults_of_step_one(here):
     path = write(here, "other_s", {**content, "recipe": {**content["recipe"], "fetch": "whisper"}})
     with pytest.raises(UserError, match="recipe: fetch: unknown model 'whisper'"):
         Experiment.load(path)
-    (here / "model").rename(here / "elsewhere")
-    with pytest.raises(UserError, match="no pretrained model model; give the path"):
-        mimic_training.train_mimic(config())
     Path("no_sound.flac").write_bytes(b"no sound")
     scp = Path("data", good.sets[0], "wav.scp")
     first, *rows = scp.read_text().splitlines()
@@ -250,6 +247,9 @@ def test_faults_of_step_one(here):
     rows = [f"{utterance} no_sound.flac", *rows]
     scp.write_text("".join(f"{row}\n" for row in rows))
     with pytest.raises(UserError, match=rf"{utterance}: cannot decode no_sound\.flac"):
+        mimic_training.train_mimic(config())
+    (here / "model").rename(here / "elsewhere")
+    with pytest.raises(UserError, match="no pretrained model model; give the path"):
         mimic_training.train_mimic(config())
     (here / "elsewhere").rename(here / "model")
     wav = here / "data/dev/wav.scp"
