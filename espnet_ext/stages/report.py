@@ -27,6 +27,7 @@ from espnet_ext.results.schema import SCHEMA_VERSION, ClassScore, Result, as_jso
 from espnet_ext.results.store import baseline_of, read_results
 from espnet_ext.score.pairs import split_baseline
 from espnet_ext.stages.deploy import deploy_stamp, deployed_checkpoint
+from espnet_ext.stages.score import named_run
 from espnet_ext.validation import parse
 
 
@@ -145,8 +146,7 @@ def _refuse_other_training(experiment: Experiment) -> None:
 
 def _local_results(experiment: Experiment, result: Result) -> Iterator[Result]:
     """Results in exp/ of the run's baseline, as far as this version can read them."""
-    named = result.scores[0].baseline or ""
-    tag, _ = split_baseline(named, lambda tag: (experiment.exp / tag).is_dir())
+    tag, _ = named_run(experiment, result.scores[0].baseline or "")
     for path in sorted((experiment.exp / tag).glob("result*.json")) if tag else ():
         try:
             yield parse(Result, read_json(path), path)

@@ -172,8 +172,8 @@ def _baseline(
     experiment: Experiment, named: str, method: str, name: str, required: bool
 ) -> Path | None:
     """The baseline's hypotheses, of the variant that ``baseline_variant`` chooses."""
-    tag, variant_named = split_baseline(named, _is_decoded(experiment))
-    if required and not _is_decoded(experiment)(tag):
+    tag, variant_named = named_run(experiment, named)
+    if required and not (experiment.exp / tag / "decode").is_dir():
         found = experiment.exp.glob("**/decode")
         runs = [path.parent.relative_to(experiment.exp).as_posix() for path in found]
         raise UserError(f"no decoded baseline {nearest(named, runs)} in exp/")
@@ -190,12 +190,13 @@ def _baseline(
     return None if chosen is None else decoded[chosen]
 
 
-def _is_decoded(experiment: Experiment) -> Callable[[str], bool]:
-    return lambda tag: (experiment.exp / tag / "decode").is_dir()
+def named_run(experiment: Experiment, named: str) -> tuple[str, str]:
+    """Split TAG or TAG/VARIANT of a run of the recipe, which was decoded (``split_baseline``)."""
+    return split_baseline(named, lambda tag: (experiment.exp / tag / "decode").is_dir())
 
 
 def _none(experiment: Experiment, named: str, method: str, name: str) -> str:
-    tag, _ = split_baseline(named, _is_decoded(experiment))
+    tag, _ = named_run(experiment, named)
     return f"baseline {tag} has no hypotheses {experiment.exp / tag}/decode/*/{method}/{name}/text"
 
 
