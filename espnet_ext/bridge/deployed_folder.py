@@ -117,7 +117,7 @@ def deploy_experiment(experiment: Experiment, checkpoint: Path, speech: Speech) 
         if packed is None:
             write(deployed_bytes(deployed, variant), temporary / "model.pth")
         else:
-            write_member(packed, temporary / PACKED)
+            write_member(packed, temporary / PACKED, experiment.recipe.huffman)
         if packed is None:
             _save_stack(arguments, deployed, temporary)
         if isinstance(experiment.features, SSLModel):

@@ -30,8 +30,9 @@ def measure(experiment: Experiment, vocabulary: int | None = None) -> dict[str, 
 
     Returns:
         ``parameters`` of the deployed model and ``training_parameters``, by part; ``bytes`` of
-        the deployed file; ``macs_per_second``, see there; of a family's member also
-        ``encoder_compression``, see ``nested_precision.compression``.
+        the deployed file, with ``recipe: huffman`` as many as random weights need;
+        ``macs_per_second``, see there; of a family's member also ``encoder_compression``, see
+        ``nested_precision.compression``.
 
     Raises:
         UserError: the model does not build or has no such variant.
@@ -42,7 +43,7 @@ def measure(experiment: Experiment, vocabulary: int | None = None) -> dict[str, 
     return {
         "parameters": footprint(made.module),
         "training_parameters": footprint(model),
-        "bytes": file_bytes(made, variant),
+        "bytes": file_bytes(made, variant, experiment.recipe.huffman),
         "macs_per_second": macs_per_second(
             made.module, SpeechInput.of(experiment), experiment.feature_width
         ),
@@ -70,7 +71,8 @@ def variant_sizes(experiment: Experiment) -> Iterator[VariantSize]:
     for name in (*variants(model), *rounded_afterwards(model)):
         made = deploy_variant(model, name)
         ratio = encoder_compression(model, made.module, name).get("encoder_compression")
-        yield VariantSize(name, parameter_count([made.module]), file_bytes(made, name), ratio)
+        size = file_bytes(made, name, experiment.recipe.huffman)
+        yield VariantSize(name, parameter_count([made.module]), size, ratio)
 
 
 def encoder_compression(model: Any, deployed: Any, variant: str) -> dict[str, float]:

@@ -147,8 +147,11 @@ def packed_state(trained: nn.Module, deployed: nn.Module, variant: str) -> State
     return state
 
 
-def file_bytes(made: DeployedVariant, variant: str) -> int:
-    """Size of the file of weights that stage 5 writes for a variant."""
+def file_bytes(made: DeployedVariant, variant: str, coded: bool = False) -> int:
+    """Size of the file of weights that stage 5 writes for a variant.
+
+    ``coded``: ``recipe: huffman``.
+    """
     if made.state is not None:
-        return len(member_bytes(made.state))
+        return len(member_bytes(made.state, coded))
     return len(deployed_bytes(made.module, variant))

@@ -33,7 +33,22 @@ def no_effect_warnings(config: Config, method: str | None = None) -> list[str]:
         )
     if config.recipe.task != "cls":
         found += _loss_warnings(espnet)
-    return found + [*_input_warnings(config), *_batch_warnings(espnet)]
+    return found + [
+        *_step_warnings(config),
+        *_input_warnings(config),
+        *_batch_warnings(espnet),
+    ]
+
+
+def _step_warnings(config: Config) -> Iterator[str]:
+    nested = section(section(config.espnet, "encoder_conf"), "nested")
+    deviation = nested.get("scale") == "deviation"
+    if "step" in nested and not deviation:
+        yield "encoder_conf: nested: step has no effect without scale: deviation"
+    if deviation and not config.recipe.huffman:
+        yield (
+            "encoder_conf: nested: scale: deviation saves bytes only with recipe: {huffman: true}"
+        )
 
 
 def _loss_warnings(espnet: Mapping[str, Any]) -> Iterator[str]:

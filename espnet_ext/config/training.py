@@ -87,6 +87,7 @@ class Recipe:
     variant: Name = "merged"  # of the deployed model, where none is named and variants is null
     # all variants that stages 5 to 8 make, each with the one it is compared with (null: baseline)
     variants: dict[Name, Name | None] | None = None
+    huffman: bool = False  # packed files hold their integers by Huffman codes: fewer bytes
     # encoder_conf of the variant untrained, the pretrained model as it is: keys that differ
     untrained: Section | None = None
     decode: Any = field(default_factory=lambda: {"ctc_greedy": {}})  # methods with options

@@ -30,7 +30,8 @@ from espnet_ext.formats.family_sources import (
     shape_of,
 )
 from espnet_ext.formats.layout import check_family
-from espnet_ext.formats.packed import State, check_state, file_content, read_content, reading
+from espnet_ext.formats.packed import State, file_content, read_content, reading
+from espnet_ext.formats.value_checks import check_state
 from espnet_ext.methods.nested_options import Member
 
 FAMILY = "family 1"  # kind of file, and the version of its format

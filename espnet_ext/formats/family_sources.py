@@ -29,9 +29,9 @@ from espnet_ext.formats.packed import (
     State,
     TensorReader,
     append_value,
-    check_scale,
     concatenate,
 )
+from espnet_ext.formats.value_checks import check_scale
 from espnet_ext.methods.quantise import integers
 
 type Value = Tensor | Quantised

@@ -17,6 +17,7 @@ TYPES = "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool".spl
 JOINED = {
     "layout": "uint8",
     "integers": "uint8",
+    "huffman": "uint8",
     "refined": "uint8",
     "scales": "float32",
     "scales16": "float16",

@@ -6,7 +6,9 @@ of small tensors would add 10 % to a small model, so tensors are joined:
 
     layout     uint8, JSON compressed by zlib: [[name, shape, type, shape of the scale], ...]
     integers   uint8, the integers of every quantised weight in b bits each (``bits.pack``); each
-               weight starts at a new byte
+               weight starts at a new byte; or in its place
+    huffman    uint8, by Huffman codes (``huffman.encode``): the integers of each weight; and of
+               each table in place of codes and books those of each part, then the codebooks
     scales     float32, the scales of every quantised weight, but for
     scales16   float16, those of groups of inputs (``methods.quantise``)
     codes      uint8, the codes of tables (``methods.codes``)
@@ -40,37 +42,40 @@ from torch import Tensor
 
 from espnet_ext.errors import UserError, one_line
 from espnet_ext.files import atomic_path
+from espnet_ext.formats import huffman
 from espnet_ext.formats.bits import Quantised, Stored, pack, packed_bytes, unpack
 from espnet_ext.formats.layout import JOINED, TYPES, check_values, compressed, decompressed
-from espnet_ext.methods.codes import CODES, Coded
+from espnet_ext.formats.value_checks import check_state
+from espnet_ext.methods.codes import Coded
 from espnet_ext.methods.positions import Sinusoids
-from espnet_ext.methods.quantise import has_groups, largest_integer
-from espnet_ext.methods.tensors import refuse_not_finite
+from espnet_ext.methods.quantise import has_groups
 
 _MOST_SINUSOIDS = 1 << 26  # numbers: a file without data cannot ask for all memory
 _MIXED = "mixed "
 MEMBER = "member 1"  # kind of file, and the version of its format
+CODED_MEMBER = "member 2"  # the same with Huffman codes
 State = dict[str, Tensor | Stored]
 Parts = dict[str, list[Tensor]]  # tensors to be joined, by the name of the joined tensor
 # What parts that do not fit each other raise.
 _MISFITS = (IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError, zlib.error)
 
 
-def member_bytes(state: State) -> bytes:
+def member_bytes(state: State, coded: bool = False) -> bytes:
     """Return the content of a file that holds one member.
 
     Args:
         state: of ``bits.quantised_state``.
+        coded: integers by Huffman codes.
 
     Raises:
         UserError: NaN or infinite values.
     """
-    return file_content(*join_tensors(state), MEMBER)
+    return file_content(*join_tensors(state, coded), CODED_MEMBER if coded else MEMBER)
 
 
-def write_member(state: State, path: Path) -> None:
-    """Write a file that holds one member, whole or not at all."""
-    content = member_bytes(state)
+def write_member(state: State, path: Path, coded: bool = False) -> None:
+    """Write the ``member_bytes`` of a state, whole or not at all."""
+    content = member_bytes(state, coded)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
@@ -81,7 +86,7 @@ def read_member(path: Path) -> State:
     Raises:
         UserError: no such file, another kind of file, or one that is truncated or was changed.
     """
-    tensors, layout = read_content(path, MEMBER)
+    tensors, layout = read_content(path, MEMBER, CODED_MEMBER)
     with reading(path):
         return split_tensors(tensors, layout)
 
@@ -91,45 +96,30 @@ def dequantised(state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
     return {n: v if isinstance(v, Tensor) else v.dequantised() for n, v in state.items()}
 
 
-def check_state(state: State) -> None:
-    """Check every value of a state.
-
-    Raises:
-        UserError: NaN or infinite entries.
-        ValueError: a type that files do not hold, or integers and scale that do not fit.
-    """
-    for name, value in state.items():
-        if isinstance(value, Coded):
-            _check_coded(value, name)
-        elif isinstance(value, Sinusoids):
-            continue
-        elif isinstance(value, Quantised):
-            _check(value.scale, name)
-            _check_quantised(value, name)
-        else:
-            _check(value, name)
-
-
-def join_tensors(state: State) -> tuple[dict[str, Tensor], list]:
+def join_tensors(state: State, coded: bool = False) -> tuple[dict[str, Tensor], list]:
     """Join the values of a state into few tensors; return these and the layout.
+
+    ``coded``: integers by Huffman codes.
 
     Raises:
         UserError: NaN or infinite values.
     """
     check_state(state)
     parts: Parts = {}
-    layout = [[name, *append_value(value, parts)] for name, value in state.items()]
+    layout = [[name, *append_value(value, parts, coded)] for name, value in state.items()]
     return concatenate(parts), layout
 
 
-def append_value(value: Tensor | Stored, parts: Parts) -> list:
+def append_value(value: Tensor | Stored, parts: Parts, coded: bool = False) -> list:
     """Append a value to ``parts``; return [shape, type or bits, shape of the scale or None]."""
     if isinstance(value, Sinusoids):
         return [list(value.shape), "sinusoids", None]
     if isinstance(value, Coded):
-        return _append_coded(value, parts)
+        return _append_coded(value, parts, coded)
     if isinstance(value, Quantised):
-        parts.setdefault("integers", []).append(pack(value.ints.flatten(), value.bits))
+        ints = value.ints.flatten().cpu()
+        one = huffman.encode(ints) if coded else pack(ints, value.bits)
+        parts.setdefault("huffman" if coded else "integers", []).append(one)
         half = has_groups(value.scale.shape)
         scale = value.scale.flatten()
         parts.setdefault(_scales(value.scale.shape), []).append(
@@ -141,17 +131,22 @@ def append_value(value: Tensor | Stored, parts: Parts) -> list:
     return [list(value.shape), kind, None]
 
 
-def _append_coded(table: Coded, parts: Parts) -> list:
-    parts.setdefault("codes", []).append(table.codes.flatten().cpu())
-    parts.setdefault("books", []).append(table.books.flatten().half().cpu())
+def _append_coded(table: Coded, parts: Parts, coded: bool) -> list:
+    codes, books = table.codes.cpu(), table.books.flatten().half().cpu()
+    if coded:
+        some = [*(part.contiguous() for part in codes.unbind(1)), books]
+        parts.setdefault("huffman", []).extend(huffman.encode(one.view(torch.int8)) for one in some)
+    else:
+        parts.setdefault("codes", []).append(codes.flatten())
+        parts.setdefault("books", []).append(books)
     if table.kept is None or table.rest is None:
         return [list(table.codes.shape), "codes", list(table.books.shape)]
     shape, sizes = [len(table.kept), table.codes.shape[1]], list(table.books.shape)
     parts.setdefault("masks", []).append(pack(table.kept.to(torch.int8), 1))
     if isinstance(table.rest, Tensor):
-        parts["books"].append(table.rest.half().cpu())
+        parts.setdefault("books", []).append(table.rest.half().cpu())
         return [shape, "rows", sizes]
-    (_, *more), kind, inner = _append_coded(table.rest, parts)
+    (_, *more), kind, inner = _append_coded(table.rest, parts, coded)
     return [[*shape, *more], f"{_MIXED}{kind}", [*sizes, *inner]]
 
 
@@ -198,23 +193,43 @@ class TensorReader:
             if kind not in TYPES or scale_shape is not None:
                 raise ValueError(f"no values of the type {kind}")
             return self(kind, count).view(shape)
-        ints = unpack(self("integers", packed_bytes(count, kind)), kind, count)
+        ints = self._integers(count, kind)
         return Quantised(ints.view(shape), self.scale(scale_shape or []), kind)
+
+    def _integers(self, count: int, bits: int) -> Tensor:
+        """Return the integers of the next weight."""
+        if "huffman" not in self.tensors:
+            return unpack(self("integers", packed_bytes(count, bits)), bits, count)
+        return self._decoded(count)
+
+    def _decoded(self, count: int) -> Tensor:
+        """Return the next ``count`` integers of Huffman codes."""
+        found, used = huffman.decode(self.tensors["huffman"][self.positions["huffman"] :], count)
+        self.positions["huffman"] += used
+        return found
 
     def _coded(self, shape: list[int], sizes: list[int], kind: str) -> Coded:
         """Return the next table, of which ``_append_coded`` returned the arguments."""
         tokens, parts, *more = shape
-        books = self("books", math.prod(sizes[:3])).float().view(sizes[:3])
         if kind == "codes":
-            return Coded(self("codes", tokens * parts).view(shape), books)
+            return Coded(*self._codes(tokens, parts, sizes))
         mask = self("masks", packed_bytes(tokens, 1))
         kept = unpack(mask, 1, tokens, signed=False).bool()
         count = int(kept.sum())
-        codes = self("codes", count * parts).view(count, parts)
+        codes, books = self._codes(count, parts, sizes[:3])
         if kind == "rows":
             return Coded(codes, books, kept, self("books", sizes[0] * sizes[2]).float())
         inner = self._coded([tokens - count, *more], sizes[3:], kind.removeprefix(_MIXED))
         return Coded(codes, books, kept, inner)
+
+    def _codes(self, rows: int, parts: int, sizes: list[int]) -> tuple[Tensor, Tensor]:
+        """Return the next codes (rows, parts) and codebooks of the shape ``sizes``."""
+        count = math.prod(sizes)
+        if "huffman" not in self.tensors:
+            codes = self("codes", rows * parts).view(rows, parts)
+            return codes, self("books", count).float().view(sizes)
+        codes = torch.stack([self._decoded(rows) for _ in range(parts)], 1).view(torch.uint8)
+        return codes, self._decoded(2 * count).view(torch.float16).float().view(sizes)
 
     def scale(self, shape: list[int]) -> Tensor:
         """Return the next scale."""
@@ -240,8 +255,8 @@ def file_content(tensors: dict[str, Tensor], layout: Any, kind: str) -> bytes:
     return save(tensors, {"espnet_ext": json.dumps(header)})
 
 
-def read_content(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
-    """Read tensors and layout of ``file_content``, and compare their digests.
+def read_content(path: Path, *kinds: str) -> tuple[dict[str, Tensor], Any]:
+    """Read tensors and layout of ``file_content`` of one of ``kinds``, and compare their digests.
 
     Raises:
         UserError: no such file, another kind of file, or one that is truncated or was changed.
@@ -255,10 +270,10 @@ def read_content(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
     except (safetensors.SafetensorError, RuntimeError, TypeError, ValueError) as error:
         reason = one_line(error)
         raise UserError(f"{path} is truncated or damaged ({reason}); get it again") from None
-    if not isinstance(header, dict) or header.get("kind") != kind:
+    if not isinstance(header, dict) or header.get("kind") not in kinds:
         found = header.get("kind") if isinstance(header, dict) else "something else"
         found = " ".join(str(found).split())[:80]
-        raise UserError(f"{path} holds {found}, not {kind} of espnet_ext; give another file")
+        raise UserError(f"{path} holds {found}, not {kinds[0]} of espnet_ext; give another file")
     digests = header.get("sha256")
     if not isinstance(digests, dict) or digests.keys() != tensors.keys():
         raise UserError(f"{path} was changed after it was written: its tensors; get it again")
@@ -294,56 +309,3 @@ def _digest(tensor: Tensor) -> str:
     content = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
     content.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return content.hexdigest()
-
-
-def _check(tensor: Tensor, name: str) -> None:
-    if str(tensor.dtype).removeprefix("torch.") not in TYPES:
-        raise ValueError(f"{name} has a type that files do not hold: {tensor.dtype}")
-    refuse_not_finite(tensor, name)
-
-
-def _check_coded(value: Coded, name: str) -> None:
-    """Check a table, and the one inside it, if any; the errors are those of ``check_state``."""
-    _check(value.books, name)
-    if isinstance(value.rest, Tensor):
-        _check(value.rest, name)
-    check_coded(value)
-    if isinstance(value.rest, Coded):
-        _check_coded(value.rest, name)
-
-
-def _check_quantised(value: Quantised, name: str) -> None:
-    """Raise ValueError unless integers and scale are such as quantisation makes."""
-    check_scale(value.scale, value.ints.shape, groups=True)
-    limit = largest_integer(value.bits)
-    if not ((value.ints >= -limit).all() and (value.ints <= limit).all()):
-        raise ValueError(f"{name} has integers that {value.bits} bits do not have")
-
-
-def check_coded(value: Coded) -> None:
-    """Raise ValueError unless codes (rows, parts) and codebooks (parts, 256, size) fit."""
-    codes, books = value.codes, value.books
-    if value.kept is not None and int(value.kept.sum()) != len(codes):
-        raise ValueError(f"{len(codes)} rows for {int(value.kept.sum())} tokens")
-    fits = codes.dtype == torch.uint8 and codes.dim() == 2 and books.dim() == 3
-    if not fits or books.shape[:2] != (codes.shape[1], CODES):
-        raise ValueError(f"codebooks {list(books.shape)} for codes {list(codes.shape)}")
-    if isinstance(value.rest, Coded):
-        rest = value.rest
-        tokens = len(rest.codes) if rest.kept is None else len(rest.kept)
-        width = books.shape[0] * books.shape[2]
-        if value.kept is None or tokens + len(codes) != len(value.kept):
-            raise ValueError(f"{tokens} other tokens of a table of {len(codes)} rows")
-        if rest.books.dim() != 3 or rest.books.shape[0] * rest.books.shape[2] != width:
-            raise ValueError(f"other tokens have rows {list(rest.books.shape)}, not of {width}")
-
-
-def check_scale(scale: Tensor, shape: Sequence[int], groups: bool = False) -> None:
-    """Raise ValueError unless a scale fits a weight of ``shape`` and is positive, or NaN."""
-    number = scale.shape[1] if groups and has_groups(scale.shape) else 1
-    fits = math.prod(shape[1:]) % number == 0
-    one = [*shape[:1], *[number] * (len(shape) > 1), *[1] * (len(shape) - 2)]
-    if list(scale.shape) not in ([], one) or not fits:
-        raise ValueError(f"a scale of shape {list(scale.shape)} for a weight {list(shape)}")
-    if (scale <= 0).any():
-        raise ValueError("a scale is not positive")

@@ -1,9 +1,9 @@
 """Product quantisation of a table: every row is a sequence of codes (Jegou et al., 2011).
 
 The columns are cut into parts of a few numbers. Each part has a codebook of 256 vectors, found by
-k-means over the rows, and a row stores one byte for each of its parts: with parts of 4 numbers 2
-bits a number. Rows that few texts use keep their place, where cutting a vocabulary would lose them;
-frequent ones count more when the vectors are found.
+k-means over the rows, or is a grid, and a row stores one byte for each of its parts: with parts of
+4 numbers 2 bits a number. Rows that few texts use keep their place, where cutting a vocabulary
+would lose them; frequent ones count more when the vectors are found.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 CODES = 256  # vectors of a codebook: one byte each
+MOST_IN_GRID = 4  # numbers that share a code of a grid: four levels of each
 _ROUNDS = 8
 _HEAD = 100.0  # the first tokens of a vocabulary, letters among them, are about as frequent
 _SEED = 0
@@ -93,6 +94,25 @@ def fit_codebooks(table: Tensor, size: int, frequencies: Tensor) -> Tensor:
             weight = torch.zeros_like(book[:, :1]).index_add_(0, codes, weights)
             book.copy_(torch.where(weight > 0, total / weight, book))
     return books.half().float()
+
+
+def grid_codebooks(table: Tensor, size: int, step: float, frequencies: Tensor) -> Tensor:
+    """Return codebooks (parts, 256, size) that round each number of a row alone, in equal steps.
+
+    Arguments are those of ``fit_codebooks``. A column has 256 (``size`` 1), 16 (2), 6 (3) or 4 (4)
+    levels around its mean; ``step`` is in root mean squares of the numbers without their means.
+    Such rounding needs more codes than ``fit_codebooks`` for the same error, but some of them are
+    frequent: Huffman codes make it the smaller (``formats.huffman``). The sums are in float64, so
+    that another order of their terms gives the same numbers.
+    """
+    levels = int(CODES ** (1 / size) + 1e-9)
+    wide, weights = table.detach().double(), frequencies.to(table.device).double().unsqueeze(1)
+    mean = (wide * weights).sum(0) / weights.sum().clamp(min=1e-30)
+    deviation = (wide - mean).square().mean().sqrt() if len(wide) else wide.new_zeros(())
+    places = torch.arange(CODES, device=table.device).unsqueeze(1)
+    digits = places // levels ** torch.arange(size, device=table.device) % levels
+    steps = (digits - levels // 2) * (step * deviation)  # (256, size)
+    return (mean.view(-1, 1, size) + steps).half().float()
 
 
 def encode(table: Tensor, books: Tensor) -> Tensor:

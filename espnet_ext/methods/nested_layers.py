@@ -1,7 +1,7 @@
 """The layers of a nested family: what they compute depends on the selected sub-network."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,7 +10,13 @@ from torch.nn import functional as F
 
 from espnet_ext.methods.nested_options import Member, NestedOptions
 from espnet_ext.methods.protocols import Memo
-from espnet_ext.methods.quantise import fake_quantise, first_scale, has_groups, integers
+from espnet_ext.methods.quantise import (
+    fake_quantise,
+    first_scale,
+    has_groups,
+    integers,
+    scale_by_deviation,
+)
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -69,6 +75,9 @@ class NestedWeight(nn.Module):
         super().__init__()
         self.selection, self.per, self.cut, self.least = selection, options.grain, cut, least
         self.width, self.sorted = width, options.sort_units
+        self.step: float | None = None  # of scale: deviation
+        if options.scale == "deviation" and not isinstance(options.step, Mapping):
+            self.step = options.step
         self.scales = nn.ParameterDict()
         if options.scale == "learnt":
             for bits in sorted({max(bits, least) for bits in options.bits} - {32}):
@@ -84,7 +93,7 @@ class NestedWeight(nn.Module):
         bits = self.bits
         if bits == 32:
             return self._cut(weight)
-        scale = self._scale(bits)
+        scale = self._scale(weight, bits)
         rounded = self.selection.once(
             (id(self), bits), lambda: fake_quantise(weight, bits, self.per, scale)
         )
@@ -93,7 +102,7 @@ class NestedWeight(nn.Module):
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the integers and the scale whose product ``forward`` returns."""
         bits = self.bits
-        whole, scale = integers(weight, bits, self.per, self._scale(bits))
+        whole, scale = integers(weight, bits, self.per, self._scale(weight, bits))
         if self.cut == 0 and scale.dim():
             scale = self._cut(scale)
         elif self.cut == 1 and has_groups(scale.shape):
@@ -101,7 +110,10 @@ class NestedWeight(nn.Module):
             scale = scale.narrow(1, 0, kept)
         return self._cut(whole), scale
 
-    def _scale(self, bits: int) -> Tensor | None:
+    def _scale(self, weight: Tensor, bits: int) -> Tensor | None:
+        """The scale of a weight; None: by maximum, as that of weights with more bits than asked."""
+        if self.step is not None and bits == self.selection.member.bits:
+            return scale_by_deviation(weight, self.step, self.per)
         return dict(self.scales.items()).get(str(bits))
 
     def _cut(self, weight: Tensor) -> Tensor:

@@ -72,8 +72,9 @@ def extend_to_model(model: Any, tokens: TableTokens = ALL_ALIKE) -> None:
         tokens: of the table, and which rows they have below 32 bits.
 
     Raises:
-        UserError: there is no decoder with a stack of layers, it lacks a depth or a width, or
-            ``table`` or ``rare`` does not divide the width of a table.
+        UserError: there is no decoder with a stack of layers, it lacks a depth or a width,
+            ``table`` or ``rare`` does not divide the width of a table, or ``step`` has no number
+            for a weight.
     """
     stack = over_model(model)
     if stack is None:
@@ -90,6 +91,10 @@ def extend_to_model(model: Any, tokens: TableTokens = ALL_ALIKE) -> None:
     for group in tied_groups(model, found):
         modules = [layer.module for layer in group]
         round_layers(modules, _rounded(group[0], stack, tokens), stack.selection, stack.options)
+    if stack.options.scale == "deviation":
+        for name, part in model.named_modules():
+            if isinstance(part, NestedWeight):
+                part.step = stack.options.step_of(name.replace(".parametrizations", ""))
 
 
 def _nest_decoder(model: Any, stack: NestedStack) -> None:
@@ -139,7 +144,8 @@ def _coded_table(layer: Layer, stack: NestedStack, tokens: TableTokens) -> Neste
     masks = (tokens.kept, tokens.common, tokens.frequencies)
     if not all(mask is None or len(mask) == len(table.weight) for mask in masks):
         tokens = ALL_ALIKE  # of another decoder, such as a transducer's predictor
-    return NestedTable(table.weight, stack.selection, sizes, tokens, rare)
+    step = stack.options.table_step
+    return NestedTable(table.weight, stack.selection, sizes, tokens, rare, step)
 
 
 def _rounded(layer: Layer, stack: NestedStack, tokens: TableTokens) -> nn.Module:

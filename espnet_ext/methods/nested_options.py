@@ -8,6 +8,7 @@ parameters; the first is the largest network, the teacher of the others.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 import torch
@@ -32,6 +33,8 @@ _DEPTHS = "a list of numbers of layers or lists of layers, as in [12, 8] or [[0,
 _TABLE = f"{POSITIVE}, one for each precision below 32 bits as in {{4: 3, 2: 8}}, or null"
 _WEIGHTS = "members and numbers of at least 0, as in {4L-384-8b: 1.0}"
 
+_STEP = "a number above 0, or one for each part of a model as in {encoder: 0.5, decoder: 1.0}"
+Step = Annotated[int | float, Field(gt=0, allow_inf_nan=False)]
 Depth = Positive | Annotated[Sequence[Whole], Field(min_length=1)]
 
 
@@ -93,6 +96,9 @@ class NestedOptions(Options):
         table: of ``over: model``; numbers of a token's embedding that share one byte in members
             below 32 bits (``methods.codes``), as 4, or for each of these precisions, as
             {4: 3, 3: 4}; null: its rows are rounded like other weights.
+        table_step: of ``table`` 1 to 4, without ``rare``; codes stand for numbers in equal steps of
+            so many root mean squares of the table without its mean row, as 1.5 with ``table: 2``
+            and ``recipe: {huffman: true}``; null: for vectors that are fitted.
         rare: of ``table``; such numbers of the rows of all tokens that neither ``common`` nor
             ``frequent`` names, as 6 with ``table: 3``. The vectors of these bytes are not trained.
         common: of ``rare``; the file of the tokens that the training text has, which stage 3
@@ -101,7 +107,11 @@ class NestedOptions(Options):
             frequent merges first, so the ids rank the words that the training text lacks.
         letters: of ``table``; characters of the texts. Below 32 bits all tokens with other
             characters share one row, so that files do not hold theirs.
-        scale: by the ``maximum`` of the weight, or ``learnt``.
+        scale: by the ``maximum`` of the weight, ``learnt``, or by its ``deviation``: most integers
+            are small then, for ``recipe: {huffman: true}``.
+        step: of ``scale: deviation``; between integers, in root mean squares of the weights that
+            share a scale: a larger step makes a smaller file. Of ``over: model`` also by parts of
+            weights' names, as {encoder: 0.5, encoder*conv: 0.2, decoder: 1}; the longest decides.
         norm: batch normalisations have separate statistics for each sub-network (``own``), or
             are replaced by a normalisation of each frame (``layer``), which has none.
         sample: sub-networks of a training step: ``all``, or a number n: the smallest and n drawn
@@ -126,11 +136,13 @@ class NestedOptions(Options):
     members: Sequence[str] = Field((), description="a list of names, as in [4L-384-8b]")
     sort_units: bool = Field(False, description="true or false")
     table: Positive | Mapping[int, Positive] | None = Field(None, description=_TABLE)
+    table_step: Step | None = Field(None, description="a number above 0, or null")
     rare: Positive | None = Field(None, description=f"{POSITIVE} or null")
     common: str | None = Field(None, description="a path or null")
     frequent: Whole = Field(0, description=WHOLE)
     letters: str | None = Field(None, min_length=1, description="characters, or null")
-    scale: Literal["maximum", "learnt"] = "maximum"
+    scale: Literal["maximum", "learnt", "deviation"] = "maximum"
+    step: Step | Annotated[Mapping[str, Step], Field(min_length=1)] = Field(0.5, description=_STEP)
     norm: Literal["own", "layer"] = "own"
     sample: Literal["all"] | Whole = Field(ALL, description="all or a number of sub-networks")
     seed: Whole = Field(0, description=WHOLE)
@@ -160,6 +172,15 @@ class NestedOptions(Options):
             if bits not in self.table:
                 raise UserError(f"nested: table has no size for {bits} bits: give one, as in 4")
         return {bits: self.table[bits] for bits in rounded}
+
+    def step_of(self, name: str) -> float:
+        """The step of a weight of this name in the model; UserError if ``step`` has none."""
+        if not isinstance(self.step, Mapping):
+            return self.step
+        fitting = [part for part in self.step if fnmatchcase(name, f"*{part}*")]
+        if not fitting:
+            raise UserError(f"nested: step: no key fits the name {name}: add one")
+        return self.step[max(fitting, key=len)]
 
     @property
     def grain(self) -> Per:

@@ -13,6 +13,7 @@ from espnet_ext.methods.codes import (
     decode,
     encode,
     fit_codebooks,
+    grid_codebooks,
     row_places,
     token_frequencies,
     with_rest,
@@ -27,9 +28,17 @@ class TableCodes(nn.Module):
     codes: Tensor
     fitted: Tensor
 
-    def __init__(self, rows: int, width: int, size: int):
-        """``size``: numbers of a row that share a code; it divides the width."""
+    def __init__(self, rows: int, width: int, size: int, step: float | None = None):
+        """Make place for the codes.
+
+        Args:
+            rows: of the table.
+            width: of a row.
+            size: numbers of a row that share a code; it divides the width.
+            step: of a grid of vectors (``codes.grid_codebooks``); None: they are fitted.
+        """
         super().__init__()
+        self.step = step
         self.books = nn.Parameter(torch.zeros(width // size, CODES, size))
         self.register_buffer("codes", torch.zeros((rows, width // size), dtype=torch.uint8))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
@@ -41,8 +50,17 @@ class TableCodes(nn.Module):
         ``frequencies``: (rows,), of the tokens.
         """
         if not self.fitted:
-            self.books.copy_(fit_codebooks(table, self.books.shape[2], frequencies))
-            self.codes.copy_(encode(table, self.books))
+            size = self.books.shape[2]
+            if self.step is None:
+                books = fit_codebooks(table, size, frequencies)
+            else:
+                books = grid_codebooks(table, size, self.step, frequencies)
+            codes = encode(table, books)
+            if self.step is not None:  # many vectors of a grid are unused: zeros need few bytes
+                used = torch.zeros_like(books[..., 0]).scatter_(1, codes.t().long(), 1.0)
+                books *= used.unsqueeze(2)
+            self.codes.copy_(codes)
+            self.books.copy_(books)
             self.fitted.fill_(True)
 
 
@@ -70,6 +88,7 @@ class CodedRows(nn.Module):
         kept: Tensor | None,
         frequencies: Tensor,
         rest: Any = None,
+        step: float | None = None,
     ):
         """Prepare the rows of a table (tokens, width).
 
@@ -79,11 +98,12 @@ class CodedRows(nn.Module):
             kept: (tokens,), true for those with a row here; None: all.
             frequencies: (tokens,), of the tokens.
             rest: ``CodedRows`` of the others; None: they share one trained row.
+            step: of a grid of vectors; None: they are fitted.
         """
         super().__init__()
         tokens, width = weight.shape
         rows = tokens if kept is None else int(kept.sum())
-        self.tables = nn.ModuleDict({str(size): TableCodes(rows, width, size) for size in sizes})
+        self.tables = nn.ModuleDict({str(n): TableCodes(rows, width, n, step) for n in sizes})
         self.register_buffer("kept", kept)
         chosen = frequencies if kept is None else frequencies[kept]
         self.register_buffer("frequencies", chosen, persistent=False)
@@ -170,6 +190,7 @@ class NestedTable(CodedRows):
         sizes: dict[int, int],
         tokens: TableTokens,
         rare: int | None = None,
+        step: float | None = None,
     ):
         """Prepare a table (tokens, width).
 
@@ -179,6 +200,7 @@ class NestedTable(CodedRows):
             sizes: numbers of a row that share a code, by bits.
             tokens: of the table.
             rare: such numbers of the rows of rare tokens; None: as of all.
+            step: see ``CodedRows``.
         """
         kept, common, rest = tokens.kept, tokens.common, None
         frequencies = tokens.frequencies
@@ -194,7 +216,7 @@ class NestedTable(CodedRows):
             # No text asks for rare tokens: training would only teach to leave them out.
             for part in rest.tables.children():
                 part.requires_grad_(False)
-        super().__init__(weight, set(sizes.values()), kept, frequencies, rest)
+        super().__init__(weight, set(sizes.values()), kept, frequencies, rest, step)
         self.selection, self.sizes = selection, sizes
 
     def forward(self, weight: Tensor) -> Tensor:

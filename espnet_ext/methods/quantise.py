@@ -4,7 +4,9 @@ A weight W is represented by integers times a scale: with Q = 2^(b-1) - 1 (127, 
 
     W^ = s clip(round(W / s), -Q, Q),    s = max|W| / Q    (scale by maximum)
 
-or s is a trained parameter (learnt; LSQ, arXiv 1902.08153). There is one s for a weight, one for
+or s is a trained parameter (learnt; LSQ, arXiv 1902.08153), or a multiple of the root mean square
+of W (deviation): steps of equal length, which Huffman codes then shorten (``formats.huffman``).
+There is one s for a weight, one for
 each of its output channels, which are its first dimension, or one for each group of inputs of a
 channel; those of groups are numbers of float16, so that they cost half a bit for groups of 32.
 Training uses W^ instead of W
@@ -68,6 +70,19 @@ def first_scale(weight: Tensor, bits: int, per: Per = "channel") -> Tensor:
     """
     factor = 2.0 * largest_integer(bits) ** -0.5
     return _scale_of(weight, per, lambda size, dim: size.mean(dim, True), factor)
+
+
+def scale_by_deviation(weight: Tensor, step: float, per: Per = "channel") -> Tensor:
+    """Return ``step`` times the root mean square of W, or 1 where a weight is all zeros.
+
+    ``weight``, ``per`` and the shape are those of ``scale_by_maximum``. The mean is computed in
+    float64, so that another order of its terms gives the same float32.
+    """
+
+    def deviation(size: Tensor, dim: int) -> Tensor:
+        return size.double().square().mean(dim, True).sqrt().to(size.dtype)
+
+    return _scale_of(weight, per, deviation, step)
 
 
 def _scale_of(weight: Tensor, per: Per, reduce: Callable, factor: float) -> Tensor:

@@ -10,7 +10,7 @@ summed over an utterance, averaged over the batch.
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from espnet_ext.encoders.family_outputs import encoder_outputs
 from espnet_ext.errors import UserError
+from espnet_ext.methods.codes import MOST_IN_GRID
 from espnet_ext.methods.nested import NestedStack, nested_stack
 from espnet_ext.methods.nested_options import Member, NestedOptions, members_of_step
 from espnet_ext.methods.tensors import frame_mask
@@ -38,6 +39,8 @@ def check_options(model: Any) -> None:
         raise UserError("nested: kl_ctc needs CTC: choose kl_ctc: 0, or a ctc_weight above 0")
     if options.has_decoders and options.over == "encoder":
         raise UserError("nested: decoder_depths and decoder_widths need over: model")
+    if isinstance(options.step, Mapping) and options.over == "encoder":
+        raise UserError("nested: step by parts of the model needs over: model")
     if options.table is not None and options.over == "encoder":
         raise UserError("nested: table needs over: model")
     if options.letters is not None and options.table is None:
@@ -47,6 +50,11 @@ def check_options(model: Any) -> None:
     for name in ("common", "frequent"):
         if getattr(options, name) and options.rare is None:
             raise UserError(f"nested: {name} needs rare, as in rare: 6")
+    if options.table_step is not None:
+        if options.rare is not None or not options.table_sizes:
+            raise UserError("nested: table_step needs a table without rare, as in table: 2")
+        if max(options.table_sizes.values()) > MOST_IN_GRID:
+            raise UserError(f"nested: table_step needs a table of 1 to {MOST_IN_GRID}")
     if options.rare is not None and not (options.common or options.frequent):
         raise UserError("nested: rare needs frequent or common, which say what is not rare")
     if options.kl_decoder and model.use_transducer_decoder:

@@ -21,6 +21,8 @@ def deploy_stamp(experiment: Experiment, checkpoint: Path) -> Stamp:
     settings: dict[str, Any] = {"variant": experiment.variant, "digests": 2}  # 2: can be moved
     if experiment.config.has_layer_features:
         settings["features"] = 1  # the model of the features is in the folder
+    if experiment.recipe.huffman:
+        settings["huffman"] = 1
     return Stamp(experiment.deploy_stamp, settings, [checkpoint, experiment.espnet_config])
 
 

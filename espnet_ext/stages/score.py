@@ -77,7 +77,7 @@ def score_sets(
     run, task = experiment.config.tag, experiment.recipe.task
     if baseline in (run, f"{run}/{experiment.variant}"):
         raise UserError(
-            f"--baseline {baseline}: this is the run itself; another form of it is {run}/VARIANT"
+            f"--baseline {baseline}: this is the run itself; another variant of it is {run}/VARIANT"
         )
     tag = baseline or experiment.recipe.compared_with(run, experiment.variant)
     for method in experiment.recipe.decode:

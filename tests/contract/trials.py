@@ -20,6 +20,7 @@ TRIALS: dict[str, tuple[dict[str, Any], ...]] = {
         {"depths": [2, [1]], "bits": [8, 2], "per": "tensor"},
         {"bits": [8], "scale": "learnt"},
         {"widths": [24, 1], "bits": [4], "scale": "learnt", "per": "tensor"},
+        {"widths": [24, 10], "bits": [32, 6], "scale": "deviation", "step": 0.7, "per": "tensor"},
     ),
     "residual": (
         {"share": 2, "rank": 4},

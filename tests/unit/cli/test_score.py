@@ -134,7 +134,7 @@ def test_verb_scores_the_sets_of_folds_against_a_baseline_in_a_folder(recipe):
         (["CONFIG", "--variant", "shared"], "run stage 6: espnet-ext decode"),
         (["CONFIG", "--sets", "test", "--variant", "shared"], "--variant shared --sets test"),
         (["CONFIG", "--baseline", "bas_xs"], "did you mean 'base_xs'?"),
-        (["CONFIG", "--baseline", "hrf_xs"], "another form of it is hrf_xs/VARIANT"),
+        (["CONFIG", "--baseline", "hrf_xs"], "another variant of it is hrf_xs/VARIANT"),
         (["CONFIG", "--baseline", "hrf_xs/merged"], "this is the run itself"),
         (["CONFIG", "--baseline", "base_xs/plain"], "decoded as merged but not as plain"),
         (["conf/none.yaml"], "no config"),

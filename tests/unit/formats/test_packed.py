@@ -1,6 +1,7 @@
 """Files of packed weights: their size, what they hold, and what is wrong with a broken one."""
 
 import json
+import zlib
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from espnet_ext.errors import UserError
-from espnet_ext.formats import packed
+from espnet_ext.formats import huffman, packed
 from espnet_ext.formats.bits import Quantised, quantised_state
 from espnet_ext.formats.packed import dequantised, member_bytes, read_member, write_member
-from espnet_ext.methods.quantise import fake_quantise, grouped_integers, integers
+from espnet_ext.methods.quantise import (
+    fake_quantise,
+    grouped_integers,
+    integers,
+    scale_by_deviation,
+)
 
 
 class Block(nn.Module):
@@ -80,6 +86,54 @@ def test_bytes_are_those_of_the_arithmetic(bits, per, tmp_path):
     extra = path.stat().st_size - wanted
     assert 0 < extra < 1024 + 10 * len(model.state_dict())
     assert extra < 0.02 * wanted
+
+
+@pytest.mark.parametrize("bits, step", [(6, 0.75), (4, 0.5), (8, 0.2)])
+def test_huffman_codes_give_back_the_same_state_in_nearly_its_entropy(bits, step, tmp_path):
+    model = model_of(96, 4)
+    weights = {
+        name: Quantised(*integers(weight, bits, scale=scale_by_deviation(weight, step)), bits)
+        for name, weight in model.named_parameters()
+        if weight.dim() > 1 and name.startswith("encoders")
+    }
+    state = quantised_state(model, weights)
+    paths = [tmp_path / "packed.safetensors", tmp_path / "huffman.safetensors"]
+    for path, coded in zip(paths, (False, True), strict=True):
+        write_member(state, path, coded)
+        assert path.read_bytes() == member_bytes(state, coded)
+    plain, coded = (read_member(path) for path in paths)
+    assert list(plain) == list(coded) == list(state)
+    for name, value in dequantised(state).items():
+        assert torch.equal(dequantised(coded)[name], value), name
+    count = sum(one.ints.numel() for one in weights.values())
+    entropy = sum(one.ints.numel() * entropy_of(one.ints) for one in weights.values()) / 8
+    packed_size, size = (path.stat().st_size for path in paths)
+    more = size - (packed_size - count * bits // 8) - entropy
+    assert -8 < more < 0.03 * entropy + 80 * len(weights)  # each weight has a table of its codes
+    assert size < packed_size
+
+
+def entropy_of(ints: Tensor) -> float:
+    """Bits of an integer of these frequencies."""
+    shares = torch.unique(ints, return_counts=True)[1] / ints.numel()
+    return float(-(shares * shares.log2()).sum())
+
+
+def test_huffman_codes_of_another_count_are_refused():
+    codes = huffman.encode(torch.tensor([1, -2, 0, 0, 3], dtype=torch.int8))
+    more = torch.cat([codes, torch.ones(2, dtype=torch.uint8)])
+    found, used = huffman.decode(more, 5)
+    assert found.tolist() == [1, -2, 0, 0, 3] and used == len(codes)
+    for count in (0, 4, 6):
+        with pytest.raises(ValueError, match=f"not of {count}"):
+            huffman.decode(codes, count)
+    with pytest.raises(ValueError, match="not of 5"):
+        huffman.decode(codes[:-1], 5)
+    with pytest.raises(zlib.error):
+        huffman.decode(torch.full((9,), 255, dtype=torch.uint8), 5)
+    bomb = huffman.encode(torch.zeros(1 << 22, dtype=torch.int8))
+    with pytest.raises(ValueError, match="Huffman codes of 6 integers, not of 5"):
+        huffman.decode(bomb, 5)
 
 
 def test_the_same_state_makes_the_same_bytes():

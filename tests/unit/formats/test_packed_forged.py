@@ -18,7 +18,13 @@ from espnet_ext.formats import layout as layouts
 from espnet_ext.formats import packed
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.family import FAMILY, Entry, FamilyFile, write_family
-from espnet_ext.formats.packed import MEMBER, file_content, read_content, read_member
+from espnet_ext.formats.packed import (
+    CODED_MEMBER,
+    MEMBER,
+    file_content,
+    read_content,
+    read_member,
+)
 from espnet_ext.methods.nested_options import Member
 from espnet_ext.methods.quantise import integers, scale_by_maximum
 
@@ -37,15 +43,15 @@ def state(bits: int) -> packed.State:
 
 
 def write(kind: str, path: Path) -> None:
-    if kind == MEMBER:
-        packed.write_member(state(4), path)
+    if kind in (MEMBER, CODED_MEMBER):
+        packed.write_member(state(4), path, kind == CODED_MEMBER)
     else:
         members = [Member((0, 1), 6, bits) for bits in (8, 4, 2)]
         write_family([(Entry(m, 100, 0.0, {"a": 1}), state(m.bits)) for m in members], path)
 
 
 def read(kind: str, path: Path) -> list[packed.State]:
-    if kind == MEMBER:
+    if kind in (MEMBER, CODED_MEMBER):
         return [read_member(path)]
     file = FamilyFile(path)
     return [file.state(entry) for entry in file.entries]
@@ -87,7 +93,7 @@ def refused_or_whole(kind: str, path: Path) -> bool:
     return False
 
 
-@pytest.mark.parametrize("kind", [MEMBER, FAMILY])
+@pytest.mark.parametrize("kind", [MEMBER, CODED_MEMBER, FAMILY])
 def test_any_value_of_a_layout_may_be_another(kind, tmp_path):
     path = tmp_path / "f.safetensors"
     write(kind, path)
@@ -103,7 +109,7 @@ def test_any_value_of_a_layout_may_be_another(kind, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [MEMBER, FAMILY])
+@pytest.mark.parametrize("kind", [MEMBER, CODED_MEMBER, FAMILY])
 def test_any_tensor_and_layout_may_be_another(kind, tmp_path):
     path = tmp_path / "f.safetensors"
     write(kind, path)
@@ -164,7 +170,7 @@ def test_named_forgeries_are_refused(tmp_path):
     refuse(tensors, {"a": layout})
 
 
-@pytest.mark.parametrize("kind", [MEMBER, FAMILY])
+@pytest.mark.parametrize("kind", [MEMBER, CODED_MEMBER, FAMILY])
 def test_a_layout_that_expands_without_limit_is_refused(kind, tmp_path, monkeypatch):
     path = tmp_path / "f.safetensors"
     write(kind, path)

@@ -5,7 +5,14 @@ import itertools
 import pytest
 import torch
 
-from espnet_ext.methods.codes import CODES, decode, encode, fit_codebooks, token_frequencies
+from espnet_ext.methods.codes import (
+    CODES,
+    decode,
+    encode,
+    fit_codebooks,
+    grid_codebooks,
+    token_frequencies,
+)
 
 
 def table(rows=600, width=12):
@@ -62,7 +69,25 @@ def test_a_table_of_few_rows_is_kept():
     torch.testing.assert_close(decode(encode(weight, books), books), weight, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("size, levels", [(1, 256), (2, 16), (3, 6), (4, 4)])
+def test_a_grid_rounds_each_number_alone_in_equal_steps(size, levels):
+    weight = table(900) * 0.1 + torch.arange(12.0)
+    frequencies = token_frequencies(torch.arange(900))
+    step = 8.0 / levels
+    books = grid_codebooks(weight, size, step, frequencies)
+    assert books.shape == (12 // size, CODES, size)
+    wide = weight.double()
+    mean = (wide * frequencies.double().unsqueeze(1)).sum(0) / frequencies.double().sum()
+    width = step * (wide - mean).square().mean().sqrt()
+    places = ((wide - mean) / width).round().clamp(-(levels // 2), (levels - 1) // 2)
+    found = decode(encode(weight, books), books).double()
+    # Float16 holds means of up to 11 to 0.004, which can move a number into the next step.
+    assert ((found - (mean + places * width)).abs() < 0.01).double().mean() > 0.9
+    assert ((found - weight).abs() < width / 2 + 0.01)[places.abs() < levels // 2 - 1].all()
+
+
 def test_a_part_without_rows_has_empty_codes():
+    assert not grid_codebooks(table(0), 4, 1.0, torch.ones(0)).any()
     books = fit_codebooks(table(0), 4, torch.ones(0))
     assert books.shape == (3, CODES, 4) and not books.any()
     assert encode(table(0), books).shape == (0, 3)

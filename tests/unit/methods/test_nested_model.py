@@ -313,6 +313,61 @@ def test_common_rows_are_trained_and_all_start_from_a_plain_model(in_two_parts, 
     assert not table.rest.tables["16"].fitted
 
 
+STEPS = {"encoder": 0.5, "encoder*self_attn": 0.2, "decoder": 1.0}
+DEVIATION = {"over": "model", "per": "tensor", "bits": [32, 6], "kl_ctc": 0.0, "table": 2}
+DEVIATION |= {"scale": "deviation", "step": STEPS, "table_step": 1.5}
+
+
+def test_steps_of_parts_and_a_grid_by_huffman_codes(whisper, tmp_path):
+    model = whisper(DEVIATION).train()
+    model(**speech())[0].backward()
+    table = model.decoder.decoder.embed_tokens.parametrizations["weight"][0].tables["2"]
+    assert table.books.grad.abs().sum() > 0 and torch.isfinite(table.books.grad).all()
+    made = deploy_variant(model.eval(), "2L-48-6b")
+    sizes = {}
+    for coded in (False, True):
+        path = tmp_path / f"{coded}.safetensors"
+        write_member(made.state, path, coded)
+        sizes[coded] = path.stat().st_size
+        assert sizes[coded] == file_bytes(made, "2L-48-6b", coded)
+        found = dequantised(read_member(path))
+        plain = made.module.state_dict()
+        assert all(torch.equal(tensor, plain[name]) for name, tensor in found.items())
+    assert sizes[True] < 0.9 * sizes[False]
+    whole = deploy(model, "2L-48-32b").state_dict()
+    for name, step in (
+        ("encoder.stack.model.layers.1.fc1.weight", 0.5),
+        ("encoder.stack.model.layers.0.self_attn.k_proj.weight", 0.2),
+        ("decoder.decoder.layers.1.fc2.weight", 1.0),
+    ):
+        scale = step * whole[name].double().square().mean().sqrt().float()
+        torch.testing.assert_close(made.state[name].scale, scale)
+        ints = (whole[name] / made.state[name].scale).round().clamp(-31, 31)
+        assert torch.equal(made.state[name].ints.float(), ints)
+    rows, grid = (
+        whole["decoder.decoder.embed_tokens.weight"],
+        made.state["decoder.decoder.embed_tokens.weight"].dequantised(),
+    )
+    spread = (rows - grid.mean(0)).square().mean().sqrt()
+    assert (rows - grid).square().mean().sqrt() < 0.6 * spread
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"step": {"encoder": 0.5}}, "step: no key fits the name decoder.decoder"),
+        ({"step": {"encoder": 0}}, "step must be a number above 0, or one for each part"),
+        ({"table": 8}, "table_step needs a table of 1 to 4"),
+        ({"table": None}, "table_step needs a table without rare"),
+        ({"rare": 8, "frequent": 9}, "table_step needs a table without rare"),
+        ({"over": "encoder", "table": None}, "step by parts of the model needs over: model"),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(whisper, change, says):
+    with pytest.raises(UserError, match=says):
+        whisper(DEVIATION | change)
+
+
 def test_positions_that_a_formula_gives_are_not_stored(whisper, tmp_path):
     model = whisper().eval()
     place = "encoder.stack.model.embed_positions.weight"

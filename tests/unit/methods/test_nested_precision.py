@@ -21,7 +21,14 @@ GROUPS = {"per": "group", "group": 2}  # 10 and 24 inner units, 16 others
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"per": "tensor"}, {"scale": "learnt"}, GROUPS, {**GROUPS, "scale": "learnt"}],
+    [
+        {},
+        {"per": "tensor"},
+        {"scale": "learnt"},
+        GROUPS,
+        {**GROUPS, "scale": "learnt"},
+        {"scale": "deviation"},
+    ],
 )
 def test_integers_times_scales_are_the_weights_to_the_last_bit(options):
     encoder = family(**options).eval()

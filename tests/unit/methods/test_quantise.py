@@ -14,6 +14,7 @@ from espnet_ext.methods.quantise import (
     grouped_integers,
     integers,
     largest_integer,
+    scale_by_deviation,
     scale_by_maximum,
 )
 
@@ -132,6 +133,19 @@ def test_a_learnt_scale_finds_a_smaller_error_than_the_maximum(bits):
         optimiser.step()
     learnt = (fake_quantise(weight, bits, scale=scale) - weight).square().sum()
     assert learnt < 0.9 * (fake_quantise(weight, bits) - weight).square().sum()
+
+
+@pytest.mark.parametrize("per, rows", [("tensor", 1), ("channel", 6), (4, 18)])
+def test_a_scale_by_deviation_is_a_multiple_of_the_root_mean_square(per, rows):
+    weight = noise(6, 12) * torch.arange(1.0, 7.0).unsqueeze(1)
+    scale = scale_by_deviation(weight, 0.75, per)
+    expected = 0.75 * weight.double().reshape(rows, -1).square().mean(1).sqrt()
+    assert scale.numel() == rows
+    assert torch.allclose(scale.double().flatten(), expected, rtol=1e-3 if per == 4 else 1e-6)
+    ints, found = integers(weight, 6, scale=scale)
+    assert torch.equal(found, scale)
+    assert ((weight - dequantise(ints, scale)).abs() <= scale.amax() * 0.501).all()
+    assert torch.equal(scale_by_deviation(torch.zeros(2, 3), 0.75), torch.ones(2, 1))
 
 
 def test_the_sign_of_a_learnt_scale_does_not_matter():

@@ -1,0 +1,25 @@
+"""Settings that do nothing are named."""
+
+from pathlib import Path
+
+import pytest
+
+from espnet_ext.config.no_effect import no_effect_warnings
+from espnet_ext.config.training import Config, Recipe
+
+
+@pytest.mark.parametrize(
+    "nested, huffman, says",
+    [
+        ({"step": 0.5}, False, ["step has no effect without scale: deviation"]),
+        ({"scale": "deviation"}, False, ["saves bytes only with recipe: {huffman: true}"]),
+        ({"scale": "deviation", "step": 0.5}, True, []),
+        ({"bits": [4]}, True, []),
+    ],
+)
+def test_a_step_without_deviation_or_codes(nested, huffman, says):
+    espnet = {"encoder_conf": {"nested": nested}}
+    found = no_effect_warnings(Config(Path("a.yaml"), "a", Recipe(huffman=huffman), espnet))
+    assert [line.removeprefix("encoder_conf: nested: ") for line in found] == [
+        f"scale: deviation {line}" if line.startswith("saves") else line for line in says
+    ]
