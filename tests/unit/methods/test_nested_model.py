@@ -336,7 +336,6 @@ def test_steps_of_parts_and_a_grid_by_huffman_codes(whisper, tmp_path):
     assert sizes[True] < 0.9 * sizes[False]
     whole = deploy(model, "2L-48-32b").state_dict()
     for name, step in (
-        ("encoder.stack.model.layers.1.fc1.weight", 0.5),
         ("encoder.stack.model.layers.0.self_attn.k_proj.weight", 0.2),
         ("decoder.decoder.layers.1.fc2.weight", 1.0),
     ):
