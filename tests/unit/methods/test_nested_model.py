@@ -315,7 +315,7 @@ def test_common_rows_are_trained_and_all_start_from_a_plain_model(in_two_parts, 
 
 STEPS = {"encoder": 0.5, "encoder*self_attn": 0.2, "decoder": 1.0}
 DEVIATION = {"over": "model", "per": "tensor", "bits": [32, 6], "kl_ctc": 0.0, "table": 2}
-DEVIATION |= {"scale": "deviation", "step": STEPS, "table_step": 1.5}
+DEVIATION |= {"scale": "deviation", "step": STEPS, "table_step": 1.5, "decoder_depths": [2, [1]]}
 
 
 def test_steps_of_parts_and_a_grid_by_huffman_codes(whisper, tmp_path):
@@ -323,19 +323,20 @@ def test_steps_of_parts_and_a_grid_by_huffman_codes(whisper, tmp_path):
     model(**speech())[0].backward()
     table = model.decoder.decoder.embed_tokens.parametrizations["weight"][0].tables["2"]
     assert table.books.grad.abs().sum() > 0 and torch.isfinite(table.books.grad).all()
-    made = deploy_variant(model.eval(), "2L-48-6b")
+    made = deploy_variant(model.eval(), "2L-48+2L-40-6b")
     sizes = {}
     for coded in (False, True):
         path = tmp_path / f"{coded}.safetensors"
         write_member(made.state, path, coded)
         sizes[coded] = path.stat().st_size
-        assert sizes[coded] == file_bytes(made, "2L-48-6b", coded)
+        assert sizes[coded] == file_bytes(made, "2L-48+2L-40-6b", coded)
         found = dequantised(read_member(path))
         plain = made.module.state_dict()
         assert all(torch.equal(tensor, plain[name]) for name, tensor in found.items())
     assert sizes[True] < 0.9 * sizes[False]
-    whole = deploy(model, "2L-48-32b").state_dict()
+    whole = deploy(model, "2L-48+2L-40-32b").state_dict()
     for name, step in (
+        ("encoder.stack.model.layers.1.fc1.weight", 0.5),
         ("encoder.stack.model.layers.0.self_attn.k_proj.weight", 0.2),
         ("decoder.decoder.layers.1.fc2.weight", 1.0),
     ):
@@ -359,7 +360,7 @@ def test_steps_of_parts_and_a_grid_by_huffman_codes(whisper, tmp_path):
         ({"table": 8}, "table_step needs a table of 1 to 4"),
         ({"table": None}, "table_step needs a table without rare"),
         ({"rare": 8, "frequent": 9}, "table_step needs a table without rare"),
-        ({"over": "encoder", "table": None}, "step by parts of the model needs over: model"),
+        ({"over": "encoder", "decoder_depths": []}, "step by parts of the model needs over: model"),
     ],
 )
 def test_steps_that_do_not_fit_are_refused(whisper, change, says):
