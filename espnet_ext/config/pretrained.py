@@ -102,13 +102,37 @@ def teacher_folder(root: Path, name: str) -> Path:
         UserError: there is none.
     """
     folder = root / name
-    for found in (folder / "deploy/merged/stack", folder / "stack", folder):
-        if (found / "config.json").is_file():
-            return found
+    deployed = deployed_folder(folder, "stack")
+    found = folder if deployed is None else deployed / "stack"
+    if (found / "config.json").is_file():
+        return found
     raise UserError(
         f"recipe: teacher: no model in {name}: give exp/<tag> of a pretrained stack after its "
         "stages 1 to 5, or the folder of a model"
     )
+
+
+def deployed_folder(path: Path, holds: str) -> Path | None:
+    """The folder of a deployed model that holds a file or folder; None if there is none.
+
+    Args:
+        path: that folder; or exp/<tag>, of which it is the variant merged, or plain, or the only
+            one.
+        holds: a name in it, as model.pth.
+
+    Raises:
+        UserError: several variants of exp/<tag> hold it, and none of these names.
+    """
+    if (path / holds).exists():
+        return path
+    found = {one.parent.name: one.parent for one in sorted(path.glob(f"deploy/*/{holds}"))}
+    for name in ("merged", "plain"):
+        if name in found:
+            return found[name]
+    if len(found) > 1:
+        models = ", ".join(map(str, found.values()))
+        raise UserError(f"{path} has several models; give one: {models}")
+    return next(iter(found.values()), None)
 
 
 def _model_files(folder: Path) -> list[Path]:

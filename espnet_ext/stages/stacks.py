@@ -7,6 +7,7 @@ from typing import Any
 
 from espnet_ext.analysis.measure import Measure, Removal
 from espnet_ext.bridge.muted import muted
+from espnet_ext.config.pretrained import deployed_folder
 from espnet_ext.config.training import EXPERIMENTS
 from espnet_ext.data.kaldi_dir import audio_rows, data_sets, read_table
 from espnet_ext.data.segments import set_folder
@@ -242,8 +243,8 @@ def _made_here(name: str) -> dict[str, Any]:
 def _description(path: str, stack: Any) -> dict[str, Any]:
     """A model as the record names it; its hash is of its file of weights."""
     files = sorted(Path(path).glob("*.safetensors"))
-    for pattern in ("deploy/merged/model.pth", "deploy/*/model.pth", "model.pth"):
-        files += sorted(Path(path).glob(pattern))
+    if not files and (folder := deployed_folder(Path(path), "model.pth")) is not None:
+        files = [folder / "model.pth"]
     return {
         "path": path,
         "family": stack.family,

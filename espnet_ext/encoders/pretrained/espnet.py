@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from espnet_ext.config.pretrained import deployed_folder
 from espnet_ext.data.features import KALDI
 from espnet_ext.encoders.frontends import KaldiFbank
 from espnet_ext.encoders.pretrained.stack import RATE, Stack, copy_sharing_tensors
@@ -158,7 +159,9 @@ def load_espnet(path: Path) -> ESPnetStack:
     Raises:
         UserError: see ``load.load_stack``.
     """
-    folder = _deployed(path)
+    folder = deployed_folder(path, "model.pth")
+    if folder is None or not (folder / "config.yaml").is_file():
+        raise UserError(f"no plain model in {path}; run stage 5 with --variant merged")
     config = folder / "config.yaml"
     arguments = read_config(config)
     with building({}, config):
@@ -196,14 +199,6 @@ def _encoder_class(folder: Path, arguments: dict[str, Any]) -> Any:
         raise UserError(f"{folder}: layers conditioned on CTC cannot be run one by one")
     module = importlib.import_module(f"espnet2.asr.encoder.{name}_encoder")
     return getattr(module, _ENCODERS[name])
-
-
-def _deployed(path: Path) -> Path:
-    """Return the folder with the plain model: deploy/merged or deploy/plain, or ``path``."""
-    for folder in (path / "deploy" / "merged", path / "deploy" / "plain", path):
-        if (folder / "config.yaml").is_file() and (folder / "model.pth").is_file():
-            return folder
-    raise UserError(f"no plain model in {path}; run stage 5 with --variant merged")
 
 
 def _features(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from espnet_ext.config.pretrained import deployed_folder
 from espnet_ext.data.tokenizer import HUB
 from espnet_ext.encoders.pretrained.espnet import load_espnet
 from espnet_ext.encoders.pretrained.stack import Stack
@@ -41,9 +42,9 @@ def load_stack(path: str | Path) -> Stack:
     if name.startswith(HUB):
         model = name.removeprefix(HUB)
         return _read(model, _family_in_hub(model, name), name, local=False)
-    deployed = _deployed_stack(folder)
+    deployed = deployed_folder(folder, "stack")
     if deployed is not None:
-        return load_stack(deployed)
+        return load_stack(deployed / "stack")
     config = folder / "config.json"
     if config.is_file():
         return _read(name, _family_of(config), config, local=True)
@@ -55,15 +56,6 @@ def load_stack(path: str | Path) -> Stack:
         f"{path} holds no model: neither config.json with model.safetensors (transformers) "
         "nor config.yaml with model.pth (ESPnet, written by stage 5)"
     )
-
-
-def _deployed_stack(experiment: Path) -> Path | None:
-    """The model of an experiment with ``encoder: stack``: the merged variant, or the only one."""
-    found = {path.parent.name: path for path in sorted(experiment.glob("deploy/*/stack"))}
-    if len(found) > 1 and "merged" not in found:
-        models = ", ".join(f"{experiment}/deploy/{name}" for name in found)
-        raise UserError(f"{experiment} has several models; give one: {models}")
-    return found.get("merged") or next(iter(found.values()), None)
 
 
 def build_stack(architecture: Mapping[str, Any]) -> Stack:
