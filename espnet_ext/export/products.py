@@ -85,8 +85,10 @@ def blocks_of(weight: Quantised) -> int | None:
 def joined(weights: Sequence[Weight]) -> Weight:
     """Weights (o, i) of the same inputs one below the other, as one; integers stay integers."""
     whole = [w for w in weights if isinstance(w, Quantised)]
-    kinds = {(w.bits, w.scale.dim(), w.scale.shape[1:]) for w in whole}
-    if len(whole) == len(weights) and len(kinds) == 1 and whole[0].scale.dim():
+    # One scale of a whole weight is that of each of its rows.
+    scales = [w.scale if w.scale.dim() else w.scale.expand(len(w.ints), 1) for w in whole]
+    kinds = {(w.bits, scale.shape[1:]) for w, scale in zip(whole, scales, strict=True)}
+    if len(whole) == len(weights) and len(kinds) == 1:
         ints = torch.cat([w.ints for w in whole])
-        return Quantised(ints, torch.cat([w.scale for w in whole]), whole[0].bits)
+        return Quantised(ints, torch.cat(scales), whole[0].bits)
     return torch.cat([w if isinstance(w, Tensor) else w.dequantised() for w in weights])

@@ -46,7 +46,9 @@ NESTED = {"bits": [32, 4], "over": "model", "per": "group", "group": 16, "table"
 NESTED["decoder_depths"] = [2, [1]]
 IN_PARTS = {"letters": "abcdefghijklmnopqrstuvwxyz", "rare": 16}
 IN_PARTS["common"] = "data/token_list/model/common_train.txt"
-LARGE, SMALL = "2L-48+2L-40-32b", "2L-48+L1-40-4b"
+CODED = {**NESTED, "bits": [32, 6], "per": "tensor", "scale": "deviation"}
+CODED |= {"step": {"encoder": 0.4, "decoder": 0.6}, "table": 2, "table_step": 0.8}
+LARGE, SMALL, SIX = "2L-48+2L-40-32b", "2L-48+L1-40-4b", "2L-48+L1-40-6b"
 VARIANTS = {"untrained": None, LARGE: "untrained", SMALL: LARGE}
 CONFIGS = {
     "tuned": {"recipe": {"decode": {"ctc_att_beam": BEAM, "attention_beam": {"beam_size": 2}}}},
@@ -93,6 +95,10 @@ CONFIGS = {
     "family": {
         "encoder_conf": {"nested": NESTED},
         "recipe": {"variant": SMALL, "variants": VARIANTS, "untrained": {"pad_to": 30}},
+    },
+    "coded": {
+        "encoder_conf": {"nested": CODED},
+        "recipe": {"variant": SIX, "huffman": True},
     },
     "table_in_parts": {
         "encoder_conf": {"nested": NESTED | IN_PARTS},
@@ -383,6 +389,7 @@ NAMED = ["--layout", "from_whisper"]
 EXPORTS = [[LARGE], [LARGE, "--bits", "8"], [SMALL], [SMALL, "--exact"], ["untrained"]]
 EXPORTS += [[LARGE, "--exact", *NAMED], [SMALL, *NAMED]]
 TAGGED = [*(("family", words) for words in EXPORTS), ("table_in_parts", [SMALL, "--exact"])]
+TAGGED += [("coded", [SIX, "--exact"])]
 
 
 @pytest.mark.parametrize(("tag", "words"), TAGGED)
@@ -410,13 +417,14 @@ def test_exported_graphs_find_torchs_texts_here_and_in_sherpa_onnx(recipe, tag, 
     assert done.stdout.strip() == found[1]
     settings = json.loads((out / "model.json").read_text())
     counted = {int(bits): count for bits, count in settings["weights_in_bits"].items()}
-    if variant == SMALL:  # every integer of the packed file is in the graphs, in its bits
+    rounded = variant in (SMALL, SIX)
+    if rounded:  # every integer of the packed file is in the graphs, in its bits
         packed = read_member(folder / deployed / "model.safetensors")
         stored = [w for w in packed.values() if isinstance(w, Quantised)]
         assert {w.bits for w in stored} == counted.keys()
         for bits, count in counted.items():
             assert count == sum(w.ints.numel() for w in stored if w.bits == bits)
-    assert (counted == {}) == (variant != SMALL and "--bits" not in words)
+    assert (counted == {}) == (not rounded and "--bits" not in words)
 
 
 @pytest.mark.parametrize("seed", range(3))
