@@ -31,7 +31,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,9 @@ def _append_coded(table: Coded, parts: Parts, coded: bool) -> list:
     codes, books = table.codes.cpu(), table.books.flatten().half().cpu()
     if coded:
         some = [*(part.contiguous() for part in codes.unbind(1)), books]
-        parts.setdefault("huffman", []).extend(huffman.encode(one.view(torch.int8)) for one in some)
+        parts.setdefault("huffman", []).extend(
+            huffman.encode_bytes(one.view(torch.uint8)) for one in some
+        )
     else:
         parts.setdefault("codes", []).append(codes.flatten())
         parts.setdefault("books", []).append(books)
@@ -200,11 +202,11 @@ class TensorReader:
         """Return the integers of the next weight."""
         if "huffman" not in self.tensors:
             return unpack(self("integers", packed_bytes(count, bits)), bits, count)
-        return self._decoded(count)
+        return self._decoded(huffman.decode, count)
 
-    def _decoded(self, count: int) -> Tensor:
-        """Return the next ``count`` integers of Huffman codes."""
-        found, used = huffman.decode(self.tensors["huffman"][self.positions["huffman"] :], count)
+    def _decoded(self, decode: Callable[[Tensor, int], tuple[Tensor, int]], count: int) -> Tensor:
+        """Return the next ``count`` values of Huffman codes."""
+        found, used = decode(self.tensors["huffman"][self.positions["huffman"] :], count)
         self.positions["huffman"] += used
         return found
 
@@ -228,8 +230,9 @@ class TensorReader:
         if "huffman" not in self.tensors:
             codes = self("codes", rows * parts).view(rows, parts)
             return codes, self("books", count).float().view(sizes)
-        codes = torch.stack([self._decoded(rows) for _ in range(parts)], 1).view(torch.uint8)
-        return codes, self._decoded(2 * count).view(torch.float16).float().view(sizes)
+        columns = [self._decoded(huffman.decode_bytes, rows) for _ in range(parts)]
+        books = self._decoded(huffman.decode_bytes, 2 * count).view(torch.float16)
+        return torch.stack(columns, 1), books.float().view(sizes)
 
     def scale(self, shape: list[int]) -> Tensor:
         """Return the next scale."""
