@@ -23,6 +23,7 @@ from espnet_ext.export.whisper_source import choose_language
 from espnet_ext.files import atomic_path, bytes_in, read_json, write_json
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.digests import digests
+from espnet_ext.formats.packed import member_bytes
 
 TOKENS, SCRIPT, EXAMPLE = "tokens.txt", "transcribe.py", "example.py"
 _TOLERANCE = 1e-3  # of scores, relative to their largest, by the same integers in float32
@@ -114,9 +115,13 @@ def _refuse_floats(bundle: Bundle, rounded: Mapping[int, int], folder: Path) -> 
     Floats would be four to eight times as large. A table of rounded rows may be there twice. The
     model of the features is frozen, and rounded in no packed file.
     """
-    integers = any(isinstance(one, Quantised) for one in bundle.stored().values())
+    stored = bundle.stored()
+    integers = any(isinstance(one, Quantised) for one in stored.values())
     graphs = sum(path.stat().st_size for path in folder.glob("*.onnx"))
-    most = LARGER * bundle.path.stat().st_size + OVERHEAD
+    packed = bundle.path.stat().st_size  # by Huffman codes less than its integers, as graphs have
+    if integers and not bundle.member:
+        packed = len(member_bytes(stored))
+    most = LARGER * packed + OVERHEAD
     if bundle.source.layers:
         most += sum(path.stat().st_size for path in bundle.features().files)
     if integers and not bundle.member and (not rounded or graphs > most):
