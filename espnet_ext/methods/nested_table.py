@@ -65,9 +65,12 @@ class TableCodes(nn.Module):
 
 
 def leave_unfitted(model: nn.Module) -> None:
-    """Leave the codes of a model at zero: its sizes do not depend on them, and a fit takes long."""
+    """Leave the codes of a model at zero, but for grids: sizes do not depend on them.
+
+    A fit takes long. Codes of a grid are quickly found, and Huffman codes depend on them.
+    """
     for part in model.modules():
-        if isinstance(part, TableCodes):
+        if isinstance(part, TableCodes) and part.step is None:
             part.fitted.fill_(True)
 
 
