@@ -54,7 +54,8 @@ class Family:
         return {
             f"{self.tag}, one training": [(run.variant, run) for run in self.members],
             f"baseline {alone.pop()}" if len(alone) == 1 else "baselines": [
-                (run.variant if run.tag == self.tag else "", run) for run in others.values()
+                ("" if run.variant == "merged" and run.tag != self.tag else run.variant, run)
+                for run in others.values()
             ],
             f"{', '.join(rounded)}, rounded after training": [(r.variant, r) for r in self.rounded],
         }
