@@ -50,11 +50,12 @@ class Family:
         """The runs of its plot, by series, with their labels."""
         shown = {run.name for run in self.members}
         others = {run.name: run for run in self.baselines.values() if run.name not in shown}
+        alike = {"merged", *(run.variant for run in self.members)}  # next to a member, or alone
         alone, rounded = {run.tag for run in others.values()}, {run.tag for run in self.rounded}
         return {
             f"{self.tag}, one training": [(run.variant, run) for run in self.members],
             f"baseline {alone.pop()}" if len(alone) == 1 else "baselines": [
-                ("" if run.variant == "merged" and run.tag != self.tag else run.variant, run)
+                ("" if run.tag != self.tag and run.variant in alike else run.variant, run)
                 for run in others.values()
             ],
             f"{', '.join(rounded)}, rounded after training": [(r.variant, r) for r in self.rounded],
