@@ -13,6 +13,7 @@ from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.variants import deploy_variant, file_bytes, rounded_afterwards, split_variant
 from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import footprint, parameter_count, variants
+from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_precision import compression
 from espnet_ext.methods.nested_table import leave_unfitted
 from espnet_ext.results.schema import NOT_MEASURED
@@ -30,7 +31,7 @@ def measure(experiment: Experiment, vocabulary: int | None = None) -> dict[str, 
 
     Returns:
         ``parameters`` of the deployed model and ``training_parameters``, by part; ``bytes`` of
-        the deployed file, with ``recipe: huffman`` as many as random weights need;
+        the deployed file, with ``recipe: huffman`` as many as the weights of now need;
         ``macs_per_second``, see there; of a family's member also ``encoder_compression``, see
         ``nested_precision.compression``.
 
@@ -77,7 +78,10 @@ def variant_sizes(experiment: Experiment) -> Iterator[VariantSize]:
 
 def encoder_compression(model: Any, deployed: Any, variant: str) -> dict[str, float]:
     """The entry ``encoder_compression`` of a family's member; nothing for any other model."""
-    if split_variant(variant)[1] is not None:
+    stack = nested_stack(model.encoder)
+    if split_variant(variant)[1] is not None or stack is None:
+        return {}
+    if stack.options.scale == "deviation":  # Huffman codes have no number of bits
         return {}
     ratio = compression(model.encoder, deployed.encoder, variant)
     return {} if ratio is None else {"encoder_compression": round(ratio, 4)}

@@ -45,10 +45,9 @@ def _step_warnings(config: Config) -> Iterator[str]:
     deviation = nested.get("scale") == "deviation"
     if "step" in nested and not deviation:
         yield "encoder_conf: nested: step has no effect without scale: deviation"
-    if deviation and not config.recipe.huffman:
-        yield (
-            "encoder_conf: nested: scale: deviation saves bytes only with recipe: {huffman: true}"
-        )
+    for key in ("scale: deviation",) * deviation + ("table_step",) * ("table_step" in nested):
+        if not config.recipe.huffman:
+            yield f"encoder_conf: nested: {key} saves bytes only with recipe: {{huffman: true}}"
 
 
 def _loss_warnings(espnet: Mapping[str, Any]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.config.training import Config
+from espnet_ext.config.training import UNTRAINED, Config
 from espnet_ext.errors import UserError
 
 PRETRAINED = "hugging_face"  # token_type of a pretrained model's tokens
@@ -117,7 +117,7 @@ def deployed_folder(path: Path, holds: str) -> Path | None:
 
     Args:
         path: that folder; or exp/<tag>, of which it is the variant merged, or plain, or the only
-            one.
+            one that was trained.
         holds: a name in it, as model.pth.
 
     Raises:
@@ -126,6 +126,7 @@ def deployed_folder(path: Path, holds: str) -> Path | None:
     if (path / holds).exists():
         return path
     found = {one.parent.name: one.parent for one in sorted(path.glob(f"deploy/*/{holds}"))}
+    found.pop(UNTRAINED, None)
     for name in ("merged", "plain"):
         if name in found:
             return found[name]

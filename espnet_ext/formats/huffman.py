@@ -3,8 +3,9 @@
 Weights rounded with one step for all (``scale: deviation``) are mostly small integers. At a given
 squared error, such rounding and a code by frequency need fewer bits than integers of equal length
 (entropy-coded scalar quantisation: Gish and Pierce, 1968). The codes are those of DEFLATE (RFC
-1951). A code has a whole number of bits, so two integers share one: of -7 to 7 each is half a byte;
-others are marked there, and follow as bytes. That costs about 1 % more than the entropy.
+1951). A code has a whole number of bits, so two integers share one: of -7 to 7 each is half a byte,
+7 more than itself, the first in the lower half; a larger one is 15 there, and these follow as bytes
+in a stream of their own. That costs about 1 % more than the entropy.
 """
 
 import zlib
@@ -31,7 +32,7 @@ def decode(content: Tensor, count: int) -> tuple[Tensor, int]:
 
     Args:
         content: (bytes,) uint8, which begin with the codes.
-        count: of the integers; no more are decoded, whatever the bytes ask for.
+        count: of the integers; no more are decoded than these, whatever the bytes hold.
 
     Raises:
         ValueError: the codes are not of so many integers.
@@ -60,6 +61,8 @@ def encode_bytes(values: Tensor) -> Tensor:
 def decode_bytes(content: Tensor, count: int) -> tuple[Tensor, int]:
     """Return the bytes (count,) uint8 that ``encode_bytes`` coded; see ``decode``."""
     reader = zlib.decompressobj(_RAW)
+    most = count + count // 500 + 1024  # bytes that the codes can take: the rest is copied below
+    content = content[:most]
     found = reader.decompress(content.contiguous().numpy().data, count + 1)
     if not reader.eof or len(found) != count:
         raise ValueError(f"Huffman codes of {len(found):,} bytes, not of {count:,}")

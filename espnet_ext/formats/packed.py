@@ -6,9 +6,10 @@ of small tensors would add 10 % to a small model, so tensors are joined:
 
     layout     uint8, JSON compressed by zlib: [[name, shape, type, shape of the scale], ...]
     integers   uint8, the integers of every quantised weight in b bits each (``bits.pack``); each
-               weight starts at a new byte; or in its place
-    huffman    uint8, by Huffman codes (``huffman.encode``): the integers of each weight; and of
-               each table in place of codes and books those of each part, then the codebooks
+               weight starts at a new byte
+    huffman    in a file of the kind ``member 2`` in place of integers, codes and books; uint8, by
+               Huffman codes: of a weight its integers (``huffman.encode``), of a table the codes of
+               each part, then the codebooks (``huffman.encode_bytes``)
     scales     float32, the scales of every quantised weight, but for
     scales16   float16, those of groups of inputs (``methods.quantise``)
     codes      uint8, the codes of tables (``methods.codes``)
@@ -21,9 +22,9 @@ in the order of ``layout``, where the type of a quantised weight is its bits, th
 in the place of that of a scale, which is null for other tensors. If other tokens have a separate
 table, the type is ``mixed`` and the type of that; both shapes go on with its parts and the
 shape of its codebooks. Of ``sinusoids``
-(``methods.positions``) a file has the shape only. A file of n weights at b bits and
-s scales, with m other float32 numbers, has n b / 8 + 4 s + 4 m bytes plus other types, layout and
-header, which is at most 1,024 bytes and less than 10 bytes for each name.
+(``methods.positions``) a file has the shape only. Without Huffman codes a file of n weights at b
+bits and s scales, with m other float32 numbers, has n b / 8 + 4 s + 4 m bytes plus other types,
+layout and header, which is at most 1,024 bytes and less than 10 bytes for each name.
 """
 
 import contextlib

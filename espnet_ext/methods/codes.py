@@ -103,7 +103,7 @@ def grid_codebooks(table: Tensor, size: int, step: float, frequencies: Tensor) -
     levels around its mean; ``step`` is in root mean squares of the numbers without their means.
     Such rounding needs more codes than ``fit_codebooks`` for the same error, but some of them are
     frequent: Huffman codes make it the smaller (``formats.huffman``). The sums are in float64, so
-    that another order of their terms gives the same numbers.
+    that another order of their terms hardly ever gives other numbers.
     """
     levels = int(CODES ** (1 / size) + 1e-9)
     wide, weights = table.detach().double(), frequencies.to(table.device).double().unsqueeze(1)

@@ -18,6 +18,7 @@ from espnet_ext.methods.quantise import (
     scale_by_deviation,
 )
 
+LEAST_BITS = 2  # of a weight that needs no more than others
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -59,7 +60,7 @@ class NestedWeight(nn.Module):
         selection: Selection,
         options: NestedOptions,
         cut: int | None,
-        least: int = 2,
+        least: int = LEAST_BITS,
         width: Width = "width",
     ):
         """Prepare the learnt scales, if any.
@@ -93,9 +94,9 @@ class NestedWeight(nn.Module):
         bits = self.bits
         if bits == 32:
             return self._cut(weight)
-        scale = self._scale(weight, bits)
         rounded = self.selection.once(
-            (id(self), bits), lambda: fake_quantise(weight, bits, self.per, scale)
+            (id(self), bits),
+            lambda: fake_quantise(weight, bits, self.per, self._scale(weight, bits)),
         )
         return self._cut(rounded)
 
@@ -111,8 +112,8 @@ class NestedWeight(nn.Module):
         return self._cut(whole), scale
 
     def _scale(self, weight: Tensor, bits: int) -> Tensor | None:
-        """The scale of a weight; None: by maximum, as that of weights with more bits than asked."""
-        if self.step is not None and bits == self.selection.member.bits:
+        """The scale of a weight; None: by maximum, as that of weights that need many bits."""
+        if self.step is not None and self.least == LEAST_BITS:
             return scale_by_deviation(weight, self.step, self.per)
         return dict(self.scales.items()).get(str(bits))
 

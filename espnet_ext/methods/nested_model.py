@@ -1,6 +1,6 @@
 """Families over whole models: the decoder's layers, and the precision of every matrix."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -17,8 +17,8 @@ from espnet_ext.methods.nested import (
     nested_stack,
     round_layers,
 )
-from espnet_ext.methods.nested_layers import NestedWeight
-from espnet_ext.methods.nested_options import Member, Stack, family_members
+from espnet_ext.methods.nested_layers import LEAST_BITS, NestedWeight
+from espnet_ext.methods.nested_options import Member, NestedOptions, Stack, family_members
 from espnet_ext.methods.nested_order import sort_units
 from espnet_ext.methods.nested_table import NestedTable, TableTokens
 from espnet_ext.methods.positions import NestedPositions, are_sinusoids
@@ -92,9 +92,23 @@ def extend_to_model(model: Any, tokens: TableTokens = ALL_ALIKE) -> None:
         modules = [layer.module for layer in group]
         round_layers(modules, _rounded(group[0], stack, tokens), stack.selection, stack.options)
     if stack.options.scale == "deviation":
-        for name, part in model.named_modules():
-            if isinstance(part, NestedWeight):
-                part.step = stack.options.step_of(name.replace(".parametrizations", ""))
+        _set_steps(model, stack.options)
+
+
+def _set_steps(model: Any, options: NestedOptions) -> None:
+    """Give every rounded weight the step of its name.
+
+    Raises:
+        UserError: ``step`` has none for a name, or a key that no name has.
+    """
+    used = set()
+    for name, part in model.named_modules():
+        if isinstance(part, NestedWeight):
+            key, part.step = options.step_of(name.replace(".parametrizations", ""))
+            used.add(key)
+    for key in options.step if isinstance(options.step, Mapping) else ():
+        if key not in used:
+            raise UserError(f"nested: step: no weight is called {key}*, or a longer key has it")
 
 
 def _nest_decoder(model: Any, stack: NestedStack) -> None:
@@ -156,5 +170,5 @@ def _rounded(layer: Layer, stack: NestedStack, tokens: TableTokens) -> nn.Module
         return _coded_table(layer, stack, tokens)
     if position and isinstance(module, nn.Embedding) and are_sinusoids(module.weight):
         return NestedPositions(module.weight, stack.selection)
-    least = _POSITION_BITS if position else 2
+    least = _POSITION_BITS if position else LEAST_BITS
     return NestedWeight(module.weight, stack.selection, stack.options, None, least)

@@ -110,8 +110,8 @@ class NestedOptions(Options):
         scale: by the ``maximum`` of the weight, ``learnt``, or by its ``deviation``: most integers
             are small then, for ``recipe: {huffman: true}``.
         step: of ``scale: deviation``; between integers, in root mean squares of the weights that
-            share a scale: a larger step makes a smaller file. Of ``over: model`` also by parts of
-            weights' names, as {encoder: 0.5, encoder*conv: 0.2, decoder: 1}; the longest decides.
+            share a scale: a larger step makes a smaller file. Of ``over: model`` also by beginnings
+            of names, as {encoder: 0.5, encoder*conv: 0.2, decoder: 1}; the longest key decides.
         norm: batch normalisations have separate statistics for each sub-network (``own``), or
             are replaced by a normalisation of each frame (``layer``), which has none.
         sample: sub-networks of a training step: ``all``, or a number n: the smallest and n drawn
@@ -173,14 +173,15 @@ class NestedOptions(Options):
                 raise UserError(f"nested: table has no size for {bits} bits: give one, as in 4")
         return {bits: self.table[bits] for bits in rounded}
 
-    def step_of(self, name: str) -> float:
-        """The step of a weight of this name in the model; UserError if ``step`` has none."""
+    def step_of(self, name: str) -> tuple[str, float]:
+        """The step of a weight of this name in the model, and its key; UserError if it has none."""
         if not isinstance(self.step, Mapping):
-            return self.step
-        fitting = [part for part in self.step if fnmatchcase(name, f"*{part}*")]
+            return "", self.step
+        fitting = [key for key in self.step if fnmatchcase(name, f"{key}*")]
         if not fitting:
-            raise UserError(f"nested: step: no key fits the name {name}: add one")
-        return self.step[max(fitting, key=len)]
+            raise UserError(f"nested: step: no key begins the name {name}: add one")
+        key = max(fitting, key=len)
+        return key, self.step[key]
 
     @property
     def grain(self) -> Per:

@@ -49,7 +49,9 @@ class TableCodes(nn.Module):
 
         ``frequencies``: (rows,), of the tokens.
         """
-        if not self.fitted:
+        if self.fitted:
+            return
+        with torch.autocast(table.device.type, enabled=False):  # codes of float32, whatever trains
             size = self.books.shape[2]
             if self.step is None:
                 books = fit_codebooks(table, size, frequencies)

@@ -14,7 +14,8 @@ Training uses W^ instead of W
 the last bit, because both end in ``dequantise``.
 
 Everything is computed in float32 (in float64 for a weight of that type), by operations that are
-exact or correctly rounded on every device: the same weight gives the same integers anywhere. In
+exact or correctly rounded on every device, but for the mean of a scale by deviation: the same
+weight gives the same integers anywhere. In
 float16 a scale would have few digits, or underflow. To quantise a part of a weight with the scale
 of the whole, pass the scale of the whole (``scale_by_maximum``).
 """
@@ -76,7 +77,7 @@ def scale_by_deviation(weight: Tensor, step: float, per: Per = "channel") -> Ten
     """Return ``step`` times the root mean square of W, or 1 where a weight is all zeros.
 
     ``weight``, ``per`` and the shape are those of ``scale_by_maximum``. The mean is computed in
-    float64, so that another order of its terms gives the same float32.
+    float64, so that another order of its terms hardly ever gives another float32.
     """
 
     def deviation(size: Tensor, dim: int) -> Tensor:
@@ -237,7 +238,8 @@ class _FakeQuantise(torch.autograd.Function):
         weight, scale = ctx.saved_tensors
         ratio = weight / scale
         if not ctx.needs_input_grad[1]:
-            # A scale by maximum clips nothing: the largest ratio is Q up to rounding.
+            # A scale by maximum clips nothing: the largest ratio is Q up to rounding. One by
+            # deviation clips what is beyond Q steps.
             return gradient * (ratio.abs() <= ctx.limit + 0.5), None, None
         inside = ratio.abs() <= ctx.limit
         rounded = _round(ratio, ctx.limit)

@@ -39,6 +39,8 @@ def check_options(model: Any) -> None:
         raise UserError("nested: kl_ctc needs CTC: choose kl_ctc: 0, or a ctc_weight above 0")
     if options.has_decoders and options.over == "encoder":
         raise UserError("nested: decoder_depths and decoder_widths need over: model")
+    if options.scale == "deviation" and len({*options.bits} - {32}) > 1:
+        raise UserError("nested: scale: deviation is for one precision below 32 bits")
     if isinstance(options.step, Mapping) and options.over == "encoder":
         raise UserError("nested: step by parts of the model needs over: model")
     if options.table is not None and options.over == "encoder":

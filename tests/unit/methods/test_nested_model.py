@@ -339,6 +339,7 @@ def test_steps_of_parts_and_a_grid_by_huffman_codes(whisper, tmp_path):
         ("encoder.stack.model.layers.1.fc1.weight", 0.5),
         ("encoder.stack.model.layers.0.self_attn.k_proj.weight", 0.2),
         ("decoder.decoder.layers.1.fc2.weight", 1.0),
+        ("decoder.decoder.layers.0.encoder_attn.q_proj.weight", 1.0),
     ):
         scale = step * whole[name].double().square().mean().sqrt().float()
         torch.testing.assert_close(made.state[name].scale, scale)
@@ -352,10 +353,34 @@ def test_steps_of_parts_and_a_grid_by_huffman_codes(whisper, tmp_path):
     assert (rows - grid).square().mean().sqrt() < 0.6 * spread
 
 
+@pytest.mark.parametrize("bits", [6, 8])
+def test_positions_keep_their_precision_with_large_steps(whisper, bits):
+    model = whisper(DEVIATION | {"bits": [32, bits], "step": STEPS | {"decoder": 3.0}}).eval()
+    state = deploy_variant(model, f"2L-48+2L-40-{bits}b").state
+    name = "decoder.decoder.embed_positions.weight"
+    error = state[name].dequantised() - deploy(model, "2L-48+2L-40-32b").state_dict()[name]
+    assert state[name].bits == 8
+    assert error.abs().max() <= 0.502 * state[name].scale.max()
+    assert state[name].ints.abs().max() == 127
+
+
+def test_codes_of_a_grid_do_not_depend_on_the_precision_of_training(whisper):
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = whisper(DEVIATION).train()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            model(**speech())
+        table = model.decoder.decoder.embed_tokens.parametrizations["weight"][0].tables["2"]
+        found.append((table.codes.clone(), table.books.detach().clone()))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
 @pytest.mark.parametrize(
     "change, says",
     [
-        ({"step": {"encoder": 0.5}}, "step: no key fits the name decoder.decoder"),
+        ({"step": {"encoder": 0.5}}, "step: no key begins the name decoder.decoder"),
+        ({"step": STEPS | {"decodr*fc1": 0.3}}, r"step: no weight is called decodr\*fc1\*"),
+        ({"bits": [32, 8, 6]}, "deviation is for one precision below 32 bits"),
         ({"step": {"encoder": 0}}, "step must be a number above 0, or one for each part"),
         ({"table": 8}, "table_step needs a table of 1 to 4"),
         ({"table": None}, "table_step needs a table without rare"),
