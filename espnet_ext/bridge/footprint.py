@@ -13,7 +13,6 @@ from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.variants import deploy_variant, file_bytes, rounded_afterwards, split_variant
 from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import footprint, parameter_count, variants
-from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_precision import compression
 from espnet_ext.methods.nested_table import leave_unfitted
 from espnet_ext.results.schema import NOT_MEASURED
@@ -78,10 +77,7 @@ def variant_sizes(experiment: Experiment) -> Iterator[VariantSize]:
 
 def encoder_compression(model: Any, deployed: Any, variant: str) -> dict[str, float]:
     """The entry ``encoder_compression`` of a family's member; nothing for any other model."""
-    stack = nested_stack(model.encoder)
-    if split_variant(variant)[1] is not None or stack is None:
-        return {}
-    if stack.options.scale == "deviation":  # Huffman codes have no number of bits
+    if split_variant(variant)[1] is not None:
         return {}
     ratio = compression(model.encoder, deployed.encoder, variant)
     return {} if ratio is None else {"encoder_compression": round(ratio, 4)}

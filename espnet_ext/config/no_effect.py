@@ -45,8 +45,9 @@ def _step_warnings(config: Config) -> Iterator[str]:
     deviation = nested.get("scale") == "deviation"
     if "step" in nested and not deviation:
         yield "encoder_conf: nested: step has no effect without scale: deviation"
-    for key in ("scale: deviation",) * deviation + ("table_step",) * ("table_step" in nested):
-        if not config.recipe.huffman:
+    coarse = {"scale: deviation": deviation, "table_step": "table_step" in nested}
+    for key, is_used in coarse.items():
+        if is_used and not config.recipe.huffman:
             yield f"encoder_conf: nested: {key} saves bytes only with recipe: {{huffman: true}}"
 
 

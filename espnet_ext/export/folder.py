@@ -116,15 +116,14 @@ def _refuse_floats(bundle: Bundle, rounded: Mapping[int, int], folder: Path) -> 
     model of the features is frozen, and rounded in no packed file.
     """
     stored = bundle.stored()
-    integers = any(isinstance(one, Quantised) for one in stored.values())
+    if bundle.member or not any(isinstance(one, Quantised) for one in stored.values()):
+        return
     graphs = sum(path.stat().st_size for path in folder.glob("*.onnx"))
-    packed = bundle.path.stat().st_size  # by Huffman codes less than its integers, as graphs have
-    if integers and not bundle.member:
-        packed = len(member_bytes(stored))
-    most = LARGER * packed + OVERHEAD
+    # Without Huffman codes, which graphs do not have.
+    most = LARGER * len(member_bytes(stored)) + OVERHEAD
     if bundle.source.layers:
         most += sum(path.stat().st_size for path in bundle.features().files)
-    if integers and not bundle.member and (not rounded or graphs > most):
+    if not rounded or graphs > most:
         raise UserError(
             f"{bundle.path}: its integers became floats in graphs of {graphs:,} bytes: nothing was "
             "written; please report this"

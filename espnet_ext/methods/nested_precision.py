@@ -119,11 +119,11 @@ def compression(encoder: nn.Module, plain: nn.Module, name: str) -> float | None
 
     See ``block_bits``: 12.83 for 12 layers of 256 with feed-forward
     networks of 1,024 at 4 bits, from a Conformer of 2,048 (arXiv 2406.10160 gives 12.8). It is not
-    a ratio of file sizes. None if ``encoder`` is not the training model of a family; ``plain`` is
-    ``deploy(encoder, name)``.
+    a ratio of file sizes. None if ``encoder`` is not the training model of a family, or rounds by
+    deviation, for codes without a fixed number of bits; ``plain`` is ``deploy(encoder, name)``.
     """
     stack = nested_stack(encoder)
-    if stack is None:
+    if stack is None or stack.options.scale == "deviation":
         return None
     parameters = stack.named_parameters()
     whole = 32 * sum(p.numel() for parameter, p in parameters if ".scales." not in parameter)
