@@ -37,8 +37,7 @@ def measure(experiment: Experiment, vocabulary: int | None = None) -> dict[str, 
     Raises:
         UserError: the model does not build or has no such variant.
     """
-    model, variant = build_model(experiment, vocabulary), experiment.variant
-    leave_unfitted(model)
+    model, variant = _sized_model(experiment, vocabulary), experiment.variant
     made = deploy_variant(model, variant)
     return {
         "parameters": footprint(made.module),
@@ -66,13 +65,19 @@ def variant_sizes(experiment: Experiment) -> Iterator[VariantSize]:
         UserError: the config's first problem.
     """
     refuse_problems(experiment.config)
-    model = build_model(experiment, experiment.vocabulary)
-    leave_unfitted(model)
+    model = _sized_model(experiment, experiment.vocabulary)
     for name in (*variants(model), *rounded_afterwards(model)):
         made = deploy_variant(model, name)
         ratio = encoder_compression(model, made.module, name).get("encoder_compression")
         size = file_bytes(made, name, experiment.recipe.huffman)
         yield VariantSize(name, parameter_count([made.module]), size, ratio)
+
+
+def _sized_model(experiment: Experiment, vocabulary: int | None) -> nn.Module:
+    """The model of a config with random weights, without what takes long and changes no size."""
+    model = build_model(experiment, vocabulary)
+    leave_unfitted(model)
+    return model
 
 
 def encoder_compression(model: Any, deployed: Any, variant: str) -> dict[str, float]:

@@ -16,9 +16,9 @@ Example:
 
 import argparse
 
-from espnet_ext.cli.options import add_variant, chosen_variants
+from espnet_ext.cli.options import add_variant, chosen_variants, set_names
 from espnet_ext.data.parts import part
-from espnet_ext.errors import UserError, at_least
+from espnet_ext.errors import at_least
 from espnet_ext.stages.decode import decode
 
 
@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="training config")
     parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
     add_variant(parser)
-    parser.add_argument("--sets", default="test", help="data sets, blanks between")
+    parser.add_argument(
+        "--sets", type=set_names, default="test", help="data sets, blanks between (default: test)"
+    )
     parser.add_argument("--nj", type=at_least(1), default=2, help="processes")
     parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
     parser.add_argument("--part", type=part, help="K/N: only the Kth of N parts of each set")
@@ -35,7 +37,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Decode every set with every method that is not up to date."""
-    if not args.sets.split():
-        raise UserError("--sets is empty; name sets as in --sets 'test unseen'")
     for experiment in chosen_variants(args):
-        decode(experiment, args.sets.split(), args.nj, part=args.part, device=args.device)
+        decode(experiment, args.sets, args.nj, part=args.part, device=args.device)

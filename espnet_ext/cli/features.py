@@ -23,6 +23,7 @@ Example:
 
 import argparse
 
+from espnet_ext.cli.options import set_names
 from espnet_ext.data.parts import part
 from espnet_ext.errors import at_least
 from espnet_ext.experiment import Experiment
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="training config")
     parser.add_argument(
         "--sets",
+        type=set_names,
         metavar="SETS",
         help="sets, blanks between, that get arks in addition to the config's; default: all sets",
     )
@@ -43,5 +45,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the features."""
-    named = None if args.sets is None else args.sets.split()
-    write_features(Experiment.load(args.config), args.nj, args.part, named)
+    write_features(Experiment.load(args.config), args.nj, args.part, args.sets)

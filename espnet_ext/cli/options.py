@@ -31,6 +31,13 @@ def chosen_variants(args: argparse.Namespace) -> list["Experiment"]:
     return [replace(first, variant=name) for name in variants or [first.variant]]
 
 
+def set_names(text: str) -> list[str]:
+    """A type for argparse: names of data sets, blanks between."""
+    if not text.split():
+        raise argparse.ArgumentTypeError("it is empty; name sets as in --sets 'test unseen'")
+    return text.split()
+
+
 def add_publishing(parser: argparse.ArgumentParser) -> None:
     """Options of ``publish_if_asked``."""
     parser.add_argument("--publish", action="store_true", help="copy into results/, RESULTS.md")

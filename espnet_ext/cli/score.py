@@ -19,14 +19,16 @@ Example:
 import argparse
 from pathlib import Path
 
-from espnet_ext.cli.options import add_variant, chosen_variants
+from espnet_ext.cli.options import add_variant, chosen_variants, set_names
 from espnet_ext.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("config", nargs="?", help="training config, run in the recipe's folder")
-    parser.add_argument("--sets", help="names of sets (default: all that stage 6 decoded)")
+    parser.add_argument(
+        "--sets", type=set_names, help="names of sets (default: all that stage 6 decoded)"
+    )
     parser.add_argument("--tag", help="name of the experiment (default: from the config's name)")
     add_variant(parser)
     parser.add_argument(
@@ -68,11 +70,12 @@ def run(args: argparse.Namespace) -> None:
         files = (args.ref, args.hyp, args.out, args.utt2spk, args.baseline_hyp)
         scores = iter([score_files(*files, target=args.target)])
     else:
-        sets = None if args.sets is None else args.sets.split()
         variants = chosen_variants(args)
         if args.out is not None and len(variants) > 1:
             raise UserError("--out is for one variant: give --variant")
-        scores = (s for one in variants for s in score_sets(one, sets, args.baseline, args.out))
+        scores = (
+            s for one in variants for s in score_sets(one, args.sets, args.baseline, args.out)
+        )
     for scored in scores:
         print("\n".join([*scored.messages, *score_lines(scored.score)]))
 

@@ -154,8 +154,6 @@ def _decoded_sets(experiment: Experiment, method: str, sets: list[str] | None) -
         if not sets:
             raise UserError(f"no hypotheses in {folder}; {stage}")
         return sets
-    if not sets:
-        raise UserError("--sets is empty; name sets as in --sets 'test unseen'")
     for name in sets:
         references = experiment.references(name)
         if not references.is_file():

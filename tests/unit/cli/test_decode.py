@@ -1,18 +1,17 @@
-"""The verb `decode`: what it refuses before anything is read."""
+"""The verb `decode`, and what `features` and `score` refuse as it does."""
 
 import argparse
 
 import pytest
 
-from espnet_ext.cli import decode as verb
-from espnet_ext.errors import UserError
+from espnet_ext.cli import decode, features, score
 
 
 @pytest.mark.parametrize("sets", ["", " "])
-def test_no_sets_are_no_success(tmp_path, sets):
-    path = tmp_path / "train_x.yaml"
-    path.write_text("encoder: conformer\n")
+@pytest.mark.parametrize("verb", [decode, features, score])
+def test_no_sets_are_no_success(capsys, verb, sets):
     parser = argparse.ArgumentParser()
     verb.add_arguments(parser)
-    with pytest.raises(UserError, match="--sets is empty; name sets as in --sets 'test unseen'"):
-        verb.run(parser.parse_args([str(path), "--sets", sets]))
+    with pytest.raises(SystemExit):
+        parser.parse_args(["conf/train_x.yaml", "--sets", sets])
+    assert "--sets: it is empty; name sets as in --sets 'test unseen'" in capsys.readouterr().err

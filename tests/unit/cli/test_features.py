@@ -32,7 +32,8 @@ def recipe(tmp_path, monkeypatch):
 
 
 def stage(sets: str | None = None) -> None:
-    features.run(argparse.Namespace(config="train_x.yaml", sets=sets, nj=1, part=None))
+    named = None if sets is None else [sets]
+    features.run(argparse.Namespace(config="train_x.yaml", sets=named, nj=1, part=None))
 
 
 def test_only_the_sets_that_are_named(recipe, tmp_path, capsys):
@@ -94,7 +95,7 @@ def test_other_audio_under_the_same_names_is_decoded_again(recipe, tmp_path, mon
         recipe(amplitude)
         stage()
         capsys.readouterr()
-        words = {"config": "train_x.yaml", "tag": None, "variant": None, "sets": "test", "nj": 1}
+        words = {"config": "train_x.yaml", "tag": None, "variant": None, "sets": ["test"], "nj": 1}
         decode.run(argparse.Namespace(part=None, device="cpu", **words))
         said.append("up to date" in capsys.readouterr().out)
     assert said == [False, True, False]

@@ -129,7 +129,6 @@ def test_verb_scores_the_sets_of_folds_against_a_baseline_in_a_folder(recipe):
         (["--ref", "a", "--hyp", "b", "--out", "c", "--sets", "d"], "--sets needs a CONFIG"),
         (["--ref", "no", "--hyp", "b", "--out", "c"], "no file no"),
         (["CONFIG", "--ref", "a"], "--ref is for plain files"),
-        (["CONFIG", "--sets", " "], "--sets is empty"),
         (["CONFIG", "--sets", "tset"], "did you mean 'test'?"),
         (["CONFIG", "--variant", "shared"], "run stage 6: espnet-ext decode"),
         (["CONFIG", "--sets", "test", "--variant", "shared"], "--variant shared --sets test"),
