@@ -1,6 +1,7 @@
 """A training config resolved in its recipe's folder: every path and number that stages read.
 
-Stages, and the modules below them, take an ``Experiment`` and derive nothing from the raw config.
+Stages, and the modules below them, take an ``Experiment`` and derive nothing from the raw config,
+which goes to ESPnet's parser. The files of exp/<tag> are named in ``run_files``.
 Paths start from the recipe's folder, the working folder of every stage. Importing this module, and
 resolving an experiment, needs neither torch nor ESPnet.
 """
@@ -15,25 +16,27 @@ import humanfriendly
 
 from espnet_ext.config.pretrained import (
     PRETRAINED,
+    fetched_folder,
     pretrained_files,
     require_token_source,
     start_files,
 )
-from espnet_ext.config.recipe_errors import TOKENS, recipe_problems
+from espnet_ext.config.recipe_errors import TOKENS, ctc_weight, recipe_problems
 from espnet_ext.config.training import EXPERIMENTS, Config, Recipe, load_config
 from espnet_ext.data.features import FRAMES_PER_SECOND, KALDI, Definition, ark_definition
 from espnet_ext.data.kaldi_dir import audio_inputs, data_sets
 from espnet_ext.data.segments import set_folder
 from espnet_ext.data.speed_perturb import holds_copies, with_copies
 from espnet_ext.errors import UserError, check_name, nearest
-from espnet_ext.files import weights_file
 from espnet_ext.languages import text_in
+from espnet_ext.run_files import RunFiles
 
+DATA = Path("data")  # the data directories, below a recipe's folder
 FAMILY = "family"  # variant that holds all members of a nested family in one file
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(RunFiles):
     """A training config, the variant in question, and all that follows from them.
 
     Attributes:
@@ -79,7 +82,22 @@ class Experiment:
         """ESPnet's options."""
         return self.config.espnet
 
-    # Folders and files of the experiment.
+    @property
+    def seed(self) -> int:
+        """ESPnet's seed."""
+        return int(self.espnet.get("seed", 0))
+
+    @property
+    def ctc_weight(self) -> float:
+        """Weight of the CTC loss."""
+        return ctc_weight(self.espnet)
+
+    @property
+    def family_options(self) -> dict[str, Any]:
+        """Options of the nested family, if the encoder is one."""
+        return self.config.conf("encoder").get("nested") or {}
+
+    # Folders and files.
 
     @property
     def exp(self) -> Path:
@@ -90,26 +108,6 @@ class Experiment:
     def folder(self) -> Path:
         """exp/<tag>."""
         return self.exp / self.config.tag
-
-    @property
-    def espnet_config(self) -> Path:
-        """The config.yaml that ESPnet's trainer wrote: what builds the training model."""
-        return self.folder / "config.yaml"
-
-    @property
-    def train_record(self) -> Path:
-        """The run record that stage 4 writes (``bridge.run_record``)."""
-        return self.folder / "train.json"
-
-    @property
-    def train_stamp(self) -> Path:
-        """Stamp of the finished training."""
-        return self.folder / ".train.done.json"
-
-    @property
-    def train_log(self) -> Path:
-        """ESPnet's log."""
-        return self.folder / "train.log"
 
     @property
     def averaged_link(self) -> Path:
@@ -131,57 +129,24 @@ class Experiment:
         # ESPnet's link names it; exp/ itself may be a link, to another disk.
         return self.folder / os.readlink(link) if link.is_symlink() else link
 
-    @property
-    def deployed(self) -> Path:
-        """Folder of the deployed model."""
-        return self.folder / "deploy" / self.variant
-
-    @property
-    def deploy_stamp(self) -> Path:
-        """Stamp of the deployed model; not in its folder, which is replaced as a whole."""
-        return self.deployed.with_name(f".{self.variant}.done.json")
-
-    @property
-    def weights(self) -> Path:
-        """The weights of the deployed model; the file need not exist."""
-        return weights_file(self.deployed)
-
-    def require_deployed(self) -> Path:
-        """Return ``deployed``.
-
-        Raises:
-            UserError: stage 5 has not written it.
-        """
-        if self.weights.is_file():
-            return self.deployed
-        raise UserError(f"no {self.deployed}/model.pth; run stage 5")
-
-    @property
-    def decode_folder(self) -> Path:
-        """Folder of what stage 6 writes for this variant."""
-        return self.folder / "decode" / self.variant
-
-    def decoded(self, method: str, name: str) -> Path:
-        """Folder of one set's hypotheses, by one decoding method."""
-        return self.decode_folder / method / check_name(name, "the set")
-
-    def decoded_variants(self, tag: str, method: str, name: str) -> dict[str, Path]:
-        """The hypotheses of a set that any run of the recipe has, by the run's variant."""
-        folder = self.exp / tag / "decode"
-        found = sorted(folder.glob(f"*/{method}/{name}/text"))
-        return {path.relative_to(folder).parts[0]: path for path in found}
-
-    @property
-    def score_folder(self) -> Path:
-        """Folder of what stage 7 writes for this variant."""
-        return self.folder / "score" / self.variant
+    def other_run(self, tag: str) -> Path:
+        """Folder of another run of the recipe; it need not exist."""
+        return self.exp / tag
 
     # Data, features and tokens.
 
     @property
     def data(self) -> Path:
         """Folder of the data directories."""
-        return self.root / "data"
+        return self.root / DATA
+
+    def set_folder(self, name: str) -> Path:
+        """The data directory of a set; of one with segments that of its cut utterances."""
+        return set_folder(self.data, name)
+
+    def utt2spk(self, name: str) -> Path:
+        """The speakers of a set's utterances."""
+        return self.data / name / "utt2spk"
 
     @property
     def sets(self) -> tuple[str, str]:
@@ -228,7 +193,7 @@ class Experiment:
         """The list of waves, or of feature matrices, of a set."""
         if self.recipe.features == "ark":
             return self.ark_folder(name) / "feats.scp"
-        return set_folder(self.data, name) / "wav.scp"
+        return self.set_folder(name) / "wav.scp"
 
     def require_audio_list(self, name: str) -> Path:
         """Return ``audio_list(name)``.
@@ -277,6 +242,16 @@ class Experiment:
     @property
     def _frontend_conf(self) -> dict[str, Any]:
         return self.config.conf("frontend")
+
+    @property
+    def normalises(self) -> bool:
+        """True if training needs means and deviations of the features (``global_mvn``)."""
+        return self.espnet.get("normalize") == "global_mvn"
+
+    @property
+    def fetched_model(self) -> Path:
+        """Where stage 2 puts what ``recipe: fetch`` names."""
+        return Path(str(fetched_folder(self.espnet)))
 
     @property
     def token_folder(self) -> Path:
@@ -336,7 +311,7 @@ class Experiment:
         """Files that hold what is learnt from; statistics depend on nothing else."""
         files = [self.audio_list(name) for name in self.sets]
         files += [self.references(name) for name in self.sets]
-        files += [file for name in self.sets for file in audio_inputs(set_folder(self.data, name))]
+        files += [file for name in self.sets for file in audio_inputs(self.set_folder(name))]
         files += [] if self.features is None else self.features.files
         return [*files, self.token_list]
 

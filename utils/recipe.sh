@@ -181,12 +181,13 @@ _refuse_gpus() { # before the first stage, not after hours of features; torch co
 }
 
 _refuse_config() {
-  local names near
+  local names near where=$PWD/conf
+  [ "$caller_dir" != "$PWD" ] || where=conf
   names=$(find conf -name 'train_*.yaml' -printf '%f\n' 2>/dev/null) || true
   [ -n "$names" ] || fail 2 "no config '$config', this recipe has none; write conf/train_NAME.yaml"
   near=$(_nearest "${config##*/}" "$names" 0.7)
   [ -z "$near" ] || near=" did you mean '$(find conf -name "$near" -print -quit)'?"
-  fail 2 "no config '$config';$near find conf -name 'train_*' lists all"
+  fail 2 "no config '$config';$near find $(printf '%q' "$where") -name 'train_*' lists all"
 }
 
 _called() { # a command that calls this recipe with the words "$@"

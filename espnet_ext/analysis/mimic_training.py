@@ -23,7 +23,6 @@ from espnet_ext.config.pretrained import pretrained_files
 from espnet_ext.config.training import EXPERIMENTS
 from espnet_ext.data.inputs import check_inputs
 from espnet_ext.data.kaldi_dir import audio_inputs, audio_rows
-from espnet_ext.data.segments import set_folder
 from espnet_ext.encoders.pretrained.load import load_stack
 from espnet_ext.encoders.pretrained.mimicked import parse_mimic
 from espnet_ext.encoders.pretrained.stack import Stack
@@ -57,11 +56,11 @@ class Job:
         conf = experiment.config.conf("encoder")
         self.step = step
         self.options: MimicOptions = parse_mimic(conf.get("mimic"))
-        self.seed = int(experiment.espnet.get("seed", 0))
+        self.seed = experiment.seed
         self.path = str(conf["path"])
         self.selected = {key: conf.get(key) for key in ("remove", "keep")}
         self.sets = experiment.sets
-        folders = [set_folder(experiment.data, name) for name in self.sets]
+        folders = [experiment.set_folder(name) for name in self.sets]
         self.rows = [audio_rows(folder) for folder in folders]
         self.inputs = [(folder, folder / "wav.scp", experiment.rate) for folder in folders]
         self.model = {

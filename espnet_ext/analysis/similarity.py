@@ -61,14 +61,11 @@ class LayerSimilarity:
         """Add a batch: for each layer (batch, time, width), and frames (batch,).
 
         Raises:
-            UserError: a k is not smaller than the batch.
+            ValueError: a k is not smaller than the batch (``Measure.for_set`` chooses both).
         """
         batch = len(lengths)
         if self.k[-1] >= batch:
-            raise UserError(
-                f"k = {self.k[-1]} neighbours in a batch of {batch} utterances; choose a smaller "
-                "k or a larger batch"
-            )
+            raise ValueError(f"{self.k[-1]} neighbours in a batch of {batch} utterances")
         vectors = [self._vectors(output, lengths) for output in outputs]
         cosine = _cosines(vectors)
         self._cosine = cosine if self._cosine is None else self._cosine + cosine

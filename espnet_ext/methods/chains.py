@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
+from espnet_ext.methods.protocols import Placed
 
 ROUNDING, ADDED = 1, 2  # the places of families and of residuals
 _LAST = 3  # of parametrizations that have no place, which change nothing
@@ -103,4 +104,4 @@ def parts_with_chains(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Mo
 
 def place_of(part: nn.Module) -> int:
     """The place of a parametrization in a chain."""
-    return getattr(part, "place", _LAST)
+    return part.place if isinstance(part, Placed) else _LAST

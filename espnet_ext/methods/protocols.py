@@ -42,6 +42,13 @@ class Rounding(Protocol):
 
 
 @runtime_checkable
+class Placed(Protocol):
+    """A parametrization with a place in a chain of several methods (``chains``)."""
+
+    place: int
+
+
+@runtime_checkable
 class Product(Protocol):
     """A parametrization whose product can be computed in float64 and rounded once."""
 

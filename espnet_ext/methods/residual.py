@@ -33,7 +33,7 @@ from espnet_ext.methods.chains import (
 )
 from espnet_ext.methods.deploy import empty_like
 from espnet_ext.methods.options import WHOLE, Options, Positive, Whole
-from espnet_ext.methods.protocols import Memo
+from espnet_ext.methods.protocols import Memo, Placed
 from espnet_ext.methods.registry import Method, register
 from espnet_ext.methods.shared_linear import SharedLinear, effective_weight
 from espnet_ext.methods.sites import (
@@ -250,7 +250,7 @@ def start(module: nn.Module, state: dict[str, Tensor], prefix: str) -> list[str]
             place = f"{prefix}{name}." if name else prefix
             units = groups.setdefault(id(originals(chain)[0]), {})
             units.setdefault(id(found[1]), Unit([], *found)).places.append(place)
-            if not any(hasattr(part, "place") for part in chain_of(layer, "bias") or ()):
+            if not any(isinstance(part, Placed) for part in chain_of(layer, "bias") or ()):
                 plain_biases.append(place)
     energy = kept = 0.0
     for units in groups.values():

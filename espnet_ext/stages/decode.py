@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.data.parts import Part, begun
-from espnet_ext.data.segments import set_folder
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import (
     DECODED,
@@ -90,7 +89,7 @@ def _job(
 ) -> _Job:
     scp, folder = experiment.require_audio_list(name), experiment.decoded(method, name)
     inputs = [scp, experiment.weights, experiment.deployed / "config.yaml"]
-    inputs += audio_inputs(set_folder(experiment.data, name))
+    inputs += audio_inputs(experiment.set_folder(name))
     settings = {"schema": SCHEMA_VERSION, "method": method, "options": options}
     if part is not None:
         folder, settings["part"] = folder / _PARTS / str(part), str(part)

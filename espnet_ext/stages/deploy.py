@@ -6,7 +6,6 @@ from typing import Any
 from espnet_ext.config.pretrained import pretrained_files
 from espnet_ext.config.training import UNTRAINED
 from espnet_ext.data.kaldi_dir import read_table
-from espnet_ext.data.segments import set_folder
 from espnet_ext.data.ssl_model import SSLModel
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import FAMILY, Experiment
@@ -137,9 +136,7 @@ def _speech(experiment: Experiment) -> Any:
 
     from_arks = experiment.config.has_layer_features
     name = experiment.recipe.dev_set
-    scp = (
-        experiment.audio_list(name) if from_arks else set_folder(experiment.data, name) / "wav.scp"
-    )
+    scp = experiment.audio_list(name) if from_arks else experiment.set_folder(name) / "wav.scp"
     if not scp.is_file():
         raise UserError(f"no {scp}; run stage {2 if from_arks else 1}")
     source, waves = SpeechInput.of(experiment), []

@@ -8,7 +8,6 @@ from typing import Any
 
 from espnet_ext.bridge.muted import muted
 from espnet_ext.data.kaldi_dir import read_table
-from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 
@@ -31,7 +30,7 @@ def development_speech(experiment: Experiment) -> list[Path]:
     Raises:
         UserError: stage 1 has not made the set, or it is empty.
     """
-    scp = set_folder(experiment.data, experiment.recipe.dev_set) / "wav.scp"
+    scp = experiment.set_folder(experiment.recipe.dev_set) / "wav.scp"
     if not scp.is_file():
         raise UserError(f"no {scp}; run stage 1, or give --verify FILE...")
     listed = [Path(path) for path in list(read_table(scp).values())[:_UTTERANCES]]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet_ext.config.pretrained import fetched_folder
 from espnet_ext.data.arks import CHECK_SUMS, check_sum
 from espnet_ext.data.features import Definition, Fbank
 from espnet_ext.data.kaldi_dir import WHOLE, audio_inputs, data_sets, read_table
@@ -149,7 +148,7 @@ def fetch_model(experiment: Experiment) -> None:
     """
     from espnet_ext.data.fetch.sources import take_first
 
-    out = Path(str(fetched_folder(experiment.espnet)))
+    out = experiment.fetched_model
     print(f"features: {take_first(experiment.recipe.sources, out)}")
 
 

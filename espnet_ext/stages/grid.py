@@ -16,10 +16,9 @@ from espnet_ext.data.corpora.folds import read_folds
 from espnet_ext.data.kaldi_dir import audio_inputs
 from espnet_ext.data.parts import Part
 from espnet_ext.data.processes import map_processes
-from espnet_ext.data.segments import set_folder
 from espnet_ext.data.text import collapse_blanks, normalise_text
 from espnet_ext.errors import StoppedError, UserError
-from espnet_ext.experiment import Experiment
+from espnet_ext.experiment import DATA, Experiment
 from espnet_ext.files import DEPLOYED, Stamp, read_json, write_json, write_text
 from espnet_ext.results import grids
 from espnet_ext.results.plots.grids import plot_grid
@@ -59,7 +58,7 @@ class GridRun:
             UserError: stage 1 has not made the folds.
         """
         split = self.grid.split
-        return self.grid.cells([""] if split is None else read_folds(Path("data"), split))
+        return self.grid.cells([""] if split is None else read_folds(DATA, split))
 
     def is_done(self, cell: Cell) -> bool:
         """True if a training was done and scored with the present config and data."""
@@ -129,7 +128,7 @@ class GridRun:
         path = _write_config(cell)
         experiment, name = Experiment.load(path, cell.tag), cell.set_name(self.grid.part)
         inputs = [*experiment.training_files(), experiment.references(name)]
-        inputs += [experiment.audio_list(name), *audio_inputs(set_folder(experiment.data, name))]
+        inputs += [experiment.audio_list(name), *audio_inputs(experiment.set_folder(name))]
         config = given_settings(experiment.config.as_dict())
         settings = [_CELL_VERSION, config, self.grid.part, list(self.espnet)]
         return Stamp(path.parent / ".cell.done.json", settings, inputs)

@@ -23,7 +23,7 @@ def refuse_other_run(experiment: Experiment, data: dict[str, str]) -> None:
     Raises:
         UserError: the folder holds a run of other settings.
     """
-    path = experiment.folder / "resolved.json"
+    path = experiment.settings
     settings = {"config": training_settings(experiment.config.as_dict()), "data": data}
     if any(experiment.folder.glob("checkpoint*.pth")) and path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -8,14 +8,7 @@ from pathlib import Path
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import Stamp, in_use, read_json, read_utf8, write_json, write_text
-from espnet_ext.results.pages.card import (
-    CARD,
-    LICENCE,
-    SCORES,
-    licence_file,
-    model_card,
-    score_list,
-)
+from espnet_ext.results.pages.card import licence_file, model_card, score_list
 from espnet_ext.results.pages.families import size_series
 from espnet_ext.results.pages.scores import run_table, size_line
 from espnet_ext.results.pages.text import Table
@@ -25,6 +18,7 @@ from espnet_ext.results.plots.training import plot_training, read_curves, traini
 from espnet_ext.results.run import collect, refuse_other_inputs, stage_files
 from espnet_ext.results.schema import SCHEMA_VERSION, ClassScore, Result, as_json
 from espnet_ext.results.store import baseline_of, read_results
+from espnet_ext.run_files import CARD, LICENCE, SCORES
 from espnet_ext.score.pairs import split_baseline
 from espnet_ext.stages.deploy import deploy_stamp, deployed_checkpoint
 from espnet_ext.stages.score import named_run
@@ -115,7 +109,7 @@ def _collected(experiment: Experiment) -> tuple[Result, list[str]]:
     """The result of a run, collected again if a stage has run since."""
     folder = experiment.folder
     suffix = "" if experiment.variant == experiment.recipe.variant else f"_{experiment.variant}"
-    output, image = folder / f"result{suffix}.json", folder / "images/training_curves.png"
+    output, image = folder / f"result{suffix}.json", experiment.images / "training_curves.png"
     logs = training_logs(folder)
     inputs = [experiment.config.path, *stage_files(experiment), *logs]
     settings = [SCHEMA_VERSION, experiment.variant, sorted(experiment.recipe.decode)]
@@ -147,7 +141,7 @@ def _refuse_other_training(experiment: Experiment) -> None:
 def _local_results(experiment: Experiment, result: Result) -> Iterator[Result]:
     """Results in exp/ of the run's baseline, as far as this version can read them."""
     tag, _ = named_run(experiment, result.scores[0].baseline or "")
-    for path in sorted((experiment.exp / tag).glob("result*.json")) if tag else ():
+    for path in sorted(experiment.other_run(tag).glob("result*.json")) if tag else ():
         try:
             yield parse(Result, read_json(path), path)
         except (UserError, ValueError):
@@ -158,7 +152,7 @@ def _draw(
     experiment: Experiment, result: Result, baseline: Result | None, others: Sequence[Result]
 ) -> list[str]:
     """Draw the run, its baseline and published runs; of a classifier its confusions."""
-    images, written = experiment.folder / "images", []
+    images, written = experiment.images, []
     for score in result.scores:
         if isinstance(score, ClassScore):
             image = images / f"confusion_{score.set}.png"

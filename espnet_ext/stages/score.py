@@ -24,6 +24,12 @@ from espnet_ext.files import (
     write_json,
 )
 from espnet_ext.results.schema import SCHEMA_VERSION, Score, ScoreFile, as_json
+from espnet_ext.run_files import (
+    decoded_runs,
+    decoded_variants,
+    hypotheses_pattern,
+    is_decoded,
+)
 from espnet_ext.score.pairs import baseline_variant, split_baseline
 from espnet_ext.validation import parse
 
@@ -97,7 +103,7 @@ def score_sets(
                 method=method,
                 reference=experiment.references(name),
                 hypothesis=_intact(experiment.decoded(method, name) / "text"),
-                utt2spk=experiment.data / name / "utt2spk",
+                utt2spk=experiment.utt2spk(name),
                 baseline=None if texts is None else _intact(texts),
                 baseline_tag=tag if texts else None,
             )
@@ -171,11 +177,12 @@ def _baseline(
 ) -> Path | None:
     """The baseline's hypotheses, of the variant that ``baseline_variant`` chooses."""
     tag, variant_named = named_run(experiment, named)
-    if required and not (experiment.exp / tag / "decode").is_dir():
-        found = experiment.exp.glob("**/decode")
-        runs = [path.parent.relative_to(experiment.exp).as_posix() for path in found]
+    run = experiment.other_run(tag)
+    if required and not is_decoded(run):
+        found = decoded_runs(experiment.exp)
+        runs = [path.relative_to(experiment.exp).as_posix() for path in found]
         raise UserError(f"no decoded baseline {nearest(named, runs)} in exp/")
-    decoded = experiment.decoded_variants(tag, method, name)
+    decoded = decoded_variants(run, method, name)
     chosen = baseline_variant(decoded, experiment.variant, variant_named)
     if chosen is None and decoded:
         raise UserError(
@@ -190,12 +197,13 @@ def _baseline(
 
 def named_run(experiment: Experiment, named: str) -> tuple[str, str]:
     """Split TAG or TAG/VARIANT of a run of the recipe, which was decoded (``split_baseline``)."""
-    return split_baseline(named, lambda tag: (experiment.exp / tag / "decode").is_dir())
+    return split_baseline(named, lambda tag: is_decoded(experiment.other_run(tag)))
 
 
 def _none(experiment: Experiment, named: str, method: str, name: str) -> str:
     tag, _ = named_run(experiment, named)
-    return f"baseline {tag} has no hypotheses {experiment.exp / tag}/decode/*/{method}/{name}/text"
+    path = experiment.other_run(tag) / hypotheses_pattern(method, name)
+    return f"baseline {tag} has no hypotheses {path}"
 
 
 def _texts(job: Job, target: str | None) -> Scored:

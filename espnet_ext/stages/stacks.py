@@ -12,7 +12,7 @@ from espnet_ext.config.training import EXPERIMENTS
 from espnet_ext.data.kaldi_dir import audio_rows, data_sets, read_table
 from espnet_ext.data.segments import set_folder
 from espnet_ext.errors import UserError, check_name, nearest
-from espnet_ext.experiment import Experiment
+from espnet_ext.experiment import DATA, Experiment
 from espnet_ext.files import sha256_file, write_json
 from espnet_ext.results.environment import environment
 from espnet_ext.results.plots.stacks import plot_stack
@@ -29,11 +29,10 @@ def audio_of_set(name: str) -> list[tuple[str, str]]:
     Raises:
         UserError: no such set.
     """
-    data = Path("data")
-    if not (data / name / "wav.scp").is_file():
-        known = nearest(name, data_sets(data))
+    if not (DATA / name / "wav.scp").is_file():
+        known = nearest(name, data_sets(DATA))
         raise UserError(f"no data/{name}/wav.scp: no set {known} (stage 1 makes the sets)")
-    return audio_rows(set_folder(data, name))
+    return audio_rows(set_folder(DATA, name))
 
 
 def similarity(
@@ -256,7 +255,7 @@ def _description(path: str, stack: Any) -> dict[str, Any]:
 
 def _classes(name: str, utterances: Sequence[str]) -> list[str]:
     """The class of each utterance of a set that has two classes or more."""
-    labels = read_table(Path("data") / name / "label")
+    labels = read_table(DATA / name / "label")
     for utterance in utterances:
         if utterance not in labels:
             raise UserError(f"data/{name}/label: no class for {utterance}; run stage 1")

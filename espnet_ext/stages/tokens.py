@@ -3,10 +3,8 @@
 import io
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from espnet_ext.config.pretrained import PRETRAINED, require_token_source
-from espnet_ext.config.recipe_errors import ctc_weight
 from espnet_ext.data import tokenizer as pretrained
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError, nearest
@@ -87,7 +85,7 @@ def _write_common(experiment: Experiment) -> None:
     Raises:
         UserError: there is no text.
     """
-    if not _family(experiment).get("rare"):
+    if not experiment.family_options.get("rare"):
         return
     out, name = experiment.token_folder, experiment.recipe.train_set
     path = out / f"common_{name}.txt"
@@ -104,16 +102,11 @@ def _write_common(experiment: Experiment) -> None:
     print(f"tokens: {len(common)} of {len(names)} are common, by {name}: {path}")
 
 
-def _family(experiment: Experiment) -> dict[str, Any]:
-    """Options of the config's family, if it has one."""
-    return experiment.config.conf("encoder").get("nested") or {}
-
-
 def _print_shared(
     experiment: Experiment, names: list[str], tokenizer: pretrained.Tokenizer
 ) -> None:
     """Print how many tokens a family's ``letters`` keep, and what that costs the training text."""
-    letters = _family(experiment).get("letters")
+    letters = experiment.family_options.get("letters")
     text = experiment.references(experiment.recipe.train_set)
     if not letters or not text.is_file():
         return
@@ -144,7 +137,7 @@ def _print_cut(experiment: Experiment, whole: Path, cut: Path) -> None:
 
 def _refuse_blanks(experiment: Experiment, tokenizer: pretrained.Tokenizer) -> None:
     """Raise UserError if CTC is trained and a transcript has its blank, in ESPnet the id 0."""
-    if ctc_weight(experiment.espnet) <= 0:
+    if experiment.ctc_weight <= 0:
         return
     path = experiment.require_references(experiment.recipe.train_set)
     (blank,) = tokenizer.names([0])

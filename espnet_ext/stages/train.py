@@ -17,7 +17,6 @@ from espnet_ext.config.training import training_settings
 from espnet_ext.data.inputs import check_inputs
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.parts import Part
-from espnet_ext.data.segments import set_folder
 from espnet_ext.data.speed_perturb import holds_copies
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
@@ -202,9 +201,7 @@ def _checked(experiment: Experiment, options: TrainOptions) -> Experiment:
     for path in filter(None, (experiment.token_list, experiment.tokenizer)):
         refuse_changed_output(path, experiment.token_folder / DONE, "run stage 3 again")
     for name in experiment.sets:
-        check_inputs(
-            set_folder(experiment.data, name), experiment.audio_list(name), experiment.rate
-        )
+        check_inputs(experiment.set_folder(name), experiment.audio_list(name), experiment.rate)
     check_ctc_lengths(experiment, model)
     heard = read_table(experiment.audio_list(experiment.sets[0]))
     for line in schedule_warnings(experiment.espnet, len(heard)):
@@ -242,7 +239,7 @@ def _common_options(experiment: Experiment, options: TrainOptions) -> list[str]:
             "teacher": str(teacher_folder(experiment.root, teacher)),
             "teacher_weight": experiment.recipe.teacher_weight,
         }
-    command = _task_options(experiment, espnet, experiment.folder / "espnet.yaml")
+    command = _task_options(experiment, espnet, experiment.espnet_options)
     command += ["--ngpu", str(min(options.ngpu, 1))]
     if options.ngpu and not espnet.get("num_workers"):
         command += ["--num_workers", str(options.workers)]
@@ -276,7 +273,7 @@ def _training_options(experiment: Experiment, statistics: Statistics) -> list[st
             options += split_options(statistics, splits)
         else:
             options += set_options(role, statistics.data[role], statistics.shapes(role))
-    if experiment.espnet.get("normalize") == "global_mvn":
+    if experiment.normalises:
         options += ["--normalize_conf", f"stats_file={statistics.folder}/train/feats_stats.npz"]
     options += ["--keep_nbest_models", str(experiment.recipe.average)]
     return options
@@ -297,7 +294,7 @@ def _run(
     resume.repair(folder, espnet)
     before = resume.history(folder)[0]
     calls = Calls(
-        folder / "calls.json",
+        experiment.calls,
         new_run=before == 0 and not (folder / step_checkpoint.FILE).exists(),
         command=shlex.join(["espnet-ext", *sys.argv[1:]]),
         threads=options.threads if options.ngpu == 0 else NOT_MEASURED,

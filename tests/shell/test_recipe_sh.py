@@ -48,7 +48,7 @@ def test_options_reach_the_commands(recipe, options, expected):
         (["--sets", "--fast"], "--sets needs a value"),
         (["--stage", "two"], "whole number"),
         (["--config", "conf/train_tny.yaml"], "did you mean 'conf/train_tiny.yaml'?"),
-        (["--config", "conf/absent.yaml"], "conf/absent.yaml'; find conf -name 'train_*' lists"),
+        (["--config", "conf/absent.yaml"], "/conf -name 'train_*' lists all"),
         (["--ngpu", "90"], "--ngpu 90: nvidia-smi lists "),
         (["--rt_02", "x"], "'--rt02'"),
         (["--threads", "all"], "whole number"),

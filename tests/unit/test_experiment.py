@@ -6,6 +6,7 @@ import yaml
 from espnet_ext.config.training import load_config
 from espnet_ext.errors import UserError, check_name
 from espnet_ext.experiment import Experiment
+from espnet_ext.run_files import decoded_variants
 
 
 @pytest.mark.parametrize(
@@ -52,8 +53,8 @@ def test_hypotheses_of_folds_are_listed_by_variant(tmp_path):
         text.parent.mkdir(parents=True)
         text.write_text("u low\n")
         found[variant] = text
-    assert run.decoded_variants("grid_some/x", "classify", "voice-a/test") == found
-    assert run.decoded_variants("grid_some/x", "classify", "voice-b/test") == {}
+    assert decoded_variants(run.other_run("grid_some/x"), "classify", "voice-a/test") == found
+    assert decoded_variants(run.other_run("grid_some/x"), "classify", "voice-b/test") == {}
 
 
 def test_the_stage_that_makes_a_missing_set_is_named(tmp_path):

@@ -14,6 +14,7 @@ from espnet_ext.encoders.pretrained.wav2vec2 import Wav2Vec2Stack
 from espnet_ext.encoders.pretrained.whisper import ENCODER, WhisperStack
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.formats.digests import refuse_changed
+from espnet_ext.run_files import deployed_holding
 
 # Model types of transformers.
 FAMILIES: dict[str, type[Wav2Vec2Stack | WhisperStack]] = {
@@ -48,7 +49,7 @@ def load_stack(path: str | Path) -> Stack:
     config = folder / "config.json"
     if config.is_file():
         return _read(name, _family_of(config), config, local=True)
-    if any(folder.glob("deploy/*/config.yaml")) or (folder / "config.yaml").is_file():
+    if deployed_holding(folder, "config.yaml") or (folder / "config.yaml").is_file():
         return load_espnet(folder)
     if not folder.is_dir():
         raise UserError(f"no model folder {path}; a model of transformers' hub is {HUB}NAME")

@@ -19,9 +19,8 @@ from espnet_ext.results.pages.text import (
     real_time_factor,
 )
 from espnet_ext.results.schema import Result, TranslationScore
+from espnet_ext.run_files import LICENCE
 
-# Files in the deployed folder that stage 8 writes.
-CARD_FILES = CARD, SCORES, LICENCE = "README.md", "scores.json", "LICENSE.md"
 # Of a score's task: that of Hugging Face's hub.
 _TASKS = {
     "asr": "automatic-speech-recognition",

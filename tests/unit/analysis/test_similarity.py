@@ -139,7 +139,7 @@ def test_wrong_options(options, says):
 
 def test_k_larger_than_the_batch():
     found = LayerSimilarity(k=(2, 12))
-    with pytest.raises(UserError, match="k = 12 neighbours in a batch of 12 utterances"):
+    with pytest.raises(ValueError, match="12 neighbours in a batch of 12 utterances"):
         found.add(layers(), LENGTHS)
     with pytest.raises(UserError, match="no batch"):
         found.result()

@@ -18,8 +18,8 @@ from pathlib import Path
 from espnet_ext.config.training import training_settings
 from espnet_ext.errors import UserError, nearest, run_cli
 from espnet_ext.experiment import Experiment
-from espnet_ext.files import Stamp, atomic_path, read_json
-from espnet_ext.results.pages.card import CARD_FILES
+from espnet_ext.files import Stamp, atomic_path, read_json, weights_file
+from espnet_ext.run_files import CARD_FILES
 
 
 def copy_tokens(experiment: Experiment, trained: Path) -> None:
@@ -45,14 +45,14 @@ def copy_model(experiment: Experiment, trained: Path) -> None:
     if not (trained / experiment.train_record).is_file():
         known = [path.parent.name for path in (trained / "exp").glob("*/train.json")]
         raise UserError(f"no trained {nearest(config.tag, known)} in {trained}/exp; {remedy}")
-    settings = read_json(source / "resolved.json")["config"]
+    settings = read_json(trained / experiment.settings)["config"]
     before, now = training_settings(settings), training_settings(config.as_dict())
     # Options after -- may say for how long was trained.
     other = [k for k in {**before, **now} if k != "max_epoch" and before.get(k) != now.get(k)]
     if other:
         names = ", ".join(other)
         raise UserError(f"{source} was trained with other settings ({names}) than {config.path}")
-    if not (trained / experiment.deployed / "model.pth").is_file():
+    if not weights_file(trained / experiment.deployed).is_file():
         raise UserError(f"no {trained / experiment.deployed}/model.pth; {remedy}")
     with contextlib.chdir(trained):
         files = [experiment.averaged_model, experiment.averaged_link, experiment.espnet_config]
