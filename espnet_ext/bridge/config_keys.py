@@ -118,7 +118,7 @@ class Signatures(Strict):
                     yield f"{key}: unknown key of {owner} {known}"
 
     def _encoders_with(self, method: str, owner: str) -> str:
-        """The compressed form of ``owner``, or of all encoders that the method fits."""
+        """Names of the encoder ``owner`` with a method, or of all encoders that the method fits."""
         base = self.compressed[owner][1] if owner in self.compressed else owner
         pairs = {name: base for name, (m, base) in self.compressed.items() if m == method}
         return next((n for n, b in pairs.items() if b == base), " or ".join(pairs))

@@ -55,14 +55,14 @@ def refuse_reserved_options(words: Sequence[str], ngpu: int, task: str = "asr") 
     reasons |= {name: f"training gets it from {source}" for name, source in SET_BY_TRAIN.items()}
     reasons |= {name: f"{why}; put it into the config" for name, why in READ_ELSEWHERE.items()}
     if "-h" in words or "--help" in words:  # argparse would print, and end with success
-        raise UserError(f"--help is not for after --: {reasons['help']}")
+        raise UserError(f"--help is not allowed after --: {reasons['help']}")
     args = parse_options(words, task, Namespace(**dict.fromkeys(reasons)))
     for name, why in reasons.items():
         given = getattr(args, name)
         if name == "ngpu" and given not in (None, ngpu):
             raise UserError("give --ngpu before --, or as run.sh --ngpu N")
         if name != "ngpu" and given is not None:
-            raise UserError(f"--{name} is not for after --: {why}")
+            raise UserError(f"--{name} is not allowed after --: {why}")
 
 
 def with_options(config: Config, words: Sequence[str]) -> Config:

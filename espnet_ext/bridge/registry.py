@@ -66,7 +66,7 @@ class CLSTask(cls.CLSTask):
 
     @classmethod
     def build_model(cls, args: argparse.Namespace) -> nn.Module:
-        """Build the model as ESPnet does, then its head in the method's form."""
+        """Build the model as ESPnet does, then apply the method to its head."""
         model = super().build_model(args)
         compress_head(model.encoder, model.decoder)
         return model

@@ -42,9 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("model", help="deployed folder or file of weights, or training config")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--variant", help="of a config: which variant")
+    parser.add_argument("--variant", help="variant to export, where MODEL is a config")
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="(default: onnx)")
-    parser.add_argument("--bits", type=int, choices=[32, 8, 4], help="of a model at 32 bits")
+    parser.add_argument(
+        "--bits", type=int, choices=[32, 8, 4], help="bits of the graphs, of a model at 32 bits"
+    )
     parser.add_argument(
         "--runtime",
         choices=RUNTIMES,
@@ -86,7 +88,7 @@ def _model(args: argparse.Namespace) -> tuple[Path, list[Path]]:
     speech = [Path(path) for path in args.verify or ()]
     if not is_config(args.model):
         if args.variant:
-            raise UserError("--variant is of a config; give the deployed folder")
+            raise UserError("--variant needs a config; give the deployed folder of the variant")
         if not speech:
             raise UserError("give speech that the graphs are verified on: --verify FILE...")
         return Path(args.model), speech

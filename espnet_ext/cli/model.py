@@ -12,8 +12,10 @@ from espnet_ext.recogniser import Recogniser
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The model, and the options with which ``open_recogniser`` opens it."""
     parser.add_argument("model", help="deployed or exported folder, file of weights, or config")
-    parser.add_argument("--variant", help="of a config or an exported family: which variant")
-    parser.add_argument("--method", help="of decoding; default: the config's first")
+    parser.add_argument(
+        "--variant", help="variant to use, where MODEL is a config or an exported family"
+    )
+    parser.add_argument("--method", help="decoding method; default: the config's first")
     parser.add_argument(
         "--beam", type=at_least(1), help="texts that a Whisper or transducer extends at each step"
     )
@@ -34,7 +36,9 @@ def model_folder(model: str, variant: str | None) -> Path:
 
         return Experiment.load(model, None, variant).require_deployed()
     if variant and not is_exported(path):
-        raise UserError("--variant is of a config; give the folder of the variant itself")
+        raise UserError(
+            "--variant needs a config or an exported family; give the folder of the variant itself"
+        )
     return path
 
 

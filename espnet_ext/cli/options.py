@@ -69,11 +69,14 @@ def add_measure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="nearest neighbours (default: 2, 4 ... 64, those below the utterances of a batch)",
     )
-    parser.add_argument("--batch_size", type=at_least(2), default=128, help="utterances compared")
-    parser.add_argument("--batches", type=at_least(1), default=20, help="at most so many, drawn")
-    parser.add_argument("--seed", type=at_least(0), default=1, help="of the draw")
+    parser.add_argument("--batch_size", type=at_least(2), default=128, help="utterances of a batch")
+    parser.add_argument("--batches", type=at_least(1), default=20, help="batches to draw, at most")
+    parser.add_argument("--seed", type=at_least(0), default=1, help="seed of the drawn batches")
     parser.add_argument(
-        "--time", choices=("flat", "mean"), default="flat", help="frames in a row, or their mean"
+        "--time",
+        choices=("flat", "mean"),
+        default="flat",
+        help="compare frames in a row, or their mean",
     )
     parser.add_argument("--seconds", type=float, help="cut utterances off after so many")
 

@@ -30,8 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tags", nargs="+", help="probes that differ in the seed; default: the config's"
     )
     parser.add_argument("--variant", help="variant of the model; default: recipe: variant")
-    parser.add_argument("--part", choices=PARTS, default="encoder", help="of a recogniser")
-    parser.add_argument("--orders", nargs="+", choices=ORDERS, default=list(ORDERS))
+    parser.add_argument("--part", choices=PARTS, default="encoder", help="part of a recogniser")
+    parser.add_argument(
+        "--orders", nargs="+", choices=ORDERS, default=list(ORDERS), help="of removal; default: all"
+    )
     parser.add_argument("--score_set", default="dev", help="set that layers are scored on")
     parser.add_argument("--set", default="test", help="set that the probe is scored on")
     parser.add_argument(
@@ -39,8 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("accuracy", "weighted_f1", "wer"),
         help="default: wer of a recogniser, else accuracy",
     )
-    parser.add_argument("--repeats", type=at_least(1), default=5, help="draws for each probe")
-    parser.add_argument("--protect", type=at_least(0), nargs="*", default=[], help="more layers")
+    parser.add_argument("--repeats", type=at_least(1), default=5, help="draws of batches")
+    parser.add_argument(
+        "--protect", type=at_least(0), nargs="*", default=[], help="layers that stay"
+    )
     parser.add_argument("--name", help="of the result; default: from the tag and the set")
     add_measure(parser)
     add_publishing(parser)

@@ -26,8 +26,8 @@ from espnet_ext.experiment import Experiment
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("model", help="folder of a model, exp/<tag>, hub:NAME, or a config")
-    parser.add_argument("--part", choices=PARTS, default="encoder", help="of a recogniser")
-    parser.add_argument("--variant", help="of a config: which variant; default: the config's")
+    parser.add_argument("--part", choices=PARTS, default="encoder", help="part of a recogniser")
+    parser.add_argument("--variant", help="variant, where MODEL is a config; default: the config's")
     parser.add_argument("--set", default="dev", help="data set (default: dev)")
     parser.add_argument("--name", help="of the result; default: from model and set")
     parser.add_argument("--blocks", type=at_least(2), default=2, help="blocks to look for")

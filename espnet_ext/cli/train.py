@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     experiment = Experiment.load(args.config, args.tag)
     if args.part is not None:
         if not processes.alone:
-            raise UserError("--part is of one process: leave out --ngpu, --processes, --num_nodes")
+            raise UserError("--part is for one process: leave out --ngpu, --processes, --num_nodes")
         collect_part(experiment, options, args.part)
     else:
         train(experiment, options)

@@ -157,7 +157,7 @@ def pruning_curves(
         raise UserError(f"{config.path}: a classifier has no decoder; leave out --part decoder")
     if (removal.metric == "wer") != (task == "asr"):
         fitting = "wer" if task == "asr" else "accuracy or weighted_f1"
-        raise UserError(f"--metric {removal.metric} is not of task {task}: take {fitting}")
+        raise UserError(f"--metric {removal.metric} does not fit task {task}: choose {fitting}")
     chosen = list(tags) or [config.tag]
     about = _made_here(name or _name(chosen[0], test_set, removal.part))
     score_rows, rows = audio_of_set(score_set), audio_of_set(test_set)

@@ -69,7 +69,7 @@ def test_it_counts_and_times_all_systems(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "said"),
     [
         ([], "give the folder of a model, or --architecture"),
         (["--architecture", json.dumps(SMALL), "--remove", "9"], "no layer 9"),
@@ -78,9 +78,9 @@ def test_it_counts_and_times_all_systems(tmp_path):
         (["--architecture", json.dumps(SMALL), "--mimic", "linear:8:3"], "not inside"),
     ],
 )
-def test_what_it_refuses(words, told, monkeypatch, capsys):
+def test_what_it_refuses(words, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(PROGRAM), *words])
     with pytest.raises(SystemExit) as ending:
         runpy.run_path(str(PROGRAM), run_name="__main__")
     assert ending.value.code == 1
-    assert told in capsys.readouterr().err
+    assert said in capsys.readouterr().err

@@ -67,9 +67,9 @@ class Recipe:
         words = hedgewars(folder)
         self.package = words[1]
         script = (ROOT / "egs/hedgewars/ser1/run.sh").read_text()
-        told = script.replace("local/data.py ", f"local/data.py --sha256 {words[3]} ")
-        assert told != script
-        (self.path / "run.sh").write_text(told)
+        said = script.replace("local/data.py ", f"local/data.py --sha256 {words[3]} ")
+        assert said != script
+        (self.path / "run.sh").write_text(said)
         (self.path / "run.sh").chmod(0o755)
         (self.path / "conf").mkdir()
         for name, content in (("train_tiny_s", CONFIG), ("grid_tiny", GRID)):
@@ -202,7 +202,7 @@ def test_a_grid_runs_in_parts_goes_on_and_is_summarised(recipe):
     assert not list(folder.rglob("*.pth"))
     logs = [json.loads(p.read_text()) for p in folder.rglob("decode.json")]
     assert len(logs) == 12
-    assert not any("rtf" in log for log in logs)  # other trainings ran beside them
+    assert not any("rtf" in log for log in logs)  # other trainings ran at the same time
     record = json.loads((folder / "grid.json").read_text())
     parse(Grid, record, "grid.json")
     assert [s["system"] for s in record["systems"]] == ["hrf_sites-ffn", "hrf_sites-all"]
@@ -285,8 +285,8 @@ def test_a_failed_training_is_told_and_the_others_are_kept(recipe):
     finally:
         table.write_bytes(whole)
     assert broken.code == 1
-    told = broken.stderr.splitlines()
-    assert "4 of 4 trainings failed" in told[-1], broken.stderr[-2000:]
+    said = broken.stderr.splitlines()
+    assert "4 of 4 trainings failed" in said[-1], broken.stderr[-2000:]
     assert "Traceback" not in broken.stderr
     assert "12 of 12 done" in recipe.grid("--dry_run").stdout
     assert os.path.exists(recipe.path / "exp/grid_tiny/grid.json")

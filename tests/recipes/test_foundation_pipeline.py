@@ -762,7 +762,7 @@ def test_layers_are_pruned_with_the_decoder_behind_them(recipe):
     assert backward["points"][0]["parameters"] > backward["points"][1]["parameters"]
     refused = forked.Command(folder, (*words, "--metric", "accuracy"), folder.parent / "logs")
     done = refused.wait(300)
-    assert done.code == 1 and "--metric accuracy is not of task asr: take wer" in done.stderr
+    assert done.code == 1 and "--metric accuracy does not fit task asr: choose wer" in done.stderr
 
 
 def test_the_layers_of_the_decoder_are_compared_and_pruned(recipe, monkeypatch):

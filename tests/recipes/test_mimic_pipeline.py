@@ -105,7 +105,7 @@ def _decodable(root):
 
 @pytest.fixture
 def here(probe, tmp_path, monkeypatch):
-    """A copy of the recipe, in which the test stands."""
+    """A copy of the recipe, the working folder of the test."""
     shutil.copytree(probe, tmp_path / "recipe")
     # Includes of its configs are resolved where they were.
     for path in (tmp_path / "recipe/conf").glob("train_*_s.yaml"):
@@ -229,13 +229,13 @@ def test_faults_of_step_one(here):
         mimic_training.train_mimic(config(lr=1e30))
     good = config()
     content = yaml.safe_load(good.config.path.read_text())
-    for change, told in (
+    for change, message in (
         ({"mimic": None}, "is step one of encoder_conf: mimic"),
         ({"path": None}, "give encoder_conf: path"),
     ):
         other = {**content, "encoder_conf": {**content["encoder_conf"], **change}}
         path = write(here, "other_s", other)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             Experiment.load(path)
     path = write(here, "other_s", {**content, "recipe": {**content["recipe"], "fetch": "whisper"}})
     with pytest.raises(UserError, match="recipe: fetch: unknown model 'whisper'"):

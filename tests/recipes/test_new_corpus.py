@@ -45,7 +45,7 @@ def call(tree, folder, *words):
 
 
 def corpus(tree, folder):
-    """The corpus that the page's own test writes; with a translation beside every text."""
+    """The corpus that the page's own test writes; every text with a translation."""
     code = f"""
 from pathlib import Path
 from tests.recipes.test_harbour_data import harbour

@@ -354,7 +354,7 @@ def test_two_nodes_train_as_one(recipe, uninterrupted, tmp_path):
     assert compared(folder) == compared(uninterrupted)
     record = read_json(folder / "exp/tiny/train.json")
     assert record["device"] == "2 processes of cpu on 2 nodes, gloo"
-    # Done already: node 1 is told so, and does not wait.
+    # Done already: node 1 hears so, and does not wait.
     ended = [command.wait() for command in (node(1), node(0))]
     assert [e.code for e in ended] == [0, 0], ended
     assert "up to date" in ended[1].stdout

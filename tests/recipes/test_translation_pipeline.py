@@ -100,7 +100,7 @@ class Recipes:
         )
 
     def stages(self, name: str, tag: str) -> list[str]:
-        """Do what run.sh does; return what each stage told."""
+        """Do what run.sh does; return what each stage printed."""
         config, sets = f"conf/train_{tag}.yaml", SETS[name]
         fetch = ("local/model.py", config, "--trained", "../../covost2/st1", "--part")
         mslt = name == "mslt/st1"
@@ -127,7 +127,7 @@ def recipes(tmp_path_factory):
     """Plain, sharing-only and residual model, trained, decoded, scored and reported."""
     made = Recipes(tmp_path_factory.mktemp("translation"))
     forked.load()
-    made.told = {tag: made.stages("covost2/st1", tag) for tag in CONFIGS}
+    made.printed = {tag: made.stages("covost2/st1", tag) for tag in CONFIGS}
     return made
 
 
@@ -152,7 +152,7 @@ def test_all_stages_run_and_the_score_is_that_of_the_texts(recipes):
     )
     assert "tok:zh" in score["signatures"]["bleu"]
     assert {found["baseline"] for found in score["comparisons"]} == {"plain_xs"}
-    assert "BLEU (95 % CI)" in recipes.told["residual_xs"][-1]
+    assert "BLEU (95 % CI)" in recipes.printed["residual_xs"][-1]
     sizes = [result_of(recipes, "covost2/st1", t)["parameters"]["total"] for t in CONFIGS]
     assert sizes[1] < sizes[2] < sizes[0]
 
@@ -165,9 +165,9 @@ def test_tokens_are_those_of_the_target(recipes):
 
 
 def test_a_second_run_says_up_to_date(recipes):
-    for n, told in enumerate(recipes.stages("covost2/st1", "plain_xs"), 1):
+    for n, printed in enumerate(recipes.stages("covost2/st1", "plain_xs"), 1):
         # Stage 2 has nothing to do where the frontend computes the features.
-        assert "up to date" in told or n == 2, told
+        assert "up to date" in printed or n == 2, printed
 
 
 def test_mslt_decodes_what_covost_trained(recipes):
@@ -182,8 +182,8 @@ def test_mslt_decodes_what_covost_trained(recipes):
     model = "exp/share_xs/deploy/shared/model.pth"
     paths = [recipes.path(name) / model for name in SETS]
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    for n, told in enumerate(recipes.stages("mslt/st1", "share_xs"), 1):
-        assert "up to date" in told or n == 2, told
+    for n, printed in enumerate(recipes.stages("mslt/st1", "share_xs"), 1):
+        assert "up to date" in printed or n == 2, printed
 
 
 def test_a_grid_trains_in_its_order_and_scores_the_texts(recipes):
@@ -219,7 +219,7 @@ def test_a_grid_trains_in_its_order_and_scores_the_texts(recipes):
 
 
 def test_mslt_refuses_what_it_cannot_decode(recipes):
-    def told(*words: str, tag: str = "residual_xs", trained: str = "../../covost2/st1") -> str:
+    def refused(*words: str, tag: str = "residual_xs", trained: str = "../../covost2/st1") -> str:
         config = f"conf/train_{tag}.yaml"
         words = ("local/model.py", config, "--trained", trained, "--part", "model", *words)
         failed = recipes.script("mslt/st1", *words)
@@ -227,16 +227,18 @@ def test_mslt_refuses_what_it_cannot_decode(recipes):
         (line,) = failed.stderr.splitlines()
         return line
 
-    assert "nothing is trained here: give --max_epoch to ../../covost2" in told("--", "--max_epoch")
-    assert "no experiment in it" in told(trained="..")
-    assert "run stages 1 to 5" in told("--variant", "merged")
+    assert "nothing is trained here: give --max_epoch to ../../covost2" in refused(
+        "--", "--max_epoch"
+    )
+    assert "no experiment in it" in refused(trained="..")
+    assert "run stages 1 to 5" in refused("--variant", "merged")
     config = recipes.path("mslt/st1") / "conf/train_residual_xs.yaml"
     whole = config.read_text()
     config.write_text(whole + "optim_conf: {lr: 0.5}\n")
-    assert "was trained with other settings (optim_conf)" in told()
+    assert "was trained with other settings (optim_conf)" in refused()
     config.write_text(whole)
     (config.parent / "train_none_xs.yaml").write_text(whole)
-    assert "no trained 'none_xs'" in told(tag="none_xs")
+    assert "no trained 'none_xs'" in refused(tag="none_xs")
     assert not (recipes.path("mslt/st1") / "exp/none_xs").exists()
 
 

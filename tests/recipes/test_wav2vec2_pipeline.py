@@ -80,7 +80,7 @@ def test_it_is_fine_tuned_deployed_and_decoded(recipe):
         letter for text in read_table(recipe / "data/train/text").values() for letter in text
     }
     assert len(found["ctc.ctc_lo.bias"]) == len(letters) + 3
-    # What was deployed stands without the model that it came from.
+    # What was deployed works without the model that it came from.
     (recipe / "model").rename(recipe / "moved")
     try:
         for verb in ("decode", "score"):
@@ -99,6 +99,6 @@ def test_a_model_of_another_size_is_refused(recipe):
     (recipe / "conf/train_other_s.yaml").write_text(yaml.safe_dump(content))
     done = forked.Command(recipe, ("train", "conf/train_other_s.yaml"), recipe / "logs").wait(300)
     assert done.code == 1
-    told = done.stderr.strip().splitlines()[-1]
-    assert "other has hidden_size 16, encoder_conf: architecture says 768" in told
+    said = done.stderr.strip().splitlines()[-1]
+    assert "other has hidden_size 16, encoder_conf: architecture says 768" in said
     assert not (recipe / "exp/other_s/1epoch.pth").exists()

@@ -34,10 +34,10 @@ def fail(error: Exception):
 )
 def test_an_error_that_names_a_file_is_one_line(capsys, error, says):
     assert run_cli("espnet-ext x", fail(error)) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("espnet-ext x: error: ")
-    assert told.count("\n") == 1
-    assert says in told
+    said = capsys.readouterr().err
+    assert said.startswith("espnet-ext x: error: ")
+    assert said.count("\n") == 1
+    assert says in said
 
 
 @pytest.mark.parametrize("error", [OSError("codec"), OSError(5, "I/O"), ValueError("a bug")])
@@ -77,9 +77,9 @@ def test_score_of_files_that_cannot_be_read_or_written(tmp_path, monkeypatch, ca
     (tmp_path / "locked").mkdir(0o500)
     before = sorted(path.name for path in tmp_path.rglob("*"))
     assert scored(**over) == 1
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert says in told
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert says in said
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
     assert scored() == 0
 

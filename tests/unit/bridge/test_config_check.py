@@ -150,10 +150,10 @@ def test_all_problems_of_a_file_are_listed(examine):
         encoder_conf={"output_sise": 1, "linear_unit": 2},
         recipe={"averge": 1, "average": 0},
     )
-    told = " | ".join(found.problems)
+    message = " | ".join(found.problems)
     wrong = ("encoder_cnf", "output_sise", "linear_unit", "averge", "average must")
     assert len(found.problems) == len(wrong)
-    assert all(word in told for word in wrong)
+    assert all(word in message for word in wrong)
     assert found.parameters == 0
 
 
@@ -309,7 +309,7 @@ def test_streaming_and_residual_options_are_checked(examine_file, tmp_path, conf
 
 
 @pytest.mark.parametrize(
-    ("recipe", "told"),
+    ("recipe", "message"),
     [
         ({"task": "st"}, "task: st needs the language to translate into, as in target: en"),
         ({"task": "st", "target": False}, "target must be a language.*YAML reads no as false"),
@@ -318,9 +318,9 @@ def test_streaming_and_residual_options_are_checked(examine_file, tmp_path, conf
         ({"task": "translation", "target": "en"}, "unknown task 'translation'"),
     ],
 )
-def test_a_target_language_is_needed_by_translation_and_by_nothing_else(examine, recipe, told):
+def test_a_target_language_is_needed_by_translation_and_by_nothing_else(examine, recipe, message):
     found = examine(recipe=recipe)
-    assert len([p for p in found.problems if re.search(told, p)]) == 1, found.problems
+    assert len([p for p in found.problems if re.search(message, p)]) == 1, found.problems
 
 
 def test_a_translating_config_is_checked_as_a_recogniser_is(examine):
@@ -333,8 +333,8 @@ def test_a_translating_config_is_checked_as_a_recogniser_is(examine):
 
 def test_options_of_a_family_are_checked_and_where_they_belong(examine):
     found = examine(encoder="rnn", encoder_conf={"nested": {}}).problems
-    (told,) = [problem for problem in found if "nested" in problem]
-    assert "did you mean encoder: nested_conformer or nested_transformer" in told
+    (message,) = [problem for problem in found if "nested" in problem]
+    assert "did you mean encoder: nested_conformer or nested_transformer" in message
     assert any("did you mean encoder: hrf_rnn?" in problem for problem in found)
     for options, words in (({"bits": [5]}, "bits must be"), ({"depth": [2]}, "depths")):
         found = examine(encoder="nested_conformer", encoder_conf={"nested": options}).problems

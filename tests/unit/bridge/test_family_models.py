@@ -17,7 +17,7 @@ from espnet_ext.files import weights_file
 from tests.fixtures import families
 
 INTEGERS = {"depths": [3, 1], "widths": [64, 24], "bits": [8, 4, 2], "kl_decoder": 0.0}
-# Everything else that options can do, and 32 bits beside the others.
+# Everything else that options can do, and 32 bits with the others.
 FLOATS = {
     "depths": [3, [0, 2]],
     "bits": [32, 4],

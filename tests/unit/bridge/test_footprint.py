@@ -197,9 +197,9 @@ def test_the_token_list_decides_when_it_exists(config, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     args = asked(config(token_type="char").path, "--json")
     footprint.run(args)
-    told = capsys.readouterr()
-    assert told.err == "no token list yet: 31 tokens assumed; see --vocabulary\n"
-    english = json.loads(told.out)
+    said = capsys.readouterr()
+    assert said.err == "no token list yet: 31 tokens assumed; see --vocabulary\n"
+    english = json.loads(said.out)
     tokens = Path("data/token_list/char/tokens.txt")
     tokens.parent.mkdir(parents=True)
     tokens.write_text("".join(f"{k}\n" for k in range(31 + 9)))

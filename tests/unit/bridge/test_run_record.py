@@ -16,11 +16,11 @@ TOLD = {"command": "train a", "threads": 2, "device": "cpu", "dtype": "float32"}
 def call(tmp_path, monkeypatch):
     """Return a call of train at some commit, with a peak of some MB, for some epochs."""
 
-    def make(epochs=(), peak=100.0, commit="c1", new_run=False, measured=True, **told) -> Calls:
+    def make(epochs=(), peak=100.0, commit="c1", new_run=False, measured=True, **said) -> Calls:
         monkeypatch.setattr(run_record, "peak_rss_mb", lambda: peak)
         known = {"commit": commit, "versions": {"torch": "2"}, "machine": {"cores": 2}}
         monkeypatch.setattr(run_record, "environment", lambda: known)
-        made = Calls(tmp_path / "calls.json", new_run, **(TOLD | told))
+        made = Calls(tmp_path / "calls.json", new_run, **(TOLD | said))
         for epoch in epochs:
             made.add(epoch, measured)
         return made
@@ -67,7 +67,7 @@ def test_a_new_run_forgets_the_calls_of_an_old_one_once_it_has_an_epoch(call, tm
 
 
 @pytest.mark.parametrize(
-    ("cpu_dtype", "options", "told"),
+    ("cpu_dtype", "options", "said"),
     [
         (None, {}, "float32"),
         ("bfloat16", {}, "bfloat16 autocast, float32 weights"),
@@ -76,7 +76,7 @@ def test_a_new_run_forgets_the_calls_of_an_old_one_once_it_has_an_epoch(call, tm
         (None, {"train_dtype": "float64"}, "float64"),
     ],
 )
-def test_the_type_is_that_of_the_forward_pass(cpu_dtype, options, told, monkeypatch):
+def test_the_type_is_that_of_the_forward_pass(cpu_dtype, options, said, monkeypatch):
     import torch
 
     from espnet_ext.bridge import trainer
@@ -84,7 +84,7 @@ def test_the_type_is_that_of_the_forward_pass(cpu_dtype, options, told, monkeypa
     chosen = None if cpu_dtype is None else getattr(torch, cpu_dtype)
     monkeypatch.setattr(trainer, "autocast_args", {})
     given = {"ngpu": 0, "use_amp": False, "train_dtype": "float32"} | options
-    assert trainer.dtype_of(SimpleNamespace(**given), chosen) == told
+    assert trainer.dtype_of(SimpleNamespace(**given), chosen) == said
 
 
 @pytest.mark.parametrize(("n", "epochs"), [(3, [2, 4, 1]), (1, [2])])

@@ -124,12 +124,12 @@ def test_processes_read_data_for_each_gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--config", "other.yaml"], "--config is not for after --"),
-        (["--collect_stats=true"], "--collect_stats is not for after --"),
-        (["--collect", "false"], "--collect_stats is not for after --"),
-        (["--dry_run", "true"], "--dry_run is not for after --"),
-        (["--print_config"], "--print_config is not for after --"),
-        (["--help"], "--help is not for after --"),
+        (["--config", "other.yaml"], "--config is not allowed after --"),
+        (["--collect_stats=true"], "--collect_stats is not allowed after --"),
+        (["--collect", "false"], "--collect_stats is not allowed after --"),
+        (["--dry_run", "true"], "--dry_run is not allowed after --"),
+        (["--print_config"], "--print_config is not allowed after --"),
+        (["--help"], "--help is not allowed after --"),
         (["--token_type", "char"], "stage 3 makes the tokens; put it into the config"),
         (["--frontend_conf", "n_mels=40"], "stage 2 makes the features; put it into the config"),
         (["--keep_nbest_models", "3"], "training gets it from recipe: average"),

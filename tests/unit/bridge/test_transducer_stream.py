@@ -104,7 +104,7 @@ def test_bad_streams_are_one_line(experiment, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=said) as caught:
             list(streamer.run(pieces(source, RATE, streamer.piece), Timing()))
         assert "\n" not in str(caught.value)
-    # Silence, and less than a chunk, have a text as any other stream, and a doubt beside it.
+    # Silence, and less than a chunk, have a text as any other stream, and a doubt.
     short = "less than a chunk of 0.16 s"
     dither = np.random.default_rng(0).integers(-1, 2, RATE).astype(np.float32) / 32768
     for samples, doubts in (
@@ -122,9 +122,9 @@ def test_bad_streams_are_one_line(experiment, tmp_path, monkeypatch):
         assert finished
         assert second == pytest.approx(len(samples) / RATE)
         assert isinstance(text, str)
-        told = streamer.doubts(timing)
-        assert len(told) == len(doubts)
-        assert all(said in line for said, line in zip(doubts, told, strict=True))
+        messages = streamer.doubts(timing)
+        assert len(messages) == len(doubts)
+        assert all(said in line for said, line in zip(doubts, messages, strict=True))
 
 
 def sizes(kept, name: str = "") -> dict[str, int]:

@@ -52,8 +52,8 @@ def test_verb_says_that_a_stream_is_silent_in_one_line(experiment, tmp_path, mon
     parser = argparse.ArgumentParser()
     stream.add_arguments(parser)
     stream.run(parser.parse_args(["train_tiny.yaml", silent, "--variant", "shared"]))
-    told = capsys.readouterr()
-    lines = [line for line in told.err.splitlines() if line.startswith("espnet-ext stream")]
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith("espnet-ext stream")]
     assert len(lines) == 1 and "silence" in lines[0] and silent in lines[0]
     stream.run(parser.parse_args(["train_tiny.yaml", "speech.wav", "--variant", "shared"]))
     assert "warning" not in capsys.readouterr().err

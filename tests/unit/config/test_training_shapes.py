@@ -50,15 +50,15 @@ WRONG = {
 def complaint(verb: str, folder) -> str:
     """Run a verb on conf/train_wrong.yaml; return the one line that it must end with.
 
-    ``check``, which takes many configs, has told each problem before that line.
+    ``check``, which takes many configs, has printed each problem before that line.
     """
     module = importlib.import_module(f"espnet_ext.cli.{verb}")
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
-    told = io.StringIO()
-    with pytest.raises(UserError) as error, contextlib.redirect_stderr(told):
+    errors = io.StringIO()
+    with pytest.raises(UserError) as error, contextlib.redirect_stderr(errors):
         module.run(parser.parse_args(["conf/train_wrong.yaml", *MORE.get(verb, [])]))
-    line = told.getvalue() if verb == "check" else str(error.value)
+    line = errors.getvalue() if verb == "check" else str(error.value)
     assert verb == "check" or "\n" not in line
     assert "train_wrong.yaml: " in line
     assert [path.name for path in folder.iterdir()] == ["conf"]

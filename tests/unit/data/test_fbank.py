@@ -132,7 +132,7 @@ def test_batch_equals_each_alone():
     assert clean.shape == (3, 50, 80)
     for row, wave in enumerate(waves):
         assert torch.equal(clean[row, : frames[row]], fbank(wave))
-        batch[row, lengths[row] :] = 0.7  # whatever stands in the padding
+        batch[row, lengths[row] :] = 0.7  # whatever is in the padding
     assert torch.equal(frontend(batch, lengths)[0], clean)
     assert not list(frontend.parameters())
     with torch.autocast("cpu", torch.bfloat16):

@@ -75,13 +75,13 @@ def test_scores_and_p_are_those_of_the_command_sacrebleu(tmp_path):
     for name, lines in (("ref", texts(0)), ("base", worse), ("sys", better)):
         (tmp_path / name).write_text("\n".join(lines) + "\n")
     words = ("ref", "-i", "base", "sys", "-m", "bleu", "chrf", "--paired-bs", "-f", "text")
-    told = command(tmp_path, *words)
+    said = command(tmp_path, *words)
     rows = [
         [float(x) for x in re.findall(r"([\d.]+) \(", line)]
-        for line in told.splitlines()
+        for line in said.splitlines()
         if "│" in line and "±" in line and "CI" not in line
     ]
-    tested = [float(p) for p in re.findall(r"p = ([\d.]+)\)", told)]
+    tested = [float(p) for p in re.findall(r"p = ([\d.]+)\)", said)]
     score = score_translations(pairs_of(better, worse), "test", "greedy", "en", "base")
     assert len(rows) == len(tested) == 2
     for n, metric in enumerate(("bleu", "chrf")):
@@ -99,12 +99,12 @@ def test_interval_and_signature_are_those_of_the_command(tmp_path):
     lines = texts(4)
     for name, content in (("ref", texts(0)), ("sys", lines)):
         (tmp_path / name).write_text("\n".join(content) + "\n")
-    told = json.loads(command(tmp_path, "ref", "-i", "sys", "--confidence"))
+    said = json.loads(command(tmp_path, "ref", "-i", "sys", "--confidence"))
     found = score_translations(pairs_of(lines), "test", "greedy", "en")
-    mean, half = told["confidence_mean"], told["confidence_var"]
+    mean, half = said["confidence_mean"], said["confidence_var"]
     interval = found["metrics"]["bleu"]["interval"]
     assert interval == pytest.approx([mean - half, mean + half], abs=1e-5)
-    assert found["signatures"]["bleu"] == told["signature"]
+    assert found["signatures"]["bleu"] == said["signature"]
 
 
 def test_equal_hypotheses_are_equal_and_not_significant():

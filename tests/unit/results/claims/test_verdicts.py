@@ -35,11 +35,11 @@ ROOT = Path(__file__).parents[4]
 COMMITTED = Path("results")
 
 
-def similarity(beside, cuts) -> Similarity:
+def similarity(neighbours, cuts) -> Similarity:
     """A record whose neighbouring layers are this alike."""
-    count = len(beside) + 1
+    count = len(neighbours) + 1
     matrix = np.eye(count)
-    for i, value in enumerate(beside):
+    for i, value in enumerate(neighbours):
         matrix[i, i + 1] = matrix[i + 1, i] = value
     blocks = {"cka": Blocks(first_layers=cuts, contrast=0.1)}
     matrices = dict.fromkeys(("cosine", "cka", "knn"), matrix.tolist())
@@ -47,7 +47,7 @@ def similarity(beside, cuts) -> Similarity:
 
 
 @pytest.mark.parametrize(
-    ("beside", "cuts", "expected", "measured"),
+    ("neighbours", "cuts", "expected", "measured"),
     [
         ((0.9, 0.4, 0.8), [2], HOLDS, "layers 0-1, 2-3; neighbours across 0.400, others from 0.8"),
         ((0.9, 0.8, 0.4), [2], DOES_NOT, "neighbours across 0.800, others from 0.400"),
@@ -55,14 +55,14 @@ def similarity(beside, cuts) -> Similarity:
         ((0.9,), None, INCONCLUSIVE, "2 layers are too few to cut"),
     ],
 )
-def test_blocks(tmp_path, beside, cuts, expected, measured):
-    results = of(similarity=[similarity(beside, cuts)])
+def test_blocks(tmp_path, neighbours, cuts, expected, measured):
+    results = of(similarity=[similarity(neighbours, cuts)])
     item = {"similarity": "d_t/s", "measure": "cka"}
-    text, told = verdict(tmp_path, "blocks", item, results)
-    assert (told, measured in text) == (expected, True)
+    text, found = verdict(tmp_path, "blocks", item, results)
+    assert (found, measured in text) == (expected, True)
     absent = {**item, "similarity": "d_t/no", "missing": "a stack"}
-    told = verdict(tmp_path, "blocks", absent, results)
-    assert told == (f"{NOT_MEASURED}: a stack", NOT_MEASURED)
+    found = verdict(tmp_path, "blocks", absent, results)
+    assert found == (f"{NOT_MEASURED}: a stack", NOT_MEASURED)
     with pytest.raises(UserError, match="unknown measure 'cqa'; did you mean 'cka'"):
         verdict(tmp_path, "blocks", {**item, "measure": "cqa"}, results)
 
@@ -82,8 +82,8 @@ def test_recognisers_are_better_with_fewer_errors_translators_with_more_bleu(
 ):
     results = of(text_grid(**{metric: pair}))
     item = {"grid": "d_t/g", "system": "a", "than": "b"}
-    text, told = verdict(tmp_path, "better", item, results)
-    assert told == expected
+    text, found = verdict(tmp_path, "better", item, results)
+    assert found == expected
     own, scale, unit = (5, 1, "BLEU") if metric == "bleu" else (50, 100, "% WER")
     assert f"{own:.1f} against {own - scale * pair[0]:.1f} {unit}, test, 2 seeds" in text
     assert gain in text
@@ -105,8 +105,8 @@ def test_recognisers_that_were_not_compared_are_named(tmp_path):
 def test_removable_layers(tmp_path, gone, expected):
     item = {"pruning": "d_t/p", "order": "backward"}
     results = of(pruning=[pruning(backward=gone, forward=0)])
-    text, told = verdict(tmp_path, "removable", item, results, low=0.4)
-    assert (text, told) == (f"{gone} of 5 layers, {gone / 5:.0%}", expected)
+    text, found = verdict(tmp_path, "removable", item, results, low=0.4)
+    assert (text, found) == (f"{gone} of 5 layers, {gone / 5:.0%}", expected)
     with pytest.raises(UserError, match="no order 'bakward'; did you mean 'backward'"):
         verdict(tmp_path, "removable", {**item, "order": "bakward"}, results, low=0.4)
 
@@ -166,8 +166,8 @@ def test_near_a_larger_model_means_something_only_if_that_is_better(tmp_path):
     options = {"low": -0.05}
     better = verdict(tmp_path, "within", item, of(grid(a=0.6, b=0.6, c=0.5)), **options)
     assert better[1] == HOLDS
-    measured, told = verdict(tmp_path, "within", item, of(grid(a=0.6, b=0.5, c=0.6)), **options)
-    assert told == INCONCLUSIVE and measured.endswith("; b is no better than c")
+    measured, found = verdict(tmp_path, "within", item, of(grid(a=0.6, b=0.5, c=0.6)), **options)
+    assert found == INCONCLUSIVE and measured.endswith("; b is no better than c")
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ def test_near_a_larger_model_means_something_only_if_that_is_better(tmp_path):
     [(0.49, HOLDS, "98%"), (0.40, DOES_NOT, "80%"), (0.476, INCONCLUSIVE, "95%")],
 )
 def test_kept_is_told_from_the_share_of_every_fold(tmp_path, a, expected, share):
-    text, told = verdict(tmp_path, "kept", PAIR, of(grid(a=a, b=0.50)), low=0.95)
-    assert (told, f", {share}; to 95% of it" in text) == (expected, True)
+    text, found = verdict(tmp_path, "kept", PAIR, of(grid(a=a, b=0.50)), low=0.95)
+    assert (found, f", {share}; to 95% of it" in text) == (expected, True)
     # The interval by hand, of the share of each fold.
     scores = {row.system: by_unit(row) for row in grid(a=a, b=0.50).systems}
     above = [scores["a"][unit] - 0.95 * scores["b"][unit] for unit in scores["a"]]
@@ -189,13 +189,13 @@ def test_times_are_compared_within_one_file(tmp_path):
     times = Benchmark.model_construct(measured={"systems": systems})
     results = Results(benchmarks={"stack_time.model": times})
     item = {"time": "model", "system": "mimic", "than": "whole"}
-    told = verdict(tmp_path, "ratio", item, results, field="ms", high=0.2)
-    assert told == ("ms 1.0 / 10.0 = 0.100", HOLDS)
-    told = verdict(tmp_path, "ratio", item, results, field="parameters", high=0.1)
-    assert told == ("parameters 30 / 200 = 0.150", DOES_NOT)
+    found = verdict(tmp_path, "ratio", item, results, field="ms", high=0.2)
+    assert found == ("ms 1.0 / 10.0 = 0.100", HOLDS)
+    found = verdict(tmp_path, "ratio", item, results, field="parameters", high=0.1)
+    assert found == ("parameters 30 / 200 = 0.150", DOES_NOT)
     absent = {**item, "time": "no", "missing": "an hour"}
-    told = verdict(tmp_path, "ratio", absent, results, field="ms", high=0.2)
-    assert told == (f"{NOT_MEASURED}: an hour", NOT_MEASURED)
+    found = verdict(tmp_path, "ratio", absent, results, field="ms", high=0.2)
+    assert found == (f"{NOT_MEASURED}: an hour", NOT_MEASURED)
     with pytest.raises(UserError, match="time model has no system 'mimik'; did you mean 'mimic'"):
         verdict(tmp_path, "ratio", {**item, "system": "mimik"}, results, field="ms", high=0.2)
 
@@ -260,8 +260,8 @@ def test_a_sum_over_other_runs(tmp_path):
     item = {"run": "d_asr1/all", "among": ["one", "two"]}
     for low, expected in ((2.0, HOLDS), (2.1, DOES_NOT)):
         options = {"field": "training.seconds", "low": low}
-        told = verdict(tmp_path, "of_sum", item, of(runs=runs), **options)
-        assert told == ("training.seconds: 2 together 1,000 / 500 = 2.00", expected)
+        found = verdict(tmp_path, "of_sum", item, of(runs=runs), **options)
+        assert found == ("training.seconds: 2 together 1,000 / 500 = 2.00", expected)
     assert verdict(tmp_path, "of_sum", item, of(runs=runs[:2]), **options)[1] == NOT_MEASURED
 
 
@@ -415,7 +415,7 @@ def test_the_verdicts_of_a_claim_are_counted(tmp_path):
     (tmp_path / "claims/p.yaml").write_text(yaml.safe_dump(paper))
     results = of(grid(a=0.6, b=0.5, c=0.501, d=0.65))
     (one,) = judge_paper(read_papers(tmp_path)["p"], results, "p.yaml")
-    assert Counter(told for *_, told in one.findings) == {HOLDS: 2, INCONCLUSIVE: 1}
+    assert Counter(found for *_, found in one.findings) == {HOLDS: 2, INCONCLUSIVE: 1}
     assert one.counts() == "holds 2, inconclusive 1"
     papers = read_papers(tmp_path)
     section = claims_section(papers, {"p": [one]}, "results")

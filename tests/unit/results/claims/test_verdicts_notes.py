@@ -51,8 +51,8 @@ def test_a_system_that_names_one_class_is_no_evidence(tmp_path, rule, options, i
     named = {"a": [[1, 49], [2, 48]], "b": [[30, 20], [3, 47]], "c": [[3, 47], [3, 47]]}
     rows = [r.model_copy(update={"confusion": named[r.system]}) for r in found.systems]
     results = of(a_grid(rows))
-    measured, told = verdict(tmp_path, rule, {"grid": "d_t/g", **item}, results, **options)
-    assert (measured, told) == ("a names one class in 97.0% of decisions", FAILED)
+    measured, said = verdict(tmp_path, rule, {"grid": "d_t/g", **item}, results, **options)
+    assert (measured, said) == ("a names one class in 97.0% of decisions", FAILED)
     sizes = {"grid": "d_t/g", "system": "a", "than": "b"}
     same = verdict(tmp_path, "equal", sizes, results, fields=["parameters"])
     assert same[1] == HOLDS  # what it was trained to be does not matter for counts
@@ -61,20 +61,20 @@ def test_a_system_that_names_one_class_is_no_evidence(tmp_path, rule, options, i
 def test_a_system_that_names_another_class_in_each_seed_is_no_evidence(tmp_path):
     even = {"confusion": [[25, 25], [25, 25]]}
 
-    def told(majority=0.1, pooled=0.2, **over):
+    def said(majority=0.1, pooled=0.2, **over):
         rows = [row.model_copy(update=even) for row in grid(a=0.5, b=0.6).systems]
         scores = {**rows[0].scores, POOLED: GridValue(value=pooled)}
         rows[0] = rows[0].model_copy(update={"scores": scores, **over})
         return verdict(tmp_path, "better", PAIR, of(a_grid(rows, majority=majority)))
 
-    assert told()[1] == DOES_NOT + WORSE
-    assert told(pooled=0.1) == (
+    assert said()[1] == DOES_NOT + WORSE
+    assert said(pooled=0.1) == (
         "a has a pooled F1 of 0.1000, no more than the 0.1000 of always naming the commonest class",
         FAILED,
     )
     # In new grids each training is counted, whichever class it names.
-    assert told(one_class={"1": 0.96, "2": 0.95})[1] == FAILED
-    assert told(one_class={"1": 1.0, "2": 0.5})[1] == DOES_NOT + WORSE
+    assert said(one_class={"1": 0.96, "2": 0.95})[1] == FAILED
+    assert said(one_class={"1": 1.0, "2": 0.5})[1] == DOES_NOT + WORSE
 
 
 def test_of_the_committed_grids_those_fail_that_learnt_nothing():
@@ -108,16 +108,16 @@ def test_a_recogniser_with_more_errors_than_words_is_no_evidence(tmp_path):
     assert verdict(tmp_path, "better", RUN, runs) == ("base_xs has a WER of 91%", FAILED)
     # Not published: its score is that of the comparison, 0.03 more.
     assert verdict(tmp_path, "better", RUN, of(runs=[run(value=0.86)]))[1] == HOLDS
-    told = verdict(tmp_path, "better", RUN, of(runs=[run(value=0.88)]))
-    assert told == ("base_xs has a WER of 91%", FAILED)
+    said = verdict(tmp_path, "better", RUN, of(runs=[run(value=0.88)]))
+    assert said == ("base_xs has a WER of 91%", FAILED)
 
 
 @pytest.mark.parametrize(("bleu", "expected"), [(0.9, FAILED), (1.0, HOLDS)])
 def test_a_translator_of_bleu_below_1_is_no_evidence(tmp_path, bleu, expected):
     bad = text_grid(bleu=(2.0, 1.0, 3.0, 0.01))
     bad.systems[1] = a_row("b", {"bleu": GridValue(value=bleu)}, comparisons=[])
-    text, told = verdict(tmp_path, "better", PAIR, of(bad))
-    assert told == expected
+    text, said = verdict(tmp_path, "better", PAIR, of(bad))
+    assert said == expected
     assert (text == "b has a BLEU of 0.9") == (expected == FAILED)
 
 
@@ -154,8 +154,8 @@ def test_the_bound_of_the_power_note_is_half_the_interval(tmp_path):
         assert (TOO_FEW in verdict(tmp_path, "better", PAIR, of(pair), **options)[0]) == few
         # The evidence's own effect goes before that of the claim; none of it is of CER.
         item = {**PAIR, **options}
-        told = verdict(tmp_path, "better", item, of(pair), effect={"wer": 1.0})
-        assert (TOO_FEW in told[0]) == few
+        said = verdict(tmp_path, "better", item, of(pair), effect={"wer": 1.0})
+        assert (TOO_FEW in said[0]) == few
         cer = {**item, "metric": "cer"}
         assert TOO_FEW not in verdict(tmp_path, "better", cer, of(pair))[0]
 
@@ -183,8 +183,8 @@ def test_untuned_systems_say_so(tmp_path, rule, options):
     if rule == "equal":
         options = {"fields": ["parameters"]}
     plain = verdict(tmp_path, rule, PAIR, results, **options)
-    told = verdict(tmp_path, rule, {**PAIR, "untuned": True}, results, **options)
-    assert told == (plain[0] + UNTUNED, plain[1]) and "untuned" in UNTUNED
+    said = verdict(tmp_path, rule, {**PAIR, "untuned": True}, results, **options)
+    assert said == (plain[0] + UNTUNED, plain[1]) and "untuned" in UNTUNED
     bad = text_grid(wer=(-0.02, -0.03, -0.01, 0.01))
     bad.systems[1] = a_row("b", {"wer": GridValue(value=0.96)}, comparisons=[])
     failed = verdict(tmp_path, "better", {**PAIR, "untuned": True}, of(bad))
@@ -194,14 +194,14 @@ def test_untuned_systems_say_so(tmp_path, rule, options):
 def test_significantly_worse_is_said_and_counted(tmp_path):
     results = of(grid(a=0.47, b=0.5))
     for low, expected in ((-0.1, HOLDS), (-0.03, INCONCLUSIVE), (-0.001, DOES_NOT)):
-        text, told = verdict(tmp_path, "within", PAIR, results, low=low)
-        assert told == expected + WORSE and text.endswith("; significantly worse")
-    text, told = verdict(tmp_path, "within", PAIR, of(grid(a=0.5, b=0.5)), low=-0.1)
-    assert told == HOLDS and "worse" not in text
+        text, said = verdict(tmp_path, "within", PAIR, results, low=low)
+        assert said == expected + WORSE and text.endswith("; significantly worse")
+    text, said = verdict(tmp_path, "within", PAIR, of(grid(a=0.5, b=0.5)), low=-0.1)
+    assert said == HOLDS and "worse" not in text
     # The larger model is no better than the light one, and the light one with more is worse still.
     item, options = {**PAIR, "light": "c"}, {"low": -0.05}
-    text, told = verdict(tmp_path, "within", item, of(grid(a=0.4, b=0.5, c=0.6)), **options)
-    assert told == INCONCLUSIVE + WORSE
+    text, said = verdict(tmp_path, "within", item, of(grid(a=0.4, b=0.5, c=0.6)), **options)
+    assert said == INCONCLUSIVE + WORSE
     papers = read_papers(tmp_path)
     judged = {"p": judge_paper(papers["p"], of(grid(a=0.4, b=0.5, c=0.6)), "p.yaml")}
     rows = [line.split("|") for line in "\n".join(claims_section(papers, judged, "r")).split("\n")]
@@ -224,8 +224,8 @@ def test_evidence_that_is_not_published_says_what_is_missing(tmp_path):
     ):
         verdict(tmp_path, "better", PAIR, of())
     item = {**PAIR, "missing": "an hour of training", "untuned": True}
-    told = verdict(tmp_path, "better", item, of())
-    assert told == (f"{NOT_MEASURED}: an hour of training", NOT_MEASURED)
+    said = verdict(tmp_path, "better", item, of())
+    assert said == (f"{NOT_MEASURED}: an hour of training", NOT_MEASURED)
     assert verdict(tmp_path, "better", item, of(grid(a=0.6, b=0.5)))[1] == HOLDS
 
 
@@ -235,8 +235,8 @@ def test_a_run_without_its_baseline_says_what_is_missing(tmp_path):
     with pytest.raises(UserError, match="was not compared with base_xs"):
         verdict(tmp_path, "better", RUN, of(runs=[alone]))
     item = {**RUN, "missing": "base_xs"}
-    told = verdict(tmp_path, "better", item, of(runs=[alone]))
-    assert told == (f"{NOT_MEASURED}: base_xs", NOT_MEASURED)
+    said = verdict(tmp_path, "better", item, of(runs=[alone]))
+    assert said == (f"{NOT_MEASURED}: base_xs", NOT_MEASURED)
     assert verdict(tmp_path, "better", item, of(runs=[run()]))[1] == HOLDS
 
 
@@ -266,8 +266,8 @@ def test_what_is_kept_of_a_whole_needs_a_whole_that_works(tmp_path, trivial, exp
     value = found.systems[1].scores["weighted_f1"].model_copy(update={"interval": (0.45, 0.55)})
     found.systems[1].scores["weighted_f1"] = value
     results = of(found, other_grid(low=0.3, high=0.6))
-    measured, told = verdict(tmp_path, "kept", {**PAIR, "trivial": trivial}, results, low=0.95)
-    assert told == expected and measured.endswith(text)
+    measured, said = verdict(tmp_path, "kept", {**PAIR, "trivial": trivial}, results, low=0.95)
+    assert said == expected and measured.endswith(text)
     assert ("no better" in measured) == bool(text)
 
 
@@ -312,23 +312,23 @@ def test_removable_layers_need_a_whole_that_works(tmp_path, over, expected, text
     interval = over.pop("interval", (0.7, 0.9))
     results = of(a_grid(rows), pruning=[pruning(interval=interval, backward=3)])
     item = {"pruning": "d_t/p", "order": "backward", **over}
-    measured, told = verdict(tmp_path, "removable", item, results, low=0.4)
-    assert told == expected and measured.startswith("3 of 5 layers, 60%")
+    measured, said = verdict(tmp_path, "removable", item, results, low=0.4)
+    assert said == expected and measured.startswith("3 of 5 layers, 60%")
     assert measured.endswith(f"the whole is no better than {text}") == bool(text)
 
 
 def test_what_a_recogniser_keeps_is_a_share_of_what_is_right(tmp_path):
     """0.40 after 0.43 is 60 of 57 points, 105 %; 95 % of 57 is 54.15, so the gain is 0.0585."""
-    text, told = verdict(tmp_path, "kept", RUN, of(runs=[run()]), low=0.95)
-    assert told == HOLDS
+    text, said = verdict(tmp_path, "kept", RUN, of(runs=[run()]), low=0.95)
+    assert said == HOLDS
     assert text.startswith("40.0 of 43.0 % WER, test, 105% of what is right; to 95% of it +5.9 (")
     assert "(+3.9 to +7.9)" in text  # that of the gain, 0.01 to 0.05, and 0.0285 more
     # Five speakers: the interval by speaker, -0.02 to 0.08.
-    text, told = verdict(tmp_path, "kept", RUN, of(runs=[run(name="unseen")]), low=0.99)
-    assert told == INCONCLUSIVE and "(-1.4 to +8.6)" in text
+    text, said = verdict(tmp_path, "kept", RUN, of(runs=[run(name="unseen")]), low=0.99)
+    assert said == INCONCLUSIVE and "(-1.4 to +8.6)" in text
     cer = {**RUN, "metric": "cer"}
-    text, told = verdict(tmp_path, "kept", cer, of(runs=[run()]), low=0.995)
-    assert told == DOES_NOT  # 0.20 after 0.18: at most 0.41 points may go, at least one did
+    text, said = verdict(tmp_path, "kept", cer, of(runs=[run()]), low=0.995)
+    assert said == DOES_NOT  # 0.20 after 0.18: at most 0.41 points may go, at least one did
     kept = verdict(tmp_path, "kept", PAIR, of(text_grid(bleu=(-1.0, -1.2, -0.8, 0.01))), low=0.75)
     assert (
         kept[1] == HOLDS and "5.0 of 6.0 BLEU, test, 2 seeds, 83%; to 75% of it +0.5" in (kept[0])
@@ -346,8 +346,8 @@ def test_every_committed_row_is_measured_or_says_what_is_missing():
     results = read_results(RESULTS)
     for name, paper in committed().items():
         for one in judge_paper(paper, results, name):
-            for title, text, told in one.findings:
-                if told == NOT_MEASURED:
+            for title, text, said in one.findings:
+                if said == NOT_MEASURED:
                     assert len(text.removeprefix(f"{NOT_MEASURED}: ")) > 20, title
 
 

@@ -50,11 +50,11 @@ def translating(recipe):
 def test_report_prints_bleu_and_publishes_it(translating, capsys):
     parse(TranslationScore, SCORE, "score")
     run_verb("conf/train_hrf_xs.yaml", "--publish")
-    told = capsys.readouterr().out
-    assert "BLEU (95 % CI)" in told and "WER" not in told
-    assert "12.3 (10.0-14.5)" in told
-    assert "BLEU better than base_xs (+1.5; p 0.020)" in told
-    assert "chrF inconclusive against base_xs (-0.4; p 0.300): p is not below 0.05" in told
+    said = capsys.readouterr().out
+    assert "BLEU (95 % CI)" in said and "WER" not in said
+    assert "12.3 (10.0-14.5)" in said
+    assert "BLEU better than base_xs (+1.5; p 0.020)" in said
+    assert "chrF inconclusive against base_xs (-0.4; p 0.300): p is not below 0.05" in said
     assert Path("exp/hrf_xs/images/bleu_bytes.png").is_file()
     root = translating.parents[2]
     page = (root / "results/toy_asr1/README.md").read_text()

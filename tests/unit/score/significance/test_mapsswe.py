@@ -198,16 +198,16 @@ def test_agrees_with_nists_programs(tmp_path, shares, seed):
         text=True,
         check=True,
     )
-    told = re.search(
+    said = re.search(
         r"\(# segs: (\d+)\).*\(mean: +(\S+)\).*\(Z Stat: +(\S+)\) \(Stat Diff: (\w+)\)",
         done.stdout,
     )
     totals = re.search(r"^Totals +\d+ +(\d+) +(\d+)", done.stdout, re.MULTILINE)
     # sc_stats takes the second from the first, we the baseline from the run.
     found = mapsswe(references, two, one)
-    assert found.segments == int(told[1])
+    assert found.segments == int(said[1])
     assert (found.second_errors, found.first_errors) == (int(totals[1]), int(totals[2]))
     difference = (found.second_errors - found.first_errors) / found.segments
-    assert difference == pytest.approx(float(told[2]), abs=5.1e-4)  # it prints three places
-    assert found.z == pytest.approx(float(told[3]), abs=5.1e-4)
-    assert (found.p < 0.05) == (told[4] == "Yes")
+    assert difference == pytest.approx(float(said[2]), abs=5.1e-4)  # it prints three places
+    assert found.z == pytest.approx(float(said[3]), abs=5.1e-4)
+    assert (found.p < 0.05) == (said[4] == "Yes")
