@@ -161,6 +161,23 @@ def read_model[M: BaseModel](model: type[M], path: Path, again: str) -> M:
     return parse(model, value, path, again)
 
 
+def parsed(model: type, section: Mapping[Any, Any], where: str) -> tuple[Any, list[str]]:
+    """Read a section of a config into a pydantic dataclass whose fields all have defaults.
+
+    Returns:
+        The section, with defaults in the place of values that do not fit, and one line for each
+        of these, beginning with ``where``.
+    """
+    words = {key: value for key, value in section.items() if isinstance(key, str)}
+    wrong = [f"{where}keys are words, not {key!r}" for key in section if key not in words]
+    try:
+        return model(**words), wrong
+    except ValidationError as error:
+        found = list(problems(model, error))
+        right = {key: v for key, v in words.items() if key not in {p[0] for p, _ in found}}
+        return model(**right), wrong + [f"{where}{line}" for _, line in found]
+
+
 def problems(model: type, error: ValidationError) -> Iterator[tuple[Location, str]]:
     """Yield the place and one line for each problem that pydantic found in a ``model``.
 

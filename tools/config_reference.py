@@ -19,7 +19,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 import espnet_ext.methods  # noqa: F401  (registers the methods)
-from espnet_ext.config.recipe_errors import DECODE, PACKAGED
+from espnet_ext.config.decoding import DECODE
+from espnet_ext.config.recipe_errors import PACKAGED
 from espnet_ext.config.reserved_options import READ_ELSEWHERE, SET_BY_TRAIN
 from espnet_ext.config.training import MimicTraining, Recipe
 from espnet_ext.encoders.pretrained.mimicked import MimicConf
@@ -89,12 +90,15 @@ def _recipe() -> Iterator[str]:
 
 
 def _fields(model: Any, path: str) -> Iterator[Row]:
-    """The fields of a dataclass; comments in its source explain them."""
+    """The fields of a dataclass; comments in its source, or its docstring, explain them."""
     comments = _comments(PACKAGE / path, model.__name__)
+    explained: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        explained |= _explained(base.__doc__ or "", "Attributes")
     for name, field in model.__pydantic_fields__.items():
         default = field.get_default(call_default_factory=True)
         kind = field.description or _UNTYPED.get(name) or _kind(field.annotation)
-        yield name, kind, _value(default), comments.get(name, "")
+        yield name, kind, _value(default), comments.get(name) or explained.get(name, "")
 
 
 def _comments(path: Path, name: str) -> dict[str, str]:
@@ -139,8 +143,9 @@ def _options(model: Any) -> Iterator[Row]:
 def _decoding() -> Iterator[str]:
     yield "## recipe: decode\n\nMethods of stage 6, each with its options, as in"
     yield "`recipe: {decode: {ctc_greedy: {}, ctc_att_beam: {beam_size: 10}}}`.\n"
-    rows = [(f"`{name}`", ", ".join(f"`{o}`" for o in opts)) for name, opts in DECODE.items()]
-    yield _lines(("method", "options"), rows)
+    for name, model in DECODE.items():
+        yield f"### recipe: decode: {name}\n"
+        yield _section(model, _fields(model, "config/decoding.py"))
 
 
 def _classes() -> Iterator[str]:
@@ -275,6 +280,8 @@ def _table(rows: Any) -> str:
     lines = [
         (f"`{name}`", kind, default, _plain(text).rstrip(".")) for name, kind, default, text in rows
     ]
+    if not lines:
+        return ""
     header = ("key", "value", "default", "meaning")
     used = 4 if any(line[3] for line in lines) else 3
     return _lines(header[:used], [line[:used] for line in lines])

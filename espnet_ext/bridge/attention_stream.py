@@ -19,7 +19,7 @@ from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.latency import Timing, doubts, refuse_short
 from espnet_ext.bridge.speech_input import SpeechInput
 from espnet_ext.bridge.text_segments import Partial
-from espnet_ext.config.recipe_errors import ATTENTION_GREEDY
+from espnet_ext.config.decoding import ATTENTION_GREEDY
 from espnet_ext.data.audio_stream import with_last
 from espnet_ext.data.features import FRAMES_PER_SECOND, SUBSAMPLING
 from espnet_ext.data.pauses import cut_at_pauses, ends_in_pause, is_silent

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from espnet_ext.bridge.checkpoint import fill
 from espnet_ext.bridge.memory import peak_rss_mb
 from espnet_ext.bridge.muted import muted
 from espnet_ext.bridge.speech_input import SpeechInput
-from espnet_ext.config.recipe_errors import (
+from espnet_ext.config.decoding import (
     ATTENTION_BEAM,
     ATTENTION_GREEDY,
     ATTENTION_STREAM,
+    CLASSIFY,
+    CTC_BEAM,
+    TOKENS_PER_SECOND,
     TRANSDUCER,
+    decoding_options,
 )
 from espnet_ext.data.audio import filled_up
 from espnet_ext.data.pauses import cut_at_pauses
@@ -33,15 +38,12 @@ from espnet_ext.models.attention_beam import attention_beam
 from espnet_ext.models.attention_search import attention_greedy
 from espnet_ext.models.local_agreement import FirstPass
 from espnet_ext.models.transducer_search import BeamSearch, GreedySearch, Search
-from espnet_ext.models.whisper_decoder import TOKENS_PER_SECOND
 from espnet_ext.recogniser import Found, mean_probability
 
 type Row = tuple[str, str]  # utterance, path of its audio or place in an ark
 # Utterance, text, seconds, peak memory in MB, and whether it is too short for a frame.
 type Decoded = tuple[str, str, float, float, bool]
 
-_BATCH = 16  # utterances; with a beam half as many, each with its hypotheses
-_BEAM = 5
 _LONGEST = 30  # seconds of a recording that are decoded at once
 _TOO_SHORT = (TooShortUttError, UserError, AssertionError, IndexError, RuntimeError, ValueError)
 
@@ -51,13 +53,13 @@ class Decoder:
 
     Args:
         model: its folder, or what was read of it.
-        method: key of ``recipe_errors.DECODE``.
+        method: key of ``config.decoding.DECODE``.
         options: of the method.
         source: how its input is read.
         device: torch's name of where it is computed.
 
     Raises:
-        UserError: an option that ESPnet does not know, or weights that are not the model's.
+        UserError: a wrong option of the method, or weights that are not the model's.
     """
 
     def __init__(
@@ -72,18 +74,18 @@ class Decoder:
         self.source = source
         self.device = device
         bundle = model if isinstance(model, Bundle) else Bundle.of_folder(model)
-        self.inference = load_inference(bundle, method, options, device)
+        chosen = decoding_options(method, options)
+        self.inference = load_inference(bundle, method, chosen, device)
         self.model: Any = self.inference.asr_model
         if source.layers and not source.from_arks:
             self.model.frontend = LayerFeatures(bundle.features()).to(device)
         arguments = self.inference.asr_train_args
         self.width = arguments.input_size if self.model.frontend is None else None
-        self.search = transducer_search(self.model, method, options)
+        self.beam_size = getattr(chosen, "beam_size", 1)
+        self.search = transducer_search(self.model, method, self.beam_size)
         self.in_batches = method in (ATTENTION_GREEDY, ATTENTION_BEAM, *TRANSDUCER)
-        self.beam_size = int(options.get("beam_size", _BEAM))
-        batch = _BATCH // 2 if method == ATTENTION_BEAM else _BATCH
-        self.batch_size = int(options.get("batch_size", batch)) if self.in_batches else 1
-        self.tokens_per_second = float(options.get("tokens_per_second", TOKENS_PER_SECOND))
+        self.batch_size = chosen.batch_size if self.in_batches else 1
+        self.tokens_per_second = getattr(chosen, "tokens_per_second", TOKENS_PER_SECOND)
         # Of samples, which a pretrained encoder may have positions for up to a length only.
         features = getattr(self.model.frontend, "stack", self.model.encoder)
         self.most_samples = getattr(features, "most_samples", None)
@@ -109,7 +111,7 @@ class Decoder:
     @property
     def longest(self) -> int | None:
         """Samples that are decoded at once (``recogniser.SegmentDecoder``)."""
-        if self.method == "classify":
+        if self.method == CLASSIFY:
             return None
         most = _LONGEST * self.rate
         return most if self.most_samples is None else min(most, self.most_samples)
@@ -187,7 +189,7 @@ class Decoder:
 
     @torch.no_grad()
     def _one(self, speech: np.ndarray) -> Found:
-        if self.method == "classify":
+        if self.method == CLASSIFY:
             _, scores, name = self.inference(speech)
             return Found(name, float(scores.max()))
         if self.method == "ctc_att_beam":
@@ -251,13 +253,15 @@ class Decoder:
         return (encoded[0] if isinstance(encoded, tuple) else encoded), frames  # as above
 
 
-def load_inference(bundle: Bundle, method: str, options: dict, device: str = "cpu") -> Any:
+def load_inference(bundle: Bundle, method: str, options: Any, device: str = "cpu") -> Any:
     """ESPnet's inference class on a deployed model: ``Classification`` or ``Speech2Text``.
 
     ESPnet loads whatever fits; here the weights are loaded strictly.
 
+    ``options`` are of ``decoding_options``.
+
     Raises:
-        UserError: an option that it does not know, or weights that are not the model's.
+        UserError: weights that are not the model's.
     """
     state = dict(bundle.state)
     with tempfile.TemporaryDirectory() as scratch, muted(), building(state, bundle.path):
@@ -269,27 +273,22 @@ def load_inference(bundle: Bundle, method: str, options: dict, device: str = "cp
     return found
 
 
-def _espnet_inference(config: str, method: str, options: dict, device: str) -> Any:
+def _espnet_inference(config: str, method: str, options: Any, device: str) -> Any:
     """ESPnet's inference class on a config, its weights not loaded."""
-    if method == "classify":
+    if method == CLASSIFY:
         found: Any = Classification(config, None, device=device)
         # Under the names that Speech2Text has.
         found.asr_model = found.classification_model
         found.asr_train_args = found.classification_train_args
         return found
-    conf = {"ctc_weight": 1.0, "beam_size": 1, "lm_weight": 0.0}
-    if method == "ctc_att_beam":
-        conf = {"ctc_weight": 0.3, "beam_size": 10, "lm_weight": 0.0, **options}
-    try:
-        return Speech2Text(asr_train_config=config, device=device, **conf)
-    except TypeError as error:
-        raise UserError(f"decode method {method}: {str(error).splitlines()[0]}") from None
+    conf = asdict(options) if method == CTC_BEAM else {"ctc_weight": 1.0, "beam_size": 1}
+    return Speech2Text(asr_train_config=config, device=device, lm_weight=0.0, **conf)
 
 
-def transducer_search(model: Any, method: str, options: dict) -> Search | None:
+def transducer_search(model: Any, method: str, beam_size: int) -> Search | None:
     """The search of a transducer method; None of another method."""
     if method not in TRANSDUCER:
         return None
     if method == "transducer_greedy":
         return GreedySearch(model)
-    return BeamSearch(model, options.get("beam_size", 4))
+    return BeamSearch(model, beam_size)

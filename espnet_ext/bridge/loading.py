@@ -9,7 +9,7 @@ import torch
 from espnet_ext.bridge.bundle import Bundle, bundles
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.real_time_factor import real_time_factor
-from espnet_ext.config.recipe_errors import ATTENTION_BEAM, DECODE, TRANSDUCER
+from espnet_ext.config.decoding import ATTENTION_BEAM, TRANSDUCER, option_names
 from espnet_ext.errors import UserError
 from espnet_ext.recogniser import Recogniser
 
@@ -47,7 +47,7 @@ def _beam_search(bundle: Bundle, method: str | None, beam: int) -> tuple[str, di
     if name is None or method not in (None, name):
         raise UserError(f"{bundle.path}: a beam is for a Whisper or a transducer, without a method")
     options = bundle.methods.get(name, next(iter(bundle.methods.values()), {}))
-    kept = {key: options[key] for key in options.keys() & set(DECODE[name])}
+    kept = {key: options[key] for key in options.keys() & option_names(name)}
     return name, {**kept, "beam_size": beam}
 
 

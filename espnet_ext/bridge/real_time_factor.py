@@ -11,7 +11,7 @@ import torch
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.config.recipe_errors import ATTENTION_BEAM
+from espnet_ext.config.decoding import ATTENTION_BEAM
 from espnet_ext.files import read_json, sha256_file, write_json
 from espnet_ext.models.whisper_decoder import WhisperDecoder
 from espnet_ext.results.environment import environment

@@ -5,7 +5,7 @@ from typing import Any
 from espnet_ext.bridge.attention_stream import AttentionStreamer
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.transducer_stream import TransducerStreamer
-from espnet_ext.config.recipe_errors import ATTENTION_GREEDY, TRANSDUCER
+from espnet_ext.config.decoding import ATTENTION_GREEDY, TRANSDUCER
 from espnet_ext.errors import UserError
 
 

@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 
 from espnet_ext.bridge.muted import muted
-from espnet_ext.config.recipe_errors import ATTENTION_GREEDY, TRANSDUCER
+from espnet_ext.config.decoding import ATTENTION_GREEDY, TRANSDUCER
 from espnet_ext.data.audio_stream import STDIN, pieces
 from espnet_ext.errors import UserError, at_least
 from espnet_ext.experiment import Experiment

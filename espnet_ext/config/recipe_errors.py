@@ -3,29 +3,26 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from espnet_ext.config.decoding import (
+    ATTENTION_BEAM,
+    ATTENTION_GREEDY,
+    ATTENTION_STREAM,
+    CLASSIFY,
+    CTC_BEAM,
+    CTC_GREEDY,
+    DECODE,
+    TRANSDUCER,
+)
 from espnet_ext.config.pretrained import PRETRAINED, fetched_folder, token_source
 from espnet_ext.config.training import ARK_FRONTENDS, Config, Recipe
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.languages import script_of
+from espnet_ext.validation import parsed
 
 TOKENS = f"char, bpe or {PRETRAINED}"
-ATTENTION_GREEDY, ATTENTION_BEAM = "attention_greedy", "attention_beam"
-ATTENTION_STREAM = "attention_stream"  # the first pass of a stream
-# Options of each decoding method; ctc_att_beam without a decoder is CTC prefix beam search.
-DECODE = {
-    "ctc_greedy": (),
-    "ctc_att_beam": ("beam_size", "ctc_weight", "penalty", "maxlenratio", "minlenratio"),
-    ATTENTION_GREEDY: ("batch_size", "tokens_per_second"),
-    ATTENTION_BEAM: ("batch_size", "beam_size", "tokens_per_second"),
-    ATTENTION_STREAM: ("tokens_per_second",),
-    "transducer_greedy": ("batch_size",),
-    "transducer_beam": ("batch_size", "beam_size"),
-    "classify": (),
-}
-TRANSDUCER = ("transducer_greedy", "transducer_beam")
 _ATTENTION = (ATTENTION_GREEDY, ATTENTION_BEAM, ATTENTION_STREAM)
-_TEXTS = ("ctc_greedy", "ctc_att_beam", *_ATTENTION, *TRANSDUCER)
-_METHODS = {"asr": _TEXTS, "st": _TEXTS, "cls": ("classify",)}
+_TEXTS = (CTC_GREEDY, CTC_BEAM, *_ATTENTION, *TRANSDUCER)
+_METHODS = {"asr": _TEXTS, "st": _TEXTS, "cls": (CLASSIFY,)}
 # Models in packages of the Python index; ``data.fetch.whisper`` gets them.
 PACKAGED = ("whisper_tiny.en", "whisper_base")
 UNSET = (None, "none", "null", "nil")  # values by which ESPnet leaves a part out
@@ -195,23 +192,19 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
         if options is not None and not isinstance(options, dict):
             yield f"{where}: expected options as keys and values, not {options!r}"
             continue
-        for key, value in (options or {}).items():
-            if key not in DECODE[method]:
-                yield f"{where}: unknown option {nearest(str(key), DECODE[method])}"
-            elif reason := _bad_decode_value(key, value):
-                yield f"{where}: {key} must be {reason}, not {value!r}"
+        yield from parsed(DECODE[method], options or {}, f"{where}: ")[1]
         transducer = espnet.get("decoder") == "transducer"
         if method in TRANSDUCER and not transducer:
             yield f"{where} needs decoder: transducer"
             continue
-        if method == "ctc_att_beam" and transducer:
+        if method == CTC_BEAM and transducer:
             yield f"{where} is not for decoder: transducer; use transducer_beam"
             continue
         if method in _ATTENTION and espnet.get("decoder") != "whisper":
             yield f"{where} needs decoder: whisper"
             continue
         weight = (options or {}).get("ctc_weight", 1.0)
-        needs_ctc = method == "ctc_greedy" or (method == "ctc_att_beam" and weight != 0)
+        needs_ctc = method == CTC_GREEDY or (method == CTC_BEAM and weight != 0)
         if needs_ctc and ctc_weight(espnet) == 0:
             yield f"{where} needs CTC, but model_conf: ctc_weight is 0"
 
@@ -223,20 +216,6 @@ def _sample_problems(espnet: Mapping[str, Any]) -> Iterator[str]:
     elif espnet.get("frontend") == "raw" and espnet.get("normalize", "") not in UNSET:
         # Its default, utterance_mvn, also needs memory by the square of the samples.
         yield "frontend: raw needs normalize: null"
-
-
-def _bad_decode_value(key: str, value: Any) -> str | None:
-    if key in ("beam_size", "batch_size"):
-        return None if is_int(value) and value >= 1 else "a whole number of at least 1"
-    if not is_number(value):
-        return "a number"
-    if key == "tokens_per_second" and value <= 0:
-        return "above 0"
-    if key == "ctc_weight" and not 0 <= value <= 1:
-        return "between 0 and 1"
-    if key == "minlenratio" and value < 0:
-        return "at least 0"
-    return None
 
 
 def section(espnet: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
 from espnet_ext.config.includes import merge, put, resolve_includes
 from espnet_ext.errors import UserError, check_name
-from espnet_ext.validation import STRICT, problems
+from espnet_ext.validation import STRICT, parsed
 from espnet_ext.yaml_files import parse_yaml
 
 # Frontends whose features stage 2 can write into arks.
@@ -144,23 +144,12 @@ class Recipe:
             The section, with defaults in the place of values that do not fit, and one line for
             each of these.
         """
-        recipe, wrong = _parsed(cls, section, "recipe: ")
-        _, more = _parsed(MimicTraining, recipe.mimic or {}, "recipe: mimic: ")
+        recipe, wrong = parsed(cls, section, "recipe: ")
+        _, more = parsed(MimicTraining, recipe.mimic or {}, "recipe: mimic: ")
         return recipe, wrong + more
 
 
 _DEFAULTS = Recipe()
-
-
-def _parsed(model: type, section: Section, where: str) -> tuple[Any, list[str]]:
-    words = {key: value for key, value in section.items() if isinstance(key, str)}
-    wrong = [f"{where}keys are words, not {key!r}" for key in section if key not in words]
-    try:
-        return model(**words), wrong
-    except ValidationError as error:
-        found = list(problems(model, error))
-        right = {key: v for key, v in words.items() if key not in {p[0] for p, _ in found}}
-        return model(**right), wrong + [f"{where}{line}" for _, line in found]
 
 
 @dataclass(frozen=True)

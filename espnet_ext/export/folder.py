@@ -12,7 +12,7 @@ import numpy as np
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.loading import decoder_of
-from espnet_ext.config.recipe_errors import TRANSDUCER
+from espnet_ext.config.decoding import TRANSDUCER
 from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx, run_search
 from espnet_ext.export.contract import Contract, attends, contract_of, is_transducer

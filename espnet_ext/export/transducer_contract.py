@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from espnet_ext.config.recipe_errors import TRANSDUCER
+from espnet_ext.config.decoding import TRANSDUCER
 from espnet_ext.data.features import NEMO, SUBSAMPLING
 from espnet_ext.export import run_onnx, transducer
 from espnet_ext.export.compare import relative_difference

@@ -9,6 +9,7 @@ from espnet2.legacy.nets.scorer_interface import BatchScorerInterface
 from torch import Tensor
 from torch.nn import functional as F
 
+from espnet_ext.config.decoding import TOKENS_PER_SECOND
 from espnet_ext.data.tokenizer import HUB, is_unused
 from espnet_ext.encoders.pretrained.transformers_stack import quiet, random_model, read_model
 from espnet_ext.errors import UserError, nearest
@@ -23,7 +24,6 @@ _NO_TIMES = "<|notimestamps|>"
 TASKS = ("transcribe", "translate")
 DETECT = "detect"  # the language that the model itself hears in each utterance
 FRAMES = 50  # of the encoder, a second
-TOKENS_PER_SECOND = 6.0  # at most, in a text; people say 3 to 4
 MORE_TOKENS = 8  # that an utterance may have in addition
 # Keys of transformers' config that decide the decoder.
 _KEYS = (

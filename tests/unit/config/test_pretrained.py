@@ -44,9 +44,9 @@ def test_a_whole_model_has_no_problem():
             "token_type: hugging_face needs a pretrained model: give decoder_conf: path",
         ),
         (config(decoder="transformer"), "attention_greedy needs decoder: whisper"),
-        (config({"attention_greedy": {"tokens_per_second": 0}}), "must be above 0, not 0"),
+        (config({"attention_greedy": {"tokens_per_second": 0}}), "must be a number above 0, not 0"),
         (config({"attention_greedy": {"batch_size": 0}}), "whole number of at least 1, not 0"),
-        (config({"attention_greedy": {"beam_size": 2}}), "unknown option 'beam_size'"),
+        (config({"attention_greedy": {"beam_size": 2}}), "unknown key 'beam_size'"),
         (config({"ctc_att_beam": {"ctc_weight": 0.3}}), "needs CTC, but model_conf: ctc_weight"),
     ],
 )
