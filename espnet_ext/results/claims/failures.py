@@ -28,15 +28,15 @@ def failures_of_run(results: Results, run: str, than: str, score: Score) -> list
     Args:
         results: committed results.
         run: its name, <recipe>/<run>.
-        than: name of the other, without the recipe; where it is not published, its scores are
-            those of the comparison.
+        than: name of the other, without the recipe; its scores are those of the comparison, or
+            the published ones where there was none.
         score: of the run; those of the other are on the same set.
     """
     other = results.runs.get(f"{run.partition('/')[0]}/{than.replace('/', '_')}")
     after = _values(score.metrics)
     published = [_values(s.metrics) for s in (other.scores if other else ()) if s.set == score.set]
     compared = {c.metric: after[c.metric] - c.difference for c in score.comparisons}
-    scores = [(run, after), *((than, values) for values in published or [compared])]
+    scores = [(run, after), *((than, values) for values in ([compared] if compared else published))]
     found = (_no_text(name, values) for name, values in scores)
     return [line for line in found if line is not None]
 

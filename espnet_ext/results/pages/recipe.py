@@ -3,10 +3,21 @@
 from espnet_ext.results.metrics import METRICS
 from espnet_ext.results.pages.families import family_section, find_families, without_families
 from espnet_ext.results.pages.grids import grid_section
-from espnet_ext.results.pages.scores import block, comparison_lines, scores_table, sizes_table
+from espnet_ext.results.pages.scores import (
+    block,
+    comparison_lines,
+    other_trainings,
+    scores_table,
+    sizes_table,
+)
 from espnet_ext.results.pages.stacks import stack_section
 from espnet_ext.results.pages.text import markdown
 from espnet_ext.results.store import Results
+
+_OTHERS = [
+    "The same config, trained or decoded at another time. The differences are those to that "
+    "training."
+]
 
 
 def recipe_page(name: str, results: Results) -> str:
@@ -26,6 +37,8 @@ def recipe_page(name: str, results: Results) -> str:
     if families:
         sections.append(["## Families of nested systems"])
     sections += [family_section(family) for family in families]
+    if others := other_trainings(runs):
+        sections.append(["## Compared with another training", "", *_OTHERS, "", *others])
     if results.grids:
         sections.append(["## Grids of trainings"])
     sections += [grid_section(grid) for grid in results.grids.values()]

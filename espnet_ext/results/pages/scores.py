@@ -25,6 +25,9 @@ from espnet_ext.results.schema import (
     Score,
     TranslationScore,
 )
+from espnet_ext.results.store import baseline_of
+
+_SAME = 1e-6  # scores that differ by less are of one training
 
 
 def value(score: Score, metric: str, by_speaker: bool = True) -> str:
@@ -152,6 +155,33 @@ def comparison_lines(results: Sequence[Result]) -> list[str]:
         if score.comparisons
     ]
     return lines or ["No run here names a baseline."]
+
+
+def other_trainings(results: Sequence[Result]) -> list[str]:
+    """A bullet for each score whose baseline was another training than the published one."""
+    lines = []
+    for result in results:
+        baseline = baseline_of(result, results)
+        for score in result.scores:
+            found = score.compared(score.main_metric)
+            published = None if baseline is None else _same_score(baseline, score)
+            if found is None or published is None:
+                continue
+            had = score.metrics[found.metric].value - found.difference
+            has = published.metrics[found.metric].value
+            if abs(had - has) > _SAME:
+                by = f" by {published.method}" if published.method != score.method else ""
+                lines.append(
+                    f"- {result.name}, {score.set}: {found.baseline} had {found.kind.name} "
+                    f"{found.kind.number(had)}; the published one has {found.kind.number(has)}{by}."
+                )
+    return lines
+
+
+def _same_score(baseline: Result, score: Score) -> Score | None:
+    """The score of a baseline on the same set, by the same method if it has that."""
+    on_set = [one for one in baseline.scores if one.set == score.set]
+    return min(on_set, key=lambda one: one.method != score.method, default=None)
 
 
 # --- one run against its baseline, as stage 8 prints it

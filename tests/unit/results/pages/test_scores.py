@@ -3,7 +3,12 @@
 import copy
 
 from espnet_ext.experiment import Experiment
-from espnet_ext.results.pages.scores import run_table, scores_table, sizes_table
+from espnet_ext.results.pages.scores import (
+    other_trainings,
+    run_table,
+    scores_table,
+    sizes_table,
+)
 from espnet_ext.results.pages.text import (
     TERMINAL,
     markdown,
@@ -39,6 +44,18 @@ def test_rows_of_the_tables(result):
     ):
         rows = scores_table([read(result)], published)[1]
         assert rows[0][header.index("difference")] == text
+
+
+def test_a_baseline_of_another_training_than_the_published_one_is_named(result):
+    other = copy.deepcopy(result) | {"tag": "base_xs"}
+    for score in other["scores"]:
+        score["metrics"]["wer"]["value"] = 0.43  # what the run was compared with: 40 + 3
+        score["comparisons"] = []
+    assert other_trainings([read(result), read(other)]) == []
+    assert other_trainings([read(result)]) == []
+    other["scores"][1]["metrics"]["wer"]["value"] = 0.45
+    (line,) = other_trainings([read(result), read(other)])
+    assert line == "- hrf_xs, unseen: base_xs had WER 43.0; the published one has 45.0."
 
 
 def test_the_table_of_a_run_has_its_baseline_and_fits_a_terminal(result, capsys):
