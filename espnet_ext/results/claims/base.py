@@ -76,6 +76,10 @@ class Evidence(Strict):
     untuned: bool = False
     missing: Text | None = None
 
+    def doubt_of_all(self, results: Results) -> str:
+        """Why these systems are no evidence, whatever differs between them; empty if they are."""
+        return ""
+
     @property
     def kind(self) -> str:
         """grid, run, time, similarity or pruning."""

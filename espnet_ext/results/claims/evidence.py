@@ -1,6 +1,7 @@
 """Evidence of a claim: committed results that it names, and what they say about two systems."""
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -49,7 +50,39 @@ def find_row(evidence: Evidence, results: Results, system: str) -> GridSystem:
     return found
 
 
-class GridPair(OfGrid):
+class OfSystems(Evidence):
+    """Several systems of a grid of classifiers.
+
+    ``trivial`` names a system of a grid, on the same units: one of these must be better than that.
+    """
+
+    grid: Text
+    trivial: OfGrid | None = None
+
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """The systems."""
+
+    def doubt_of_all(self, results: Results) -> str:
+        if self.trivial is None:
+            return ""
+        least = find_row(self.trivial, results, self.trivial.system)
+        title = f"{self.trivial.system} of {self.trivial.grid}"
+        for name in self.names():
+            row = find_row(self, results, name)
+            if units(row) != units(least):
+                raise UserError(f"{title} was scored on other units than {name}")
+            if compare_units(title, in_order(row), in_order(least)).direction > 0:
+                return ""
+        return f"; none is better than {title} ({least.scores['weighted_f1'].value:.3f})"
+
+
+def units(row: GridSystem) -> set[str]:
+    """What the scores of a classifier are over."""
+    return set(row.scores["weighted_f1"].by_unit or ())
+
+
+class GridPair(OfGrid, OfSystems):
     """A system of a grid against another.
 
     ``light`` names a third: where the other is no better than that, being near it says nothing.
@@ -59,6 +92,9 @@ class GridPair(OfGrid):
     metric: Text | None = None
     light: Text | None = None
     effect: Effects | None = None
+
+    def names(self) -> Sequence[str]:
+        return self.system, self.than
 
     def failures(self, results: Results) -> list[str]:
         return failures_of_rows(self.record(results), self.system, self.than, self.light)
@@ -99,11 +135,14 @@ class GridPair(OfGrid):
         return Compared(of, of - pair.difference, pair, unit).at_share(share)
 
 
-class GridBest(OfGrid):
+class GridBest(OfGrid, OfSystems):
     """A system of a grid among others."""
 
     among: Items[Text]
     metric: Text | None = None
+
+    def names(self) -> Sequence[str]:
+        return self.system, *self.among
 
     def failures(self, results: Results) -> list[str]:
         return failures_of_rows(self.record(results), self.system, *self.among)
@@ -123,11 +162,13 @@ class Trend:
     interval: tuple[float, float] | None
 
 
-class GridCurve(Evidence):
+class GridCurve(OfSystems):
     """Systems of a grid in order."""
 
-    grid: Text
     systems: Items[Text]
+
+    def names(self) -> Sequence[str]:
+        return self.systems
 
     def failures(self, results: Results) -> list[str]:
         return failures_of_rows(self.record(results), *self.systems)

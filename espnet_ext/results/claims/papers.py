@@ -26,7 +26,15 @@ from pathlib import Path
 from espnet_ext.errors import UserError
 from espnet_ext.results.claims.base import Evidence
 from espnet_ext.results.claims.rules import Claim
-from espnet_ext.results.claims.verdicts import FAILED, UNTUNED, BaseClaim, Finding, not_measured
+from espnet_ext.results.claims.verdicts import (
+    FAILED,
+    INCONCLUSIVE,
+    UNTUNED,
+    WORSE,
+    BaseClaim,
+    Finding,
+    not_measured,
+)
 from espnet_ext.results.schema import NOT_MEASURED
 from espnet_ext.results.store import Results
 from espnet_ext.validation import Items, Strict, Text, parse
@@ -106,4 +114,6 @@ def judge(claim: BaseClaim, item: Evidence, results: Results) -> Finding:
         text, verdict = "; ".join(failures), FAILED
     else:
         text, verdict = claim.judge(item, results)
+        if claim.of_training and (doubt := item.doubt_of_all(results)):
+            text, verdict = text + doubt, INCONCLUSIVE + WORSE * verdict.endswith(WORSE)
     return text + UNTUNED * (item.untuned and verdict != NOT_MEASURED), verdict

@@ -34,7 +34,7 @@ class Scored(BaseClaim):
         interval: tuple[float, float] | None,
         otherwise: float | None = None,
     ) -> str:
-        """Return a note where data are too few for the published effect, or for ``otherwise``."""
+        """Return a note where data are few for the published effect, or else ``otherwise``."""
         effects = getattr(item, "effect", None) or self.effect or {}
         return too_few(interval, effects.get(metric, otherwise), metric)
 
@@ -70,7 +70,8 @@ class Within(Bounds, Scored):
     def judge(self, item: Any, results: Results) -> Finding:
         found: Compared = item.compared(results)
         pair, interval = found.comparison, found.comparison.gain_interval
-        text = found.text() + self.power(item, pair.metric, interval)
+        margins = [abs(end) for end in (self.low, self.high) if end is not None]
+        text = found.text() + self.power(item, pair.metric, interval, min(margins, default=None))
         light = getattr(item, "light", None)
         if light is not None:
             larger = item.model_copy(update={"system": item.than, "than": light, "light": None})

@@ -57,14 +57,14 @@ def not_measured(missing: str) -> Finding:
 
 
 def too_few(interval: tuple[float, float] | None, effect: float | None, metric: str) -> str:
-    """Return a note where data are too few to find an effect of this size, of a metric.
+    """Return a note where an interval is wider than the effect in question, of a metric.
 
-    That is where half the interval is larger: a difference of that size could not be detected.
+    Data that leave so much open are too few for it.
     """
-    if interval is None or effect is None or interval[1] - interval[0] <= 2 * effect:
+    if interval is None or effect is None or interval[1] - interval[0] <= effect:
         return ""
     scale = METRICS[metric].scale
-    return f"; too few data for the published effect ({scale * effect:.3g})"
+    return f"; interval wider than the effect in question ({scale * effect:.3g})"
 
 
 def note_worse(text: str, verdict: str, found: Comparison) -> Finding:

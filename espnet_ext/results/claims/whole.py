@@ -10,7 +10,7 @@ from pydantic import Discriminator, Tag
 
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.results.claims.base import Evidence
-from espnet_ext.results.claims.evidence import GridPair, OfGrid, RunPair, find_row, one_of
+from espnet_ext.results.claims.evidence import GridPair, OfGrid, RunPair, find_row, one_of, units
 from espnet_ext.results.grids import GridSystem, compare_units, in_order
 from espnet_ext.results.metrics import METRICS
 from espnet_ext.results.stacks import Order, Pruning
@@ -48,7 +48,10 @@ def _doubt(whole: str, score: float, other: str, value: float) -> str:
 class WholePair(GridPair):
     """What is left of a stack against the whole of it."""
 
-    trivial: Trivial | None = None
+    trivial: Trivial | None = None  # type: ignore[assignment]
+
+    def doubt_of_all(self, results: Results) -> str:
+        return ""  # the whole alone must beat the trivial system
 
     def doubt(self, results: Results) -> str:
         """Why being near the whole says nothing; empty if it beats the trivial system.
@@ -70,7 +73,7 @@ class WholePair(GridPair):
             return "" if better else _doubt(self.than, whole.value, "trivial", self.trivial)
         other = _trivial_row(self.trivial, results)
         found, name = other.scores["weighted_f1"], f"{other.system} of {self.trivial.grid}"
-        if set(whole.by_unit or ()) != set(found.by_unit or ()):
+        if units(row) != units(other):
             raise UserError(f"{name} was scored on other units than {self.than}")
         pair = compare_units(name, in_order(row), in_order(other))
         return "" if pair.direction > 0 else _doubt(self.than, whole.value, name, found.value)

@@ -27,7 +27,7 @@ from tests.fixtures.a_claim import (
 
 RESULTS = Path(__file__).parents[4] / "results"
 RUN = {"run": "d_asr1/hrf_xs", "than": "base_xs", "metric": "wer"}
-TOO_FEW = "; too few data for the published effect"
+TOO_FEW = "; interval wider than the effect in question"
 
 
 # --- trainings that failed
@@ -146,9 +146,9 @@ def test_each_rule_says_where_data_are_too_few_for_the_published_effect(
     assert TOO_FEW not in verdict(tmp_path, rule, item, results, **options)[0]
 
 
-def test_the_bound_of_the_power_note_is_half_the_interval(tmp_path):
+def test_the_bound_of_the_power_note_is_the_interval(tmp_path):
     pair = text_grid(wer=(0.0, -0.01, 0.01, 0.9), cer=(0.0, -0.01, 0.01, 0.9))
-    for effect, few in ((0.0099, True), (0.01, False)):
+    for effect, few in ((0.0199, True), (0.02, False)):
         options = {"effect": {"wer": effect}}
         assert (TOO_FEW in verdict(tmp_path, "better", PAIR, of(pair), **options)[0]) == few
         # The evidence's own effect goes before that of the claim; none of it is of CER.
@@ -159,8 +159,11 @@ def test_the_bound_of_the_power_note_is_half_the_interval(tmp_path):
         assert TOO_FEW not in verdict(tmp_path, "better", cer, of(pair))[0]
 
 
-def test_a_claimed_gain_is_an_effect_and_so_is_what_may_be_lost(tmp_path):
+def test_a_claimed_gain_is_an_effect_and_so_are_a_margin_and_what_may_be_lost(tmp_path):
     results = of(grid(a=0.5, b=0.5))
+    for low, high in ((-0.001, None), (-0.2, 0.001), (None, 0.001)):  # the nearer end of a range
+        ends = {name: end for name, end in (("low", low), ("high", high)) if end is not None}
+        assert f"{TOO_FEW} (0.001)" in verdict(tmp_path, "within", PAIR, results, **ends)[0]
     assert TOO_FEW in verdict(tmp_path, "better", PAIR, results, gain=0.001)[0]
     assert TOO_FEW not in verdict(tmp_path, "better", PAIR, results, gain=0.02)[0]
     assert verdict(tmp_path, "kept", PAIR, results, low=0.999)[0].endswith(f"{TOO_FEW} (0.0005)")
@@ -239,6 +242,35 @@ def test_a_run_without_its_baseline_says_what_is_missing(tmp_path):
     assert verdict(tmp_path, "better", item, of(runs=[run()]))[1] == HOLDS
 
 
+# --- systems none of which is better than a trivial one
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "item"),
+    [
+        ("better", {}, PAIR),
+        ("within", {"low": -0.2}, PAIR),
+        ("best", {}, {"grid": "d_t/g", "system": "a", "among": ["b"]}),
+        ("trend", {}, {"grid": "d_t/g", "systems": ["b", "a"]}),
+    ],
+)
+def test_systems_that_all_lose_to_a_trivial_one_are_no_evidence(tmp_path, rule, options, item):
+    trivial = {"grid": "d_t/g", "system": "regression"}
+    for value, expected in ((0.3, HOLDS), (0.9, INCONCLUSIVE)):
+        results = of(grid(a=0.6, b=0.5, regression=value))
+        text, said = verdict(tmp_path, rule, {**item, "trivial": trivial}, results, **options)
+        assert said == expected
+        doubt = f"; none is better than regression of d_t/g ({value:.3f})"
+        assert text.endswith(doubt) == (expected == INCONCLUSIVE)
+
+
+def test_a_system_that_is_worse_stays_worse_where_none_is_evidence(tmp_path):
+    trivial = {"grid": "d_t/g", "system": "regression"}
+    results = of(grid(a=0.4, b=0.5, regression=0.9))
+    text, said = verdict(tmp_path, "better", {**PAIR, "trivial": trivial}, results)
+    assert said == INCONCLUSIVE + WORSE and "; significantly worse" in text
+
+
 # --- a whole that is no better than a trivial system
 
 
@@ -283,7 +315,7 @@ def test_a_trivial_system_is_of_the_same_units(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             verdict(tmp_path, "kept", {**PAIR, "trivial": trivial}, results, low=0.95)
-    with pytest.raises(UserError, match="unknown key 'trivial'"):
+    with pytest.raises(UserError, match="trivial must be keys and values, not 0.3"):
         verdict(tmp_path, "better", {**PAIR, "trivial": 0.3}, results)
     texts = of(text_grid(wer=(0.0, -0.01, 0.01, 0.9)))
     with pytest.raises(UserError, match="trivial is of classifiers"):
