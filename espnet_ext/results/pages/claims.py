@@ -101,8 +101,9 @@ def _how_judged(judged: Sequence[Judged]) -> list[str]:
     )
     notes = (
         "After a verdict, *(worse)* says that the system is significantly worse than the other. "
-        "*Too few data for the published effect*: the interval is wider than twice what was "
-        "published, so an effect of that size could be missed. *Untuned*: a system has the "
+        "*Interval wider than the effect in question*: than what was published, or the margin of "
+        "the rule, so the data may be too few for it. *None is better than*: the systems lose to a "
+        "trivial one, so what differs between them says little. *Untuned*: a system has the "
         "learning rate that was chosen for another, so what it loses may be due to that."
     )
     lines = [paragraph(text), "", paragraph(notes), ""]

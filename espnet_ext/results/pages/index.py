@@ -1,7 +1,7 @@
 """RESULTS.md, the table of README.md, and the pages in results/: functions of the results alone."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from espnet_ext.results.benchmarks import Benchmark
@@ -83,10 +83,18 @@ def _index(
     lines += claims_section(papers, judged, folder)
     if results.benchmarks:
         page = f"{folder}/{BENCHMARKS}/README.md"
-        titles = [title_of(name, found) for name, found in results.benchmarks.items()]
-        lines += ["", "## Benchmarks", ""]
-        lines += [f"- [{title}]({page}#{anchor(title)})" for title in titles]
+        lines += ["", "## Benchmarks", "", *_benchmark_links(results.benchmarks, page)]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _benchmark_links(benchmarks: Mapping[str, Benchmark], page: str) -> Iterator[str]:
+    """A bullet for each program, with a link to the first of its records and their number."""
+    titles: dict[str, list[str]] = {}
+    for name, record in benchmarks.items():
+        titles.setdefault(record.title, []).append(title_of(name, record))
+    for program, found in titles.items():
+        several = f", {len(found)} records" if len(found) > 1 else ""
+        yield f"- [{program}]({page}#{anchor(found[0])}){several}"
 
 
 def title_of(name: str, record: Benchmark) -> str:

@@ -315,7 +315,7 @@ def test_a_trivial_system_is_of_the_same_units(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             verdict(tmp_path, "kept", {**PAIR, "trivial": trivial}, results, low=0.95)
-    with pytest.raises(UserError, match="trivial must be keys and values, not 0.3"):
+    with pytest.raises(UserError, match=r"trivial must be keys and values, not 0\.3"):
         verdict(tmp_path, "better", {**PAIR, "trivial": 0.3}, results)
     texts = of(text_grid(wer=(0.0, -0.01, 0.01, 0.9)))
     with pytest.raises(UserError, match="trivial is of classifiers"):
