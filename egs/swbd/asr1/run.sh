@@ -3,15 +3,15 @@
 # shellcheck source=utils/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
 
-config=conf/train_conformer_paper.yaml    # FILE, training config, one of conf/train_*.yaml
-variant=                                  # variant of the model; empty: what the config says
-test_sets="eval2000_swbd eval2000_callhm" # sets to decode and score; also rt02 rt03_swbd rt03_fsh
-corpus=                                   # DIR, LDC97S62: the audio of training
-transcripts=                              # DIR, swb_ms98_transcriptions; empty: in the corpus
-eval2000=                                 # DIR, LDC2002S09, the folder hub5e_00
-eval2000_text=                            # DIR, LDC2002T43
-rt02=                                     # DIR, LDC2004S11
-rt03=                                     # DIR, LDC2007S10
+config=conf/train_nested_whisper_base_m.yaml # FILE, training config, one of conf/train_*.yaml
+variant=                                     # variant of the model; empty: what the config says
+test_sets="eval2000_swbd eval2000_callhm"    # sets to decode and score; also rt02 rt03_swbd rt03_fsh
+corpus=                                      # DIR, LDC97S62: the audio of training
+transcripts=                                 # DIR, swb_ms98_transcriptions; empty: in the corpus
+eval2000=                                    # DIR, LDC2002S09, the folder hub5e_00
+eval2000_text=                               # DIR, LDC2002T43
+rt02=                                        # DIR, LDC2004S11
+rt03=                                        # DIR, LDC2007S10
 parse_options "$@"
 
 stage 1 "Prepare data" \
