@@ -1,5 +1,6 @@
 """Checks of a training config: its keys and values, then by building its model."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,9 @@ from espnet_ext.config.recipe_errors import recipe_problems, section
 from espnet_ext.config.training import UNTRAINED, Config, readable_config
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
+from espnet_ext.methods.chains import part_of, parts_with_chains
 from espnet_ext.methods.deploy import deploy, parameter_count, variants
+from espnet_ext.methods.nested_layers import NestedWeight
 from espnet_ext.methods.registry import METHODS
 
 # Above this ratio of parameters in training to deployed ones, `check` warns.
@@ -64,7 +67,7 @@ def examine(experiment: Experiment, wrong: Sequence[str] = ()) -> Examined:
         return Examined([str(error).removeprefix(f"{config.path}: ")], warnings)
     problems += _optimizer_problems(config.espnet)
     known = variants(model)
-    warnings += _size_warnings(model)
+    warnings += [*_size_warnings(model), *_group_warnings(model)]
     offered = (*known, *rounded_afterwards(model))
     for name in (experiment.recipe.variant, *(experiment.recipe.variants or ())):
         if name not in (*offered, UNTRAINED):
@@ -79,6 +82,22 @@ def _size_warnings(model: nn.Module) -> list[str]:
         return []
     return [
         f"{trained:,} parameters in training for {plain:,} deployed; a lower ratio trains faster"
+    ]
+
+
+def _group_warnings(model: nn.Module) -> list[str]:
+    """Matrices whose rows are no multiple of a family's group."""
+    found: Counter[tuple[int, int]] = Counter()
+    for _, layer, chain in parts_with_chains(model, "weight"):
+        part = part_of(chain, NestedWeight)
+        if part is None or not isinstance(layer, nn.Linear) or not isinstance(part[1].per, int):
+            continue
+        if layer.in_features % part[1].per:
+            found[part[1].per, layer.in_features] += 1
+    return [
+        f"nested: group: {group} does not divide the {inputs} inputs of {count} matrices, which "
+        "get a scale for each channel"
+        for (group, inputs), count in found.items()
     ]
 
 

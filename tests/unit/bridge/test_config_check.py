@@ -339,3 +339,15 @@ def test_options_of_a_family_are_checked_and_where_they_belong(examine):
     for options, words in (({"bits": [5]}, "bits must be"), ({"depth": [2]}, "depths")):
         found = examine(encoder="nested_conformer", encoder_conf={"nested": options}).problems
         assert any(words in problem for problem in found if "nested" in problem)
+
+
+def test_matrices_that_a_group_does_not_divide_are_named(examine):
+    # 16 inputs of attention and 32 of the second feed-forward layer; a group of 32 divides the latter.
+    nested = {"bits": [32, 4], "per": "group", "group": 32}
+    over = {"encoder": "nested_conformer", "encoder_conf": {"hrf": None, "nested": nested}}
+    found = examine(**over)
+    assert found.problems == []
+    (warning,) = (line for line in found.warnings if "group" in line)
+    assert "group: 32 does not divide the 16 inputs of" in warning
+    nested["group"] = 16
+    assert not [line for line in examine(**over).warnings if "group" in line]
