@@ -94,5 +94,5 @@ def _refuse_other_task(grid: Grid, path: str) -> None:
     is_cls = load_config(grid.systems[0].config).recipe.task == "cls"
     if is_cls and any(system.than or system.seeds for system in grid.systems):
         raise UserError(f"{path}: than and seeds of a system are for recognisers and translators")
-    if not is_cls and (grid.split or grid.known or grid.unit != "fold"):
-        raise UserError(f"{path}: split, unit and known are for classifiers; leave them out")
+    if not is_cls and (grid.split or grid.unit != "fold"):
+        raise UserError(f"{path}: split and unit are for classifiers; leave them out")

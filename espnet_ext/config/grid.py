@@ -8,7 +8,6 @@
     unit: fold                    # what is scored and compared in pairs; speaker: the decisions
                                   # about each speaker, where folds are too few for a test
     baseline: light               # the system that the others are compared with
-    known: {commonest class: 0.067}   # known scores, shown with ours
     systems:
       light: {config: train_conformer_s.yaml}
       hrf:
@@ -45,7 +44,6 @@ from espnet_ext.validation import Strict, parse
 from espnet_ext.yaml_files import read_mapping
 
 Seeds = Annotated[list[int], Field(min_length=1, description="a list of whole numbers, not empty")]
-Share = Annotated[float, Field(ge=0, le=1)]
 _NAME = "the name of a system; quote one that is a number"
 Values = Annotated[list[Any], Field(min_length=1)]
 
@@ -72,9 +70,6 @@ class _GridFile(Strict):
     part: str = "test"
     unit: Literal["fold", "speaker"] = "fold"
     baseline: Annotated[str | None, Field(description=_NAME)] = None
-    known: Annotated[
-        dict[str, Share] | None, Field(description="names, each with a score from 0 to 1")
-    ] = None
     systems: Annotated[
         dict[str, _SystemEntry], Field(min_length=1, description="names, each with a config")
     ]
@@ -150,7 +145,6 @@ class Grid:
     baseline: str | None
     systems: tuple[System, ...]
     sets: str = ""  # what the names of the fixed sets begin with
-    known: Mapping[str, float] = field(default_factory=dict)  # what others scored on this split
     unit: str = "fold"
 
     def cells(self, folds: list[str]) -> list[Cell]:
@@ -199,7 +193,6 @@ def read_grid(path: Path) -> Grid:
         baseline=found.baseline,
         systems=tuple(systems),
         sets=found.sets,
-        known=found.known or {},
     )
 
 

@@ -73,7 +73,7 @@ class Grid(Record):
     seeds: Items[Count]
     metrics: Items[MetricKey]
     baseline: Text | None  # the system that all are compared with
-    known: dict[str, Number] | None  # what others reached, from the grid's file
+    known: dict[str, Number] | None = None  # of older grids: scores from elsewhere
     words: Count | None
     target: Text | None  # language of translations
     signatures: dict[str, str] | None  # by metric: sacreBLEU's, or the normalisation of texts
@@ -114,7 +114,6 @@ def summary(
         "part": grid.part,
         "seeds": list(grid.seeds),
         "baseline": grid.baseline,
-        "known": dict(grid.known) or None,
         **dict.fromkeys(("words", "target", "signatures", "classes", "decisions", "majority")),
         **kind,
     }

@@ -128,7 +128,7 @@ def notes(record: Grid) -> list[str]:
         f"{record.split or 'the fixed split'}: {record.folds} folds, seeds {seeds}, "
         f"{record.decisions} decisions a seed on {record.part}; always naming the commonest "
         f"class scores {record.majority:.3f} pooled.",
-        *([f"known scores: {known}."] if known else []),
+        *([f"Known from elsewhere: {known}."] if known else []),
         f"Intervals are Student's, over the {record.units} {record.unit}s. The test is a "
         f"paired permutation test over {record.unit}s, seeds averaged; folds share training "
         "data, so a p just below 0.05 is weak evidence.",

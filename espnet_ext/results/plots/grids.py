@@ -114,13 +114,13 @@ def _bar(row: GridSystem, metric: str) -> tuple[float, float, float]:
 
 
 def _lines(record: Grid, draw: Any) -> dict[str, Any]:
-    """Draw a line for the baseline, for always the commonest class, and for known scores.
+    """Draw a line for the baseline, and for always the commonest class.
 
     Returns:
         the lines in the order of their scores, by name.
     """
     metric = METRICS[record.metrics[0]]
-    scores = dict(record.known or {})
+    scores = {}
     if record.majority is not None:
         scores["always the commonest class"] = record.majority
     base = record.row(record.baseline or "")

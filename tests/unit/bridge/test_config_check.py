@@ -342,7 +342,7 @@ def test_options_of_a_family_are_checked_and_where_they_belong(examine):
 
 
 def test_matrices_that_a_group_does_not_divide_are_named(examine):
-    # 16 inputs of attention and 32 of the second feed-forward layer; a group of 32 divides the latter.
+    # 16 inputs of attention, and 32 of the second feed-forward layer, which a group of 32 divides.
     nested = {"bits": [32, 4], "per": "group", "group": 32}
     over = {"encoder": "nested_conformer", "encoder_conf": {"hrf": None, "nested": nested}}
     found = examine(**over)

@@ -118,8 +118,6 @@ def test_the_config_of_a_cell_states_its_difference(tmp_path):
         ({"seeds": [1, 1]}, "a seed occurs twice"),
         ({"part": "train"}, "part must be test or dev"),
         ({"baseline": "lite"}, "did you mean 'light'"),
-        ({"known": {"log-mel": 33.4}}, "score from 0 to 1"),
-        ({"known": ["log-mel"]}, "score from 0 to 1"),
         ({"systems": {}}, "systems must be names"),
         ({"systems": {"a": {"vary": {}}}}, "missing key systems.a.config"),
         ({"systems": {"a": {"config": "no.yaml"}}}, "no config"),
@@ -343,9 +341,8 @@ def test_a_chain_that_makes_no_sense_is_one_line(tmp_path, system, message):
     ("task", "change", "words"),
     [
         ("cls", {}, "than and seeds of a system are for recognisers"),
-        ("asr", {"split": "voice"}, "split, unit and known are for classifiers"),
-        ("asr", {"unit": "speaker"}, "split, unit and known are for classifiers"),
-        ("asr", {"known": {"chance": 0.1}}, "split, unit and known are for classifiers"),
+        ("asr", {"split": "voice"}, "split and unit are for classifiers"),
+        ("asr", {"unit": "speaker"}, "split and unit are for classifiers"),
     ],
 )
 def test_keys_of_another_task_are_refused(tmp_path, task, change, words):

@@ -62,7 +62,6 @@ WHOLE = """split: voice
 seeds: [1, 2]
 part: test
 baseline: light
-known: {commonest: 0.1}
 systems:
   light: {config: train_x.yaml}
   hrf: {config: train_x.yaml, vary: {encoder_conf.hrf.ratio: [2, 4]}, after: light, than: [light]}

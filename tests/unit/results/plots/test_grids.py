@@ -12,7 +12,7 @@ RESULTS = Path(__file__).resolve().parents[4] / "results"
 
 @pytest.fixture(scope="module")
 def grid():
-    """A committed grid whose best system is not its baseline, with a sweep and known scores."""
+    """A committed grid whose best system is not its baseline, with a sweep."""
     return read_results(RESULTS).grids["hedgewars_ser1/speechformer"]
 
 
