@@ -1,9 +1,8 @@
 """Checks of a training config: its keys and values, then by building its model."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from espnet_ext.bridge.signatures import cached_signatures
 from espnet_ext.bridge.variants import rounded_afterwards
 from espnet_ext.config.no_effect import no_effect_warnings
 from espnet_ext.config.recipe_errors import recipe_problems, section
-from espnet_ext.config.training import UNTRAINED, Config, readable_config
+from espnet_ext.config.training import UNTRAINED, Config
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.experiment import Experiment
 from espnet_ext.methods.chains import part_of, parts_with_chains
@@ -49,15 +48,10 @@ class Examined:
         return 0 if self.model is None else parameter_count([self.model])
 
 
-def examine(experiment: Experiment, wrong: Sequence[str] = ()) -> Examined:
-    """Check every key and value; if all are right, build the model too.
-
-    Args:
-        experiment: the config and its recipe.
-        wrong: problems that are known by now.
-    """
+def examine(experiment: Experiment) -> Examined:
+    """Check every key and value of a config; if all are right, build the model too."""
     config = experiment.config
-    problems = [*wrong, *key_problems(config)]
+    problems = key_problems(config)
     warnings = no_effect_warnings(config, cached_signatures().method_of(config))
     if problems:
         return Examined(problems, warnings)
@@ -99,12 +93,6 @@ def _group_warnings(model: nn.Module) -> list[str]:
         "get a scale for each channel"
         for (group, inputs), count in found.items()
     ]
-
-
-def examine_file(path: Path) -> Examined:
-    """Read a config and examine it; a file that cannot be read is a problem too."""
-    config, wrong = readable_config(path)
-    return Examined(wrong) if config is None else examine(Experiment.of(config), wrong)
 
 
 def refuse_problems(config: Config) -> None:

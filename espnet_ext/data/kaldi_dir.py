@@ -19,7 +19,6 @@ from espnet_ext.files import atomic_path, read_utf8
 
 WHOLE = "all"  # the set of a whole corpus, of which others are parts
 AUDIO_DIGEST = "audio.sha256"  # of every utterance's samples, however they are encoded
-FILES = ("wav.scp", "text", "utt2spk", "spk2utt", "utt2dur")
 RATE = 16000  # Hz, of all audio that stage 1 makes
 _TOLERANCE = 0.01  # seconds between utt2dur and the audio
 

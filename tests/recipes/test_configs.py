@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from espnet_ext.config.training import load_config
+from tests.fixtures.examined import examine_file
 
 EGS = Path(__file__).resolve().parents[2] / "egs"
 CONFIGS = sorted(
@@ -25,8 +26,6 @@ def test_there_are_configs_and_every_recipe_has_one():
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_config_passes_check(config):
-    from espnet_ext.bridge.config_check import examine_file
-
     found = examine_file(EGS / config)
     assert found.problems == []
     assert found.parameters > 0

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.fixtures.examined import examine_file
+
 BASE = {
     "frontend": "kaldi_fbank",
     "frontend_conf": {"n_mels": 40},
@@ -34,16 +36,8 @@ BASE = {
 }
 
 
-@pytest.fixture(scope="module")
-def examine_file():
-    """The function under test; ESPnet is imported once for all tests of this process."""
-    from espnet_ext.bridge.config_check import examine_file
-
-    return examine_file
-
-
 @pytest.fixture
-def examine(examine_file, tmp_path):
+def examine(tmp_path):
     """Examine BASE, in a file of its own, with the given keys laid over it by ``include:``."""
 
     def run(**over):
@@ -204,7 +198,7 @@ def test_a_model_without_ctc_cannot_decode_with_it(examine):
     assert examine(**attention).problems == []
 
 
-def test_broken_files_are_problems_of_one_line(examine_file, tmp_path):
+def test_broken_files_are_problems_of_one_line(tmp_path):
     files = {
         "missing": "include: nowhere.yaml\n",
         "cycle": "include: train_cycle.yaml\n",
@@ -297,7 +291,7 @@ def test_a_transducer_has_its_own_decoding_methods(examine):
         ({"residual": {"shares": 2}}, "share"),
     ],
 )
-def test_streaming_and_residual_options_are_checked(examine_file, tmp_path, conf, said):
+def test_streaming_and_residual_options_are_checked(tmp_path, conf, said):
     encoder = {"output_size": 16, "attention_heads": 2, "linear_units": 16, "num_blocks": 4}
     residual = {"residual": {"share": 2, "rank": 2}}
     conf = {**encoder, "conv_channels": 4, **residual, **conf}

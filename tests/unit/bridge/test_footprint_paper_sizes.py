@@ -8,6 +8,7 @@ import pytest
 from espnet_ext.config.training import changed, load_config
 from espnet_ext.errors import UserError
 from tests.fixtures import forked
+from tests.fixtures.examined import examine_file
 
 CONFIGS = Path(__file__).resolve().parents[3] / "egs/fotaq/asr1/conf"
 # K: (shared, with residuals of rank 16), millions; the paper rounds them to one decimal.
@@ -122,8 +123,6 @@ def test_whole_models_of_other_recipes(tmp_path):
 @pytest.mark.parametrize("recipe", ["swbd/asr1", "librispeech_100/asr1"])
 def test_the_conformer_of_the_one_pass_paper(recipe):
     """ESPnet publishes 44.53 M for it; the encoder's parts by hand: layers of 256, FFN of 2,048."""
-    from espnet_ext.bridge.config_check import examine_file
-
     width, inner, kernel, words = 256, 2048, 31, 2000
     norm = 2 * width
     ffn = 2 * width * inner + inner + width
@@ -144,8 +143,6 @@ def test_the_conformer_of_the_one_pass_paper(recipe):
 
 def test_wav2vec2_base_under_ctc():
     """The library's own base model, and a layer for the letters: a blank, unknown and the end."""
-    from espnet_ext.bridge.config_check import examine_file
-
     found = examine_file(
         CONFIGS.parents[2] / "librispeech_100/asr1/conf/train_wav2vec2_base_m.yaml"
     )

@@ -17,6 +17,7 @@ from espnet_ext.config.recipe_errors import recipe_problems
 from espnet_ext.config.training import read_config
 from espnet_ext.errors import UserError
 from espnet_ext.yaml_files import read_mapping
+from tests.fixtures.examined import examine_file
 from tests.fixtures.tree import ROOT
 
 CONFIGS = sorted((ROOT / "egs").rglob("train_*.yaml"))
@@ -86,8 +87,6 @@ def config_is_one_line(folder: Path, number: int, wanted: Changes) -> None:
 
 def model_is_one_line(folder: Path, wanted: Changes) -> None:
     """Of a small model: it builds, or says in one line why not."""
-    from espnet_ext.bridge.config_check import examine_file
-
     source = ROOT / "egs/fotaq/asr1/conf/train_hrf_conformer_xs.yaml"
     whole = resolve_includes(source)
     tree = {key: value for key, value in whole.items() if key.endswith("_conf")}

@@ -14,6 +14,8 @@ from espnet_ext.data.corpora.sets import write_sets
 from espnet_ext.data.kaldi_dir import Utterance, read_table, validate_data_dir, write_data_dir
 from espnet_ext.errors import UserError
 
+FILES = ("wav.scp", "text", "utt2spk", "spk2utt", "utt2dur")
+
 
 def tone(path, seconds=0.5, rate=16000, channels=1):
     samples = 0.1 * np.sin(np.arange(round(seconds * rate)) / 9.0)
@@ -127,7 +129,7 @@ def test_a_fault_names_the_file_and_the_utterance(corpus, name, old, new, messag
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", kaldi_dir.FILES[:4])
+@pytest.mark.parametrize("name", FILES[:4])
 def test_missing_file(corpus, name):
     (corpus / "train" / name).unlink()
     with pytest.raises(UserError, match=f"no file .*{name}; the stage that makes it has to run"):
@@ -140,7 +142,7 @@ def test_missing_directory(tmp_path):
 
 
 def test_empty_directory(corpus):
-    for name in kaldi_dir.FILES:
+    for name in FILES:
         (corpus / "train" / name).write_text("")
     with pytest.raises(UserError, match="no utterance in it"):
         check(corpus)
