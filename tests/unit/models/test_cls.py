@@ -151,7 +151,7 @@ def test_wrong_configs_are_named():
         conf = {**base.espnet["encoder_conf"], **over.pop("encoder_conf", {})}
         espnet = {**base.espnet, **over, "encoder_conf": conf}
         config = Config(base.path, base.tag, recipe, espnet)
-        return " | ".join(examine(Experiment.of(config), wrong).problems)
+        return " | ".join([*wrong, *examine(Experiment.of(config)).problems])
 
     assert problems() == ""
     assert "attention_heads: 8 does not divide the width 78" in problems(

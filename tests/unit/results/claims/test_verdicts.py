@@ -354,15 +354,17 @@ def test_committed_claims_name_systems_of_the_grids():
                 corpus, _, name = item["grid"].partition("/")
                 dataset, _, task = corpus.rpartition("_")
                 path = ROOT / "egs" / dataset / task / "conf/grids" / f"{name}.yaml"
-                pairs = {system.name: system.than for system in read_grid(path).systems}
+                grid_file = read_grid(path)
+                pairs = {system.name: system.than for system in grid_file.systems}
                 known = set(pairs)
                 wanted = {item.get("system"), item.get("than"), item.get("light")} - {None}
                 wanted |= {*(item.get("among") or []), *(item.get("systems") or [])}
                 assert wanted <= known, (claim.claim, wanted - known)
                 if (
                     any(pairs.values()) and "than" in item
-                ):  # such a grid holds only the pairs that it names
-                    assert item["than"] in pairs[item["system"]], (claim.claim, item)
+                ):  # such a grid holds only the pairs that it names, and those with its baseline
+                    others = (*pairs[item["system"]], grid_file.baseline)
+                    assert item["than"] in others, (claim.claim, item)
                 named += len(wanted)
     assert named > 20
 
