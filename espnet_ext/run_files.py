@@ -1,4 +1,4 @@
-"""The files of a run, exp/<tag>: the one place that names its folders and what is in them."""
+"""The files of a run, exp/<tag>: names of its folders and of what several modules read in them."""
 
 import abc
 from pathlib import Path

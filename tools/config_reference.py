@@ -144,8 +144,8 @@ def _decoding() -> Iterator[str]:
     yield "## recipe: decode\n\nMethods of stage 6, each with its options, as in"
     yield "`recipe: {decode: {ctc_greedy: {}, ctc_att_beam: {beam_size: 10}}}`.\n"
     for name, model in DECODE.items():
-        yield f"### recipe: decode: {name}\n"
-        yield _section(model, _fields(model, "config/decoding.py"))
+        section = _section(model, _fields(model, "config/decoding.py"))
+        yield f"### recipe: decode: {name}\n\n{section.rstrip()}\n"
 
 
 def _classes() -> Iterator[str]:

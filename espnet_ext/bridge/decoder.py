@@ -74,7 +74,7 @@ class Decoder:
         self.source = source
         self.device = device
         bundle = model if isinstance(model, Bundle) else Bundle.of_folder(model)
-        chosen = decoding_options(method, options)
+        chosen = decoding_options(method, options or {}, str(bundle.path))
         self.inference = load_inference(bundle, method, chosen, device)
         self.model: Any = self.inference.asr_model
         if source.layers and not source.from_arks:
@@ -141,11 +141,11 @@ class Decoder:
         frame.
         """
         while self.is_too_short(speech):
-            if self.method != "classify":
+            if self.method != CLASSIFY:
                 return []
             more = [(0, max(len(speech), 1)), *[(0, 0)] * (speech.ndim - 1)]
             speech = np.pad(speech, more, mode="edge" if speech.ndim > 1 else "constant")
-        if self.most_samples is None or self.method == "classify":
+        if self.most_samples is None or self.method == CLASSIFY:
             return [speech]
         return cut_at_pauses(speech, self.most_samples, self.source.rate)
 
@@ -192,7 +192,7 @@ class Decoder:
         if self.method == CLASSIFY:
             _, scores, name = self.inference(speech)
             return Found(name, float(scores.max()))
-        if self.method == "ctc_att_beam":
+        if self.method == CTC_BEAM:
             found = self.inference(speech)
             if isinstance(found, tuple):  # with outputs of intermediate CTC
                 found = found[0]
@@ -289,6 +289,6 @@ def transducer_search(model: Any, method: str, beam_size: int) -> Search | None:
     """The search of a transducer method; None of another method."""
     if method not in TRANSDUCER:
         return None
-    if method == "transducer_greedy":
+    if method == TRANSDUCER[0]:
         return GreedySearch(model)
     return BeamSearch(model, beam_size)

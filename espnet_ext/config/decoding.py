@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
-from espnet_ext.errors import UserError
+from espnet_ext.errors import UserError, nearest
 from espnet_ext.validation import STRICT, parsed
 
 CTC_GREEDY, CTC_BEAM = "ctc_greedy", "ctc_att_beam"
@@ -26,7 +26,7 @@ _Ratio = Annotated[float, Field(ge=0, description="a number of at least 0")]
 
 @checked(frozen=True, config=STRICT)
 class NoOptions:
-    """By ESPnet, an utterance at a time; it has no options."""
+    """An utterance at a time; it has no options."""
 
 
 @checked(frozen=True, config=STRICT)
@@ -37,7 +37,8 @@ class CTCBeam:
         beam_size: texts that are extended at each step.
         ctc_weight: of CTC's score; attention's has the rest.
         penalty: added to the score of a text for each token.
-        maxlenratio: most tokens for each frame of the encoder; 0: 1; below 0: so many tokens.
+        maxlenratio: most tokens for each frame of the encoder; 0 means 1, and a negative number is
+            the limit itself.
         minlenratio: fewest tokens for each frame.
     """
 
@@ -117,9 +118,15 @@ DECODE: dict[str, type] = {
 }
 
 
-def decoding_options(method: str, options: Mapping[str, Any] | None) -> Any:
-    """Return the options of a method, with defaults; UserError: one is wrong."""
-    found, wrong = parsed(DECODE[method], dict(options or {}), f"recipe: decode: {method}: ")
+def decoding_options(method: str, options: Mapping[str, Any], where: str) -> Any:
+    """Return the options of a method, with defaults.
+
+    Raises:
+        UserError: no such method, or a wrong option of it; its text begins with ``where``.
+    """
+    if method not in DECODE:
+        raise UserError(f"{where}: no decoding method {nearest(method, DECODE)}")
+    found, wrong = parsed(DECODE[method], options, f"{where}: {method}: ")
     for problem in wrong:
         raise UserError(problem)
     return found

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from espnet_ext.config.decoding import CTC_BEAM
 from espnet_ext.config.pretrained import PRETRAINED
 from espnet_ext.config.recipe_errors import UNSET, ctc_weight, section
 from espnet_ext.config.reserved_options import SET_BY_TRAIN
@@ -89,9 +90,7 @@ def _input_warnings(config: Config) -> Iterator[str]:
             if getattr(config.recipe, key) != getattr(default, key):
                 yield f"recipe: {key} has no effect: token_type is {kind}"
     has_decoder = ctc_weight(espnet) != 1 and espnet.get("decoder") not in UNSET
-    beam = (
-        config.recipe.decode.get("ctc_att_beam") if isinstance(config.recipe.decode, dict) else {}
-    )
+    beam = config.recipe.decode.get(CTC_BEAM) if isinstance(config.recipe.decode, dict) else {}
     if isinstance(beam, dict) and beam.get("ctc_weight", 1) != 1 and not has_decoder:
         yield "recipe: decode: ctc_att_beam: ctc_weight has no effect: the model has no decoder"
 

@@ -192,7 +192,8 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
         if options is not None and not isinstance(options, dict):
             yield f"{where}: expected options as keys and values, not {options!r}"
             continue
-        yield from parsed(DECODE[method], options or {}, f"{where}: ")[1]
+        chosen, wrong = parsed(DECODE[method], options or {}, f"{where}: ")
+        yield from wrong
         transducer = espnet.get("decoder") == "transducer"
         if method in TRANSDUCER and not transducer:
             yield f"{where} needs decoder: transducer"
@@ -203,8 +204,7 @@ def _decode_problems(recipe: Recipe, espnet: Mapping[str, Any]) -> Iterator[str]
         if method in _ATTENTION and espnet.get("decoder") != "whisper":
             yield f"{where} needs decoder: whisper"
             continue
-        weight = (options or {}).get("ctc_weight", 1.0)
-        needs_ctc = method == CTC_GREEDY or (method == CTC_BEAM and weight != 0)
+        needs_ctc = method == CTC_GREEDY or (method == CTC_BEAM and chosen.ctc_weight != 0)
         if needs_ctc and ctc_weight(espnet) == 0:
             yield f"{where} needs CTC, but model_conf: ctc_weight is 0"
 

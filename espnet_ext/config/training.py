@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
+from espnet_ext.config.decoding import CTC_GREEDY
 from espnet_ext.config.includes import merge, put, resolve_includes
 from espnet_ext.errors import UserError, check_name
 from espnet_ext.validation import STRICT, parsed
@@ -90,7 +91,7 @@ class Recipe:
     huffman: bool = False  # packed files hold their integers by Huffman codes: fewer bytes
     # encoder_conf of the variant untrained, the pretrained model as it is: keys that differ
     untrained: Section | None = None
-    decode: Any = field(default_factory=lambda: {"ctc_greedy": {}})  # methods with options
+    decode: Any = field(default_factory=lambda: {CTC_GREEDY: {}})  # methods with options
     # sources of the pretrained model that stage 2 puts at encoder_conf: path, or frontend_conf:
     # folder; one, or several in order (data.fetch.sources)
     fetch: str | list[str] | None = None

@@ -12,7 +12,7 @@ import numpy as np
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.loading import decoder_of
-from espnet_ext.config.decoding import TRANSDUCER
+from espnet_ext.config.decoding import CTC_BEAM, TRANSDUCER
 from espnet_ext.errors import UserError
 from espnet_ext.export import run_onnx, run_search
 from espnet_ext.export.contract import Contract, attends, contract_of, is_transducer
@@ -151,7 +151,7 @@ def _greedy(bundle: Bundle, search: str | None) -> Decoder:
     """The model in torch with the search of the graphs, whatever method its config names first."""
     if attends(bundle, search):
         options = {"beam_size": 1, "ctc_weight": 0.0}
-        return Decoder(bundle, "ctc_att_beam", options, bundle.source)
+        return Decoder(bundle, CTC_BEAM, options, bundle.source)
     if is_transducer(bundle):
         return decoder_of(bundle, TRANSDUCER[0])
     greedy = 1 if bundle.arguments.get("decoder") == "whisper" else None

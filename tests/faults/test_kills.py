@@ -109,7 +109,7 @@ def test_killed_often_at_random_moments(recipe, system, seed, tmp_path, tally):
 
 @pytest.mark.parametrize("verb", ["features", "train", "decode"])
 def test_two_runs_in_one_folder(recipe, verb, tmp_path, tally):
-    """Both end well, or one is said that the other runs; nothing is mixed."""
+    """Both end well, or one says that the other runs; nothing is mixed."""
     folder = Path(shutil.copytree(recipe.before, tmp_path / "recipe"))
     for before in STAGES[: STAGES.index(verb)]:
         assert start(folder, finished.VERBS[before]).wait().code == 0

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# LibriSpeech, 100 hours: English speech recognition at the size of ResidualTransformer.
+# LibriSpeech, 100 hours: English speech recognition, by Whisper base.en or as in the papers.
 # shellcheck source=utils/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../utils/recipe.sh"
 

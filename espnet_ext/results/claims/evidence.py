@@ -66,20 +66,40 @@ class OfSystems(Evidence):
     def doubt_of_all(self, results: Results) -> str:
         if self.trivial is None:
             return ""
-        least = find_row(self.trivial, results, self.trivial.system)
-        title = f"{self.trivial.system} of {self.trivial.grid}"
-        for name in self.names():
-            row = find_row(self, results, name)
-            if units(row) != units(least):
-                raise UserError(f"{title} was scored on other units than {name}")
-            if compare_units(title, in_order(row), in_order(least)).direction > 0:
+        names = self.names()
+        for name in names:
+            pair = against_trivial(self, name, self.trivial, results).comparison
+            # One of several may be the better one by chance.
+            if pair.direction > 0 and pair.p is not None and significant(pair.p * len(names)):
                 return ""
-        return f"; none is better than {title} ({least.scores['weighted_f1'].value:.3f})"
+        least = find_row(self.trivial, results, self.trivial.system).scores["weighted_f1"].value
+        return f"; none is better than {self.trivial.system} of {self.trivial.grid} ({least:.3f})"
 
 
-def units(row: GridSystem) -> set[str]:
-    """What the scores of a classifier are over."""
-    return set(row.scores["weighted_f1"].by_unit or ())
+def trivial_row(trivial: OfGrid, results: Results) -> GridSystem:
+    """The row of a trivial system; UserError: its grid is not published, or lacks it."""
+    if not trivial.is_published(results):
+        raise UserError(f"trivial names grid {trivial.grid}, which is not published")
+    return find_row(trivial, results, trivial.system)
+
+
+def against_trivial(evidence: Evidence, name: str, trivial: OfGrid, results: Results) -> Compared:
+    """Compare a system of the grid that evidence names with a trivial one, unit by unit.
+
+    Raises:
+        UserError: the trivial system is not there, or was scored on other units; or these are no
+            classifiers.
+    """
+    rows = [find_row(evidence, results, name), trivial_row(trivial, results)]
+    for one in (evidence, trivial):
+        if one.record(results).classes is None:
+            raise UserError(f"trivial is of classifiers, which grid {one.result} has none of")
+    found = [row.scores["weighted_f1"] for row in rows]
+    title = f"{trivial.system} of {trivial.grid}"
+    if set(found[0].by_unit or ()) != set(found[1].by_unit or ()):
+        raise UserError(f"{title} was scored on other units than {name}")
+    pair = compare_units(title, *map(in_order, rows))
+    return Compared(found[0].value, found[1].value, pair, "weighted F1")
 
 
 class GridPair(OfGrid, OfSystems):

@@ -70,7 +70,7 @@ class Within(Bounds, Scored):
     def judge(self, item: Any, results: Results) -> Finding:
         found: Compared = item.compared(results)
         pair, interval = found.comparison, found.comparison.gain_interval
-        margins = [abs(end) for end in (self.low, self.high) if end is not None]
+        margins = [abs(end) for end in (self.low, self.high) if end]
         text = found.text() + self.power(item, pair.metric, interval, min(margins, default=None))
         light = getattr(item, "light", None)
         if light is not None:

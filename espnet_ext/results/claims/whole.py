@@ -10,8 +10,15 @@ from pydantic import Discriminator, Tag
 
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.results.claims.base import Evidence
-from espnet_ext.results.claims.evidence import GridPair, OfGrid, RunPair, find_row, one_of, units
-from espnet_ext.results.grids import GridSystem, compare_units, in_order
+from espnet_ext.results.claims.evidence import (
+    GridPair,
+    OfGrid,
+    RunPair,
+    against_trivial,
+    find_row,
+    one_of,
+    trivial_row,
+)
 from espnet_ext.results.metrics import METRICS
 from espnet_ext.results.stacks import Order, Pruning
 from espnet_ext.results.store import Results
@@ -27,12 +34,6 @@ Trivial = Annotated[
     Annotated[Number, Tag("[number]")] | Annotated[OfGrid, Tag("[system]")],
     Discriminator(_number_or_system),
 ]
-
-
-def _trivial_row(trivial: OfGrid, results: Results) -> GridSystem:
-    if not trivial.is_published(results):
-        raise UserError(f"trivial names grid {trivial.grid}, which is not published")
-    return find_row(trivial, results, trivial.system)
 
 
 def _beats(metric: str, interval: tuple[float, float] | None, value: float) -> bool:
@@ -64,19 +65,16 @@ class WholePair(GridPair):
         """
         if self.trivial is None:
             return ""
+        if isinstance(self.trivial, OfGrid):
+            found = against_trivial(self, self.than, self.trivial, results)
+            name = found.comparison.baseline
+            better = found.comparison.direction > 0
+            return "" if better else _doubt(self.than, found.of, name, found.than)
         if self.record(results).classes is None:
             raise UserError(f"trivial is of classifiers, which grid {self.grid} has none of")
-        row = find_row(self, results, self.than)
-        whole = row.scores["weighted_f1"]
-        if not isinstance(self.trivial, OfGrid):
-            better = _beats("weighted_f1", whole.interval, self.trivial)
-            return "" if better else _doubt(self.than, whole.value, "trivial", self.trivial)
-        other = _trivial_row(self.trivial, results)
-        found, name = other.scores["weighted_f1"], f"{other.system} of {self.trivial.grid}"
-        if units(row) != units(other):
-            raise UserError(f"{name} was scored on other units than {self.than}")
-        pair = compare_units(name, in_order(row), in_order(other))
-        return "" if pair.direction > 0 else _doubt(self.than, whole.value, name, found.value)
+        whole = find_row(self, results, self.than).scores["weighted_f1"]
+        better = _beats("weighted_f1", whole.interval, self.trivial)
+        return "" if better else _doubt(self.than, whole.value, "trivial", self.trivial)
 
 
 class OfSimilarity(Evidence):
@@ -122,7 +120,7 @@ class OfPruning(Evidence):
         if record.majority is not None:
             yield "the commonest class", record.majority
         if isinstance(self.trivial, OfGrid):
-            row = _trivial_row(self.trivial, results)
+            row = trivial_row(self.trivial, results)
             if record.metric not in row.scores:
                 raise UserError(f"{row.system} has no {nearest(record.metric, row.scores)}")
             yield f"{row.system} of {self.trivial.grid}", row.scores[record.metric].value

@@ -102,9 +102,10 @@ def _how_judged(judged: Sequence[Judged]) -> list[str]:
     notes = (
         "After a verdict, *(worse)* says that the system is significantly worse than the other. "
         "*Interval wider than the effect in question*: than what was published, or the margin of "
-        "the rule, so the data may be too few for it. *None is better than*: the systems lose to a "
-        "trivial one, so what differs between them says little. *Untuned*: a system has the "
-        "learning rate that was chosen for another, so what it loses may be due to that."
+        "the rule, so the data may be too few for it. *None is better than*: no system of the row "
+        "is significantly better than a trivial one, so their differences say little. *Untuned*: a "
+        "system has the learning rate that was chosen for another, so what it loses may be due to "
+        "that."
     )
     lines = [paragraph(text), "", paragraph(notes), ""]
     for name, kind in sorted(rules.items()):

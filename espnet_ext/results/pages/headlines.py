@@ -1,5 +1,6 @@
 """The results that README.md and RESULTS.md show first."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Entry:
         gain: the score, negative where less is better.
         comparison: with its baseline; None if it was not compared.
         is_smaller: than its baseline, deployed.
+        split: the folds of a grid's trainings; None: the fixed sets.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Entry:
     gain: float
     comparison: Comparison | None
     is_smaller: bool
+    split: str | None = None
 
 
 def _of_run(run: Result, score: Score, metric: str, baseline: Result | None = None) -> Entry:
@@ -61,13 +64,14 @@ def _of_grid(grid: Grid, row: GridSystem, metric: str) -> Entry:
         gain=METRICS[metric].direction * row.scores[metric].value,
         comparison=largest,
         is_smaller=largest is not None and row.parameters < sizes[largest.baseline],
+        split=grid.split,
     )
 
 
 def recipes_table(results: Results) -> Table:
     """A row for each recipe, by its name in brackets: its best systems of either kind.
 
-    On the main metric and the first set; grids of development sets are left out.
+    On the main metric and the first set, or the same folds; grids of dev sets are left out.
     """
     rows = []
     for name, recipe in results.recipes.items():
@@ -79,15 +83,20 @@ def recipes_table(results: Results) -> Table:
         for grid in recipe.grids.values():
             if grid.part != "dev":
                 entries += [_of_grid(grid, row, grid.metrics[0]) for row in grid.systems]
-        whole = [entry for entry in entries if not entry.is_smaller]
-        smaller = [entry for entry in entries if entry.is_smaller]
+        whole = _best(entry for entry in entries if not entry.is_smaller)
+        smaller = _best(
+            e for e in entries if e.is_smaller and (not whole or e.split == whole.split)
+        )
         # Without its interval the line is short enough to be read.
-        rows.append([f"[{name}]", _best(whole).partition(" (")[0], _best(smaller)])
+        rows.append([f"[{name}]", _words(whole).partition(" (")[0], _words(smaller)])
     return ["recipe", "best that is not smaller", "best that is smaller than its baseline"], rows
 
 
-def _best(entries: list[Entry]) -> str:
-    best = max(entries, key=lambda entry: entry.gain, default=None)
+def _best(entries: Iterable[Entry]) -> Entry | None:
+    return max(entries, key=lambda entry: entry.gain, default=None)
+
+
+def _words(best: Entry | None) -> str:
     if best is None:
         return "none"
     text = f"{best.name}, {best.size}: {best.score}"

@@ -94,7 +94,8 @@ def _benchmark_links(benchmarks: Mapping[str, Benchmark], page: str) -> Iterator
         titles.setdefault(record.title, []).append(title_of(name, record))
     for program, found in titles.items():
         several = f", {len(found)} records" if len(found) > 1 else ""
-        yield f"- [{program}]({page}#{anchor(found[0])}){several}"
+        first = program if program in found else found[0]
+        yield f"- [{program}]({page}#{anchor(first)}){several}"
 
 
 def title_of(name: str, record: Benchmark) -> str:

@@ -164,6 +164,7 @@ def test_a_claimed_gain_is_an_effect_and_so_are_a_margin_and_what_may_be_lost(tm
     for low, high in ((-0.001, None), (-0.2, 0.001), (None, 0.001)):  # the nearer end of a range
         ends = {name: end for name, end in (("low", low), ("high", high)) if end is not None}
         assert f"{TOO_FEW} (0.001)" in verdict(tmp_path, "within", PAIR, results, **ends)[0]
+    assert TOO_FEW not in verdict(tmp_path, "within", PAIR, results, high=0)[0]
     assert TOO_FEW in verdict(tmp_path, "better", PAIR, results, gain=0.001)[0]
     assert TOO_FEW not in verdict(tmp_path, "better", PAIR, results, gain=0.02)[0]
     assert verdict(tmp_path, "kept", PAIR, results, low=0.999)[0].endswith(f"{TOO_FEW} (0.0005)")
@@ -254,7 +255,7 @@ def test_a_run_without_its_baseline_says_what_is_missing(tmp_path):
         ("trend", {}, {"grid": "d_t/g", "systems": ["b", "a"]}),
     ],
 )
-def test_systems_that_all_lose_to_a_trivial_one_are_no_evidence(tmp_path, rule, options, item):
+def test_systems_of_which_none_beats_a_trivial_one_are_no_evidence(tmp_path, rule, options, item):
     trivial = {"grid": "d_t/g", "system": "regression"}
     for value, expected in ((0.3, HOLDS), (0.9, INCONCLUSIVE)):
         results = of(grid(a=0.6, b=0.5, regression=value))
@@ -262,6 +263,26 @@ def test_systems_that_all_lose_to_a_trivial_one_are_no_evidence(tmp_path, rule, 
         assert said == expected
         doubt = f"; none is better than regression of d_t/g ({value:.3f})"
         assert text.endswith(doubt) == (expected == INCONCLUSIVE)
+
+
+def test_one_of_several_systems_may_beat_a_trivial_one_by_chance(tmp_path):
+    item = {"grid": "d_t/g", "system": "a", "among": ["b", "c", "d"]}
+    trivial = {"grid": "d_t/g", "system": "regression"}
+    results = of(grid(a=0.504, b=0.5, c=0.5, d=0.5, regression=0.495))
+    alone = verdict(tmp_path, "better", {**PAIR, "trivial": trivial}, results)
+    several = verdict(tmp_path, "best", {**item, "trivial": trivial}, results)
+    p = results.grids["d_t/g"]
+    assert "none is better" not in alone[0] and "none is better" in several[0], p
+
+
+def test_what_cannot_be_compared_with_a_trivial_system_is_an_error_of_one_line(tmp_path):
+    results = of(grid(a=0.6, b=0.5), text_grid(wer=(0.0, -0.01, 0.01, 0.9)))
+    missing = {**PAIR, "trivial": {"grid": "d_t/none", "system": "x"}}
+    with pytest.raises(UserError, match="trivial names grid d_t/none, which is not published"):
+        verdict(tmp_path, "better", missing, of(grid(a=0.6, b=0.5)))
+    texts = {**PAIR, "trivial": {"grid": "d_t/g", "system": "b"}}
+    with pytest.raises(UserError, match="trivial is of classifiers, which grid d_t/g has none of"):
+        verdict(tmp_path, "better", texts, results)
 
 
 def test_a_system_that_is_worse_stays_worse_where_none_is_evidence(tmp_path):
