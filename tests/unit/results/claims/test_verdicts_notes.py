@@ -268,11 +268,10 @@ def test_systems_of_which_none_beats_a_trivial_one_are_no_evidence(tmp_path, rul
 def test_one_of_several_systems_may_beat_a_trivial_one_by_chance(tmp_path):
     item = {"grid": "d_t/g", "system": "a", "among": ["b", "c", "d"]}
     trivial = {"grid": "d_t/g", "system": "regression"}
-    results = of(grid(a=0.504, b=0.5, c=0.5, d=0.5, regression=0.495))
+    results = of(grid(a=0.504, b=0.5, c=0.5, d=0.5, regression=0.494))  # p 0.017
     alone = verdict(tmp_path, "better", {**PAIR, "trivial": trivial}, results)
     several = verdict(tmp_path, "best", {**item, "trivial": trivial}, results)
-    p = results.grids["d_t/g"]
-    assert "none is better" not in alone[0] and "none is better" in several[0], p
+    assert "none is better" not in alone[0] and "none is better" in several[0]
 
 
 def test_what_cannot_be_compared_with_a_trivial_system_is_an_error_of_one_line(tmp_path):
