@@ -92,9 +92,7 @@ def _recipe() -> Iterator[str]:
 def _fields(model: Any, path: str) -> Iterator[Row]:
     """The fields of a dataclass; comments in its source, or its docstring, explain them."""
     comments = _comments(PACKAGE / path, model.__name__)
-    explained: dict[str, str] = {}
-    for base in reversed(model.__mro__):
-        explained |= _explained(base.__doc__ or "", "Attributes")
+    explained = _attributes(model)
     for name, field in model.__pydantic_fields__.items():
         default = field.get_default(call_default_factory=True)
         kind = field.description or _UNTYPED.get(name) or _kind(field.annotation)
@@ -131,9 +129,7 @@ def _methods() -> Iterator[str]:
 
 def _options(model: Any) -> Iterator[Row]:
     """The fields of a method's options; the docstrings of its classes explain them."""
-    explained: dict[str, str] = {}
-    for base in reversed(model.__mro__):
-        explained |= _explained(base.__doc__ or "", "Attributes")
+    explained = _attributes(model)
     for name, field in model.model_fields.items():
         default = field.get_default(call_default_factory=True)
         kind = field.description or _kind(field.annotation)
@@ -231,6 +227,14 @@ def _espnet() -> Iterator[str]:
 
 def _section(model: type, rows: Iterator[Row]) -> str:
     return f"{_plain(_first_paragraphs(inspect.getdoc(model) or ''))}\n\n{_table(rows)}"
+
+
+def _attributes(model: type) -> dict[str, str]:
+    """What the docstrings of a class and of its bases say of each attribute."""
+    explained: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        explained |= _explained(base.__doc__ or "", "Attributes")
+    return explained
 
 
 def _explained(text: str, title: str) -> dict[str, str]:

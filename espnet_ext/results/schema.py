@@ -95,6 +95,11 @@ class Score(Strict):
         wanted = metric or self.main_metric
         return next((found for found in self.comparisons if found.metric == wanted), None)
 
+    def of_baseline(self, metric: str) -> float | None:
+        """What the baseline had on a metric when it was compared; None if it was not."""
+        found = self.compared(metric)
+        return None if found is None else self.metrics[metric].value - found.difference
+
 
 class Errors(Strict):
     """Edits of a recogniser, counted."""

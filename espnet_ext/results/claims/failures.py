@@ -35,7 +35,7 @@ def failures_of_run(results: Results, run: str, than: str, score: Score) -> list
     other = results.runs.get(f"{run.partition('/')[0]}/{than.replace('/', '_')}")
     after = _values(score.metrics)
     published = [_values(s.metrics) for s in (other.scores if other else ()) if s.set == score.set]
-    compared = {c.metric: after[c.metric] - c.difference for c in score.comparisons}
+    compared = {key: had for key in after if (had := score.of_baseline(key)) is not None}
     scores = [(run, after), *((than, values) for values in ([compared] if compared else published))]
     found = (_no_text(name, values) for name, values in scores)
     return [line for line in found if line is not None]

@@ -14,10 +14,10 @@ from espnet_ext.results.pages.stacks import stack_section
 from espnet_ext.results.pages.text import markdown
 from espnet_ext.results.store import Results
 
-_OTHERS = [
+_OTHERS = (
     "The same config, trained or decoded at another time. The differences are those to that "
     "training."
-]
+)
 
 
 def recipe_page(name: str, results: Results) -> str:
@@ -38,7 +38,7 @@ def recipe_page(name: str, results: Results) -> str:
         sections.append(["## Families of nested systems"])
     sections += [family_section(family) for family in families]
     if others := other_trainings(runs):
-        sections.append(["## Compared with another training", "", *_OTHERS, "", *others])
+        sections.append(["## Compared with another training", "", _OTHERS, "", *others])
     if results.grids:
         sections.append(["## Grids of trainings"])
     sections += [grid_section(grid) for grid in results.grids.values()]

@@ -27,7 +27,7 @@ from espnet_ext.results.schema import (
 )
 from espnet_ext.results.store import baseline_of
 
-_SAME = 1e-6  # scores that differ by less are of one training
+_SAME = 1e-9  # scores that differ by less are of one training
 
 
 def value(score: Score, metric: str, by_speaker: bool = True) -> str:
@@ -163,17 +163,17 @@ def other_trainings(results: Sequence[Result]) -> list[str]:
     for result in results:
         baseline = baseline_of(result, results)
         for score in result.scores:
-            found = score.compared(score.main_metric)
+            kind = METRICS[score.main_metric]
+            had = score.of_baseline(kind.key)
             published = None if baseline is None else _same_score(baseline, score)
-            if found is None or published is None:
+            if had is None or published is None:
                 continue
-            had = score.metrics[found.metric].value - found.difference
-            has = published.metrics[found.metric].value
-            if abs(had - has) > _SAME:
+            has = published.metrics[kind.key].value
+            if abs(had - has) >= _SAME:
                 by = f" by {published.method}" if published.method != score.method else ""
                 lines.append(
-                    f"- {result.name}, {score.set}: {found.baseline} had {found.kind.name} "
-                    f"{found.kind.number(had)}; the published one has {found.kind.number(has)}{by}."
+                    f"- {result.name}, {score.set}: {score.baseline} had {kind.name} "
+                    f"{kind.number(had)}; the published one has {kind.number(has)}{by}."
                 )
     return lines
 
@@ -218,11 +218,10 @@ def run_table(result: Result, baseline: Result | None) -> Table:
 
 def _of_baseline(score: Score, metric: str, other: Score | None) -> str:
     """The value that a score was compared with; its interval is known if ``other`` has it."""
-    found = score.compared(metric)
-    if found is None:
+    before = score.of_baseline(metric)
+    if before is None:
         return NOT_MEASURED if other is None else value(other, metric, by_speaker=False)
-    before = score.metrics[metric].value - found.difference
-    if other is not None and abs(other.metrics[metric].value - before) < 1e-9:
+    if other is not None and abs(other.metrics[metric].value - before) < _SAME:
         return value(other, metric, by_speaker=False)
     return METRICS[metric].number(before)
 

@@ -56,10 +56,8 @@ def copy_model(experiment: Experiment, trained: Path) -> None:
         raise UserError(f"no {trained / experiment.deployed}/model.pth; {remedy}")
     with contextlib.chdir(trained):
         files = [experiment.averaged_model, experiment.averaged_link, experiment.espnet_config]
-        files += [
-            experiment.train_record,
-            *([experiment.train_log] if experiment.train_log.is_file() else []),
-        ]
+        records = (experiment.train_record, experiment.train_log)  # the log may be gone
+        files += [path for path in records if path.is_file()]
         # Stage 8 writes a card of its own here.
         deployed = [p for p in experiment.deployed.rglob("*") if p.name not in CARD_FILES]
         files += [*(path for path in deployed if path.is_file()), experiment.deploy_stamp]
