@@ -94,7 +94,7 @@ def attention_beam(
     found = going = [_Utterance(count) for count in most]
     inside = frame_mask(frames, encoded.shape[1], encoded.device)
     tokens, past = decoder.prompts(encoded, inside), None
-    count = 1  # rows of the batch for each utterance: one at first, later ``size``
+    count = 1  # texts of each utterance: one at first, later ``size``; its frames are kept once
     while going:
         logits, past = decoder.step(tokens, encoded, inside, past)
         parts = logits.log_softmax(-1).split(count)
@@ -109,9 +109,10 @@ def attention_beam(
         chosen = torch.tensor(rows, dtype=torch.long, device=encoded.device)
         tokens = torch.tensor(ids, dtype=tokens.dtype, device=encoded.device).unsqueeze(1)
         past.self_attention_cache.batch_select_indices(chosen)
-        left = [one for one in going if not one.ended]
-        if count < size or len(left) < len(going):  # else each row keeps its utterance's frames
-            past.cross_attention_cache.batch_select_indices(chosen)
-            encoded, inside = encoded[chosen], inside[chosen]
-        going, count = left, size
+        kept = [place for place, one in enumerate(going) if not one.ended]
+        if len(kept) < len(going):
+            places = torch.tensor(kept, dtype=torch.long, device=encoded.device)
+            past.cross_attention_cache.batch_select_indices(places)
+            encoded, inside = encoded[places], inside[places]
+        going, count = [going[place] for place in kept], size
     return [one.best or Text([], 0.0, 0.0) for one in found]

@@ -1,11 +1,12 @@
 """Keys and values that a Whisper decoder keeps: one cache for a batch, and those of hypotheses."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Keys = list[tuple[Tensor, Tensor]]  # by layer: keys and values (utterances, heads, steps, width)
 
@@ -56,3 +57,33 @@ def parted(cache: Any, states: Sequence[Cache | None]) -> list[Cache]:
         )
         for i, state in enumerate(states)
     ]
+
+
+@contextlib.contextmanager
+def texts_as_queries(attentions: Iterable[nn.Module], utterances: int) -> Iterator[None]:
+    """Let attentions over frames see the texts of an utterance as queries of one row.
+
+    A beam then keeps the keys and values of an utterance's frames once, not once for each text.
+
+    Args:
+        attentions: transformers' WhisperAttention over the frames, of each layer. They are given
+            (utterances * texts, L, D), with the texts of an utterance one after another.
+        utterances: rows of the frames.
+    """
+    shapes: list[torch.Size] = []
+
+    def fold(_module: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
+        h, *rest = args
+        shapes.append(h.shape)
+        return (h.reshape(utterances, -1, h.shape[-1]), *rest), options
+
+    def unfold(_module: nn.Module, _args: tuple, output: tuple) -> tuple:
+        h, *rest = output
+        return (h.reshape(shapes.pop()), *rest)
+
+    with contextlib.ExitStack() as hooks:
+        for attention in attentions:
+            hook = attention.register_forward_pre_hook(fold, with_kwargs=True)
+            hooks.callback(hook.remove)
+            hooks.callback(attention.register_forward_hook(unfold).remove)
+        yield

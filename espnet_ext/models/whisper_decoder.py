@@ -17,7 +17,7 @@ from espnet_ext.methods.nested_options import Member
 from espnet_ext.methods.registry import chosen_methods
 from espnet_ext.methods.start import apply_to_trained
 from espnet_ext.methods.tensors import frame_mask
-from espnet_ext.models.whisper_cache import Cache, joined, new_cache, parted
+from espnet_ext.models.whisper_cache import Cache, joined, new_cache, parted, texts_as_queries
 
 START, END = "<|startoftranscript|>", "<|endoftext|>"  # sos and eos
 _NO_TIMES = "<|notimestamps|>"
@@ -211,16 +211,20 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         """Score what follows the last of ``tokens``.
 
         Args:
-            tokens: (B, L), those that ``past`` lacks, the prompt included.
+            tokens: (B, L), those that ``past`` lacks, the prompt included; or (B * n, L), n texts of
+                each utterance one after another.
             encoded: encoder output (B, T, D).
             inside: (B, T), true inside each utterance; None: all frames are.
             past: transformers' cache of the earlier tokens; None: there are none.
 
         Returns:
-            Scores (B, V), and the cache.
+            Scores, a row for each of ``tokens``, and the cache.
         """
         past = new_cache() if past is None else past
-        h = self._run(tokens, encoded, inside, past)
+        attentions = [layer.encoder_attn for layer in self.decoder.layers]
+        several = len(tokens) > len(encoded)
+        with texts_as_queries(attentions if several else (), len(encoded)):
+            h = self._run(tokens, encoded, inside, past)
         return self.token_scores(h[:, -1]), past
 
     def batch_init_state(self, x: Tensor) -> None:
