@@ -88,7 +88,7 @@ def prepared(
     """Export a model into a folder; what is known of it, speech in pieces, and its systems."""
     from espnet_ext.bridge.bundle import Bundle
     from espnet_ext.bridge.loading import decoder_of
-    from espnet_ext.export.contract import contract_of, is_transducer
+    from espnet_ext.export.contracts.kinds import contract_of, is_transducer
     from espnet_ext.export.folder import write
 
     bundle = Bundle.of_folder(model)
@@ -137,7 +137,7 @@ def take_turns(runs: Sequence[tuple[Step, np.ndarray, list[float]]]) -> None:
 
 def encoder(folder: Path) -> Step:
     """The encoder's graph alone; it computes the same whatever it hears."""
-    from espnet_ext.export.run_onnx import Model, Stream
+    from espnet_ext.export.runtime.run_onnx import Model, Stream
 
     model = Model(folder)
     stream, settings = Stream(model), model.settings
@@ -148,7 +148,7 @@ def encoder(folder: Path) -> Step:
 
 def token(folder: Path) -> Step:
     """The predictor's graph alone."""
-    from espnet_ext.export.run_onnx import Model, Stream
+    from espnet_ext.export.runtime.run_onnx import Model, Stream
 
     stream = Stream(Model(folder))
     return lambda _: stream.feed(0)
@@ -156,7 +156,7 @@ def token(folder: Path) -> Step:
 
 def onnx(folder: Path) -> Step:
     """transcribe.py's stream."""
-    from espnet_ext.export.run_onnx import Model, Stream
+    from espnet_ext.export.runtime.run_onnx import Model, Stream
 
     return Stream(Model(folder)).accept
 

@@ -29,7 +29,7 @@ def plain(text: str) -> str:
 
 def onnx() -> Callable[[str], Decode]:
     """Import ONNX Runtime; return a function that loads a folder."""
-    from espnet_ext.export.onnx_decoder import load_exported
+    from espnet_ext.export.runtime.decoder import load_exported
 
     def load(path: str, beam: int) -> Decode:
         folder, _, member = path.partition("#")
@@ -64,7 +64,7 @@ def _texts(model: Any) -> Decode:
 
 def onnx_stream() -> Callable[[str], Decode]:
     """ONNX Runtime, chunk by chunk."""
-    from espnet_ext.export.onnx_stream import OnnxStreamer
+    from espnet_ext.export.runtime.stream import OnnxStreamer
 
     return lambda path: _streamed(OnnxStreamer(Path(path)))
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from espnet_ext.errors import UserError
-from espnet_ext.export.whisper_source import token_bytes
+from espnet_ext.export.whisper.source import token_bytes
 
 _GGML = 0x67676D6C
 _Q8_0 = 8  # ggml's number of blocks of 32 numbers in 8 bits with a scale in float16

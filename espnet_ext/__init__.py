@@ -43,7 +43,7 @@ def load(
     """
     # By name: importing this package must need neither torch nor ESPnet.
     if (Path(path) / "model.json").is_file():
-        exported = importlib.import_module("espnet_ext.export.onnx_decoder")
+        exported = importlib.import_module("espnet_ext.export.runtime.decoder")
         exported.refuse_options(Path(path), device, method, max_rtf)
         return exported.load_exported(Path(path), max_bytes=max_bytes, beam=beam)
     muted = importlib.import_module("espnet_ext.bridge.muted").muted

@@ -22,7 +22,7 @@ from pathlib import Path
 from espnet_ext.cli.model import add_model, model_folder, open_recogniser
 from espnet_ext.data.kaldi_dir import check_id
 from espnet_ext.errors import UserError, at_least
-from espnet_ext.export.family_weights import COMPUTED
+from espnet_ext.export.runtime.family_weights import COMPUTED
 from espnet_ext.files import in_use, quick_key
 from espnet_ext.run_files import CARD_FILES
 from espnet_ext.stages.label import Labelling, audio_files, label, refuse_lost

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from espnet_ext.config.training import is_config
 from espnet_ext.errors import UserError, at_least
-from espnet_ext.export.onnx_decoder import SETTINGS, load_exported, refuse_options
+from espnet_ext.export.runtime.decoder import SETTINGS, load_exported, refuse_options
 from espnet_ext.recogniser import Recogniser
 
 

@@ -35,7 +35,7 @@ from espnet_ext.cli.model import add_model, is_exported, model_folder, open_reco
 from espnet_ext.data.audio import read_stretch, resampled, seconds_of
 from espnet_ext.data.audio_stream import STDIN, pieces
 from espnet_ext.errors import UserError
-from espnet_ext.export.onnx_decoder import refuse_options
+from espnet_ext.export.runtime.decoder import refuse_options
 
 _SHOWN = 60  # seconds of audio whose progress is shown
 
@@ -83,7 +83,7 @@ def _streamer(args: argparse.Namespace, model: Path) -> Any:
         raise UserError("a stream is searched greedily: leave out --beam")
     if is_exported(model):
         refuse_options(model, args.device, args.method, args.max_rtf)
-        from espnet_ext.export.onnx_stream import OnnxStreamer
+        from espnet_ext.export.runtime.stream import OnnxStreamer
 
         return OnnxStreamer(model, args.threads, args.variant, args.max_bytes)
     if args.device != "cpu" or args.max_rtf is not None:

@@ -1,6 +1,6 @@
 """One exported folder for the members of a family.
 
-    weights.bin          the weights of all members, each once (see ``weight_file``)
+    weights.bin          the weights of all members, each once (see ``graphs.weight_file``)
     NAME.GRAPH.onnx      the graphs of a member; equal ones are written once, as GRAPH.onnx
     NAME.tokens.txt      likewise
     NAME.weights.json    how a member's other weights follow from those in weights.bin
@@ -23,7 +23,6 @@ import numpy as np
 
 from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.export import family_weights, run_onnx, run_search
 from espnet_ext.export.folder import (
     SCRIPT,
     TOKENS,
@@ -32,8 +31,9 @@ from espnet_ext.export.folder import (
     export,
     refuse_other_folder,
 )
-from espnet_ext.export.onnx_decoder import SETTINGS
-from espnet_ext.export.weight_file import WeightFile
+from espnet_ext.export.graphs.weight_file import WeightFile
+from espnet_ext.export.runtime import family_weights, run_onnx, run_search
+from espnet_ext.export.runtime.decoder import SETTINGS
 from espnet_ext.files import atomic_path, bytes_in, read_json, write_json
 from espnet_ext.formats.digests import digests
 

@@ -14,12 +14,12 @@ from espnet_ext.bridge.decoder import Decoder
 from espnet_ext.bridge.loading import decoder_of
 from espnet_ext.config.decoding import CTC_BEAM, TRANSDUCER
 from espnet_ext.errors import UserError
-from espnet_ext.export import run_onnx, run_search
-from espnet_ext.export.contract import Contract, attends, contract_of, is_transducer
-from espnet_ext.export.family_weights import COMPUTED
-from espnet_ext.export.onnx_decoder import SETTINGS
-from espnet_ext.export.products import Products
-from espnet_ext.export.whisper_source import choose_language
+from espnet_ext.export.contracts.kinds import Contract, attends, contract_of, is_transducer
+from espnet_ext.export.graphs.products import Products
+from espnet_ext.export.runtime import run_onnx, run_search
+from espnet_ext.export.runtime.decoder import SETTINGS
+from espnet_ext.export.runtime.family_weights import COMPUTED
+from espnet_ext.export.whisper.source import choose_language
 from espnet_ext.files import atomic_path, bytes_in, read_json, write_json
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.digests import digests
@@ -68,12 +68,12 @@ def export(
         bundle: the model.
         folder: that is written; it must not hold anything else.
         waves: speech (samples,) at the model's rate.
-        bits: see ``contract.contract_of``.
+        bits: see ``kinds.contract_of``.
         products: float32, or with 8 bits of activations and of a table of codes, which is faster
-            and needs less memory; see ``graph.Graph``.
+            and needs less memory; see ``graphs.graph.Graph``.
         search: of a model of ESPnet that has both, ``ctc`` or ``attention``; None: CTC.
         language: of a Whisper that detects languages: the one that the graphs transcribe.
-        layout: see ``contract.contract_of``.
+        layout: see ``kinds.contract_of``.
 
     Raises:
         UserError: a model that no contract can hold, a folder of something else, outputs that

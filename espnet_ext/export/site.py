@@ -8,8 +8,8 @@ from pathlib import Path
 
 from espnet_ext.data.fetch import npm
 from espnet_ext.errors import UserError
-from espnet_ext.export.family_weights import assemble
-from espnet_ext.export.onnx_decoder import require_unchanged
+from espnet_ext.export.runtime.decoder import require_unchanged
+from espnet_ext.export.runtime.family_weights import assemble
 from espnet_ext.files import atomic_path, bytes_in, write_json
 
 _WEB = Path(__file__).with_name("web")

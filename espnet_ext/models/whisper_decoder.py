@@ -211,8 +211,8 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
         """Score what follows the last of ``tokens``.
 
         Args:
-            tokens: (B, L), those that ``past`` lacks, the prompt included; or (B * n, L), n texts of
-                each utterance one after another.
+            tokens: (B, L), those that ``past`` lacks, the prompt included; or (B * n, L), the
+                texts of an utterance one after another.
             encoded: encoder output (B, T, D).
             inside: (B, T), true inside each utterance; None: all frames are.
             past: transformers' cache of the earlier tokens; None: there are none.

@@ -11,7 +11,7 @@ from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 
-RUNTIMES = {"sherpa": "uint8", "onnxruntime": "int8"}  # their ``export.products.Products``
+RUNTIMES = {"sherpa": "uint8", "onnxruntime": "int8"}  # their ``export.graphs.products.Products``
 _UTTERANCES = 24  # of a config's development set
 _SECONDS = 30  # of each that are compared
 _PACKAGES = ("onnx", "onnxruntime")
@@ -53,7 +53,7 @@ def export_model(
         model: deployed folder or file of weights; of a family the folder of its variants.
         speech: files that graphs and torch are compared on.
         out: folder to write.
-        products: ``export.products.Products``.
+        products: ``export.graphs.products.Products``.
         family: names of members, none for all; None: one model.
         chosen: other arguments of ``export.folder.export``.
 

@@ -20,9 +20,9 @@ from espnet_ext.data.audio import read_wave, write_flac
 from espnet_ext.data.kaldi_dir import Utterance, read_table, write_data_dir
 from espnet_ext.data.pauses import cut_at_pauses
 from espnet_ext.errors import UserError
-from espnet_ext.export import run_onnx
-from espnet_ext.export.compare import next_scores
+from espnet_ext.export.contracts.compare import next_scores
 from espnet_ext.export.folder import export
+from espnet_ext.export.runtime import run_onnx
 from espnet_ext.formats.bits import Quantised
 from espnet_ext.formats.packed import dequantised, read_member
 from tests.fixtures import forked, foundation, ranks

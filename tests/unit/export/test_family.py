@@ -19,16 +19,16 @@ import espnet_ext
 from espnet_ext.bridge.bundle import Bundle, bundles
 from espnet_ext.cli.main import main
 from espnet_ext.errors import UserError
-from espnet_ext.export import integers
 from espnet_ext.export.family import chosen_members, export_family
-from espnet_ext.export.family_weights import COMPUTED, WEIGHTS, assembled
 from espnet_ext.export.folder import export
-from espnet_ext.export.graph import FLOAT
-from espnet_ext.export.integers import Weight, computed
-from espnet_ext.export.onnx_decoder import load_exported
-from espnet_ext.export.products import INT4, INT8, UINT8, in_pairs
-from espnet_ext.export.run_onnx import Model, Stream
-from espnet_ext.export.weight_file import WeightFile
+from espnet_ext.export.graphs import integers
+from espnet_ext.export.graphs.graph import FLOAT
+from espnet_ext.export.graphs.integers import Weight, computed
+from espnet_ext.export.graphs.products import INT4, INT8, UINT8, in_pairs
+from espnet_ext.export.graphs.weight_file import WeightFile
+from espnet_ext.export.runtime.decoder import load_exported
+from espnet_ext.export.runtime.family_weights import COMPUTED, WEIGHTS, assembled
+from espnet_ext.export.runtime.run_onnx import Model, Stream
 from espnet_ext.methods import quantise
 from tests.fixtures import families, streams
 

@@ -14,9 +14,10 @@ from espnet_ext.bridge.bundle import Bundle
 from espnet_ext.bridge.loading import decoder_of
 from espnet_ext.cli.main import main
 from espnet_ext.errors import UserError
-from espnet_ext.export import fbank, rounded, whisper_source
-from espnet_ext.export.contract import contract_of
+from espnet_ext.export.contracts.kinds import contract_of
 from espnet_ext.export.folder import export
+from espnet_ext.export.traced import fbank, rounded
+from espnet_ext.export.whisper.source import read_whisper, refuse_others
 from espnet_ext.formats.bits import Quantised
 from tests.fixtures import families, streams
 
@@ -155,7 +156,7 @@ def test_a_layer_that_cannot_be_rounded():
 def test_models_that_are_no_whisper_or_have_more_weights(conformer, tmp_path):
     decoder = decoder_of(conformer)
     with pytest.raises(UserError, match="so far only a whole Whisper can be exported"):
-        whisper_source.read_whisper(Path("x"), decoder, {}, None)
+        read_whisper(Path("x"), decoder, {}, None)
     assert "leave out --language" in refused(conformer, tmp_path, language="de")
     model = SimpleNamespace(
         encoder="encoder.stack.model.",
@@ -163,12 +164,12 @@ def test_models_that_are_no_whisper_or_have_more_weights(conformer, tmp_path):
         state={"decoder.decoder.embed_tokens.weight": 0, "decoder.adapter.weight": 0},
     )
     with pytest.raises(UserError, match=r"decoder.adapter.weight and 0 more have no place"):
-        whisper_source.refuse_others(model, Path("x"))
+        refuse_others(model, Path("x"))
 
 
 def test_a_member_of_a_folder_with_one_model(conformer, tmp_path):
     export(conformer, tmp_path / "onnx", WAVES, products="float32")
-    from espnet_ext.export.onnx_decoder import OnnxDecoder
+    from espnet_ext.export.runtime.decoder import OnnxDecoder
 
     with pytest.raises(UserError, match="has one model: leave out the name"):
         OnnxDecoder(tmp_path / "onnx", member="3L-64-4b")

@@ -16,8 +16,9 @@ import pytest
 from espnet_ext.cli.main import main
 from espnet_ext.data.fetch import npm
 from espnet_ext.errors import UserError
-from espnet_ext.export import run_onnx, run_search, site
-from espnet_ext.export.family_weights import assembled
+from espnet_ext.export import site
+from espnet_ext.export.runtime import run_onnx, run_search
+from espnet_ext.export.runtime.family_weights import assembled
 from espnet_ext.files import sha256_file
 from espnet_ext.formats.digests import digests
 from tests.fixtures import families

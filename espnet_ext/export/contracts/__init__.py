@@ -1,0 +1,1 @@
+"""How the graphs of each kind of model are made, and compared with torch."""

@@ -1,0 +1,1 @@
+"""Runs exported folders, without torch; part of it is copied into them."""

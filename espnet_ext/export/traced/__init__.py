@@ -1,0 +1,1 @@
+"""Models whose graphs torch traces."""
