@@ -86,8 +86,8 @@ def prepared(
     model: Path, args: argparse.Namespace, folder: Path
 ) -> tuple[dict[str, Any], np.ndarray, dict[str, Step]]:
     """Export a model into a folder; what is known of it, speech in pieces, and its systems."""
-    from espnet_ext.bridge.bundle import Bundle
-    from espnet_ext.bridge.loading import decoder_of
+    from espnet_ext.bridge.decoding.loading import decoder_of
+    from espnet_ext.bridge.deployed.bundle import Bundle
     from espnet_ext.export.contracts.kinds import contract_of, is_transducer
     from espnet_ext.export.folder import write
 
@@ -187,8 +187,8 @@ def make_blanks_certain(model: Any) -> None:
 
 def torch_stream(bundle: Any) -> Step:
     """The deployed model's."""
-    from espnet_ext.bridge.latency import Timing
-    from espnet_ext.bridge.streamers import streamer_of
+    from espnet_ext.bridge.streaming.latency import Timing
+    from espnet_ext.bridge.streaming.streamers import streamer_of
 
     streamer = streamer_of(bundle, "transducer_greedy")
     make_blanks_certain(streamer.decoder.model)

@@ -42,8 +42,8 @@ def torch() -> Callable[[str], Decode]:
     """The same for torch."""
     import torch as library
 
-    from espnet_ext.bridge.bundle import open_bundle
-    from espnet_ext.bridge.loading import load
+    from espnet_ext.bridge.decoding.loading import load
+    from espnet_ext.bridge.deployed.bundle import open_bundle
 
     library.set_num_threads(1)
 
@@ -73,15 +73,15 @@ def torch_stream() -> Callable[[str], Decode]:
     """torch, chunk by chunk."""
     import torch as library
 
-    from espnet_ext.bridge.bundle import open_bundle
-    from espnet_ext.bridge.streamers import streamer_of
+    from espnet_ext.bridge.deployed.bundle import open_bundle
+    from espnet_ext.bridge.streaming.streamers import streamer_of
 
     library.set_num_threads(1)
     return lambda path: _streamed(streamer_of(open_bundle(path), "transducer_greedy"))
 
 
 def _streamed(streamer: Any) -> Decode:
-    from espnet_ext.bridge.latency import Timing
+    from espnet_ext.bridge.streaming.latency import Timing
 
     def decode(wave: np.ndarray) -> str:
         places = range(streamer.piece, len(wave), streamer.piece)

@@ -72,7 +72,7 @@ def table(counts: list[dict[str, Any]]) -> dict[str, Any]:
 def _counts(config: Config, members: tuple[str, ...], path: Path) -> list[dict[str, Any]]:
     """Both counts of each member of a family."""
     from espnet_ext.bridge.build import build_model
-    from espnet_ext.bridge.footprint import encoder_compression
+    from espnet_ext.bridge.configs.footprint import encoder_compression
     from espnet_ext.methods.deploy import deploy, parameter_count
     from espnet_ext.methods.nested import nested_stack
     from espnet_ext.methods.nested_options import find_member

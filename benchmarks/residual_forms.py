@@ -150,7 +150,7 @@ def load(path: Path, form: str, file: Path) -> Any:
 
     from espnet_ext.bridge.build import build_model
     from espnet_ext.bridge.checkpoint import expand_state, load_state
-    from espnet_ext.bridge.deployed_folder import stock_arguments
+    from espnet_ext.bridge.deployed.folder import stock_arguments
     from espnet_ext.config.training import load_config
     from espnet_ext.experiment import Experiment
 

@@ -132,7 +132,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from espnet_ext.bridge.footprint import MORE_FLOPS
+    from espnet_ext.bridge.configs.footprint import MORE_FLOPS
     from espnet_ext.encoders.pretrained.mimicked import MimickedStack
     from espnet_ext.methods.deploy import parameter_count
 

@@ -7,7 +7,7 @@ ESPnet's is what its ``Speech2Text`` does with a beam of 1: one utterance after 
 Example:
     cd egs/fotaq/asr1
     python ../../../benchmarks/transducer_decoding.py exp/stream_xs/deploy/merged \
-        dump/fbank80/test/feats.scp --batch 16 --json speed.json
+        data/test/wav.scp --batch 16 --json speed.json
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path, help="folder of the deployed model")
-    parser.add_argument("scp", type=Path, help="feats.scp")
+    parser.add_argument("scp", type=Path, help="wav.scp")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--utterances", type=int, default=64, help="(default: 64)")
     parser.add_argument("--repeats", type=int, default=3)
@@ -75,24 +75,22 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """
     import torch
 
-    from espnet_ext.bridge import inference
+    from espnet_ext.bridge.decoding.loading import decoder_of
+    from espnet_ext.bridge.deployed.bundle import Bundle
 
     torch.set_num_threads(args.threads)
-    speech2text = inference.load_speech2text(args.model, "transducer_greedy", {})
+    decoder = decoder_of(Bundle.of_folder(args.model), "transducer_greedy")
+    speech2text = decoder.inference
     rows = list(read_table(args.scp).items())[: args.utterances]
-    inputs = [inference.read_input(*row, speech2text, None)[0] for row in rows]
-    inputs.sort(key=lambda feats: -len(feats))
-    search = inference.search_of(speech2text.asr_model, "transducer_greedy", {})
-    assert search is not None
+    read = sorted((decoder.read(row) for row in rows), key=lambda found: -found[1])
+    inputs = [speech for speech, _ in read]
 
     def espnet() -> list[str]:
         return [speech2text(feats)[0][0] or "" for feats in inputs]
 
     def ours() -> list[str]:
-        texts = []
-        for start in range(0, len(inputs), args.batch):
-            texts += inference.decode_batch(speech2text, inputs[start : start + args.batch], search)
-        return texts
+        batches = (inputs[k : k + args.batch] for k in range(0, len(inputs), args.batch))
+        return [text for batch in batches for text in decoder.texts(batch)]
 
     times: dict[str, list[float]] = {"espnet": [], "ours": []}
     texts = {}
@@ -104,7 +102,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 times[function.__name__].append(time.perf_counter() - start)
     if texts["espnet"] != texts["ours"]:
         raise UserError("the texts differ: this is no comparison")
-    audio = sum(map(len, inputs)) / 100
+    audio = sum(seconds for _, seconds in read)
     tokens = sum(len(speech2text.tokenizer.text2tokens(text)) for text in texts["ours"])
     return {
         **times,
@@ -112,7 +110,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "audio_seconds": audio,
         "utterances": len(inputs),
         "tokens_per_second": tokens / audio,
-        "search": search_times(args, speech2text, search, inputs),
+        "search": search_times(args, speech2text, decoder.search, inputs),
         "batch": args.batch,
         "threads": args.threads,
     }

@@ -48,5 +48,5 @@ def load(
         return exported.load_exported(Path(path), max_bytes=max_bytes, beam=beam)
     muted = importlib.import_module("espnet_ext.bridge.muted").muted
     with muted():  # torch and ESPnet take seconds to import
-        loading = importlib.import_module("espnet_ext.bridge.loading")
+        loading = importlib.import_module("espnet_ext.bridge.decoding.loading")
     return loading.load(path, device, max_bytes, method, max_rtf, beam)

@@ -1,7 +1,8 @@
 """A model that is called with samples: text, segments, times and confidences.
 
 It cuts recordings into segments and puts together what a ``SegmentDecoder`` finds in them: torch's
-(``bridge.decoder``), or that of exported graphs (``export.runtime.decoder``), which needs no torch.
+(``bridge.decoding.decoder``), or that of exported graphs (``export.runtime.decoder``), which needs
+no torch.
 """
 
 import math

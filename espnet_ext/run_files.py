@@ -68,12 +68,12 @@ class RunFiles(abc.ABC):
 
     @property
     def calls(self) -> Path:
-        """The calls of stage 4 (``bridge.run_record``)."""
+        """The calls of stage 4 (``bridge.training.run_record``)."""
         return self.folder / "calls.json"
 
     @property
     def train_record(self) -> Path:
-        """The run record that stage 4 writes (``bridge.run_record``)."""
+        """The run record that stage 4 writes (``bridge.training.run_record``)."""
         return self.folder / "train.json"
 
     @property

@@ -2,7 +2,7 @@
 
 typeguard compiles each function that has such a check once more when it is imported: a quarter of
 the seconds that ESPnet needs. Values of a config are compared with the types of ESPnet's arguments
-before (``bridge.config_check``). Other packages keep their checks.
+before (``bridge.configs.check``). Other packages keep their checks.
 """
 
 import sys

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.bridge.decoding.decoder import Decoder
 from espnet_ext.encoders.pretrained.stack import check_layers
 
 # For names of utterances and their waves (samples,): by layer and utterance (steps, width).

@@ -14,8 +14,8 @@ from espnet_ext.analysis.decoder_layers import DecoderLayers, Outputs, teacher_f
 from espnet_ext.analysis.measure import Measure
 from espnet_ext.analysis.similarity import LayerSimilarity, Similarities
 from espnet_ext.bridge.checkpoint import load_model, read_config
-from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.bridge.speech_input import SpeechInput
+from espnet_ext.bridge.decoding.decoder import Decoder
+from espnet_ext.bridge.deployed.speech_input import SpeechInput
 from espnet_ext.data.audio import read_wave
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.encoders.pretrained.mimicked import MimickedStack

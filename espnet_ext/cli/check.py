@@ -73,7 +73,7 @@ def _without_others(paths: list[Path]) -> list[Path]:
 
 def _read(path: Path) -> tuple[Config | None, list[str]]:
     """A config, if it can be read, and the problems that are found without building its model."""
-    from espnet_ext.bridge.signatures import cached_signatures
+    from espnet_ext.bridge.configs.signatures import cached_signatures
 
     config, wrong = readable_config(path)
     if config is None:
@@ -86,7 +86,7 @@ def _build(path: Path, config: Config) -> list[str]:
     from espnet_ext.bridge.muted import muted
 
     with muted():
-        from espnet_ext.bridge.config_check import examine
+        from espnet_ext.bridge.configs.check import examine
 
         found = examine(Experiment.of(config))
     for warning in found.warnings:

@@ -9,7 +9,7 @@ package to load, instead of model.pth. So is a variant that is rounded after tra
 (blocks of the encoder) or whole+4b (every matrix).
 With --family all members are written into one file, exp/<tag>/deploy/family/family.safetensors,
 with family.json that lists them; load one by
-espnet_ext.bridge.family_models.load(FILE, depth=, width=, bits=, max_bytes=).
+espnet_ext.bridge.deployed.family.load(FILE, depth=, width=, bits=, max_bytes=).
 
 Example:
   espnet-ext deploy conf/train_hrf_conformer_xs.yaml --variant merged

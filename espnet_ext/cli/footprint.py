@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> None:
 
     with muted():
         from espnet_ext.bridge.build import token_count
-        from espnet_ext.bridge.config_check import refuse_problems
-        from espnet_ext.bridge.footprint import measure
+        from espnet_ext.bridge.configs.check import refuse_problems
+        from espnet_ext.bridge.configs.footprint import measure
 
         refuse_problems(config)
         known = experiment.vocabulary if args.vocabulary is None else args.vocabulary

@@ -66,6 +66,6 @@ def open_recogniser(
     with muted():
         import torch
 
-        from espnet_ext.bridge.loading import load
+        from espnet_ext.bridge.decoding.loading import load
     torch.set_num_threads(args.threads)
     return load(model, args.device, max_bytes, args.method, max_rtf, args.beam)

@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> None:
     with muted():
         import torch
 
-        from espnet_ext.bridge.bundle import Bundle
-        from espnet_ext.bridge.latency import Timing
-        from espnet_ext.bridge.streamers import method_of, streamer_of
+        from espnet_ext.bridge.deployed.bundle import Bundle
+        from espnet_ext.bridge.streaming.latency import Timing
+        from espnet_ext.bridge.streaming.streamers import method_of, streamer_of
 
         torch.set_num_threads(args.threads)
         bundle = Bundle.of_folder(folder)

@@ -93,8 +93,8 @@ def _streamer(args: argparse.Namespace, model: Path) -> Any:
     with muted():
         import torch
 
-        from espnet_ext.bridge.bundle import open_bundle
-        from espnet_ext.bridge.streamers import streamer_of
+        from espnet_ext.bridge.deployed.bundle import open_bundle
+        from espnet_ext.bridge.streaming.streamers import streamer_of
     torch.set_num_threads(args.threads)
     return streamer_of(open_bundle(model, args.max_bytes), args.method)
 
@@ -115,7 +115,7 @@ def _found(recogniser: Any, path: str) -> dict[str, Any]:
 
 def _stream(streamer: Any, args: argparse.Namespace) -> None:
     """Print texts as they are heard; the finished segments of a file are its text."""
-    from espnet_ext.bridge.latency import Timing
+    from espnet_ext.bridge.streaming.latency import Timing
 
     for path in args.audio:
         name, timing = {"file": path} if len(args.audio) > 1 else {}, Timing()

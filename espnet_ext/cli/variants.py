@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     from espnet_ext.bridge.muted import muted
 
     with muted():
-        from espnet_ext.bridge.footprint import variant_sizes
+        from espnet_ext.bridge.configs.footprint import variant_sizes
 
         sizes = list(variant_sizes(experiment))
     width = max(12, *(len(size.name) + 1 for size in sizes))

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from espnet_ext.bridge.bundle import Bundle
+from espnet_ext.bridge.deployed.bundle import Bundle
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.export.folder import (
     SCRIPT,

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import numpy as np
 
-from espnet_ext.bridge.bundle import Bundle
-from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.bridge.loading import decoder_of
+from espnet_ext.bridge.decoding.decoder import Decoder
+from espnet_ext.bridge.decoding.loading import decoder_of
+from espnet_ext.bridge.deployed.bundle import Bundle
 from espnet_ext.config.decoding import CTC_BEAM, TRANSDUCER
 from espnet_ext.errors import UserError
 from espnet_ext.export.contracts.kinds import Contract, attends, contract_of, is_transducer

@@ -22,7 +22,7 @@ from espnet_ext.files import (
 from espnet_ext.results.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
-    from espnet_ext.bridge.decoder import Decoded, Decoder
+    from espnet_ext.bridge.decoding.decoder import Decoded, Decoder
 
 _PARTS = "parts"  # folder of a set's parts, while they are not joined
 _ROWS = "decoded.json"  # of a part: what was decoded
@@ -112,10 +112,10 @@ def _decode(
     from espnet_ext.bridge.muted import muted
 
     with muted():
-        from espnet_ext.bridge.decoder import Decoder
-        from espnet_ext.bridge.inference import decode_set
-        from espnet_ext.bridge.loading import check_device
-        from espnet_ext.bridge.speech_input import SpeechInput
+        from espnet_ext.bridge.decoding.decoder import Decoder
+        from espnet_ext.bridge.decoding.inference import decode_set
+        from espnet_ext.bridge.decoding.loading import check_device
+        from espnet_ext.bridge.deployed.speech_input import SpeechInput
     check_device(device)
     source = SpeechInput.of(experiment)
     decoder: Decoder | None = None
@@ -138,7 +138,7 @@ def _decode(
 
 def _joined(parts: Sequence[_Job], job: _Job) -> list["Decoded"]:
     """The rows of all parts of a set, in the order of its list."""
-    from espnet_ext.bridge.inference import rows_of
+    from espnet_ext.bridge.decoding.inference import rows_of
 
     rows = {row[0]: tuple(row) for part in parts for row in read_json(part.folder / _ROWS)}
     return [rows[name] for name, _ in rows_of(job.scp)]
@@ -147,7 +147,7 @@ def _joined(parts: Sequence[_Job], job: _Job) -> list["Decoded"]:
 def _write(
     experiment: Experiment, job: _Job, decoder: "Decoder", found: list["Decoded"], timed: bool
 ) -> None:
-    from espnet_ext.bridge.inference import summary, time_set
+    from espnet_ext.bridge.decoding.inference import summary, time_set
 
     made = summary(found, decoder.device)
     speed = time_set(decoder, job.scp, found) if timed else {}

@@ -77,7 +77,7 @@ def _write_model(experiment: Experiment, checkpoint: Path) -> list[Path]:
     from espnet_ext.bridge.muted import muted
 
     with muted():
-        from espnet_ext.bridge.deployed_folder import deploy_experiment
+        from espnet_ext.bridge.deployed.folder import deploy_experiment
 
     made = deploy_experiment(experiment, checkpoint, _speech(experiment))
     print(
@@ -94,8 +94,8 @@ def _write_family(experiment: Experiment, checkpoint: Path) -> list[Path]:
     from espnet_ext.bridge.muted import muted
 
     with muted():
-        from espnet_ext.bridge.bundle import FEATURES, about
-        from espnet_ext.bridge.family_models import write_family_models
+        from espnet_ext.bridge.deployed.bundle import FEATURES, about
+        from espnet_ext.bridge.deployed.family import write_family_models
         from espnet_ext.encoders.pretrained.features import save_model
 
     path, listed = (experiment.deployed / f"family.{kind}" for kind in ("safetensors", "json"))
@@ -129,8 +129,8 @@ def _speech(experiment: Experiment) -> Any:
     """
     import torch
 
-    from espnet_ext.bridge.deployed_folder import Speech
-    from espnet_ext.bridge.speech_input import SHORT, SpeechInput
+    from espnet_ext.bridge.deployed.folder import Speech
+    from espnet_ext.bridge.deployed.speech_input import SHORT, SpeechInput
     from espnet_ext.data.arks import read_matrix
     from espnet_ext.data.audio import read_wave
 

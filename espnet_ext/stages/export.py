@@ -64,7 +64,7 @@ def export_model(
     with muted():
         import torch
 
-        from espnet_ext.bridge.bundle import bundles, open_bundle
+        from espnet_ext.bridge.deployed.bundle import bundles, open_bundle
         from espnet_ext.data.audio import filled_up, read_stretch, resampled
         from espnet_ext.export.family import chosen_members, export_family
         from espnet_ext.export.folder import export

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.bridge.run_record import merged
+from espnet_ext.bridge.training.run_record import merged
 from espnet_ext.config.grid import Cell, Grid
 from espnet_ext.config.processes import Processes
 from espnet_ext.config.training import EXPERIMENTS, given_settings
@@ -80,12 +80,10 @@ class GridRun:
         with muted():  # imported once: the processes are forked from this one
             import torch
 
-            from espnet_ext.bridge import (  # noqa: F401
-                config_check,
-                deployed_folder,
-                inference,
-                trainer,
-            )
+            import espnet_ext.bridge.configs.check
+            import espnet_ext.bridge.decoding.inference
+            import espnet_ext.bridge.deployed.folder
+            import espnet_ext.bridge.training.trainer  # noqa: F401
         torch.set_num_threads(1)
         failed: set[str] = set()
         for wave in waves(todo):

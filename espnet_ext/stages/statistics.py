@@ -132,7 +132,7 @@ class Statistics:
         print(f"train: {folder}: the statistics of this part")
 
     def _run(self, command: Sequence[str], folder: Path) -> None:
-        from espnet_ext.bridge.trainer import run_task
+        from espnet_ext.bridge.training.trainer import run_task
 
         sets = [word for role in ROLES for word in set_options(role, self.data[role])]
         # Statistics do not depend on batches of the training's size, nor on its model.

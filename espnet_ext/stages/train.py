@@ -82,8 +82,8 @@ def train(experiment: Experiment, options: TrainOptions) -> None:
     if options.processes.nodes == 1:
         _train(experiment, options)
         return
-    from espnet_ext.bridge.launch import Nodes
     from espnet_ext.bridge.muted import muted
+    from espnet_ext.bridge.training.launch import Nodes
 
     if options.processes.node == 0:
         with Nodes(options.processes) as nodes:
@@ -180,10 +180,10 @@ def _checked(experiment: Experiment, options: TrainOptions) -> Experiment:
     with muted():
         import torch
 
-        from espnet_ext.bridge.config_check import checked_model, refuse_problems
-        from espnet_ext.bridge.ctc_lengths import check_ctc_lengths
-        from espnet_ext.bridge.espnet_options import refuse_reserved_options, with_options
-        from espnet_ext.bridge.start_model import refuse_other_start
+        from espnet_ext.bridge.configs.check import checked_model, refuse_problems
+        from espnet_ext.bridge.configs.espnet_options import refuse_reserved_options, with_options
+        from espnet_ext.bridge.training.ctc_lengths import check_ctc_lengths
+        from espnet_ext.bridge.training.start_model import refuse_other_start
 
         if options.espnet:  # before they are applied; what is left is checked with the model
             refuse_problems(experiment.config)
@@ -213,7 +213,7 @@ def _use_threads(experiment: Experiment, options: TrainOptions) -> Any:
     """Set torch's threads; return the type of forward passes on the CPU, None for the default."""
     import torch
 
-    from espnet_ext.bridge.trainer import supported_cpu_dtype
+    from espnet_ext.bridge.training.trainer import supported_cpu_dtype
 
     if options.ngpu:
         return None
@@ -283,9 +283,9 @@ def _run(
     experiment: Experiment, options: TrainOptions, command: list[str], cpu_dtype: Any, nodes: Any
 ) -> Path:
     """Train, and write train.json; return its path."""
-    from espnet_ext.bridge import resume, step_checkpoint, trainer
-    from espnet_ext.bridge.espnet_options import parse_options
-    from espnet_ext.bridge.run_record import Calls
+    from espnet_ext.bridge.configs.espnet_options import parse_options
+    from espnet_ext.bridge.training import resume, step_checkpoint, trainer
+    from espnet_ext.bridge.training.run_record import Calls
     from espnet_ext.results.schema import NOT_MEASURED
     from espnet_ext.stages.training_process import Job, train_in_processes
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from espnet_ext.bridge.collective import rank, total
-from espnet_ext.bridge.launch import Nodes, launch
 from espnet_ext.bridge.memory import peak_of_children, peak_rss_mb
-from espnet_ext.bridge.run_record import Calls
-from espnet_ext.bridge.trainer import Settings, run_task
+from espnet_ext.bridge.training.collective import rank, total
+from espnet_ext.bridge.training.launch import Nodes, launch
+from espnet_ext.bridge.training.run_record import Calls
+from espnet_ext.bridge.training.trainer import Settings, run_task
 from espnet_ext.config.processes import Processes, backend_of
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from espnet_ext.bridge.signatures import cached_signatures
+from espnet_ext.bridge.configs.signatures import cached_signatures
 from espnet_ext.config.recipe_errors import recipe_problems
 from espnet_ext.config.training import load_config
 from tests.docs.pages import DOCS, FOLLOWED, PAGES, README, ROOT, blocks, name_of

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import espnet_ext
-from espnet_ext.bridge.bundle import Bundle
+from espnet_ext.bridge.deployed.bundle import Bundle
 from espnet_ext.data.audio import read_wave, write_flac
 from espnet_ext.data.kaldi_dir import Utterance, read_table, write_data_dir
 from espnet_ext.data.pauses import cut_at_pauses
@@ -204,8 +204,8 @@ def trained(folder, tag):
 
 
 def decoder(deployed):
-    from espnet_ext.bridge.decoder import Decoder
-    from espnet_ext.bridge.speech_input import SpeechInput
+    from espnet_ext.bridge.decoding.decoder import Decoder
+    from espnet_ext.bridge.deployed.speech_input import SpeechInput
 
     return Decoder(deployed, "attention_greedy", {"batch_size": 3}, SpeechInput(16000))
 
@@ -287,7 +287,7 @@ def test_training_changes_encoder_and_decoder_and_both_searches_decode(recipe, m
 
 def round_everything():
     """Also weights so small that files of 32 bits are as good, as those of a mimic are here."""
-    from espnet_ext.bridge import variants
+    from espnet_ext.bridge.deployed import variants
 
     variants.SMALL = 0
 

@@ -207,7 +207,7 @@ def test_killed_in_the_middle_of_an_epoch(stages, tmp_path):
     folder = tmp_path / "recipe"
 
     def prepare() -> None:
-        from espnet_ext.bridge import trainer
+        from espnet_ext.bridge.training import trainer
 
         plain, seen = trainer.ESPnetTrainer.validate_one_epoch.__func__, [0]
 

@@ -82,7 +82,7 @@ def test_a_packed_member_goes_through_all_stages(recipe):
 
 
 def test_the_family_goes_into_one_file(recipe):
-    from espnet_ext.bridge.family_models import load
+    from espnet_ext.bridge.deployed.family import load
 
     for words in (("--variant", PACKED), ("--family",)):
         ended = forked.Command(recipe, (*VERBS["deploy"], *words), recipe / "logs").wait(600)

@@ -155,8 +155,8 @@ def here(recipe, monkeypatch):
 
 def test_the_training_model_gives_the_same_texts(here):
     from espnet_ext.bridge.checkpoint import load_model
-    from espnet_ext.bridge.decoder import Decoder
-    from espnet_ext.bridge.speech_input import SpeechInput
+    from espnet_ext.bridge.decoding.decoder import Decoder
+    from espnet_ext.bridge.deployed.speech_input import SpeechInput
 
     deployed = Path("exp/tiny/deploy/merged")
     trained = load_model(Path("exp/tiny/config.yaml"), averaged())

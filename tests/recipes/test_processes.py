@@ -153,7 +153,7 @@ def test_the_memory_is_that_of_all_processes(recipe, tmp_path):
     folder = Path(shutil.copytree(recipe, tmp_path / "known"))
 
     def known_sizes() -> None:
-        from espnet_ext.bridge import run_record
+        from espnet_ext.bridge.training import run_record
         from espnet_ext.stages import training_process
 
         ranks.instead_of_torch()
@@ -248,7 +248,7 @@ def stop_in_step(number: int, sign: int = signal.SIGTERM, rank: int = 0):
     """Return what makes the process of a rank get a signal in a step of a training."""
 
     def prepare() -> None:
-        from espnet_ext.bridge import trainer
+        from espnet_ext.bridge.training import trainer
 
         ranks.instead_of_torch()
         plain, seen = trainer.StepCheckpoints.save_if_due, [0]

@@ -15,10 +15,10 @@ import soundfile
 import torch
 
 import espnet_ext
-from espnet_ext.bridge.bundle import about
-from espnet_ext.bridge.deployed_folder import Speech, deploy_experiment
-from espnet_ext.bridge.family_models import write_family_models
-from espnet_ext.bridge.speech_input import SpeechInput
+from espnet_ext.bridge.deployed.bundle import about
+from espnet_ext.bridge.deployed.family import write_family_models
+from espnet_ext.bridge.deployed.folder import Speech, deploy_experiment
+from espnet_ext.bridge.deployed.speech_input import SpeechInput
 from espnet_ext.cli import transcribe
 from espnet_ext.config.training import load_config
 from espnet_ext.errors import UserError
@@ -233,7 +233,7 @@ def test_the_largest_variant_that_fits_is_loaded(moved):
 
 
 def test_the_best_variant_that_is_fast_enough_here_is_loaded(moved, tmp_path, monkeypatch):
-    from espnet_ext.bridge import real_time_factor
+    from espnet_ext.bridge.decoding import real_time_factor
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folders, wave = tmp_path / "folders", families.wave(2.0, 4)

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from espnet_ext.bridge.bundle import Bundle
-from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.bridge.deployed_folder import encode
+from espnet_ext.bridge.decoding.decoder import Decoder
+from espnet_ext.bridge.deployed.bundle import Bundle
+from espnet_ext.bridge.deployed.folder import encode
 from espnet_ext.export.contracts.compare import next_scores, relative_difference
 from espnet_ext.export.contracts.traced import NAMES, TracedContract
 from espnet_ext.export.runtime import run_onnx

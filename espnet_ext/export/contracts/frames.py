@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from espnet_ext.bridge.bundle import Bundle
-from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.bridge.footprint import is_classifier
+from espnet_ext.bridge.configs.footprint import is_classifier
+from espnet_ext.bridge.decoding.decoder import Decoder
+from espnet_ext.bridge.deployed.bundle import Bundle
 from espnet_ext.data.features import KALDI
 from espnet_ext.encoders.pretrained.stack import RATE
 from espnet_ext.export.contracts.compare import relative_difference

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from espnet_ext.bridge.bundle import Bundle
-from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.bridge.decoding.decoder import Decoder
+from espnet_ext.bridge.deployed.bundle import Bundle
 from espnet_ext.bridge.registry import task_of
 from espnet_ext.errors import UserError
 from espnet_ext.export.contracts.attention import AttentionContract

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from espnet_ext.bridge.bundle import Bundle
-from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.bridge.loading import decoder_of
-from espnet_ext.bridge.variants import matrices
+from espnet_ext.bridge.decoding.decoder import Decoder
+from espnet_ext.bridge.decoding.loading import decoder_of
+from espnet_ext.bridge.deployed.bundle import Bundle
+from espnet_ext.bridge.deployed.variants import matrices
 from espnet_ext.errors import UserError
 from espnet_ext.export.graphs.products import Products
 from espnet_ext.export.traced.rounded import is_rounded, round_weight

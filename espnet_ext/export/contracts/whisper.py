@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from espnet_ext.bridge.bundle import Bundle
-from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.bridge.decoding.decoder import Decoder
+from espnet_ext.bridge.deployed.bundle import Bundle
 from espnet_ext.errors import UserError
 from espnet_ext.export.contracts.compare import next_scores, relative_difference
 from espnet_ext.export.graphs.products import Products

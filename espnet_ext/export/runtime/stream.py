@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from espnet_ext.bridge.latency import Timing, doubts, refuse_short
-from espnet_ext.bridge.text_segments import Partial, Segments
+from espnet_ext.bridge.streaming.latency import Timing, doubts, refuse_short
+from espnet_ext.bridge.streaming.text_segments import Partial, Segments
 from espnet_ext.data.audio_stream import with_last
 from espnet_ext.errors import UserError
 from espnet_ext.export.runtime.decoder import OnnxDecoder

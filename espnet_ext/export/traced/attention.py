@@ -19,7 +19,7 @@ from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
 from espnet2.legacy.nets.pytorch_backend.transformer.embedding import PositionalEncoding
 from torch import Tensor, nn
 
-from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.bridge.decoding.decoder import Decoder
 from espnet_ext.errors import UserError
 from espnet_ext.export.graphs.products import Products
 from espnet_ext.export.traced.rounded import use_integers

@@ -21,9 +21,9 @@ from espnet2.asr.encoder.rnn_encoder import RNNEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.bridge.deployed_folder import encode
-from espnet_ext.bridge.footprint import is_classifier
+from espnet_ext.bridge.configs.footprint import is_classifier
+from espnet_ext.bridge.decoding.decoder import Decoder
+from espnet_ext.bridge.deployed.folder import encode
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.encoders.pretrained.features import LayerFeatures
 from espnet_ext.encoders.pretrained.stack import RATE

@@ -22,7 +22,7 @@ from espnet2.legacy.nets.pytorch_backend.transformer.embedding import (
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.bridge.decoding.decoder import Decoder
 from espnet_ext.encoders.pretrained.features import LayerFeatures
 from espnet_ext.errors import UserError, one_line
 from espnet_ext.export.graphs.folding import fold_shapes

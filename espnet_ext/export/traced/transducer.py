@@ -21,7 +21,7 @@ import torch
 from espnet2.layers.global_mvn import GlobalMVN
 from torch import Tensor, nn
 
-from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.bridge.decoding.decoder import Decoder
 from espnet_ext.data.features import FRAMES_PER_SECOND, SUBSAMPLING
 from espnet_ext.encoders.chunks import ConvContext, Geometry, subsampled
 from espnet_ext.encoders.streaming_transformer import StreamingTransformerEncoder, StreamState

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from espnet_ext.bridge.decoder import Decoder
-from espnet_ext.bridge.variants import matrices
+from espnet_ext.bridge.decoding.decoder import Decoder
+from espnet_ext.bridge.deployed.variants import matrices
 from espnet_ext.encoders.pretrained.whisper import WhisperStack
 from espnet_ext.errors import UserError
 from espnet_ext.export.graphs.products import Weight

@@ -2,7 +2,7 @@
 
 import pytest
 
-from espnet_ext.bridge.speech_input import SpeechInput
+from espnet_ext.bridge.deployed.speech_input import SpeechInput
 from tests.fixtures import streams
 from tests.fixtures.streams import METHODS, RATE
 
@@ -16,7 +16,7 @@ def experiment(tmp_path_factory):
 
 @pytest.fixture(params=METHODS)
 def streamer(request, experiment, monkeypatch):
-    from espnet_ext.bridge.transducer_stream import TransducerStreamer
+    from espnet_ext.bridge.streaming.transducer import TransducerStreamer
 
     monkeypatch.chdir(experiment)
     model = experiment / "exp/tiny/deploy/shared"

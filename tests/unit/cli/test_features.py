@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_ext.bridge import decoder, inference
+from espnet_ext.bridge.decoding import decoder, inference
 from espnet_ext.cli import decode, features
 from espnet_ext.data.corpora.sets import write_sets
 from espnet_ext.data.kaldi_dir import Utterance

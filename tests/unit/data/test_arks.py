@@ -27,7 +27,7 @@ def test_an_ark_is_a_file_and_an_offset(tmp_path, monkeypatch, place):
 
 
 def test_decode_and_train_refuse_a_command_in_feats_scp(tmp_path, monkeypatch):
-    from espnet_ext.bridge.speech_input import SpeechInput
+    from espnet_ext.bridge.deployed.speech_input import SpeechInput
 
     monkeypatch.chdir(tmp_path)
     soundfile.write("a.wav", np.zeros(1600), 16000)

@@ -16,7 +16,7 @@ import torch
 from onnx import helper, numpy_helper
 
 import espnet_ext
-from espnet_ext.bridge.bundle import Bundle, bundles
+from espnet_ext.bridge.deployed.bundle import Bundle, bundles
 from espnet_ext.cli.main import main
 from espnet_ext.errors import UserError
 from espnet_ext.export.family import chosen_members, export_family
@@ -207,7 +207,7 @@ def test_a_member_that_would_change_is_refused(deployed, tmp_path, monkeypatch):
 
 def test_a_streaming_transducer_and_what_was_rounded_afterwards(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("espnet_ext.bridge.variants.SMALL", 30)
+    monkeypatch.setattr("espnet_ext.bridge.deployed.variants.SMALL", 30)
     streams.make(tmp_path, variants=("merged", "whole+8b", "whole+4b"))
     found = chosen_members(bundles(tmp_path / "exp/tiny/deploy"), ["merged", "whole+4b"], tmp_path)
     waves = [streams.wave(1.7, 1)]

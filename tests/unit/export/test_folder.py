@@ -13,7 +13,7 @@ import soundfile
 from onnx import numpy_helper
 
 import espnet_ext
-from espnet_ext.bridge.bundle import Bundle
+from espnet_ext.bridge.deployed.bundle import Bundle
 from espnet_ext.errors import UserError
 from espnet_ext.export.folder import export
 from espnet_ext.formats.bits import Quantised

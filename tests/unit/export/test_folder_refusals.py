@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import espnet_ext
-from espnet_ext.bridge.bundle import Bundle
-from espnet_ext.bridge.loading import decoder_of
+from espnet_ext.bridge.decoding.loading import decoder_of
+from espnet_ext.bridge.deployed.bundle import Bundle
 from espnet_ext.cli.main import main
 from espnet_ext.errors import UserError
 from espnet_ext.export.contracts.kinds import contract_of

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_ext.bridge.bundle import Bundle
+from espnet_ext.bridge.deployed.bundle import Bundle
 from espnet_ext.export import site
 from espnet_ext.export.family import export_family
 from espnet_ext.export.folder import export

@@ -8,8 +8,8 @@ from torch import nn
 
 from espnet_ext.bridge.build import arguments_of, build_model
 from espnet_ext.bridge.checkpoint import build
-from espnet_ext.bridge.deployed_folder import portable_arguments, stock_arguments
-from espnet_ext.bridge.variants import computing, deploy_variant
+from espnet_ext.bridge.deployed.folder import portable_arguments, stock_arguments
+from espnet_ext.bridge.deployed.variants import computing, deploy_variant
 from espnet_ext.config.training import Config, Recipe
 from espnet_ext.data import tokenizer
 from espnet_ext.errors import UserError

@@ -11,7 +11,7 @@ from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from torch import nn
 
-from espnet_ext.bridge.footprint import macs_per_second
+from espnet_ext.bridge.configs.footprint import macs_per_second
 from espnet_ext.encoders.compressed import compress_head, compressed_encoder
 from espnet_ext.encoders.speechformer import SpeechFormerEncoder
 from espnet_ext.methods.deploy import deploy, footprint, parameter_count

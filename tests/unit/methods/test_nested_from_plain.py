@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from espnet_ext.bridge.build import build_model
-from espnet_ext.bridge.start_model import refuse_other_start
+from espnet_ext.bridge.training.start_model import refuse_other_start
 from espnet_ext.config.training import Config, Recipe
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment

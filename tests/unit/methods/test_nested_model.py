@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from espnet_ext.bridge.variants import computing, deploy_variant, file_bytes
+from espnet_ext.bridge.deployed.variants import computing, deploy_variant, file_bytes
 from espnet_ext.data.tokenizer import spelled_with
 from espnet_ext.errors import UserError
 from espnet_ext.formats.bits import Quantised
@@ -162,7 +162,7 @@ def test_a_family_starts_from_a_plain_model(whisper):
 
 def test_a_plain_model_may_be_the_one_to_start_from(whisper, tmp_path):
     """As ``init_param``: the check of stage 4 knows the names that loading will change."""
-    from espnet_ext.bridge.start_model import refuse_other_start
+    from espnet_ext.bridge.training.start_model import refuse_other_start
 
     torch.save(whisper(None).state_dict(), tmp_path / "plain.pth")
     assert refuse_other_start(whisper(), [tmp_path / "plain.pth"]) == []

@@ -33,7 +33,7 @@ CONFIGS = EGS / "fotaq/asr1/conf/nested"
 
 
 def test_footprint_at_the_papers_size():
-    from espnet_ext.bridge.footprint import measure
+    from espnet_ext.bridge.configs.footprint import measure
     from espnet_ext.cli.footprint import table
 
     config = Config(Path("paper.yaml"), "paper", Recipe(), PAPER)
@@ -50,7 +50,7 @@ def test_footprint_at_the_papers_size():
 
 
 def test_norms_of_the_training_model_are_counted_as_norms():
-    from espnet_ext.bridge.footprint import measure
+    from espnet_ext.bridge.configs.footprint import measure
 
     path = EGS / "librispeech_100/asr1/conf/train_nested_conformer_paper.yaml"
     found = measure(Experiment.of(load_config(path)))

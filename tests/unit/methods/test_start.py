@@ -7,9 +7,9 @@ from torch import nn
 
 from espnet_ext.bridge.build import arguments_of, build_model
 from espnet_ext.bridge.checkpoint import build
-from espnet_ext.bridge.deployed_folder import portable_arguments, stock_arguments
-from espnet_ext.bridge.start_model import refuse_other_start
-from espnet_ext.bridge.variants import deploy_variant
+from espnet_ext.bridge.deployed.folder import portable_arguments, stock_arguments
+from espnet_ext.bridge.deployed.variants import deploy_variant
+from espnet_ext.bridge.training.start_model import refuse_other_start
 from espnet_ext.config.training import Config, Recipe
 from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import deploy

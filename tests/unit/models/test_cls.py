@@ -116,7 +116,7 @@ def test_every_ratio_keeps_the_deployed_size(build, ratio):
 
 
 def test_macs_of_the_merged_model_are_the_plain_ones():
-    from espnet_ext.bridge.footprint import measure
+    from espnet_ext.bridge.configs.footprint import measure
 
     for model in MODELS:
         plain, hrf = (
@@ -133,7 +133,7 @@ def configured(name: str) -> Experiment:
 
 
 def test_larger_is_larger():
-    from espnet_ext.bridge.footprint import measure
+    from espnet_ext.bridge.configs.footprint import measure
 
     for model in MODELS:
         light, larger = (measure(configured(f"train_{model}_{s}.yaml")) for s in "sm")
@@ -142,7 +142,7 @@ def test_larger_is_larger():
 
 
 def test_wrong_configs_are_named():
-    from espnet_ext.bridge.config_check import examine
+    from espnet_ext.bridge.configs.check import examine
 
     def problems(**over):
         base = load_config(CONF / "train_speechformer_s.yaml")
@@ -186,7 +186,7 @@ torch.save([scores, text], "out.pth")
 
 def test_a_merged_conformer_with_espnets_head_classifies_in_stock_espnet(build, tmp_path):
     from espnet_ext.bridge.checkpoint import save
-    from espnet_ext.bridge.deployed_folder import stock_arguments
+    from espnet_ext.bridge.deployed.folder import stock_arguments
     from espnet_ext.bridge.registry import TASKS
 
     config = with_hrf("conformer", sites=["all"], ratio=2)

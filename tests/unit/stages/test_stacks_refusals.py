@@ -123,7 +123,7 @@ def test_weights_of_another_shape_stop_a_training(copy):
     ],
 )
 def test_options_of_the_encoder(recipe, monkeypatch, over, says):
-    from espnet_ext.bridge.config_check import examine
+    from espnet_ext.bridge.configs.check import examine
     from espnet_ext.config.training import load_config
 
     monkeypatch.chdir(recipe)
@@ -141,7 +141,7 @@ def test_options_of_the_encoder(recipe, monkeypatch, over, says):
     ],
 )
 def test_samples_must_reach_the_stack(recipe, monkeypatch, over, says):
-    from espnet_ext.bridge.config_check import examine
+    from espnet_ext.bridge.configs.check import examine
     from espnet_ext.config.training import load_config
 
     monkeypatch.chdir(recipe)

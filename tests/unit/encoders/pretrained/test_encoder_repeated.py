@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from espnet_ext.bridge.deployed_folder import untrained_arguments
+from espnet_ext.bridge.deployed.folder import untrained_arguments
 from espnet_ext.encoders.pretrained.encoder import StackEncoder
 from espnet_ext.encoders.pretrained.load import load_stack
 from espnet_ext.errors import UserError

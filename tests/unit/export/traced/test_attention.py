@@ -11,8 +11,8 @@ import sherpa_onnx
 import torch
 
 import espnet_ext
-from espnet_ext.bridge.bundle import Bundle
-from espnet_ext.bridge.decoder import Decoder
+from espnet_ext.bridge.decoding.decoder import Decoder
+from espnet_ext.bridge.deployed.bundle import Bundle
 from espnet_ext.errors import UserError
 from espnet_ext.export.contracts.compare import next_scores
 from espnet_ext.export.folder import export
@@ -123,7 +123,7 @@ def test_positions_are_computed_and_not_stored(folders, tmp_path):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_float_model_is_rounded_on_request(folders, bits, tmp_path, monkeypatch):
-    monkeypatch.setattr("espnet_ext.bridge.variants.SMALL", 500)
+    monkeypatch.setattr("espnet_ext.bridge.deployed.variants.SMALL", 500)
     bundle, out = Bundle.of_folder(folders / "merged"), tmp_path / "onnx"
     made = export(bundle, out, WAVES, bits=bits, search="attention")
     assert made.rounded.keys() == {bits}

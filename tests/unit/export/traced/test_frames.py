@@ -12,9 +12,9 @@ import sherpa_onnx
 import torch
 
 import espnet_ext
-from espnet_ext.bridge.bundle import Bundle, about
-from espnet_ext.bridge.deployed_folder import Speech, deploy_experiment
-from espnet_ext.bridge.speech_input import SpeechInput
+from espnet_ext.bridge.deployed.bundle import Bundle, about
+from espnet_ext.bridge.deployed.folder import Speech, deploy_experiment
+from espnet_ext.bridge.deployed.speech_input import SpeechInput
 from espnet_ext.config.training import load_config
 from espnet_ext.data.fbank import kaldi_fbank, log_mel
 from espnet_ext.data.features import DEFINITIONS
@@ -111,7 +111,7 @@ def test_utterances_of_a_batch_keep_their_lengths(folders, tmp_path):
 
 @pytest.mark.parametrize("source", [{"definition": "nemo"}, {"deltas": 1}])
 def test_on_features_of_its_own_sherpa_onnx_is_not_named(folders, source):
-    from espnet_ext.bridge.loading import decoder_of
+    from espnet_ext.bridge.decoding.loading import decoder_of
     from espnet_ext.export.contracts.kinds import contract_of
 
     bundle = Bundle.of_folder(folders / "merged")
@@ -128,7 +128,7 @@ def test_unknown_definitions_of_features_are_refused():
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_float_model_is_rounded_on_request(folders, bits, tmp_path, monkeypatch):
-    monkeypatch.setattr("espnet_ext.bridge.variants.SMALL", 500)
+    monkeypatch.setattr("espnet_ext.bridge.deployed.variants.SMALL", 500)
     bundle = Bundle.of_folder(folders / "merged")
     made = export(bundle, tmp_path / "small", WAVES, bits=bits)
     whole = export(bundle, tmp_path / "whole", WAVES)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from espnet_ext.bridge.build import build_model
-from espnet_ext.bridge.bundle import Bundle
-from espnet_ext.bridge.speech_input import SpeechInput
+from espnet_ext.bridge.deployed.bundle import Bundle
+from espnet_ext.bridge.deployed.speech_input import SpeechInput
 from espnet_ext.config.training import load_config
 from espnet_ext.data.ssl_model import read_ssl
 from espnet_ext.encoders.pretrained.encoder import StackEncoder

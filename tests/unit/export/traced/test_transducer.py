@@ -14,11 +14,11 @@ import sherpa_onnx
 from espnet2.layers.utterance_mvn import UtteranceMVN
 
 import espnet_ext
-from espnet_ext.bridge.bundle import Bundle
-from espnet_ext.bridge.latency import Timing
-from espnet_ext.bridge.loading import decoder_of
-from espnet_ext.bridge.speech_input import SpeechInput
-from espnet_ext.bridge.transducer_stream import TransducerStreamer
+from espnet_ext.bridge.decoding.loading import decoder_of
+from espnet_ext.bridge.deployed.bundle import Bundle
+from espnet_ext.bridge.deployed.speech_input import SpeechInput
+from espnet_ext.bridge.streaming.latency import Timing
+from espnet_ext.bridge.streaming.transducer import TransducerStreamer
 from espnet_ext.cli import transcribe
 from espnet_ext.errors import UserError
 from espnet_ext.export.folder import export
@@ -47,7 +47,7 @@ def make(root: Path, kind: str, variants: tuple[str, ...]) -> Path:
     """Deploy variants of a streaming encoder of a kind."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setattr("espnet_ext.bridge.variants.SMALL", 30)
+        patch.setattr("espnet_ext.bridge.deployed.variants.SMALL", 30)
         conf = {"frontend_conf": {"definition": "nemo"}, "encoder": f"residual_streaming_{kind}"}
         patch.setattr(streams, "ESPNET", {**streams.ESPNET, **conf})
         streams.make(root, variants=variants)
@@ -58,7 +58,7 @@ def make(root: Path, kind: str, variants: tuple[str, ...]) -> Path:
 def _random_models(monkeypatch):
     """Rounded activations change a text of a model of random weights now and then."""
     monkeypatch.setattr("espnet_ext.export.folder.LEAST_EQUAL", 0.0)
-    monkeypatch.setattr("espnet_ext.bridge.variants.SMALL", 30)
+    monkeypatch.setattr("espnet_ext.bridge.deployed.variants.SMALL", 30)
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Training configs: checked, and what their models cost."""

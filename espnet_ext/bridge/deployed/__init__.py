@@ -1,0 +1,1 @@
+"""Deployed models: what they are, and how they lie on disk."""

@@ -1,0 +1,1 @@
+"""Decoding while one speaks."""

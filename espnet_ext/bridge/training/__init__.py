@@ -1,0 +1,1 @@
+"""ESPnet's trainer: safe to kill, in one process or several, recorded."""

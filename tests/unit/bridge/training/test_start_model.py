@@ -1,0 +1,46 @@
+"""Models that a training starts from: which differ, and in what."""
+
+import pytest
+import yaml
+
+from espnet_ext.errors import UserError
+from espnet_ext.experiment import Experiment
+from tests.fixtures.streams import ESPNET
+
+
+def test_wrong_models_to_start_from(experiment, tmp_path):
+    import torch
+
+    from espnet_ext.bridge.build import build_model
+    from espnet_ext.bridge.training.start_model import refuse_other_start
+    from espnet_ext.config.training import load_config
+
+    def config(name, **residual):
+        conf = {**ESPNET["encoder_conf"], "residual": residual}
+        path = tmp_path / f"train_{name}.yaml"
+        path.write_text(yaml.safe_dump({**ESPNET, "encoder_conf": conf}))
+        return Experiment.of(load_config(path))
+
+    shared = config("shared", share=2, rank=0, diagonal=False)
+    model = build_model(shared)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape))
+    checkpoint = tmp_path / "shared.pth"
+    torch.save(model.state_dict(), checkpoint)
+    residual = config("residual", share=2, rank=2)
+    refuse_other_start(build_model(residual), [checkpoint])
+    finer = config("finer", share=1, rank=0, diagonal=False)
+    refuse_other_start(build_model(finer), [checkpoint])
+    for other, said in (
+        (config("coarser", share=4, rank=2), "differ, here they are shared"),
+        (config("sites", share=2, rank=2, sites=["ffn"]), "of another model"),
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            refuse_other_start(build_model(other), [checkpoint])
+        assert "\n" not in str(caught.value)
+    wide = {**ESPNET["encoder_conf"], "linear_units": 10, "residual": {"share": 2, "rank": 2}}
+    path = tmp_path / "train_wide.yaml"
+    path.write_text(yaml.safe_dump({**ESPNET, "encoder_conf": wide}))
+    with pytest.raises(UserError, match="has shape"):
+        refuse_other_start(build_model(Experiment.of(load_config(path))), [checkpoint])
