@@ -157,13 +157,19 @@ def whisper(folder, decoders, **sections):
     nested = {"bits": [32, 4], "over": "model", "per": "group", "group": 8, "kl_ctc": 0.0}
     nested |= {"depths": [4, 2], **decoders}
     shared = {"share": 2, "rank": 4}
-    conf = {"path": str(folder), "frozen": False, "nested": nested, "residual": shared}
+    return built(
+        folder, {"nested": nested, "residual": shared, **sections}, residual=shared, **sections
+    )
+
+
+def built(folder, encoder, **decoder):
+    """The model of a whole Whisper with sections of methods, and the arguments of its training."""
     whole = {
         "frontend": "raw",
         "encoder": "stack",
-        "encoder_conf": {**conf, **sections},
+        "encoder_conf": {"path": str(folder), "frozen": False, **encoder},
         "decoder": "whisper",
-        "decoder_conf": {"path": str(folder), "residual": shared, **sections},
+        "decoder_conf": {"path": str(folder), **decoder},
         "model_conf": {"ctc_weight": 0.0},
         "token_type": "hugging_face",
     }
@@ -216,6 +222,35 @@ def test_a_member_of_a_family_over_a_shared_whisper_is_stored_with_one_base(
             assert {isinstance(base, Quantised) for base in bases} == {bool(rounded)}
         rounded = {v.bits for k, v in state.items() if isinstance(v, Quantised) and ".up" in k}
         assert rounded == {8}
+
+
+def test_a_mimicked_whisper_is_rounded_with_its_mimic(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("espnet_ext.bridge.deployed.variants.SMALL", 1)
+    model, arguments = built(folder, {"mimic": {"kind": "transformer", "width": 32, "first": 2}})
+    randomised(model)
+    made = deploy_variant(model, "whole+4b")
+    write_member(made.state, tmp_path / "model.safetensors")
+    state = read_member(tmp_path / "model.safetensors")
+    mimics = {k: v for k, v in state.items() if ".mimic." in k and k.endswith("linear1.weight")}
+    assert mimics and all(isinstance(one, Quantised) and one.bits == 4 for one in mimics.values())
+    # The same model, its weights replaced by integers times scales of groups, loaded and computed.
+    conf = portable_arguments(stock_arguments(arguments, "merged"), made.module)
+    again = build(conf | {"token_list": model.token_list}).eval()
+    again.load_state_dict(dequantised(state), strict=False)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1 and "embed_positions" not in name:
+                flat = weight.flatten(1)
+                size = 32 if flat.shape[1] % 32 == 0 and flat.shape[1] > 32 else flat.shape[1]
+                groups = flat.unflatten(1, (-1, size))
+                stored = state[name]
+                scale = stored.scale.reshape(len(flat), -1, 1)
+                assert scale.shape[1] == groups.shape[1], name
+                near = (groups / scale).round().clamp(-7, 7) * scale
+                assert (near - groups).abs().max() <= groups.abs().max() / 7, name
+                weight.copy_(near.reshape(weight.shape))
+    for one, other in zip(outputs(again), outputs(model), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 SECTIONS = {
