@@ -96,7 +96,7 @@ def _fields(model: Any, path: str) -> Iterator[Row]:
     for name, field in model.__pydantic_fields__.items():
         default = field.get_default(call_default_factory=True)
         kind = field.description or _UNTYPED.get(name) or _kind(field.annotation)
-        yield name, kind, _value(default), comments.get(name) or explained.get(name, "")
+        yield name, _plain(kind), _value(default), comments.get(name) or explained.get(name, "")
 
 
 def _comments(path: Path, name: str) -> dict[str, str]:
@@ -110,9 +110,13 @@ def _comments(path: Path, name: str) -> dict[str, str]:
     comments = {}
     for node in _class(path, name).body:
         if isinstance(node, ast.AnnAssign):
-            lines = [found.get(node.lineno - 1, ("", False)), found.get(node.end_lineno or 0)]
-            texts = [lines[0][0] if lines[0][1] else "", (lines[1] or ("",))[0]]
-            comments[ast.unparse(node.target)] = next(filter(None, texts), "")
+            above: list[str] = []
+            line = node.lineno - 1
+            while found.get(line, ("", False))[1]:
+                above.insert(0, found[line][0])
+                line -= 1
+            beside = found.get(node.end_lineno or 0, ("", False))[0]
+            comments[ast.unparse(node.target)] = " ".join(above) or beside
     return comments
 
 
@@ -261,8 +265,12 @@ def _kind(annotation: Any) -> str:
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     if annotation in words:
         return words[annotation]
-    parts = [_kind(part) for part in get_args(annotation) if part is not type(None)]
-    return " or ".join(parts) if len(parts) == 1 else "keys and values" if parts else ""
+    arguments = [part for part in get_args(annotation) if part is not type(None)]
+    if get_origin(annotation) is dict:
+        return "keys and values"
+    if get_origin(annotation) is list:
+        return f"a list of {_kind(arguments[0])}"
+    return " or ".join(_kind(part) for part in arguments)
 
 
 def _value(value: Any) -> str:

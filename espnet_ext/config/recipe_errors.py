@@ -92,12 +92,13 @@ def _ark_problems(config: Config) -> Iterator[str]:
 
 
 def _variant_problems(recipe: Recipe) -> Iterator[str]:
-    """A variant is compared with another one of the run."""
+    """A variant is compared with others of the run, or of another one (TAG/VARIANT)."""
     variants = recipe.variants or {}
-    for variant, other in variants.items():
-        if other is not None and (other not in variants or other == variant):
-            others = [name for name in variants if name != variant]
-            yield f"recipe: variants: {variant} is compared with {nearest(other, others)}"
+    for variant, compared in variants.items():
+        others = [name for name in variants if name != variant]
+        for other in [compared] if isinstance(compared, str) else compared or ():
+            if "/" not in other and other not in others:
+                yield f"recipe: variants: {variant} is compared with {nearest(other, others)}"
 
 
 def _recurrent_problems(espnet: Mapping[str, Any]) -> Iterator[str]:

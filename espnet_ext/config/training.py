@@ -86,8 +86,9 @@ class Recipe:
     average: Annotated[int, _at_least(1)] = 5  # checkpoints averaged
     average_by: Name = "valid.loss"  # criterion, as ESPnet names it
     variant: Name = "merged"  # of the deployed model, where none is named and variants is null
-    # all variants that stages 5 to 8 make, each with the one it is compared with (null: baseline)
-    variants: dict[Name, Name | None] | None = None
+    # all variants that stages 5 to 8 make, each with what it is compared with: another one, or
+    # TAG/VARIANT of another run, or a list of these (null: baseline)
+    variants: dict[Name, Name | list[Name] | None] | None = None
     huffman: bool = False  # packed files hold their integers by Huffman codes: fewer bytes
     # encoder_conf of the variant untrained, the pretrained model as it is: keys that differ
     untrained: Section | None = None
@@ -97,6 +98,7 @@ class Recipe:
     fetch: str | list[str] | None = None
     # pretrained encoder whose outputs the encoder learns too: exp/<tag>, or a folder of a model
     teacher: Annotated[str | None, Field(description="exp/<tag>, or a folder of a model")] = None
+    # of the loss by frame that compares the two encoders
     teacher_weight: Annotated[float, Field(ge=0, description="a number of at least 0")] = 1.0
     mimic: Section | None = None  # step one of a mimic; None: it starts at random
     # run that stage 7 compares with
@@ -127,10 +129,13 @@ class Recipe:
         """Those under ``fetch:``."""
         return [self.fetch] if isinstance(self.fetch, str) else list(self.fetch or ())
 
-    def compared_with(self, tag: str, variant: str) -> str | None:
-        """The run that a variant of the run ``tag`` is compared with: TAG or TAG/VARIANT."""
-        other = (self.variants or {}).get(variant)
-        return self.baseline if other is None else f"{tag}/{other}"
+    def compared_with(self, tag: str, variant: str) -> list[str]:
+        """What a variant of the run ``tag`` is compared with, each TAG or TAG/VARIANT."""
+        others = (self.variants or {}).get(variant)
+        if others is None:
+            return [] if self.baseline is None else [self.baseline]
+        named = [others] if isinstance(others, str) else others
+        return [other if "/" in other else f"{tag}/{other}" for other in named]
 
     @property
     def mimic_training(self) -> MimicTraining | None:

@@ -78,11 +78,11 @@ class Score(Strict):
     speakers: Count | None
     bootstrap: Bootstrap
     metrics: Named[Value]  # by key of METRICS; the first is the one that matters most
-    comparisons: list[Comparison]  # with one baseline; empty without one
+    comparisons: list[Comparison]  # with each baseline, the one that matters most first
 
     @property
     def baseline(self) -> str | None:
-        """The run that it was compared with."""
+        """The run that it was compared with first."""
         return self.comparisons[0].baseline if self.comparisons else None
 
     @property
@@ -91,12 +91,16 @@ class Score(Strict):
         return next(iter(self.metrics))
 
     def compared(self, metric: str | None = None) -> Comparison | None:
-        """The comparison on a metric, or on the first; None without a baseline."""
+        """The first comparison on a metric, or on the main one; None without a baseline."""
+        return next(iter(self.all_compared(metric)), None)
+
+    def all_compared(self, metric: str | None = None) -> list[Comparison]:
+        """The comparisons on a metric, or on the main one, with each baseline."""
         wanted = metric or self.main_metric
-        return next((found for found in self.comparisons if found.metric == wanted), None)
+        return [found for found in self.comparisons if found.metric == wanted]
 
     def of_baseline(self, metric: str) -> float | None:
-        """What the baseline had on a metric when it was compared; None if it was not."""
+        """What the first baseline had on a metric when it was compared; None if it was not."""
         found = self.compared(metric)
         return None if found is None else self.metrics[metric].value - found.difference
 

@@ -96,9 +96,12 @@ def name_of(record: Record) -> str:
     return record.name
 
 
-def baseline_of(result: Result, among: Iterable[Result]) -> Result | None:
-    """The run that the first score of ``result`` was compared with, if it is among others."""
-    named = result.scores[0].baseline
+def baseline_of(result: Result, among: Iterable[Result], named: str | None = None) -> Result | None:
+    """The run that ``result`` was compared with, if it is among others.
+
+    ``named``: the baseline in question; default: the first of the first score.
+    """
+    named = named or result.scores[0].baseline
     if named is None:
         return None
     others = list(among)

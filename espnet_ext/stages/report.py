@@ -67,7 +67,8 @@ def _report(experiment: Experiment, results: Path | None) -> Report:
     baseline = baseline_of(result, [*recipe, *_local_results(experiment, result)])
     if result.scores[0].baseline is None:  # nothing was compared: show the published run
         compared = experiment.recipe.compared_with(experiment.config.tag, experiment.variant)
-        named, _ = split_baseline(compared or "", {run.tag for run in recipe}.__contains__)
+        first = next(iter(compared), "")
+        named, _ = split_baseline(first, {run.tag for run in recipe}.__contains__)
         baseline = next((run for run in recipe if run.name == named), None)
     messages += _draw(experiment, result, baseline, recipe)
     lines = [size_line(result)]

@@ -38,7 +38,11 @@ type Scores = tuple[dict[str, Any], list[Path]]  # a score, other files that wer
 
 @dataclass(frozen=True)
 class Job:
-    """One set to be scored: the score file without suffix, names, and Kaldi tables to be read."""
+    """One set to be scored: the score file without suffix, names, and Kaldi tables to be read.
+
+    Attributes:
+        baselines: what is compared with: names of runs, and their hypotheses.
+    """
 
     output: Path
     name: str
@@ -46,13 +50,22 @@ class Job:
     reference: Path
     hypothesis: Path
     utt2spk: Path | None = None
-    baseline: Path | None = None  # hypotheses of the run that is compared with
-    baseline_tag: str | None = None
+    baselines: dict[str, Path] = field(default_factory=dict)
 
-    @property
-    def tables(self) -> tuple[Path, Path, Path | None, Path | None]:
-        """The tables, in the order in which readers take them."""
-        return self.reference, self.hypothesis, self.utt2spk, self.baseline
+    def score(
+        self, score: Callable[[tuple[Path, Path, Path | None, Path | None], str | None], dict]
+    ) -> dict[str, Any]:
+        """Score the set, and compare it with every baseline.
+
+        Args:
+            score: of tables, in the order in which readers take them, and the baseline's name.
+        """
+        tables = self.reference, self.hypothesis, self.utt2spk
+        first, *others = self.baselines.items() or [(None, None)]
+        found = score((*tables, first[1]), first[0])
+        for name, baseline in others:
+            found["comparisons"] += score((*tables, baseline), name)["comparisons"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,7 @@ def score_sets(
     Args:
         experiment: the run.
         sets: names of sets; default: all that were decoded.
-        baseline: TAG or TAG/VARIANT to compare with; default: the config's, if it is decoded.
+        baseline: TAG or TAG/VARIANT to compare with; default: the config's, if they are decoded.
         out: folder for the scores; default: the experiment's.
 
     Raises:
@@ -85,18 +98,19 @@ def score_sets(
         raise UserError(
             f"--baseline {baseline}: this is the run itself; another variant of it is {run}/VARIANT"
         )
-    tag = baseline or experiment.recipe.compared_with(run, experiment.variant)
+    compared = experiment.recipe.compared_with(run, experiment.variant)
+    tags = [tag for tag in ([baseline] if baseline else compared) if tag != run]
     for method in experiment.recipe.decode:
         for name in _decoded_sets(experiment, method, sets):
-            messages: list[str] = []
-            texts = None
-            if tag is not None and tag != run:
-                texts = _baseline(experiment, tag, method, name, baseline is not None)
-                if texts is None:
-                    messages.append(
-                        f"{_none(experiment, tag, method, name)}: no paired test; run stages 1 to "
-                        "6 with its config, then this again"
-                    )
+            texts = {
+                tag: _baseline(experiment, tag, method, name, baseline is not None) for tag in tags
+            }
+            messages = [
+                f"{_none(experiment, tag, method, name)}: no paired test; run stages 1 to 6 with "
+                "its config, then this again"
+                for tag, found in texts.items()
+                if found is None
+            ]
             job = Job(
                 output=(out or experiment.score_folder) / method / name,
                 name=name,
@@ -104,8 +118,7 @@ def score_sets(
                 reference=experiment.references(name),
                 hypothesis=_intact(experiment.decoded(method, name) / "text"),
                 utt2spk=experiment.utt2spk(name),
-                baseline=None if texts is None else _intact(texts),
-                baseline_tag=tag if texts else None,
+                baselines={tag: _intact(found) for tag, found in texts.items() if found},
             )
             with in_use(experiment.folder) if out is None else contextlib.nullcontext():
                 if task == "cls":
@@ -145,9 +158,9 @@ def score_files(
     """
     is_text = reference.name == "text" or reference.stem == "text"
     name = (reference.parent.name if is_text else reference.stem) or "text"
-    tag = None if baseline is None else str(baseline)
-    files = (reference, hypothesis, utt2spk, baseline)
-    return _texts(Job(out / "score", name, "files", *files, tag), target)
+    baselines = {} if baseline is None else {str(baseline): baseline}
+    files = (reference, hypothesis, utt2spk)
+    return _texts(Job(out / "score", name, "files", *files, baselines), target)
 
 
 def _decoded_sets(experiment: Experiment, method: str, sets: list[str] | None) -> list[str]:
@@ -218,15 +231,19 @@ def _texts(job: Job, target: str | None) -> Scored:
     from espnet_ext.score.wer import Aligned, alignment_lines
 
     def compute() -> Scores:
-        pairs = read_pairs(*job.tables)
-        alignments = Path(f"{job.output}.ali.txt")
+        ids = read_pairs(job.reference, job.hypothesis).ids
+        alignments, written = Path(f"{job.output}.ali.txt"), set[int]()
         with atomic_path(alignments) as made, open(made, "w", encoding="utf-8") as stream:
 
             def write(first: int, words: Aligned) -> None:
-                lines = alignment_lines(pairs.ids[first : first + len(words.edits)], words)
-                stream.writelines(f"{line}\n" for line in lines)
+                if first not in written:  # the set is aligned again for each baseline
+                    lines = alignment_lines(ids[first : first + len(words.edits)], words)
+                    stream.writelines(f"{line}\n" for line in lines)
+                    written.add(first)
 
-            found = score_set(pairs, job.name, job.method, job.baseline_tag, write)
+            found = job.score(
+                lambda tables, tag: score_set(read_pairs(*tables), job.name, job.method, tag, write)
+            )
         return found, [alignments]
 
     return _write(job, [NORMALISATION, RESAMPLES, SEED, BUFFER], compute)
@@ -240,8 +257,12 @@ def _translations(job: Job, target: str) -> Scored:
     from espnet_ext.score.translation import RESAMPLES, SEED, score_translations
 
     def compute() -> Scores:
-        pairs = read_pairs(*job.tables, normalise=collapse_blanks)
-        return score_translations(pairs, job.name, job.method, target, job.baseline_tag), []
+        found = job.score(
+            lambda tables, tag: score_translations(
+                read_pairs(*tables, normalise=collapse_blanks), job.name, job.method, target, tag
+            )
+        )
+        return found, []
 
     return _write(job, [sacrebleu.__version__, RESAMPLES, SEED, target], compute)
 
@@ -254,19 +275,23 @@ def _classes(job: Job, experiment: Experiment) -> Scored:
     unit = "speaker" if votes else "utterance"
 
     def compute() -> Scores:
-        reference, hypothesis, utt2spk, baseline = job.tables
-        assert utt2spk is not None  # a config gives it
-        found = read_decisions(reference, hypothesis, utt2spk, experiment.classes, baseline)
-        found = vote(found) if votes else found
-        return score_decisions(found, job.name, job.method, unit, job.baseline_tag), []
+        def score(tables: tuple, tag: str | None) -> dict[str, Any]:
+            reference, hypothesis, utt2spk, baseline = tables
+            found = read_decisions(reference, hypothesis, utt2spk, experiment.classes, baseline)
+            found = vote(found) if votes else found
+            return score_decisions(found, job.name, job.method, unit, tag)
+
+        return job.score(score), []
 
     return _write(job, [RESAMPLES, SEED, unit], compute)
 
 
 def _write(job: Job, settings: list[Any], compute: Callable[[], Scores]) -> Scored:
     """Write the score file and what belongs to it, if they are not up to date."""
-    output, inputs = Path(f"{job.output}.json"), [path for path in job.tables if path is not None]
-    names = [job.name, job.method, job.baseline_tag, str(job.utt2spk), str(job.baseline)]
+    output, tables = Path(f"{job.output}.json"), (job.reference, job.hypothesis, job.utt2spk)
+    inputs = [path for path in (*tables, *job.baselines.values()) if path is not None]
+    compared = [[tag, str(path)] for tag, path in job.baselines.items()]
+    names = [job.name, job.method, str(job.utt2spk), compared]
     place = score_stamp(output)
     stamp = Stamp(place, [SCHEMA_VERSION, *settings, *names], inputs)
     if stamp.is_current():

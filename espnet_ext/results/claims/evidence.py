@@ -281,13 +281,14 @@ class RunPair(OfRun):
             UserError: no such score or metric, or the run was compared with another.
         """
         score = self.score(results)
-        known = [found.metric for found in score.comparisons] or list(score.metrics)
+        known = list(dict.fromkeys(c.metric for c in score.comparisons)) or list(score.metrics)
         metric = find_metric(self.metric or score.main_metric, known)
-        found, than = score.compared(metric.key), {self.than, self.than.rpartition("/")[2]}
-        if found is None or found.baseline.removesuffix("/merged") not in than:
+        than, compared = {self.than, self.than.rpartition("/")[2]}, score.all_compared(metric.key)
+        found = next((c for c in compared if c.baseline.removesuffix("/merged") in than), None)
+        if found is None:
             raise UserError(
                 f"{self.run} was not compared with {self.than}; its config must name that as "
-                "recipe: baseline"
+                "recipe: baseline, or under recipe: variants"
             )
         of = score.metrics[metric.key].value
         pair = Compared(of, of - found.difference, found, f"{metric.name}, {score.set}")

@@ -161,20 +161,21 @@ def other_trainings(results: Sequence[Result]) -> list[str]:
     """A bullet for each score whose baseline was another training than the published one."""
     lines = []
     for result in results:
-        baseline = baseline_of(result, results)
         for score in result.scores:
             kind = METRICS[score.main_metric]
-            had = score.of_baseline(kind.key)
-            published = None if baseline is None else _same_score(baseline, score)
-            if had is None or published is None:
-                continue
-            has = published.metrics[kind.key].value
-            if abs(had - has) >= _SAME:
-                by = f" by {published.method}" if published.method != score.method else ""
-                lines.append(
-                    f"- {result.name}, {score.set}: {score.baseline} had {kind.name} "
-                    f"{kind.number(had)}; the published one has {kind.number(has)}{by}."
-                )
+            for found in score.all_compared():
+                baseline = baseline_of(result, results, found.baseline)
+                published = None if baseline is None else _same_score(baseline, score)
+                if published is None:
+                    continue
+                had = score.metrics[kind.key].value - found.difference
+                has = published.metrics[kind.key].value
+                if abs(had - has) >= _SAME:
+                    by = f" by {published.method}" if published.method != score.method else ""
+                    lines.append(
+                        f"- {result.name}, {score.set}: {found.baseline} had {kind.name} "
+                        f"{kind.number(had)}; the published one has {kind.number(has)}{by}."
+                    )
     return lines
 
 

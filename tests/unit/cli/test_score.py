@@ -83,6 +83,33 @@ def test_verb_scores_again_when_hypotheses_or_baseline_change(recipe, capsys):
     assert read(output).metrics["wer"].value == 0
 
 
+def test_verb_compares_a_variant_with_each_that_its_config_names(recipe, capsys):
+    config, folder = Path("conf/train_hrf_xs.yaml"), Path("exp/hrf_xs/score/small/ctc_greedy")
+    named = "{large: null, small: [large, base_xs/merged, gone_xs/merged]}"
+    config.write_text(f"encoder: conformer\nrecipe: {{variant: small, variants: {named}}}\n")
+    ids = [f"test-{i:03}" for i in range(30)]
+    Path("exp/hrf_xs/decode/merged").rename("exp/hrf_xs/decode/small")
+    large = Path("exp/hrf_xs/decode/large/ctc_greedy/test/text")
+    write_table(large, ids, spoilt(sentences(30, 0), 0.1, 3))
+    verb.run(parse(str(config), "--sets", "test", "--variant", "small"))
+    assert "baseline gone_xs has no hypotheses" in capsys.readouterr().out
+    found = read(folder / "test.json")
+    metrics = ["wer", "cer"] * 2
+    names = ["hrf_xs/large"] * 2 + ["base_xs/merged"] * 2
+    assert [(c.metric, c.baseline) for c in found.comparisons] == list(
+        zip(metrics, names, strict=True)
+    )
+    assert len((folder / "test.ali.txt").read_text().splitlines()) == 4 * 30
+    for tag in names[::2]:
+        words = ["--sets", "test", "--variant", "small", "--baseline", tag, "--out", "alone"]
+        verb.run(parse(str(config), *words))
+        alone = read("alone/ctc_greedy/test.json").comparisons
+        assert alone == [c for c in found.comparisons if c.baseline == tag]
+    assert found.baseline == "hrf_xs/large" and found.compared().difference > 0
+    verb.run(parse(str(config), "--sets", "test", "--variant", "small"))
+    assert "up to date" in capsys.readouterr().out
+
+
 def test_verb_without_the_configs_baseline_scores_without_a_test(recipe, capsys):
     Path("exp/base_xs").rename("exp/gone")
     verb.run(parse("conf/train_hrf_xs.yaml", "--sets", "test"))

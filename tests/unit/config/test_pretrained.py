@@ -55,6 +55,17 @@ def test_what_does_not_fit_is_one_line(made, says):
     assert says in found
 
 
+def test_a_variant_is_compared_with_others_of_its_run_or_of_another():
+    def problems(**variants):
+        recipe = Recipe(decode={"attention_greedy": {}}, variants=variants)
+        return recipe_problems(Config(Path("conf/train_x.yaml"), "x", recipe, ESPNET))
+
+    assert problems(a=None, b="a", c=["b", "a"], d=["other/b", "a"]) == []
+    (one,) = problems(a="a", b=None)
+    (two,) = problems(first=None, b=["first", "frist"])
+    assert "a is compared with 'a'" in one and "did you mean 'first'" in two
+
+
 def test_tokens_are_those_of_the_decoder_else_of_the_encoder():
     assert token_source({"decoder_conf": {"path": "a"}, "encoder_conf": {"path": "b"}}) == "a"
     assert token_source({"decoder_conf": {}, "encoder_conf": {"path": "b"}}) == "b"

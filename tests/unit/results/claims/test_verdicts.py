@@ -293,6 +293,21 @@ def test_a_single_run_against_its_baseline(tmp_path):
     assert alone[1] == NOT_MEASURED
 
 
+def test_evidence_chooses_the_comparison_with_what_it_names(tmp_path):
+    found = run()
+    (score,) = found.scores
+    worse = [c.model_copy(update={"difference": 0.05}) for c in score.comparisons]
+    worse = [c.model_copy(update={"baseline": "base_xs/small"}) for c in worse]
+    both = score.model_copy(update={"comparisons": [*score.comparisons, *worse]})
+    several = of(runs=[found.model_copy(update={"scores": [both]})])
+    item = {"run": "d_asr1/hrf_xs", "than": "base_xs"}
+    assert verdict(tmp_path, "better", item, several) == verdict(
+        tmp_path, "better", item, of(runs=[found])
+    )
+    measured, _ = verdict(tmp_path, "better", {**item, "than": "base_xs/small"}, several)
+    assert measured.startswith("40.0 against 35.0 % WER")
+
+
 @pytest.mark.parametrize(
     ("item", "words"),
     [

@@ -56,6 +56,11 @@ def test_a_baseline_of_another_training_than_the_published_one_is_named(result):
     other["scores"][1]["metrics"]["wer"]["value"] = 0.45
     (line,) = other_trainings([read(result), read(other)])
     assert line == "- hrf_xs, unseen: base_xs had WER 43.0; the published one has 45.0."
+    second = copy.deepcopy(other) | {"tag": "more_xs"}
+    compared = result["scores"][1]["comparisons"]
+    compared.append(compared[0] | {"baseline": "more_xs", "difference": 0.15})
+    lines = other_trainings([read(result), read(other), read(second)])
+    assert lines == [line, line.replace("base_xs had WER 43.0", "more_xs had WER 25.0")]
 
 
 def test_the_table_of_a_run_has_its_baseline_and_fits_a_terminal(result, capsys):
