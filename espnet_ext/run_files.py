@@ -26,6 +26,11 @@ def decoded_runs(exp: Path) -> list[Path]:
     return [path.parent for path in exp.glob(f"**/{_DECODE}")]
 
 
+def results_of(run: Path) -> list[Path]:
+    """The results that stage 8 wrote of a run's variants."""
+    return sorted(run.glob("result*.json"))
+
+
 def hypotheses_pattern(method: str, name: str) -> str:
     """A set's hypotheses by one decoding method, of any variant, below the run's folder."""
     return f"{_DECODE}/*/{method}/{name}/text"
@@ -124,6 +129,10 @@ class RunFiles(abc.ABC):
     def score_folder(self) -> Path:
         """Folder of what stage 7 writes for this variant."""
         return self.folder / _SCORE / self.variant
+
+    def result(self, is_default: bool) -> Path:
+        """What stage 8 writes of this variant, the default one or another; see ``results_of``."""
+        return self.folder / f"result{'' if is_default else f'_{self.variant}'}.json"
 
     @property
     def images(self) -> Path:

@@ -10,7 +10,7 @@ from espnet_ext.run_files import deployed_holding
 
 PRETRAINED = "hugging_face"  # token_type of a pretrained model's tokens
 _PARTS = (("encoder", "stack"), ("decoder", "whisper"))  # that are read from a folder
-_FILES = ("config.json", "model*.safetensors", "config.yaml", "model.pth", "deploy/*/model.pth")
+_FILES = ("config.json", "model*.safetensors", "config.yaml", "model.pth")
 
 
 def token_source(espnet: Mapping[str, Any]) -> str | None:
@@ -138,7 +138,8 @@ def deployed_folder(path: Path, holds: str) -> Path | None:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    return [file for pattern in _FILES for file in sorted(folder.glob(pattern))]
+    found = [file for pattern in _FILES for file in sorted(folder.glob(pattern))]
+    return found + [path / "model.pth" for path in deployed_holding(folder, "model.pth").values()]
 
 
 def _path(espnet: Mapping[str, Any], part: str) -> str | None:

@@ -18,7 +18,7 @@ from espnet_ext.results.plots.training import plot_training, read_curves, traini
 from espnet_ext.results.run import collect, refuse_other_inputs, stage_files
 from espnet_ext.results.schema import SCHEMA_VERSION, ClassScore, Result, as_json
 from espnet_ext.results.store import baseline_of, read_results
-from espnet_ext.run_files import CARD, LICENCE, SCORES
+from espnet_ext.run_files import CARD, LICENCE, SCORES, results_of
 from espnet_ext.score.pairs import split_baseline
 from espnet_ext.stages.deploy import deploy_stamp, deployed_checkpoint
 from espnet_ext.stages.score import named_run
@@ -109,12 +109,13 @@ def _paragraph(readme: Path, *titles: str) -> str | None:
 def _collected(experiment: Experiment) -> tuple[Result, list[str]]:
     """The result of a run, collected again if a stage has run since."""
     folder = experiment.folder
-    suffix = "" if experiment.variant == experiment.recipe.variant else f"_{experiment.variant}"
-    output, image = folder / f"result{suffix}.json", experiment.images / "training_curves.png"
+    output = experiment.result(experiment.variant == experiment.recipe.variant)
+    image = experiment.images / "training_curves.png"
     logs = training_logs(folder)
     inputs = [experiment.config.path, *stage_files(experiment), *logs]
     settings = [SCHEMA_VERSION, experiment.variant, sorted(experiment.recipe.decode)]
-    stamp = Stamp(folder / f".result{suffix}.stamp", [*settings, str(Path.cwd())], inputs)
+    place = output.with_name(f".{output.stem}.stamp")
+    stamp = Stamp(place, [*settings, str(Path.cwd())], inputs)
     if stamp.is_current():
         return parse(Result, read_json(output), output), [f"{output}: up to date"]
     result = collect(experiment, Path.cwd())
@@ -142,7 +143,7 @@ def _refuse_other_training(experiment: Experiment) -> None:
 def _local_results(experiment: Experiment, result: Result) -> Iterator[Result]:
     """Results in exp/ of the run's baseline, as far as this version can read them."""
     tag, _ = named_run(experiment, result.scores[0].baseline or "")
-    for path in sorted(experiment.other_run(tag).glob("result*.json")) if tag else ():
+    for path in results_of(experiment.other_run(tag)) if tag else ():
         try:
             yield parse(Result, read_json(path), path)
         except (UserError, ValueError):
