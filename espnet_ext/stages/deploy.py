@@ -83,7 +83,8 @@ def _write_model(experiment: Experiment, checkpoint: Path) -> list[Path]:
     print(
         f"deploy: {experiment.weights}: {made['parameters']['total']:,} parameters "
         f"(training model {made['training_parameters']['total']:,}), {made['bytes']:,} bytes, "
-        f"largest difference {made['verified']['max_difference']:.1e} "
+        f"largest difference {made['verified']['max_difference']:.1e} in "
+        f"{made['verified']['computed_in']} "
         f"on {made['verified']['utterances']} utterances"
     )
     return _files(experiment.deployed)
