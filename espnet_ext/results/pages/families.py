@@ -162,6 +162,8 @@ def family_section(family: Family) -> list[str]:
             row = [run.name, parameters(run), megabytes(run.bytes), *_rates(run, name, method)]
             rows.append([*row, "rounded after training", "", ""])
         lines += [f"{name}, {method}:", "", markdown(header, rows), ""]
+        if more := _further(family.members, name, method):
+            lines += [*more, ""]
     lines += [_times(family), "", _NAMES, ""]
     return [*lines, markdown(*sizes_table(family.runs().values()))]
 
@@ -178,6 +180,17 @@ def _row(family: Family, member: Result, name: str, method: str) -> list[str]:
     # Not the baseline's published score: it may have been trained again since.
     its = score.metrics["wer"].value - found.difference
     return [*row, METRICS["wer"].number(its), found.cell()]
+
+
+def _further(members: Iterable[Result], name: str, method: str) -> list[str]:
+    """A bullet for each member that was compared with more than the baseline of its row."""
+    scores = {member.variant: member.score(name, method) for member in members}
+    found = {variant: score.all_compared()[1:] for variant, score in scores.items() if score}
+    return [
+        f"- {variant}: {'; '.join(one.sentence() for one in compared)}."
+        for variant, compared in found.items()
+        if compared
+    ]
 
 
 def _rates(run: Result, name: str, method: str) -> list[str]:

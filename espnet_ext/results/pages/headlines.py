@@ -150,9 +150,10 @@ def _of_pair(pair: GridPair | RunPair, results: Results) -> Entry:
         raise UserError(f"no result {pair.result}")
     found = pair.compared(results).comparison
     if isinstance(pair, GridPair):
-        row = find_row(pair, results, pair.system)
-        return replace(_of_grid(pair.record(results), row, found.metric), comparison=found)
-    return _of_run(pair.record(results), pair.score(results), found.metric)
+        entry = _of_grid(pair.record(results), find_row(pair, results, pair.system), found.metric)
+    else:
+        entry = _of_run(pair.record(results), pair.score(results), found.metric)
+    return replace(entry, comparison=found)  # the one that is named, of several
 
 
 def _cost(entry: Entry, against: str) -> str:

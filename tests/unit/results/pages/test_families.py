@@ -101,6 +101,16 @@ def test_table_and_times(runs):
     assert "`espnet-ext train conf/train_hrf_xs.yaml`" in row and "10 min 0 s" in row
 
 
+def test_what_else_a_member_was_compared_with_follows_the_table(runs):
+    more = VERSUS | {"baseline": "plain", "difference": 0.01, "interval": [0.0, 0.02], "p": 0.3}
+    member = next(one for one in runs if (one["tag"], one["variant"]) == ("one", "2L-8-32b"))
+    member["scores"][0]["comparisons"].append(more)
+    (family,) = find_families(read(runs))
+    bullets = [line for line in section(family).splitlines() if line.startswith("- ")]
+    assert len(bullets) == 1
+    assert bullets[0].startswith("- 2L-8-32b: WER inconclusive against plain (+1.0 points")
+
+
 def test_the_page_shows_a_family_in_its_section_alone(runs):
     text = recipe_page("toy_asr1", committed(runs))
     table, _, rest = text.partition("### Family one")

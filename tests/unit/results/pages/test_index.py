@@ -1,5 +1,6 @@
 """RESULTS.md, the pages of recipes and the table of README.md."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ def test_the_readme_shows_the_headlines_that_a_file_names(recipe):
         "6.10 MB",
         "WER 40.0 (38.0-42.0)",
         "plain: -3.0, better",
+    ]
+    stored = root / "results/toy_asr1/hrf_xs.json"
+    result = json.loads(stored.read_text())
+    compared = result["scores"][0]["comparisons"]
+    compared.append(compared[0] | {"baseline": "small_xs", "difference": 0.015, "p": 0.4})
+    stored.write_text(json.dumps(result))
+    second = {"title": "HRF, small", "against": "small", "evidence": {**run, "than": "small_xs"}}
+    path.write_text(yaml.safe_dump({"headlines": [*content["headlines"], second]}))
+    run_verb("--all")
+    rows = [x for x in (root / "README.md").read_text().splitlines() if "HRF" in x]
+    assert [row.split("|")[4].strip() for row in rows] == [
+        "plain: -3.0, better",
+        "small: +1.5, inconclusive",
     ]
     run["run"] = "toy_asr1/other"
     path.write_text(yaml.safe_dump(content))
