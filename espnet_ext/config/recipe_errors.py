@@ -41,7 +41,7 @@ def recipe_problems(config: Config) -> list[str]:
         *_ark_problems(config),
         *_recurrent_problems(espnet),
         *_average_problems(config),
-        *_variant_problems(config.recipe),
+        *_variant_problems(config),
         *_head_problems(espnet),
         *_stack_problems(config),
         *_teacher_problems(config),
@@ -91,14 +91,22 @@ def _ark_problems(config: Config) -> Iterator[str]:
         yield "frontend: ssl needs recipe: features: ark; stage 2 writes its features"
 
 
-def _variant_problems(recipe: Recipe) -> Iterator[str]:
+def _variant_problems(config: Config) -> Iterator[str]:
     """A variant is compared with others of the run, or of another one (TAG/VARIANT)."""
-    variants = recipe.variants or {}
+    variants = config.recipe.variants or {}
     for variant, compared in variants.items():
         others = [name for name in variants if name != variant]
+        words = f"recipe: variants: {variant} is compared with"
+        if compared == []:
+            yield f"{words} nothing; null is the baseline"
         for other in [compared] if isinstance(compared, str) else compared or ():
-            if "/" not in other and other not in others:
-                yield f"recipe: variants: {variant} is compared with {nearest(other, others)}"
+            tag, is_run, name = other.rpartition("/")
+            if not is_run and other not in others:
+                yield f"{words} {nearest(other, others)}"
+            elif is_run and not (tag and name):
+                yield f"{words} {other!r}, which is no TAG/VARIANT"
+            elif other == f"{config.tag}/{variant}":
+                yield f"{words} itself"
 
 
 def _recurrent_problems(espnet: Mapping[str, Any]) -> Iterator[str]:

@@ -68,12 +68,12 @@ def export(
         bundle: the model.
         folder: that is written; it must not hold anything else.
         waves: speech (samples,) at the model's rate.
-        bits: see ``kinds.contract_of``.
+        bits: see ``contracts.kinds.contract_of``.
         products: float32, or with 8 bits of activations and of a table of codes, which is faster
             and needs less memory; see ``graphs.graph.Graph``.
         search: of a model of ESPnet that has both, ``ctc`` or ``attention``; None: CTC.
         language: of a Whisper that detects languages: the one that the graphs transcribe.
-        layout: see ``kinds.contract_of``.
+        layout: see ``contracts.kinds.contract_of``.
 
     Raises:
         UserError: a model that no contract can hold, a folder of something else, outputs that

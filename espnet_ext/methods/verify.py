@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from espnet_ext.errors import UserError
 from espnet_ext.methods.protocols import Product, Rounding
 
-TOLERANCE = 1e-5  # float32, absolute
+TOLERANCE = 1e-5  # absolute
 
 
 def largest_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:

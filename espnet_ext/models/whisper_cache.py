@@ -73,9 +73,10 @@ def texts_as_queries(attentions: Iterable[nn.Module], utterances: int) -> Iterat
     shapes: list[torch.Size] = []
 
     def fold(_module: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
-        h, *rest = args
+        h = args[0] if args else options["hidden_states"]
         shapes.append(h.shape)
-        return (h.reshape(utterances, -1, h.shape[-1]), *rest), options
+        h = h.reshape(utterances, -1, h.shape[-1])
+        return ((h, *args[1:]), options) if args else (args, {**options, "hidden_states": h})
 
     def unfold(_module: nn.Module, _args: tuple, output: tuple) -> tuple:
         h, *rest = output

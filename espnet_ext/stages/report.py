@@ -19,7 +19,6 @@ from espnet_ext.results.run import collect, refuse_other_inputs, stage_files
 from espnet_ext.results.schema import SCHEMA_VERSION, ClassScore, Result, as_json
 from espnet_ext.results.store import baseline_of, read_results
 from espnet_ext.run_files import CARD, LICENCE, SCORES, results_of
-from espnet_ext.score.pairs import split_baseline
 from espnet_ext.stages.deploy import deploy_stamp, deployed_checkpoint
 from espnet_ext.stages.score import named_run
 from espnet_ext.validation import parse
@@ -67,9 +66,7 @@ def _report(experiment: Experiment, results: Path | None) -> Report:
     baseline = baseline_of(result, [*recipe, *_local_results(experiment, result)])
     if result.scores[0].baseline is None:  # nothing was compared: show the published run
         compared = experiment.recipe.compared_with(experiment.config.tag, experiment.variant)
-        first = next(iter(compared), "")
-        named, _ = split_baseline(first, {run.tag for run in recipe}.__contains__)
-        baseline = next((run for run in recipe if run.name == named), None)
+        baseline = baseline_of(result, recipe, compared[0]) if compared else None
     messages += _draw(experiment, result, baseline, recipe)
     lines = [size_line(result)]
     for score in result.scores:

@@ -33,6 +33,8 @@ from espnet_ext.run_files import (
 from espnet_ext.score.pairs import baseline_variant, split_baseline
 from espnet_ext.validation import parse
 
+# Of the name and the hypotheses of a baseline, if there is one: a score with its comparisons.
+type Scorer = Callable[[str | None, Path | None], dict[str, Any]]
 type Scores = tuple[dict[str, Any], list[Path]]  # a score, other files that were written
 
 
@@ -52,19 +54,16 @@ class Job:
     utt2spk: Path | None = None
     baselines: dict[str, Path] = field(default_factory=dict)
 
-    def score(
-        self, score: Callable[[tuple[Path, Path, Path | None, Path | None], str | None], dict]
-    ) -> dict[str, Any]:
-        """Score the set, and compare it with every baseline.
+    def compare(self, score: "Scorer") -> dict[str, Any]:
+        """The score, with the comparisons with every baseline.
 
         Args:
-            score: of tables, in the order in which readers take them, and the baseline's name.
+            score: scores the set, and compares it with one baseline.
         """
-        tables = self.reference, self.hypothesis, self.utt2spk
         first, *others = self.baselines.items() or [(None, None)]
-        found = score((*tables, first[1]), first[0])
+        found = score(*first)
         for name, baseline in others:
-            found["comparisons"] += score((*tables, baseline), name)["comparisons"]
+            found["comparisons"] += score(name, baseline)["comparisons"]
         return found
 
 
@@ -87,7 +86,7 @@ def score_sets(
     Args:
         experiment: the run.
         sets: names of sets; default: all that were decoded.
-        baseline: TAG or TAG/VARIANT to compare with; default: the config's, if they are decoded.
+        baseline: TAG or TAG/VARIANT to compare with; default: those of the config that are decoded.
         out: folder for the scores; default: the experiment's.
 
     Raises:
@@ -99,7 +98,8 @@ def score_sets(
             f"--baseline {baseline}: this is the run itself; another variant of it is {run}/VARIANT"
         )
     compared = experiment.recipe.compared_with(run, experiment.variant)
-    tags = [tag for tag in ([baseline] if baseline else compared) if tag != run]
+    itself = (run, f"{run}/{experiment.variant}")
+    tags = [tag for tag in ([baseline] if baseline else compared) if tag not in itself]
     for method in experiment.recipe.decode:
         for name in _decoded_sets(experiment, method, sets):
             texts = {
@@ -197,7 +197,7 @@ def _baseline(
         raise UserError(f"no decoded baseline {nearest(named, runs)} in exp/")
     decoded = decoded_variants(run, method, name)
     chosen = baseline_variant(decoded, experiment.variant, variant_named)
-    if chosen is None and decoded:
+    if chosen is None and decoded and required:
         raise UserError(
             f"baseline {tag} was decoded as {', '.join(decoded)} but not as "
             f"{variant_named or experiment.variant}; decode that"
@@ -214,9 +214,9 @@ def named_run(experiment: Experiment, named: str) -> tuple[str, str]:
 
 
 def _none(experiment: Experiment, named: str, method: str, name: str) -> str:
-    tag, _ = named_run(experiment, named)
-    path = experiment.other_run(tag) / hypotheses_pattern(method, name)
-    return f"baseline {tag} has no hypotheses {path}"
+    tag, variant = named_run(experiment, named)
+    pattern = hypotheses_pattern(method, name).replace("*", variant or "*")
+    return f"baseline {tag} has no hypotheses {experiment.other_run(tag) / pattern}"
 
 
 def _texts(job: Job, target: str | None) -> Scored:
@@ -231,19 +231,21 @@ def _texts(job: Job, target: str | None) -> Scored:
     from espnet_ext.score.wer import Aligned, alignment_lines
 
     def compute() -> Scores:
-        ids = read_pairs(job.reference, job.hypothesis).ids
-        alignments, written = Path(f"{job.output}.ali.txt"), set[int]()
+        alignments = Path(f"{job.output}.ali.txt")
         with atomic_path(alignments) as made, open(made, "w", encoding="utf-8") as stream:
 
-            def write(first: int, words: Aligned) -> None:
-                if first not in written:  # the set is aligned again for each baseline
-                    lines = alignment_lines(ids[first : first + len(words.edits)], words)
-                    stream.writelines(f"{line}\n" for line in lines)
-                    written.add(first)
+            def score(tag: str | None, baseline: Path | None) -> dict[str, Any]:
+                pairs = read_pairs(job.reference, job.hypothesis, job.utt2spk, baseline)
 
-            found = job.score(
-                lambda tables, tag: score_set(read_pairs(*tables), job.name, job.method, tag, write)
-            )
+                def write(first: int, words: Aligned) -> None:
+                    lines = alignment_lines(pairs.ids[first : first + len(words.edits)], words)
+                    stream.writelines(f"{line}\n" for line in lines)
+
+                is_first = tag == next(iter(job.baselines), None)
+                seen = write if is_first else None
+                return score_set(pairs, job.name, job.method, tag, seen)
+
+            found = job.compare(score)
         return found, [alignments]
 
     return _write(job, [NORMALISATION, RESAMPLES, SEED, BUFFER], compute)
@@ -257,12 +259,12 @@ def _translations(job: Job, target: str) -> Scored:
     from espnet_ext.score.translation import RESAMPLES, SEED, score_translations
 
     def compute() -> Scores:
-        found = job.score(
-            lambda tables, tag: score_translations(
-                read_pairs(*tables, normalise=collapse_blanks), job.name, job.method, target, tag
-            )
-        )
-        return found, []
+        def score(tag: str | None, baseline: Path | None) -> dict[str, Any]:
+            tables = job.reference, job.hypothesis, job.utt2spk, baseline
+            pairs = read_pairs(*tables, normalise=collapse_blanks)
+            return score_translations(pairs, job.name, job.method, target, tag)
+
+        return job.compare(score), []
 
     return _write(job, [sacrebleu.__version__, RESAMPLES, SEED, target], compute)
 
@@ -275,13 +277,14 @@ def _classes(job: Job, experiment: Experiment) -> Scored:
     unit = "speaker" if votes else "utterance"
 
     def compute() -> Scores:
-        def score(tables: tuple, tag: str | None) -> dict[str, Any]:
-            reference, hypothesis, utt2spk, baseline = tables
-            found = read_decisions(reference, hypothesis, utt2spk, experiment.classes, baseline)
+        def score(tag: str | None, baseline: Path | None) -> dict[str, Any]:
+            assert job.utt2spk is not None  # a config gives it
+            tables = job.reference, job.hypothesis, job.utt2spk
+            found = read_decisions(*tables, experiment.classes, baseline)
             found = vote(found) if votes else found
             return score_decisions(found, job.name, job.method, unit, tag)
 
-        return job.score(score), []
+        return job.compare(score), []
 
     return _write(job, [RESAMPLES, SEED, unit], compute)
 

@@ -54,9 +54,9 @@ def load(
     """Load the best member of a family file that fits what is asked.
 
     Best is the member whose posteriors are nearest to the largest member's on speech, as the file
-    has it from when it was written (``family.choose``). The weights of the file are compared
-    with their SHA-256 first. Once they are loaded they are float32: depth and width of a small
-    member save memory and time, its bits save bytes on disk.
+    has it from when it was written (``formats.family.choose``). The weights are compared with their
+    SHA-256 first. Once they are loaded they are float32: depth and width of a small member save
+    memory and time, its bits save bytes on disk.
 
         model, entry = load("exp/nested_xs/deploy/family/family.safetensors", max_bytes=2**20)
 

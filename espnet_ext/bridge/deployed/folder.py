@@ -44,6 +44,7 @@ from espnet_ext.models.whisper_decoder import WhisperDecoder
 
 STACK = "stack"  # folder of the encoder's stack in its family's format, without removed layers
 _TOKENS = 8  # of the text that a decoder is verified on
+_FEATURES = ("frontend", "specaug", "normalize", "preencoder")  # parts that make an encoder's input
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,7 @@ def verify(
     if difference > TOLERANCE:
         wide, *others = (_in_float64(one) for one in (stock, *models))
         difference, computed_in = _difference(wide, others, speech, width), "float64"
-    refuse_difference(difference, "the deployed model")
+    refuse_difference(difference, f"in {computed_in} the deployed model")
     return {
         "utterances": len(speech.waves),
         "max_difference": difference,
@@ -296,14 +297,15 @@ def _difference(
 
 
 def _in_float64(model: nn.Module) -> nn.Module:
-    """A copy whose encoder and decoder compute in float64; its features are the same."""
+    """A copy that computes in float64 from its features on, which are the same."""
 
     def cast(_encoder: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(one.double() if one.is_floating_point() else one for one in inputs)
 
     wide: Any = copy.deepcopy(model)
-    for part in filter(None, (wide.encoder, wide.decoder)):
-        part.double()
+    for name, part in wide.named_children():
+        if name not in _FEATURES:
+            part.double()
     wide.encoder.register_forward_pre_hook(cast)
     return wide
 

@@ -95,7 +95,7 @@ class Wav2Vec2Stack(TransformersStack):
         """A wave (..., samples) with mean 0 and variance 1, if the model wants that."""
         if not self.normalise:
             return wave
-        wave = wave.float()
+        wave = wave.to(torch.promote_types(wave.dtype, torch.float32))
         variance = wave.var(-1, correction=0, keepdim=True)
         return (wave - wave.mean(-1, keepdim=True)) / torch.sqrt(variance + 1e-7)
 

@@ -24,7 +24,7 @@ class AttentionContract(TracedContract):
     """The contract of an encoder of ESPnet with its Transformer decoder."""
 
     def __init__(self, bundle: Bundle, decoder: Decoder, stored: State, bits: int | None):
-        """See ``kinds.contract_of``."""
+        """See ``contracts.kinds.contract_of``."""
         super().__init__(bundle, decoder, stored, bits)
         self.ids = attention.token_ids(decoder.model)
 

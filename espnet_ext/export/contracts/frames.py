@@ -22,7 +22,7 @@ class FramesContract(TracedContract):
     """The contract of a model that scores each frame, or the whole, without a search."""
 
     def __init__(self, bundle: Bundle, decoder: Decoder, stored: State, bits: int | None):
-        """See ``kinds.contract_of``."""
+        """See ``contracts.kinds.contract_of``."""
         unused = () if is_classifier(decoder.model) else ("decoder.",)
         super().__init__(bundle, decoder, stored, bits, unused)
 

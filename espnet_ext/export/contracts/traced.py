@@ -29,7 +29,7 @@ class TracedContract:
         bits: int | None,
         unused: tuple[str, ...] = ("ctc.",),
     ):
-        """See ``kinds.contract_of``; ``unused``: beginnings of names that no graph has."""
+        """See ``contracts.kinds.contract_of``; ``unused``: how names begin that no graph has."""
         self.bundle, self.decoder = bundle, decoder
         found = dict(stored)
         for name, weight in matrices(decoder.model).items() if bits else ():

@@ -27,7 +27,7 @@ class WhisperContract:
     """The contract of a Whisper, encoder and decoder."""
 
     def __init__(self, bundle: Bundle, decoder: Decoder, stored: State, bits: int | None):
-        """See ``kinds.contract_of``."""
+        """See ``contracts.kinds.contract_of``."""
         self.decoder = decoder
         self.model = read_whisper(bundle.path, decoder, stored, bits)
 
@@ -95,7 +95,7 @@ class OffsetContract(WhisperContract):
     """The contract of a Whisper in the layout of ``from_whisper``."""
 
     def __init__(self, bundle: Bundle, decoder: Decoder, stored: State, bits: int | None):
-        """See ``kinds.contract_of``."""
+        """See ``contracts.kinds.contract_of``."""
         super().__init__(bundle, decoder, stored, bits)
         if self.model.languages:
             raise UserError("--layout from_whisper detects no language: give --language")

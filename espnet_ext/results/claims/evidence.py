@@ -11,7 +11,7 @@ from pydantic import Discriminator, Tag
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.results.claims.base import Compared, Effects, Evidence, gain_text
 from espnet_ext.results.claims.failures import failures_of_rows, failures_of_run
-from espnet_ext.results.comparison import significant
+from espnet_ext.results.comparison import Comparison, significant
 from espnet_ext.results.grids import Grid, GridSystem, compare_units, in_order
 from espnet_ext.results.metrics import find_metric
 from espnet_ext.results.schema import Score, as_json
@@ -251,11 +251,12 @@ class RunPair(OfRun):
         """False too where the baseline is what is missing: the run was compared with none."""
         if not super().is_published(results):
             return False
-        return self.missing is None or bool(self.score(results).comparisons)
+        return self.missing is None or bool(self._pairs(results))
 
     def failures(self, results: Results) -> list[str]:
         """Those of the run, and of what it was compared with."""
-        return failures_of_run(results, self.run, self.than, self.score(results))
+        score, pairs = self.score(results), self._pairs(results)
+        return failures_of_run(results, self.run, self.than, score, pairs)
 
     def score(self, results: Results) -> Score:
         """The score that set and method name.
@@ -274,6 +275,12 @@ class RunPair(OfRun):
             raise UserError(f"set and method must name one score of {self.run}: {known}")
         return chosen[0]
 
+    def _pairs(self, results: Results) -> list[Comparison]:
+        """The comparisons that stage 7 made with ``than``, of every metric."""
+        than = {self.than, self.than.rpartition("/")[2]}
+        pairs = self.score(results).comparisons
+        return [pair for pair in pairs if pair.baseline.removesuffix("/merged") in than]
+
     def compared(self, results: Results, share: float = 1.0) -> Compared:
         """The comparison that stage 7 made, or with a share of what the other has right.
 
@@ -283,8 +290,7 @@ class RunPair(OfRun):
         score = self.score(results)
         known = list(dict.fromkeys(c.metric for c in score.comparisons)) or list(score.metrics)
         metric = find_metric(self.metric or score.main_metric, known)
-        than, compared = {self.than, self.than.rpartition("/")[2]}, score.all_compared(metric.key)
-        found = next((c for c in compared if c.baseline.removesuffix("/merged") in than), None)
+        found = next((pair for pair in self._pairs(results) if pair.metric == metric.key), None)
         if found is None:
             raise UserError(
                 f"{self.run} was not compared with {self.than}; its config must name that as "

@@ -1,11 +1,12 @@
 """Trainings that failed: their systems decide nothing, so they are no evidence of a claim."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
 import numpy as np
 
+from espnet_ext.results.comparison import Comparison
 from espnet_ext.results.grids import POOLED, Grid, GridSystem
 from espnet_ext.results.schema import Score
 from espnet_ext.results.store import Results
@@ -22,7 +23,9 @@ def failures_of_rows(record: Grid, *systems: str | None) -> list[str]:
     return [line for line in found if line is not None]
 
 
-def failures_of_run(results: Results, run: str, than: str, score: Score) -> list[str]:
+def failures_of_run(
+    results: Results, run: str, than: str, score: Score, pairs: Sequence[Comparison]
+) -> list[str]:
     """One line for a run, and one for what it was compared with, if its training failed.
 
     Args:
@@ -31,11 +34,12 @@ def failures_of_run(results: Results, run: str, than: str, score: Score) -> list
         than: name of the other, without the recipe; its scores are those of the comparison, or
             the published ones where there was none.
         score: of the run; those of the other are on the same set.
+        pairs: the comparisons of that score with the other.
     """
     other = results.runs.get(f"{run.partition('/')[0]}/{than.replace('/', '_')}")
     after = _values(score.metrics)
     published = [_values(s.metrics) for s in (other.scores if other else ()) if s.set == score.set]
-    compared = {key: had for key in after if (had := score.of_baseline(key)) is not None}
+    compared = {pair.metric: after[pair.metric] - pair.difference for pair in pairs}
     scores = [(run, after), *((than, values) for values in ([compared] if compared else published))]
     found = (_no_text(name, values) for name, values in scores)
     return [line for line in found if line is not None]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from espnet_ext.config.training import Recipe
 from espnet_ext.results.comparison import FEW_SPEAKERS
 from espnet_ext.results.metrics import METRICS
 from espnet_ext.results.pages.text import (
@@ -137,12 +138,13 @@ def _against(result: Result, score: Score, published: set[str] | None) -> tuple[
     found = score.compared()
     if found is not None:
         return found.baseline, found.cell()
-    named = (result.config.get("recipe") or {}).get("baseline")
+    recipe, _ = Recipe.parse(result.config.get("recipe") or {})
+    named = next(iter(recipe.compared_with(result.tag, result.variant)), None)
     if named in (None, result.tag):
         return "none", ""
-    if published is None or str(named).partition("/")[0] in published:
-        return str(named), NOT_MEASURED
-    return str(named), f"{NOT_MEASURED}: baseline {named} is not published"
+    if published is None or named.partition("/")[0] in published:
+        return named, NOT_MEASURED
+    return named, f"{NOT_MEASURED}: baseline {named} is not published"
 
 
 def comparison_lines(results: Sequence[Result]) -> list[str]:
@@ -205,13 +207,15 @@ def run_table(result: Result, baseline: Result | None) -> Table:
         cells = [score.set] if is_class else [score.method, score.set]
         values = [value(score, metric, by_speaker=False) for metric in metrics]
         rows.append([result.name, *cells, megabytes(result.bytes), *values])
-        other = None if baseline is None else baseline.score(score.set, score.method)
+        # A set may lack the baseline that the first set has.
+        is_other = baseline is not None and score.baseline in (None, result.scores[0].baseline)
+        other = baseline.score(score.set, score.method) if baseline and is_other else None
         name = f"baseline {score.baseline}"
         if score.baseline is None:
             if baseline is None or other is None:
                 continue
             name = f"published {baseline.name}"
-        size = NOT_MEASURED if baseline is None else megabytes(baseline.bytes)
+        size = megabytes(baseline.bytes) if baseline and is_other else NOT_MEASURED
         values = [_of_baseline(score, metric, other) for metric in metrics]
         rows.append([name, *cells, size, *values])
     return header, rows

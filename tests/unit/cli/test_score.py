@@ -85,14 +85,16 @@ def test_verb_scores_again_when_hypotheses_or_baseline_change(recipe, capsys):
 
 def test_verb_compares_a_variant_with_each_that_its_config_names(recipe, capsys):
     config, folder = Path("conf/train_hrf_xs.yaml"), Path("exp/hrf_xs/score/small/ctc_greedy")
-    named = "{large: null, small: [large, base_xs/merged, gone_xs/merged]}"
+    named = "{gone: null, large: null, small: [gone, large, base_xs/merged, gone_xs/merged]}"
     config.write_text(f"encoder: conformer\nrecipe: {{variant: small, variants: {named}}}\n")
     ids = [f"test-{i:03}" for i in range(30)]
     Path("exp/hrf_xs/decode/merged").rename("exp/hrf_xs/decode/small")
     large = Path("exp/hrf_xs/decode/large/ctc_greedy/test/text")
     write_table(large, ids, spoilt(sentences(30, 0), 0.1, 3))
     verb.run(parse(str(config), "--sets", "test", "--variant", "small"))
-    assert "baseline gone_xs has no hypotheses" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for absent in ("hrf_xs/decode/gone", "gone_xs/decode/merged"):
+        assert f"has no hypotheses exp/{absent}/ctc_greedy/test/text: no paired test" in said
     found = read(folder / "test.json")
     metrics = ["wer", "cer"] * 2
     names = ["hrf_xs/large"] * 2 + ["base_xs/merged"] * 2

@@ -60,7 +60,10 @@ def test_a_variant_is_compared_with_others_of_its_run_or_of_another():
         recipe = Recipe(decode={"attention_greedy": {}}, variants=variants)
         return recipe_problems(Config(Path("conf/train_x.yaml"), "x", recipe, ESPNET))
 
-    assert problems(a=None, b="a", c=["b", "a"], d=["other/b", "a"]) == []
+    assert problems(a=None, b="a", c=["b", "a"], d=["other/b", "x/a", "a"]) == []
+    assert "a is compared with nothing" in problems(a=[])[0]
+    assert "a is compared with itself" in problems(a="x/a")[0]
+    assert ["which is no TAG/VARIANT" in one for one in problems(a=["/", "b/"])] == [True, True]
     (one,) = problems(a="a", b=None)
     (two,) = problems(first=None, b=["first", "frist"])
     assert "a is compared with 'a'" in one and "did you mean 'first'" in two

@@ -12,7 +12,7 @@ from espnet_ext.config.grid import read_grid
 from espnet_ext.errors import UserError
 from espnet_ext.results.benchmarks import Benchmark
 from espnet_ext.results.claims.papers import judge_paper, read_papers
-from espnet_ext.results.claims.verdicts import DOES_NOT, HOLDS, INCONCLUSIVE, WORSE
+from espnet_ext.results.claims.verdicts import DOES_NOT, FAILED, HOLDS, INCONCLUSIVE, WORSE
 from espnet_ext.results.grids import GridValue
 from espnet_ext.results.pages.claims import claims_section
 from espnet_ext.results.pages.index import pages
@@ -304,8 +304,15 @@ def test_evidence_chooses_the_comparison_with_what_it_names(tmp_path):
     assert verdict(tmp_path, "better", item, several) == verdict(
         tmp_path, "better", item, of(runs=[found])
     )
-    measured, _ = verdict(tmp_path, "better", {**item, "than": "base_xs/small"}, several)
+    item = {**item, "than": "base_xs/small"}
+    measured, _ = verdict(tmp_path, "better", item, several)
     assert measured.startswith("40.0 against 35.0 % WER")
+    useless = [c.model_copy(update={"difference": -0.52}) for c in worse]
+    failed = score.model_copy(update={"comparisons": [*score.comparisons, *useless]})
+    measured, found = verdict(
+        tmp_path, "better", item, of(runs=[run().model_copy(update={"scores": [failed]})])
+    )
+    assert found == FAILED and "base_xs/small has a WER of 92%" in measured
 
 
 @pytest.mark.parametrize(
