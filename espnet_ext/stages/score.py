@@ -54,13 +54,18 @@ class Job:
     utt2spk: Path | None = None
     baselines: dict[str, Path] = field(default_factory=dict)
 
+    @property
+    def compared(self) -> list[tuple[str | None, Path | None]]:
+        """The baselines; nothing, once, if there are none."""
+        return list(self.baselines.items()) or [(None, None)]
+
     def compare(self, score: "Scorer") -> dict[str, Any]:
         """The score, with the comparisons with every baseline.
 
         Args:
             score: scores the set, and compares it with one baseline.
         """
-        first, *others = self.baselines.items() or [(None, None)]
+        first, *others = self.compared
         found = score(*first)
         for name, baseline in others:
             found["comparisons"] += score(name, baseline)["comparisons"]
@@ -231,19 +236,19 @@ def _texts(job: Job, target: str | None) -> Scored:
     from espnet_ext.score.wer import Aligned, alignment_lines
 
     def compute() -> Scores:
+        tables = job.reference, job.hypothesis, job.utt2spk
+        pairs = {tag: read_pairs(*tables, path) for tag, path in job.compared}
+        first = next(iter(pairs))
         alignments = Path(f"{job.output}.ali.txt")
         with atomic_path(alignments) as made, open(made, "w", encoding="utf-8") as stream:
 
-            def score(tag: str | None, baseline: Path | None) -> dict[str, Any]:
-                pairs = read_pairs(job.reference, job.hypothesis, job.utt2spk, baseline)
+            def write(place: int, words: Aligned) -> None:
+                lines = alignment_lines(pairs[first].ids[place : place + len(words.edits)], words)
+                stream.writelines(f"{line}\n" for line in lines)
 
-                def write(first: int, words: Aligned) -> None:
-                    lines = alignment_lines(pairs.ids[first : first + len(words.edits)], words)
-                    stream.writelines(f"{line}\n" for line in lines)
-
-                is_first = tag == next(iter(job.baselines), None)
-                seen = write if is_first else None
-                return score_set(pairs, job.name, job.method, tag, seen)
+            def score(tag: str | None, _: Path | None) -> dict[str, Any]:
+                seen = write if tag == first else None
+                return score_set(pairs[tag], job.name, job.method, tag, seen)
 
             found = job.compare(score)
         return found, [alignments]
