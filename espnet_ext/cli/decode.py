@@ -2,7 +2,7 @@
 
 The config names the methods, ``recipe: {decode: {ctc_greedy: {}, ctc_att_beam: {...}}}``.
 Writes exp/<tag>/decode/<variant>/<method>/<set>/{text,decode.json}; the real-time factor is
-measured afterwards, on 50 utterances of all lengths, in one process with one thread.
+measured on 50 utterances of the first set, of all lengths, in one process with one thread.
 
 On a cluster let job K of N run --part K/N on a shared disk. A call without --part joins the parts,
 and decodes those that are missing.

@@ -241,6 +241,12 @@ class Result(Record):
         average = self.training.average
         return not isinstance(average, Average) or self.checkpoint in (average.file, NOT_MEASURED)
 
+    @property
+    def timed(self) -> Decoding:
+        """The first decoding whose real-time factor was measured, or else the first."""
+        measured = (log for log in self.decoding if not isinstance(log.rtf, str))
+        return next(measured, self.decoding[0])
+
     def score(self, name: str, method: str) -> Score | None:
         """The score of a set, decoded by a method."""
         found = (s for s in self.scores if (s.set, s.method) == (name, method))

@@ -38,6 +38,7 @@ class _Job:
     folder: Path
     stamp: Stamp
     part: Part | None = None
+    timed: bool = False
 
 
 def decode(
@@ -56,7 +57,8 @@ def decode(
         experiment: names the variant.
         sets: data sets.
         jobs: processes.
-        timed: measure the real-time factor; not where other processes compete for the cores.
+        timed: measure the real-time factor, on the first set; not where other processes compete for
+            the cores.
         part: decode this part of every set only; a call without one joins them.
         device: torch's name of where the model computes.
 
@@ -67,7 +69,7 @@ def decode(
     todo = []
     for method, options in experiment.recipe.decode.items():
         for name in sets:
-            jobs_of_set = [_job(experiment, method, options, name)]
+            jobs_of_set = [_job(experiment, method, options, name, timed=timed and name == sets[0])]
             if part is not None:
                 jobs_of_set.append(_job(experiment, method, options, name, part))
             job = jobs_of_set[-1]
@@ -78,14 +80,19 @@ def decode(
             else:
                 todo += [*_parts(experiment, job, name), job]
     if todo and part is not None:
-        _decode(experiment, todo, jobs, timed, device)  # other parts of it run at the same time
+        _decode(experiment, todo, jobs, device)  # other parts of it run at the same time
     elif todo:
         with in_use(experiment.folder):
-            _decode(experiment, todo, jobs, timed, device)
+            _decode(experiment, todo, jobs, device)
 
 
 def _job(
-    experiment: Experiment, method: str, options: Any, name: str, part: Part | None = None
+    experiment: Experiment,
+    method: str,
+    options: Any,
+    name: str,
+    part: Part | None = None,
+    timed: bool = False,
 ) -> _Job:
     scp, folder = experiment.require_audio_list(name), experiment.decoded(method, name)
     inputs = [scp, experiment.weights, experiment.deployed / "config.yaml"]
@@ -94,7 +101,7 @@ def _job(
     if part is not None:
         folder, settings["part"] = folder / _PARTS / str(part), str(part)
     stamp = Stamp(folder / DONE, settings, inputs)
-    return _Job(method, options or {}, scp, folder, stamp, part)
+    return _Job(method, options or {}, scp, folder, stamp, part, timed)
 
 
 def _parts(experiment: Experiment, job: _Job, name: str) -> list[_Job]:
@@ -106,9 +113,7 @@ def _parts(experiment: Experiment, job: _Job, name: str) -> list[_Job]:
     return [of(part) for part in begun(job.folder / _PARTS, lambda p: of(p).stamp.is_current())]
 
 
-def _decode(
-    experiment: Experiment, todo: Sequence[_Job], jobs: int, timed: bool, device: str
-) -> None:
+def _decode(experiment: Experiment, todo: Sequence[_Job], jobs: int, device: str) -> None:
     from espnet_ext.bridge.muted import muted
 
     with muted():
@@ -133,7 +138,7 @@ def _decode(
             continue
         found = _joined(parts, job) if parts else decode_set(decoder, job.scp, jobs)
         parts = []
-        _write(experiment, job, decoder, found, timed)
+        _write(experiment, job, decoder, found)
 
 
 def _joined(parts: Sequence[_Job], job: _Job) -> list["Decoded"]:
@@ -144,13 +149,11 @@ def _joined(parts: Sequence[_Job], job: _Job) -> list["Decoded"]:
     return [rows[name] for name, _ in rows_of(job.scp)]
 
 
-def _write(
-    experiment: Experiment, job: _Job, decoder: "Decoder", found: list["Decoded"], timed: bool
-) -> None:
+def _write(experiment: Experiment, job: _Job, decoder: "Decoder", found: list["Decoded"]) -> None:
     from espnet_ext.bridge.decoding.inference import summary, time_set
 
     made = summary(found, decoder.device)
-    speed = time_set(decoder, job.scp, found) if timed else {}
+    speed = time_set(decoder, job.scp, found) if job.timed else {}
     write_text(job.folder / "text", "".join(f"{name} {text}\n" for name, text, *_ in found))
     # Stage 8 joins this with files of other stages: they must be of the same model.
     made_by = {"model": sha256_file(experiment.weights), "options": job.options}

@@ -46,7 +46,7 @@ def model_card(result: Result, languages: str | None, licence: str | None) -> st
         "parameters": parameters(result),
         "file of weights": f"{megabytes(result.bytes)} MB",
         "multiply-accumulates": f"{macs(result.macs_per_second)} for a second of audio",
-        "real-time factor": f"{real_time_factor(result.decoding[0])}, one thread",
+        "real-time factor": f"{real_time_factor(result.timed)}, one thread",
         "trained": f"`{result.command}` in `egs/{result.dataset}/{result.task}`, "
         f"{duration(result.training.seconds)}, commit {result.commit}",
         "encoder, variant": f"{result.encoder}, {result.variant}",

@@ -98,7 +98,7 @@ def sizes_table(results: Iterable[Result]) -> Table:
             parameters(result),
             megabytes(result.bytes),
             macs(result.macs_per_second),
-            real_time_factor(result.decoding[0]),
+            real_time_factor(result.timed),
             duration(result.training.seconds),
             f"`{result.command}`",
             _short(result.commit),
@@ -235,7 +235,7 @@ def size_line(result: Result) -> str:
     """Size, speed and training of a run, in one line."""
     return (
         f"{model_name(result)}: {parameters(result)} parameters, {megabytes(result.bytes)} MB, "
-        f"{macs(result.macs_per_second)} MACs/s, RTF {real_time_factor(result.decoding[0])}, "
+        f"{macs(result.macs_per_second)} MACs/s, RTF {real_time_factor(result.timed)}, "
         f"trained in {duration(result.training.seconds)}"
     )
 

@@ -90,3 +90,12 @@ def test_score_that_does_not_fit(recipe):
     message = r"test\.json: missing key score\.metrics\.wer\.value; run stage 7 again"
     with pytest.raises(UserError, match=message):
         run_verb("conf/train_hrf_xs.yaml")
+
+
+def test_the_speed_of_a_run_is_that_of_the_first_set_that_was_timed(result):
+    found = read(result)
+    assert found.timed is found.decoding[0]
+    unknown = found.decoding[0].model_copy(update={"rtf": NOT_MEASURED})
+    several = found.model_copy(update={"decoding": [unknown, *found.decoding]})
+    assert several.timed == found.decoding[0]
+    assert found.model_copy(update={"decoding": [unknown]}).timed is unknown
