@@ -37,7 +37,8 @@ def test_numbers_that_were_not_measured_are_written_so(recipe, capsys):
         edit("exp/hrf_xs/train.json", lambda t, key=key: t.pop(key))
     none = {"bytes": None, "macs_per_second": None, "training_parameters": {}}
     edit("exp/hrf_xs/deploy/merged/deploy.json", lambda d: d.update(none))
-    edit("exp/hrf_xs/decode/merged/ctc_greedy/test/decode.json", lambda d: d.pop("rtf"))
+    for name in ("test", "unseen"):
+        edit(f"exp/hrf_xs/decode/merged/ctc_greedy/{name}/decode.json", lambda d: d.pop("rtf"))
     run_verb("conf/train_hrf_xs.yaml")
     result = json.loads(Path("exp/hrf_xs/result.json").read_text())
     header, rows = sizes_table([read(result)])
