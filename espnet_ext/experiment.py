@@ -83,6 +83,11 @@ class Experiment(RunFiles):
         return self.config.espnet
 
     @property
+    def is_default(self) -> bool:
+        """True if the config names this variant where none is named."""
+        return self.variant == self.recipe.variant
+
+    @property
     def seed(self) -> int:
         """ESPnet's seed."""
         return int(self.espnet.get("seed", 0))

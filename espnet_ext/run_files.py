@@ -57,6 +57,11 @@ class RunFiles(abc.ABC):
         """exp/<tag>."""
 
     @property
+    @abc.abstractmethod
+    def is_default(self) -> bool:
+        """True if the config names this variant where none is named."""
+
+    @property
     def espnet_config(self) -> Path:
         """The config.yaml that ESPnet's trainer wrote: what builds the training model."""
         return self.folder / "config.yaml"
@@ -130,9 +135,10 @@ class RunFiles(abc.ABC):
         """Folder of what stage 7 writes for this variant."""
         return self.folder / _SCORE / self.variant
 
-    def result(self, is_default: bool) -> Path:
-        """What stage 8 writes of this variant, the default one or another; see ``results_of``."""
-        return self.folder / f"result{'' if is_default else f'_{self.variant}'}.json"
+    @property
+    def result(self) -> Path:
+        """The result of this variant, which stage 8 writes; ``results_of`` finds those of all."""
+        return self.folder / f"result{'' if self.is_default else f'_{self.variant}'}.json"
 
     @property
     def images(self) -> Path:

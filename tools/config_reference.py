@@ -234,7 +234,7 @@ def _section(model: type, rows: Iterator[Row]) -> str:
 
 
 def _attributes(model: type) -> dict[str, str]:
-    """What the docstrings of a class and of its bases say of each attribute."""
+    """Return the meaning of each attribute, from the docstrings of a class and of its bases."""
     explained: dict[str, str] = {}
     for base in reversed(model.__mro__):
         explained |= _explained(base.__doc__ or "", "Attributes")

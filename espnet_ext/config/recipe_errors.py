@@ -14,7 +14,7 @@ from espnet_ext.config.decoding import (
     TRANSDUCER,
 )
 from espnet_ext.config.pretrained import PRETRAINED, fetched_folder, token_source
-from espnet_ext.config.training import ARK_FRONTENDS, Config, Recipe
+from espnet_ext.config.training import ARK_FRONTENDS, Config, Recipe, as_list
 from espnet_ext.errors import UserError, nearest
 from espnet_ext.languages import script_of
 from espnet_ext.validation import parsed
@@ -99,7 +99,7 @@ def _variant_problems(config: Config) -> Iterator[str]:
         words = f"recipe: variants: {variant} is compared with"
         if compared == []:
             yield f"{words} nothing; null is the baseline"
-        for other in [compared] if isinstance(compared, str) else compared or ():
+        for other in as_list(compared):
             tag, is_run, name = other.rpartition("/")
             if not is_run and other not in others:
                 yield f"{words} {nearest(other, others)}"

@@ -127,15 +127,14 @@ class Recipe:
     @property
     def sources(self) -> list[str]:
         """Those under ``fetch:``."""
-        return [self.fetch] if isinstance(self.fetch, str) else list(self.fetch or ())
+        return as_list(self.fetch)
 
     def compared_with(self, tag: str, variant: str) -> list[str]:
-        """What a variant of the run ``tag`` is compared with, each TAG or TAG/VARIANT."""
+        """The names, TAG or TAG/VARIANT, that a variant of the run ``tag`` is compared with."""
         others = (self.variants or {}).get(variant)
         if others is None:
-            return [] if self.baseline is None else [self.baseline]
-        named = [others] if isinstance(others, str) else others
-        return [other if "/" in other else f"{tag}/{other}" for other in named]
+            return as_list(self.baseline)
+        return [other if "/" in other else f"{tag}/{other}" for other in as_list(others)]
 
     @property
     def mimic_training(self) -> MimicTraining | None:
@@ -185,6 +184,11 @@ class Config:
         """The whole config as plain containers, for records."""
         section = {f.name: getattr(self.recipe, f.name) for f in fields(Recipe)}
         return {"recipe": copy.deepcopy(section), **copy.deepcopy(self.espnet)}
+
+
+def as_list(names: str | list[str] | None) -> list[str]:
+    """Names that a config gives as one, as several, or not at all."""
+    return [names] if isinstance(names, str) else list(names or ())
 
 
 def load_config(path: str | Path, tag: str | None = None) -> Config:

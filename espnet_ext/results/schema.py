@@ -99,10 +99,14 @@ class Score(Strict):
         wanted = metric or self.main_metric
         return [found for found in self.comparisons if found.metric == wanted]
 
+    def other_value(self, pair: Comparison) -> float:
+        """The value of the baseline that ``pair`` is with, when it was compared."""
+        return self.metrics[pair.metric].value - pair.difference
+
     def of_baseline(self, metric: str) -> float | None:
-        """What the first baseline had on a metric when it was compared; None if it was not."""
+        """The first baseline's value on a metric when it was compared; None if it was not."""
         found = self.compared(metric)
-        return None if found is None else self.metrics[metric].value - found.difference
+        return None if found is None else self.other_value(found)
 
 
 class Errors(Strict):

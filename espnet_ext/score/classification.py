@@ -7,8 +7,8 @@ with their shares.
 
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,18 @@ from espnet_ext.score.significance.bootstrap import (
 
 @dataclass(frozen=True)
 class Decisions:
-    """Named and true classes, by utterance or by speaker; all lists in one order."""
+    """Named and true classes, by utterance or by speaker; all lists in one order.
+
+    Attributes:
+        baselines: classes that the runs that are compared with named, by their names.
+    """
 
     ids: list[str]
     references: list[str]
     hypotheses: list[str]
     speakers: list[str]
     classes: list[str]
-    baseline: list[str] | None = None  # named by the run that is compared with
+    baselines: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def read_decisions(
@@ -41,7 +45,7 @@ def read_decisions(
     hypothesis: str | os.PathLike,
     utt2spk: str | os.PathLike,
     classes: Sequence[str],
-    baseline: str | os.PathLike | None = None,
+    baselines: Mapping[str, str | os.PathLike] | None = None,
 ) -> Decisions:
     """Read the decisions about one set.
 
@@ -49,12 +53,12 @@ def read_decisions(
         UserError: a file or an utterance is missing, unknown or duplicate, or a class is none
             of ``classes``.
     """
-    pairs = read_pairs(reference, hypothesis, utt2spk, baseline, normalise=str, noun="class")
+    pairs = read_pairs(reference, hypothesis, utt2spk, baselines, normalise=str, noun="class")
     assert pairs.speakers is not None
     for path, labels in (
         (reference, pairs.references),
         (hypothesis, pairs.hypotheses),
-        (baseline, pairs.baseline or []),
+        *((path, pairs.baselines[name]) for name, path in (baselines or {}).items()),
     ):
         for name, label in zip(pairs.ids, labels, strict=False):
             if label not in classes:
@@ -65,7 +69,7 @@ def read_decisions(
         pairs.hypotheses,
         pairs.speakers,
         list(classes),
-        pairs.baseline,
+        pairs.baselines,
     )
 
 
@@ -101,15 +105,13 @@ def vote(decisions: Decisions) -> Decisions:
     def voted(labels: Sequence[str]) -> list[str]:
         return [majority([labels[i] for i in members[name]]) for name in names]
 
-    baseline = None if decisions.baseline is None else voted(decisions.baseline)
+    baselines = {name: voted(labels) for name, labels in decisions.baselines.items()}
     return Decisions(
-        names, references, voted(decisions.hypotheses), names, decisions.classes, baseline
+        names, references, voted(decisions.hypotheses), names, decisions.classes, baselines
     )
 
 
-def score_decisions(
-    decisions: Decisions, set_name: str, method: str, unit: str, baseline_tag: str | None = None
-) -> dict[str, Any]:
+def score_decisions(decisions: Decisions, set_name: str, method: str, unit: str) -> dict[str, Any]:
     """Return the score, as ``results.schema.ClassScore`` has it; rates are fractions.
 
     Args:
@@ -117,23 +119,12 @@ def score_decisions(
         set_name: name of the set, for the record.
         method: the decoding method, for the record.
         unit: utterance, or speaker where they vote.
-        baseline_tag: the run that ``decisions.baseline`` is from; needed if that is given.
     """
     speakers = None if unit == "speaker" else decisions.speakers
     number = len(set(decisions.speakers))
     found = metrics(decisions.references, decisions.hypotheses, decisions.classes)
     cells = _cells(decisions, [decisions.hypotheses])
     drawn, by_speaker = _both_draws(cells, len(decisions.classes), 1, speakers)
-    compared = []
-    if decisions.baseline is not None:
-        compared = [
-            {
-                "metric": "weighted_f1",
-                "baseline": baseline_tag,
-                "speakers": number,
-                **_difference(decisions, speakers),
-            }
-        ]
     return {
         "task": "cls",
         "set": set_name,
@@ -149,7 +140,15 @@ def score_decisions(
             "unweighted_accuracy": {"value": found["unweighted_accuracy"], "interval": None},
             "accuracy": {"value": found["accuracy"], "interval": None},
         },
-        "comparisons": compared,
+        "comparisons": [
+            {
+                "metric": "weighted_f1",
+                "baseline": name,
+                "speakers": number,
+                **_difference(decisions, baseline, speakers),
+            }
+            for name, baseline in decisions.baselines.items()
+        ],
         "unit": unit,
         "decisions": len(decisions.ids),
         "classes": decisions.classes,
@@ -251,10 +250,11 @@ def _both_draws(
     return _draws(cells, classes, systems), by_speaker
 
 
-def _difference(decisions: Decisions, speakers: Sequence[str] | None) -> dict[str, Any]:
-    """The difference to the baseline on the same draws; positive if this run is better."""
-    assert decisions.baseline is not None
-    systems = [decisions.baseline, decisions.hypotheses]
+def _difference(
+    decisions: Decisions, baseline: list[str], speakers: Sequence[str] | None
+) -> dict[str, Any]:
+    """The difference to a baseline on the same draws; positive if this run is better."""
+    systems = [baseline, decisions.hypotheses]
     before, after = (
         metrics(decisions.references, s, decisions.classes)["weighted_f1"] for s in systems
     )

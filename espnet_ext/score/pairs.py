@@ -1,8 +1,8 @@
 """References and hypotheses of one set, read from Kaldi tables and paired by utterance id."""
 
 import os
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
 from espnet_ext.data.kaldi_dir import read_table
 from espnet_ext.data.text import normalise_text
@@ -11,13 +11,17 @@ from espnet_ext.errors import UserError
 
 @dataclass(frozen=True)
 class Pairs:
-    """Normalised texts of one set; all lists have one item per utterance, sorted by id."""
+    """Normalised texts of one set; all lists have one item per utterance, sorted by id.
+
+    Attributes:
+        baselines: hypotheses of the runs that are compared with, by their names.
+    """
 
     ids: list[str]
     references: list[str]
     hypotheses: list[str]
     speakers: list[str] | None = None
-    baseline: list[str] | None = None  # of the run that is compared with
+    baselines: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def split_baseline(named: str, is_run: Callable[[str], bool]) -> tuple[str, str]:
@@ -51,15 +55,14 @@ def read_pairs(
     reference: str | os.PathLike,
     hypothesis: str | os.PathLike,
     utt2spk: str | os.PathLike | None = None,
-    baseline: str | os.PathLike | None = None,
+    baselines: Mapping[str, str | os.PathLike] | None = None,
     normalise: Callable[[str], str] = normalise_text,
     noun: str = "hypothesis",
 ) -> Pairs:
     """Read, check and normalise the texts, or the classes, of one set.
 
     Every reference needs exactly one hypothesis, a speaker if ``utt2spk`` is given, and a
-    hypothesis of the baseline if ``baseline`` is given. A hypothesis may be empty. ``noun`` names
-    one in messages.
+    hypothesis of each of ``baselines``. A hypothesis may be empty. ``noun`` names one in messages.
 
     Raises:
         UserError: a file or an utterance is missing, unknown or duplicate, or a reference is
@@ -101,7 +104,7 @@ def read_pairs(
             )
         return [normalise(found[name]) for name in ids]
 
-    before = None if baseline is None else hypotheses(baseline)
+    before = {name: hypotheses(path) for name, path in (baselines or {}).items()}
     return Pairs(ids, references, hypotheses(hypothesis), speakers, before)
 
 

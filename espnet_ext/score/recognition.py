@@ -27,7 +27,6 @@ def score_set(
     pairs: Pairs,
     set_name: str,
     method: str,
-    baseline_tag: str | None = None,
     seen: Callable[[int, Aligned], None] | None = None,
 ) -> dict[str, Any]:
     """Score one set.
@@ -36,7 +35,6 @@ def score_set(
         pairs: the normalised texts.
         set_name: name of the set, for the record.
         method: the decoding method, for the record.
-        baseline_tag: the run that ``pairs.baseline`` is from; needed if that is given.
         seen: see ``count_errors``, of the alignment of words.
 
     Returns:
@@ -66,15 +64,15 @@ def score_set(
         "characters": int(characters.lengths.sum()),
         "errors": {"wer": _counts(words), "cer": _counts(characters)},
     }
-    if pairs.baseline is not None:
-        tested = mapsswe(pairs.references, pairs.baseline, pairs.hypotheses)
+    for name, baseline in pairs.baselines.items():
+        tested = mapsswe(pairs.references, baseline, pairs.hypotheses)
         compared = {
-            "wer": _difference(align_words, pairs, words)
+            "wer": _difference(align_words, pairs, words, baseline)
             | {"mapsswe": {"segments": tested.segments, "z": tested.z, "p": tested.p}},
-            "cer": _difference(align_characters, pairs, characters),
+            "cer": _difference(align_characters, pairs, characters, baseline),
         }
-        score["comparisons"] = [
-            {"metric": metric, "baseline": baseline_tag, "speakers": score["speakers"], **found}
+        score["comparisons"] += [
+            {"metric": metric, "baseline": name, "speakers": score["speakers"], **found}
             for metric, found in compared.items()
         ]
     return score
@@ -100,11 +98,13 @@ def _counts(errors: Errors) -> dict[str, int]:
 
 
 def _difference(
-    align: Callable[[Sequence[str], Sequence[str]], Aligned], pairs: Pairs, errors: Errors
+    align: Callable[[Sequence[str], Sequence[str]], Aligned],
+    pairs: Pairs,
+    errors: Errors,
+    baseline: Sequence[str],
 ) -> dict[str, Any]:
-    """The difference to the baseline on the same draws; negative if this run is better."""
-    assert pairs.baseline is not None
-    before = count_errors(align, pairs.references, pairs.baseline)
+    """The difference to a baseline on the same draws; negative if this run is better."""
+    before = count_errors(align, pairs.references, baseline)
     found = paired_difference(before.totals, errors.totals, errors.lengths)
     by_speaker = None
     if pairs.speakers is not None:

@@ -31,9 +31,7 @@ _TOKENIZED = {"Hans": "zh", "Hant": "zh", "Hani": "zh", "Jpan": "ja", "Kore": "k
 UNSEGMENTED = {"Khmr": "Khmer", "Laoo": "Lao", "Mymr": "Burmese", "Thai": "Thai", "Tibt": "Tibetan"}
 
 
-def score_translations(
-    pairs: Pairs, set_name: str, method: str, target: str, baseline_tag: str | None = None
-) -> dict[str, Any]:
+def score_translations(pairs: Pairs, set_name: str, method: str, target: str) -> dict[str, Any]:
     """Score the translations of one set, case and punctuation as they are.
 
     Args:
@@ -41,7 +39,6 @@ def score_translations(
         set_name: name of the set, for the record.
         method: the decoding method, for the record.
         target: language of the texts, as a code or a tag; its script decides the tokenizer.
-        baseline_tag: the run that ``pairs.baseline`` is from; needed if that is given.
 
     Returns:
         The score, as ``results.schema.TranslationScore`` has it. BLEU and chrF are from 0 to 100.
@@ -54,7 +51,7 @@ def score_translations(
     """
     with _fixed_seed():
         rated = {name: _rated(metric, pairs) for name, metric in metrics(target).items()}
-        compared = {} if pairs.baseline is None else _paired(pairs.baseline, pairs, target)
+        compared = {name: _paired(one, pairs, target) for name, one in pairs.baselines.items()}
     bleu = rated["bleu"]["score"]
     return {
         "task": "st",
@@ -67,7 +64,9 @@ def score_translations(
             for name, found in rated.items()
         },
         "comparisons": [
-            {"metric": name, "baseline": baseline_tag, **found} for name, found in compared.items()
+            {"metric": metric, "baseline": name, **found}
+            for name, by_metric in compared.items()
+            for metric, found in by_metric.items()
         ],
         "target": target,
         "utterances": len(pairs.ids),

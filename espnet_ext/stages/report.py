@@ -106,7 +106,7 @@ def _paragraph(readme: Path, *titles: str) -> str | None:
 def _collected(experiment: Experiment) -> tuple[Result, list[str]]:
     """The result of a run, collected again if a stage has run since."""
     folder = experiment.folder
-    output = experiment.result(experiment.variant == experiment.recipe.variant)
+    output = experiment.result
     image = experiment.images / "training_curves.png"
     logs = training_logs(folder)
     inputs = [experiment.config.path, *stage_files(experiment), *logs]

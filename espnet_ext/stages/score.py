@@ -33,8 +33,6 @@ from espnet_ext.run_files import (
 from espnet_ext.score.pairs import baseline_variant, split_baseline
 from espnet_ext.validation import parse
 
-# Of the name and the hypotheses of a baseline, if there is one: a score with its comparisons.
-type Scorer = Callable[[str | None, Path | None], dict[str, Any]]
 type Scores = tuple[dict[str, Any], list[Path]]  # a score, other files that were written
 
 
@@ -55,21 +53,9 @@ class Job:
     baselines: dict[str, Path] = field(default_factory=dict)
 
     @property
-    def compared(self) -> list[tuple[str | None, Path | None]]:
-        """The baselines; nothing, once, if there are none."""
-        return list(self.baselines.items()) or [(None, None)]
-
-    def compare(self, score: "Scorer") -> dict[str, Any]:
-        """The score, with the comparisons with every baseline.
-
-        Args:
-            score: scores the set, and compares it with one baseline.
-        """
-        first, *others = self.compared
-        found = score(*first)
-        for name, baseline in others:
-            found["comparisons"] += score(name, baseline)["comparisons"]
-        return found
+    def tables(self) -> tuple[Path, Path, Path | None, dict[str, Path]]:
+        """The tables, in the order in which readers take them."""
+        return self.reference, self.hypothesis, self.utt2spk, self.baselines
 
 
 @dataclass(frozen=True)
@@ -202,15 +188,17 @@ def _baseline(
         raise UserError(f"no decoded baseline {nearest(named, runs)} in exp/")
     decoded = decoded_variants(run, method, name)
     chosen = baseline_variant(decoded, experiment.variant, variant_named)
-    if chosen is None and decoded and required:
+    if chosen is not None:
+        return decoded[chosen]
+    if not required:
+        return None
+    if decoded:
         raise UserError(
             f"baseline {tag} was decoded as {', '.join(decoded)} but not as "
             f"{variant_named or experiment.variant}; decode that"
         )
-    if chosen is None and required:
-        problem = _none(experiment, named, method, name)
-        raise UserError(f"{problem}; run stages 1 to 6 with its config first")
-    return None if chosen is None else decoded[chosen]
+    problem = _none(experiment, named, method, name)
+    raise UserError(f"{problem}; run stages 1 to 6 with its config first")
 
 
 def named_run(experiment: Experiment, named: str) -> tuple[str, str]:
@@ -236,21 +224,15 @@ def _texts(job: Job, target: str | None) -> Scored:
     from espnet_ext.score.wer import Aligned, alignment_lines
 
     def compute() -> Scores:
-        tables = job.reference, job.hypothesis, job.utt2spk
-        pairs = {tag: read_pairs(*tables, path) for tag, path in job.compared}
-        first = next(iter(pairs))
+        pairs = read_pairs(*job.tables)
         alignments = Path(f"{job.output}.ali.txt")
         with atomic_path(alignments) as made, open(made, "w", encoding="utf-8") as stream:
 
-            def write(place: int, words: Aligned) -> None:
-                lines = alignment_lines(pairs[first].ids[place : place + len(words.edits)], words)
+            def write(first: int, words: Aligned) -> None:
+                lines = alignment_lines(pairs.ids[first : first + len(words.edits)], words)
                 stream.writelines(f"{line}\n" for line in lines)
 
-            def score(tag: str | None, _: Path | None) -> dict[str, Any]:
-                seen = write if tag == first else None
-                return score_set(pairs[tag], job.name, job.method, tag, seen)
-
-            found = job.compare(score)
+            found = score_set(pairs, job.name, job.method, write)
         return found, [alignments]
 
     return _write(job, [NORMALISATION, RESAMPLES, SEED, BUFFER], compute)
@@ -264,12 +246,8 @@ def _translations(job: Job, target: str) -> Scored:
     from espnet_ext.score.translation import RESAMPLES, SEED, score_translations
 
     def compute() -> Scores:
-        def score(tag: str | None, baseline: Path | None) -> dict[str, Any]:
-            tables = job.reference, job.hypothesis, job.utt2spk, baseline
-            pairs = read_pairs(*tables, normalise=collapse_blanks)
-            return score_translations(pairs, job.name, job.method, target, tag)
-
-        return job.compare(score), []
+        pairs = read_pairs(*job.tables, normalise=collapse_blanks)
+        return score_translations(pairs, job.name, job.method, target), []
 
     return _write(job, [sacrebleu.__version__, RESAMPLES, SEED, target], compute)
 
@@ -282,23 +260,21 @@ def _classes(job: Job, experiment: Experiment) -> Scored:
     unit = "speaker" if votes else "utterance"
 
     def compute() -> Scores:
-        def score(tag: str | None, baseline: Path | None) -> dict[str, Any]:
-            assert job.utt2spk is not None  # a config gives it
-            tables = job.reference, job.hypothesis, job.utt2spk
-            found = read_decisions(*tables, experiment.classes, baseline)
-            found = vote(found) if votes else found
-            return score_decisions(found, job.name, job.method, unit, tag)
-
-        return job.compare(score), []
+        reference, hypothesis, utt2spk, baselines = job.tables
+        assert utt2spk is not None  # a config gives it
+        found = read_decisions(reference, hypothesis, utt2spk, experiment.classes, baselines)
+        found = vote(found) if votes else found
+        return score_decisions(found, job.name, job.method, unit), []
 
     return _write(job, [RESAMPLES, SEED, unit], compute)
 
 
 def _write(job: Job, settings: list[Any], compute: Callable[[], Scores]) -> Scored:
     """Write the score file and what belongs to it, if they are not up to date."""
-    output, tables = Path(f"{job.output}.json"), (job.reference, job.hypothesis, job.utt2spk)
-    inputs = [path for path in (*tables, *job.baselines.values()) if path is not None]
-    compared = [[tag, str(path)] for tag, path in job.baselines.items()]
+    *tables, baselines = job.tables
+    output = Path(f"{job.output}.json")
+    inputs = [path for path in (*tables, *baselines.values()) if path is not None]
+    compared = [[tag, str(path)] for tag, path in baselines.items()]
     names = [job.name, job.method, str(job.utt2spk), compared]
     place = score_stamp(output)
     stamp = Stamp(place, [SCHEMA_VERSION, *settings, *names], inputs)

@@ -297,7 +297,7 @@ class RunPair(OfRun):
                 "recipe: baseline, or under recipe: variants"
             )
         of = score.metrics[metric.key].value
-        pair = Compared(of, of - found.difference, found, f"{metric.name}, {score.set}")
+        pair = Compared(of, score.other_value(found), found, f"{metric.name}, {score.set}")
         return pair.at_share(share)
 
 

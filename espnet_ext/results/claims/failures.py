@@ -39,7 +39,7 @@ def failures_of_run(
     other = results.runs.get(f"{run.partition('/')[0]}/{than.replace('/', '_')}")
     after = _values(score.metrics)
     published = [_values(s.metrics) for s in (other.scores if other else ()) if s.set == score.set]
-    compared = {pair.metric: after[pair.metric] - pair.difference for pair in pairs}
+    compared = {pair.metric: score.other_value(pair) for pair in pairs}
     scores = [(run, after), *((than, values) for values in ([compared] if compared else published))]
     found = (_no_text(name, values) for name, values in scores)
     return [line for line in found if line is not None]

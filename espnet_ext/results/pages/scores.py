@@ -164,20 +164,20 @@ def other_trainings(results: Sequence[Result]) -> list[str]:
     lines = []
     for result in results:
         for score in result.scores:
-            kind = METRICS[score.main_metric]
-            for found in score.all_compared():
-                baseline = baseline_of(result, results, found.baseline)
+            for pair in score.all_compared():
+                baseline = baseline_of(result, results, pair.baseline)
                 published = None if baseline is None else _same_score(baseline, score)
                 if published is None:
                     continue
-                had = score.metrics[kind.key].value - found.difference
-                has = published.metrics[kind.key].value
-                if abs(had - has) >= _SAME:
-                    by = f" by {published.method}" if published.method != score.method else ""
-                    lines.append(
-                        f"- {result.name}, {score.set}: {found.baseline} had {kind.name} "
-                        f"{kind.number(had)}; the published one has {kind.number(has)}{by}."
-                    )
+                has = published.metrics[pair.metric].value
+                if abs(score.other_value(pair) - has) < _SAME:
+                    continue
+                by = f" by {published.method}" if published.method != score.method else ""
+                lines.append(
+                    f"- {result.name}, {score.set}: {pair.baseline} had {pair.kind.name} "
+                    f"{pair.kind.number(score.other_value(pair))}; the published one has "
+                    f"{pair.kind.number(has)}{by}."
+                )
     return lines
 
 

@@ -36,7 +36,7 @@ def decisions(count=60, seed=0, right=0.8):
         hypotheses=systems[0].tolist(),
         speakers=[f"s{n % 5}" for n in range(count)],
         classes=CLASSES,
-        baseline=systems[1].tolist(),
+        baselines={"base": systems[1].tolist()},
     )
 
 
@@ -82,7 +82,9 @@ def test_the_formula_of_the_draws_is_scikit_learns(seed):
 def resampled(item, groups, draws=1500):
     """Scores of both systems on samples with replacement, each drawn and scored plainly."""
     rng = np.random.default_rng(9)
-    references, first, second = map(np.array, (item.references, item.baseline, item.hypotheses))
+    references, first, second = map(
+        np.array, (item.references, item.baselines["base"], item.hypotheses)
+    )
     members = [np.flatnonzero(np.array(groups) == g) for g in sorted(set(groups))]
     found = []
     for _ in range(draws):
@@ -96,7 +98,7 @@ def resampled(item, groups, draws=1500):
 @pytest.mark.parametrize("by", ["ids", "speakers"])
 def test_intervals_are_those_of_drawing_utterances_or_speakers(by):
     item = decisions()
-    score = score_decisions(item, "test", "classify", "utterance", "base")
+    score = score_decisions(item, "test", "classify", "utterance")
     comparison = parse(ClassScore, score, "score").compared()
     drawn = resampled(item, getattr(item, by))
     key = "interval" if by == "ids" else "by_speaker"
@@ -114,8 +116,8 @@ def test_intervals_are_those_of_drawing_utterances_or_speakers(by):
 
 def test_equal_systems_are_equal():
     item = decisions()
-    same = Decisions(**{**vars(item), "baseline": item.hypotheses})
-    score = score_decisions(same, "test", "classify", "utterance", "base")
+    same = Decisions(**{**vars(item), "baselines": {"base": item.hypotheses}})
+    score = score_decisions(same, "test", "classify", "utterance")
     comparison = parse(ClassScore, score, "score").compared()
     assert (comparison.difference, comparison.p) == (0, 1)
     assert comparison.verdict() == "equal"
@@ -123,7 +125,7 @@ def test_equal_systems_are_equal():
 
 def test_a_class_with_f1_0_is_named():
     item = decisions()
-    item = Decisions(**{**vars(item), "hypotheses": ["anger"] * 60, "baseline": None})
+    item = Decisions(**{**vars(item), "hypotheses": ["anger"] * 60, "baselines": {}})
     score = score_decisions(item, "test", "classify", "utterance")
     (line,) = score_lines(parse(ClassScore, score, "score"))
     assert "F1 = 0 for joy, sad" in line

@@ -18,9 +18,9 @@ def test_score_of_a_set():
         references=references,
         hypotheses=spoilt(references, 0.2, seed=1),
         speakers=[f"s{i % 5}" for i in range(60)],
-        baseline=spoilt(references, 0.5, seed=2),
+        baselines={"base": spoilt(references, 0.5, seed=2)},
     )
-    score = score_set(pairs, "test", "ctc_greedy", "base")
+    score = score_set(pairs, "test", "ctc_greedy")
     found = parse(RecognitionScore, score, "score")
     wer, edits = found.metrics["wer"], found.errors["wer"]
     assert wer.interval[0] < wer.value < wer.interval[1]
@@ -42,7 +42,7 @@ def test_a_score_does_not_depend_on_how_many_alignments_are_held_at_once(monkeyp
         ids=[f"u{i:03}" for i in range(60)],
         references=references,
         hypotheses=spoilt(references, 0.2, seed=1),
-        baseline=spoilt(references, 0.5, seed=2),
+        baselines={"base": spoilt(references, 0.5, seed=2)},
     )
     whole, parts = [], []
 
@@ -53,11 +53,11 @@ def test_a_score_does_not_depend_on_how_many_alignments_are_held_at_once(monkeyp
 
         return keep
 
-    score = score_set(pairs, "s", "m", "base", seen(whole))
+    score = score_set(pairs, "s", "m", seen(whole))
     monkeypatch.setattr("espnet_ext.score.wer.CHUNK", 7)
     monkeypatch.setattr("espnet_ext.score.significance.mapsswe.CHUNK", 7)
     monkeypatch.setattr("espnet_ext.score.significance.mapsswe.CELLS", 500)
-    assert score_set(pairs, "s", "m", "base", seen(parts)) == score
+    assert score_set(pairs, "s", "m", seen(parts)) == score
     assert [first for first, _ in parts] == list(range(0, 60, 7))
     assert [line for _, lines in parts for line in lines] == whole[0][1]
 

@@ -37,7 +37,8 @@ def texts(shift: int, count: int = 40) -> list[str]:
 def pairs_of(hypotheses, baseline=None, references=None) -> Pairs:
     references = references or texts(0, len(hypotheses))
     ids = [f"u{n:03}" for n in range(len(hypotheses))]
-    return Pairs(ids, references, hypotheses, ["s"] * len(ids), baseline)
+    baselines = {} if baseline is None else {"base": baseline}
+    return Pairs(ids, references, hypotheses, ["s"] * len(ids), baselines)
 
 
 def compared(score, metric):
@@ -82,7 +83,7 @@ def test_scores_and_p_are_those_of_the_command_sacrebleu(tmp_path):
         if "│" in line and "±" in line and "CI" not in line
     ]
     tested = [float(p) for p in re.findall(r"p = ([\d.]+)\)", said)]
-    score = score_translations(pairs_of(better, worse), "test", "greedy", "en", "base")
+    score = score_translations(pairs_of(better, worse), "test", "greedy", "en")
     assert len(rows) == len(tested) == 2
     for n, metric in enumerate(("bleu", "chrf")):
         before, now = rows[0][n], rows[1][n]
@@ -109,26 +110,24 @@ def test_interval_and_signature_are_those_of_the_command(tmp_path):
 
 def test_equal_hypotheses_are_equal_and_not_significant():
     # sacreBLEU's formula gives p = 1 / 1001 for a difference of 0.
-    score = score_translations(pairs_of(texts(3), texts(3)), "test", "greedy", "en", "base")
+    score = score_translations(pairs_of(texts(3), texts(3)), "test", "greedy", "en")
     assert compared(score, "bleu").p is None
     assert compared(score, "bleu").verdict() == compared(score, "chrf").verdict() == "equal"
 
 
 def test_a_worse_system_is_worse_and_a_small_difference_is_inconclusive():
-    worse = score_translations(pairs_of(texts(3), texts(5)), "test", "greedy", "en", "base")
+    worse = score_translations(pairs_of(texts(3), texts(5)), "test", "greedy", "en")
     assert compared(worse, "bleu").verdict() == "worse"
     other = texts(3)
     other[7] = other[7].replace("no", "nay")
-    close = score_translations(pairs_of(other, texts(3)), "test", "greedy", "en", "base")
+    close = score_translations(pairs_of(other, texts(3)), "test", "greedy", "en")
     assert compared(close, "chrf").verdict() == "inconclusive"
 
 
 def test_the_seed_of_the_user_changes_nothing(monkeypatch):
-    before = score_translations(pairs_of(texts(3), texts(4)), "test", "greedy", "en", "base")
+    before = score_translations(pairs_of(texts(3), texts(4)), "test", "greedy", "en")
     monkeypatch.setenv("SACREBLEU_SEED", "1")
-    assert (
-        score_translations(pairs_of(texts(3), texts(4)), "test", "greedy", "en", "base") == before
-    )
+    assert score_translations(pairs_of(texts(3), texts(4)), "test", "greedy", "en") == before
     assert os.environ["SACREBLEU_SEED"] == "1"
 
 
@@ -176,7 +175,7 @@ def test_a_tokenizer_that_is_not_installed_is_one_line(monkeypatch):
 
 
 def test_hypotheses_may_be_empty():
-    score = score_translations(pairs_of([""] * 5, texts(3, 5)), "test", "greedy", "en", "base")
+    score = score_translations(pairs_of([""] * 5, texts(3, 5)), "test", "greedy", "en")
     assert score["metrics"]["bleu"]["value"] == 0
     parse(TranslationScore, score, "score")
 

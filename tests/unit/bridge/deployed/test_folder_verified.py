@@ -1,4 +1,4 @@
-"""What differs by float32's rounding alone is deployed; what computes something else is not."""
+"""The rounding of float32 is no difference; a fault as small as that is one."""
 
 import json
 
