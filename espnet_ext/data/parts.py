@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,14 @@ def begun(folder: Path, done: Callable[[Part], bool]) -> list[Part]:
     parts = [Part(int(name[1]), int(name[2])) for name in found if name]
     totals = Counter(part.total for part in parts if done(part))
     return Part(1, totals.most_common(1)[0][0]).all if totals else []
+
+
+def remove_joined(folder: Path) -> None:
+    """Remove the parts under ``folder``, if any, once they are joined.
+
+    A kill may leave them: a call that finds the whole up to date removes them too.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def part(word: str) -> Part:

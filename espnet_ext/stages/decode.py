@@ -1,13 +1,12 @@
 """Stage 6: hypotheses of test sets by the deployed model."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espnet_ext.data.kaldi_dir import audio_inputs
-from espnet_ext.data.parts import Part, begun
+from espnet_ext.data.parts import Part, begun, remove_joined
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import (
     DECODED,
@@ -74,6 +73,8 @@ def decode(
                 jobs_of_set.append(_job(experiment, method, options, name, part))
             job = jobs_of_set[-1]
             if any(known.stamp.is_current() for known in jobs_of_set):
+                if part is None:
+                    remove_joined(job.folder / _PARTS)
                 print(f"decode: {job.folder} is up to date")
             elif part is not None:
                 todo.append(job)
@@ -159,7 +160,7 @@ def _write(experiment: Experiment, job: _Job, decoder: "Decoder", found: list["D
     made_by = {"model": sha256_file(experiment.weights), "options": job.options}
     write_json(job.folder / DECODED, {**speed, **made, **made_by})
     job.stamp.write([job.folder / "text", job.folder / DECODED])
-    shutil.rmtree(job.folder / _PARTS, ignore_errors=True)
+    remove_joined(job.folder / _PARTS)
     said = f", RTF {speed['rtf']:.4f}" if speed else ""
     if made["too_short"]:
         said += f"; {made['too_short']} too short for a frame, with an empty text"

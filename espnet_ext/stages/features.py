@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from espnet_ext.data.arks import CHECK_SUMS, check_sum
 from espnet_ext.data.features import Definition, Fbank
 from espnet_ext.data.kaldi_dir import WHOLE, audio_inputs, data_sets, read_table
-from espnet_ext.data.parts import Part, begun
+from espnet_ext.data.parts import Part, begun, remove_joined
 from espnet_ext.data.processes import map_processes
 from espnet_ext.data.segments import SEGMENTS, cut, set_folder
 from espnet_ext.data.speed_perturb import holds_copies, with_copies, write_copies
@@ -111,6 +110,8 @@ def _write_set(
     out = arks.out
     stamp = Stamp(out / DONE, arks.definition.settings, [*arks.inputs, *arks.definition.files])
     if stamp.is_current():
+        if part is None:
+            remove_joined(arks.parts)
         if listed is None:
             print(f"features: {out} is up to date")
         return
@@ -125,7 +126,7 @@ def _write_set(
             _write_list(*listed, temporary)
     tables = [out / name for name in ("feats.scp", "utt2num_frames", CHECK_SUMS)]
     stamp.write([path for path in tables if path.exists()], by_size=sorted(out.glob("*.ark")))
-    arks.remove_parts()
+    remove_joined(arks.parts)
 
 
 def _prepare(experiment: Experiment, jobs: int) -> None:
@@ -228,10 +229,6 @@ class _Arks:
         for column, name in enumerate(("feats.scp", "utt2num_frames", CHECK_SUMS), 1):
             lines = (f"{row[0]} {row[column]}\n" for row in rows)
             (folder / name).write_text("".join(lines), "utf-8")
-
-    def remove_parts(self) -> None:
-        """Remove what was joined."""
-        shutil.rmtree(self.parts, ignore_errors=True)
 
     def _write(self, folder: Path, part: Part | None = None) -> list[_Row]:
         from tqdm import tqdm

@@ -45,6 +45,13 @@ def whole(tmp_path_factory):
     return before, folder
 
 
+def assert_leftovers_go(folder, words, left, made):
+    """What a kill leaves of joined parts, the next call removes."""
+    shutil.move(left, made)
+    run(folder, words)
+    assert not made.exists()
+
+
 def test_features_in_parts(whole, tmp_path):
     before, after = whole
     folder = tmp_path / "recipe"
@@ -56,12 +63,15 @@ def test_features_in_parts(whole, tmp_path):
     assert parts == ["1_of_3", "3_of_3"]
     assert len(list(folder.glob("dump/*/train.parts/1_of_3/*.ark"))) == 2  # of the four arks
     assert "up to date" in run(folder, FEATURES, "--part", "1/3")
+    (made,) = folder.glob("dump/*/train.parts")
+    left = Path(shutil.copytree(made, tmp_path / "left"))
     said = run(folder, FEATURES)  # the second part is missing: it is written
     assert "1_of_3 is up to date" in said and "2_of_3: 10 utterances" in said
     expected = {k: v for k, v in written(after).items() if k.startswith("dump/")}
     found = {k: v for k, v in written(folder).items() if k.startswith("dump/")}
     assert found == expected
     assert len(list(folder.glob("dump/*/train/*.ark"))) == 4
+    assert_leftovers_go(folder, FEATURES, left, made)
 
 
 @pytest.fixture
@@ -73,13 +83,15 @@ def not_trained(whole, tmp_path):
     return folder
 
 
-def test_statistics_in_parts(whole, not_trained):
+def test_statistics_in_parts(whole, not_trained, tmp_path):
     (_, after), folder = whole, not_trained
     for part in ("3/3", "1/3"):
         assert "the statistics of this part" in run(folder, TRAIN, "--part", part)
     assert not list(folder.glob("exp/stats_*/train"))
     assert not list(folder.glob("exp/tiny/*.pth"))
     assert "3_of_3 is up to date" in run(folder, TRAIN, "--part", "3/3")
+    (parts,) = folder.glob("exp/stats_*/parts")
+    left = Path(shutil.copytree(parts, tmp_path / "left"))
     said = run(folder, TRAIN)  # the second part is missing: it is collected
     assert "1_of_3 is up to date" in said and "2_of_3: the statistics" in said
     (made,), (expected,) = (path.glob("exp/stats_*") for path in (folder, after))
@@ -93,6 +105,7 @@ def test_statistics_in_parts(whole, not_trained):
     assert not (made / "parts").exists()
     assert list(folder.glob("exp/tiny/*.pth"))
     assert "up to date" in run(folder, TRAIN, "--part", "1/3")
+    assert_leftovers_go(folder, (*TRAIN, "--tag", "again"), left, parts)
 
 
 def test_more_parts_than_utterances(not_trained):
@@ -140,12 +153,14 @@ def not_decoded(whole, tmp_path):
     return folder
 
 
-def test_a_set_decoded_in_parts(whole, not_decoded):
+def test_a_set_decoded_in_parts(whole, not_decoded, tmp_path):
     (_, after), folder = whole, not_decoded
     run(folder, DECODE, "--part", "2/2")
     texts = list(folder.glob("exp/tiny/decode/**/text"))
     assert not texts
     assert "up to date" in run(folder, DECODE, "--part", "2/2")
+    parts = folder / "exp/tiny/decode/merged/ctc_greedy/test/parts"
+    left = Path(shutil.copytree(parts, tmp_path / "left"))
     said = run(folder, DECODE)
     assert said.count("1_of_2: 3 utterances") == 2  # both methods
     assert not list(folder.glob("exp/tiny/decode/**/parts"))
@@ -153,6 +168,7 @@ def test_a_set_decoded_in_parts(whole, not_decoded):
         assert (folder / path.relative_to(after)).read_text() == path.read_text()
     assert "up to date" in run(folder, DECODE, "--part", "1/2")
     assert "up to date" in run(folder, DECODE)
+    assert_leftovers_go(folder, DECODE, left, parts)
 
 
 def test_parts_of_another_list_are_left_alone(not_decoded):
