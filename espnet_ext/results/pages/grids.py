@@ -34,7 +34,10 @@ def _stack_size(record: Grid, row: GridSystem) -> dict[str, str]:
 
 
 def scores_table(record: Grid) -> Table:
-    """A row for each system: all metrics and, of classifiers, the comparison with the baseline."""
+    """A row for each system: all metrics and, of classifiers, the comparison with the baseline.
+
+    The last row of classifiers is the trivial baseline, which no training has.
+    """
     rows = []
     for row in record.systems:
         cells = {"system": row.system}
@@ -48,6 +51,10 @@ def scores_table(record: Grid) -> Table:
             cells["F1 = 0"] = ", ".join(missed) or "none"
             cells["against the baseline"] = _against_baseline(record, row)
         rows.append(cells)
+    if record.majority is not None:
+        always = {"system": "always the commonest class"}
+        always[METRICS[POOLED].title] = METRICS[POOLED].number(record.majority)
+        rows.append(dict.fromkeys(rows[0], "") | always)
     return _table(rows)
 
 
@@ -126,8 +133,7 @@ def notes(record: Grid) -> list[str]:
     known = ", ".join(f"{name} {score:.3f}" for name, score in (record.known or {}).items())
     return [
         f"{record.split or 'the fixed split'}: {record.folds} folds, seeds {seeds}, "
-        f"{record.decisions} decisions a seed on {record.part}; always naming the commonest "
-        f"class scores {record.majority:.3f} pooled.",
+        f"{record.decisions} decisions a seed on {record.part}.",
         *([f"Known from elsewhere: {known}."] if known else []),
         f"Intervals are Student's, over the {record.units} {record.unit}s. The test is a "
         f"paired permutation test over {record.unit}s, seeds averaged; folds share training "

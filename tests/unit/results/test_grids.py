@@ -122,7 +122,10 @@ def test_a_published_grid_is_shown_whole(recipe, capsys):
         assert f"](grids/{name}.svg)" in page
         assert (folder / f"{name}.svg").read_bytes().startswith(b"<?xml")
     header, rows = scores_table(record)
-    light, two, four, eight = (dict(zip(header, row, strict=True)) for row in rows)
+    light, two, four, eight, always = (dict(zip(header, row, strict=True)) for row in rows)
+    # Half of the decisions are joy: precision 1/2, recall 1, F1 2/3.
+    assert [cell for cell in always.values() if cell] == ["always the commonest class", "0.333"]
+    assert always["pooled weighted F1"] == "0.333"
     assert light["F1 = 0"] == eight["F1 = 0"] == "fear"
     by_class = page.split("| F1 by class")[1]
     assert [c.strip() for c in by_class.split("| hrf_ratio-8")[1].split("|")[1:4]] == [
