@@ -45,7 +45,7 @@ def test_hrf_on_a_head_without_an_encoder(build, site):
     model = build(config).eval()
     layers = [m for m in model.decoder.modules() if isinstance(m, torch.nn.Linear)]
     assert [parametrize.is_parametrized(layer) for layer in layers] == [True, True]
-    feats, lengths = torch.randn(2, 9, 384), torch.tensor([9, 5])
+    feats, lengths = torch.randn(2, 9, 3 * 384), torch.tensor([9, 5])
     wanted = logits(model, feats, lengths)
     plain = deploy(model, "merged")
     assert not any(parametrize.is_parametrized(m) for m in plain.modules())
