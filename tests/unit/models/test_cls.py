@@ -9,6 +9,7 @@ import torch
 import yaml
 from torch.nn.utils import parametrize
 
+from espnet_ext.bridge.deployed.variants import deploy_variant
 from espnet_ext.config.training import Config, Recipe, load_config
 from espnet_ext.data.fbank import kaldi_fbank, log_mel
 from espnet_ext.errors import UserError
@@ -47,6 +48,8 @@ def test_hrf_on_a_head_without_an_encoder(build, site):
     assert [parametrize.is_parametrized(layer) for layer in layers] == [True, True]
     feats, lengths = torch.randn(2, 9, 3 * 384), torch.tensor([9, 5])
     wanted = logits(model, feats, lengths)
+    with pytest.raises(UserError, match=r"unknown variant 'merged\+4b'; known are: whole\+2b"):
+        deploy_variant(model, "merged+4b")  # it has no stack of layers
     plain = deploy(model, "merged")
     assert not any(parametrize.is_parametrized(m) for m in plain.modules())
     torch.testing.assert_close(logits(plain, feats, lengths), wanted, atol=1e-5, rtol=1e-5)
