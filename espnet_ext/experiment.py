@@ -84,7 +84,7 @@ class Experiment(RunFiles):
 
     @property
     def is_default(self) -> bool:
-        """True if the config names this variant where none is named."""
+        """True if this is the variant that the config names."""
         return self.variant == self.recipe.variant
 
     @property

@@ -8,7 +8,7 @@ from espnet_ext.files import weights_file
 
 # Files in the deployed folder that stage 8 writes.
 CARD_FILES = CARD, SCORES, LICENCE = "README.md", "scores.json", "LICENSE.md"
-_DEPLOY, _DECODE, _SCORE = "deploy", "decode", "score"
+_DEPLOY, _DECODE, _SCORE, _IMAGES = "deploy", "decode", "score", "images"
 
 
 def deployed_holding(run: Path, name: str) -> dict[str, Path]:
@@ -59,7 +59,7 @@ class RunFiles(abc.ABC):
     @property
     @abc.abstractmethod
     def is_default(self) -> bool:
-        """True if the config names this variant where none is named."""
+        """True if this is the variant that the config names."""
 
     @property
     def espnet_config(self) -> Path:
@@ -141,6 +141,11 @@ class RunFiles(abc.ABC):
         return self.folder / f"result{'' if self.is_default else f'_{self.variant}'}.json"
 
     @property
+    def training_curves(self) -> Path:
+        """Plot of the training, which is that of all variants."""
+        return self.folder / _IMAGES / "training_curves.png"
+
+    @property
     def images(self) -> Path:
-        """Folder of the plots that stage 8 draws."""
-        return self.folder / "images"
+        """Folder of the plots that stage 8 draws of this variant."""
+        return self.folder / _IMAGES / ("" if self.is_default else self.variant)

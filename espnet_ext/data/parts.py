@@ -42,10 +42,10 @@ def begun(folder: Path, done: Callable[[Part], bool]) -> list[Part]:
     return Part(1, totals.most_common(1)[0][0]).all if totals else []
 
 
-def remove_joined(folder: Path) -> None:
-    """Remove the parts under ``folder``, if any, once they are joined.
+def remove_parts(folder: Path) -> None:
+    """Remove the parts under ``folder``, if any: the whole is up to date and needs none.
 
-    A kill may leave them: a call that finds the whole up to date removes them too.
+    A kill between joining and removing leaves them to the next call.
     """
     shutil.rmtree(folder, ignore_errors=True)
 

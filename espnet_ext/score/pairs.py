@@ -104,8 +104,8 @@ def read_pairs(
             )
         return [normalise(found[name]) for name in ids]
 
-    before = {name: hypotheses(path) for name, path in (baselines or {}).items()}
-    return Pairs(ids, references, hypotheses(hypothesis), speakers, before)
+    compared = {name: hypotheses(path) for name, path in (baselines or {}).items()}
+    return Pairs(ids, references, hypotheses(hypothesis), speakers, compared)
 
 
 def _some(names: list[str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espnet_ext.data.kaldi_dir import audio_inputs
-from espnet_ext.data.parts import Part, begun, remove_joined
+from espnet_ext.data.parts import Part, begun, remove_parts
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import (
     DECODED,
@@ -65,7 +65,7 @@ def decode(
         UserError: the variant is not deployed, no such set or device, or audio that cannot be read.
     """
     experiment.require_deployed()
-    todo = []
+    todo, leftovers = [], []
     for method, options in experiment.recipe.decode.items():
         for name in sets:
             jobs_of_set = [_job(experiment, method, options, name, timed=timed and name == sets[0])]
@@ -73,17 +73,20 @@ def decode(
                 jobs_of_set.append(_job(experiment, method, options, name, part))
             job = jobs_of_set[-1]
             if any(known.stamp.is_current() for known in jobs_of_set):
-                if part is None:
-                    remove_joined(job.folder / _PARTS)
+                leftovers.append(job.folder / _PARTS)
                 print(f"decode: {job.folder} is up to date")
             elif part is not None:
                 todo.append(job)
             else:
                 todo += [*_parts(experiment, job, name), job]
-    if todo and part is not None:
+    if part is not None:
         _decode(experiment, todo, jobs, device)  # other parts of it run at the same time
-    elif todo:
+        return
+    leftovers = [folder for folder in leftovers if folder.exists()]
+    if todo or leftovers:
         with in_use(experiment.folder):
+            for folder in leftovers:
+                remove_parts(folder)
             _decode(experiment, todo, jobs, device)
 
 
@@ -115,6 +118,8 @@ def _parts(experiment: Experiment, job: _Job, name: str) -> list[_Job]:
 
 
 def _decode(experiment: Experiment, todo: Sequence[_Job], jobs: int, device: str) -> None:
+    if not todo:
+        return
     from espnet_ext.bridge.muted import muted
 
     with muted():
@@ -160,7 +165,7 @@ def _write(experiment: Experiment, job: _Job, decoder: "Decoder", found: list["D
     made_by = {"model": sha256_file(experiment.weights), "options": job.options}
     write_json(job.folder / DECODED, {**speed, **made, **made_by})
     job.stamp.write([job.folder / "text", job.folder / DECODED])
-    remove_joined(job.folder / _PARTS)
+    remove_parts(job.folder / _PARTS)
     said = f", RTF {speed['rtf']:.4f}" if speed else ""
     if made["too_short"]:
         said += f"; {made['too_short']} too short for a frame, with an empty text"

@@ -12,7 +12,7 @@ import numpy as np
 from espnet_ext.data.arks import CHECK_SUMS, check_sum
 from espnet_ext.data.features import Definition, Fbank
 from espnet_ext.data.kaldi_dir import WHOLE, audio_inputs, data_sets, read_table
-from espnet_ext.data.parts import Part, begun, remove_joined
+from espnet_ext.data.parts import Part, begun, remove_parts
 from espnet_ext.data.processes import map_processes
 from espnet_ext.data.segments import SEGMENTS, cut, set_folder
 from espnet_ext.data.speed_perturb import holds_copies, with_copies, write_copies
@@ -111,7 +111,7 @@ def _write_set(
     stamp = Stamp(out / DONE, arks.definition.settings, [*arks.inputs, *arks.definition.files])
     if stamp.is_current():
         if part is None:
-            remove_joined(arks.parts)
+            remove_parts(arks.parts)
         if listed is None:
             print(f"features: {out} is up to date")
         return
@@ -126,7 +126,7 @@ def _write_set(
             _write_list(*listed, temporary)
     tables = [out / name for name in ("feats.scp", "utt2num_frames", CHECK_SUMS)]
     stamp.write([path for path in tables if path.exists()], by_size=sorted(out.glob("*.ark")))
-    remove_joined(arks.parts)
+    remove_parts(arks.parts)
 
 
 def _prepare(experiment: Experiment, jobs: int) -> None:

@@ -107,7 +107,7 @@ def _collected(experiment: Experiment) -> tuple[Result, list[str]]:
     """The result of a run, collected again if a stage has run since."""
     folder = experiment.folder
     output = experiment.result
-    image = experiment.images / "training_curves.png"
+    image = experiment.training_curves
     logs = training_logs(folder)
     inputs = [experiment.config.path, *stage_files(experiment), *logs]
     settings = [SCHEMA_VERSION, experiment.variant, sorted(experiment.recipe.decode)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_ext.data.kaldi_dir import read_table
-from espnet_ext.data.parts import Part, begun, remove_joined
+from espnet_ext.data.parts import Part, begun, remove_parts
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import DONE, Stamp, atomic_path, lock, write_text
@@ -73,7 +73,7 @@ class Statistics:
         with lock(self.folder / ".lock"):
             stamp = Stamp(self.folder / DONE, self._settings, self._inputs)
             if stamp.is_current():
-                remove_joined(self._parts)
+                remove_parts(self._parts)
                 return
             print(f"train: collecting statistics into {self.folder}")
             parts = begun(self._parts, lambda part: self._stamp(part).is_current())
@@ -85,7 +85,7 @@ class Statistics:
                 self._run(command, self.folder)
             self._order()
             stamp.write(self._made(self.folder))
-            remove_joined(self._parts)
+            remove_parts(self._parts)
 
     def part_folder(self, part: Part) -> Path:
         """Where a part's statistics lie until they are joined."""

@@ -32,12 +32,12 @@ CONFIG = {
         "attention_dropout_rate": 0.0,
         "hrf": {"sites": ["ffn", "cls"], "ratio": 2, "factors": 2},
     },
-    "decoder_conf": {"dropout": 0.0},
+    "decoder_conf": {"dropout": 0.0, "width": 256},  # matrices that are worth rounding
     "batch_bins": 78 * 200,
     "max_epoch": 24,
     "optim_conf": {"lr": 0.004},
     "scheduler_conf": {"warmup_steps": 20},
-    "recipe": {"classes": 7, "average": 2},
+    "recipe": {"classes": 7, "average": 2, "variants": {"merged": None, "whole+8b": "merged"}},
 }
 GRID = {
     "split": "voice",
@@ -113,6 +113,13 @@ class Recipe:
         }
 
 
+def parsed_json(path: Path) -> dict:
+    """The content of a result, whose schema is checked."""
+    content = json.loads(path.read_text())
+    parse(Result, content, path.name)
+    return content
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """The recipe after all eight stages."""
@@ -127,15 +134,21 @@ def test_all_stages_run_and_the_score_is_that_of_the_decisions(recipe):
     assert re.findall(r"^== stage (\d): done", recipe.first.stdout, re.MULTILINE) == list(
         "12345678"
     )
-    result = json.loads((recipe.path / "exp/tiny_s/result.json").read_text())
-    parse(Result, result, "result.json")
+    result, rounded = (
+        parsed_json(recipe.path / f"exp/tiny_s/{name}.json")
+        for name in ("result", "result_whole+8b")
+    )
+    assert rounded["bytes"] < 0.7 * result["bytes"]
+    assert [pair["baseline"] for pair in rounded["scores"][0]["comparisons"]] == ["tiny_s/merged"]
     named = read_table(recipe.path / "exp/tiny_s/decode/merged/classify/test/text")
     meant = read_table(recipe.path / "data/test/label")
     assert list(named) == list(meant)
     expected = f1_score(list(meant.values()), list(named.values()), average="weighted")
     score = result["scores"][0]
     assert score["metrics"]["weighted_f1"]["value"] == pytest.approx(expected, abs=1e-9)
-    assert (recipe.path / "exp/tiny_s/images/confusion_test.png").is_file()
+    for folder in ("images", "images/whole+8b"):
+        assert (recipe.path / f"exp/tiny_s/{folder}/confusion_test.png").is_file()
+    assert not (recipe.path / "exp/tiny_s/images/whole+8b/training_curves.png").exists()
     # Tones are learnt: more than naming one class always.
     assert expected > score["majority"]["weighted_f1"]
     assert result["parameters"]["total"] < result["training"]["parameters"]["total"]
@@ -268,7 +281,7 @@ def test_features_of_a_self_supervised_model_go_through_all_stages(recipe, tmp_p
     weights = recipe.path / "exp/ssl_s/deploy/merged/features/model.safetensors"
     kept = weights.read_bytes()
     weights.unlink()
-    done = recipe.verb("deploy", path)
+    done = recipe.verb("deploy", path, "--variant", "merged")
     assert done.code == 0 and "up to date" not in done.stdout, done.stderr
     assert weights.read_bytes() == kept
     shutil.rmtree(recipe.path / "models")  # the deployed folder has what it needs of it

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from espnet_ext.bridge.checkpoint import deployed_bytes
-from espnet_ext.errors import UserError, nearest
+from espnet_ext.errors import UserError
 from espnet_ext.formats.bits import Quantised, quantised_state
 from espnet_ext.formats.packed import State, dequantised, member_bytes
 from espnet_ext.methods.deploy import deploy
@@ -50,9 +50,8 @@ def deploy_variant(trained: nn.Module, variant: str) -> DeployedVariant:
     stack = nested_stack(trained)
     if stack is not None and stack.family[0].bits != 32:
         raise UserError(f"{variant}: {stack.family[0].name} is rounded already in training")
-    offered = rounded_afterwards(trained)
-    if bits != 32 and variant not in offered:  # there is no stack of layers
-        raise UserError(f"unknown variant {nearest(variant, offered)}")
+    if variant not in rounded_afterwards(trained):
+        raise UserError(f"{variant}: this encoder is not one stack of layers; use whole+{bits}b")
     whole, weights = variant.startswith("whole"), {}
     encoder: Any = module.encoder
     blocks = {} if whole else quantised_weights(encoder)

@@ -178,9 +178,9 @@ def _row(family: Family, member: Result, name: str, method: str) -> list[str]:
         return [*row, NOT_MEASURED if other is None else other.name, NOT_MEASURED, NOT_MEASURED]
     # A set may lack the baseline that the first set has.
     is_other = found.baseline == member.scores[0].baseline
-    name = other.name if other is not None and is_other else found.baseline
+    against = other.name if other is not None and is_other else found.baseline
     # Not the baseline's published score: it may have been trained again since.
-    return [*row, name, METRICS["wer"].number(score.other_value(found)), found.cell()]
+    return [*row, against, METRICS["wer"].number(score.other_value(found)), found.cell()]
 
 
 def _further(members: Iterable[Result], name: str, method: str) -> list[str]:

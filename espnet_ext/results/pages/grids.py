@@ -6,6 +6,8 @@ from espnet_ext.results.pages.text import Table, duration, macs, markdown
 from espnet_ext.results.plots.grids import sweep
 from espnet_ext.score.significance.seeds import RESAMPLES
 
+_ALWAYS = "always the commonest class"
+
 
 def short_table(record: Grid) -> Table:
     """A row for each system, with the comparison with the baseline: for the terminal."""
@@ -18,6 +20,11 @@ def short_table(record: Grid) -> Table:
         if record.baseline is not None:
             cells[f"against {record.baseline}"] = _against_baseline(record, row)
         rows.append(cells)
+    if record.majority is not None:
+        value = f"{metric.number(record.majority)}, pooled"
+        rows.append(
+            dict.fromkeys(rows[0], "") | {"system": _ALWAYS, f"{metric.title} (95 % CI)": value}
+        )
     return _table(rows)
 
 
@@ -36,7 +43,7 @@ def _stack_size(record: Grid, row: GridSystem) -> dict[str, str]:
 def scores_table(record: Grid) -> Table:
     """A row for each system: all metrics and, of classifiers, the comparison with the baseline.
 
-    The last row of classifiers is the trivial baseline, which no training has.
+    A classifiers' grid ends with the score of always naming the commonest class.
     """
     rows = []
     for row in record.systems:
@@ -52,9 +59,8 @@ def scores_table(record: Grid) -> Table:
             cells["against the baseline"] = _against_baseline(record, row)
         rows.append(cells)
     if record.majority is not None:
-        always = {"system": "always the commonest class"}
-        always[METRICS[POOLED].title] = METRICS[POOLED].number(record.majority)
-        rows.append(dict.fromkeys(rows[0], "") | always)
+        value = METRICS[POOLED].number(record.majority)
+        rows.append(dict.fromkeys(rows[0], "") | {"system": _ALWAYS, METRICS[POOLED].title: value})
     return _table(rows)
 
 

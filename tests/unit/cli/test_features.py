@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-import espnet_ext.bridge.decoding.loading  # noqa: F401  it binds the class that a test replaces
+import espnet_ext.bridge.decoding.loading  # noqa: F401  before a test replaces Decoder
 from espnet_ext.bridge.decoding import decoder, inference
 from espnet_ext.cli import decode, features
 from espnet_ext.data.corpora.sets import write_sets

@@ -48,7 +48,7 @@ def test_hrf_on_a_head_without_an_encoder(build, site):
     assert [parametrize.is_parametrized(layer) for layer in layers] == [True, True]
     feats, lengths = torch.randn(2, 9, 3 * 384), torch.tensor([9, 5])
     wanted = logits(model, feats, lengths)
-    with pytest.raises(UserError, match=r"unknown variant 'merged\+4b'; known are: whole\+2b"):
+    with pytest.raises(UserError, match=r"not one stack of layers; use whole\+4b"):
         deploy_variant(model, "merged+4b")  # it has no stack of layers
     plain = deploy(model, "merged")
     assert not any(parametrize.is_parametrized(m) for m in plain.modules())

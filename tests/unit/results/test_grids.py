@@ -112,7 +112,8 @@ def test_a_published_grid_is_shown_whole(recipe, capsys):
         ),
     )
     grid("--publish")
-    assert "48 trainings, 48 of 48 done" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "48 trainings, 48 of 48 done" in said and "0.333, pooled" in said
     folder = root / "results/toy_ser1/grids"
     record = read_model(Grid, folder / "small.json", "again")
     page = (root / "results/toy_ser1/README.md").read_text()

@@ -123,6 +123,24 @@ def test_equal_systems_are_equal():
     assert comparison.verdict() == "equal"
 
 
+@pytest.mark.parametrize("unit", ["utterance", "speaker"])
+def test_several_baselines_are_compared_as_each_alone(unit):
+    item = decisions()
+    one_class = [CLASSES[int(speaker[1:]) % len(CLASSES)] for speaker in item.speakers]
+    references = one_class if unit == "speaker" else item.references
+    others = {"base": item.baselines["base"], "right": references}
+
+    def compared(baselines):
+        given = Decisions(**{**vars(item), "references": references, "baselines": baselines})
+        given = vote(given) if unit == "speaker" else given
+        return score_decisions(given, "test", "classify", unit)["comparisons"]
+
+    alone = [compared({name: labels}) for name, labels in others.items()]
+    assert compared(others) == [found for (found,) in alone]
+    assert [found["baseline"] for (found,) in alone] == ["base", "right"]
+    assert alone[0][0]["difference"] > alone[1][0]["difference"]
+
+
 def test_a_class_with_f1_0_is_named():
     item = decisions()
     item = Decisions(**{**vars(item), "hypotheses": ["anger"] * 60, "baselines": {}})

@@ -1,6 +1,7 @@
 """BLEU, chrF and their test against sacreBLEU's own command, and by hand."""
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -113,6 +114,21 @@ def test_equal_hypotheses_are_equal_and_not_significant():
     score = score_translations(pairs_of(texts(3), texts(3)), "test", "greedy", "en")
     assert compared(score, "bleu").p is None
     assert compared(score, "bleu").verdict() == compared(score, "chrf").verdict() == "equal"
+
+
+def test_several_baselines_are_compared_as_each_alone():
+    others = {"better": texts(5), "worse": texts(2)}
+
+    def compared_with(baselines):
+        pairs = dataclasses.replace(pairs_of(texts(3)), baselines=baselines)
+        return score_translations(pairs, "test", "greedy", "en")["comparisons"]
+
+    alone = {name: compared_with({name: lines}) for name, lines in others.items()}
+    both = compared_with(others)
+    for name, found in alone.items():
+        assert [pair for pair in both if pair["baseline"] == name] == found
+        assert len(found) == 2  # BLEU and chrF
+    assert alone["worse"][0]["difference"] > 0 > alone["better"][0]["difference"]
 
 
 def test_a_worse_system_is_worse_and_a_small_difference_is_inconclusive():

@@ -1,4 +1,4 @@
-"""The rounding of float32 is no difference; a fault as small as that is one."""
+"""The rounding of float32 is accepted; a fault of the same size is refused."""
 
 import json
 
