@@ -71,18 +71,20 @@ def _of_grid(grid: Grid, row: GridSystem, metric: str) -> Entry:
 def recipes_table(results: Results) -> Table:
     """A row for each recipe, by its name in brackets: its best systems of either kind.
 
-    On the main metric and the first set, or the same folds; grids of dev sets are left out.
+    On the main metric and the first set, or the same folds; grids of dev sets are left out. A run
+    does not compare with classifiers' grids, whose scores are means over speakers: they alone count
+    then, since they have more seeds.
     """
     rows = []
     for name, recipe in results.recipes.items():
-        runs = list(recipe.runs.values())
-        entries = [
-            _of_run(run, run.scores[0], run.scores[0].main_metric, baseline_of(run, runs))
-            for run in runs
-        ]
-        for grid in recipe.grids.values():
-            if grid.part != "dev":
-                entries += [_of_grid(grid, row, grid.metrics[0]) for row in grid.systems]
+        grids = [grid for grid in recipe.grids.values() if grid.part != "dev"]
+        entries = [_of_grid(grid, row, grid.metrics[0]) for grid in grids for row in grid.systems]
+        if all(grid.classes is None for grid in grids):
+            runs = list(recipe.runs.values())
+            entries += [
+                _of_run(run, run.scores[0], run.scores[0].main_metric, baseline_of(run, runs))
+                for run in runs
+            ]
         whole = _best(entry for entry in entries if not entry.is_smaller)
         smaller = _best(
             e for e in entries if e.is_smaller and (not whole or e.split == whole.split)

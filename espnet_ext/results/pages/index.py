@@ -37,7 +37,7 @@ the scale of the papers, in either direction. Each table of claims states how th
 
 _RECIPES = """\
 On the main metric and the first test set; sizes are MB of the deployed file or, of grids, millions
-of parameters. The best of many is best by luck too."""
+of parameters, and F1 is a mean over speakers. The best of many is best by luck too."""
 
 
 def pages(results: Results, papers: Mapping[str, Paper], folder: Path) -> dict[Path, str]:

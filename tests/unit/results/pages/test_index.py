@@ -9,6 +9,7 @@ import yaml
 from espnet_ext.cli import report as verb
 from espnet_ext.errors import UserError
 from espnet_ext.results.claims.papers import read_papers
+from espnet_ext.results.pages.headlines import recipes_table
 from espnet_ext.results.pages.index import README_MARKERS, anchor, pages, readme_with_results
 from espnet_ext.results.schema import Result, as_json
 from espnet_ext.results.store import read_results
@@ -111,3 +112,17 @@ def test_this_repositorys_pages_are_those_of_its_results(monkeypatch):
     assert len(index) <= 200 and max(map(len, index)) <= 160
     begin, end = (readme.index(marker) for marker in README_MARKERS)
     assert max(map(len, readme[begin:end].splitlines())) <= 100
+
+
+def test_single_runs_are_not_ranked_among_classifiers_grids():
+    """Their scores are means over speakers, those of a run are over the test set."""
+    results = read_results(Path(__file__).parents[4] / "results")
+    rows = {row[0][1:-1]: row[1:] for row in recipes_table(results)[1]}
+    both = [
+        name
+        for name, recipe in results.recipes.items()
+        if recipe.runs and any(grid.classes for grid in recipe.grids.values())
+    ]
+    assert both
+    for name in both:
+        assert all(" M: F1 " in cell for cell in rows[name])  # parameters: not the bytes of a run
