@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from espnet_ext.errors import UserError, nearest
 
+ALWAYS = "always the commonest class"  # name of the classifier that learns nothing
+
 
 @dataclass(frozen=True)
 class Metric:

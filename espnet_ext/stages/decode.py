@@ -73,7 +73,8 @@ def decode(
                 jobs_of_set.append(_job(experiment, method, options, name, part))
             job = jobs_of_set[-1]
             if any(known.stamp.is_current() for known in jobs_of_set):
-                leftovers.append(job.folder / _PARTS)
+                if part is None and (parts := job.folder / _PARTS).exists():
+                    leftovers.append(parts)
                 print(f"decode: {job.folder} is up to date")
             elif part is not None:
                 todo.append(job)
@@ -81,9 +82,7 @@ def decode(
                 todo += [*_parts(experiment, job, name), job]
     if part is not None:
         _decode(experiment, todo, jobs, device)  # other parts of it run at the same time
-        return
-    leftovers = [folder for folder in leftovers if folder.exists()]
-    if todo or leftovers:
+    elif todo or leftovers:
         with in_use(experiment.folder):
             for folder in leftovers:
                 remove_parts(folder)

@@ -258,8 +258,7 @@ def test_features_of_a_self_supervised_model_go_through_all_stages(recipe, tmp_p
     ):
         done = recipe.verb(verb, path, *more)
         assert done.code == 0, done.stdout[-3000:] + done.stderr
-    result = json.loads((recipe.path / "exp/ssl_s/result.json").read_text())
-    parse(Result, result, "result.json")
+    result = parsed_json(recipe.path / "exp/ssl_s/result.json")
     assert result["config"]["frontend"] == "ssl"
     # Half as many frames as log-mel has, each of the model's width.
     stock = yaml.safe_load((recipe.path / "exp/ssl_s/deploy/merged/config.yaml").read_text())

@@ -44,14 +44,11 @@ def deploy_variant(trained: nn.Module, variant: str) -> DeployedVariant:
         UserError: an unknown variant, bits that are not offered, weights that are not finite.
     """
     name, bits = split_variant(variant)
-    module = deploy(trained, name)
     if bits is None:
+        module = deploy(trained, name)
         return DeployedVariant(module, packed_state(trained, module, name))
-    stack = nested_stack(trained)
-    if stack is not None and stack.family[0].bits != 32:
-        raise UserError(f"{variant}: {stack.family[0].name} is rounded already in training")
-    if variant not in rounded_afterwards(trained):
-        raise UserError(f"{variant}: this encoder is not one stack of layers; use whole+{bits}b")
+    _refuse_rounding(trained, variant, bits)
+    module = deploy(trained, name)
     whole, weights = variant.startswith("whole"), {}
     encoder: Any = module.encoder
     blocks = {} if whole else quantised_weights(encoder)
@@ -62,6 +59,15 @@ def deploy_variant(trained: nn.Module, variant: str) -> DeployedVariant:
         with torch.no_grad():
             weight.copy_(made.dequantised())
     return DeployedVariant(module, quantised_state(module, weights))
+
+
+def _refuse_rounding(trained: nn.Module, variant: str, bits: int) -> None:
+    """Raise UserError if the model has no such variant; before any of it is copied."""
+    stack = nested_stack(trained)
+    if stack is not None and stack.family[0].bits != 32:
+        raise UserError(f"{variant}: {stack.family[0].name} is rounded already in training")
+    if variant not in rounded_afterwards(trained):
+        raise UserError(f"{variant}: this encoder is not one stack of layers; use whole+{bits}b")
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Parameter]:

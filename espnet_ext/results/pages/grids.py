@@ -1,35 +1,40 @@
 """Grids of trainings: tables and notes."""
 
+from collections.abc import Iterable, Iterator
+
 from espnet_ext.results.grids import POOLED, Grid, GridSystem, GridValue
-from espnet_ext.results.metrics import METRICS
+from espnet_ext.results.metrics import ALWAYS, METRICS
 from espnet_ext.results.pages.text import Table, duration, macs, markdown
 from espnet_ext.results.plots.grids import sweep
 from espnet_ext.score.significance.seeds import RESAMPLES
-
-_ALWAYS = "always the commonest class"
 
 
 def short_table(record: Grid) -> Table:
     """A row for each system, with the comparison with the baseline: for the terminal."""
     metric = METRICS[record.metrics[0]]
+    score = f"{metric.title} (95 % CI)"
     rows = []
     for row in record.systems:
         cells = {"system": row.system, "params": f"{row.parameters:,}"}
         cells |= _stack_size(record, row) | {"in training": f"{row.training_parameters:,}"}
-        cells[f"{metric.title} (95 % CI)"] = grid_value(row.scores[metric.key], metric.key)
+        cells[score] = grid_value(row.scores[metric.key], metric.key)
         if record.baseline is not None:
             cells[f"against {record.baseline}"] = _against_baseline(record, row)
         rows.append(cells)
-    if record.majority is not None:
-        value = f"{metric.number(record.majority)}, pooled"
-        rows.append(
-            dict.fromkeys(rows[0], "") | {"system": _ALWAYS, f"{metric.title} (95 % CI)": value}
-        )
-    return _table(rows)
+    return _table([*rows, *_always(record, rows[0], score, ", pooled")])
 
 
 def _table(rows: list[dict[str, str]]) -> Table:
     return list(rows[0]), [list(cells.values()) for cells in rows]
+
+
+def _always(
+    record: Grid, columns: Iterable[str], column: str, suffix: str = ""
+) -> Iterator[dict[str, str]]:
+    """The row of the classifier that learns nothing, with its score in ``column``."""
+    if record.majority is not None:
+        value = METRICS[POOLED].number(record.majority) + suffix
+        yield dict.fromkeys(columns, "") | {"system": ALWAYS, column: value}
 
 
 def _stack_size(record: Grid, row: GridSystem) -> dict[str, str]:
@@ -58,10 +63,7 @@ def scores_table(record: Grid) -> Table:
             cells["F1 = 0"] = ", ".join(missed) or "none"
             cells["against the baseline"] = _against_baseline(record, row)
         rows.append(cells)
-    if record.majority is not None:
-        value = METRICS[POOLED].number(record.majority)
-        rows.append(dict.fromkeys(rows[0], "") | {"system": _ALWAYS, METRICS[POOLED].title: value})
-    return _table(rows)
+    return _table([*rows, *_always(record, rows[0], METRICS[POOLED].title)])
 
 
 def sizes_table(record: Grid) -> Table:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from espnet_ext.config.training import Recipe
 from espnet_ext.results.comparison import FEW_SPEAKERS
-from espnet_ext.results.metrics import METRICS
+from espnet_ext.results.metrics import ALWAYS, METRICS
 from espnet_ext.results.pages.text import (
     Table,
     bullets,
@@ -323,7 +323,7 @@ def _how_scored(result: Result) -> dict[str, str]:
                 found.setdefault(name, []).append(f"`{signature}`")
         elif isinstance(score, ClassScore):
             always = f"{score.majority.name} {score.majority.weighted_f1:.3f}"
-            found.setdefault("always the commonest class", []).append(f"{score.set}: {always}")
+            found.setdefault(ALWAYS, []).append(f"{score.set}: {always}")
     return {k: "; ".join(dict.fromkeys(v)).replace("*", "\\*") for k, v in found.items()}
 
 

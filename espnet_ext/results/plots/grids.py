@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_ext.results.grids import Grid, GridSystem
-from espnet_ext.results.metrics import METRICS
+from espnet_ext.results.metrics import ALWAYS, METRICS
 from espnet_ext.results.plots.figures import error_bar, legend_below, new_figure, save_figure
 
 _READABLE = 12  # classes whose counts can be read in a panel
@@ -122,7 +122,7 @@ def _lines(record: Grid, draw: Any) -> dict[str, Any]:
     metric = METRICS[record.metrics[0]]
     scores = {}
     if record.majority is not None:
-        scores["always the commonest class"] = record.majority
+        scores[ALWAYS] = record.majority
     base = record.row(record.baseline or "")
     if base is not None:
         scores[f"baseline {base.system}"] = base.scores[metric.key].value
