@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -10,14 +11,18 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from espnet_ext.errors import UserError, one_line
 
 # A model may have this many times the numbers of its file while it is built, and some more: layers
-# that share a base are built as a training has them.
-_RATIO, _MORE = 32, 1_000_000
+# that share a base are built as a training has them, and what a mimic replaces is built first (of
+# Whisper large 114 times what stays).
+_RATIO, _MORE = 128, 1_000_000
 _MOST_TENSORS = 30_000  # of any model: many hundreds of layers
+_reading = ContextVar("_reading", default=0)  # models that are being read from files of their own
 
 
 @contextlib.contextmanager
 def building(state: Mapping[str, Tensor], config: Path) -> Iterator[None]:
     """Build a model in the block, by a config that was read from a file.
+
+    What the block reads ``from_own_file`` is not counted.
 
     Args:
         state: the tensors that the model will be filled with; they bound its size.
@@ -28,7 +33,8 @@ def building(state: Mapping[str, Tensor], config: Path) -> Iterator[None]:
     """
     most = _RATIO * sum(tensor.numel() for tensor in state.values()) + _MORE
     try:
-        with bounded(most, f"{config}: its model is many times as large as its weights"):
+        reason = f"{config}: its model is many times as large as its weights"
+        with bounded(most, reason, read=False):
             yield
     except UserError:
         raise
@@ -37,16 +43,37 @@ def building(state: Mapping[str, Tensor], config: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def bounded(most: int, reason: str) -> Iterator[None]:
+def from_own_file() -> Iterator[None]:
+    """Read a model in the block whose size a file of its own bounds, not what it is read for.
+
+    So a mimic, which keeps a tenth of a pretrained model, can be built from the whole of it.
+    """
+    token = _reading.set(_reading.get() + 1)
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+
+
+@contextlib.contextmanager
+def bounded(most: int, reason: str, read: bool = True) -> Iterator[None]:
     """Stop the building of a model in the block before it has over ``most`` numbers.
+
+    Args:
+        most: numbers, whatever they are for.
+        reason: of the error.
+        read: count what the block reads ``from_own_file`` too.
 
     Raises:
         UserError: with this reason; also where it has very many tensors.
     """
     numbers = tensors = 0
+    depth = _reading.get()
 
     def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
         nonlocal numbers, tensors
+        if not read and _reading.get() > depth:
+            return
         tensors += 1
         numbers += 0 if parameter is None else parameter.numel()
         if numbers > most or tensors > _MOST_TENSORS:

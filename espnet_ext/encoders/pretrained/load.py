@@ -13,6 +13,7 @@ from espnet_ext.encoders.pretrained.transformers_stack import LOAD_ERRORS, first
 from espnet_ext.encoders.pretrained.wav2vec2 import Wav2Vec2Stack
 from espnet_ext.encoders.pretrained.whisper import ENCODER, WhisperStack
 from espnet_ext.errors import UserError, nearest
+from espnet_ext.formats.building import from_own_file
 from espnet_ext.formats.digests import refuse_changed
 from espnet_ext.run_files import deployed_holding
 
@@ -26,6 +27,7 @@ FAMILIES: dict[str, type[Wav2Vec2Stack | WhisperStack]] = {
 }
 
 
+@from_own_file()
 def load_stack(path: str | Path) -> Stack:
     """Load a model as a stack, in evaluation mode and float32.
 
