@@ -47,13 +47,17 @@ def test_pretrained_model_behind_a_mimic_is_read(tmp_path):
         assert load_stack(tmp_path / "model").num_layers == 6
 
 
+def check_inner():
+    with refused("inner.yaml"), building({}, Path("inner.yaml")):
+        build_large()
+
+
 def test_limit_inside_another_file_holds():
     with building({}, Path("outer.yaml")), from_own_file():
-        with refused("inner.yaml"), building({}, Path("inner.yaml")):
-            build_large()
+        check_inner()
 
 
 def test_memory_counts_models_of_all_files():
-    with pytest.raises(UserError, match="too large"), bounded(1_000_000, "too large"):
-        with from_own_file():
-            build_large()
+    limit = bounded(1_000_000, "too large")
+    with pytest.raises(UserError, match="too large"), limit, from_own_file():
+        build_large()
