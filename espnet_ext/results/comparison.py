@@ -82,6 +82,12 @@ class Comparison(Strict):
         return low, high
 
     @property
+    def widest(self) -> tuple[float, float] | None:
+        """The wider of the intervals by utterance and by speaker: what the data leave open."""
+        ends = [interval for interval in (self.interval, self.by_speaker) if interval is not None]
+        return max(ends, key=lambda interval: interval[1] - interval[0], default=None)
+
+    @property
     def _few_speakers(self) -> tuple[float, float] | None:
         """The interval by speaker where speakers are so few that it decides too."""
         few = self.speakers is not None and self.speakers <= FEW_SPEAKERS

@@ -60,9 +60,9 @@ class Compared:
 
 def gain_text(gain: str | None, p: float | None) -> str:
     """The gain, an interval as it is printed, and p of a comparison."""
-    if gain is None or p is None:
+    if p is None:
         return "(too few to test)"
-    return f"(gain {gain}, p {p_value(p)})"
+    return f"(p {p_value(p)})" if gain is None else f"(gain {gain}, p {p_value(p)})"
 
 
 class Evidence(Strict):

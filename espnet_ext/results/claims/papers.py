@@ -19,13 +19,16 @@ and ``whole`` the kinds of evidence. Verdicts are computed, never written.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import Field
 
 from espnet_ext.errors import UserError
 from espnet_ext.results.claims.base import Evidence
 from espnet_ext.results.claims.rules import Claim
+from espnet_ext.results.claims.untrained import doubt_of_untrained
 from espnet_ext.results.claims.verdicts import (
     FAILED,
     INCONCLUSIVE,
@@ -47,6 +50,7 @@ class Paper(Strict):
     paper: Text
     scope: Text  # how what was measured differs from what was published
     claims: Items[Claim]
+    untrained: dict[Text, Text] = Field({})  # by recipe: the run of a pretrained model as it is
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,20 @@ def judge_paper(paper: Paper, results: Results, source: str) -> list[Judged]:
     found = []
     for number, claim in enumerate(paper.claims, 1):
         try:
-            findings = [(i.title(), *judge(claim, i, results)) for i in claim.evidence]
+            findings = [
+                (item.title(), *judge(claim, item, results, paper.untrained))
+                for item in claim.evidence
+            ]
         except UserError as error:
             raise UserError(f"{source}: claim {number}: {error}") from None
         found.append(Judged(claim, findings))
     return found
 
 
-def judge(claim: BaseClaim, item: Evidence, results: Results) -> Finding:
-    """Judge a claim by one item of its evidence.
+def judge(
+    claim: BaseClaim, item: Evidence, results: Results, untrained: Mapping[str, str] | None = None
+) -> Finding:
+    """Judge a claim by one item of its evidence; ``untrained`` is the paper's.
 
     Raises:
         UserError: as ``judge_paper``; or the result is not there and nothing says what is missing.
@@ -114,6 +123,13 @@ def judge(claim: BaseClaim, item: Evidence, results: Results) -> Finding:
         text, verdict = "; ".join(failures), FAILED
     else:
         text, verdict = claim.judge(item, results)
-        if claim.of_training and (doubt := item.doubt_of_all(results)):
+        if claim.of_training and (doubt := _doubt(claim, item, untrained or {}, results)):
             text, verdict = text + doubt, INCONCLUSIVE + WORSE * verdict.endswith(WORSE)
-    return text + UNTUNED * (item.untuned and verdict != NOT_MEASURED), verdict
+    untuned = claim.of_training and (item.untuned or claim.untuned)
+    return text + UNTUNED * (untuned and verdict != NOT_MEASURED), verdict
+
+
+def _doubt(claim: BaseClaim, item: Evidence, untrained: Mapping[str, str], results: Results) -> str:
+    if claim.is_question:
+        return item.doubt_of_all(results)
+    return item.doubt_of_all(results) or doubt_of_untrained(item, untrained, results)

@@ -26,6 +26,8 @@ from espnet_ext.results.stacks import MEASURES
 from espnet_ext.results.store import Results
 from espnet_ext.validation import Items, Number, Text
 
+LEAST_LAYERS = 6  # of a stack that may have two blocks
+
 
 def _unknown(field: str) -> Finding:
     return not_measured(f"{field} is not published of all systems")
@@ -82,9 +84,8 @@ class OfSum(Bounds):
 
 
 class AtMost(BaseClaim):
-    """Holds if the field of one system is no larger than the limit."""
+    """Holds if the field of one system is no larger than the limit, whatever its training made."""
 
-    of_training = True
     rule: Literal["at_most"]
     field: Text
     limit: Number
@@ -101,7 +102,7 @@ class BlocksClaim(BaseClaim):
     """Holds if, where the stack is cut, neighbouring layers are the least alike of all.
 
     Without that the cut is only a place in a smooth change from the first layer to the last. A
-    single layer is no block.
+    single layer is no block, and of fewer than six layers there are too few neighbours to say.
     """
 
     rule: Literal["blocks"]
@@ -112,7 +113,7 @@ class BlocksClaim(BaseClaim):
             raise UserError(f"unknown measure {nearest(item.measure, MEASURES)}")
         record = item.record(results)
         matrix, cuts = record.matrix(item.measure), record.blocks[item.measure].first_layers
-        if cuts is None:
+        if cuts is None or len(matrix) < LEAST_LAYERS:
             return f"{len(matrix)} layers are too few to cut", INCONCLUSIVE
         neighbours = {i: matrix[i - 1][i] for i in range(1, len(matrix))}
         across = max(neighbours.pop(cut) for cut in cuts)

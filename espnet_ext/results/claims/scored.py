@@ -14,6 +14,7 @@ from espnet_ext.results.claims.verdicts import (
     Finding,
     note_worse,
     too_few,
+    with_note,
 )
 from espnet_ext.results.claims.whole import WholeOrRun, WholePair
 from espnet_ext.results.comparison import significant
@@ -52,9 +53,10 @@ class Better(Scored):
     def judge(self, item: Any, results: Results) -> Finding:
         found: Compared = item.compared(results)
         pair, interval = found.comparison, found.comparison.gain_interval
-        text = found.text() + self.power(item, pair.metric, interval, self.gain)
         below = self.gain is not None and interval is not None and interval[1] < self.gain
-        return note_worse(text, DOES_NOT if below else BY_DIRECTION[pair.direction], pair)
+        verdict = DOES_NOT if below else BY_DIRECTION[pair.direction]
+        note = self.power(item, pair.metric, pair.widest, self.gain)
+        return note_worse(with_note(found.text(), note, verdict), verdict, pair)
 
 
 class Within(Bounds, Scored):
@@ -69,16 +71,17 @@ class Within(Bounds, Scored):
 
     def judge(self, item: Any, results: Results) -> Finding:
         found: Compared = item.compared(results)
-        pair, interval = found.comparison, found.comparison.gain_interval
+        pair, verdict = found.comparison, self._verdict(found.comparison.gain_interval)
         margins = [abs(end) for end in (self.low, self.high) if end]
-        text = found.text() + self.power(item, pair.metric, interval, min(margins, default=None))
+        note = self.power(item, pair.metric, pair.widest, min(margins, default=None))
+        text = with_note(found.text(), note, verdict)
         light = getattr(item, "light", None)
         if light is not None:
             larger = item.model_copy(update={"system": item.than, "than": light, "light": None})
             if larger.compared(results).comparison.direction <= 0:
                 text += f"; {item.than} is no better than {light}"
                 return note_worse(text, INCONCLUSIVE, pair)
-        return note_worse(text, self._verdict(interval), pair)
+        return note_worse(text, verdict, pair)
 
     def _verdict(self, interval: tuple[float, float] | None) -> str:
         if interval is None:
@@ -116,15 +119,16 @@ class Kept(Scored):
         gain = f"{kind.number(pair.gain, '+')} ({kind.differences(interval)})"
         text += f"; to {self.low:.0%} of it {gain}"
         lost = (1 - self.low) * whole.right(whole.than)
-        text += self.power(item, pair.metric, interval, lost)
         if isinstance(item, WholePair) and (doubt := item.doubt(results)):
             return text + doubt, INCONCLUSIVE
-        return text, HOLDS if low >= 0 else DOES_NOT if high < 0 else INCONCLUSIVE
+        verdict = HOLDS if low >= 0 else DOES_NOT if high < 0 else INCONCLUSIVE
+        return with_note(text, self.power(item, pair.metric, pair.widest, lost), verdict), verdict
 
 
 class Question(Scored):
     """A question that the paper leaves open: names the better of the two, if one is."""
 
+    is_question = True
     rule: Literal["question"]
     evidence: Items[Pair]
 
@@ -132,8 +136,9 @@ class Question(Scored):
         found: Compared = item.compared(results)
         pair = found.comparison
         winner = {1: item.winner, -1: item.than}.get(pair.direction)
-        text = found.text() + self.power(item, pair.metric, pair.gain_interval)
-        return text, INCONCLUSIVE if winner is None else f"{winner} is better"
+        verdict = INCONCLUSIVE if winner is None else f"{winner} is better"
+        note = self.power(item, pair.metric, pair.widest)
+        return with_note(found.text(), note, verdict), verdict
 
 
 class Best(Scored):
@@ -152,15 +157,15 @@ class Best(Scored):
         kind = pairs[0].kind
         text = f"{item.system} {kind.number(found[0].of)}; "
         text += ", ".join(f"{name} {kind.number(pair.than)}" for name, pair in others)
-        notes = (self.power(item, pair.metric, pair.gain_interval) for pair in pairs)
-        text += next(filter(None, notes), "")  # of the first that is too wide
         if all(pair.direction > 0 for pair in pairs):
             return text, HOLDS
         beaten = any(
             pair.gain < 0 and pair.p is not None and significant(pair.p * len(pairs))
             for pair in pairs
         )
-        return text, DOES_NOT if beaten else INCONCLUSIVE
+        verdict = DOES_NOT if beaten else INCONCLUSIVE
+        notes = (self.power(item, pair.metric, pair.widest) for pair in pairs)
+        return with_note(text, next(filter(None, notes), ""), verdict), verdict
 
 
 class TrendClaim(Scored):
@@ -176,5 +181,8 @@ class TrendClaim(Scored):
 
     def judge(self, item: GridCurve, results: Results) -> Finding:
         found = item.trend(results, self.degree)
-        text = found.text + self.power(item, "weighted_f1", found.interval)
-        return text, BY_DIRECTION[found.direction]
+        verdict, note = (
+            BY_DIRECTION[found.direction],
+            self.power(item, "weighted_f1", found.interval),
+        )
+        return with_note(found.text, note, verdict), verdict

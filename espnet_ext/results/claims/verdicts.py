@@ -26,8 +26,10 @@ class BaseClaim(Strict):
     claim: Text
     where: Text  # in the paper
     published: Text
+    untuned: bool = False  # of all evidence
 
     of_training: ClassVar[bool] = False  # judged by what a training made: it must not have failed
+    is_question: ClassVar[bool] = False  # which of two is better, whatever others reach
 
     @abstractmethod
     def judge(self, item: Any, results: Results) -> Finding:
@@ -65,6 +67,11 @@ def too_few(interval: tuple[float, float] | None, effect: float | None, metric: 
         return ""
     scale = METRICS[metric].scale
     return f"; interval wider than the effect in question ({scale * effect:.3g})"
+
+
+def with_note(text: str, note: str, verdict: str) -> str:
+    """Add a note on few data to the text of a verdict that is open for them."""
+    return text + note if verdict == INCONCLUSIVE else text
 
 
 def note_worse(text: str, verdict: str, found: Comparison) -> Finding:

@@ -103,7 +103,8 @@ def _how_judged(judged: Sequence[Judged]) -> list[str]:
         "After a verdict, *(worse)* says that the system is significantly worse than the other. "
         "*Interval wider than the effect in question*: than what was published, or the margin of "
         "the rule, so the data may be too few for it. *None is better than*: no system of the row "
-        "is significantly better than a trivial one, so their differences say little. *Untuned*: a "
+        "is significantly better than a trivial one, or none has a better score than a pretrained "
+        "model that was not trained here, so their differences say little. *Untuned*: a "
         "system has the learning rate that was chosen for another, so what it loses may be due to "
         "that."
     )

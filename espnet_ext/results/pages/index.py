@@ -31,7 +31,7 @@ _HOW_TO_READ = """\
 - A number that was not measured is written so."""
 _SCOPE = """\
 The papers' corpora are large or licensed; what was measured here is small and free: minutes to
-hours of speech, encoders of 0.1 to 21 million parameters, in models of up to 73 million, few
+hours of speech, encoders of 0.1 to 21 million parameters, in models of up to 110 million, few
 epochs on two CPU cores, one to five seeds. Whether a method helps at that scale says little about
 the scale of the papers, in either direction. Each table of claims states how the two differ."""
 

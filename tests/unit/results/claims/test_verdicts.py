@@ -35,6 +35,9 @@ ROOT = Path(__file__).parents[4]
 COMMITTED = Path("results")
 
 
+SAME = (0.9, 0.9, 0.9)  # of neighbours among the first four layers
+
+
 def similarity(neighbours, cuts) -> Similarity:
     """A record whose neighbouring layers are this alike."""
     count = len(neighbours) + 1
@@ -49,9 +52,15 @@ def similarity(neighbours, cuts) -> Similarity:
 @pytest.mark.parametrize(
     ("neighbours", "cuts", "expected", "measured"),
     [
-        ((0.9, 0.4, 0.8), [2], HOLDS, "layers 0-1, 2-3; neighbours across 0.400, others from 0.8"),
-        ((0.9, 0.8, 0.4), [2], DOES_NOT, "neighbours across 0.800, others from 0.400"),
-        ((0.9, 0.8, 0.4), [3], DOES_NOT, "from 0.800; one block is a single layer"),
+        (
+            (*SAME, 0.4, 0.8),
+            [4],
+            HOLDS,
+            "layers 0-3, 4-5; neighbours across 0.400, others from 0.8",
+        ),
+        ((*SAME, 0.8, 0.4), [4], DOES_NOT, "neighbours across 0.800, others from 0.400"),
+        ((*SAME, 0.8, 0.4), [5], DOES_NOT, "from 0.800; one block is a single layer"),
+        ((0.9, 0.9, 0.4, 0.8), [3], INCONCLUSIVE, "5 layers are too few to cut"),
         ((0.9,), None, INCONCLUSIVE, "2 layers are too few to cut"),
     ],
 )

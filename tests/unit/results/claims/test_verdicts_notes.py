@@ -7,12 +7,13 @@ import pytest
 
 from espnet_ext.errors import UserError
 from espnet_ext.results.claims.failures import failures_of_rows
-from espnet_ext.results.claims.papers import judge_paper, read_papers
+from espnet_ext.results.claims.papers import Paper, judge_paper, read_papers
 from espnet_ext.results.claims.verdicts import DOES_NOT, FAILED, HOLDS, INCONCLUSIVE, UNTUNED, WORSE
 from espnet_ext.results.grids import POOLED, GridValue
 from espnet_ext.results.pages.claims import claims_section, paper_page
 from espnet_ext.results.schema import NOT_MEASURED
 from espnet_ext.results.store import read_results
+from espnet_ext.validation import parse
 from tests.fixtures.a_claim import (
     PAIR,
     a_grid,
@@ -43,7 +44,6 @@ TOO_FEW = "; interval wider than the effect in question"
         ("question", {}, {"system": "b", "than": "a"}),
         ("best", {}, {"system": "b", "among": ["c", "a"]}),
         ("trend", {}, {"systems": ["b", "c", "a"]}),
-        ("at_most", {"field": "max_difference", "limit": 1}, {"system": "a"}),
     ],
 )
 def test_a_system_that_names_one_class_is_no_evidence(tmp_path, rule, options, item):
@@ -56,6 +56,9 @@ def test_a_system_that_names_one_class_is_no_evidence(tmp_path, rule, options, i
     sizes = {"grid": "d_t/g", "system": "a", "than": "b"}
     same = verdict(tmp_path, "equal", sizes, results, fields=["parameters"])
     assert same[1] == HOLDS  # what it was trained to be does not matter for counts
+    exact = {"field": "max_difference", "limit": 1}  # nor for what merging changes
+    item = {"grid": "d_t/g", "system": "a"}
+    assert verdict(tmp_path, "at_most", item, results, **exact)[1] == HOLDS
 
 
 def test_a_system_that_names_another_class_in_each_seed_is_no_evidence(tmp_path):
@@ -127,11 +130,11 @@ def test_a_translator_of_bleu_below_1_is_no_evidence(tmp_path, bleu, expected):
     ("rule", "options", "item"),
     [
         ("better", {}, PAIR),
-        ("within", {"low": -0.1}, PAIR),
+        ("within", {"low": -0.001}, PAIR),
         ("question", {}, PAIR),
         ("best", {}, {"grid": "d_t/g", "system": "a", "among": ["b", "c"]}),
         ("trend", {}, {"grid": "d_t/g", "systems": ["a", "b", "c"]}),
-        ("kept", {"low": 0.95}, PAIR),
+        ("kept", {"low": 0.999}, PAIR),
     ],
 )
 def test_each_rule_says_where_data_are_too_few_for_the_published_effect(
@@ -142,8 +145,27 @@ def test_each_rule_says_where_data_are_too_few_for_the_published_effect(
         options["effect"] = {"weighted_f1": effect}
         text, _ = verdict(tmp_path, rule, item, results, **options)
         assert text.endswith(f"{TOO_FEW} ({effect:g})") == few
-    options["effect"] = {"wer": 0.0001}  # of another metric
-    assert TOO_FEW not in verdict(tmp_path, rule, item, results, **options)[0]
+    options["effect"] = {"wer": 0.0001}  # of another metric: what counts is a margin, if any
+    text, _ = verdict(tmp_path, rule, item, results, **options)
+    assert (TOO_FEW in text) == ("low" in options)
+
+
+def test_a_verdict_that_is_certain_needs_no_note_on_few_data(tmp_path):
+    effect = {"effect": {"weighted_f1": 0.0001}}
+    for rule, options in (("better", {}), ("within", {"low": -0.1}), ("kept", {"low": 0.9})):
+        text, said = verdict(tmp_path, rule, PAIR, of(grid(a=0.6, b=0.5)), **options, **effect)
+        assert said == HOLDS and TOO_FEW not in text
+
+
+def test_the_power_note_is_of_the_wider_interval(tmp_path):
+    alone = run(name="unseen")
+    pair = alone.scores[0].comparisons[0]
+    width = pair.by_speaker[1] - pair.by_speaker[0]
+    assert width > pair.interval[1] - pair.interval[0] and pair.widest == pair.by_speaker
+    other = pair.model_copy(update={"interval": pair.by_speaker, "by_speaker": pair.interval})
+    assert other.widest == pair.by_speaker
+    few = verdict(tmp_path, "better", RUN, of(runs=[alone]), effect={"wer": width - 0.001})
+    assert TOO_FEW in few[0]
 
 
 def test_the_bound_of_the_power_note_is_the_interval(tmp_path):
@@ -178,13 +200,9 @@ def test_an_effect_is_of_a_metric(tmp_path):
         verdict(tmp_path, "equal", PAIR, of(), fields=["parameters"], effect={"wer": 1})
 
 
-@pytest.mark.parametrize(
-    ("rule", "options"), [("better", {}), ("within", {"low": -1}), ("equal", {"fields": ["x"]})]
-)
+@pytest.mark.parametrize(("rule", "options"), [("better", {}), ("within", {"low": -1})])
 def test_untuned_systems_say_so(tmp_path, rule, options):
     results = of(grid(a=0.5, b=0.5))
-    if rule == "equal":
-        options = {"fields": ["parameters"]}
     plain = verdict(tmp_path, rule, PAIR, results, **options)
     said = verdict(tmp_path, rule, {**PAIR, "untuned": True}, results, **options)
     assert said == (plain[0] + UNTUNED, plain[1]) and "untuned" in UNTUNED
@@ -192,6 +210,13 @@ def test_untuned_systems_say_so(tmp_path, rule, options):
     bad.systems[1] = a_row("b", {"wer": GridValue(value=0.96)}, comparisons=[])
     failed = verdict(tmp_path, "better", {**PAIR, "untuned": True}, of(bad))
     assert failed == ("b has a WER of 96%" + UNTUNED, FAILED)
+    assert verdict(tmp_path, rule, PAIR, results, untuned=True, **options) == said  # of all rows
+
+
+def test_counts_have_no_learning_rate(tmp_path):
+    item = {**PAIR, "untuned": True}
+    text, said = verdict(tmp_path, "equal", item, of(grid(a=0.5, b=0.5)), fields=["parameters"])
+    assert said == HOLDS and "untuned" not in text
 
 
 def test_significantly_worse_is_said_and_counted(tmp_path):
@@ -289,6 +314,53 @@ def test_a_system_that_is_worse_stays_worse_where_none_is_evidence(tmp_path):
     results = of(grid(a=0.4, b=0.5, regression=0.9))
     text, said = verdict(tmp_path, "better", {**PAIR, "trivial": trivial}, results)
     assert said == INCONCLUSIVE + WORSE and "; significantly worse" in text
+
+
+# --- systems that a pretrained model as it is surpasses
+
+
+def pretrained(value, on="test"):
+    found = run("untrained")
+    score = found.scores[0]
+    metrics = {"wer": score.metrics["wer"].model_copy(update={"value": value})}
+    found.scores[0] = score.model_copy(update={"set": on, "metrics": metrics, "comparisons": []})
+    return found
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.42, HOLDS), (0.4, INCONCLUSIVE)])
+def test_recognisers_worse_than_an_untrained_model_are_no_evidence(tmp_path, value, expected):
+    results = of(runs=[run(), pretrained(value)])  # 0.40 against 0.43
+    text, said = judged(tmp_path, "better", results)
+    assert said == expected
+    note = f"; none is better than untrained ({100 * value:.1f} %)"
+    assert text.endswith(note) == (expected == INCONCLUSIVE)
+
+
+def test_which_of_two_is_better_does_not_depend_on_an_untrained_model(tmp_path):
+    text, said = judged(tmp_path, "question", of(runs=[run(), pretrained(0.1)]))
+    assert said == "d_asr1/hrf_xs is better" and "none is better" not in text
+
+
+def test_an_untrained_model_counts_where_it_was_scored(tmp_path):
+    assert judged(tmp_path, "better", of(runs=[run(), pretrained(0.1, "other")]))[1] == HOLDS
+    with pytest.raises(UserError, match="untrained names run d_asr1/untrained, which is not"):
+        judged(tmp_path, "better", of(runs=[run()]))
+
+
+def test_grids_of_recognisers_are_compared_with_an_untrained_model(tmp_path):
+    found = text_grid(wer=(-0.02, -0.03, -0.01, 0.01))  # 0.50 against 0.52
+    for value, expected in ((0.6, HOLDS), (0.1, INCONCLUSIVE)):
+        results = of(found, runs=[pretrained(value).model_copy(update={"task": "t"})])
+        assert judged(tmp_path, "better", results, PAIR, "d_t")[1] == expected
+
+
+def judged(tmp_path, rule, results, item=RUN, recipe="d_asr1"):
+    """The finding on a row of a paper that names an untrained model."""
+    claim = {"claim": "c", "where": "w", "published": "p", "rule": rule, "evidence": [item]}
+    content = {"paper": "P", "scope": "s", "claims": [claim], "untrained": {recipe: "untrained"}}
+    paper = parse(Paper, content, "p.yaml")
+    ((found,),) = (one.findings for one in judge_paper(paper, results, "p.yaml"))
+    return found[1:]
 
 
 # --- a whole that is no better than a trivial system
@@ -437,8 +509,9 @@ def test_committed_rows_of_untuned_hrf_systems_say_so():
             fields = item.model_dump()
             among = fields.get("among") or fields.get("systems") or []
             named = {*among, fields.get("system"), fields.get("than")} - {None}
-            assert item.untuned == (not named <= tuned), (claim.claim, item.title())
-            untuned += item.untuned
+            said = item.untuned and claim.of_training
+            assert said == (claim.of_training and not named <= tuned), (claim.claim, item.title())
+            untuned += said
     assert untuned > 20
 
 
