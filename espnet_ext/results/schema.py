@@ -103,11 +103,6 @@ class Score(Strict):
         """The value of the baseline that ``pair`` is with, when it was compared."""
         return self.metrics[pair.metric].value - pair.difference
 
-    def of_baseline(self, metric: str) -> float | None:
-        """The first baseline's value on a metric when it was compared; None if it was not."""
-        found = self.compared(metric)
-        return None if found is None else self.other_value(found)
-
 
 class Errors(Strict):
     """Edits of a recogniser, counted."""

@@ -1,7 +1,7 @@
 """Stage 8: collect a run into one validated result, draw it, and find its baseline's."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.files import Stamp, in_use, read_json, read_utf8, write_json, write_text
 from espnet_ext.results.pages.card import licence_file, model_card, score_list
-from espnet_ext.results.pages.families import size_series
+from espnet_ext.results.pages.families import best_for_size
 from espnet_ext.results.pages.scores import run_table, size_line
 from espnet_ext.results.pages.text import Table
 from espnet_ext.results.plots.grids import plot_confusions
@@ -62,16 +62,12 @@ def _report(experiment: Experiment, results: Path | None) -> Report:
     messages += _write_card(experiment, result)
     committed = [] if results is None else list(read_results(results).runs.values())
     recipe = [run for run in committed if run.recipe == result.recipe and run != result]
-    # Of two results of a run the last counts: the local one, which the scores compare with.
-    baseline = baseline_of(result, [*recipe, *_local_results(experiment, result)])
-    if result.scores[0].baseline is None:  # nothing was compared: show the published run
-        compared = experiment.recipe.compared_with(experiment.config.tag, experiment.variant)
-        baseline = baseline_of(result, recipe, compared[0]) if compared else None
-    messages += _draw(experiment, result, baseline, recipe)
+    baselines = _baselines(experiment, result, recipe)
+    messages += _draw(experiment, result, baselines.values(), recipe)
     lines = [size_line(result)]
     for score in result.scores:
         lines += [f"{score.set}, {score.method}: {f.sentence()}" for f in score.comparisons]
-    return Report(result, messages, run_table(result, baseline), lines)
+    return Report(result, messages, run_table(result, baselines), lines)
 
 
 def _write_card(experiment: Experiment, result: Result) -> list[str]:
@@ -137,9 +133,26 @@ def _refuse_other_training(experiment: Experiment) -> None:
         )
 
 
-def _local_results(experiment: Experiment, result: Result) -> Iterator[Result]:
-    """Results in exp/ of the run's baseline, as far as this version can read them."""
-    tag, _ = named_run(experiment, result.scores[0].baseline or "")
+def _baselines(
+    experiment: Experiment, result: Result, published: Sequence[Result]
+) -> dict[str, Result]:
+    """The runs that a run was compared with, by their names; without any, the published one."""
+    pairs = [pair for score in result.scores for pair in score.comparisons]
+    names: Iterable[str] = dict.fromkeys(pair.baseline for pair in pairs)
+    if not pairs:
+        names = experiment.recipe.compared_with(experiment.config.tag, experiment.variant)[:1]
+    found = {}
+    for name in names:
+        # Of two results of a run the last counts: the local one, which the scores compare with.
+        local = _local_results(experiment, name) if pairs else ()
+        if (run := baseline_of(result, [*published, *local], name)) is not None:
+            found[name] = run
+    return found
+
+
+def _local_results(experiment: Experiment, baseline: str) -> Iterator[Result]:
+    """Results in exp/ of a baseline, as far as this version can read them."""
+    tag, _ = named_run(experiment, baseline)
     for path in results_of(experiment.other_run(tag)) if tag else ():
         try:
             yield parse(Result, read_json(path), path)
@@ -148,20 +161,24 @@ def _local_results(experiment: Experiment, result: Result) -> Iterator[Result]:
 
 
 def _draw(
-    experiment: Experiment, result: Result, baseline: Result | None, others: Sequence[Result]
+    experiment: Experiment, result: Result, baselines: Iterable[Result], others: Sequence[Result]
 ) -> list[str]:
-    """Draw the run, its baseline and published runs; of a classifier its confusions."""
+    """Draw the run, its baselines, and published runs that are best for their size.
+
+    Of a classifier its confusions too.
+    """
     images, written = experiment.images, []
     for score in result.scores:
         if isinstance(score, ClassScore):
             image = images / f"confusion_{score.set}.png"
             plot_confusions(score.classes, {result.name: score.confusion}, image)
             written.append(f"wrote {image}")
-    compared = [] if baseline is None else [baseline]
+    compared = list(baselines)
+    shown = {result.name, *(run.name for run in compared)}
     series = {"this run": [(result.name, result)]}
-    series["its baseline"] = [(run.name, run) for run in compared]
-    published = [run for run in others if run not in compared and run.name != result.name]
-    series |= {f"published, {name}": runs for name, runs in size_series(published).items()}
+    series["compared with"] = [(run.name, run) for run in compared]
+    best = best_for_size(others)
+    series["published"] = [(r.name, r) for r in others if r.name in best - shown]
     image = images / f"{result.scores[0].main_metric}_bytes.png"
     if plot_sizes(series, image):
         written.append(f"wrote {image}")

@@ -94,24 +94,27 @@ def size_series(results: Iterable[Result]) -> dict[str, list[tuple[str, Result]]
     """The runs of a recipe by series, with labels: families, and all others.
 
     Families that are compared with another one are one series. Of what a family's section shows,
-    those have a label here that are best for their size.
+    those have a label here that are best for their size, and the smallest of a family.
     """
     every = list(results)
     families = find_families(every)
     tags = {family.tag for family in families}
     members = {run.name for family in families for run in family.members}
-    named = _best_for_size(every) | {run.name for run in without_families(every)}
+    named = best_for_size(every) | {run.name for run in without_families(every)}
     named |= {run.name for run in every if run.variant == UNTRAINED}
     labelled = {run.name: (run.name if run.name in named else "", run) for run in every}
     series = {"other runs": [pair for name, pair in labelled.items() if name not in members]}
     for family in families:
         compared = any(run.tag in tags - {family.tag} for run in family.baselines.values())
         title = "families compared with these" if compared else f"family {family.tag}"
+        if not compared:  # the one that the others are about
+            smallest = family.members[-1]
+            labelled[smallest.name] = (smallest.name, smallest)
         series.setdefault(title, []).extend(labelled[run.name] for run in family.members)
     return series
 
 
-def _best_for_size(runs: Sequence[Result]) -> set[str]:
+def best_for_size(runs: Sequence[Result]) -> set[str]:
     """Names of the runs that are a tenth better than any smaller run, on their first set."""
     names: set[str] = set()
     best: dict[str, float] = {}

@@ -1,6 +1,6 @@
 """Scores of runs of every task: lines for the terminal, tables and blocks of a page."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from espnet_ext.config.training import Recipe
 from espnet_ext.results.comparison import FEW_SPEAKERS
@@ -190,13 +190,13 @@ def _same_score(baseline: Result, score: Score) -> Score | None:
 # --- one run against its baseline, as stage 8 prints it
 
 
-def run_table(result: Result, baseline: Result | None) -> Table:
-    """A row for each score of a run, and one for its baseline.
+def run_table(result: Result, baselines: Mapping[str, Result]) -> Table:
+    """A row for each score of a run, and one for each of its baselines.
 
     Args:
         result: the run.
-        baseline: the run that it was compared with, if its result is there: then the row has its
-            size and intervals too. Or a published run, where there was nothing to compare with.
+        baselines: by the names in its comparisons, those whose results are there: such a row has
+            a size and intervals too. Or published runs, where there was nothing to compare with.
     """
     metrics = list(result.scores[0].metrics)
     is_class = isinstance(result.scores[0], ClassScore)  # which has one method
@@ -207,23 +207,23 @@ def run_table(result: Result, baseline: Result | None) -> Table:
         cells = [score.set] if is_class else [score.method, score.set]
         values = [value(score, metric, by_speaker=False) for metric in metrics]
         rows.append([result.name, *cells, megabytes(result.bytes), *values])
-        # A set may lack the baseline that the first set has.
-        is_other = baseline is not None and score.baseline in (None, result.scores[0].baseline)
-        other = baseline.score(score.set, score.method) if baseline and is_other else None
-        name = f"baseline {score.baseline}"
-        if score.baseline is None:
-            if baseline is None or other is None:
-                continue
-            name = f"published {baseline.name}"
-        size = megabytes(baseline.bytes) if baseline and is_other else NOT_MEASURED
-        values = [_of_baseline(score, metric, other) for metric in metrics]
-        rows.append([name, *cells, size, *values])
+        for name in dict.fromkeys(pair.baseline for pair in score.comparisons):
+            run = baselines.get(name)
+            other = None if run is None else run.score(score.set, score.method)
+            size = NOT_MEASURED if run is None else megabytes(run.bytes)
+            values = [_of_baseline(score, name, metric, other) for metric in metrics]
+            rows.append([f"baseline {name}", *cells, size, *values])
+        for run in () if score.comparisons else baselines.values():
+            if (other := run.score(score.set, score.method)) is not None:
+                values = [value(other, metric, by_speaker=False) for metric in metrics]
+                rows.append([f"published {run.name}", *cells, megabytes(run.bytes), *values])
     return header, rows
 
 
-def _of_baseline(score: Score, metric: str, other: Score | None) -> str:
+def _of_baseline(score: Score, baseline: str, metric: str, other: Score | None) -> str:
     """The value that a score was compared with; its interval is known if ``other`` has it."""
-    before = score.of_baseline(metric)
+    pairs = (pair for pair in score.all_compared(metric) if pair.baseline == baseline)
+    before = next(map(score.other_value, pairs), None)
     if before is None:
         return NOT_MEASURED if other is None else value(other, metric, by_speaker=False)
     if other is not None and abs(other.metrics[metric].value - before) < _SAME:

@@ -65,7 +65,7 @@ def test_a_baseline_of_another_training_than_the_published_one_is_named(result):
 
 def test_the_table_of_a_run_has_its_baseline_and_fits_a_terminal(result, capsys):
     run = read(result)
-    header, rows = run_table(run, None)
+    header, rows = run_table(run, {})
     assert len(header) <= 6
     assert [row[0] for row in rows] == ["hrf_xs", "baseline base_xs"] * 2
     # What it was compared with: 40 + 3 and 20 - 2; no interval, for its result is not here.
@@ -75,8 +75,15 @@ def test_the_table_of_a_run_has_its_baseline_and_fits_a_terminal(result, capsys)
     for score in other["scores"]:
         score["metrics"]["wer"] |= {"value": 0.43, "interval": [0.41, 0.45]}
         score["comparisons"] = []
-    header, rows = run_table(run, read(other))
+    header, rows = run_table(run, {"base_xs": read(other)})
     assert rows[1][header.index("MB") :] == ["7.00", "43.0 (41.0-45.0)", "18.0"]
+    second = copy.deepcopy(result)
+    pairs = second["scores"][0]["comparisons"]
+    pairs.append(pairs[0] | {"baseline": "more_xs", "difference": 0.15})
+    both = run_table(read(second), {"base_xs": read(other)})[1]
+    names = ["hrf_xs", "baseline base_xs", "baseline more_xs", "hrf_xs", "baseline base_xs"]
+    assert [row[0] for row in both] == names and both[1] == rows[1]
+    assert both[2][header.index("MB") :] == [NOT_MEASURED, "25.0", NOT_MEASURED]
     print_table(header, [[cell * 3 for cell in row] for row in rows])
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) > len(rows) + 2  # folded
@@ -102,8 +109,8 @@ def test_a_run_that_was_not_compared_is_shown_with_the_published_baseline(result
     for score in result["scores"]:
         score["comparisons"] = []
     other = copy.deepcopy(result) | {"tag": "base_xs"}
-    assert [row[0] for row in run_table(read(result), None)[1]] == ["hrf_xs"] * 2
-    rows = run_table(read(result), read(other))[1]
+    assert [row[0] for row in run_table(read(result), {})[1]] == ["hrf_xs"] * 2
+    rows = run_table(read(result), {"base_xs": read(other)})[1]
     assert [row[0] for row in rows] == ["hrf_xs", "published base_xs"] * 2
     assert rows[0][1:] == rows[1][1:]
 
