@@ -22,7 +22,7 @@ processes=1   # processes of a node to train in without GPUs
 num_nodes=1   # nodes to train on, each with this command
 threads=      # CPU threads of training; empty: OMP_NUM_THREADS, else up to four
 nj=$(nproc)   # processes for work that splits
-device=cpu    # of decoding, as torch names it: cuda is a GPU
+device=cpu    # of decoding: cpu, or cuda for a GPU
 launcher=     # slurm: submit the stages as a chain of jobs; empty: run them here
 sbatch=       # options of sbatch for every job, as in --sbatch="--partition gpu --time 24:00:00"
 dry_run=false # only print what would run

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sets", type=set_names, default="test", help="data sets, blanks between (default: test)"
     )
     parser.add_argument("--nj", type=at_least(1), default=2, help="processes")
-    parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for a GPU (default: cpu)")
     parser.add_argument("--part", type=part, help="K/N: only the Kth of N parts of each set")
 
 

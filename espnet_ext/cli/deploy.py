@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag", help="name of the experiment; default: from the config's name")
     add_variant(parser)
     parser.add_argument("--family", action="store_true", help="all members, in one file")
-    parser.add_argument("--checkpoint", type=Path, help="instead of the averaged model")
+    parser.add_argument("--checkpoint", type=Path, help="to deploy (default: the averaged model)")
 
 
 def run(args: argparse.Namespace) -> None:

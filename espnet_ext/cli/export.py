@@ -50,17 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtime",
         choices=RUNTIMES,
-        help="sherpa: products of 8 bits that every runtime computes rightly (default); "
+        help="sherpa: products of 8 bits that are exact in every runtime (default); "
         "onnxruntime: faster on x86 with VNNI; on x86 without it a session needs the option "
         "session.x64quantprecision=1, which transcribe.py and espnet-ext set",
     )
     parser.add_argument(
         "--search",
         choices=["ctc", "attention"],
-        help="of a model that has both, what is exported (default: ctc, which is faster)",
+        help="decoder to export if the model has both (default: ctc, which is faster)",
     )
     parser.add_argument("--family", nargs="*", metavar="NAME", help="members (default: all)")
-    parser.add_argument("--language", help="of a Whisper that detects languages: what it hears")
+    parser.add_argument("--language", help="fixed language of the speech, if a Whisper detects it")
     parser.add_argument(
         "--layout",
         choices=["from_moonshine", "from_whisper"],

@@ -8,7 +8,7 @@ set. With ``recipe: {fetch: whisper_base}`` the pretrained model is put where en
 says.
 
 ``frontend: kaldi_fbank`` is log-mel (dump/fbank<bins>[_nemo][_d<differences>]).
-``frontend: ssl`` with ``frontend_conf: {folder: DIR, layer: N}`` is what leaves block N of the
+``frontend: ssl`` with ``frontend_conf: {folder: DIR, layer: N}`` is the output of block N of the
 wav2vec 2.0, HuBERT or WavLM model in DIR (transformers' format, safetensors), 50 frames a second
 (dump/ssl_<folder>_l<N>).
 

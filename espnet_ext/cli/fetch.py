@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--downloads",
         metavar="DIR",
         type=Path,
-        help="folder for packages; default: that of out",
+        help="folder for packages (default: the parent of --out)",
     )
     parser.add_argument(
-        "--package", metavar="FILE", type=Path, action="append", default=[], help="one you have"
+        "--package", metavar="FILE", type=Path, action="append", default=[], help="one that is here"
     )
 
 

@@ -3,7 +3,7 @@
 Reads conf/grids/<name>.yaml (``config/grid.py`` has the format). Stages 1 to 3 must have run.
 Of a recogniser or a translator the words are scored instead of classes; a training that starts
 from another's model (after, in the grid's file) comes after it.
-Each training lies in exp/grid_<name>/<system>/<fold>_s<seed>/ and leaves there what was decided
+Each training lies in exp/grid_<name>/<system>/<fold>_s<seed>/ and keeps there its decisions
 (decode/), cell.json with its scores, and its logs; its checkpoints are removed unless
 --keep_models is given. One that is done is skipped. The end is exp/grid_<name>/grid.json, a table
 and plots. On a cluster let job K of N run --part K/N on a shared disk; each looks only

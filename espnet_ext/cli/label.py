@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("audio", nargs="+", help="audio files, or folders of them")
     parser.add_argument("--out", required=True, help="data directory to write")
-    parser.add_argument("--more", metavar="DIR", help="data directory whose utterances it has too")
+    parser.add_argument("--more", metavar="DIR", help="data directory to include")
     parser.add_argument(
         "--least", type=probability, default=0.6, help="confidence of a text (default: 0.6)"
     )

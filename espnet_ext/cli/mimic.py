@@ -1,4 +1,4 @@
-"""Step one of a mimic: a small network learns what layers of a pretrained stack give, unlabelled.
+"""Step one of a mimic: a small network learns to imitate pretrained layers, without labels.
 
 The config has ``encoder: stack``, under ``encoder_conf`` the model's path and ``mimic: {kind,
 width, first, split}``, and ``recipe: {mimic: {epochs, lr, batch_size, cache_gb}}``. Stage 4 runs

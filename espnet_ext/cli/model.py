@@ -19,7 +19,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beam", type=at_least(1), help="texts that a Whisper or transducer extends at each step"
     )
-    parser.add_argument("--device", default="cpu", help="as torch names it (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for a GPU (default: cpu)")
     parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads (default: 1)")
 
 

@@ -1,9 +1,9 @@
 """Remove layers from a stack without retraining: curves of its score, and the smaller model.
 
 With CONFIG, a probe (recipe: {task: cls}) or a recogniser with encoder: stack that stages 4 and 5
-have made: layers go one after the other by each order (backward, forward, block influence by cosine
-and by nearest neighbours, as scored on one set), and what the model decides, with its decoder
-unchanged, is scored on another. With --part decoder a recogniser's decoder loses layers, and its
+have made: layers are removed one by one in each order (backward, forward, block influence by cosine
+and by nearest neighbours, as measured on --score_set), and the smaller model, its decoder
+unchanged, is scored on --set. With --part decoder a recogniser's decoder loses layers, and its
 encoder stays. Writes exp/pruning/<name>.json and a plot. With --model, writes the
 model without some layers in the format of its family; transformers or stock ESPnet loads it without
 this package.

@@ -5,8 +5,8 @@ encoder trained here, or hub:NAME; or the config of a recogniser that stage 5 ha
 encoder, or with --part decoder of its decoder while it reads the set's texts. Run in a recipe's
 folder, after stage 1. Writes exp/similarity/<name>.json and a heat map for each measure, with the
 blocks of layers that it shows. Batches are averaged, so memory depends on the batch and its longest
-utterance, not on the set. Where lengths differ much, --time flat shows the lengths too: long
-utterances are long vectors in every layer. Then cut them with --seconds, or use --time mean.
+utterance, not on the set. With --time flat the lengths of utterances dominate
+where they differ much; then cut utterances with --seconds, or use --time mean.
 
 Example:
   espnet-ext similarity downloads/whisper_base --set dev
