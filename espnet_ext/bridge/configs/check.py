@@ -120,11 +120,8 @@ def _refuse(config: Config, problems: list[str]) -> None:
 
 def key_problems(config: Config) -> list[str]:
     """Wrong keys and values, one line each, without building anything."""
-    return [
-        *cached_signatures().problems(config),
-        *_method_problems(config),
-        *recipe_problems(config),
-    ]
+    found = [*cached_signatures().problems(config), *_method_problems(config)]
+    return [*dict.fromkeys(found), *recipe_problems(config)]
 
 
 def _method_problems(config: Config) -> Iterator[str]:

@@ -82,10 +82,17 @@ class TaskSignatures(Strict):
 
 
 class Signatures(Strict):
-    """All tasks by name; and for each compressed encoder its method and its plain encoder."""
+    """What a config may say.
+
+    Attributes:
+        tasks: by name.
+        compressed: for each compressed encoder its method and its plain encoder.
+        methods: names of the options of each method.
+    """
 
     tasks: dict[str, TaskSignatures]
     compressed: dict[str, list[str]]
+    methods: dict[str, list[str]]
 
     def method_of(self, config: Config) -> str | None:
         """The compression method of the config's encoder, if it has one."""
@@ -98,7 +105,6 @@ class Signatures(Strict):
         return [*_option_problems(config, task), *self._section_problems(config, task)]
 
     def _section_problems(self, config: Config, task: TaskSignatures) -> Iterator[str]:
-        methods = {method for method, _ in self.compressed.values()}
         for key, section in task.sections.items():
             conf = config.espnet.get(key)
             owner = _owner(config, section)
@@ -107,15 +113,25 @@ class Signatures(Strict):
             constructor = section.constructors[owner]
             for name, value in conf.items():
                 argument = constructor.arguments.get(name)
-                if argument is not None:
-                    if name not in methods and (reason := _bad_argument(argument, value)):
+                if argument is not None and name in self.methods:
+                    for line in self._unknown_options(name, value):
+                        yield f"{key}: {name}: {line}"
+                elif argument is not None:
+                    if reason := _bad_argument(argument, value):
                         yield f"{key}: {name}: {reason}"
-                elif name in methods:
+                elif name in self.methods:
                     hint = self._encoders_with(name, owner)
                     yield f"{key}: {owner} has no {name}; did you mean encoder: {hint}?"
                 elif not constructor.open and not (name == "stats_file" and owner == "global_mvn"):
                     known = nearest(str(name), constructor.arguments)
                     yield f"{key}: unknown key of {owner} {known}"
+
+    def _unknown_options(self, method: str, conf: Any) -> Iterator[str]:
+        """A line for each option that a method lacks; ``Options.parse`` checks the values."""
+        known = self.methods[method]
+        for name in conf if isinstance(conf, dict) else ():
+            if name not in known:
+                yield f"unknown option of {method}: {nearest(str(name), known)}"
 
     def _encoders_with(self, method: str, owner: str) -> str:
         """Names of the encoder ``owner`` with a method, or of all encoders that the method fits."""

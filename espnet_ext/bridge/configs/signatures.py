@@ -80,6 +80,7 @@ def _cache_path() -> Path:
 def collect() -> Signatures:
     """Read the signatures off ESPnet, with our classes in its choices."""
     from espnet_ext.bridge.registry import TASKS, compressed_names, install
+    from espnet_ext.methods.registry import METHODS
 
     install()
     return Signatures(
@@ -88,6 +89,7 @@ def collect() -> Signatures:
             for name, task in TASKS.items()
         },
         compressed={name: list(pair) for name, pair in compressed_names().items()},
+        methods={name: list(method.options.model_fields) for name, method in METHODS.items()},
     )
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from espnet_ext.bridge.configs.signatures import cached_signatures
+from espnet_ext.config.training import readable_config
 from tests.fixtures.examined import examine_file
 
 BASE = {
@@ -136,6 +138,14 @@ def test_a_wrong_value_is_named(examine, over, words):
     assert problems
     assert all(word in " | ".join(problems) for word in words), problems
     assert not any("\n" in problem for problem in problems)
+
+
+def test_unknown_options_of_a_method_are_found_by_keys_alone_and_said_once(examine, tmp_path):
+    said = "encoder_conf: hrf: unknown option of hrf: 'ratoi'; did you mean 'ratio'?"
+    wrong = {"sites": ["ffn"], "ratoi": 2}
+    assert examine(encoder_conf={"hrf": wrong}).problems == [said]
+    config, _ = readable_config(tmp_path / "train_x.yaml")
+    assert cached_signatures().problems(config) == [said]
 
 
 def test_all_problems_of_a_file_are_listed(examine):
