@@ -19,16 +19,14 @@ and ``whole`` the kinds of evidence. Verdicts are computed, never written.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import Field
 
 from espnet_ext.errors import UserError
 from espnet_ext.results.claims.base import Evidence
 from espnet_ext.results.claims.rules import Claim
-from espnet_ext.results.claims.untrained import doubt_of_untrained
+from espnet_ext.results.claims.unusable import doubt_of_texts
 from espnet_ext.results.claims.verdicts import (
     FAILED,
     INCONCLUSIVE,
@@ -50,7 +48,6 @@ class Paper(Strict):
     paper: Text
     scope: Text  # how what was measured differs from what was published
     claims: Items[Claim]
-    untrained: dict[Text, Text] = Field({})  # by recipe: the run of a pretrained model as it is
 
 
 @dataclass(frozen=True)
@@ -97,20 +94,15 @@ def judge_paper(paper: Paper, results: Results, source: str) -> list[Judged]:
     found = []
     for number, claim in enumerate(paper.claims, 1):
         try:
-            findings = [
-                (item.title(), *judge(claim, item, results, paper.untrained))
-                for item in claim.evidence
-            ]
+            findings = [(i.title(), *judge(claim, i, results)) for i in claim.evidence]
         except UserError as error:
             raise UserError(f"{source}: claim {number}: {error}") from None
         found.append(Judged(claim, findings))
     return found
 
 
-def judge(
-    claim: BaseClaim, item: Evidence, results: Results, untrained: Mapping[str, str] | None = None
-) -> Finding:
-    """Judge a claim by one item of its evidence; ``untrained`` is the paper's.
+def judge(claim: BaseClaim, item: Evidence, results: Results) -> Finding:
+    """Judge a claim by one item of its evidence.
 
     Raises:
         UserError: as ``judge_paper``; or the result is not there and nothing says what is missing.
@@ -123,13 +115,14 @@ def judge(
         text, verdict = "; ".join(failures), FAILED
     else:
         text, verdict = claim.judge(item, results)
-        if claim.of_training and (doubt := _doubt(claim, item, untrained or {}, results)):
+        if claim.of_training and (doubt := _doubt(claim, item, results)):
             text, verdict = text + doubt, INCONCLUSIVE + WORSE * verdict.endswith(WORSE)
     untuned = claim.of_training and (item.untuned or claim.untuned)
     return text + UNTUNED * (untuned and verdict != NOT_MEASURED), verdict
 
 
-def _doubt(claim: BaseClaim, item: Evidence, untrained: Mapping[str, str], results: Results) -> str:
+def _doubt(claim: BaseClaim, item: Evidence, results: Results) -> str:
+    """Why systems are no evidence, though their trainings did not fail."""
     if claim.is_question:
         return item.doubt_of_all(results)
-    return item.doubt_of_all(results) or doubt_of_untrained(item, untrained, results)
+    return item.doubt_of_all(results) or doubt_of_texts(item, results)

@@ -6,6 +6,7 @@ from typing import Any
 
 from espnet_ext.results.claims.failures import LEAST_BLEU, MOST_OF_ONE_CLASS, MOST_WER
 from espnet_ext.results.claims.papers import Judged, Paper, counted
+from espnet_ext.results.claims.unusable import LEAST_TRANSLATED, MOST_WRONG
 from espnet_ext.results.claims.verdicts import DOES_NOT, FAILED, HOLDS, INCONCLUSIVE, WORSE
 from espnet_ext.results.pages.text import markdown, paragraph
 from espnet_ext.results.schema import NOT_MEASURED
@@ -103,8 +104,9 @@ def _how_judged(judged: Sequence[Judged]) -> list[str]:
         "After a verdict, *(worse)* says that the system is significantly worse than the other. "
         "*Interval wider than the effect in question*: than what was published, or the margin of "
         "the rule, so the data may be too few for it. *None is better than*: no system of the row "
-        "is significantly better than a trivial one, or none has a better score than a pretrained "
-        "model that was not trained here, so their differences say little. *Untuned*: a "
+        "is significantly better than a trivial one, so their differences say "
+        f"little; so it is where both have a WER above {MOST_WRONG:.0%} or a BLEU below "
+        f"{LEAST_TRANSLATED:.0f}. *Untuned*: a "
         "system has the learning rate that was chosen for another, so what it loses may be due to "
         "that."
     )

@@ -7,13 +7,12 @@ import pytest
 
 from espnet_ext.errors import UserError
 from espnet_ext.results.claims.failures import failures_of_rows
-from espnet_ext.results.claims.papers import Paper, judge_paper, read_papers
+from espnet_ext.results.claims.papers import judge_paper, read_papers
 from espnet_ext.results.claims.verdicts import DOES_NOT, FAILED, HOLDS, INCONCLUSIVE, UNTUNED, WORSE
 from espnet_ext.results.grids import POOLED, GridValue
 from espnet_ext.results.pages.claims import claims_section, paper_page
 from espnet_ext.results.schema import NOT_MEASURED
 from espnet_ext.results.store import read_results
-from espnet_ext.validation import parse
 from tests.fixtures.a_claim import (
     PAIR,
     a_grid,
@@ -109,7 +108,7 @@ def test_a_recogniser_with_more_errors_than_words_is_no_evidence(tmp_path):
     )
     # What counts is what was compared with, 0.03 more; another training of it was published.
     assert verdict(tmp_path, "better", RUN, of(runs=[after, before]))[1] == HOLDS
-    assert verdict(tmp_path, "better", RUN, of(runs=[run(value=0.86)]))[1] == HOLDS
+    assert verdict(tmp_path, "better", RUN, of(runs=[run(value=0.86)]))[1] != FAILED
     said = verdict(tmp_path, "better", RUN, of(runs=[run(value=0.88)]))
     assert said == ("base_xs has a WER of 91%", FAILED)
 
@@ -316,51 +315,43 @@ def test_a_system_that_is_worse_stays_worse_where_none_is_evidence(tmp_path):
     assert said == INCONCLUSIVE + WORSE and "; significantly worse" in text
 
 
-# --- systems that a pretrained model as it is surpasses
+# --- recognisers and translators that hardly work
 
 
-def pretrained(value, on="test"):
-    found = run("untrained")
+def wrong(value, by=0.03):
+    """A run of this WER, and one that it was compared with of as much more."""
+    found = run(value=value)
     score = found.scores[0]
-    metrics = {"wer": score.metrics["wer"].model_copy(update={"value": value})}
-    found.scores[0] = score.model_copy(update={"set": on, "metrics": metrics, "comparisons": []})
+    pairs = [pair.model_copy(update={"difference": -by}) for pair in score.comparisons]
+    found.scores[0] = score.model_copy(update={"comparisons": pairs})
     return found
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.42, HOLDS), (0.4, INCONCLUSIVE)])
-def test_recognisers_worse_than_an_untrained_model_are_no_evidence(tmp_path, value, expected):
-    results = of(runs=[run(), pretrained(value)])  # 0.40 against 0.43
-    text, said = judged(tmp_path, "better", results)
+@pytest.mark.parametrize(("value", "expected"), [(0.5, HOLDS), (0.51, INCONCLUSIVE)])
+def test_recognisers_that_both_have_most_words_wrong_are_no_evidence(tmp_path, value, expected):
+    text, said = verdict(tmp_path, "better", RUN, of(runs=[wrong(value)]))
     assert said == expected
-    note = f"; none is better than untrained ({100 * value:.1f} %)"
+    note = "; neither has a WER of 50.0 %"
     assert text.endswith(note) == (expected == INCONCLUSIVE)
+    # Their CER says nothing either, however low it is.
+    cer = verdict(tmp_path, "better", {**RUN, "metric": "cer"}, of(runs=[wrong(value)]))
+    assert cer[0].endswith(note) == (expected == INCONCLUSIVE)
 
 
-def test_which_of_two_is_better_does_not_depend_on_an_untrained_model(tmp_path):
-    text, said = judged(tmp_path, "question", of(runs=[run(), pretrained(0.1)]))
-    assert said == "d_asr1/hrf_xs is better" and "none is better" not in text
+def test_which_of_two_is_better_can_be_said_of_systems_that_hardly_work(tmp_path):
+    text, said = verdict(tmp_path, "question", RUN, of(runs=[wrong(0.7)]))
+    assert said == "d_asr1/hrf_xs is better" and "neither" not in text
 
 
-def test_an_untrained_model_counts_where_it_was_scored(tmp_path):
-    assert judged(tmp_path, "better", of(runs=[run(), pretrained(0.1, "other")]))[1] == HOLDS
-    with pytest.raises(UserError, match="untrained names run d_asr1/untrained, which is not"):
-        judged(tmp_path, "better", of(runs=[run()]))
-
-
-def test_grids_of_recognisers_are_compared_with_an_untrained_model(tmp_path):
-    found = text_grid(wer=(-0.02, -0.03, -0.01, 0.01))  # 0.50 against 0.52
-    for value, expected in ((0.6, HOLDS), (0.1, INCONCLUSIVE)):
-        results = of(found, runs=[pretrained(value).model_copy(update={"task": "t"})])
-        assert judged(tmp_path, "better", results, PAIR, "d_t")[1] == expected
-
-
-def judged(tmp_path, rule, results, item=RUN, recipe="d_asr1"):
-    """The finding on a row of a paper that names an untrained model."""
-    claim = {"claim": "c", "where": "w", "published": "p", "rule": rule, "evidence": [item]}
-    content = {"paper": "P", "scope": "s", "claims": [claim], "untrained": {recipe: "untrained"}}
-    paper = parse(Paper, content, "p.yaml")
-    ((found,),) = (one.findings for one in judge_paper(paper, results, "p.yaml"))
-    return found[1:]
+def test_grids_of_translators_that_hardly_translate_are_no_evidence(tmp_path):
+    found = text_grid(bleu=(2.0, 1.0, 3.0, 0.01))  # 5.0 against 3.0
+    assert verdict(tmp_path, "better", PAIR, of(found))[1] == HOLDS
+    for row in found.systems:
+        bleu = row.scores["bleu"]
+        by_seed = {seed: 0.9 * one for seed, one in bleu.by_seed.items()}
+        row.scores["bleu"] = bleu.model_copy(update={"value": 4.5, "by_seed": by_seed})
+    text, said = verdict(tmp_path, "better", PAIR, of(found))
+    assert said == INCONCLUSIVE and text.endswith("; neither has a BLEU of 5.0")
 
 
 # --- a whole that is no better than a trivial system
