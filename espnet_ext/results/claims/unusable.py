@@ -31,4 +31,5 @@ def doubt_of_texts(item: Evidence, results: Results) -> str:
     if any(kind.direction * (value - limit) >= 0 for value in (found.of, found.than)):
         return ""
     least = " ".join(filter(None, (kind.number(limit), kind.unit)))
-    return f"; neither has a {kind.name} of {least}"
+    side = "below" if kind.direction > 0 else "above"
+    return f"; both have a {kind.name} {side} {least}"
