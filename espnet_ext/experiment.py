@@ -326,5 +326,5 @@ class Experiment(RunFiles):
         Raises:
             UserError: a model that it starts from, or is made of, is missing.
         """
-        start = start_files(self.config, self.root)
+        start = [one.path for one in start_files(self.config, self.root)]
         return [*self.corpus_files(), *start, *pretrained_files(self.config, self.root)]

@@ -1,6 +1,7 @@
 """The pretrained models that a training config names: their files, and whose tokens are used."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,30 @@ def fetched_folder(espnet: Mapping[str, Any]) -> str | None:
     return _path(espnet, "encoder")
 
 
-def start_files(config: Config, root: Path) -> list[Path]:
-    """Whole models that a training starts from, of ``init_param``.
+@dataclass(frozen=True)
+class Start:
+    """An entry of ``init_param``, PATH:SOURCE:TARGET:EXCLUDE as ESPnet reads it.
+
+    Attributes:
+        path: of a checkpoint.
+        source: the part of it that is loaded, as ``decoder``; empty: all of it.
+        target: the part of the model that it goes to; empty: the model.
+        exclude: beginnings of names that are left out.
+    """
+
+    path: Path
+    source: str = ""
+    target: str = ""
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """True of a whole model for a whole model."""
+        return not (self.source or self.target or self.exclude)
+
+
+def start_files(config: Config, root: Path) -> list[Start]:
+    """Models, or parts of them, that a training starts from, of ``init_param``.
 
     Args:
         config: of the training.
@@ -61,11 +84,12 @@ def start_files(config: Config, root: Path) -> list[Path]:
     if isinstance(listed, str):
         raise UserError(f"init_param: give a list of files, as in [{listed}]")
     for entry in listed:
-        path = root / (name := str(entry).partition(":")[0])
+        name, *parts = str(entry).split(":")
+        path = root / name
         if not path.is_file():
             raise UserError(f"init_param: no {path}; train that config first")
-        if name == str(entry):  # else only a part of it is loaded, as ESPnet does
-            found.append(path)
+        source, target, exclude = [*parts, "", "", ""][:3]
+        found.append(Start(path, source, target, tuple(filter(None, exclude.split(",")))))
     return found
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from espnet_ext.config.pretrained import start_files
+from espnet_ext.config.pretrained import Start, start_files
 from espnet_ext.config.training import Config, Recipe
 from espnet_ext.errors import UserError
 
@@ -13,10 +13,14 @@ def start_models(folder, given):
     return start_files(config, folder)
 
 
-def test_whole_models_are_listed_and_parts_are_not(tmp_path):
+def test_models_and_their_parts_are_listed(tmp_path):
     for name in ("a.pth", "b.pth"):
         (tmp_path / name).write_bytes(b"x")
-    assert start_models(tmp_path, ["a.pth", "b.pth:encoder:encoder"]) == [tmp_path / "a.pth"]
+    entries = ["a.pth", "b.pth:encoder:encoder", "b.pth::decoder:ctc,joint"]
+    whole, part, less = start_models(tmp_path, entries)
+    assert whole == Start(tmp_path / "a.pth") and whole.is_whole
+    assert part == Start(tmp_path / "b.pth", "encoder", "encoder") and not part.is_whole
+    assert less == Start(tmp_path / "b.pth", "", "decoder", ("ctc", "joint"))
     assert start_models(tmp_path, None) == []
 
 

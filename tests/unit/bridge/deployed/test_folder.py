@@ -16,6 +16,7 @@ from espnet_ext.bridge.deployed.family import load, write_family_models
 from espnet_ext.bridge.deployed.folder import Speech, deploy_experiment
 from espnet_ext.bridge.deployed.speech_input import SpeechInput
 from espnet_ext.bridge.training.start_model import refuse_other_start
+from espnet_ext.config.pretrained import Start
 from espnet_ext.config.training import load_config
 from espnet_ext.encoders.pretrained.load import load_stack
 from espnet_ext.errors import UserError
@@ -80,7 +81,7 @@ def test_a_changed_byte_is_named_where_a_training_starts_from_it(folder):
     changed = bytearray((folder / "model.pth").read_bytes())
     changed[len(changed) // 2] ^= 1
     (folder / "model.pth").write_bytes(changed)
-    start = [folder / "model.pth"]
+    start = [Start(folder / "model.pth")]
     assert "model.pth was changed" in refused(refuse_other_start, torch.nn.Linear(1, 1), start)
 
 
