@@ -27,8 +27,7 @@ _HOW_TO_READ = """\
 - Parameters and bytes are those of the deployed model; 1 MB is 10^6 bytes. RTF is time over audio
   time, one process with one thread, the best of five rounds at most. MACs/s are
   multiply-accumulates per second of audio.
-- A command, and a config that it names, is that of the commit next to it; configs have moved since.
-- A number that was not measured is written so."""
+- A command and its config are of the commit next to it. What was not measured is written so."""
 _SCOPE = """\
 The papers' corpora are large or licensed; what was measured here is small and free: minutes to
 hours of speech, encoders of 0.1 to 21 million parameters, in models of up to 110 million, few
