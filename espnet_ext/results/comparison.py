@@ -93,8 +93,8 @@ class Comparison(Strict):
         few = self.speakers is not None and self.speakers <= FEW_SPEAKERS
         return self.by_speaker if few else None
 
-    def verdict(self) -> Verdict:
-        """Judge the system against the baseline.
+    def verdict(self, tests: int = 1) -> Verdict:
+        """Judge the system against the baseline, as one of so many ``tests`` (Bonferroni).
 
         ``equal`` is the same on every draw. ``better`` and ``worse`` need p < 0.05 and, with at
         most 10 speakers, an interval by speaker without 0, since utterances of one speaker are
@@ -103,15 +103,15 @@ class Comparison(Strict):
         """
         if self.difference == 0 and self.interval == (0, 0):
             return "equal"
-        if self.reason() or self.gain == 0:
+        if self.reason(tests) or self.gain == 0:
             return "inconclusive"
         return "better" if self.gain > 0 else "worse"
 
-    def reason(self) -> str:
+    def reason(self, tests: int = 1) -> str:
         """Why neither is better, in words; empty if one is."""
         if self.p is None:
             return "too few to test"
-        if not significant(self.p):
+        if not significant(self.p * tests):
             return f"p is not below {SIGNIFICANT}"
         ends = self._few_speakers
         if ends is not None and ends[0] <= 0 <= ends[1]:

@@ -70,7 +70,7 @@ class OfSystems(Evidence):
         for name in names:
             pair = against_trivial(self, name, self.trivial, results).comparison
             # One of several may be the better one by chance.
-            if pair.direction > 0 and pair.p is not None and significant(pair.p * len(names)):
+            if pair.verdict(tests=len(names)) == "better":
                 return ""
         least = find_row(self.trivial, results, self.trivial.system).scores["weighted_f1"].value
         return f"; none is better than {self.trivial.system} of {self.trivial.grid} ({least:.3f})"

@@ -17,7 +17,6 @@ from espnet_ext.results.claims.verdicts import (
     with_note,
 )
 from espnet_ext.results.claims.whole import WholeOrRun, WholePair
-from espnet_ext.results.comparison import significant
 from espnet_ext.results.store import Results
 from espnet_ext.validation import Items, Number
 
@@ -159,10 +158,7 @@ class Best(Scored):
         text += ", ".join(f"{name} {kind.number(pair.than)}" for name, pair in others)
         if all(pair.direction > 0 for pair in pairs):
             return text, HOLDS
-        beaten = any(
-            pair.gain < 0 and pair.p is not None and significant(pair.p * len(pairs))
-            for pair in pairs
-        )
+        beaten = any(pair.verdict(tests=len(pairs)) == "worse" for pair in pairs)
         verdict = DOES_NOT if beaten else INCONCLUSIVE
         notes = (self.power(item, pair.metric, pair.widest) for pair in pairs)
         return with_note(text, next(filter(None, notes), ""), verdict), verdict
