@@ -79,6 +79,17 @@ def test_the_loss_trains_all_layers_and_not_the_front(tmp_path):
     ("family", "conf", "message"),
     [
         ("wav2vec2", {"frozen": True}, "nested needs frozen: false or front"),
+        ("wav2vec2", {"mimic": {"width": 8}}, "nested needs frozen: false or front, and no mimic"),
+        (
+            "wav2vec2",
+            {"nested": None, "hrf": {"sites": ["ffn"]}, "mimic": {"width": 8}},
+            "hrf needs frozen: false or front, and no mimic",
+        ),
+        (
+            "wav2vec2",
+            {"nested": None, "residual": {"share": 2}, "mimic": {"width": 8}},
+            "residual needs frozen: false or front, and no mimic",
+        ),
         ("wav2vec2", {"upto": 2}, "leave out upto"),
         ("wavlm", {"nested": {"depths": [4, [1, 2]]}}, "lacks layer 0: WavLM"),
         ("wav2vec2", {"nested": {"depths": [5]}}, "depth 5 is more than the encoder's 4 layers"),
