@@ -13,7 +13,7 @@ from espnet_ext.errors import UserError, one_line
 # A model may have this many times the numbers of its file while it is built, and some more: layers
 # that share a base are built as a training has them, and what a mimic replaces is built first (of
 # Whisper large 114 times what stays).
-_RATIO, _MORE = 128, 1_000_000
+_RATIO, SMALL_MODEL = 128, 1_000_000
 _MOST_TENSORS = 30_000  # of any model: many hundreds of layers
 _reading = ContextVar("_reading", default=0)  # models that are being read from files of their own
 
@@ -31,7 +31,7 @@ def building(state: Mapping[str, Tensor], config: Path) -> Iterator[None]:
     Raises:
         UserError: the block raises anything, or its model is many times as large as the state.
     """
-    most = _RATIO * sum(tensor.numel() for tensor in state.values()) + _MORE
+    most = _RATIO * sum(tensor.numel() for tensor in state.values()) + SMALL_MODEL
     try:
         reason = f"{config}: its model is many times as large as its weights"
         with bounded(most, reason, read=False):

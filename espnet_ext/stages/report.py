@@ -177,8 +177,9 @@ def _draw(
     shown = {result.name, *(run.name for run in compared)}
     series = {"this run": [(result.name, result)]}
     series["compared with"] = [(run.name, run) for run in compared]
-    best = best_for_size(others)
-    series["published"] = [(r.name, r) for r in others if r.name in best - shown]
+    published = [run for run in others if run.name not in shown]
+    best = best_for_size([result, *compared, *published])
+    series["published"] = [(run.name, run) for run in published if run.name in best]
     image = images / f"{result.scores[0].main_metric}_bytes.png"
     if plot_sizes(series, image):
         written.append(f"wrote {image}")

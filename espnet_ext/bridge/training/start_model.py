@@ -1,7 +1,6 @@
 """``init_param``: a model to start from, checked before the training starts."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -36,48 +35,41 @@ def refuse_other_start(model: nn.Module, starts: Sequence[Start]) -> list[str]:
     """
     lines = []
     for start in starts:
-        state = load_state(start.path)
         refuse_changed(start.path)
-        if start.is_whole:
-            lines += _refuse_other_whole(model, state, start.path)
-        else:
-            _refuse_other_part(model, state, start)
+        state = _taken(load_state(start.path), start)
+        module = _part(model, start)
+        lines += start_from_plain(module, state)
+        expected = module.state_dict()
+        named = f" {start.source}" if start.source else ""
+        where = f"init_param: {start.path}{named} is of another model:"
+        for name in expected if start.is_whole else ():
+            if name not in state and not name.endswith(_NEW):
+                raise UserError(f"{where} it lacks {name}")
+        _compare(state, expected, where)
+        for name, first in ties(module).items():
+            if first in state and name in state and not torch.equal(state[first], state[name]):
+                raise UserError(f"{where} its {first} and {name} differ, here they are shared")
     return lines
 
 
-def _refuse_other_whole(model: nn.Module, state: dict[str, Tensor], path: Path) -> list[str]:
-    expected = model.state_dict()
-    lines = start_from_plain(model, state)
-    where = f"init_param: {path} is of another model:"
-    for name in expected:
-        if name not in state and not name.endswith(_NEW):
-            raise UserError(f"{where} it lacks {name}")
-    _compare(state, expected, where)
-    for name, first in ties(model).items():
-        if first in state and not torch.equal(state[first], state[name]):
-            raise UserError(f"{where} its {first} and {name} differ, here they are shared")
-    return lines
-
-
-def _refuse_other_part(model: nn.Module, state: dict[str, Tensor], start: Start) -> None:
-    """Refuse a part of a checkpoint that ESPnet could not load into a part of the model."""
-    where = f"init_param: {start.path}"
-    kept = {n: t for n, t in state.items() if not n.startswith(start.exclude or "\0")}
-    found = {
-        n.removeprefix(f"{start.source}."): t for n, t in kept.items() if _is_in(n, start.source)
-    }
+def _taken(state: Mapping[str, Tensor], start: Start) -> dict[str, Tensor]:
+    """The tensors that ESPnet takes from a checkpoint, by their names in the target."""
+    kept = {n: t for n, t in state.items() if not (start.exclude and n.startswith(start.exclude))}
+    if not start.source:
+        return kept
+    inside = f"{start.source}."
+    found = {n.removeprefix(inside): t for n, t in kept.items() if n.startswith(inside)}
     if not found:
-        raise UserError(f"{where} has no {start.source}")
-    names = {n: t for n, t in model.state_dict().items() if _is_in(n, start.target)}
-    if not names:
-        raise UserError(f"{where}: the config makes no {start.target}")
-    expected = {name.removeprefix(f"{start.target}."): tensor for name, tensor in names.items()}
-    part = start.source or "its model"
-    _compare(found, expected, f"{where}: {part} is of another model:")
+        raise UserError(f"init_param: {start.path} has no {start.source}")
+    return found
 
 
-def _is_in(name: str, part: str) -> bool:
-    return not part or name.startswith(f"{part}.")
+def _part(model: nn.Module, start: Start) -> nn.Module:
+    """The part of the model that a start goes to."""
+    try:
+        return model.get_submodule(start.target)
+    except AttributeError:
+        raise UserError(f"init_param: {start.path}: the config makes no {start.target}") from None
 
 
 def _compare(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:

@@ -13,7 +13,7 @@ from espnet_ext.encoders.pretrained.transformers_stack import LOAD_ERRORS, first
 from espnet_ext.encoders.pretrained.wav2vec2 import Wav2Vec2Stack
 from espnet_ext.encoders.pretrained.whisper import ENCODER, WhisperStack
 from espnet_ext.errors import UserError, nearest
-from espnet_ext.formats.building import from_own_file
+from espnet_ext.formats.building import SMALL_MODEL, bounded, from_own_file
 from espnet_ext.formats.digests import refuse_changed
 from espnet_ext.run_files import deployed_holding
 
@@ -81,9 +81,15 @@ def build_stack(architecture: Mapping[str, Any]) -> Stack:
 def _read(name: str, family: Any, source: str | Path, local: bool) -> Stack:
     if family not in FAMILIES:
         raise UserError(f"{source}: unknown model family {nearest(str(family), FAMILIES)}")
-    for path in Path(name).iterdir() if local else ():  # the stack of a deployed model
+    if not local:
+        with quiet():
+            return FAMILIES[family].read(name, family, local).eval()
+    for path in Path(name).iterdir():  # the stack of a deployed model
         refuse_changed(path)
-    with quiet():
+    # transformers makes each tensor twice, and a number has a byte at least.
+    held = sum(path.stat().st_size for path in Path(name).glob("*.safetensors"))
+    reason = f"{source} describes a model that is many times as large as its weights"
+    with quiet(), bounded(2 * held + SMALL_MODEL, reason):
         return FAMILIES[family].read(name, family, local).eval()
 
 

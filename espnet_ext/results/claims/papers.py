@@ -117,7 +117,7 @@ def judge(claim: BaseClaim, item: Evidence, results: Results) -> Finding:
         text, verdict = claim.judge(item, results)
         if claim.of_training and (doubt := _doubt(claim, item, results)):
             text, verdict = text + doubt, INCONCLUSIVE + WORSE * verdict.endswith(WORSE)
-    untuned = claim.of_training and (item.untuned or claim.untuned)
+    untuned = claim.of_training and (item.untuned or getattr(claim, "untuned", False))
     return text + UNTUNED * (untuned and verdict != NOT_MEASURED), verdict
 
 

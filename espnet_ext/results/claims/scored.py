@@ -22,10 +22,11 @@ from espnet_ext.validation import Items, Number
 
 
 class Scored(BaseClaim):
-    """A claim about scores; evidence may have another ``effect``."""
+    """A claim about scores; evidence may have another ``effect``, and be ``untuned`` alone."""
 
     of_training = True
     effect: Effects | None = None
+    untuned: bool = False
 
     def power(
         self,

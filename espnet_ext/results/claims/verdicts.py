@@ -26,7 +26,6 @@ class BaseClaim(Strict):
     claim: Text
     where: Text  # in the paper
     published: Text
-    untuned: bool = False  # of all evidence
 
     of_training: ClassVar[bool] = False  # judged by what a training made: it must not have failed
     is_question: ClassVar[bool] = False  # which of two is better, whatever others reach
@@ -37,7 +36,7 @@ class BaseClaim(Strict):
 
     def options(self) -> dict[str, Any]:
         """The rule and its keys, as far as they are given."""
-        known = {*BaseClaim.model_fields, "evidence"}
+        known = {*BaseClaim.model_fields, "evidence", "untuned"}
         return {key: v for key, v in self if key not in known and v is not None}
 
 

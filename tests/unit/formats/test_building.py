@@ -1,5 +1,6 @@
 """Models that are built from the config of a file, and the limit on their size."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def test_pretrained_model_behind_a_mimic_is_read(tmp_path):
     build_stack(architecture).save(tmp_path / "model")
     with building({}, Path("config.yaml")):
         assert load_stack(tmp_path / "model").num_layers == 6
+
+
+def test_config_of_a_far_larger_model_than_its_file_is_refused(tmp_path):
+    sizes = {"d_model": 64, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
+    build_stack({"model_type": "whisper", "encoder_layers": 1, **sizes}).save(tmp_path)
+    config = tmp_path / "config.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps(content | {"d_model": 4096}))
+    with pytest.raises(UserError, match="describes a model that is many times as large"):
+        load_stack(tmp_path)
 
 
 def check_inner():

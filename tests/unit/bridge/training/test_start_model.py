@@ -6,6 +6,7 @@ import yaml
 from espnet_ext.config.pretrained import Start
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
+from tests.fixtures.miniature import ROOT
 from tests.fixtures.streams import ESPNET
 
 
@@ -33,6 +34,9 @@ def test_wrong_models_to_start_from(experiment, tmp_path):
     refuse_other_start(build_model(residual), [Start(checkpoint)])
     finer = config("finer", share=1, rank=0, diagonal=False)
     refuse_other_start(build_model(finer), [Start(checkpoint)])
+    with pytest.raises(UserError, match=r"pth encoder is of .* differ, here they are shared"):
+        coarser = build_model(config("coarse", share=4, rank=2))
+        refuse_other_start(coarser, [Start(checkpoint, "encoder", "encoder")])
     for other, said in (
         (config("coarser", share=4, rank=2), "differ, here they are shared"),
         (config("sites", share=2, rank=2, sites=["ffn"]), "of another model"),
@@ -77,3 +81,23 @@ def test_parts_of_wrong_models_to_start_from(tmp_path):
             refuse_other_start(model(), starts)
         assert "\n" not in str(caught.value)
     assert refuse_other_start(model(), start("less", ("", "", ("decoder",)), tokens=9)) == []
+
+
+def test_plain_layers_of_a_part_start_a_method(tmp_path):
+    """As in a system that FOTAQ trains alone at 4 bits, from four layers of six."""
+    import torch
+
+    from espnet_ext.bridge.build import build_model
+    from espnet_ext.bridge.training.start_model import refuse_other_start
+    from espnet_ext.config.training import load_config
+
+    conf = ROOT / "egs/fotaq/asr1/conf"
+    plain = build_model(Experiment.of(load_config(conf / "train_conformer_xs.yaml")))
+    torch.save(plain.state_dict(), tmp_path / "model.pth")
+    config = load_config(conf / "nested/train_alone_xs_4l_4b.yaml")
+    (entry,) = config.espnet["init_param"]
+    assert entry.endswith("model.pth:::encoder.encoders.4.,encoder.encoders.5.")
+    start = Start(tmp_path / "model.pth", exclude=("encoder.encoders.4.", "encoder.encoders.5."))
+    refuse_other_start(build_model(Experiment.of(config)), [start])
+    with pytest.raises(UserError, match=r"it holds encoder\.encoders\.4"):
+        refuse_other_start(build_model(Experiment.of(config)), [Start(tmp_path / "model.pth")])

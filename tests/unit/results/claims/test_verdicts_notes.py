@@ -157,14 +157,18 @@ def test_a_verdict_that_is_certain_needs_no_note_on_few_data(tmp_path):
 
 
 def test_the_power_note_is_of_the_wider_interval(tmp_path):
-    alone = run(name="unseen")
-    pair = alone.scores[0].comparisons[0]
-    width = pair.by_speaker[1] - pair.by_speaker[0]
-    assert width > pair.interval[1] - pair.interval[0] and pair.widest == pair.by_speaker
-    other = pair.model_copy(update={"interval": pair.by_speaker, "by_speaker": pair.interval})
-    assert other.widest == pair.by_speaker
-    few = verdict(tmp_path, "better", RUN, of(runs=[alone]), effect={"wer": width - 0.001})
-    assert TOO_FEW in few[0]
+    """With fifty speakers the interval by utterance decides, but that by speaker is the wider."""
+    found = run()
+    pair = found.scores[0].comparisons[0]
+    ends = {"interval": (-0.01, 0.01), "by_speaker": (-0.05, 0.05), "speakers": 50}
+    pair = pair.model_copy(update={"difference": 0.0, "p": 0.9, **ends})
+    found.scores[0] = found.scores[0].model_copy(update={"comparisons": [pair]})
+    assert pair.gain_interval == (-0.01, 0.01) and pair.widest == (-0.05, 0.05)
+    for effect, few in ((0.09, True), (0.1, False)):
+        text, said = verdict(tmp_path, "better", RUN, of(runs=[found]), effect={"wer": effect})
+        assert said == INCONCLUSIVE and (TOO_FEW in text) == few
+    narrow = pair.model_copy(update={"by_speaker": None})
+    assert narrow.widest == narrow.interval
 
 
 def test_the_bound_of_the_power_note_is_the_interval(tmp_path):
@@ -210,6 +214,8 @@ def test_untuned_systems_say_so(tmp_path, rule, options):
     failed = verdict(tmp_path, "better", {**PAIR, "untuned": True}, of(bad))
     assert failed == ("b has a WER of 96%" + UNTUNED, FAILED)
     assert verdict(tmp_path, rule, PAIR, results, untuned=True, **options) == said  # of all rows
+    with pytest.raises(UserError, match="unknown key 'untuned'"):
+        verdict(tmp_path, "equal", PAIR, results, fields=["parameters"], untuned=True)
 
 
 def test_counts_have_no_learning_rate(tmp_path):
