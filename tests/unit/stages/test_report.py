@@ -120,6 +120,26 @@ def test_only_the_run_and_its_baseline_are_printed(recipe, capsys):
     assert f"wrote {image}" in out
 
 
+def test_the_plot_has_the_run_its_baselines_and_what_is_best_for_its_size(recipe, monkeypatch):
+    run_verb("conf/train_hrf_xs.yaml", "--publish")  # an older publication of the run below
+    for tag, wer in (("base_xs", 0.43), ("good_xs", 0.1), ("bad_xs", 0.9)):
+        make_run(recipe, tag)
+        run_verb(f"conf/train_{tag}.yaml", "--publish")
+        published = Path("../../../results/toy_asr1", f"{tag}.json")
+        edit(published, lambda d, w=wer: d["scores"][0]["metrics"]["wer"].update(value=w))
+    drawn = []
+    monkeypatch.setattr(
+        "espnet_ext.stages.report.plot_sizes", lambda series, _: drawn.append(series)
+    )
+    run_verb("conf/train_hrf_xs.yaml")
+    (series,) = ({name: [label for label, _ in runs] for name, runs in s.items()} for s in drawn)
+    assert series == {
+        "this run": ["hrf_xs"],
+        "compared with": ["base_xs"],
+        "published": ["good_xs"],
+    }
+
+
 def test_another_variant_has_files_of_its_own(recipe):
     make_run(recipe, "hrf_xs", variant="shared")
     run_verb("conf/train_hrf_xs.yaml", "--variant", "shared", "--publish")
