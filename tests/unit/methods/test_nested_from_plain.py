@@ -9,6 +9,7 @@ from torch import nn
 
 from espnet_ext.bridge.build import build_model
 from espnet_ext.bridge.training.start_model import refuse_other_start
+from espnet_ext.config.pretrained import Start
 from espnet_ext.config.training import Config, Recipe
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
@@ -95,10 +96,10 @@ def test_a_training_may_start_from_a_plain_model_of_its_sizes(tmp_path):
     small = config().espnet | {"encoder": "conformer", "encoder_conf": CONF}
     source = built(replace(config(), espnet=small))
     torch.save(source.state_dict(), tmp_path / "model.pth")
-    refuse_other_start(built(config()), [tmp_path / "model.pth"])
+    refuse_other_start(built(config()), [Start(tmp_path / "model.pth")])
     with pytest.raises(UserError, match=r"is of another model: .*w_1.* has shape \(24,"):
         other = config(linear_units=32)
         other.espnet["encoder_conf"]["nested"] |= {"widths": [32]}
-        refuse_other_start(built(other), [tmp_path / "model.pth"])
+        refuse_other_start(built(other), [Start(tmp_path / "model.pth")])
     with pytest.raises(UserError, match="it lacks encoder"):
-        refuse_other_start(built(config(num_blocks=4)), [tmp_path / "model.pth"])
+        refuse_other_start(built(config(num_blocks=4)), [Start(tmp_path / "model.pth")])

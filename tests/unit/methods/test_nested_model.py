@@ -163,9 +163,10 @@ def test_a_family_starts_from_a_plain_model(whisper):
 def test_a_plain_model_may_be_the_one_to_start_from(whisper, tmp_path):
     """As ``init_param``: the check of stage 4 knows the names that loading will change."""
     from espnet_ext.bridge.training.start_model import refuse_other_start
+    from espnet_ext.config.pretrained import Start
 
     torch.save(whisper(None).state_dict(), tmp_path / "plain.pth")
-    assert refuse_other_start(whisper(), [tmp_path / "plain.pth"]) == []
+    assert refuse_other_start(whisper(), [Start(tmp_path / "plain.pth")]) == []
 
 
 def test_the_codes_stay_while_their_vectors_are_trained(whisper):

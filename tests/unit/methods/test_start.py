@@ -10,6 +10,7 @@ from espnet_ext.bridge.checkpoint import build
 from espnet_ext.bridge.deployed.folder import portable_arguments, stock_arguments
 from espnet_ext.bridge.deployed.variants import deploy_variant
 from espnet_ext.bridge.training.start_model import refuse_other_start
+from espnet_ext.config.pretrained import Start
 from espnet_ext.config.training import Config, Recipe
 from espnet_ext.experiment import Experiment
 from espnet_ext.methods.deploy import deploy
@@ -90,7 +91,7 @@ def test_hrf_starts_from_a_plain_recogniser(tmp_path, section):
     made = model(tmp_path, "hrf_conformer", {"hrf": section}, seed=2)
     assert not torch.allclose(encoded(made), encoded(plain), atol=0.1)
     torch.save(plain.state_dict(), tmp_path / "plain.pth")
-    assert refuse_other_start(made, [tmp_path / "plain.pth"]) == []
+    assert refuse_other_start(made, [Start(tmp_path / "plain.pth")]) == []
     # As ESPnet does with init_param: its own state, updated with the file's.
     made.load_state_dict({**made.state_dict(), **plain.state_dict()})
     torch.testing.assert_close(encoded(made), encoded(plain), atol=1e-5, rtol=1e-5)
@@ -140,7 +141,7 @@ def test_residuals_of_full_rank_are_the_trained_model(tmp_path):
     section = {"residual": {"share": 2, "rank": 16, "diagonal": False}}
     made = model(tmp_path, "residual_conformer", section, seed=2)
     torch.save(plain.state_dict(), tmp_path / "plain.pth")
-    lines = refuse_other_start(made, [tmp_path / "plain.pth"])
+    lines = refuse_other_start(made, [Start(tmp_path / "plain.pth")])
     assert lines == ["residual: the residuals keep 100.0 % of what layers differ in"]
     made.load_state_dict({**made.state_dict(), **plain.state_dict()})
     torch.testing.assert_close(encoded(made), encoded(plain), atol=1e-4, rtol=1e-4)
