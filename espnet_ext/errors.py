@@ -45,6 +45,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"'{name}'; known are: {', '.join(known) or 'none'}"
 
 
+def unknown_option(method: str, name: str, known: Iterable[str]) -> str:
+    """The line for an option that a method lacks, by whichever check finds it."""
+    return f"unknown option of {method}: {nearest(name, known)}"
+
+
 def is_file_name(word: str) -> bool:
     """True for a word that may be the name of a file or folder of ours.
 

@@ -18,8 +18,8 @@ from espnet_ext.config.pretrained import (
     PRETRAINED,
     fetched_folder,
     pretrained_files,
+    read_starts,
     require_token_source,
-    start_files,
 )
 from espnet_ext.config.recipe_errors import TOKENS, ctc_weight, recipe_problems
 from espnet_ext.config.training import EXPERIMENTS, Config, Recipe, load_config
@@ -326,5 +326,5 @@ class Experiment(RunFiles):
         Raises:
             UserError: a model that it starts from, or is made of, is missing.
         """
-        start = [one.path for one in start_files(self.config, self.root)]
+        start = [one.path for one in read_starts(self.config, self.root)]
         return [*self.corpus_files(), *start, *pretrained_files(self.config, self.root)]

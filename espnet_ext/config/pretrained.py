@@ -69,7 +69,7 @@ class Start:
         return not (self.source or self.target or self.exclude)
 
 
-def start_files(config: Config, root: Path) -> list[Start]:
+def read_starts(config: Config, root: Path) -> list[Start]:
     """Models, or parts of them, that a training starts from, of ``init_param``.
 
     Args:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import Field, ValidationError
 
-from espnet_ext.errors import UserError, nearest
+from espnet_ext.errors import UserError, nearest, unknown_option
 from espnet_ext.validation import Strict
 
 WHOLE = "a whole number of at least 0"
@@ -37,7 +37,7 @@ class Options(Strict):
     def _problem(cls, name: str, value: Any) -> str:
         fields = cls.model_fields
         if name not in fields:
-            return f"unknown option of {cls.method}: {nearest(name, fields)}"
+            return unknown_option(cls.method, name, fields)
         if get_origin(fields[name].annotation) is Literal:
             choices = get_args(fields[name].annotation)
             return f"{cls.method}: unknown {name} {nearest(str(value), choices)}"

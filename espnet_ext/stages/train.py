@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from espnet_ext.config.pretrained import start_files, teacher_folder
+from espnet_ext.config.pretrained import read_starts, teacher_folder
 from espnet_ext.config.processes import Processes, backend_of
 from espnet_ext.config.schedule import schedule_warnings
 from espnet_ext.config.training import training_settings
@@ -192,7 +192,7 @@ def _checked(experiment: Experiment, options: TrainOptions) -> Experiment:
         experiment = replace(experiment, config=config)
         model, warnings = checked_model(experiment)
         said = [f"warning: {line}" for line in warnings]
-        said += refuse_other_start(model, start_files(experiment.config, experiment.root))
+        said += refuse_other_start(model, read_starts(experiment.config, experiment.root))
     if options.ngpu > torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
         raise UserError(f"--ngpu {options.ngpu}: torch sees {seen} GPU here; --ngpu 0 is the CPU")

@@ -12,7 +12,7 @@ from typing import Any
 
 from espnet_ext.config.recipe_errors import is_int, is_number
 from espnet_ext.config.training import Config
-from espnet_ext.errors import nearest
+from espnet_ext.errors import nearest, unknown_option
 from espnet_ext.validation import Strict
 
 
@@ -131,7 +131,7 @@ class Signatures(Strict):
         known = self.methods[method]
         for name in conf if isinstance(conf, dict) else ():
             if name not in known:
-                yield f"unknown option of {method}: {nearest(str(name), known)}"
+                yield unknown_option(method, str(name), known)
 
     def _encoders_with(self, method: str, owner: str) -> str:
         """Names of the encoder ``owner`` with a method, or of all encoders that the method fits."""

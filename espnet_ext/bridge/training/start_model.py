@@ -35,8 +35,8 @@ def refuse_other_start(model: nn.Module, starts: Sequence[Start]) -> list[str]:
     """
     lines = []
     for start in starts:
-        refuse_changed(start.path)
         state = _taken(load_state(start.path), start)
+        refuse_changed(start.path)
         module = _part(model, start)
         lines += start_from_plain(module, state)
         expected = module.state_dict()

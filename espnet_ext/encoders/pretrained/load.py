@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,18 @@ def build_stack(architecture: Mapping[str, Any]) -> Stack:
 def _read(name: str, family: Any, source: str | Path, local: bool) -> Stack:
     if family not in FAMILIES:
         raise UserError(f"{source}: unknown model family {nearest(str(family), FAMILIES)}")
-    if not local:
-        with quiet():
-            return FAMILIES[family].read(name, family, local).eval()
-    for path in Path(name).iterdir():  # the stack of a deployed model
+    for path in Path(name).iterdir() if local else ():  # the stack of a deployed model
         refuse_changed(path)
-    # transformers makes each tensor twice, and a number has a byte at least.
-    held = sum(path.stat().st_size for path in Path(name).glob("*.safetensors"))
-    reason = f"{source} describes a model that is many times as large as its weights"
-    with quiet(), bounded(2 * held + SMALL_MODEL, reason):
+    with quiet(), _no_larger_than_file(Path(name), source) if local else nullcontext():
         return FAMILIES[family].read(name, family, local).eval()
+
+
+def _no_larger_than_file(folder: Path, source: str | Path) -> AbstractContextManager[None]:
+    """Refuse a config.json that describes a far larger model than the weights next to it."""
+    # transformers makes each tensor twice, and a number has a byte at least.
+    held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    reason = f"{source} describes a model that is many times as large as its weights"
+    return bounded(2 * held + SMALL_MODEL, reason)
 
 
 def _family_in_hub(model: str, source: str) -> Any:

@@ -26,7 +26,7 @@ from pathlib import Path
 from espnet_ext.errors import UserError
 from espnet_ext.results.claims.base import Evidence
 from espnet_ext.results.claims.rules import Claim
-from espnet_ext.results.claims.unusable import doubt_of_texts
+from espnet_ext.results.claims.scored import Scored
 from espnet_ext.results.claims.verdicts import (
     FAILED,
     INCONCLUSIVE,
@@ -36,7 +36,6 @@ from espnet_ext.results.claims.verdicts import (
     Finding,
     not_measured,
 )
-from espnet_ext.results.schema import NOT_MEASURED
 from espnet_ext.results.store import Results
 from espnet_ext.validation import Items, Strict, Text, parse
 from espnet_ext.yaml_files import read_yaml
@@ -111,18 +110,12 @@ def judge(claim: BaseClaim, item: Evidence, results: Results) -> Finding:
         if item.missing is None:
             raise UserError(f"{item.title()}: not published; state under missing what it takes")
         return not_measured(item.missing)
-    if claim.of_training and (failures := item.failures(results)):
+    if not isinstance(claim, Scored):
+        return claim.judge(item, results)
+    if failures := item.failures(results):
         text, verdict = "; ".join(failures), FAILED
     else:
         text, verdict = claim.judge(item, results)
-        if claim.of_training and (doubt := _doubt(claim, item, results)):
+        if doubt := claim.doubt(item, results):
             text, verdict = text + doubt, INCONCLUSIVE + WORSE * verdict.endswith(WORSE)
-    untuned = claim.of_training and (item.untuned or getattr(claim, "untuned", False))
-    return text + UNTUNED * (untuned and verdict != NOT_MEASURED), verdict
-
-
-def _doubt(claim: BaseClaim, item: Evidence, results: Results) -> str:
-    """Why systems are no evidence, though their trainings did not fail."""
-    if claim.is_question:
-        return item.doubt_of_all(results)
-    return item.doubt_of_all(results) or doubt_of_texts(item, results)
+    return text + UNTUNED * (item.untuned or claim.untuned), verdict

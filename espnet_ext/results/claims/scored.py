@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from espnet_ext.results.claims.base import Compared, Effects
 from espnet_ext.results.claims.evidence import GridBest, GridCurve, Pair
+from espnet_ext.results.claims.unusable import doubt_of_texts
 from espnet_ext.results.claims.verdicts import (
     BY_DIRECTION,
     DOES_NOT,
@@ -22,11 +23,17 @@ from espnet_ext.validation import Items, Number
 
 
 class Scored(BaseClaim):
-    """A claim about scores; evidence may have another ``effect``, and be ``untuned`` alone."""
+    """A claim about what trainings made, which must not have failed.
 
-    of_training = True
+    Evidence may have another ``effect``, and be ``untuned`` alone.
+    """
+
     effect: Effects | None = None
     untuned: bool = False
+
+    def doubt(self, item: Any, results: Results) -> str:
+        """Why systems are no evidence, though their trainings did not fail; empty if they are."""
+        return item.doubt_of_all(results) or doubt_of_texts(item, results)
 
     def power(
         self,
@@ -128,9 +135,12 @@ class Kept(Scored):
 class Question(Scored):
     """A question that the paper leaves open: names the better of the two, if one is."""
 
-    is_question = True
     rule: Literal["question"]
     evidence: Items[Pair]
+
+    def doubt(self, item: Any, results: Results) -> str:
+        """Which of two is better can be said of systems that hardly work, too."""
+        return item.doubt_of_all(results)
 
     def judge(self, item: Any, results: Results) -> Finding:
         found: Compared = item.compared(results)
@@ -178,8 +188,6 @@ class TrendClaim(Scored):
 
     def judge(self, item: GridCurve, results: Results) -> Finding:
         found = item.trend(results, self.degree)
-        verdict, note = (
-            BY_DIRECTION[found.direction],
-            self.power(item, "weighted_f1", found.interval),
-        )
+        verdict = BY_DIRECTION[found.direction]
+        note = self.power(item, "weighted_f1", found.interval)
         return with_note(found.text, note, verdict), verdict

@@ -23,6 +23,8 @@ def doubt_of_texts(item: Evidence, results: Results) -> str:
     """
     if not isinstance(item, GridPair | RunPair):
         return ""
+    if isinstance(item, GridPair) and item.record(results).classes is not None:
+        return ""  # before its permutation test, which the claim has made already
     key = _MAIN.get(item.compared(results).comparison.metric)
     if key is None:
         return ""

@@ -1,7 +1,7 @@
 """Verdicts, the base of all rules, and the notes on what was measured."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 from espnet_ext.results.comparison import Comparison
 from espnet_ext.results.metrics import METRICS
@@ -26,9 +26,6 @@ class BaseClaim(Strict):
     claim: Text
     where: Text  # in the paper
     published: Text
-
-    of_training: ClassVar[bool] = False  # judged by what a training made: it must not have failed
-    is_question: ClassVar[bool] = False  # which of two is better, whatever others reach
 
     @abstractmethod
     def judge(self, item: Any, results: Results) -> Finding:

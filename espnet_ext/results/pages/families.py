@@ -94,7 +94,7 @@ def size_series(results: Iterable[Result]) -> dict[str, list[tuple[str, Result]]
     """The runs of a recipe by series, with labels: families, and all others.
 
     Families that are compared with another one are one series. Of what a family's section shows,
-    those have a label here that are best for their size, and the smallest of a family.
+    those have a label here that are best for their size, and the smallest of each other family.
     """
     every = list(results)
     families = find_families(every)
@@ -102,14 +102,17 @@ def size_series(results: Iterable[Result]) -> dict[str, list[tuple[str, Result]]
     members = {run.name for family in families for run in family.members}
     named = best_for_size(every) | {run.name for run in without_families(every)}
     named |= {run.name for run in every if run.variant == UNTRAINED}
+    others = {
+        family.tag
+        for family in families
+        if not any(run.tag in tags - {family.tag} for run in family.baselines.values())
+    }
+    named |= {family.members[-1].name for family in families if family.tag in others}
     labelled = {run.name: (run.name if run.name in named else "", run) for run in every}
     series = {"other runs": [pair for name, pair in labelled.items() if name not in members]}
     for family in families:
-        compared = any(run.tag in tags - {family.tag} for run in family.baselines.values())
-        title = "families compared with these" if compared else f"family {family.tag}"
-        if not compared:  # the one that the others are about
-            smallest = family.members[-1]
-            labelled[smallest.name] = (smallest.name, smallest)
+        is_other = family.tag in others
+        title = f"family {family.tag}" if is_other else "families compared with these"
         series.setdefault(title, []).extend(labelled[run.name] for run in family.members)
     return series
 

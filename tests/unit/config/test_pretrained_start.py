@@ -2,7 +2,7 @@
 
 import pytest
 
-from espnet_ext.config.pretrained import Start, start_files
+from espnet_ext.config.pretrained import Start, read_starts
 from espnet_ext.config.training import Config, Recipe
 from espnet_ext.errors import UserError
 
@@ -10,7 +10,7 @@ from espnet_ext.errors import UserError
 def start_models(folder, given):
     (folder / "conf").mkdir(exist_ok=True)
     config = Config(folder / "conf/train_x.yaml", "x", Recipe(), {"init_param": given})
-    return start_files(config, folder)
+    return read_starts(config, folder)
 
 
 def test_models_and_their_parts_are_listed(tmp_path):
