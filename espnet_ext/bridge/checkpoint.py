@@ -24,7 +24,7 @@ from espnet_ext.formats.building import building
 from espnet_ext.formats.packed import dequantised, read_member
 from espnet_ext.formats.state_dict import compare_state, load_state
 from espnet_ext.methods.deploy import check_finite
-from espnet_ext.methods.residual import ResidualWeight
+from espnet_ext.methods.residual_weight import ResidualWeight
 
 install()
 

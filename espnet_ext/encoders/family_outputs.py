@@ -7,7 +7,8 @@ from torch import Tensor
 
 from espnet_ext.methods.nested_options import Member, NestedOptions, parse_name
 from espnet_ext.methods.registry import METHODS
-from espnet_ext.methods.residual import ResidualOptions, ResidualWeight, sizes_of_kept
+from espnet_ext.methods.residual import ResidualOptions, sizes_of_kept
+from espnet_ext.methods.residual_weight import ResidualWeight
 
 
 def encoder_outputs(

@@ -9,14 +9,12 @@ W_l = U + up down + D.
 ``up`` and ``diagonal`` start at zero: training starts at the sharing-only model.
 """
 
-import math
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from espnet_ext.errors import UserError
@@ -29,13 +27,12 @@ from espnet_ext.methods.chains import (
     parts_with_chains,
     place_of,
     share,
-    value_before,
 )
-from espnet_ext.methods.deploy import empty_like
 from espnet_ext.methods.options import WHOLE, Options, Positive, Whole
-from espnet_ext.methods.protocols import Memo, Placed
+from espnet_ext.methods.protocols import Memo
 from espnet_ext.methods.registry import Method, register
-from espnet_ext.methods.shared_linear import SharedLinear, effective_weight
+from espnet_ext.methods.residual_start import start
+from espnet_ext.methods.residual_weight import ResidualWeight
 from espnet_ext.methods.sites import (
     Layer,
     check_sites,
@@ -58,6 +55,8 @@ class ResidualOptions(Options):
         rank: R >= 0 of the low-rank part; 0 leaves it out.
         diagonal: whether there is a diagonal part. Without both parts, layers only share.
         sites: which layers share; the paper's are the six projections.
+        start: what trained layers become: ``mean``, a base at their mean and residuals nearest to
+            what is left; ``first``, a base at the first of them and residuals of zero.
         form: ``train``, or ``shared``: the layers that ``deploy(model, "shared")`` writes.
     """
 
@@ -68,6 +67,7 @@ class ResidualOptions(Options):
     rank: Whole = Field(16, description=WHOLE)
     diagonal: bool = Field(True, description="true or false")
     sites: tuple[str, ...] = Field(("qkv", "project", "ffn"), description="a list of sites")
+    start: Literal["mean", "first"] = Field("mean", description="mean or first")
     form: Literal["train", "shared"] = "train"
 
     @field_validator("sites", mode="before")
@@ -125,58 +125,6 @@ def refuse_alone(stack: nn.Module, kept: Sequence[int]) -> None:
             )
 
 
-class ResidualWeight(nn.Module):
-    """Parametrization of a weight (o, i) or (o, i, 1) as shared base + low-rank + diagonal.
-
-    It is ``Deployable``.
-    """
-
-    variant = "shared"
-    place = 2  # in a chain (``methods.chains``)
-
-    def __init__(self, weight: Tensor, rank: int, diagonal: bool):
-        super().__init__()
-        outputs, inputs = weight.shape[:2]
-        if rank > min(outputs, inputs):
-            raise UserError(
-                f"residual: rank {rank} is more than a weight of {outputs} x {inputs} can have"
-            )
-        self.down = self.up = self.diagonal = None
-        if rank:
-            self.down = nn.Parameter(weight.new_empty(rank, inputs))
-            nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
-            self.up = nn.Parameter(weight.new_zeros(outputs, rank))
-        if diagonal:
-            self.diagonal = nn.Parameter(weight.new_zeros(min(outputs, inputs)))
-
-    def forward(self, base: Tensor) -> Tensor:
-        """Return base + up down + diagonal, of the shape of ``base``."""
-        return effective_weight(base, self.down, self.up, self.diagonal)
-
-    def deployed(self, layer: Any, memo: Memo) -> nn.Module:
-        """Build the layer of the variant ``shared``, which keeps base and residual separate."""
-
-        def shared(chain: Any, value: Tensor) -> nn.Parameter:
-            trained = originals(chain)
-            if id(trained[0]) not in memo:
-                grad = any(tensor.requires_grad for tensor in trained)
-                memo[id(trained[0])] = nn.Parameter(value.detach().clone(), requires_grad=grad)
-            return memo[id(trained[0])]
-
-        chains = layer.parametrizations
-        weight = shared(chains.weight, value_before(chains.weight, self))
-        bias = None if layer.bias is None else shared(chains.bias, layer.bias)
-        if self.up is None and self.diagonal is None:
-            plain = empty_like(layer)
-            plain.weight, plain.bias = weight, bias
-            return plain.train(layer.training)
-        residual = (
-            None if part is None else nn.Parameter(part.detach().clone())
-            for part in (self.down, self.up, self.diagonal)
-        )
-        return SharedLinear(weight, bias, *residual).train(layer.training)
-
-
 def share_layers(units: Sequence[Sequence[nn.Module]], options: ResidualOptions) -> None:
     """Give all units one base and each unit a residual, in place.
 
@@ -189,7 +137,7 @@ def share_layers(units: Sequence[Sequence[nn.Module]], options: ResidualOptions)
         first: Any = unit[0]
         if any(place_of(part) == ROUNDING for part in chain_of(first, "weight") or ()):
             raise UserError("residual: this layer is in a family; nested has to be the last")
-        attach(first, "weight", ResidualWeight(first.weight, rank, diagonal))
+        attach(first, "weight", ResidualWeight(first.weight, rank, diagonal, options.start))
         if first.bias is not None:
             attach(first, "bias", nn.Identity())
         for name in first.parametrizations if first is not base else ():
@@ -230,90 +178,6 @@ def _group_key(module: nn.Module, layer: Layer, options: ResidualOptions) -> tup
     size = len(list(module.get_submodule(stack).children()))
     group = group_numbers(options, size)[int(number)]
     return stack, group, name, tuple(layer.module.weight.shape), layer.module.bias is None
-
-
-def start(module: nn.Module, state: dict[str, Tensor], prefix: str) -> list[str]:
-    """Start near trained layers; see ``methods.start``.
-
-    Of the layers W_l of a group the base is the mean U, D_l the diagonal of W_l - U, and A_l B_l
-    the best approximation of rank R of what is left (truncated singular value decomposition). A
-    shared bias is the mean of the biases.
-
-    Returns:
-        The part of the energy of all W_l - U that the residuals keep.
-    """
-    groups: dict[int, dict[int, Unit]] = {}  # of base and residual
-    plain_biases = []  # of layers whose biases no other method computes
-    for name, layer, chain in parts_with_chains(module, "weight"):
-        found = part_of(chain, ResidualWeight)
-        if found is not None:
-            place = f"{prefix}{name}." if name else prefix
-            units = groups.setdefault(id(originals(chain)[0]), {})
-            units.setdefault(id(found[1]), Unit([], *found)).places.append(place)
-            if not any(isinstance(part, Placed) for part in chain_of(layer, "bias") or ()):
-                plain_biases.append(place)
-    energy = kept = 0.0
-    for units in groups.values():
-        places = [place for unit in units.values() for place in unit.places]
-        if not all(f"{place}weight" in state for place in places):
-            continue
-        whole, part = _start_group(list(units.values()), state)
-        energy, kept = energy + whole, kept + part
-        biases = [state[f"{p}bias"] for p in places if f"{p}bias" in state]
-        for place in places if biases else ():
-            state[f"{place}bias"] = torch.stack(biases).mean(0)
-            if place in plain_biases:
-                state[f"{place}parametrizations.bias.original"] = state.pop(f"{place}bias")
-    if not energy:
-        return []
-    return [f"residual: the residuals keep {100 * kept / energy:.1f} % of what layers differ in"]
-
-
-class Unit(NamedTuple):
-    """A residual: the layers that have it, and its place in their chains."""
-
-    places: list[str]  # names of the layers, with their dots
-    place: int
-    residual: ResidualWeight
-
-
-def _start_group(units: Sequence[Unit], state: dict[str, Tensor]) -> tuple[float, float]:
-    """Write base and residuals of a group into a state; return the energies: whole, and kept.
-
-    A base that another method computes is written under the plain name, for that method.
-    """
-    weights = [state[f"{unit.places[0]}weight"].double() for unit in units]
-    base = torch.stack(weights).mean(0)
-    whole = left = 0.0
-    for (names, index, residual), weight in zip(units, weights, strict=True):
-        rest = (weight - base).flatten(1)
-        whole += rest.square().sum().item()
-        parts = {}
-        if residual.diagonal is not None:
-            parts["diagonal"] = rest.diagonal().clone()
-            rest = torch.diagonal_scatter(rest, torch.zeros_like(parts["diagonal"]))
-        if residual.up is not None and residual.down is not None:
-            parts |= _low_rank(rest, residual.up, residual.down)
-            rest = rest - parts["up"] @ parts["down"]
-        left += rest.square().sum().item()
-        for name in names:
-            kind = state.pop(f"{name}weight").dtype
-            state[f"{name}parametrizations.weight.original" if index == 0 else f"{name}weight"] = (
-                base.to(kind)
-            )
-            for part, tensor in parts.items():
-                state[f"{name}parametrizations.weight.{index}.{part}"] = tensor.to(kind)
-    return whole, whole - left
-
-
-def _low_rank(rest: Tensor, up: Tensor, down: Tensor) -> dict[str, Tensor]:
-    """The factors, as large as ``up`` and ``down``, whose product is nearest to ``rest``."""
-    if not rest.any():  # of zeros too they would have no gradient
-        return {"up": up.detach().to(rest), "down": down.detach().to(rest)}
-    rank = len(down)
-    left_vectors, sizes, right_vectors = torch.linalg.svd(rest, full_matrices=False)
-    root = sizes[:rank].sqrt()
-    return {"up": left_vectors[:, :rank] * root, "down": root.unsqueeze(1) * right_vectors[:rank]}
 
 
 def _use_shared_variant(module: nn.Module) -> None:

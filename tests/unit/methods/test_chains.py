@@ -22,7 +22,7 @@ from espnet_ext.methods.nested import nested_stack
 from espnet_ext.methods.nested_options import NestedOptions
 from espnet_ext.methods.quantise import fake_quantise
 from espnet_ext.methods.registry import METHODS
-from espnet_ext.methods.residual import SharedLinear
+from espnet_ext.methods.shared_linear import SharedLinear
 from espnet_ext.methods.start import apply_to_trained
 from tests.fixtures import foundation
 from tests.unit.methods.test_nested_model import outputs, speech

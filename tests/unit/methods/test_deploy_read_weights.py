@@ -8,7 +8,8 @@ from torch import nn
 
 from espnet_ext.errors import UserError
 from espnet_ext.methods.deploy import deploy, parameter_count, variants
-from espnet_ext.methods.residual import ResidualOptions, SharedLinear, apply_residual
+from espnet_ext.methods.residual import ResidualOptions, apply_residual
+from espnet_ext.methods.shared_linear import SharedLinear
 
 NEAR = {"atol": 1e-6, "rtol": 0}
 SITES = [("ffn",), ("project",), ("ffn", "project")]

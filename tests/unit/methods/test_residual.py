@@ -10,10 +10,10 @@ from espnet_ext.errors import UserError
 from espnet_ext.methods.deploy import deploy, parameter_count, variants
 from espnet_ext.methods.residual import (
     ResidualOptions,
-    SharedLinear,
     apply_residual,
     group_numbers,
 )
+from espnet_ext.methods.shared_linear import SharedLinear
 
 D, FFN = 8, 12
 

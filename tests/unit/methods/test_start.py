@@ -132,6 +132,22 @@ def test_residuals_start_at_mean_diagonal_and_singular_vectors(rank, diagonal):
     assert first is second
 
 
+def test_residuals_start_at_zero_on_the_first_layer():
+    torch.manual_seed(3)
+    plain = Layers()
+    trained = {name: tensor.clone() for name, tensor in plain.layers.state_dict().items()}
+    options = ResidualOptions(share=[2, 1], rank=3, sites=["ffn"], start="first")
+    lines = apply_to_trained(plain, (METHODS["residual"], options))
+    assert lines == ["residual: the residuals keep 0.0 % of what layers differ in"]
+    for layer, source in enumerate((0, 0, 2)):
+        for name in ("weight", "bias"):
+            found = getattr(plain.layers[layer].fc1, name)
+            assert torch.equal(found, trained[f"{source}.fc1.{name}"])
+    # Both factors at zero would never learn.
+    sum(layer.fc1.weight.square().sum() for layer in plain.layers[:2]).backward()
+    assert plain.layers[1].fc1.parametrizations.weight[0].up.grad.abs().sum() > 0
+
+
 def test_residuals_of_full_rank_are_the_trained_model(tmp_path):
     plain = model(tmp_path, "conformer", {})
     with torch.no_grad():  # one bias is shared
