@@ -112,6 +112,8 @@ def load_probe(folder: Path) -> tuple[Any, list[str]]:
         raise UserError(f"{folder}: a mimic replaced its layers; prune the probe that it imitates")
     if model.encoder.upto is not None:
         raise UserError(f"{folder}: a probe with upto reads no whole stack; train one without")
+    if model.encoder.outputs != 1:
+        raise UserError(f"{folder}: a probe with outputs reads several layers; train one without")
     return model, [token for token in arguments["token_list"] if token != "<unk>"]
 
 

@@ -15,7 +15,7 @@ from espnet_ext.bridge.registry import TASKS, install
 from espnet_ext.config.pretrained import PRETRAINED, require_token_source
 from espnet_ext.config.recipe_errors import section
 from espnet_ext.data.tokenizer import listed, source_files
-from espnet_ext.encoders.pretrained.encoder import without_missing_model
+from espnet_ext.encoders.pretrained.load import without_missing_model
 from espnet_ext.errors import UserError
 from espnet_ext.experiment import Experiment
 from espnet_ext.formats.building import bounded

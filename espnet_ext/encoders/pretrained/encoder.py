@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from espnet_ext.encoders.frozen_cache import FrozenCache, computation_of, digest
 from espnet_ext.encoders.pretrained.chunk_mask import read_chunks
-from espnet_ext.encoders.pretrained.load import build_stack, load_stack
+from espnet_ext.encoders.pretrained.load import load_or_build
 from espnet_ext.encoders.pretrained.mimicked import MimicConf, MimickedStack
 from espnet_ext.encoders.pretrained.stack import RATE, Stack
 from espnet_ext.encoders.pretrained.wav2vec2 import Wav2Vec2Stack
@@ -48,6 +48,7 @@ class StackEncoder(AbsEncoder):
         keep: Sequence[int] | None = None,
         repeat: int = 1,
         upto: int | None = None,
+        outputs: int = 1,
         architecture: dict | None = None,
         mimic: dict | None = None,
         nested: dict | None = None,
@@ -70,6 +71,8 @@ class StackEncoder(AbsEncoder):
             repeat: put so many layers in the place of each remaining one, each with that part of
                 its step; for whisper. See ``Stack.repeat``.
             upto: read the output of the first ``upto`` remaining layers; None: of all.
+            outputs: how many outputs are read side by side: the last one and those before it, of
+                layers, of mimics and of what the first layer reads.
             architecture: keys of transformers' config.json (model_type, ...): what to build
                 if there is no ``path``.
             mimic: section of a network that replaces the last layers; see ``mimicked.MimicConf``.
@@ -95,7 +98,7 @@ class StackEncoder(AbsEncoder):
         """
         super().__init__()
         _refuse(input_size, frozen, cache_gb=cache_gb, pad_to=pad_to)
-        whole = _load_or_build(path, architecture).select(remove, keep)
+        whole = load_or_build(path, architecture).select(remove, keep)
         if repeat != 1 or isinstance(repeat, bool):
             whole.repeat(repeat)
         if upto is not None and not 1 <= upto <= whole.num_layers:
@@ -105,9 +108,11 @@ class StackEncoder(AbsEncoder):
         self.cache: FrozenCache | None = None
         self._digest: str | None = None
         self.stack: Stack | MimickedStack = whole
+        self.outputs = outputs
         self._compress(whole, {"hrf": hrf, "nested": nested, "residual": residual}, mimic)
         if mimic is not None:
             self._replace_by_mimic(whole, MimicConf.parse(mimic))
+        self._refuse_outputs(nested)
         self._freeze()
         self.pad_to = round(pad_to * RATE)
         if masks is not None:
@@ -163,6 +168,17 @@ class StackEncoder(AbsEncoder):
             self.stack.load(Path(section.path))
         if section.frozen:
             self.stack.mimic.requires_grad_(False)
+
+    def _refuse_outputs(self, nested: dict | None) -> None:
+        """Raise UserError if there are fewer outputs than ``outputs``."""
+        if self.outputs != 1 and nested is not None:
+            raise UserError("encoder: stack: outputs has no meaning together with nested")
+        if isinstance(self.stack, MimickedStack):
+            most = self.stack.first + 1 + len(self.stack.mimic.parts)
+        else:
+            most = (self.upto or self.stack.num_layers) + 1
+        if isinstance(self.outputs, bool) or not 1 <= self.outputs <= most:
+            raise UserError(f"encoder: stack: outputs: {self.outputs} is not in 1..{most}")
 
     def _freeze(self) -> None:
         """Stop the gradients of what is frozen."""
@@ -220,7 +236,7 @@ class StackEncoder(AbsEncoder):
 
     def output_size(self) -> int:
         """Features of a frame."""
-        return self.stack.width
+        return self.stack.width * self.outputs
 
     def forward(
         self, xs_pad: Tensor, ilens: Tensor, prev_states: Tensor | None = None
@@ -238,9 +254,7 @@ class StackEncoder(AbsEncoder):
             x, lengths = self.base.front(x, lengths)
         if self.frozen is not True:
             x = self._layers(x, lengths)
-        if self.mimic is not None:
-            x = self.mimic(x, lengths)[-1]
-        return x, lengths, None
+        return self._mimicked(x, lengths), lengths, None
 
     def encode_features(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode what the convolutions of a model read, as ``forward`` encodes samples.
@@ -254,13 +268,26 @@ class StackEncoder(AbsEncoder):
         self._set_modes()
         x, lengths = self.base.convolved(x, lengths)
         x = self._layers(x, lengths)
-        return (x if self.mimic is None else self.mimic(x, lengths)[-1]), lengths
+        return self._mimicked(x, lengths), lengths
 
     def _layers(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Run what follows the front end, up to the output or the first mimic."""
+        """Run what follows the front end; return outputs up to the last or the first mimic."""
+        count = max(1, self.outputs - (len(self.mimic.parts) if self.mimic is not None else 0))
         if isinstance(self.stack, MimickedStack):
-            return self.stack.before(x, lengths)
-        return self.stack.hidden(x, lengths, self.upto)[-1]
+            states = self.stack.before(x, lengths)
+        else:
+            h = self.stack.enter(x, lengths)
+            states = [h, *self.stack.run(h, lengths, 0, self.upto)]
+        return states[-1] if count == 1 else torch.cat(states[-count:], dim=-1)
+
+    def _mimicked(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Return the output, or outputs, from those of ``_layers``: run the mimics, if any."""
+        if self.mimic is None:
+            return x
+        found = self.mimic(x[..., -self.stack.width :], lengths)
+        if self.outputs == 1:
+            return found[-1]
+        return torch.cat([x, *found], dim=-1)[..., -self.output_size() :]
 
     def _frozen_part(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         x, lengths = self.base.front(speech, lengths)
@@ -278,7 +305,7 @@ class StackEncoder(AbsEncoder):
         if self._digest is None:
             self._digest = digest(self.base)
         first = self.stack.first if isinstance(self.stack, MimickedStack) else None
-        depth = (self.base.kept, self.upto, first) if self.frozen is True else ()
+        depth = (self.base.kept, self.upto, first, self.outputs) if self.frozen is True else ()
         return (self._digest, self.frozen, *depth)
 
     def _set_modes(self) -> None:
@@ -315,36 +342,3 @@ def caching(model: nn.Module, cache: FrozenCache) -> Iterator[None]:
     finally:
         for encoder in encoders:
             encoder.cache = None
-
-
-def without_missing_model(conf: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an ``encoder_conf`` without its ``path`` if the folder is missing.
-
-    The encoder is then built from its ``architecture``, if it has one, with random weights: a
-    config can be examined (check, footprint) before anything was fetched. A family whose ``common``
-    tokens stage 3 has not listed yet is built without.
-    """
-    found, nested = dict(conf), conf.get("nested")
-    path, architecture = conf.get("path"), conf.get("architecture")
-    if path is not None and architecture is not None and not Path(path).exists():
-        found["path"] = None
-    if nested and nested.get("common") and not Path(nested["common"]).exists():
-        rare = nested.get("rare") if nested.get("frequent") else None  # else all tokens are rare
-        found["nested"] = {**nested, "common": None, "rare": rare}
-    return found
-
-
-def _load_or_build(path: str | None, architecture: dict | None) -> Stack:
-    """Load ``path``, whose sizes must be those of ``architecture``, or build the latter."""
-    if path is None:
-        if architecture is None:
-            raise UserError("encoder: stack: give the path of a model, or an architecture to build")
-        return build_stack(architecture)
-    stack = load_stack(path)
-    found = stack.architecture or {}
-    for key, value in (architecture or {}).items():
-        if found.get(key, value) != value:
-            raise UserError(
-                f"{path} has {key} {found[key]!r}, encoder_conf: architecture says {value!r}"
-            )
-    return stack

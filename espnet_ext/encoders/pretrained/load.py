@@ -114,3 +114,40 @@ def _family_of(config: Path) -> Any:
     except ValueError as error:
         raise UserError(f"{config}: not valid JSON: {error}") from None
     return content.get("model_type") if isinstance(content, dict) else None
+
+
+def without_missing_model(conf: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an ``encoder_conf`` without its ``path`` if the folder is missing.
+
+    The encoder is then built from its ``architecture``, if it has one, with random weights: a
+    config can be examined (check, footprint) before anything was fetched. A family whose ``common``
+    tokens stage 3 has not listed yet is built without.
+    """
+    found, nested = dict(conf), conf.get("nested")
+    path, architecture = conf.get("path"), conf.get("architecture")
+    if path is not None and architecture is not None and not Path(path).exists():
+        found["path"] = None
+    if nested and nested.get("common") and not Path(nested["common"]).exists():
+        rare = nested.get("rare") if nested.get("frequent") else None  # else all tokens are rare
+        found["nested"] = {**nested, "common": None, "rare": rare}
+    return found
+
+
+def load_or_build(path: str | None, architecture: dict | None) -> Stack:
+    """Load ``path``, whose sizes must be those of ``architecture``, or build the latter.
+
+    Raises:
+        UserError: neither is given, the sizes differ, or an error of ``load_stack``.
+    """
+    if path is None:
+        if architecture is None:
+            raise UserError("encoder: stack: give the path of a model, or an architecture to build")
+        return build_stack(architecture)
+    stack = load_stack(path)
+    found = stack.architecture or {}
+    for key, value in (architecture or {}).items():
+        if found.get(key, value) != value:
+            raise UserError(
+                f"{path} has {key} {found[key]!r}, encoder_conf: architecture says {value!r}"
+            )
+    return stack

@@ -61,13 +61,14 @@ class MimickedStack(nn.Module):
     def start(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the input of the first mimic, (batch, time, width), and frames (batch,)."""
         x, lengths = self.stack.front(speech, lengths)
-        return self.before(x, lengths), lengths
+        return self.before(x, lengths)[-1], lengths
 
-    def before(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Return the input of the first mimic from the output of the front end."""
+    def before(self, x: Tensor, lengths: Tensor) -> list[Tensor]:
+        """Return outputs, the last of which the first mimic reads, from that of the front end."""
         if self.first == 0:
-            return x
-        return self.stack.run(self.stack.enter(x, lengths), lengths, finished=False)[-1]
+            return [x]
+        h = self.stack.enter(x, lengths)
+        return [h, *self.stack.run(h, lengths, finished=False)]
 
     def forward(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output of the last mimic, (batch, time, width), and frames (batch,)."""
