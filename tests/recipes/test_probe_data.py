@@ -33,6 +33,7 @@ def test_hedgewars_is_prepared_for_both_tasks(tmp_path):
     data = tmp_path / "data"
     affect = {n: labels(data / n) for n in ("train", "dev", "test")}
     words_of = {n: labels(data / f"keyword_{n}") for n in ("train", "dev", "test")}
+    assert labels(data / "all") == affect["train"] | affect["dev"] | affect["test"]
     # Event-affect is what ser1 has, Spanish too; Kamikaze is a keyword and no class.
     assert affect["train"]["default_es-hmm"] == "neutral"
     assert "default_es-hmm" not in words_of["train"]

@@ -6,6 +6,7 @@ Example:
   python local/data.py --package hedgewars-data_1.0.2-6_all.deb
 
 Writes 16 kHz mono FLAC to data/audio, and these sets:
+  data/all            the 777 clips of event-affect, of which the sets of its folds are lists
   data/{train,dev,test}   event-affect: 777 clips of 15 voices in 7 classes; the clips, the fixed
       split and the folds data/voice-VOICE/ and data/group-{1..3}/ are those of egs/hedgewars/ser1
   data/keyword_{train,dev,test}   which of 53 lines? The ten voices that speak English; test
@@ -60,7 +61,7 @@ def prepare(stage: DataStage) -> None:
     clips = {"affect": hedgewars.classed(stage, files), "word": keywords(stage, files)}
     found = stage.convert_sets(clips)
     by_affect, by_word = found["affect"], found["word"]
-    sets = hedgewars.fixed(by_affect)
+    sets = {"all": by_affect, **hedgewars.fixed(by_affect)}
     sets |= {f"keyword_{part}": items for part, items in hedgewars.fixed(by_word).items()}
     folds = {
         "voice": hedgewars.by_voice(by_affect),
