@@ -46,6 +46,18 @@ def test_a_mimic_is_the_last_output_and_reads_the_one_before(split, tmp_path):
     torch.testing.assert_close(encoded(encoder, waves, lengths), wanted, atol=2e-5, rtol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("mimic", [None, {"first": 2, "width": 5}])
+def test_what_an_export_computes_has_the_same_outputs(mimic, tmp_path):
+    models.make(tmp_path, "wav2vec2", True)
+    waves, lengths = models.speech(1600)
+    encoder = StackEncoder(1, path=str(tmp_path), mimic=mimic, outputs=3)
+    wanted = encoded(encoder, waves, lengths)
+    found, frames = encoder.encode_features(waves.unsqueeze(-1), lengths)
+    assert wanted.shape[1:] == (int(frames), 3 * models.WIDTH)
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
+
+
 def test_outputs_of_frozen_layers_are_cached_by_their_number():
     waves, lengths = models.speech(16000)
     cache = FrozenCache()
