@@ -10,7 +10,7 @@ from typing import Any
 from espnet_ext.results.schema import NOT_MEASURED, Decoding, Result
 
 TERMINAL = 100  # columns that a printed table may take
-_NAME = 24  # characters of a line of a name, in a table that is too wide
+_NAME = (16, 24)  # characters of a line of a name, in a table that is too wide: least, most
 type Table = tuple[list[str], list[list[str]]]  # header, rows
 
 
@@ -49,10 +49,13 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     width = min(columns, TERMINAL)
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     if sum(widths) + 3 * len(widths) + 1 > width:
-        rows = [[_in_pieces(cell) for cell in row] for row in rows]
+        length = min(max(width // len(header), _NAME[0]), _NAME[1])
+        header, *rows = [[_in_pieces(cell, length) for cell in row] for row in (header, *rows)]
     table = Table(box=box.MARKDOWN)
-    for title in header:
-        table.add_column(Text(title), overflow="fold")
+    for place, column in enumerate(zip(header, *rows, strict=True)):
+        longest = max(len(word) for cell in column for word in cell.split() or [""])
+        least = min(longest, _NAME[1]) if place == 0 else None  # the names of the rows stay whole
+        table.add_column(Text(column[0]), overflow="fold", min_width=least)
     for row in rows:
         table.add_row(*map(Text, row))
     console = Console(width=width, color_system=None)
@@ -61,13 +64,13 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print("\n".join(line.rstrip() for line in capture.get().strip().splitlines()))
 
 
-def _in_pieces(cell: str) -> str:
+def _in_pieces(cell: str, length: int) -> str:
     """A cell with a line for each piece of a long name, cut after a slash or an underscore."""
 
     def pieces(match: re.Match[str]) -> str:
         lines = [""]
         for part in re.findall(r"[^/_]+[/_]?|[/_]", match[0]):
-            if lines[-1] and len(lines[-1] + part) > _NAME:
+            if lines[-1] and len(lines[-1] + part) > length:
                 lines.append("")
             lines[-1] += part
         return "\n".join(lines)

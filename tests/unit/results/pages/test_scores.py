@@ -101,6 +101,13 @@ def test_a_table_that_is_too_wide_cuts_names_after_a_slash_or_an_underscore(caps
         "4L-1536-32b",
     ]
     assert max(map(len, lines)) <= TERMINAL
+    # Where there are many columns the pieces of names are shorter, and not cut further.
+    cells = ["pooled_whisper_tiny_s", *["3,089,433 of 4,000"] * 4, "inconclusive, p 0.512"]
+    print_table([*"abcde", "against pooled_whisper_tiny_s"], [cells])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= TERMINAL
+    names = [line.split("|")[1].strip() for line in lines[3:]]
+    assert [name for name in names if name][-2:] == ["pooled_whisper_", "tiny_s"]
     print_table(["run", "note"], [["a" * 30, "many words " * 12]])
     assert "a" * 30 in capsys.readouterr().out.splitlines()[2]  # nowhere to cut, no empty line
 
