@@ -139,6 +139,8 @@ def load_recogniser(folder: Path, method: str, options: dict[str, Any], part: st
         return decoder
     if not isinstance(encoder, StackEncoder) or isinstance(encoder.stack, MimickedStack):
         raise UserError(f"{folder} has no encoder: stack with all its layers; prune another model")
+    if encoder.outputs != 1 or encoder.upto is not None:
+        raise UserError(f"{folder}: its encoder has outputs or upto; prune a model without")
     return decoder
 
 

@@ -90,7 +90,9 @@ def _nearest(residual: ResidualWeight, rest: Tensor) -> tuple[dict[str, Tensor],
     """The parameters of a residual that starts near ``rest``, and what it leaves of that."""
     parts: dict[str, Tensor] = {}
     if residual.start == "first":
-        return {name: part.detach() for name, part in residual.named_parameters()}, rest
+        given = {name: part.detach() for name, part in residual.named_parameters()}
+        # Both factors at zero would have no gradient.
+        return {n: p if n == "down" else torch.zeros_like(p) for n, p in given.items()}, rest
     if residual.diagonal is not None:
         parts["diagonal"] = rest.diagonal().clone()
         rest = torch.diagonal_scatter(rest, torch.zeros_like(parts["diagonal"]))

@@ -71,8 +71,9 @@ class StackEncoder(AbsEncoder):
             repeat: put so many layers in the place of each remaining one, each with that part of
                 its step; for whisper. See ``Stack.repeat``.
             upto: read the output of the first ``upto`` remaining layers; None: of all.
-            outputs: how many outputs are read side by side: the last one and those before it, of
-                layers, of mimics and of what the first layer reads.
+            outputs: how many outputs are joined along the features, counted back from the last,
+                which alone has the final norm. The input of the first layer counts as one; with
+                ``mimic: {first: 0}`` that is the output of the front end.
             architecture: keys of transformers' config.json (model_type, ...): what to build
                 if there is no ``path``.
             mimic: section of a network that replaces the last layers; see ``mimicked.MimicConf``.
@@ -241,7 +242,7 @@ class StackEncoder(AbsEncoder):
     def forward(
         self, xs_pad: Tensor, ilens: Tensor, prev_states: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None]:
-        """Encode samples (batch, samples, 1); return (batch, frames, width), lengths, None."""
+        """Encode samples (batch, samples, 1); return (batch, frames, features), lengths, None."""
         self._set_modes()
         x, lengths = xs_pad.squeeze(-1), ilens
         if x.shape[1] < self.pad_to:
@@ -270,9 +271,14 @@ class StackEncoder(AbsEncoder):
         x = self._layers(x, lengths)
         return self._mimicked(x, lengths), lengths
 
+    @property
+    def _states(self) -> int:
+        """How many outputs ``_layers`` returns side by side: those that no mimic computes."""
+        return max(1, self.outputs - (len(self.mimic.parts) if self.mimic is not None else 0))
+
     def _layers(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Run what follows the front end; return outputs up to the last or the first mimic."""
-        count = max(1, self.outputs - (len(self.mimic.parts) if self.mimic is not None else 0))
+        """Run what follows the front end; return the outputs that no mimic computes."""
+        count = self._states
         if isinstance(self.stack, MimickedStack):
             states = self.stack.before(x, lengths)
         else:
@@ -281,7 +287,7 @@ class StackEncoder(AbsEncoder):
         return states[-1] if count == 1 else torch.cat(states[-count:], dim=-1)
 
     def _mimicked(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Return the output, or outputs, from those of ``_layers``: run the mimics, if any."""
+        """Run the mimics, if any, on what ``_layers`` returned, and join their outputs to it."""
         if self.mimic is None:
             return x
         found = self.mimic(x[..., -self.stack.width :], lengths)
@@ -305,7 +311,7 @@ class StackEncoder(AbsEncoder):
         if self._digest is None:
             self._digest = digest(self.base)
         first = self.stack.first if isinstance(self.stack, MimickedStack) else None
-        depth = (self.base.kept, self.upto, first, self.outputs) if self.frozen is True else ()
+        depth = (self.base.kept, self.upto, first, self._states) if self.frozen is True else ()
         return (self._digest, self.frozen, *depth)
 
     def _set_modes(self) -> None:

@@ -64,7 +64,7 @@ class MimickedStack(nn.Module):
         return self.before(x, lengths)[-1], lengths
 
     def before(self, x: Tensor, lengths: Tensor) -> list[Tensor]:
-        """Return outputs, the last of which the first mimic reads, from that of the front end."""
+        """From the output of the front end, return those up to the input of the first mimic."""
         if self.first == 0:
             return [x]
         h = self.stack.enter(x, lengths)

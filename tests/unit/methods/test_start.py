@@ -148,6 +148,21 @@ def test_residuals_start_at_zero_on_the_first_layer():
     assert plain.layers[1].fc1.parametrizations.weight[0].up.grad.abs().sum() > 0
 
 
+def test_a_start_at_the_first_layer_forgets_what_residuals_held(tmp_path):
+    section = {"residual": {"share": 2, "rank": 4, "sites": ["ffn"], "start": "first"}}
+    plain = model(tmp_path, "conformer", {})
+    made = model(tmp_path, "residual_conformer", section, seed=2)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "parametrizations" in name:
+                parameter.normal_()
+    made.load_state_dict({**made.state_dict(), **plain.state_dict()})
+    layers = made.encoder.encoders
+    wanted = plain.encoder.encoders[0].feed_forward.w_1.weight
+    for layer in layers[:2]:
+        assert torch.equal(layer.feed_forward.w_1.weight, wanted)
+
+
 def test_residuals_of_full_rank_are_the_trained_model(tmp_path):
     plain = model(tmp_path, "conformer", {})
     with torch.no_grad():  # one bias is shared

@@ -6,7 +6,7 @@ Example:
   python local/data.py --package hedgewars-data_1.0.2-6_all.deb
 
 Writes 16 kHz mono FLAC to data/audio, and these sets:
-  data/all            the 777 clips of event-affect, of which the sets of its folds are lists
+  data/all            the 777 clips of event-affect, whose features all its folds use
   data/{train,dev,test}   event-affect: 777 clips of 15 voices in 7 classes; the clips, the fixed
       split and the folds data/voice-VOICE/ and data/group-{1..3}/ are those of egs/hedgewars/ser1
   data/keyword_{train,dev,test}   which of 53 lines? The ten voices that speak English; test

@@ -61,9 +61,15 @@ def test_what_an_export_computes_has_the_same_outputs(mimic, tmp_path):
 def test_outputs_of_frozen_layers_are_cached_by_their_number():
     waves, lengths = models.speech(16000)
     cache = FrozenCache()
-    for outputs in (1, 3, 2):
+    kinds = [
+        *({"outputs": outputs} for outputs in (1, 3, 2)),
+        # Two mimics leave less to be cached than one.
+        {"outputs": 3, "mimic": {"width": 5, "first": 1, "split": 2}},
+        {"outputs": 3, "mimic": {"width": 5, "first": 1}},
+    ]
+    for conf in kinds:
         torch.manual_seed(0)
-        encoder = StackEncoder(1, architecture=SIZES, cache_gb=1, outputs=outputs)
+        encoder = StackEncoder(1, architecture=SIZES, cache_gb=1, **conf)
         wanted = encoded(encoder, waves, lengths)
         with caching(encoder, cache):
             for _ in range(2):
