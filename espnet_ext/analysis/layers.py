@@ -110,10 +110,7 @@ def load_probe(folder: Path) -> tuple[Any, list[str]]:
         raise UserError(f"{folder} is no classifier with encoder: stack; prune a probe")
     if isinstance(model.encoder.stack, MimickedStack):
         raise UserError(f"{folder}: a mimic replaced its layers; prune the probe that it imitates")
-    if model.encoder.upto is not None:
-        raise UserError(f"{folder}: a probe with upto reads no whole stack; train one without")
-    if model.encoder.outputs != 1:
-        raise UserError(f"{folder}: a probe with outputs reads several layers; train one without")
+    _refuse_no_last_output(model.encoder, folder)
     return model, [token for token in arguments["token_list"] if token != "<unk>"]
 
 
@@ -139,9 +136,18 @@ def load_recogniser(folder: Path, method: str, options: dict[str, Any], part: st
         return decoder
     if not isinstance(encoder, StackEncoder) or isinstance(encoder.stack, MimickedStack):
         raise UserError(f"{folder} has no encoder: stack with all its layers; prune another model")
-    if encoder.outputs != 1 or encoder.upto is not None:
-        raise UserError(f"{folder}: its encoder has outputs or upto; prune a model without")
+    _refuse_no_last_output(encoder, folder)
     return decoder
+
+
+def _refuse_no_last_output(encoder: StackEncoder, folder: Path) -> None:
+    """Raise UserError unless what follows reads the output of the last layer alone."""
+    for option, without in (("upto", None), ("outputs", 1)):
+        if getattr(encoder, option) != without:
+            raise UserError(
+                f"{folder}: with {option} a model reads other outputs than the last layer's; "
+                "train one without"
+            )
 
 
 @torch.no_grad()

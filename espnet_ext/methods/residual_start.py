@@ -88,11 +88,14 @@ def _base(layers: Sequence[Tensor], units: Iterable[Unit]) -> Tensor:
 
 def _nearest(residual: ResidualWeight, rest: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """The parameters of a residual that starts near ``rest``, and what it leaves of that."""
-    parts: dict[str, Tensor] = {}
     if residual.start == "first":
-        given = {name: part.detach() for name, part in residual.named_parameters()}
-        # Both factors at zero would have no gradient.
-        return {n: p if n == "down" else torch.zeros_like(p) for n, p in given.items()}, rest
+        return _fitted(residual, torch.zeros_like(rest))[0], rest
+    return _fitted(residual, rest)
+
+
+def _fitted(residual: ResidualWeight, rest: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The parameters of a residual nearest to ``rest``, and what they leave of that."""
+    parts: dict[str, Tensor] = {}
     if residual.diagonal is not None:
         parts["diagonal"] = rest.diagonal().clone()
         rest = torch.diagonal_scatter(rest, torch.zeros_like(parts["diagonal"]))
@@ -104,8 +107,8 @@ def _nearest(residual: ResidualWeight, rest: Tensor) -> tuple[dict[str, Tensor],
 
 def _low_rank(rest: Tensor, up: Tensor, down: Tensor) -> dict[str, Tensor]:
     """The factors, as large as ``up`` and ``down``, whose product is nearest to ``rest``."""
-    if not rest.any():  # of zeros too they would have no gradient
-        return {"up": up.detach().to(rest), "down": down.detach().to(rest)}
+    if not rest.any():  # with both at zero neither would have a gradient
+        return {"up": torch.zeros_like(up).to(rest), "down": down.detach().to(rest)}
     rank = len(down)
     left_vectors, sizes, right_vectors = torch.linalg.svd(rest, full_matrices=False)
     root = sizes[:rank].sqrt()

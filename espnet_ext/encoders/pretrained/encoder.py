@@ -282,8 +282,7 @@ class StackEncoder(AbsEncoder):
         if isinstance(self.stack, MimickedStack):
             states = self.stack.before(x, lengths)
         else:
-            h = self.stack.enter(x, lengths)
-            states = [h, *self.stack.run(h, lengths, 0, self.upto)]
+            states = self.stack.states(x, lengths, self.upto)
         return states[-1] if count == 1 else torch.cat(states[-count:], dim=-1)
 
     def _mimicked(self, x: Tensor, lengths: Tensor) -> Tensor:

@@ -58,9 +58,8 @@ class LayerFeatures(AbsFrontend):
         return self._chosen(*self.stack.convolved(x, lengths))
 
     def _chosen(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.stack.enter(x, lengths)
         # Without the norm after a stack of pre-norm layers, which is part of no layer.
-        outputs = [h, *self.stack.run(h, lengths, 0, max(self.layers), finished=False)]
+        outputs = self.stack.states(x, lengths, max(self.layers), finished=False)
         return torch.cat([outputs[layer] for layer in self.layers], dim=-1), lengths
 
 

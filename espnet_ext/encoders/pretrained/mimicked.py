@@ -67,8 +67,7 @@ class MimickedStack(nn.Module):
         """From the output of the front end, return those up to the input of the first mimic."""
         if self.first == 0:
             return [x]
-        h = self.stack.enter(x, lengths)
-        return [h, *self.stack.run(h, lengths, finished=False)]
+        return self.stack.states(x, lengths, finished=False)
 
     def forward(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output of the last mimic, (batch, time, width), and frames (batch,)."""

@@ -128,13 +128,20 @@ class Stack(nn.Module):
         """Apply what follows the last layer: the final norm of a pre-norm family, else nothing."""
         raise NotImplementedError
 
+    def states(
+        self, x: Tensor, lengths: Tensor, upto: int | None = None, finished: bool = True
+    ) -> list[Tensor]:
+        """Return h_0 and the outputs of the first ``upto`` layers, by default all; see ``run``."""
+        h = self.enter(x, lengths)
+        return [h, *self.run(h, lengths, 0, upto, finished)]
+
     def hidden(self, x: Tensor, lengths: Tensor, upto: int | None = None) -> list[Tensor]:
         """Return the outputs (batch, time, width) of the first ``upto`` layers, by default all.
 
         That of the last layer is the output of the model: it includes ``finish``, a LayerNorm in
         pre-norm families (wav2vec 2.0, HuBERT and WavLM large, Whisper, ESPnet).
         """
-        return self.run(self.enter(x, lengths), lengths, 0, upto)
+        return self.states(x, lengths, upto)[1:]
 
     def forward(self, speech: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the last output (batch, time, width) and frames (batch,); see ``front``."""

@@ -52,10 +52,11 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         length = min(max(width // len(header), _NAME[0]), _NAME[1])
         header, *rows = [[_in_pieces(cell, length) for cell in row] for row in (header, *rows)]
     table = Table(box=box.MARKDOWN)
-    for place, column in enumerate(zip(header, *rows, strict=True)):
-        longest = max(len(word) for cell in column for word in cell.split() or [""])
-        least = min(longest, _NAME[1]) if place == 0 else None  # the names of the rows stay whole
-        table.add_column(Text(column[0]), overflow="fold", min_width=least)
+    pieces = " ".join([header[0], *(row[0] for row in rows)]).split()
+    least = min(max(map(len, pieces), default=0), _NAME[1])  # names are cut no further
+    for title in header:
+        table.add_column(Text(title), overflow="fold")
+    table.columns[0].min_width = least
     for row in rows:
         table.add_row(*map(Text, row))
     console = Console(width=width, color_system=None)

@@ -82,6 +82,15 @@ def test_wrong_words(recipe, words, says):
     assert says in refused(recipe, *words)
 
 
+@pytest.mark.parametrize("conf", [{"upto": 2}, {"outputs": 2}], ids=str)
+def test_a_probe_that_reads_other_outputs_than_the_last(tmp_path, conf):
+    folder = probe.make(tmp_path, max_epoch=1, encoder_conf=conf)
+    probe.train(folder)  # and deploys: several outputs are in what is verified there
+    (option,) = conf
+    line = refused(folder, *PRUNE, "--k", "2")
+    assert f"with {option} a model reads other outputs than the last layer's" in line
+
+
 def test_a_set_with_one_class(copy):
     labels = copy / "data/test/label"
     lines = [line.split()[0] + " low" for line in labels.read_text().splitlines()]
