@@ -30,7 +30,7 @@ class Quantised:
     """A weight as integers times scale."""
 
     ints: Tensor  # (o, ...) int8
-    scale: Tensor  # (), (o, 1, ...) or of groups (o, groups, 1, ...), float32
+    scale: Tensor  # (), (o, 1, ...), of groups (o, groups, 1, ...) or inputs (1, i, 1, ...), float32
     bits: int  # 8, 6, 4, 3 or 2
 
     def dequantised(self) -> Tensor:

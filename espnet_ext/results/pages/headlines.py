@@ -91,7 +91,7 @@ def recipes_table(results: Results) -> Table:
         )
         # Without its interval the line is short enough to be read.
         rows.append([f"[{name}]", _words(whole).partition(" (")[0], _words(smaller)])
-    return ["recipe", "best that is not smaller", "best that is smaller than its baseline"], rows
+    return ["recipe", "best at full size", "best that is smaller than its baseline"], rows
 
 
 def _best(entries: Iterable[Entry]) -> Entry | None:
