@@ -36,6 +36,7 @@ def no_effect_warnings(config: Config, method: str | None = None) -> list[str]:
         found += _loss_warnings(espnet)
     return found + [
         *_step_warnings(config),
+        *_start_warnings(espnet),
         *_input_warnings(config),
         *_batch_warnings(espnet),
     ]
@@ -50,6 +51,14 @@ def _step_warnings(config: Config) -> Iterator[str]:
     for key, is_used in coarse.items():
         if is_used and not config.recipe.huffman:
             yield f"encoder_conf: nested: {key} saves bytes only with recipe: {{huffman: true}}"
+
+
+def _start_warnings(espnet: Mapping[str, Any]) -> Iterator[str]:
+    for part in ("encoder_conf", "decoder_conf"):
+        conf = section(espnet, part)
+        trained = conf.get("path") or espnet.get("init_param")
+        if "start" in section(conf, "residual") and not trained:
+            yield f"{part}: residual: start has no effect: no trained layers are given"
 
 
 def _loss_warnings(espnet: Mapping[str, Any]) -> Iterator[str]:

@@ -30,7 +30,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.methods.tensors import refuse_not_finite
 
 BITS = (32, 8, 6, 4, 3, 2)
-type Per = Literal["tensor", "channel", "input"] | int  # what has a scale; a number: inputs of a group
+type Per = Literal["tensor", "channel", "input"] | int  # with a scale; a number: inputs of a group
 GROUP = 32  # weights of a group that shares a scale
 _LEAST = 2.0**-20  # scale that float16 holds to 3 %
 

@@ -91,9 +91,11 @@ class WhisperDecoder(AbsDecoder, BatchScorerInterface):
                     f"{value!r}"
                 )
         if encoder_output_size != config.d_model:
+            several = encoder_output_size % config.d_model == 0
+            why = "leave out encoder_conf: outputs" if several else "they are not of one model"
             raise UserError(
                 f"decoder: whisper has the width {config.d_model}, the encoder "
-                f"{encoder_output_size}: they are not of one model"
+                f"{encoder_output_size}: {why}"
             )
         if vocab_size != config.vocab_size:
             raise UserError(

@@ -8,6 +8,9 @@ from espnet_ext.results.pages.text import Table, duration, macs, markdown
 from espnet_ext.results.plots.grids import sweep
 from espnet_ext.score.significance.seeds import RESAMPLES
 
+_FEW = 12  # classes that a cell names
+_COLUMNS = 30  # classes that have a column each
+
 
 def short_table(record: Grid) -> Table:
     """A row for each system, with the comparison with the baseline: for the terminal."""
@@ -60,7 +63,11 @@ def scores_table(record: Grid) -> Table:
             cells[name] = grid_value(row.scores[key], key, record.unit)
         if record.classes is not None:
             missed = [name for name, f1 in (row.per_class or {}).items() if f1 == 0]
-            cells["F1 = 0"] = ", ".join(missed) or "none"
+            few = len(missed) <= _FEW
+            cells["F1 = 0"] = (
+                ", ".join(missed) if few else f"{len(missed)} of {len(record.classes)}"
+            )
+            cells["F1 = 0"] = cells["F1 = 0"] or "none"
             cells["against the baseline"] = _against_baseline(record, row)
         rows.append(cells)
     return _table([*rows, *_always(record, rows[0], METRICS[POOLED].title)])
@@ -158,7 +165,10 @@ def grid_section(record: Grid) -> list[str]:
         if any(row.comparisons for row in record.systems):
             lines += [markdown(*comparisons(record)), ""]
     else:
-        lines += [markdown(*class_table(record)), ""]
+        if len(record.classes) <= _COLUMNS:
+            lines += [markdown(*class_table(record)), ""]
+        else:
+            lines += [f"F1 of each of the {len(record.classes)} classes: `grids/{name}.json`.", ""]
     lines += [f"- {note}" for note in notes(record)]
     lines += [f"- command: `{record.command}`; commit {record.commit}"]
     if sweep(record):

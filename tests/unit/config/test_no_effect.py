@@ -24,3 +24,17 @@ def test_a_step_without_deviation_or_codes(nested, huffman, says):
     espnet = {"encoder_conf": {"nested": nested}}
     found = no_effect_warnings(Config(Path("a.yaml"), "a", Recipe(huffman=huffman), espnet))
     assert [line.removeprefix("encoder_conf: nested: ") for line in found] == says
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({}, ["decoder_conf: residual: start has no effect: no trained layers are given"]),
+        ({"init_param": ["exp/a/deploy/merged/model.pth"]}, []),
+        ({"decoder_conf": {"path": "downloads/x", "residual": {"start": "first"}}}, []),
+        ({"decoder_conf": {"residual": {"rank": 4}}}, []),
+    ],
+)
+def test_a_start_without_trained_layers(change, says):
+    espnet = {"decoder_conf": {"residual": {"start": "first"}}} | change
+    assert no_effect_warnings(Config(Path("a.yaml"), "a", Recipe(), espnet)) == says

@@ -399,9 +399,7 @@ def test_a_narrow_member_has_the_steps_of_its_inputs(whisper):
     narrow = deploy_variant(model, "2L-24+2L-16-8b").state
     for name, cut in (("fc1", 0), ("fc2", 1)):
         name = f"encoder.stack.model.layers.0.{name}.weight"
-        assert torch.equal(
-            narrow[name].dequantised(), wide[name].dequantised().narrow(cut, 0, 24)
-        )
+        assert torch.equal(narrow[name].dequantised(), wide[name].dequantised().narrow(cut, 0, 24))
 
 
 def test_a_plain_start_keeps_sizes_of_inputs(whisper):

@@ -279,6 +279,8 @@ def test_what_does_not_fit_is_refused(case):
         WhisperDecoder(50, 32, path=str(folder))
     with pytest.raises(UserError, match="has the width 32, the encoder 48: they are not of one"):
         WhisperDecoder(len(tokens), 48, path=str(folder))
+    with pytest.raises(UserError, match="the encoder 64: leave out encoder_conf: outputs"):
+        WhisperDecoder(len(tokens), 64, path=str(folder))
     with pytest.raises(UserError, match="give the path of a model, or an architecture"):
         WhisperDecoder(len(tokens), 32)
     with pytest.raises(UserError, match="has decoder_layers 2, decoder_conf: architecture says 3"):
