@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from espnet_ext.methods.codes import Coded
 from espnet_ext.methods.positions import Sinusoids
-from espnet_ext.methods.quantise import dequantise, has_groups, largest_integer
+from espnet_ext.methods.quantise import dequantise, largest_integer
 
 # W / s is computed in float32, so it may lie this far outside the half step of its integer.
 _SLACK = 1e-3
@@ -30,15 +30,8 @@ class Quantised:
     """A weight as integers times scale."""
 
     ints: Tensor  # (o, ...) int8
-    scale: (
-        Tensor  # (), (o, 1, ...), of groups (o, groups, 1, ...) or inputs (1, i, 1, ...), float32
-    )
+    scale: Tensor  # (), (o, 1, ...) or of groups (o, groups, 1, ...), float32
     bits: int  # 8, 6, 4, 3 or 2
-
-    @property
-    def per_input(self) -> bool:
-        """True if there is a scale for each input, which all channels share."""
-        return len(self.ints) > 1 and has_groups(self.scale.shape) and len(self.scale) == 1
 
     def dequantised(self) -> Tensor:
         """The weight that the layer computes with, (o, ...) float32."""

@@ -80,8 +80,7 @@ def check_scale(scale: Tensor, shape: Sequence[int], groups: bool = False) -> No
     number = scale.shape[1] if groups and has_groups(scale.shape) else 1
     fits = math.prod(shape[1:]) % number == 0
     one = [*shape[:1], *[number] * (len(shape) > 1), *[1] * (len(shape) - 2)]
-    of_inputs = [1, *shape[1:2], *[1] * (len(shape) - 2)] if groups and len(shape) > 1 else one
-    if list(scale.shape) not in ([], one, of_inputs) or not fits:
+    if list(scale.shape) not in ([], one) or not fits:
         raise ValueError(f"a scale of shape {list(scale.shape)} for a weight {list(shape)}")
     if (scale <= 0).any():
         raise ValueError("a scale is not positive")

@@ -75,8 +75,6 @@ def _rename(chain: Any, state: dict[str, Any], place: str, name: str) -> None:
             kept = part.endswith("kept")
             state[f"{target}{index}.{part}"] = tensor if kept else torch.zeros_like(tensor)
     if isinstance(nested, NestedWeight):
-        for buffer, tensor in nested.named_buffers():
-            state[f"{target}{index}.{buffer}"] = tensor
         for bits in nested.scales:
             scale = first_scale(original, int(bits), nested.per)
             state[f"{target}{index}.scales.{bits}"] = scale

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from espnet_ext.errors import UserError
 from espnet_ext.methods.nested_options import Member, NestedOptions
 from espnet_ext.methods.protocols import Memo
 from espnet_ext.methods.quantise import (
@@ -73,19 +72,10 @@ class NestedWeight(nn.Module):
             cut: the dimension of the inner units of a feed-forward network, else None.
             least: bits that the weight has in members with fewer.
             width: which width of the sub-network it is cut to.
-
-        Raises:
-            UserError: ``per: input`` without ``scale: deviation``.
         """
         super().__init__()
         self.selection, self.per, self.cut, self.least = selection, options.grain, cut, least
         self.width, self.sorted = width, options.sort_units
-        if self.per == "input" and least > LEAST_BITS:
-            self.per = "tensor"  # it is rounded by its maximum
-        if self.per == "input":
-            if options.scale != "deviation":
-                raise UserError("nested: per: input needs scale: deviation")
-            self.register_buffer("inputs", weight.detach().new_ones(weight.shape[1]))
         self.step: float | None = None  # of scale: deviation
         if options.scale == "deviation" and not isinstance(options.step, Mapping):
             self.step = options.step
@@ -114,26 +104,17 @@ class NestedWeight(nn.Module):
         """Return the integers and the scale whose product ``forward`` returns."""
         bits = self.bits
         whole, scale = integers(weight, bits, self.per, self._scale(weight, bits))
-        if self.cut == 0 and scale.dim() and len(scale) == len(whole):
+        if self.cut == 0 and scale.dim():
             scale = self._cut(scale)
         elif self.cut == 1 and has_groups(scale.shape):
             kept = self._cut(whole).shape[1] * scale.shape[1] // whole.shape[1]
             scale = scale.narrow(1, 0, kept)
         return self._cut(whole), scale
 
-    @property
-    def counts(self) -> Tensor | None:
-        """How much each input counts when it is rounded; None if all count alike.
-
-        The square root of its root mean square, which ``inputs`` has: more would leave nothing of
-        the weights of small inputs, which are large now and then.
-        """
-        return self.inputs.sqrt() if self.per == "input" else None
-
     def _scale(self, weight: Tensor, bits: int) -> Tensor | None:
         """The scale of a weight; None: by maximum, as that of weights that need many bits."""
         if self.step is not None and self.least == LEAST_BITS:
-            return scale_by_deviation(weight, self.step, self.per, self.counts)
+            return scale_by_deviation(weight, self.step, self.per)
         return dict(self.scales.items()).get(str(bits))
 
     def _cut(self, weight: Tensor) -> Tensor:

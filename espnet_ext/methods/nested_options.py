@@ -84,9 +84,8 @@ class NestedOptions(Options):
             matrix of the ``model``: front end, decoder, joiner and tables of tokens too.
         decoder_depths, decoder_widths: of ``over: model``; like depths and widths, of an attention
             decoder. Default: the whole decoder only.
-        per: one scale for each ``channel`` of a weight's output, for the whole ``tensor``, for
-            each ``group`` of its inputs, or, with ``scale: deviation``, for each ``input``: finer
-            for those that are large. How large they are is measured before the training.
+        per: one scale for each ``channel`` of a weight's output, for the whole ``tensor``, or for
+            each ``group`` of its inputs.
         group: inputs of such a group.
         members: names of the sub-networks of the family other than the largest. Default: all
             combinations.
@@ -132,7 +131,7 @@ class NestedOptions(Options):
     over: Literal["encoder", "model"] = "encoder"
     decoder_depths: Sequence[Depth] = Field((), description=_DEPTHS)
     decoder_widths: Sequence[Positive] = Field((), description="a list of whole numbers")
-    per: Literal["tensor", "channel", "group", "input"] = "channel"
+    per: Literal["tensor", "channel", "group"] = "channel"
     group: Annotated[int, Field(ge=2)] = Field(GROUP, description="a whole number of at least 2")
     members: Sequence[str] = Field((), description="a list of names, as in [4L-384-8b]")
     sort_units: bool = Field(False, description="true or false")

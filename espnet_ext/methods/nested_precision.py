@@ -42,7 +42,7 @@ class Packed(NamedTuple):
 
     Attributes:
         ints: integers (o, ...), int8.
-        scale: of the integers, (), (o, 1, ...), of groups or of inputs.
+        scale: of the integers, (), (o, 1, ...) or of groups.
         bits: of the integers.
     """
 

@@ -6,9 +6,9 @@ A weight W is represented by integers times a scale: with Q = 2^(b-1) - 1 (127, 
 
 or s is a trained parameter (learnt; LSQ, arXiv 1902.08153), or a multiple of the root mean square
 of W (deviation): steps of equal length, which Huffman codes then shorten (``formats.huffman``).
-There is one s for a weight, one for each of its output channels, which are its first dimension, one
-for each group of inputs of a channel, or one for each input, the same in all channels. Those of
-groups and inputs are numbers of float16: for groups of 32 they cost half a bit a weight.
+There is one s for a weight, one for
+each of its output channels, which are its first dimension, or one for each group of inputs of a
+channel; those of groups are numbers of float16, so that they cost half a bit for groups of 32.
 Training uses W^ instead of W
 (``fake_quantise``), a deployed file holds the integers and scales (``integers``). Both agree to
 the last bit, because both end in ``dequantise``.
@@ -30,7 +30,7 @@ from espnet_ext.errors import UserError
 from espnet_ext.methods.tensors import refuse_not_finite
 
 BITS = (32, 8, 6, 4, 3, 2)
-type Per = Literal["tensor", "channel", "input"] | int  # with a scale; a number: inputs of a group
+type Per = Literal["tensor", "channel"] | int  # what has a scale; a number: inputs of a group
 GROUP = 32  # weights of a group that shares a scale
 _LEAST = 2.0**-20  # scale that float16 holds to 3 %
 
@@ -73,32 +73,17 @@ def first_scale(weight: Tensor, bits: int, per: Per = "channel") -> Tensor:
     return _scale_of(weight, per, lambda size, dim: size.mean(dim, True), factor)
 
 
-def scale_by_deviation(
-    weight: Tensor, step: float, per: Per = "channel", counts: Tensor | None = None
-) -> Tensor:
+def scale_by_deviation(weight: Tensor, step: float, per: Per = "channel") -> Tensor:
     """Return ``step`` times the root mean square of W, or 1 where a weight is all zeros.
 
-    ``weight``, ``per`` and the shape are those of ``scale_by_maximum``; ``input`` gives
-    (1, i, 1, ...). With c_j, how much input j counts, its scale is that of the whole weight c W,
-    over c_j: step x rms(c W) / c_j. The mean is computed in float64, so that another order of its
-    terms hardly ever gives another float32.
-
-    Args:
-        weight: (o, i, ...).
-        step: above 0.
-        per: what has a scale.
-        counts: c (i,), above 0; of ``input``.
+    ``weight``, ``per`` and the shape are those of ``scale_by_maximum``. The mean is computed in
+    float64, so that another order of its terms hardly ever gives another float32.
     """
 
     def deviation(size: Tensor, dim: int) -> Tensor:
         return size.double().square().mean(dim, True).sqrt().to(size.dtype)
 
-    if per != "input":
-        return _scale_of(weight, per, deviation, step)
-    assert counts is not None
-    counts = counts.to(weight.dtype).view(1, -1, *[1] * (weight.dim() - 2))
-    whole = _scale_of(weight.detach() * counts, "tensor", deviation, step)
-    return _stored((whole / counts).clamp_min(_LEAST))
+    return _scale_of(weight, per, deviation, step)
 
 
 def _scale_of(weight: Tensor, per: Per, reduce: Callable, factor: float) -> Tensor:
@@ -135,8 +120,8 @@ def fake_quantise(
         weight: (o, ...), floating point.
         bits: one of BITS.
         per: ``tensor``, ``channel`` or the inputs of a group; ignored if ``scale`` is given.
-        scale: () or (o, 1, ...) or of groups or inputs, learnt or that of a larger weight; default:
-            by maximum. Its sign is ignored.
+        scale: () or (o, 1, ...) or of groups, learnt or that of a larger weight; default: by
+            maximum. Its sign is ignored.
     """
     if bits == 32:
         return weight
@@ -145,7 +130,7 @@ def fake_quantise(
     rows = _wide(weight)
     if has_groups(scale.shape):
         rows = rows.reshape(len(rows), scale.shape[1], -1)
-        scale = scale.reshape(len(scale), -1, 1)
+        scale = scale.reshape(len(rows), -1, 1)
     return _FakeQuantise.apply(rows, scale, limit).view(weight.shape).to(weight.dtype)
 
 
@@ -169,7 +154,7 @@ def integers(
     if not has_groups(scale.shape):
         return _round(weight / scale, limit).to(torch.int8), scale
     rows = weight.reshape(len(weight), scale.shape[1], -1)
-    ints = _round(rows / scale.reshape(len(scale), -1, 1), limit).to(torch.int8)
+    ints = _round(rows / scale.reshape(len(rows), -1, 1), limit).to(torch.int8)
     return ints.view(weight.shape), scale
 
 
@@ -223,20 +208,19 @@ def as_half(tensor: Tensor) -> Tensor:
 
 
 def has_groups(scale_shape: Sequence[int]) -> bool:
-    """True for the shape of a scale of groups, or of inputs."""
+    """True for the shape of a scale of ``grouped_integers``."""
     return len(scale_shape) > 1 and scale_shape[1] > 1
 
 
 def dequantise(ints: Tensor, scale: Tensor) -> Tensor:
     """Return integers (o, ...) times scale, in the type of the scale.
 
-    The scale is (), (o, 1, ...), of groups of inputs (o, groups, 1, ...), or of inputs
-    (1, i, 1, ...).
+    The scale is (), (o, 1, ...), or of groups of inputs (o, groups, 1, ...).
     """
     if not has_groups(scale.shape):
         return ints.to(scale.dtype) * scale
     rows = ints.reshape(len(ints), scale.shape[1], -1).to(scale.dtype)
-    return (rows * scale.reshape(len(scale), -1, 1)).view(ints.shape)
+    return (rows * scale.reshape(len(ints), -1, 1)).view(ints.shape)
 
 
 class _FakeQuantise(torch.autograd.Function):

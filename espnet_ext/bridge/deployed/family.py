@@ -148,7 +148,7 @@ def write_family_models(
     stack = nested_stack(trained)
     if stack is None:
         raise UserError(f"{config} trains no family: choose an encoder nested_*")
-    for option, value in (("over", "model"), ("per", "group"), ("per", "input")):
+    for option, value in (("over", "model"), ("per", "group")):
         if getattr(stack.options, option) == value:
             raise UserError(
                 f"a family {option}: {value} has no file of all members: deploy them one by one"

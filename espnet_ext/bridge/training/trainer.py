@@ -20,7 +20,6 @@ from espnet2.train.trainer import autocast_args
 
 from espnet_ext.bridge.checkpoint import save
 from espnet_ext.bridge.registry import TASKS, install
-from espnet_ext.bridge.training.input_sizes import measure_inputs
 from espnet_ext.bridge.training.resume import save_untrained
 from espnet_ext.bridge.training.step_checkpoint import Parts, StepCheckpoints
 from espnet_ext.encoders.frozen_cache import FrozenCache
@@ -77,9 +76,6 @@ def _trainer(settings: Settings) -> type[ESPnetTrainer]:
             several = options["distributed_option"].distributed and asked.ngpu > 0
             if several and settings.sync_batchnorm:
                 model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-            if not (folder / "checkpoint.pth").exists():
-                with _autocast_forward(model, settings.cpu_dtype):
-                    measure_inputs(model, lambda: options["train_iter_factory"].build_iter(1))
             with caching(model, _FROZEN_OUTPUTS), cls.checkpoints:
                 super().run(model=model, **options)
             cls.checkpoints.remove()

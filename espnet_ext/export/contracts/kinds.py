@@ -16,7 +16,6 @@ from espnet_ext.export.contracts.transducer import TransducerContract
 from espnet_ext.export.contracts.whisper import OffsetContract, WhisperContract
 from espnet_ext.export.graphs.products import Products
 from espnet_ext.export.runtime import run_onnx
-from espnet_ext.formats.bits import Quantised
 from espnet_ext.models.whisper_decoder import WhisperDecoder
 
 FROM_WHISPER = "from_whisper"
@@ -65,11 +64,6 @@ def contract_of(
     stored = bundle.stored()
     if stored and bits is not None:
         raise UserError(f"{bundle.path} is packed and keeps its bits: leave out --bits")
-    if any(isinstance(one, Quantised) and one.per_input for one in stored.values()):
-        raise UserError(
-            f"{bundle.path}: graphs hold no scales of inputs (per: input): export the variant at "
-            "32 bits with --bits 8, or train with per: group"
-        )
     asr, rounded = decoder.model, None if bits == 32 else bits
     if isinstance(asr.decoder, WhisperDecoder):
         kind = OffsetContract if layout == FROM_WHISPER else WhisperContract

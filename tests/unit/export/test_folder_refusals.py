@@ -126,12 +126,6 @@ def test_transducers_that_the_contract_does_not_hold(transducer, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_scales_of_inputs(conformer, tmp_path, monkeypatch):
-    value = Quantised(torch.ones(2, 3, dtype=torch.int8), torch.ones(1, 3), 8)
-    monkeypatch.setattr(Bundle, "stored", lambda self: {"encoder.weight": value})
-    assert "export the variant at 32 bits with --bits 8" in refused(conformer, tmp_path)
-
-
 def test_features_that_no_graph_computes(conformer, tmp_path):
     from espnet2.asr.frontend.default import DefaultFrontend
     from espnet2.asr.frontend.fused import FusedFrontends

@@ -354,64 +354,6 @@ def test_steps_of_parts_and_a_grid_by_huffman_codes(whisper, tmp_path):
     assert (rows - grid).square().mean().sqrt() < 0.6 * spread
 
 
-PER_INPUT = DEVIATION | {"per": "input", "bits": [32, 8]}
-
-
-def nested_parts(model):
-    """Rounded weights that have sizes of inputs, by name."""
-    found = {name.removesuffix(".inputs"): 0 for name, _ in model.named_buffers()}
-    return {
-        name: part
-        for name, part in model.named_modules()
-        if name in found and hasattr(part, "counts")
-    }
-
-
-def test_steps_of_inputs_in_a_file(whisper, tmp_path):
-    model = whisper(PER_INPUT)
-    for part in nested_parts(model).values():
-        part.inputs.copy_(torch.linspace(0.2, 4.0, len(part.inputs)))
-    model.train()(**speech())[0].backward()
-    made = deploy_variant(model.eval(), "2L-48+2L-40-8b")
-    whole = deploy(model, "2L-48+2L-40-32b").state_dict()
-    for name in ("encoder.stack.model.layers.1.fc1.weight", "decoder.decoder.layers.1.fc2.weight"):
-        value, weight = made.state[name], whole[name]
-        assert isinstance(value, Quantised)
-        assert value.scale.shape == (1, weight.shape[1], *[1] * (weight.dim() - 2))
-        first, last = value.scale.flatten()[[0, -1]]
-        assert float(first / last) == pytest.approx((4.0 / 0.2) ** 0.5, rel=1e-3)
-        error = (weight - value.dequantised()).abs()
-        assert (error <= 0.501 * value.scale).all()
-    path = tmp_path / "model.safetensors"
-    write_member(made.state, path, True)
-    plain = made.module.state_dict()
-    read = dequantised(read_member(path))
-    assert read.keys() <= plain.keys() and len(read) > 20
-    assert all(torch.equal(tensor, plain[name]) for name, tensor in read.items())
-
-
-def test_a_narrow_member_has_the_steps_of_its_inputs(whisper):
-    widths = {"widths": [48, 24], "decoder_widths": [40, 16]}
-    model = whisper(PER_INPUT | widths).eval()
-    for part in nested_parts(model).values():
-        part.inputs.copy_(torch.linspace(0.2, 4.0, len(part.inputs)))
-    wide = deploy_variant(model, "2L-48+2L-40-8b").state
-    narrow = deploy_variant(model, "2L-24+2L-16-8b").state
-    for name, cut in (("fc1", 0), ("fc2", 1)):
-        name = f"encoder.stack.model.layers.0.{name}.weight"
-        assert torch.equal(narrow[name].dequantised(), wide[name].dequantised().narrow(cut, 0, 24))
-
-
-def test_a_plain_start_keeps_sizes_of_inputs(whisper):
-    model = whisper(PER_INPUT)
-    parts = nested_parts(model)
-    assert "decoder.decoder.layers.1.fc2.parametrizations.weight.0" in parts
-    for part in parts.values():
-        part.inputs.fill_(2.0)
-    model.load_state_dict(whisper(None).state_dict())
-    assert all((part.inputs == 2.0).all() for part in parts.values())
-
-
 @pytest.mark.parametrize("bits", [6, 8])
 def test_positions_keep_their_precision_with_large_steps(whisper, bits):
     model = whisper(DEVIATION | {"bits": [32, bits], "step": STEPS | {"decoder": 3.0}}).eval()
@@ -444,7 +386,6 @@ def test_codes_of_a_grid_do_not_depend_on_the_precision_of_training(whisper):
         ({"table": 8}, "table_step needs a table of 1 to 4"),
         ({"table": None}, "table_step needs a table without rare"),
         ({"rare": 8, "frequent": 9}, "table_step needs a table without rare"),
-        ({"per": "input", "scale": "maximum"}, "per: input needs scale: deviation"),
         ({"over": "encoder", "decoder_depths": []}, "step by parts of the model needs over: model"),
     ],
 )

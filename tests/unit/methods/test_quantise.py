@@ -148,22 +148,6 @@ def test_a_scale_by_deviation_is_a_multiple_of_the_root_mean_square(per, rows):
     assert torch.equal(scale_by_deviation(torch.zeros(2, 3), 0.75), torch.ones(2, 1))
 
 
-@pytest.mark.parametrize("shape", [(6, 12), (6, 12, 3), (1, 5)])
-def test_a_scale_of_inputs_is_finer_where_they_count(shape):
-    weight, counts = noise(*shape), torch.linspace(0.5, 3.0, shape[1])
-    wide = counts.double().view(1, -1, *[1] * (len(shape) - 2))
-    scale = scale_by_deviation(weight, 0.75, "input", counts)
-    assert scale.shape == wide.shape
-    whole = 0.75 * (weight.double() * wide).square().mean().sqrt()
-    torch.testing.assert_close(scale.double(), whole / wide, rtol=1e-3, atol=0)
-    assert torch.equal(scale, scale.half().float())  # as files hold it
-    ints, found = integers(weight, 8, scale=scale)
-    assert torch.equal(found, scale)
-    assert torch.equal(ints.float(), (weight / scale).round())
-    assert torch.equal(dequantise(ints, scale), ints * scale)
-    assert torch.equal(fake_quantise(weight, 8, scale=scale), ints * scale)
-
-
 def test_the_sign_of_a_learnt_scale_does_not_matter():
     weight, scale = noise(3, 8), first_scale(noise(3, 8), 4)
     assert torch.equal(
